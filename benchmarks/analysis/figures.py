@@ -132,28 +132,22 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
     """Count the test rows of all seeds by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
     total = None
     for knob in chosen:
-        columns = results.predictions(int(results.column("cell")[knob]))
-        exits = f"exit_layer_{results.column('point')[knob]:.0f}"
-        layers = [] if columns is None else [name for name in columns if str(name).startswith("layer_prediction_")]
-        if columns is None or exits not in columns or not layers:
+        columns = results.predictions(int(results.column("cell")[knob])) or {}
+        exits = columns.get(f"exit_layer_{results.column('point')[knob]:.0f}")
+        layers = [answers for name, answers in columns.items() if name.startswith("layer_prediction_")]
+        if exits is None or not layers:
             return None
-        memorized = memorized_layers(columns[layers].to_numpy() == columns[["label"]].to_numpy())
+        memorized = memorized_layers(np.stack([answers == columns["label"] for answers in layers], axis=1))
         size = max(len(layers), len(results.column("exit_histogram")[knob]))
         total = np.zeros((len(layers), size)) if total is None else total
-        np.add.at(total, (memorized - 1, columns[exits] - 1), 1)
+        np.add.at(total, (memorized - 1, exits - 1), 1)
     return total
 
 
 def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the smallest layer from which on every classifier is right, and L where the last one is wrong.
+    """Return the Memorized Layer of every row of ``correct`` [rows, L]: int64 [rows], 1-based.
 
     The same as :func:`consistentee.methods.hardness.memorized_layer` on arrays, so that figures load no torch.
-
-    Args:
-        correct: bool [rows, L].
-
-    Returns:
-        int64 [rows], 1-based.
     """
     layers = correct.shape[1]
     right_to_the_end = np.cumprod(correct[:, ::-1], axis=1).sum(axis=1)

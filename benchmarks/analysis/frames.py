@@ -42,6 +42,8 @@ NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 
 Answers = tuple[NDArray[Any], NDArray[Any]]
 """Labels and answers of the test rows, as :mod:`benchmarks.analysis.statistics` takes them."""
+Columns = dict[str, NDArray[Any]]
+"""The columns of a cell's test rows."""
 _Line = dict[str, Any]
 
 
@@ -61,7 +63,7 @@ class Results:
     cells: list[StoredCell[Any]]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
-    _predictions: dict[int, pd.DataFrame | None] = field(default_factory=dict, repr=False)
+    _predictions: dict[int, Columns | None] = field(default_factory=dict, repr=False)
     _columns: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -94,11 +96,10 @@ class Results:
             columns, found = self.predictions(knob["cell"]), self.answers(index)
             if columns is None or found is None:
                 continue
-            frame = pd.DataFrame({"row": columns["row"], "answer": found[1]})
-            frame["true_label"] = found[0]
             places = (("exit_layer", "point"), ("exit_layers", "point"), ("hull_exit_layer", "hull"))
-            names = [f"{name}_{knob[place]:.0f}" for name, place in places]
-            frame["exit_layer"] = next((columns[name] for name in names if name in columns), None)
+            exits = [columns.get(f"{name}_{knob[place]:.0f}") for name, place in places]
+            frame = pd.DataFrame({"row": columns["row"], "answer": found[1], "true_label": found[0]})
+            frame["exit_layer"] = next((layers for layers in exits if layers is not None), None)
             frames.append(frame.assign(**{name: knob[name] for name in (*CURVE, "seed", "cell", "place", "knob")}))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -140,13 +141,13 @@ class Results:
             self._columns[name] = self.knobs[name].to_numpy()
         return self._columns[name]
 
-    def predictions(self, cell: int) -> pd.DataFrame | None:
-        """Return a cell's test rows, in order; None where they cannot be read."""
+    def predictions(self, cell: int) -> Columns | None:
+        """Return the columns of a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
                 table = self.cells[cell].predictions()
-                in_order = table["row"].is_monotonic_increasing
-                self._predictions[cell] = table if in_order else table.sort_values("row")
+                in_order = table if table["row"].is_monotonic_increasing else table.sort_values("row")
+                self._predictions[cell] = {str(name): column.to_numpy() for name, column in in_order.items()}
             except UserError:  # the rows are gone; what the record holds still stands
                 self._predictions[cell] = None
         return self._predictions[cell]
@@ -163,21 +164,16 @@ class Results:
             return None
         point, hull = self.column("point")[knob], self.column("hull")[knob]
         if self.kind == "generation":
-            return (
-                _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
-                if point >= 0
-                else None
-            )
+            return _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
+        answers = None
         if point >= 0:
-            name = f"prediction_{point:.0f}"
-            return (columns["label"].to_numpy(), columns[name].to_numpy()) if name in columns else None
-        if hull >= 0:
-            return _answers_of_hull(columns, int(hull))
-        # All validation rows run all layers: the answers are those of the last exit, but for a few test rows at most.
-        at_full_depth = self.column("validation_layers")[knob] >= self.column("num_layers")[knob]
-        if not at_full_depth or "full_prediction" not in columns:
-            return None
-        return columns["label"].to_numpy(), columns["full_prediction"].to_numpy()
+            answers = columns.get(f"prediction_{point:.0f}")
+        elif hull >= 0:
+            answers = _answers_of_hull(columns, int(hull))
+        elif self.column("validation_layers")[knob] >= self.column("num_layers")[knob]:
+            # All validation rows run all layers: the answers are those of the last exit, but for a few test rows.
+            answers = columns.get("full_prediction")
+        return None if answers is None else (columns["label"], answers)
 
     def answers_at(self, knobs: Iterable[Any], measure: str | None = None) -> Answers | None:
         """Return labels [rows] and answers [knobs, rows] at some knobs; None unless all are known, of the same rows."""
@@ -189,18 +185,15 @@ class Results:
 
     def full_answers(self, task: tuple[str, str], seed: int, measure: str | None = None) -> Answers | None:
         """Return the same of the full model trained with a seed."""
-        full = self.tasks.loc[task, "full_label"]
-        knobs = self.knobs
-        own = knobs[(knobs["task"] == task[0]) & (knobs["backbone"] == task[1]) & (knobs["label"] == full)]
-        own = own[own["seed"] == seed]
-        if own.empty:
-            return None
-        if self.kind == "classification":
-            return self.answers(own.index[-1])
-        columns = self.predictions(int(own["cell"].iloc[0]))
+        key = (*task, self.tasks.loc[task, "full_label"], seed)
+        own = [number for number, r in enumerate(self.records) if (r.task, r.backbone, r.label, r.seed) == key]
+        if self.kind == "classification" and own:
+            return self.answers(self.knobs.index[self.knobs["cell"] == own[-1]][-1])
+        columns = self.predictions(own[0]) if own else None
         if columns is None or measure not in (TO_FULL, MATCH):
-            return None if columns is None else _texts(columns, f"full_{measure or own['metric'].iloc[0]}", measure)
-        return columns["row"].to_numpy(), np.ones(len(columns))
+            name = f"full_{measure or self.records[own[0]].metric}"
+            return None if columns is None else _texts(columns, name, measure)
+        return columns["row"], np.ones(len(columns["row"]))
 
     def full_scores(self, measure: str | None = None) -> pd.Series:
         """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
@@ -491,22 +484,21 @@ def _with_speedups(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     return knobs.merge(speedups_of(found, ["key", "knob"]).reset_index(), on=["key", "knob"], how="left")
 
 
-def _texts(columns: pd.DataFrame, name: str, measure: str | None) -> Answers | None:
+def _texts(columns: Columns, name: str, measure: str | None) -> Answers | None:
     sizes = "reference_tokens" if measure == NATS else "row"
     if name not in columns or sizes not in columns:
         return None
-    return columns[sizes].to_numpy(float), columns[name].to_numpy(float)
+    return columns[sizes].astype(float), columns[name].astype(float)
 
 
-def _answers_of_hull(columns: pd.DataFrame, number: int) -> Answers | None:
+def _answers_of_hull(columns: Columns, number: int) -> NDArray[Any] | None:
     """Return the answer of each row at the layer where it exits."""
-    if f"hull_exit_layer_{number}" not in columns:
+    exits = columns.get(f"hull_exit_layer_{number}")
+    layers = [] if exits is None else [columns.get(f"layer_prediction_{layer + 1}") for layer in range(exits.max())]
+    known = [answers for answers in layers if answers is not None]
+    if exits is None or len(known) < len(layers):
         return None
-    exits = columns[f"hull_exit_layer_{number}"].to_numpy()
-    layers = [f"layer_prediction_{layer}" for layer in range(1, exits.max() + 1)]
-    if not set(layers) <= set(columns):
-        return None
-    return columns["label"].to_numpy(), columns[layers].to_numpy()[np.arange(exits.size), exits - 1]
+    return np.stack(known)[exits - 1, np.arange(exits.size)]
 
 
 def _full_score(record: Any, measure: str | None) -> float:
