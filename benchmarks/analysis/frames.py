@@ -190,10 +190,11 @@ class Results:
         if self.kind == "classification" and own:
             return self.answers(self.knobs.index[self.knobs["cell"] == own[-1]][-1])
         columns = self.predictions(own[0]) if own else None
-        if columns is None or measure not in (TO_FULL, MATCH):
-            name = f"full_{measure or self.records[own[0]].metric}"
-            return None if columns is None else _texts(columns, name, measure)
-        return columns["row"], np.ones(len(columns["row"]))
+        if columns is None:
+            return None
+        if measure in (TO_FULL, MATCH):
+            return columns["row"], np.ones(len(columns["row"]))
+        return _texts(columns, f"full_{measure or self.records[own[0]].metric}", measure)
 
     def full_scores(self, measure: str | None = None) -> pd.Series:
         """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""

@@ -77,7 +77,7 @@ def score_of_terms(metric: str, terms: Floats) -> Floats:
     return _TERMS[metric][1](terms)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def resample_counts(rows: int, resamples: int, seed: int) -> NDArray[np.uint8]:
     """Draw rows with replacement, and count how often each was drawn: [resamples, rows].
 
