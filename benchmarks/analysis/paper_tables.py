@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import FULL, REFERENCES, STATIC, Results
 from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, to_csv, to_latex, to_markdown
-from benchmarks.analysis.tables import FORMATS
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 from benchmarks.tasks.loader import spec_of
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import unknown_name
 
 _FOLDER = files("benchmarks") / "published"
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
@@ -101,28 +100,6 @@ def published_table(results: Results, task: tuple[str, str]) -> Table | None:
             f"backbones and splits are no comparison of methods. {MISSING}: not measured, or not in the collection."
         ],
     )
-
-
-def published_tables(results: Results) -> list[Table]:
-    """Return our numbers and those that papers print. Raises UserError for generation, of which there are none."""
-    if results.kind == "generation":
-        raise UserError("there are no published figures of generation to compare with")
-    tables = [table for task in results.tasks.index if (table := published_table(results, task)) is not None]
-    if not tables:
-        raise UserError(f"no paper in the collection prints figures of {', '.join(results.tasks.index.unique(0))}")
-    return tables
-
-
-def render_published(results: Results, table_format: str) -> str:
-    """Render :func:`published_tables` in a format of ``table``. Raises UserError for an unknown one."""
-    tables = published_tables(results)
-    if table_format not in FORMATS:
-        raise unknown_name("table format", table_format, FORMATS)
-    if table_format == "latex":
-        return to_latex(tables)
-    if table_format in {"csv", "long"}:
-        return to_csv(pd.concat([table.frame for table in tables], ignore_index=True))
-    return to_markdown(tables)
 
 
 # ---------------------------------------------------------------------------------------------- a paper's table
@@ -401,6 +378,14 @@ def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
             of_labels.append(f"{', '.join(lacking)} on {column.printed}")
     missing = [", ".join(tasks), *of_labels] if tasks else of_labels
     return [f"{MISSING}: no records of {'; '.join(missing)}; `{comparison.command}` makes them."] if missing else []
+
+
+def render(comparisons: Sequence[Comparison], table_format: str) -> str:
+    """Render the tables of all backbones as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
+    writers = {"md": to_markdown, "latex": to_latex, "csv": lambda _: to_csv(paper_csv(comparisons))}
+    if table_format not in writers:
+        raise unknown_name("table format", table_format, writers)
+    return writers[table_format](map(paper_table, comparisons))
 
 
 def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:

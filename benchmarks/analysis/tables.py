@@ -470,29 +470,20 @@ def _all(results: Results) -> list[Table]:
     return [*first_tables(results), *further_tables(results), provenance_table(results)]
 
 
-FORMATS: dict[str, tuple[str, Callable[[Results], str]]] = {
-    "md": (".md", page),
-    "all": ("-all.md", lambda results: to_markdown(_all(results))),
-    "latex": (".tex", lambda results: to_latex([*first_tables(results), *further_tables(results)])),
-    "csv": (".csv", lambda results: to_csv(operating_points(results).drop(columns=["chosen", "short", "targets"]))),
-    "long": ("-long.csv", lambda results: str(results.knobs.to_csv(index=False, lineterminator="\n"))),
+FORMATS: dict[str, Callable[[Results], str]] = {
+    "md": page,
+    "all": lambda results: to_markdown(_all(results)),
+    "latex": lambda results: to_latex([*first_tables(results), *further_tables(results)]),
+    "csv": lambda results: to_csv(operating_points(results).drop(columns=["chosen", "short", "targets"])),
+    "long": lambda results: str(results.knobs.to_csv(index=False, lineterminator="\n")),
 }
-"""Format -> (ending of the file, text)."""
 
 
 def render(results: Results, table_format: str) -> str:
     """Render the tables of results in one format. Raises UserError for an unknown one."""
     if table_format not in FORMATS:
         raise unknown_name("table format", table_format, FORMATS)
-    return FORMATS[table_format][1](results)
-
-
-def render_leaderboard(results: Results, table_format: str) -> str:
-    """Render the headline over several folders as md, csv or latex. Raises UserError for another format."""
-    writers = {"md": to_markdown, "csv": lambda _: headline_csv(results), "latex": to_latex}
-    if table_format not in writers:
-        raise unknown_name("format of a leaderboard", table_format, writers)
-    return str(writers[table_format](leaderboard_tables(results)))
+    return FORMATS[table_format](results)
 
 
 def headline_csv(results: Results) -> str:
@@ -528,28 +519,14 @@ def write_summary(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def load_leaderboard(folders: Sequence[Path]) -> Results:
-    """Read several folders of classification as one, the first folder first. Raises UserError if none can be read."""
-    found: list[Results] = []
-    faults: list[str] = []
-    for folder in dict.fromkeys(folders):
-        try:
-            results = load_results(folder)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        if found and results.kind != found[0].kind:
-            faults.append(f"{folder} holds results of {results.kind}, {found[0].folder} of {found[0].kind}")
-        else:
-            found.append(results)
-    if not found:
-        raise UserError(f"no results to compare; {'; '.join(faults[:3])}")
-    merged = merge(found)
-    merged.faults[:0] = faults
-    return merged
+def load_folders(folders: Sequence[Path], labels: Sequence[str] | None = None) -> Results:
+    """Read results folders as one, see :func:`benchmarks.analysis.frames.merge`; ``labels`` are the methods to keep.
 
-
-def leaderboard_tables(results: Results) -> list[Table]:
-    """Return the headline over several folders, and the points task by task."""
-    found = [headline_table(results), task_table(results)]
-    return [table for table in found if table is not None]
+    Raises UserError for a folder that cannot be read, and for folders of both kinds.
+    """
+    found = [load_results(folder) for folder in dict.fromkeys(folders)]
+    for other in found[1:]:
+        if other.kind != found[0].kind:
+            raise UserError(f"{other.folder} holds results of {other.kind}, {found[0].folder} of {found[0].kind}")
+    merged = merge(found) if len(found) > 1 else found[0]
+    return merged if labels is None else merged.only(labels)

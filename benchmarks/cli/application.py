@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +13,7 @@ from typer.core import TyperGroup
 
 from consistentee.errors import UserError, printable
 
-# Typer's own ways to end a command: Exit, Abort, and the parent of all usage errors.
-_TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
+_CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # of the click that Typer carries
 
 _EXIT_USER_ERROR = 2
 
@@ -36,7 +34,7 @@ class Commands(TyperGroup):
         """Run a command. Exit codes: 2 for what the user can mend, 130 for Ctrl-C, 1 for anything else."""
         try:
             return super().invoke(ctx)
-        except _TYPERS_OWN:
+        except (typer.Exit, typer.Abort):
             raise
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -52,6 +50,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the sentence for an error."""
     if isinstance(error, UserError):
         return _EXIT_USER_ERROR, f"error: {error}"
+    if isinstance(error, _CLICK_ERROR):
+        return _EXIT_USER_ERROR, f"error: {error.format_message()} (add --help to see what there is)"
     if isinstance(error, KeyboardInterrupt):
         return _EXIT_INTERRUPTED, "interrupted; what was finished is kept, and the next run goes on from there"
     return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
@@ -60,9 +60,9 @@ def _explained(error: BaseException) -> tuple[int, str]:
 def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
     """Return arguments as the parser takes them.
 
-    ``--tasks a b`` becomes ``--tasks a --tasks b`` for the options of ``commands`` whose value is a list, which take
-    all words up to the next option; and ``--debug``, ``--device`` and ``--threads`` may stand anywhere. Nothing after
-    ``--`` is touched.
+    ``--tasks a b,c`` becomes ``--tasks a --tasks b --tasks c`` for the options of ``commands`` whose value is a list,
+    which take all words up to the next option; and ``--debug``, ``--device`` and ``--threads`` may stand anywhere.
+    Nothing after ``--`` is touched.
     """
     end = args.index("--") if "--" in args else len(args)
     words, of_all = list(args[:end]), []
@@ -79,9 +79,11 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
     for word in words:
         if word.startswith("-"):
             option = word if word in several else ""
-        elif option and spread[-1] != option:
-            spread.append(option)
-        spread.append(word)
+        if not option or word == option:
+            spread.append(word)
+            continue
+        for value in [word] if "=" in word else filter(None, word.split(",")):
+            spread += [value] if spread[-1] == option else [option, value]
     return [*of_all, *spread, *args[end:]]
 
 
@@ -151,36 +153,18 @@ def _options(
 # ---------------------------------------------------------------------------------------------- shared options
 
 
-def listed(values: Sequence[str] | None) -> list[str] | None:
-    """Split values at commas and drop repeats; None stays None."""
-    if values is None:
-        return None
-    names = dict.fromkeys(name.strip() for value in values for name in value.split(","))
-    return [name for name in names if name]
+def several(option: str, help_text: str, metavar: str = "A B ...", **settings: Any) -> Any:
+    """Return a typer option that takes several words, with spaces or commas between them; repeats are dropped."""
+    return typer.Option(option, metavar=metavar, help=help_text, callback=_unique, **settings)
 
 
-def several(option: str, help_text: str, metavar: str = "A B ...", shown: str | bool = True) -> Any:
-    """Return a typer option that takes several words; see :func:`chosen`."""
-    return typer.Option(option, metavar=metavar, help=help_text, show_default=shown, callback=_chosen)
+def _unique(values: list[Any] | None) -> list[Any] | None:
+    return None if values is None else list(dict.fromkeys(values))
 
 
-def _chosen(parameter: typer.CallbackParam, values: list[str] | None) -> list[str] | None:
-    names = listed(values)
-    if names == []:
-        raise UserError(f"{parameter.opts[0]} names nothing; leave it out for all")
-    return names
-
-
-def numbers(option: str, values: Sequence[str] | None, kind: type[Any] = int) -> list[Any] | None:
-    """Return listed values as numbers of a ``kind``. Raises UserError for anything else, and for one below 0."""
-    wanted = f"{option} takes {'whole ' * (kind is int)}numbers"
-    try:
-        found = None if values is None else list(dict.fromkeys(map(kind, listed(values) or [])))
-    except ValueError as error:
-        raise UserError(f"{wanted}: {error}") from error
-    if found and not min(found) >= 0:
-        raise UserError(f"{wanted} of at least 0, got {min(found)}")
-    return found
+def out_folder(help_text: str, shown: str | bool = True) -> Any:
+    """Return the option of a folder to write; a file in its place is refused."""
+    return typer.Option("--out", file_okay=False, help=help_text, show_default=shown)
 
 
 def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> dict[str, Any]:
@@ -204,58 +188,29 @@ def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> 
     return parameters
 
 
-def found_methods(methods: Sequence[str] | None) -> list[str] | None:
-    """Return the methods of the command line, with those of files and folders; print which cannot be used."""
-    if methods is None:
-        return None
-    from benchmarks.commands.own_methods import find_methods
-
-    found = find_methods(listed(methods) or [])
-    if not found.names:
-        raise UserError("; ".join(reason for _, reason in found.unavailable) or "--methods names no method")
-    for file, reason in found.unavailable:
-        typer.echo(f"unavailable: {file}: {reason}", err=True)
-    return found.names
-
-
-def labels_of_methods(methods: Sequence[str] | None) -> list[str] | None:
-    """Return the labels that methods of the command line have in results."""
-    from benchmarks.specs.base import label_of
-
-    names = found_methods(methods)
-    return None if names is None else [label_of(name) for name in names]
-
-
-def results_folder(out: Path | None) -> Path | None:
-    """Return the folder to write results to. Raises UserError where a file is in its place."""
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
-    return out
-
-
-def _existing_data(data: Path | None) -> Path | None:
-    if data is not None and not data.is_dir():
-        raise UserError(f"no such data directory: {data} (from --data or CONSISTENTEE_DATA)")
-    return data
-
-
-_data_option = partial(
-    typer.Option,
-    "--data",
-    envvar="CONSISTENTEE_DATA",
-    help="Folder with data files; looked into before packages and the hub.",
-)
-
-DataOption = Annotated[Path | None, _data_option(callback=_existing_data)]
-UncheckedDataOption = Annotated[Path | None, _data_option()]
-TasksOption = Annotated[list[str] | None, several("--tasks", "Only these tasks; several words, or with commas.")]
-BackbonesOption = Annotated[list[str] | None, several("--backbones", "Catalogue names, directories or hub ids.")]
-ParametersOption = Annotated[
-    list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        envvar="CONSISTENTEE_DATA",
+        exists=True,
+        file_okay=False,
+        help="Folder with data files; looked into before packages and the hub.",
+    ),
 ]
+TasksOption = Annotated[list[str] | None, several("--tasks", "Only these tasks.")]
+MethodsOption = Annotated[
+    list[str] | None,
+    several("--methods", "Only these: labels, file.py:Class, or folder/ for all of its methods."),
+]
+BackbonesOption = Annotated[list[str] | None, several("--backbones", "Catalogue names, directories or hub ids.")]
+ParametersOption = Annotated[list[str] | None, several("--param", "Parameters of the method.", "KEY=VALUE ...")]
 KnobOption = Annotated[
     float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
 ]
 WorkersOption = Annotated[
     int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
+]
+AllowCodeOption = Annotated[
+    bool, typer.Option("--allow-code", help="Run the Python file that the folder names as its method; trust it first.")
 ]

@@ -9,12 +9,9 @@ import typer
 from benchmarks.cli.application import (
     DataOption,
     ParametersOption,
-    UncheckedDataOption,
     app,
     examples,
     finish,
-    found_methods,
-    listed,
     parsed_parameters,
     several,
 )
@@ -52,15 +49,16 @@ def check_method(
         str, typer.Argument(metavar="METHOD", help="file.py:Class, file.py, folder/, or a registered name.")
     ],
     *,
-    families: Annotated[list[str] | None, several("--families", "Encoder or decoder families.", shown="all")] = None,
+    families: Annotated[list[str] | None, several("--families", "Encoder or decoder families.")] = None,
     param: ParametersOption = None,
 ) -> None:
     """Put a method under the contract on tiny models, in less than a minute: what fails, and where to look."""
+    from benchmarks.commands.own_methods import find_methods
     from benchmarks.testing.check_method import check_method as check
     from consistentee.methods.method import get_method
 
     passed = True
-    for name in found_methods([method]) or []:
+    for name in find_methods([method]):
         report = check(name, get_method(name, **parsed_parameters(param)), families, progress=True)
         output_console().print(report.table())
         passed &= report.passed
@@ -116,34 +114,24 @@ def check_backbone(
     "list",
     epilog=examples(
         "consistentee list",
+        "consistentee list suites",
         "consistentee list methods --detail",
         "consistentee list methods --methods my-methods/ mine.py:Mine",
-        "consistentee list suites --detail",
     ),
 )
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="[methods|tasks|backbones|suites]", help="What to list.")] = "all",
     *,
     methods: Annotated[
-        list[str] | None,
-        typer.Option("--methods", metavar="A B ...", help="Also the methods of these files, file.py:Class or folder/."),
+        list[str] | None, several("--methods", "Also the methods of these files, file.py:Class or folder/.")
     ] = None,
-    detail: Annotated[
-        bool,
-        typer.Option("--detail", help="Show a card for every method; show all that is known of the costs of suites."),
-    ] = False,
+    detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""
-    from benchmarks.commands.inventory import inventories
+    from benchmarks.commands.inventory import cards, inventories
 
-    console, places = output_console(), listed(methods) or []
-    if detail and kind == "methods":
-        from benchmarks.commands.inventory import write_cards
-
-        write_cards(places, console)
-        return
-    for table in inventories(kind, places, detail=detail):
-        console.print(table)
+    for shown in cards(methods or ()) if detail else inventories(kind, methods or ()):
+        output_console().print(shown)
 
 
 @machine_command(epilog=examples("consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased"))
@@ -158,7 +146,7 @@ def fetch(
 
 
 @machine_command(epilog=examples("consistentee doctor", "consistentee doctor --data DATA"))
-def doctor(data: UncheckedDataOption = None) -> None:
+def doctor(data: DataOption = None) -> None:
     """Check this machine: versions, threads, cache and disk, data, hub; and say what would help."""
     from benchmarks.commands import doctor as examination
 

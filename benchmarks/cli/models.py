@@ -8,26 +8,19 @@ import typer
 from typer.core import TyperCommand
 
 from benchmarks.cli.application import (
+    AllowCodeOption,
     DataOption,
     KnobOption,
     ParametersOption,
     app,
     examples,
-    numbers,
+    out_folder,
     parsed_parameters,
     several,
 )
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="One model")
-
-DeltaOption = Annotated[
-    float, typer.Option("--delta", help="Tolerated chance that the promise of --risk is broken.", show_default=True)
-]
-
-AllowCodeOption = Annotated[
-    bool, typer.Option("--allow-code", help="Run the Python file that the folder names as its method; trust it first.")
-]
 
 RISK_LOSSES = "gap|consistency|brier-gap|brier-consistency"
 
@@ -57,7 +50,7 @@ def train(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A task's name, or its YAML file.")],
     *,
     method: Annotated[str, typer.Option("--method", help="A method's name, or file.py:Class.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the trained model.")],
+    out: Annotated[Path, out_folder("Folder of the trained model.")],
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -68,21 +61,17 @@ def train(
     ] = None,
     param: ParametersOption = None,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE ...", help="How to train: the fields are listed below."),
+        list[str] | None, several("--set", "How to train: the fields are listed below.", "KEY=VALUE ...")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the training.")] = 0,
     risk: Annotated[
         float | None,
-        typer.Option("--risk", help="Store the earliest knob proven to lose at most this share of points."),
+        typer.Option("--risk", help="Store the earliest knob proven (UCB, 0.9) to lose at most this share of points."),
     ] = None,
-    delta: DeltaOption = 0.1,
-    bound: Annotated[str, typer.Option("--bound", metavar="crc|ucb|ltt", help="How --risk is proven.")] = "ucb",
-    loss: Annotated[str, typer.Option("--loss", metavar=RISK_LOSSES, help="What --risk is a mean of.")] = "gap",
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
-    from benchmarks.commands.train import Tolerance, train_model
+    from benchmarks.commands.train import train_model
 
     report = train_model(
         task,
@@ -93,7 +82,7 @@ def train(
         settings=parsed_parameters(settings, "--set"),
         seed=seed,
         data_dir=data,
-        tolerance=None if risk is None else Tolerance(risk, delta, bound, loss),
+        risk=risk,
     )
     output_console().print(report)
 
@@ -102,20 +91,16 @@ def train(
     epilog=examples(
         "consistentee risk my-model movie-snippets --risk 0.02",
         "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA",
-        "consistentee risk my-model movie-snippets --risk 0.02 0.05 --splits 100",
     )
 )
 def risk(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task that it was trained for.")],
     *,
-    risks: Annotated[list[str], several("--risk", "Mean losses that are tolerated.")],
-    delta: DeltaOption = 0.1,
+    risks: Annotated[list[float], several("--risk", "Mean losses that are tolerated.")],
+    delta: Annotated[float, typer.Option("--delta", help="Tolerated chance that the promise is broken.")] = 0.1,
     losses: Annotated[
-        list[str] | None, several("--loss", "Of a row.", f"{RISK_LOSSES} ...", shown="gap consistency")
-    ] = None,
-    splits: Annotated[
-        int | None, typer.Option("--splits", min=1, help="Count broken promises over so many random splits instead.")
+        list[str] | None, several("--loss", "Of a row.", f"{RISK_LOSSES} ...", show_default="gap consistency")
     ] = None,
     data: DataOption = None,
     allow_code: AllowCodeOption = False,
@@ -124,16 +109,7 @@ def risk(
     from benchmarks.commands.predict import risk_table
 
     output_console().print(
-        risk_table(
-            model,
-            task,
-            numbers("--risk", risks, float) or [],
-            delta=delta,
-            losses=losses or ["gap", "consistency"],
-            splits=splits,
-            data_dir=data,
-            allow_code=allow_code,
-        )
+        risk_table(model, task, risks, delta=delta, losses=losses, data_dir=data, allow_code=allow_code)
     )
 
 
@@ -146,7 +122,7 @@ def risk(
 )
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts; a tab parts the texts of a pair.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to label.")],
     knob: KnobOption = None,
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
     allow_code: AllowCodeOption = False,
@@ -160,7 +136,6 @@ def predict(
 @command(
     epilog=examples(
         'consistentee generate my-decoder "The committee decided that"',
-        'consistentee generate my-decoder --in-flight 32 "One" "Two" "Three"',
         'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time" | tr " " "\\n"',
     )
 )
@@ -176,47 +151,18 @@ def generate(
         int | None,
         typer.Option("--max-prompt-tokens", min=1, help="Cut longer prompts; their end stays.", show_default="no cut"),
     ] = None,
-    kv: Annotated[
-        str | None,
-        typer.Option(
-            "--kv",
-            metavar="propagate|exact",
-            help="How layers that a token skipped get its keys and values.",
-            show_default="the method's",
-        ),
-    ] = None,
-    in_flight: Annotated[
-        int | None,
-        typer.Option(
-            "--in-flight",
-            min=1,
-            help="Continue so many prompts at a time, regrouped as their tokens leave.",
-            show_default="one after the other",
-        ),
-    ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
+    """Continue prompts, a line each: every token with its exit layer, as token/12; a summary to standard error."""
     from benchmarks.commands.generate import write_texts
 
-    write_texts(
-        model,
-        prompts,
-        knob=knob,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        kv=kv,
-        in_flight=in_flight,
-        plain=plain,
-        allow_code=allow_code,
-    )
+    write_texts(model, prompts, knob, max_new_tokens, max_prompt_tokens, allow_code=allow_code)
 
 
 @command(
     epilog=examples(
         "consistentee suitability smollm2-135m",
-        "consistentee suitability my-decoder --texts prompts.txt --out suitability",
+        "consistentee suitability my-decoder --texts prompts.txt --out suitability.json",
     )
 )
 def suitability(
@@ -225,14 +171,19 @@ def suitability(
     ],
     *,
     texts: Annotated[
-        Path | None, typer.Option("--texts", help="One text a line; the first third of each is the prompt.")
+        Path | None,
+        typer.Option(
+            "--texts", exists=True, dir_okay=False, help="One text a line; the first third of each is the prompt."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for suitability.json and suitability.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", dir_okay=False, help="Also write all numbers as JSON, into this file.")
+    ] = None,
 ) -> None:
     """Show how early a decoder's layers know its answers, without training: is it suited to early exits?"""
     from benchmarks.commands.suitability import described, suitability_of, write
 
-    found = suitability_of(model, texts, progress=True)
+    found = suitability_of(model, texts)
     output_console().print(described(model, found))
-    for path in [] if out is None else write(model, found, out):
-        typer.echo(f"wrote {path}")
+    if out is not None:
+        write(model, found, out)

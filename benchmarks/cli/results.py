@@ -10,15 +10,13 @@ import typer
 from benchmarks.cli.application import (
     BackbonesOption,
     DataOption,
+    MethodsOption,
     TasksOption,
     WorkersOption,
     app,
     examples,
     finish,
-    found_methods,
-    labels_of_methods,
-    numbers,
-    results_folder,
+    out_folder,
     several,
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
@@ -27,16 +25,17 @@ from consistentee.errors import UserError
 run_command = partial(app.command, rich_help_panel="Run a suite")
 command = partial(app.command, rich_help_panel="See results")
 
-OnlyMethodsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--methods", metavar="A B ...", help="Only these, by label, file.py:Class or folder/ (and the full model)."
-    ),
-]
-
 ResultsArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick, or published results.")
 ]
+
+
+def _labels(methods: list[str] | None) -> list[str] | None:
+    """Return the labels that methods of the command line have in results."""
+    from benchmarks.commands.own_methods import find_methods
+    from benchmarks.specs.base import label_of
+
+    return None if methods is None else [label_of(name) for name in find_methods(methods)]
 
 
 @run_command(
@@ -53,13 +52,11 @@ def run(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
     *,
     tasks: TasksOption = None,
-    methods: Annotated[
-        list[str] | None, several("--methods", "Only these methods or labels, file.py:Class, or all of folder/.")
-    ] = None,
+    methods: MethodsOption = None,
     backbones: BackbonesOption = None,
-    seeds: Annotated[list[str] | None, several("--seeds", "Seeds of the training.", "0 1 ...")] = None,
+    seeds: Annotated[list[int] | None, several("--seeds", "Seeds of the training.", "0 1 ...", min=0)] = None,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/SUITE")] = None,
+    out: Annotated[Path | None, out_folder("The run's folder.", "runs/SUITE")] = None,
     published: Annotated[
         Path | None,
         typer.Option(
@@ -84,20 +81,18 @@ def run(
     ] = False,
 ) -> None:
     """Run what is missing of a suite: train, measure, time; then write tables and figures."""
+    from benchmarks.commands.own_methods import find_methods
+    from benchmarks.run.pool import Schedule
+    from benchmarks.run.sweep import run_suite
     from benchmarks.specs.suites import Filters, load_suite
 
     spec = load_suite(suite)
-    filters = Filters(tasks, found_methods(methods), backbones, numbers("--seeds", seeds))
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
-    out = results_folder(out) or Path("runs") / spec.name
-    from benchmarks.run.pool import Schedule
-    from benchmarks.run.sweep import run_suite
-
     outcome = run_suite(
         spec,
-        filters,
-        out=out,
+        Filters(tasks, None if methods is None else find_methods(methods), backbones, seeds),
+        out=out or Path("runs") / spec.name,
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
@@ -119,14 +114,11 @@ def run(
 
 
 @run_command(
-    epilog=examples(
-        "consistentee publish runs/quick",
-        "consistentee publish runs/quick --out elsewhere/quick",
-    )
+    epilog=examples("consistentee publish runs/quick", "consistentee publish runs/quick --out elsewhere/quick")
 )
 def publish(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.", show_default="results/SUITE")] = None,
+    out: Annotated[Path | None, out_folder("Folder to write.", "results/SUITE")] = None,
 ) -> None:
     """Write what a run left behind as a few small files: cells, timings, rows, tables, one figure."""
     from benchmarks.commands.publish import publish_run
@@ -139,40 +131,33 @@ def publish(
     epilog=examples(
         "consistentee table runs/quick",
         "consistentee table runs/quick --format latex > table.tex",
-        "consistentee table results/cpu-6-layers --published --format md",
+        "consistentee table results/cpu-6-layers results/cpu-12-layers",
     )
 )
 def table(
-    results: ResultsArgument,
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Folders of runs or published results; of a curve in several the first counts."
+        ),
+    ],
     table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Write and print this format.")
+        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Print text in this format.")
     ] = None,
-    methods: OnlyMethodsOption = None,
-    published: Annotated[bool, typer.Option("--published", help="With the figures that papers print.")] = False,
+    methods: MethodsOption = None,
 ) -> None:
-    """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...).
+    """Show all methods at equal cost, from one results folder or over several; recipes are never mixed.
 
     md: one page; all, latex: every table; csv: a line an operating point; long: a line a cell and knob.
-
-    Tables of some --methods are printed and not written: the files are of all.
     """
-    from benchmarks.analysis import paper_tables, rendering, tables
-    from benchmarks.analysis.frames import load_results
+    from benchmarks.analysis.rendering import to_terminal
+    from benchmarks.analysis.tables import load_folders, render, terminal_tables
 
-    labels = labels_of_methods(methods)
-    found = load_results(results, labels)
+    found = load_folders(results, _labels(methods))
     if table_format is None:
-        shown = paper_tables.published_tables(found) if published else tables.terminal_tables(found)
-        output_console(RESULTS_WIDTH).print(rendering.to_terminal(shown, found.faults))
-        return
-    text = (paper_tables.render_published if published else tables.render)(found, table_format)
-    print(text, end="")
-    if labels is not None:
-        print(f"of some methods: printed, and not written into {results}", file=sys.stderr)
-        return
-    path = results / f"{'published' if published else 'table'}{tables.FORMATS[table_format][0]}"
-    tables.write_text(path, text)
-    print(f"written to {path}", file=sys.stderr)
+        output_console(RESULTS_WIDTH).print(to_terminal(terminal_tables(found), found.faults))
+    else:
+        print(render(found, table_format), end="")
 
 
 @command(
@@ -191,46 +176,36 @@ def reproduce(
     ] = None,
     *,
     backbones: BackbonesOption = None,
-    results: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--results",
-            metavar="DIR ...",
-            help="Folders of ours; each curve is of the first that has it.",
-            show_default="runs/NAME, results/SUITE",
-        ),
-    ] = None,
     table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex", help="Write and print this format.")
+        str | None, typer.Option("--format", metavar="md|csv|latex", help="Print text in this format.")
     ] = None,
     run_missing: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --run would do, and how long.")] = False,
     data: DataOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of what --run trains.", show_default="runs/NAME")
-    ] = None,
+    out: Annotated[Path | None, out_folder("Folder of what --run trains.", "runs/NAME")] = None,
     workers: WorkersOption = 1,
 ) -> None:
     """Compare a paper's table with ours: the same tasks at the printed speed-ups, with intervals and what differs."""
+    from benchmarks.analysis.paper_tables import paper_table, render
+    from benchmarks.analysis.rendering import to_terminal
     from benchmarks.commands import reproduce as papers
 
     if name is None:
         output_console().print(papers.inventory())
         return
-    reproduction = papers.Reproduction.of(name, backbones, out=results_folder(out), results=results)
-    failed, plan = reproduction.run(data, workers, dry_run=dry_run) if run_missing or dry_run else ([], [])
-    if dry_run:
-        print("\n".join(plan))
-        return
-    comparisons, faults = reproduction.comparisons()
+    failed: list[str] = []
+    if run_missing or dry_run:
+        failed, plan = papers.run_missing(name, backbones, out=out, data_dir=data, workers=workers, dry_run=dry_run)
+        if dry_run:
+            print("\n".join(plan))
+            return
+    comparisons, faults = papers.compare_with_ours(name, backbones, out)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(papers.for_terminal(comparisons))
+        output_console(RESULTS_WIDTH).print(to_terminal(map(paper_table, comparisons)))
     else:
-        path = reproduction.write(comparisons, table_format)
-        print(path.read_text(encoding="utf-8"), end="")
-        print(f"written to {path}", file=sys.stderr)
+        print(render(comparisons, table_format), end="")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     finish(bool(failed))
@@ -244,11 +219,10 @@ def reproduce(
 )
 def plot(
     results: ResultsArgument,
-    methods: OnlyMethodsOption = None,
+    methods: MethodsOption = None,
     tasks: TasksOption = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder of the figures.", show_default="DIR; of some methods or tasks DIR/selected"),
+        Path | None, out_folder("Folder of the figures.", "DIR; of some methods or tasks DIR/selected")
     ] = None,
     figure_format: Annotated[
         str, typer.Option("--format", metavar="png|pdf|svg", help="Of the files; letters are embedded.")
@@ -261,10 +235,9 @@ def plot(
     from benchmarks.analysis.figures import write_figures
     from benchmarks.analysis.frames import load_results
 
-    labels = labels_of_methods(methods)
-    found = load_results(results, labels, tasks)
-    folder = results if labels is None and tasks is None else results / "selected"
-    paths, missing = write_figures(found, results_folder(out) or folder, file_format=figure_format)
+    found = load_results(results, _labels(methods), tasks)
+    folder = results if methods is None and tasks is None else results / "selected"
+    paths, missing = write_figures(found, out or folder, file_format=figure_format)
     for path in paths:
         print(path)
     for line in missing:
@@ -278,33 +251,6 @@ def report(results: ResultsArgument) -> None:
     from benchmarks.analysis.report import write_report
 
     print(write_report(load_results(results), results))
-
-
-@command(
-    epilog=examples(
-        "consistentee leaderboard runs/quick",
-        "consistentee leaderboard results/cpu-6-layers results/cpu-12-layers --format md > leaderboard.md",
-    )
-)
-def leaderboard(
-    results: Annotated[
-        list[Path], typer.Argument(metavar="DIR", help="Results folders, of this machine and of others.")
-    ],
-    table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex", help="Print this format.")
-    ] = None,
-) -> None:
-    """Compare the methods of several results folders at equal cost; recipes are never mixed."""
-    from benchmarks.analysis.rendering import to_terminal
-    from benchmarks.analysis.tables import leaderboard_tables, load_leaderboard, render_leaderboard
-
-    found = load_leaderboard(results)
-    if table_format is None:
-        output_console(RESULTS_WIDTH).print(to_terminal(leaderboard_tables(found), found.faults))
-        return
-    print(render_leaderboard(found, table_format), end="")
-    for fault in found.faults:
-        print(f"left out: {fault}", file=sys.stderr)
 
 
 @command(epilog=examples("consistentee verify runs/quick", "consistentee verify results/quick"))

@@ -3,33 +3,27 @@
 import os
 import platform
 import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
-from packaging.requirements import Requirement
 
 from benchmarks.store.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
-from benchmarks.terminal import add_columns, plain_table
+from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import Backbone, list_backbones
-from consistentee.backbones.hub import within
+from consistentee.backbones.hub import HubUnreachableError, NotOnHubError, ask
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HUB_SECONDS = 3.0
-"""How long the hub is waited for."""
 _GIB = 2**30
-_COLOURS = {"ok": "green", "warn": "yellow", "problem": "red"}
 
 
 @dataclass(frozen=True)
@@ -43,65 +37,39 @@ class Finding:
 
 
 def examine(data_dir: Path | None) -> list[Finding]:
-    """Examine the machine, and use the backbones and tasks that are in the cache; takes some seconds."""
-    findings = [Finding("python", "ok", platform.python_version()), *check_requirements(), check_torch()]
-    findings += [check_load(), check_cache(), check_precision(), check_data(data_dir), check_hub()]
-    return [*findings, *check_shipments()]
+    """Examine the machine, and load the backbones and tasks that are in the cache; takes some seconds."""
+    found = [check_libraries(), *check_device(), check_load(), check_cache(), check_data(data_dir), check_hub()]
+    return [*found, *check_shipments()]
 
 
-def check_requirements() -> list[Finding]:
-    """Look at the libraries that the project needs: one line for what matters, one for each that is missing or old."""
-    found, faults = {}, []
-    for text in requires("consistentee") or []:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            found[requirement.name] = version(requirement.name)
-        except PackageNotFoundError:
-            faults.append(Finding(requirement.name, "problem", "missing", f"pip install '{requirement}'"))
-            continue
-        if not requirement.specifier.contains(found[requirement.name], prereleases=True):
-            state = f"{found[requirement.name]}, needs {requirement.specifier}"
-            faults.append(Finding(requirement.name, "problem", state, f"pip install '{requirement}'"))
-    shown = ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers") if name in found)
-    return [Finding("libraries", "ok", f"{shown}, and {len(found)} in all"), *faults]
+def check_libraries() -> Finding:
+    """Name the versions that matter; which others do not fit is what ``pip check`` is for."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("consistentee", "torch", "transformers"))
+    return Finding("libraries", "ok", f"Python {platform.python_version()}, {versions}")
 
 
-def check_torch() -> Finding:
-    """Load torch, and look at its devices and threads."""
+def check_device() -> Iterator[Finding]:
+    """Yield where models run, and what ``precision: auto`` is there, which is measured if it is unknown."""
     try:
         import torch
-    except (ImportError, OSError) as error:
-        return Finding("torch", "problem", f"cannot be loaded: {error}", "install torch again")
-    from consistentee.models.base import chosen_device
 
-    threads, cores = torch.get_num_threads(), usable_cores()
-    try:
+        from consistentee.models.base import chosen_device
+        from consistentee.training.precision import remembered_speed
+
         device = chosen_device()
-    except UserError as error:
-        return Finding("device", "problem", str(error), "set --device or CONSISTENTEE_DEVICE to another one")
+    except (ImportError, OSError, UserError) as error:
+        yield Finding("device", "problem", str(error), "install torch again, or give another --device")
+        return
+    threads, cores = torch.get_num_threads(), usable_cores()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     state = f"{name}, {threads} threads on {cores} usable cores"
     if threads > cores:
-        return Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
-    return Finding("device", "ok", state)
-
-
-def check_precision() -> Finding:
-    """Report what ``precision: auto`` is on this machine and how fast each precision trains; measure it if unknown."""
-    try:
-        from consistentee.models.base import chosen_device
-        from consistentee.training.precision import remembered_speed
-    except (ImportError, OSError):
-        return Finding("precision", "warn", "not measured: torch cannot be loaded")
-    try:
-        device = chosen_device()
-    except UserError:
-        return Finding("precision", "warn", "not measured: the device cannot be used")
+        yield Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
+    else:
+        yield Finding("device", "ok", state)
     speed = remembered_speed(device)
     rates = f"{speed.bfloat16:.0f} GFLOP/s in bfloat16, {speed.float32:.0f} in float32"
-    return Finding("precision", "ok", f"auto trains in {speed.faster} on this {device.type}: a layer runs {rates}")
+    yield Finding("precision", "ok", f"auto trains in {speed.faster} on this {device.type}: a layer runs {rates}")
 
 
 def check_load() -> Finding:
@@ -124,26 +92,20 @@ def check_cache() -> Finding:
         fault = error.strerror
     if fault:
         return Finding("cache", "problem", f"{folder}: {fault}", "set CONSISTENTEE_CACHE to a folder of yours")
-    state = f"{folder}, {free:.1f} GiB free"
-    if free < 0.5:
-        return Finding("cache", "problem", state, "free some space, or set CONSISTENTEE_CACHE to a larger disk")
-    if free < 3:
-        return Finding("cache", "warn", state, "a large suite may need more; free some space")
-    return Finding("cache", "ok", state)
+    verdict: Literal["ok", "warn", "problem"] = "problem" if free < 0.5 else "warn" if free < 3 else "ok"
+    advice = "" if verdict == "ok" else "free some space, or set CONSISTENTEE_CACHE to a larger disk"
+    return Finding("cache", verdict, f"{folder}, {free:.1f} GiB free", advice)
 
 
 def check_data(data_dir: Path | None) -> Finding:
     """Look at which tasks the data folder holds."""
-    advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
     if data_dir is None:
+        advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
         return Finding("data", "warn", "no folder given", advice)
-    if not data_dir.is_dir():
-        return Finding("data", "problem", f"no folder {data_dir}", advice)
     held = [name for name in list_tasks() if _holds(data_dir, name)]
-    state = f"{data_dir} holds {', '.join(held) or 'no task'}"
     if held:
-        return Finding("data", "ok", state)
-    return Finding("data", "warn", state, "the task files say which layout they expect; see docs/tasks.md")
+        return Finding("data", "ok", f"{data_dir} holds {', '.join(held)}")
+    return Finding("data", "warn", f"{data_dir} holds no task", "see docs/tasks.md for the layout that tasks expect")
 
 
 def _holds(data_dir: Path, task: str) -> bool:
@@ -155,76 +117,49 @@ def _holds(data_dir: Path, task: str) -> bool:
 
 
 def check_hub() -> Finding:
-    """Ask the Hugging Face hub for an answer, of any kind, within seconds."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "warn", "switched off by HF_HUB_OFFLINE", "unset it to fetch from the hub")
+    """Ask the Hugging Face hub about a small model; it is given up within seconds."""
     try:
-        within(HUB_SECONDS, lambda: _ask(constants.ENDPOINT))
-        return Finding("hub", "ok", "reachable")
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-    shipped = ", ".join(name for name, backbone in list_backbones().items() if isinstance(backbone.source, Shipment))
-    return Finding("hub", "warn", f"not reachable ({reason})", f"backbones that need no hub: {shipped}")
+        ask("model_info", "gpt2")
+    except (HubUnreachableError, NotOnHubError) as error:
+        shipped = [name for name, backbone in list_backbones().items() if isinstance(backbone.source, Shipment)]
+        return Finding("hub", "warn", f"not reachable ({error})", f"no hub needed for {', '.join(shipped)}")
+    return Finding("hub", "ok", "reachable")
 
 
-def _ask(address: str) -> None:
-    try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # it answered
-
-
-def check_shipments() -> list[Finding]:
-    """Use every backbone and task that travels in packages and is in the cache; name those that are not fetched yet."""
-    findings = []
+def check_shipments() -> Iterator[Finding]:
+    """Load every backbone and task that travels in packages and is in the cache; name those that are not fetched."""
     for name, backbone in list_backbones().items():
         if isinstance(backbone.source, Shipment):
-            findings.append(_check_shipment("backbone", name, backbone.source, partial(_use_backbone, backbone)))
+            yield _check_shipment(name, backbone.source, partial(_load_backbone, backbone))
     for name in list_tasks():
         if (shipment := task_shipment(name)) is not None:
-            findings.append(_check_shipment("task", name, shipment, partial(_use_task, name)))
-    return findings
+            yield _check_shipment(name, shipment, partial(load_task, name))
 
 
-def _check_shipment(kind: str, name: str, shipment: Shipment, use: Callable[[], str]) -> Finding:
-    subject = f"{kind} {name}"
+def _check_shipment(name: str, shipment: Shipment, load: Callable[[], object]) -> Finding:
     if not is_fetched(shipment):
         advice = f"fetched when needed, or now: consistentee fetch {name}"
-        return Finding(subject, "warn", f"not in the cache, {shipment.size / 2**20:.0f} MiB", advice)
+        return Finding(name, "warn", f"not in the cache, {shipment.size / 2**20:.0f} MiB", advice)
     try:
-        return Finding(subject, "ok", use())
+        load()
     except Exception as error:  # whatever is wrong with it, here it is only reported
         folder = cache_dir() / "unpacked" / shipment.name
-        remedy = f"delete {folder}, then: consistentee fetch {name}"
-        return Finding(subject, "problem", f"cannot be used: {error}", remedy)
+        return Finding(name, "problem", str(error), f"delete {folder}, then: consistentee fetch {name}")
+    return Finding(name, "ok", "in the cache, and can be loaded")
 
 
-def _use_backbone(backbone: Backbone) -> str:
-    """Load a backbone, and classify a text or write a token with it."""
+def _load_backbone(backbone: Backbone) -> object:
     import consistentee as ee
 
     if backbone.kind == "decoder":
-        decoder = ee.MultiExitDecoder.from_backbone(backbone.name)
-        written = ee.generate(decoder, ["The council voted on Tuesday to"], ee.NeverExit(), max_new_tokens=1)
-        return f"loaded, and wrote {written.texts[0]!r}"
-    encoder = ee.MultiExitModel.from_backbone(backbone.name, num_labels=2)
-    ee.classify(encoder, ["a film to see twice"], ee.NeverExit())
-    return "loaded, and classified a text"
-
-
-def _use_task(name: str) -> str:
-    return f"in the cache, {len(load_task(name).test)} test rows"
+        return ee.MultiExitDecoder.from_backbone(backbone.name)
+    return ee.MultiExitModel.from_backbone(backbone.name, num_labels=2)
 
 
 def report(findings: list[Finding]) -> "Table":
     """Return the findings as a table for the terminal."""
-    from rich.text import Text
-
     table = plain_table()
     add_columns(table, "", "what", "state", "what would help")
     for finding in findings:
-        verdict = Text(finding.verdict, style=_COLOURS[finding.verdict])
-        table.add_row(verdict, Text(finding.subject), Text(finding.state), Text(finding.remedy))
+        add_row(table, finding.verdict, finding.subject, finding.state, finding.remedy)
     return table

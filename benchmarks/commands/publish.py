@@ -16,7 +16,6 @@ from benchmarks.store.hashes import write_json
 from benchmarks.store.published import CELL_COLUMN, ROWS_FILES, TIMINGS_FILE
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
 from benchmarks.store.stored_results import (
-    StoredCell,
     StoredResults,
     failure_texts,
     is_published,
@@ -29,23 +28,22 @@ from consistentee.files import PARTIAL, replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-_OPTIONS = {"compression": "zstd", "compression_level": 19, "write_page_checksum": True}
-_ONE_PAGE = 1 << 28  # bytes: texts are alike, and pages are compressed one by one
+_OPTIONS = {
+    "compression": "zstd",
+    "compression_level": 19,
+    "write_page_checksum": True,
+    "data_page_size": 1 << 28,  # one page: texts are alike, and pages are compressed one by one
+}
 
 
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     """Write a run's results as a few Parquet files, with their tables and its figure, and return the files.
 
-    Everything is written next to ``out`` first, and takes its place at once. Other files in ``out``, such as notes, are
-    kept.
+    Everything is written next to ``out``, by default ``results/NAME`` with the name of the run's folder, and takes its
+    place at once. Other files in ``out``, such as notes, are kept.
 
-    Args:
-        run: the folder of a run.
-        out: where to; by default ``results/NAME``, with the name of the run's folder.
-
-    Raises:
-        UserError: the folder is not of a run, something in it cannot be read, or ``out`` holds anything else than
-            published results.
+    Raises UserError if the folder is not of a run, something in it cannot be read, or ``out`` holds anything else than
+    published results.
     """
     out = Path("results") / run.resolve().name if out is None else out
     if is_published(run):
@@ -83,8 +81,12 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
 def _are_equal(
     results: StoredResults[BaseRecord, BaseTimingRecord], published: StoredResults[BaseRecord, BaseTimingRecord]
 ) -> bool:
+    rows = [
+        [frame for cell in of.cells for frame in (cell.predictions(), cell.validation(), cell.study())]
+        for of in (results, published)
+    ]
     return _texts(results) == _texts(published) and all(
-        _have_equal_rows(*cells) for cells in zip(results.cells, published.cells, strict=True)
+        one.equals(other) if one is not None else other is None for one, other in zip(*rows, strict=True)
     )
 
 
@@ -92,23 +94,13 @@ def _texts(results: StoredResults[BaseRecord, BaseTimingRecord]) -> list[str]:
     return [record.model_dump_json() for record in (*(cell.record for cell in results.cells), *results.timings)]
 
 
-def _have_equal_rows(ours: StoredCell[BaseRecord], theirs: StoredCell[BaseRecord]) -> bool:
-    kept = [(cell.predictions(), cell.validation()) for cell in (ours, theirs)]
-    return all(one.equals(other) if one is not None else other is None for one, other in zip(*kept, strict=True))
-
-
 def write_published(
     root: Path, results: StoredResults[BaseRecord, BaseTimingRecord], failures: Mapping[str, str]
 ) -> list[Path]:
     """Write the results of a run, rows included, into a folder that holds none; return the files.
 
-    Args:
-        root: the folder.
-        results: the results.
-        failures: by the folders of cells without a record, the texts of the notes.
-
-    Raises:
-        UserError: the rows of a cell cannot be read.
+    ``failures`` are the texts of the notes, by the folders of cells without a record. Raises UserError if the rows of a
+    cell cannot be read.
     """
     texts = {f"{cell.folder}/{RECORD_FILE}": cell.record.model_dump_json() for cell in results.cells}
     texts |= {f"{folder}/{FAILURE_FILE}": text for folder, text in failures.items()}
@@ -164,8 +156,7 @@ def _narrow(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _write(path: Path, groups: Sequence[pa.Table], use_dictionary: list[str]) -> Path:
-    options = {**_OPTIONS, "use_dictionary": use_dictionary, "data_page_size": _ONE_PAGE}
-    with pq.ParquetWriter(path, groups[0].schema, **options) as writer:
+    with pq.ParquetWriter(path, groups[0].schema, use_dictionary=use_dictionary, **_OPTIONS) as writer:
         for table in groups:
             writer.write_table(table, row_group_size=max(1, len(table)))
     return path

@@ -1,27 +1,25 @@
 """Paper tables by name: which there are, what is missing of ours, running it, and both compared."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.analysis.frames import FULL, Results, load_results, merge
-from benchmarks.analysis.paper_tables import Comparison, paper_csv, paper_table
-from benchmarks.analysis.rendering import to_csv, to_latex, to_markdown, to_terminal
-from benchmarks.analysis.tables import write_text
-from benchmarks.specs.base import BaseSuite, display_name, folder_name
+from benchmarks.analysis.frames import FULL, Results, load_results
+from benchmarks.analysis.paper_tables import Comparison
+from benchmarks.run.pool import Schedule
+from benchmarks.run.sweep import run_suite
+from benchmarks.specs.base import display_name, folder_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite, select_methods
 from benchmarks.store.stored_results import kind_of_results
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
 
 if TYPE_CHECKING:
-    from rich.console import Group
     from rich.table import Table
 
-_RESULTS = Path("results")
+_PUBLISHED = Path("results")
 
 
 def inventory() -> "Table":
@@ -36,127 +34,89 @@ def inventory() -> "Table":
     return shown
 
 
-@dataclass(frozen=True)
-class Reproduction:
-    """A paper's table, and where ours are.
+def run_missing(
+    name: str,
+    backbones: Sequence[str] | None = None,
+    *,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    workers: int = 1,
+    dry_run: bool = False,
+) -> tuple[list[str], list[str]]:
+    """Run what is missing of a table, one backbone after the other, by the suite of the backbone cut to the table.
 
-    Attributes:
-        name: of the table, or of its YAML file.
-        table: the paper's.
-        backbones: ours; None: those that there are records of.
-        out: what runs of it fill, one folder a backbone.
-        results: folders to read instead of ``out`` and of the suites' published results, each curve from the first
-            that has it; None: those.
+    Returns:
+        What failed, a line a cell; and of a dry run, which trains nothing, the plan in lines for people.
     """
+    table = load_paper(name)
+    tasks = tuple(column.task for column in table.columns)
+    failed: list[str] = []
+    plan: list[str] = []
+    for setting in _settings(table, backbones, table.settings):
+        base = load_suite(setting.suite)
+        suite = base.model_copy(
+            update={
+                "name": table.name,
+                "description": table.title,
+                "tasks": tasks,
+                "task_overrides": {task: own for task, own in base.task_overrides.items() if task in tasks},
+                "backbones": (setting.backbone,),
+                "methods": tuple(select_methods(base, [FULL, *_labels(table, setting)])),
+            }
+        )
+        published = _PUBLISHED / base.name
+        outcome = run_suite(
+            suite,
+            out=_folder(table, setting, out),
+            data_dir=data_dir,
+            published_dir=published if kind_of_results(published) else None,
+            schedule=Schedule(workers),
+            dry_run=dry_run,
+        )
+        failed += outcome.failed
+        plan += [f"{setting.backbone}, as suite {setting.suite}:", *outcome.plan]
+    return failed, plan
 
-    name: str
-    table: PaperTable
-    backbones: Sequence[str] | None
-    out: Path
-    results: Sequence[Path] | None
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        backbones: Sequence[str] | None = None,
-        *,
-        out: Path | None = None,
-        results: Sequence[Path] | None = None,
-    ) -> "Reproduction":
-        """Return that of a table by its name, or of a YAML file; ``out`` is ``runs/NAME``. Raises UserError."""
-        table = load_paper(name)
-        return cls(name, table, backbones, Path("runs") / table.name if out is None else out, results)
+def compare_with_ours(
+    name: str, backbones: Sequence[str] | None = None, out: Path | None = None
+) -> tuple[list[Comparison], list[str]]:
+    """Return a paper's table with our records of every backbone, and what could not be read of these.
 
-    def comparisons(self) -> tuple[list[Comparison], list[str]]:
-        """Return the table for every backbone asked for; by default for those that there are records of.
+    Without ``backbones`` these are the backbones that there are records of.
+    """
+    table = load_paper(name)
+    found: list[Comparison] = []
+    faults: dict[str, None] = {}
+    for setting in _settings(table, backbones, (*table.settings, table.paper_setting)):
+        results = _results_of(table, setting, out)
+        command = f"consistentee reproduce {name} --run --backbones {setting.backbone} --data DATA"
+        labels = tuple(_labels(table, setting))
+        found.append(Comparison(table, display_name(setting.backbone), results, labels, command))
+        faults |= dict.fromkeys([] if results is None else results.faults)
+    known = [comparison for comparison in found if comparison.results is not None and comparison.results.cells]
+    return found if backbones is not None else known or found[:1], list(faults)
 
-        Also what could not be read, or compared with the rest. Raises UserError for a folder without results that was
-        asked for.
-        """
-        table, found = self.table, []
-        faults: dict[str, None] = {}
-        for setting in self._settings((*table.settings, table.paper_setting)):
-            results = self._results_of(setting)
-            labels, backbone = _labels(table, setting), display_name(setting.backbone)
-            command = f"consistentee reproduce {self.name} --run --backbones {setting.backbone} --data DATA"
-            found.append(Comparison(table, backbone, results, tuple(labels), command))
-            faults |= dict.fromkeys([] if results is None else results.faults)
-        known = [comparison for comparison in found if comparison.results is not None and comparison.results.cells]
-        return found if self.backbones is not None else known or found[:1], list(faults)
 
-    def run(self, data_dir: Path | None, workers: int = 1, *, dry_run: bool = False) -> tuple[list[str], list[str]]:
-        """Run what is missing, one backbone after the other.
+def _settings(
+    table: PaperTable, backbones: Sequence[str] | None, usual: Sequence[PaperSetting]
+) -> Sequence[PaperSetting]:
+    return usual if backbones is None else [table.setting_for(backbone) for backbone in backbones]
 
-        Returns:
-            What failed, a line a cell; and of a dry run, which trains nothing, the plan in lines for people.
-        """
-        from benchmarks.run.pool import Schedule
-        from benchmarks.run.sweep import run_suite
 
-        failed: list[str] = []
-        plan: list[str] = []
-        for setting, suite, out, published in self._runs():
-            outcome = run_suite(
-                suite,
-                out=out,
-                data_dir=data_dir,
-                published_dir=published,
-                schedule=Schedule(workers),
-                dry_run=dry_run,
-            )
-            failed += outcome.failed
-            plan += [f"{setting.backbone}, as suite {setting.suite}:", *outcome.plan]
-        return failed, plan
+def _folder(table: PaperTable, setting: PaperSetting, out: Path | None) -> Path:
+    return (out or Path("runs") / table.name) / folder_name(setting.backbone)
 
-    def write(self, comparisons: Sequence[Comparison], table_format: str) -> Path:
-        """Write the table in one format, and return the file. Raises UserError for an unknown format."""
-        if table_format not in _FORMATS:
-            raise unknown_name("table format", table_format, _FORMATS)
-        ending = "tex" if table_format == "latex" else table_format
-        path = self.out / f"{self.table.name}.{ending}"
-        write_text(path, _FORMATS[table_format](comparisons))
-        return path
 
-    def _settings(self, unasked: Sequence[PaperSetting]) -> list[PaperSetting]:
-        if self.backbones is None:
-            return list(unasked)
-        return [self.table.setting_for(backbone) for backbone in self.backbones]
-
-    def _runs(self) -> Iterator[tuple[PaperSetting, BaseSuite, Path, Path | None]]:
-        """Yield every backbone, its suite cut to the table, its folder, and what is published of the suite."""
-        for setting in self._settings(self.table.settings):
-            base = load_suite(setting.suite)
-            tasks = tuple(column.task for column in self.table.columns)
-            suite = base.model_copy(
-                update={
-                    "name": self.table.name,
-                    "description": self.table.title,
-                    "tasks": tasks,
-                    "task_overrides": {task: own for task, own in base.task_overrides.items() if task in tasks},
-                    "backbones": (setting.backbone,),
-                    "methods": tuple(select_methods(base, [FULL, *_labels(self.table, setting)])),
-                }
-            )
-            published = _RESULTS / base.name
-            yield setting, suite, self._folder(setting), published if kind_of_results(published) else None
-
-    def _folder(self, setting: PaperSetting) -> Path:
-        return self.out / folder_name(setting.backbone)
-
-    def _results_of(self, setting: PaperSetting) -> Results | None:
-        """Return the records of a backbone: a run begins with what is published, so its folder holds all of it."""
-        places = self.results
-        if places is None:
-            possible = (self._folder(setting), _RESULTS / setting.suite)
-            places = [place for place in possible if kind_of_results(place) == "classification"][:1]
-        tasks, backbone = {column.task for column in self.table.columns}, display_name(setting.backbone)
-        found = []
-        for place in dict.fromkeys(places):
+def _results_of(table: PaperTable, setting: PaperSetting, out: Path | None) -> Results | None:
+    """Return the records of a backbone: a run begins with what is published, so its folder holds all of it."""
+    tasks, backbone = {column.task for column in table.columns}, display_name(setting.backbone)
+    for place in (_folder(table, setting, out), _PUBLISHED / setting.suite):
+        if kind_of_results(place) == "classification":
             results = load_results(place)
-            cells = [c for c in results.cells if c.record.task in tasks and c.record.backbone == backbone]
-            found.append(results.with_cells(cells))
-        return merge(found) if found else None
+            own = [c for c in results.cells if c.record.task in tasks and c.record.backbone == backbone]
+            return results.with_cells(own)
+    return None
 
 
 def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
@@ -167,15 +127,3 @@ def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
     if not labels:
         raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
     return labels
-
-
-def for_terminal(comparisons: Sequence[Comparison]) -> "Group":
-    """Return the tables for a terminal."""
-    return to_terminal([paper_table(comparison) for comparison in comparisons])
-
-
-_FORMATS: dict[str, Callable[[Sequence[Comparison]], str]] = {
-    "md": lambda comparisons: to_markdown([paper_table(comparison) for comparison in comparisons]),
-    "csv": lambda comparisons: to_csv(paper_csv(comparisons)),
-    "latex": lambda comparisons: to_latex([paper_table(comparison) for comparison in comparisons]),
-}

@@ -67,12 +67,11 @@ class Suitability:
 
     Attributes:
         layers: L.
-        tokens: number of tokens of each kind of text.
         by_layer: a row for each kind of text and layer: ``text``, ``layer``, ``agreement`` (share of tokens for which
-            the layer predicts what layer L predicts), ``kl`` (KL(layer L || layer) in nats), ``cosine`` and
-            ``normed_cosine`` (of its states and those of layer L, before and after the final norm).
-        first_agreement: mean over tokens of the first layer that predicts what layer L predicts, by kind of text.
-        saturation_layer: the same for the first layer from which on all agree.
+            the layer predicts what layer L predicts), ``kl`` (KL(layer L || layer) in nats) and ``cosine`` (of its
+            states and those of layer L).
+        summary: a row for each kind of text: ``tokens``, ``first_agreement`` (mean over tokens of the first layer that
+            predicts what layer L predicts) and ``saturation`` (the same of the first layer from which on all agree).
         draft: the cheapest self-speculation on the greedy texts.
         head_in_layers: cost of the LM head in layers, by weights.
         reference_loss: cross-entropy of the references, in nats a token.
@@ -80,10 +79,8 @@ class Suitability:
     """
 
     layers: int
-    tokens: dict[str, int]
     by_layer: pd.DataFrame
-    first_agreement: dict[str, float]
-    saturation_layer: dict[str, float]
+    summary: pd.DataFrame
     draft: Draft
     head_in_layers: float
     reference_loss: float
@@ -92,7 +89,7 @@ class Suitability:
     @property
     def oracle_saves(self) -> float:
         """Layers a token that an oracle would save, which exits at the first layer that agrees with layer L."""
-        return self.layers - self.first_agreement[GREEDY]
+        return self.layers - float(self.summary.loc[GREEDY, "first_agreement"])
 
     @property
     def judgement(self) -> str:
@@ -111,12 +108,7 @@ class Suitability:
 
 
 def measure_suitability(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str] = TEXTS,
-    *,
-    new_tokens: int = 34,
-    progress: bool = False,
+    model: Any, tokenizer: Any, texts: Sequence[str] = TEXTS, *, new_tokens: int = 34, progress: bool = False
 ) -> Suitability:
     """Measure a stock causal language model; it is not changed.
 
@@ -146,18 +138,22 @@ def measure_suitability(
             pad_token_id=tokenizer.pad_token_id or 0,
         )[0]
         measured[GREEDY].append(reader.read(own, prompt))
-        reference = reader.read(tokens, prompt)
-        measured[REFERENCE].append(reference)
-        losses.append(functional.cross_entropy(reference.last_logits, tokens[prompt:], reduction="none"))
-    agreements = {
-        kind: np.concatenate([reading.agrees for reading in parts], axis=1) for kind, parts in measured.items()
-    }
+        measured[REFERENCE].append(reader.read(tokens, prompt))
+        logits = measured[REFERENCE][-1].last_logits
+        losses.append(functional.cross_entropy(logits, tokens[prompt:], reduction="none"))
+    by_layer, summary = [], {}
+    for kind, parts in measured.items():
+        agrees, kl, cosine = (
+            np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("agrees", "kl", "cosine")
+        )
+        means = {"agreement": agrees.mean(axis=1), "kl": kl.mean(axis=1), "cosine": cosine.mean(axis=1)}
+        by_layer.append(pd.DataFrame({"text": kind, "layer": np.arange(1, reader.layers + 1), **means}))
+        first, saturation = agrees.argmax(axis=0) + 1, saturation_layers(agrees)
+        summary[kind] = {"tokens": len(first), "first_agreement": first.mean(), "saturation": saturation.mean()}
     return Suitability(
         layers=reader.layers,
-        tokens={kind: agrees.shape[1] for kind, agrees in agreements.items()},
-        by_layer=pd.concat([_by_layer(kind, parts) for kind, parts in measured.items()], ignore_index=True),
-        first_agreement={kind: float(agrees.argmax(axis=0).mean()) + 1 for kind, agrees in agreements.items()},
-        saturation_layer={kind: float(saturation_layers(agrees).mean()) for kind, agrees in agreements.items()},
+        by_layer=pd.concat(by_layer, ignore_index=True),
+        summary=pd.DataFrame.from_dict(summary, orient="index"),
         draft=best_draft([reading.agrees for reading in measured[GREEDY]], reader.head_in_layers),
         head_in_layers=reader.head_in_layers,
         reference_loss=float(torch.cat(losses).mean()),
@@ -209,16 +205,7 @@ class _Readings:
     agrees: np.ndarray
     kl: np.ndarray
     cosine: np.ndarray
-    normed_cosine: np.ndarray
     last_logits: Tensor
-
-
-def _by_layer(kind: str, parts: Sequence[_Readings]) -> pd.DataFrame:
-    def mean(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts], axis=1).mean(axis=1)
-
-    means = {"agreement": mean("agrees"), **{name: mean(name) for name in ("kl", "cosine", "normed_cosine")}}
-    return pd.DataFrame({"text": kind, "layer": np.arange(1, len(means["kl"]) + 1), **means})
 
 
 class _LayerReader:
@@ -245,11 +232,10 @@ class _LayerReader:
         """Read the predictions of every layer for the tokens after a prompt: tokens [T], T - prompt of them."""
         states, logits = self._states(tokens)
         states, logits = states[:, prompt - 1 : -1].float(), logits[prompt - 1 : -1].float()
-        normed = self.norm(states.to(self.head.weight.dtype)).float()
         last, answer = logits.log_softmax(dim=-1), logits.argmax(dim=-1)
         agrees, kl = [], []
-        for layer in normed.to(self.head.weight.dtype):
-            said = self.head(layer).float()
+        for normed in self.norm(states.to(self.head.weight.dtype)):
+            said = self.head(normed).float()
             agrees.append(said.argmax(dim=-1) == answer)
             kl.append(functional.kl_div(said.log_softmax(dim=-1), last, log_target=True, reduction="none").sum(dim=-1))
         if not bool(agrees[-1].all()) or float(kl[-1].max()) > _SAME:
@@ -258,7 +244,6 @@ class _LayerReader:
             torch.stack(agrees).cpu().numpy(),
             torch.stack(kl).cpu().numpy(),
             functional.cosine_similarity(states, states[-1:], dim=-1).cpu().numpy(),
-            functional.cosine_similarity(normed, normed[-1:], dim=-1).cpu().numpy(),
             logits,
         )
 
