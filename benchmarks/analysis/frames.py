@@ -80,7 +80,11 @@ class Results:
     def knobs(self) -> pd.DataFrame:
         """A line for every knob of every cell."""
         lines = [line for number, record in enumerate(self.records) for line in _knob_lines(number, record)]
-        return _with_speedups(pd.DataFrame(lines), self.times)
+        knobs = pd.DataFrame(lines)
+        for name in ("layers", "score", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
+            if name not in knobs:
+                knobs[name] = np.nan
+        return _with_clocks(knobs, self.times)
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -365,7 +369,7 @@ def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
         if isinstance(record, CellRecord):
             line |= _test_of_instances(record, place, hull, points.get(validation.knob))
         elif validation.knob in points:
-            line |= _test_of_texts(points[validation.knob][1])
+            line |= _test_of_texts(points[validation.knob][1], record.metric)
         yield line
 
 
@@ -388,9 +392,10 @@ def _test_of_instances(record: CellRecord, place: int, hull: Mapping[int, Any], 
     return line
 
 
-def _test_of_texts(point: Any) -> _Line:
+def _test_of_texts(point: Any, metric: str) -> _Line:
     means = {**point.scores, TO_FULL: point.full_text_score, MATCH: point.token_match}
     line: _Line = {name: mean.value for name, mean in means.items()}
+    line["score"] = line[metric]
     line |= {
         f"{name}_{bound}": value
         for name, mean in means.items()
@@ -459,30 +464,20 @@ def _with_stock(times: pd.DataFrame) -> pd.DataFrame:
     return times.merge(stock, on=by_round, how="left")
 
 
-def speedups_of(times: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return the speed-up at each batch size, rows in step: the median over rounds of stock / here, by some columns."""
-    in_step = times[~times["regroups"].astype(bool)]
-    ratios = (in_step["stock_seconds"] / in_step["seconds"]).rename("ratio")
-    found = pd.concat([in_step[[*by, "batch_size"]], ratios], axis=1).groupby([*by, "batch_size"])["ratio"].median()
-    return found.unstack().rename(columns=lambda size: f"speedup_b{size}").rename_axis(columns=None)
-
-
 def first_timings(times: pd.DataFrame) -> pd.DataFrame:
     """Keep of every knob the first timing that has it: the latest one, in the order of the store."""
-    of_cells = times[times["key"] != ""]
-    return of_cells[of_cells["timing"] == of_cells.groupby(["key", "knob"])["timing"].transform("min")]
+    return times[times["timing"] == times.groupby(["key", "knob"])["timing"].transform("min")]
 
 
-def _with_speedups(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
-    for name in ("layers", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
-        if name not in knobs:
-            knobs[name] = np.nan
-    if "score" not in knobs:
-        knobs["score"] = [line.get(line["metric"], np.nan) for line in knobs.to_dict("records")]
-    found = first_timings(times)
-    if found.empty:
+def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
+    """Add the medians over rounds, rows in step: ``speedup_b1`` (stock model / here), ``seconds_b1`` and so on."""
+    timed = first_timings(times[(times["key"] != "") & ~times["regroups"].astype(bool)])
+    if timed.empty:
         return knobs
-    return knobs.merge(speedups_of(found, ["key", "knob"]).reset_index(), on=["key", "knob"], how="left")
+    timed = timed.assign(speedup=timed["stock_seconds"] / timed["seconds"])
+    clocks = timed.groupby(["key", "knob", "batch_size"])[["speedup", "seconds"]].median().unstack()
+    clocks.columns = [f"{name}_b{size}" for name, size in clocks.columns]
+    return knobs.merge(clocks.reset_index(), on=["key", "knob"], how="left")
 
 
 def _texts(columns: Columns, name: str, measure: str | None) -> Answers | None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 MISSING = "n/a"
-STOCK = "stock generate"
 MOST_LINES = 100
 """Lines of ``table.md``, a page that people read."""
 OVER_NOTE = "†: even the cheapest knob costs more than the budget."
