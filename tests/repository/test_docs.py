@@ -14,7 +14,7 @@ import benchmarks
 import consistentee as ee
 import consistentee.signals
 import consistentee.training
-from benchmarks.analysis.tables import load_leaderboard, render
+from benchmarks.analysis.tables import load_folders, render
 from benchmarks.cli import app
 from benchmarks.commands.own_methods import write_method
 from benchmarks.run import pool
@@ -70,7 +70,7 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quic
     assert "all checks pass" in printed["check-method"]
     assert "Gate" in printed["table"]
     assert list(Path("runs/quick").glob("*.png"))
-    found = load_leaderboard([Path("runs/quick")])
+    found = load_folders([Path("runs/quick")])
     assert {"Gate", "calm-softmax"} <= set(found.labels_to_compare)
     assert "| Gate | confidence=" in render(found, "all")
 
