@@ -169,18 +169,12 @@ def mixture_at(budget: float, costs: ArrayLike, scores: ArrayLike) -> Mixture:
     return _exactly(budget, cost, cost, hull, np.arange(cost.size))
 
 
-def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") -> pd.DataFrame:
+def _mixtures(results: Results, speedups: Sequence[float], cost: str) -> pd.DataFrame:
     """Choose a mixture for every task, label, seed and speed-up.
 
-    Args:
-        results: of one kind.
-        speedups: budgets, as full cost / cost.
-        cost: ``layers``; or a column of ``knobs`` with ratios full cost / cost.
-
-    Returns:
-        A line for each, with ``mixture`` and ``halves``, the mixtures that each half of the prompts is scored at (in
-        classification, the same twice), whose numbers are lines of ``knobs``; ``halved``: whether halves have
-        chosen for each other, and ``deepest`` is the line of full depth.
+    Return a line for each, with ``mixture`` and ``halves``, the mixtures that each half of the prompts is scored at (in
+    classification, the same twice), whose numbers are lines of ``knobs``; ``halved``: whether halves have chosen for
+    each other, and ``deepest`` is the line of full depth.
     """
     knobs, in_layers, of_texts = results.knobs, cost == "layers", results.kind == "generation"
     lines: list[dict[str, Any]] = []
@@ -198,20 +192,15 @@ def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") 
         halved = texts is not None and len(texts[0]) > 1
         # Prompts 0, 2, ... are scored at what 1, 3, ... have chosen, and the reverse.
         chosen_by = [texts[1][:, half::2].mean(axis=1) for half in (1, 0)] if halved and texts else []
-        hull, *of_halves = [
-            _to_full_depth(concave_hull(costs, scores), costs, deepest) for scores in (quality, *chosen_by)
-        ]
+        hulls = [concave_hull(costs, scores) for scores in (quality, *chosen_by)]
+        # Full depth is the last vertex, with which a method below a budget is mixed.
+        hulls = [np.append(h, deepest) if costs[deepest] > costs[h[-1]] + ROUNDING else h for h in hulls]
         full_cost = float(group["num_layers"].iloc[0]) if in_layers else 1.0
         for speedup in speedups:
-            mixture, *halves = [_exactly(full_cost / speedup, costs, paid, one, index) for one in (hull, *of_halves)]
+            mixture, *halves = [_exactly(full_cost / speedup, costs, paid, hull, index) for hull in hulls]
             chosen = (speedup, mixture, halves or [mixture, mixture], halved, index[deepest])
             lines.append(dict(zip(columns, (*key, *chosen), strict=True)))
     return pd.DataFrame(lines, columns=columns)
-
-
-def _to_full_depth(hull: NDArray[np.intp], costs: Floats, deepest: int) -> NDArray[np.intp]:
-    """Add full depth as the last vertex of a hull, with which a method below a budget is mixed."""
-    return np.append(hull, deepest) if costs[deepest] > costs[hull[-1]] + ROUNDING else hull
 
 
 def _exactly(budget: float, costs: Floats, paid: Floats, hull: NDArray[np.intp], index: NDArray[np.intp]) -> Mixture:
@@ -247,9 +236,10 @@ class EqualCost:
     """Every method of some results at equal cost.
 
     Args:
-        results: what is compared.
-        speedups: budgets; by default those of the kind.
-        cost, measure: see :func:`mixtures` and :meth:`Results.answers`.
+        results: what is compared, of one kind.
+        speedups: budgets, as full cost / cost; by default those of the kind.
+        cost: ``layers``; or a column of ``knobs`` with ratios full cost / cost.
+        measure: see :meth:`Results.answers`.
     """
 
     def __init__(
@@ -262,10 +252,8 @@ class EqualCost:
     ) -> None:
         self.results, self.measure = results, measure
         self.speedups = tuple(results.speedups if speedups is None else speedups)
-        self._mixtures = mixtures(results, self.speedups, cost)
-        self._resamples: dict[Task, dict[tuple[str, float, int], Floats]] = {}
-        self._samples: dict[tuple[Task, str, float, tuple[int, ...]], Floats] = {}
-        self._against: dict[tuple[Task, str, float], int | None] = {}
+        self._mixtures = _mixtures(results, self.speedups, cost)
+        self._ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
 
     @property
     def middle(self) -> float:
@@ -274,80 +262,73 @@ class EqualCost:
 
     @cached_property
     def per_seed(self) -> pd.DataFrame:
-        """Compute the points of every label on every task with every seed.
+        """The points of every label on every task with every seed.
 
-        Columns besides those of :func:`mixtures`: ``score``, ``points`` (score minus the full model's of the same seed,
-        as a share: 0.01 is a point), ``own_last_exit`` (points against it), ``full``, ``layers`` of test rows,
-        ``reach``, and ratios full model / here: ``flops_ratio``, ``speedup_b1``, ....
+        Columns: ``task``, ``backbone``, ``label``, ``seed``, ``speedup``, ``score``, ``points`` (score minus the full
+        model's of the same seed, as a share: 0.01 is a point), ``own_last_exit`` (points against it), ``full``,
+        ``layers`` of test rows, ``reach``, and ratios full model / here: ``flops_ratio``, ``speedup_b1``, ....
         """
         frame, results = self._mixtures, self.results
-        at_full_depth = results.column("validation_layers") >= results.column("num_layers")
         score = results.column(self.measure or "score").astype(float)
-
-        def on_test_rows(values: Floats) -> Floats:
-            if frame.empty:
-                return np.empty(0)
-            return np.mean([_mixed(halves, values) for halves in zip(*frame["halves"], strict=True)], axis=0)
-
-        full = self.results.full_scores(self.measure).to_dict()
+        full = results.full_scores(self.measure).to_dict()
         keys = zip(frame["task"], frame["backbone"], frame["seed"], strict=True)
-        found = frame.assign(
+        found = frame[[*CURVE, "seed", "speedup"]].assign(
             score=[self._score(line) for line in frame.to_dict("records")],
             full=np.array([full.get(key, full.get((*key[:2], -1), np.nan)) for key in keys], dtype=float),
-            layers=on_test_rows(results.column("layers")),
+            layers=self._on_test_rows(results.column("layers")),
             reach=[mixture.reach for mixture in frame["mixture"]],
         )
         found["points"] = found["score"] - found["full"]
         found["own_last_exit"] = found["score"] - score[frame["deepest"].to_numpy(int)]
-        for name in (n for n in results.knobs if str(n).startswith(("flops_ratio", "speedup_b"))):
+        at_full_depth = results.column("validation_layers") >= results.column("num_layers")
+        for name in self._ratios:
             values = results.column(name)
             # Full depth that was not counted or timed counts as the full model.
             shares = 1 / np.where(np.isnan(values) & at_full_depth, 1.0, values)
-            found[name] = 1 / (on_test_rows(shares) if name == "flops_ratio" else _mixed(frame["mixture"], shares))
+            mixed = self._on_test_rows(shares) if name == "flops_ratio" else _mixed(frame["mixture"], shares)
+            found[name] = 1 / mixed
         return found
+
+    def _on_test_rows(self, values: Floats) -> Floats:
+        """Mix values of the lines of ``knobs``; each half of the prompts counts half."""
+        halves = self._mixtures["halves"]
+        return (_mixed(halves.str[0], values) + _mixed(halves.str[1], values)) / 2
 
     def _metric(self, knob: int) -> str:
         if self.results.kind == "generation":
             return statistics.MEAN_BY_SIZE if self.measure == NATS else statistics.MEAN
         return str(self.results.column("metric")[knob])
 
-    def _score(self, line: Mapping[str, Any]) -> float:
+    def _score(self, line: Mapping[Any, Any]) -> float:
         """Score a mixture on the weighted sample of both knobs' answers; of means over rows, that is their mixture."""
         mixture = line["mixture"]
         metric = self._metric(mixture.first)
-        texts = self._texts(line) if line["halved"] else None
-        if texts is not None:
-            return statistics.score_of_mixture(metric, texts[0], (texts[1], texts[1]))
-        rows = None
-        if metric not in ("accuracy", statistics.MEAN, statistics.MEAN_BY_SIZE) and mixture.first != mixture.second:
-            rows = self.results.answers_at([mixture.first, mixture.second])
+        of_means = metric in ("accuracy", statistics.MEAN, statistics.MEAN_BY_SIZE) or mixture.first == mixture.second
+        rows = self._answers(line) if line["halved"] or not of_means else None
         if rows is None:
             return mixture.of(self.results.column(self.measure or "score"))
         return statistics.score_of_mixture(metric, rows[0], (rows[1][0], rows[1][1]), mixture.weight)
 
-    def _texts(self, line: Mapping[str, Any]) -> Answers | None:
-        """Return labels and scores of prompts, each half at the mixture that the other half has chosen."""
-        knobs = sorted({knob for mixture in line["halves"] for knob in (mixture.first, mixture.second)})
-        rows = self.results.answers_at(knobs, self.measure)
-        if rows is None:
-            return None
-        at, mixed = dict(zip(knobs, rows[1], strict=True)), np.empty(len(rows[0]))
+    def _answers(self, line: Mapping[Any, Any]) -> Answers | None:
+        """Return labels [N] and the answers [2, N] that are mixed; of halves, twice the scores of mixed prompts."""
+        mixture, knobs = line["mixture"], [knob for half in line["halves"] for knob in (half.first, half.second)]
+        rows = self.results.answers_at(knobs if line["halved"] else knobs[:2], self.measure)
+        if rows is None or not line["halved"]:
+            return rows
+        mixed = np.empty(len(rows[0]))
         for half, mixture in enumerate(line["halves"]):
-            both = mixture.weight * at[mixture.first] + (1 - mixture.weight) * at[mixture.second]
-            mixed[half::2] = both[half::2]
-        return rows[0], mixed
+            first, second = rows[1][2 * half : 2 * half + 2, half::2]
+            mixed[half::2] = mixture.weight * first + (1 - mixture.weight) * second
+        return rows[0], np.stack([mixed, mixed])
 
+    @cached_property
     def by_task(self) -> pd.DataFrame:
-        """Average over seeds: a line for every task, label and speed-up.
+        """The means over seeds: a line for every task, label and speed-up.
 
         Columns: ``score``, ``full``, ``points``, ``own_last_exit``, ``layers``, ``kept`` (score as a share of the full
         model's), ``seeds``, ``over``, ``under``, ``flops_ratio`` (NaN unless known of all seeds) and ``speedup_b1``,
         ... (of the seeds that were timed), geometric means.
         """
-        return self._by_task.copy()
-
-    @cached_property
-    def _by_task(self) -> pd.DataFrame:
         ratios = self._ratios
         frame = self.per_seed.assign(
             over=self.per_seed["reach"] == Reach.OVER,
@@ -364,76 +345,71 @@ class EqualCost:
             found["flops_ratio"] = found["flops_ratio"].where(groups["flops_ratio"].count() == groups.size())
         return found.reset_index()
 
-    @property
-    def _ratios(self) -> list[str]:
-        return [str(name) for name in self.per_seed if str(name).startswith(("flops_ratio", "speedup_b"))]
-
     def samples(self, task: Task, label: str, speedup: float, seeds: Collection[int] | None = None) -> Floats | None:
         """Return bootstrap samples of the points of a label on a task, over rows and seeds: [RESAMPLES].
 
         The same rows and seeds are drawn for all labels of a task, so that differences are paired. None where the
         answers of some knob, or of the full model with the same seed, were not kept, and for a score of ranks.
         """
-        if task not in self._resamples:
-            self._resamples[task] = self._resampled(task)
-        wanted = tuple(seed for seed in self._seeds.get((*task, label), []) if seeds is None or seed in seeds)
-        known = [self._resamples[task].get((label, speedup, seed)) for seed in wanted]
+        wanted = [seed for seed in self._seeds.get((*task, label), []) if seeds is None or seed in seeds]
+        known = [self._samples.get((*task, label, speedup, seed)) for seed in wanted]
         found = [one for one in known if one is not None]
         if not found or len(found) < len(known):
             return None
-        key = (task, label, speedup, wanted)
-        if key not in self._samples:
-            drawn = crc32(f"{task[0]} {task[1]}".encode())
-            self._samples[key] = statistics.mean_over_drawn_seeds(np.stack(found, axis=1), seed=drawn)
-        return self._samples[key]
+        return statistics.mean_over_drawn_seeds(np.stack(found), seed=crc32(f"{task[0]} {task[1]}".encode()))
 
     @cached_property
     def _seeds(self) -> dict[Any, list[int]]:
         return {key: sorted(set(seeds)) for key, seeds in self._mixtures.groupby(CURVE)["seed"]}
 
-    def _resampled(self, task: Task) -> dict[tuple[str, float, int], Floats]:
-        """Compute the samples of all labels, speed-ups and seeds of a task by one matrix product."""
-        of_task = (self._mixtures["task"] == task[0]) & (self._mixtures["backbone"] == task[1])
-        lines = self._mixtures[of_task].to_dict("records")
-        answers: dict[Any, Answers | None] = {}
-        parts: list[tuple[Any, Any, Any, float]] = []
-        for line in lines:
-            mixture, curve = line["mixture"], (line["label"], line["speedup"], line["seed"])
-            if line["halved"]:
-                answers[curve] = self._texts(line)
-                parts.append((curve, curve, curve, 1.0))
-            else:
-                knobs = mixture.first, mixture.second
-                answers |= {k: self.results.answers(k, self.measure) for k in knobs if k not in answers}
-                parts.append((curve, *knobs, mixture.weight))
-        full_models = {("full", line["seed"]) for line in lines}
-        answers |= {key: self.results.full_answers(task, key[1], self.measure) for key in full_models}
-        known = {key: rows for key, rows in answers.items() if rows is not None}
-        if not known:
+    @cached_property
+    def _samples(self) -> dict[tuple[Any, ...], Floats]:
+        """Bootstrap samples of the points of every task, backbone, label, speed-up and seed."""
+        found: dict[tuple[Any, ...], Floats] = {}
+        for task, own in self._mixtures.groupby(TASK, sort=False):
+            found |= self._resampled(task, own.to_dict("records"))
+        return found
+
+    def _resampled(self, task: Task, lines: Sequence[Mapping[Any, Any]]) -> dict[tuple[Any, ...], Floats]:
+        """Compute the samples of a task by one matrix product."""
+        answers = {seed: self.results.full_answers(task, seed, self.measure) for seed in {x["seed"] for x in lines}}
+        full = {seed: rows for seed, rows in answers.items() if rows is not None}
+        if not full:
             return {}
-        labels, metric = next(iter(known.values()))[0], self._metric(lines[0]["mixture"].first)
-        known = {key: rows for key, rows in known.items() if np.array_equal(labels, rows[0])}
+        metric, labels = self._metric(lines[0]["mixture"].first), next(iter(full.values()))[0]
         if not statistics.can_resample(metric, labels):
             return {}
-        predictions = np.stack([rows[1] for rows in known.values()])
-        terms = statistics.resampled_terms(metric, labels, predictions, resamples=RESAMPLES)
-        by_rule = dict(zip(known, terms, strict=True))
-        full = {key: statistics.score_of_terms(metric, by_rule[key]) for key in by_rule if key in full_models}
-        return {
-            curve: statistics.score_of_terms(metric, weight * by_rule[first] + (1 - weight) * by_rule[second])
-            - full["full", curve[2]]
-            for curve, first, second, weight in parts
-            if first in by_rule and second in by_rule and ("full", curve[2]) in full
-        }
+        terms = {seed: statistics.terms_of(metric, labels, rows[1]) for seed, rows in full.items()}
+        for line in lines:
+            rows = self._answers(line) if line["seed"] in full else None
+            if rows is not None and np.array_equal(rows[0], labels) and np.array_equal(full[line["seed"]][0], labels):
+                first, second = (statistics.terms_of(metric, labels, one) for one in rows[1])
+                weight = line["mixture"].weight
+                terms[line["label"], line["speedup"], line["seed"]] = weight * first + (1 - weight) * second
+        scores = statistics.resampled_scores(metric, np.stack(list(terms.values())), resamples=RESAMPLES)
+        by_curve = dict(zip(terms, scores, strict=True))
+        return {(*task, *key): found - by_curve[key[-1]] for key, found in by_curve.items() if isinstance(key, tuple)}
 
     def with_intervals(self, found: pd.DataFrame) -> pd.DataFrame:
-        """Add ``low`` and ``high``, the 95% interval of the points, to lines of :meth:`by_task`."""
-        samples = [
-            self.samples((line["task"], line["backbone"]), line["label"], line["speedup"])
-            for line in found.to_dict("records")
-        ]
+        """Add ``low`` and ``high``, the 95% interval of the points, to lines of :attr:`by_task`."""
+        keys = found[[*CURVE, "speedup"]].itertuples(index=False)
+        samples = [self.samples((task, backbone), label, speedup) for task, backbone, label, speedup in keys]
         bounds = [(np.nan, np.nan) if sample is None else interval(sample) for sample in samples]
         return found.assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
+
+    def against_static(self, found: pd.DataFrame) -> list[float]:
+        """Compare lines of :attr:`by_task` with a static exit: 1 significantly better, -1 worse, else 0; NaN unknown.
+
+        What costs more than the budget is never better.
+        """
+        static = next(iter(labels_of_role(self.results.methods, STATIC)), "")
+        signs = []
+        for task, backbone, label, speedup, over in found[[*CURVE, "speedup", "over"]].itertuples(index=False):
+            known = label != static and (task, backbone, static) in self._seeds
+            samples = self.difference((task, backbone), label, static, speedup)[1] if known else None
+            low, high = (np.nan, np.nan) if samples is None else interval(samples)
+            signs.append(np.nan if samples is None else int(low > 0 and not over) - int(high < 0))
+        return signs
 
     @cached_property
     def compared(self) -> list[Task]:
@@ -451,55 +427,48 @@ class EqualCost:
         in percent, ``tasks``, ``seeds`` (of the task with fewest), ``layers``, ``over``, ``better_than_static`` and
         ``worse_than_static`` (on how many tasks, significantly), and geometric means of measured ratios.
         """
-        found = self.by_task()
+        found = self.by_task
         of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
         found = found[of_compared & found["label"].isin(self.results.labels_to_compare)]
-        complete = found.groupby("label")[TASK[0]].transform("size") == len(self.compared) * len(self.speedups)
-        groups = found[complete].rename(columns={"label": "method", "speedup": "budget"}).groupby(["method", "budget"])
+        found = found[found.groupby("label")["task"].transform("size") == len(self.compared) * len(self.speedups)]
+        found = found.assign(sign=self.against_static(found)).rename(columns={"label": "method", "speedup": "budget"})
+        groups = found.groupby(["method", "budget"])
         means = 100 * groups[["points", "own_last_exit", "score"]].mean()
         means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean(skipna=False))
         means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
         means["layers"], means["over"] = groups["layers"].mean(), groups["over"].any()
         for name in self._ratios:
             means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
+        bounds = [self._bounds(label, budget) for label, budget in means.index]
+        means[["low", "high", "low_tasks", "high_tasks"]] = np.array(bounds, dtype=float).reshape(-1, 4)
+        for name, sign in (("better_than_static", 1), ("worse_than_static", -1)):
+            tasks = (found["sign"] == sign).groupby([found["method"], found["budget"]]).sum()
+            means[name] = tasks.where(groups["sign"].count() == means["tasks"])
         means = means.reset_index()
-        return self._ordered(means.assign(**self._intervals(means), **self._against_static(means)))
-
-    def _ordered(self, means: pd.DataFrame) -> pd.DataFrame:
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
         middle = middle.sort_values(["over", "points"], ascending=[True, False], kind="stable")
         place = {label: number for number, label in enumerate(middle["method"])}
-        order = means.assign(place=means["method"].map(place)).sort_values(["place", "budget"])
+        order = means.assign(place=means["method"].map(place)).sort_values(["place", "budget"]).drop(columns="place")
         first = ["method", "budget", "points", "low", "high", "low_tasks", "high_tasks", "own_last_exit", "score"]
-        return order[[*first, *(n for n in means if n not in first)]].reset_index(drop=True)
+        return order[[*first, *(name for name in order if name not in first)]].reset_index(drop=True)
 
-    def _intervals(self, means: pd.DataFrame) -> dict[str, list[float]]:
-        """Compute the intervals over these tasks, and over any task: tasks are resampled as well."""
-        bounds: dict[str, list[float]] = {"low": [], "high": [], "low_tasks": [], "high_tasks": []}
-        for label, budget in zip(means["method"], means["budget"], strict=True):
-            samples = self._task_samples(label, budget)
-            here, anywhere = (
-                (np.nan, np.nan) if one is None else interval(100 * one)
-                for one in (None if samples is None else samples.mean(axis=0), statistics.over_any_task(samples))
-            )
-            for name, bound in zip(bounds, (*here, *anywhere), strict=True):
-                bounds[name].append(bound)
-        return bounds
-
-    def _task_samples(self, label: str, budget: float) -> Floats | None:
-        """Return the samples of a label on every compared task, [tasks, resamples]; None if some are unknown."""
-        samples = [self.samples(task, label, budget) for task in self.compared]
-        known = [one for one in samples if one is not None]
-        return np.stack(known) if known and len(known) == len(samples) else None
-
-    def common_seeds(self, task: Task, first: str, second: str) -> list[int]:
-        """Return the seeds that both of two labels have on a task; all of both if there are none."""
-        one, other = set(self._seeds.get((*task, first), [])), set(self._seeds.get((*task, second), []))
-        return sorted(one & other or one | other)
+    def _bounds(self, label: str, budget: float) -> tuple[float, float, float, float]:
+        """Compute the interval over the compared tasks and that over any task; NaN if some samples are unknown."""
+        known = [x for task in self.compared if (x := self.samples(task, label, budget)) is not None]
+        if not known or len(known) < len(self.compared):
+            return np.nan, np.nan, np.nan, np.nan
+        samples = np.stack(known)
+        any_task = statistics.over_any_task(samples)
+        anywhere = (np.nan, np.nan) if any_task is None else interval(100 * any_task)
+        return *interval(100 * samples.mean(axis=0)), *anywhere
 
     def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Floats | None]:
-        """Return the points of the first label minus the second's on a task, of the seeds of both, and its samples."""
-        seeds = self.common_seeds(task, first, second)
+        """Return the points of the first label minus the second's on a task, and its samples.
+
+        They are of the seeds that both have, or of all seeds of both if there are none.
+        """
+        one, other = set(self._seeds.get((*task, first), [])), set(self._seeds.get((*task, second), []))
+        seeds = sorted(one & other or one | other)
         means = [
             np.mean([self._points[key] for seed in seeds if (key := (*task, label, budget, seed)) in self._points])
             for label in (first, second)
@@ -510,34 +479,7 @@ class EqualCost:
 
     @cached_property
     def _points(self) -> dict[Any, float]:
-        return self.per_seed.set_index(["task", "backbone", "label", "speedup", "seed"])["points"].to_dict()
-
-    def against_static(self, task: Task, label: str, budget: float) -> int | None:
-        """Return 1 or -1 if a label is significantly better or worse than a static exit, else 0; None if unknown.
-
-        What costs more than the budget is never better.
-        """
-        key = (task, label, budget)
-        if key not in self._against:
-            static = next(iter(labels_of_role(self.results.methods, STATIC)), None)
-            known = static is not None and label != static and (*task, static) in self._seeds
-            samples = self.difference(task, label, str(static), budget)[1] if known else None
-            low, high = (np.nan, np.nan) if samples is None else interval(samples)
-            over = self._over.get((*task, label, budget), False)
-            self._against[key] = None if samples is None else int(low > 0 and not over) - int(high < 0)
-        return self._against[key]
-
-    @cached_property
-    def _over(self) -> dict[Any, bool]:
-        return self.by_task().set_index(["task", "backbone", "label", "speedup"])["over"].to_dict()
-
-    def _against_static(self, means: pd.DataFrame) -> dict[str, list[float]]:
-        found = [
-            [self.against_static(task, label, budget) for task in self.compared]
-            for label, budget in zip(means["method"], means["budget"], strict=True)
-        ]
-        counts = {"better_than_static": 1, "worse_than_static": -1}
-        return {name: [np.nan if None in one else one.count(sign) for one in found] for name, sign in counts.items()}
+        return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
 
     def contrasts(self, pairs: Sequence[tuple[str, str]], budget: float | None = None) -> pd.DataFrame:
         """Test pairs of labels at one budget, means over tasks, corrected for their number by Holm's procedure.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    Panels = tuple[Figure, list[Axes]]
+
 TEXT_WIDTH = 7.0
 """Width of the text of a paper, in inches."""
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C5A2B")
@@ -68,7 +70,7 @@ def ranked_labels(results: Results) -> list[str]:
     """Return labels by their points at the middle budget, those that some task lacks last."""
     comparison = comparison_of(results)
     complete = list(dict.fromkeys(comparison.headline["method"]))
-    middle = comparison.by_task()
+    middle = comparison.by_task
     middle = middle[middle["speedup"] == comparison.middle].groupby("label")["points"].mean()
     others = middle.drop([x for x in complete if x in middle]).sort_values(ascending=False, kind="stable").index
     return [*complete, *(label for label in others if label in results.labels_to_compare)]
@@ -85,7 +87,7 @@ def dense_curves(results: Results) -> pd.DataFrame:
 
     Columns: those of :meth:`EqualCost.by_task` and :func:`with_costs`, and ``panel``: the task, or ``mean of N tasks``.
     """
-    found = EqualCost(results, _DENSE).by_task()
+    found = EqualCost(results, _DENSE).by_task
     found = found[found["label"].isin(results.labels_to_compare) & ~found["over"]]
     names, tasks = task_names(results.tasks.index), comparison_of(results).compared
     found["panel"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
@@ -132,28 +134,22 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
     """Count the test rows of all seeds by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
     total = None
     for knob in chosen:
-        columns = results.predictions(int(results.column("cell")[knob]))
-        exits = f"exit_layer_{results.column('point')[knob]:.0f}"
-        layers = [] if columns is None else [name for name in columns if str(name).startswith("layer_prediction_")]
-        if columns is None or exits not in columns or not layers:
+        columns = results.predictions(int(results.column("cell")[knob])) or {}
+        exits = columns.get(f"exit_layer_{results.column('point')[knob]:.0f}")
+        layers = [answers for name, answers in columns.items() if name.startswith("layer_prediction_")]
+        if exits is None or not layers:
             return None
-        memorized = memorized_layers(columns[layers].to_numpy() == columns[["label"]].to_numpy())
+        memorized = memorized_layers(np.stack([answers == columns["label"] for answers in layers], axis=1))
         size = max(len(layers), len(results.column("exit_histogram")[knob]))
         total = np.zeros((len(layers), size)) if total is None else total
-        np.add.at(total, (memorized - 1, columns[exits] - 1), 1)
+        np.add.at(total, (memorized - 1, exits - 1), 1)
     return total
 
 
 def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the smallest layer from which on every classifier is right, and L where the last one is wrong.
+    """Return the Memorized Layer of every row of ``correct`` [rows, L]: int64 [rows], 1-based.
 
     The same as :func:`consistentee.methods.hardness.memorized_layer` on arrays, so that figures load no torch.
-
-    Args:
-        correct: bool [rows, L].
-
-    Returns:
-        int64 [rows], 1-based.
     """
     layers = correct.shape[1]
     right_to_the_end = np.cumprod(correct[:, ::-1], axis=1).sum(axis=1)
@@ -163,20 +159,17 @@ def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
 # ---------------------------------------------------------------------------------------------- figures
 
 
-def _panels(
-    titles: Sequence[str], across: int, size: tuple[float, float], **shared: Any
-) -> "tuple[Figure, list[Axes]]":
+def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **shared: Any) -> "Panels":
     """Return a figure of ``size`` with a panel for every title, ``across`` in a row."""
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03)
-    figure = Figure(figsize=size, layout=layout)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(-(-len(titles) // across), across, squeeze=False, **shared).flatten()
     for axes in grid[len(titles) :]:
         axes.remove()
     for axes, title in zip(grid, titles, strict=False):
         axes.set_title(title, pad=3)
+        axes.set(xlabel="", ylabel="")
     return figure, list(grid[: len(titles)])
 
 
@@ -189,23 +182,21 @@ def equal_cost_figure(results: Results) -> "Figure | None":
         return None
     found = found.assign(name=found["method"].map(display_name), colour=found["method"].map(palette(results)))
     names = list(dict.fromkeys(found["name"]))
-    colours = dict(zip(found["name"], found["colour"], strict=True))
     budgets = dict(iter(found.groupby("budget")))
-    height = max(0.165 * len(names) + 0.55, 1.5)
-    titles = [f"{budget:g}x fewer layers" for budget in budgets]
-    figure, panels = _panels(titles, len(titles), (TEXT_WIDTH, height), sharey=True)
+    size = TEXT_WIDTH, max(0.165 * len(names) + 0.55, 1.5)
+    figure, panels = _panels([f"{budget:g}x fewer layers" for budget in budgets], len(budgets), size, sharey=True)
     for axes, own in zip(panels, budgets.values(), strict=True):
-        sns.stripplot(
-            own, x="points", y="name", order=names, hue="name", palette=colours, jitter=False, size=4.5, ax=axes
-        )
-        rows = [names.index(name) for name in own["name"]]
+        rows = own["name"].map(names.index)
         axes.hlines(rows, own["low"], own["high"], colors=own["colour"], linewidth=1.2)
-        for row, point, over in zip(rows, own["points"], own["over"], strict=True):
-            if over:
-                axes.annotate("†", (point, row), (4, 1), textcoords="offset points", fontsize=7)
+        colours = dict(zip(own["name"], own["colour"], strict=True))
+        sns.scatterplot(own, x="points", y=rows, hue="name", palette=colours, s=20, linewidth=0, legend=False, ax=axes)
+        for row, point in zip(rows[own["over"]], own.loc[own["over"], "points"], strict=True):
+            axes.annotate("†", (point, row), (4, 1), textcoords="offset points", fontsize=7)
         axes.axvline(0, color="0.2", linewidth=0.6)
         axes.grid(axis="y", color="0.92")
         axes.set(xlabel="", ylabel="")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
     figure.supxlabel("points against the full model", fontsize=8)
     return figure
 
@@ -217,44 +208,31 @@ def curves_figure(results: Results) -> "Figure | None":
     widest = _WIDEST[results.kind]
     found = dense_curves(results)
     found = found[found["speedup"] <= widest]
-    of_points = found["points"].notna().any()
+    value = "points" if found["points"].notna().any() else "score"
     named = [*leading_labels(results), *(x for x in results.methods if role_of(results.methods[x]) == STATIC)]
     names = {label: display_name(label) for label in named}
-    found = found.assign(value=100 * found["points" if of_points else "score"], name=found["label"].map(names))
     colours = {name: palette(results)[label] for label, name in names.items()}
+    found = found.assign(value=100 * found[value], name=found["label"].map(names))
     panels = dict(iter(found.groupby("panel", sort=False)))
-    many = len(panels) > 2
-    across = min(4, len(panels))
+    across, many = min(4, len(panels)), len(panels) > 2
     height = (1.55 if many else 3.2) * -(-len(panels) // across)
     figure, grid = _panels(list(panels), across, (TEXT_WIDTH if many else 0.5 * TEXT_WIDTH * across + 1, height))
     for axes, own in zip(grid, panels.values(), strict=True):
         for _, curve in own[own["name"].isna()].groupby("label"):
             axes.plot(curve["speedup"], curve["value"], color="0.85", linewidth=0.7, zorder=0)
-        sns.lineplot(
-            own.dropna(subset=["name"]),
-            x="speedup",
-            y="value",
-            hue="name",
-            style="name",
-            hue_order=list(colours),
-            style_order=list(colours),
-            palette=colours,
-            markers=True,
-            markersize=3.5,
-            linewidth=1.1,
-            estimator=None,
-            legend="full" if axes is grid[0] else False,
-            ax=axes,
-        )
-        shown = own[own["name"].notna() & (own["speedup"] <= results.speedups[-1])]["value"]
+        drawn = own.dropna(subset=["name"])
+        style = {"markers": True, "markersize": 3.5, "linewidth": 1.1, "estimator": None, "palette": colours}
+        order = {"hue": "name", "style": "name", "hue_order": list(colours), "style_order": list(colours)}
+        sns.lineplot(drawn, x="speedup", y="value", legend=axes is grid[0], ax=axes, **style, **order)
+        shown = drawn.loc[drawn["speedup"] <= results.speedups[-1], "value"]
         if len(shown):
             margin = 0.08 * (own["value"].max() - shown.min() + 1)
             axes.set_ylim(shown.min() - margin, own["value"].max() + margin)
-        if of_points:
+        if value == "points":
             axes.axhline(0, color="0.2", linewidth=0.6, zorder=0)
         axes.set(xlim=(0.95, widest + 0.05), xlabel="", ylabel="")
     figure.supxlabel("speed-up in layers", fontsize=8)
-    figure.supylabel("points against the full model" if of_points else "score, %", fontsize=8)
+    figure.supylabel("points against the full model" if value == "points" else "score, %", fontsize=8)
     if grid and (legend := grid[0].get_legend()) is not None:
         handles, texts = grid[0].get_legend_handles_labels()
         legend.remove()
@@ -362,25 +340,20 @@ FIGURES = (
 )
 
 
-def draw(kind: FigureKind, results: Results) -> "Figure | None":
-    """Draw a figure in the style of print; None where the records lack what it needs."""
+def draw_figure(name: str, results: Results) -> "Figure | None":
+    """Draw a figure by the name of its files, such as ``equal-cost``; None where the records lack what it needs."""
     import seaborn as sns
     from matplotlib import rc_context
 
-    with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
-        return kind.draw(results)
-
-
-def draw_figure(name: str, results: Results) -> "Figure | None":
-    """Draw a figure by the name of its files, such as ``equal-cost``; None where the records lack what it needs."""
     kinds = {kind.name: kind for kind in FIGURES}
     if name not in kinds:
         raise unknown_name("figure", name, kinds)
-    return draw(kinds[name], results)
+    with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
+        return kinds[name].draw(results)
 
 
 def write_figures(
-    results: Results, folder: Path, kinds: Sequence[FigureKind] | None = None, file_format: str = "png"
+    results: Results, folder: Path, names: Sequence[str] | None = None, file_format: str = "png"
 ) -> tuple[list[Path], list[str]]:
     """Write figures with their captions, ``NAME.png`` and ``NAME.txt``; the same results make the same files.
 
@@ -395,8 +368,8 @@ def write_figures(
     if file_format not in _METADATA:
         raise unknown_name("figure format", file_format, _METADATA)
     paths, missing = [], []
-    for kind in FIGURES if kinds is None else kinds:
-        figure = draw(kind, results)
+    for kind in (kind for kind in FIGURES if names is None or kind.name in names):
+        figure = draw_figure(kind.name, results)
         if figure is None:
             missing.append(f"{kind.name}: {kind.missing}")
             continue
@@ -411,5 +384,5 @@ def write_figures(
 
 def write_headline_figure(results: Results, folder: Path) -> list[Path]:
     """Write the figure of points at equal cost; without the full model, that of whole curves."""
-    paths, missing = write_figures(results, folder, FIGURES[:1])
-    return paths if not missing else write_figures(results, folder, FIGURES[1:2])[0]
+    paths, missing = write_figures(results, folder, ["equal-cost"])
+    return paths if not missing else write_figures(results, folder, ["curves"])[0]

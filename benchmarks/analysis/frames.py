@@ -42,6 +42,8 @@ NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 
 Answers = tuple[NDArray[Any], NDArray[Any]]
 """Labels and answers of the test rows, as :mod:`benchmarks.analysis.statistics` takes them."""
+Columns = dict[str, NDArray[Any]]
+"""The columns of a cell's test rows."""
 _Line = dict[str, Any]
 
 
@@ -61,7 +63,7 @@ class Results:
     cells: list[StoredCell[Any]]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
-    _predictions: dict[int, pd.DataFrame | None] = field(default_factory=dict, repr=False)
+    _predictions: dict[int, Columns | None] = field(default_factory=dict, repr=False)
     _columns: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -78,7 +80,11 @@ class Results:
     def knobs(self) -> pd.DataFrame:
         """A line for every knob of every cell."""
         lines = [line for number, record in enumerate(self.records) for line in _knob_lines(number, record)]
-        return _with_speedups(pd.DataFrame(lines), self.times)
+        knobs = pd.DataFrame(lines)
+        for name in ("layers", "score", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
+            if name not in knobs:
+                knobs[name] = np.nan
+        return _with_clocks(knobs, self.times)
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -94,11 +100,10 @@ class Results:
             columns, found = self.predictions(knob["cell"]), self.answers(index)
             if columns is None or found is None:
                 continue
-            frame = pd.DataFrame({"row": columns["row"], "answer": found[1]})
-            frame["true_label"] = found[0]
             places = (("exit_layer", "point"), ("exit_layers", "point"), ("hull_exit_layer", "hull"))
-            names = [f"{name}_{knob[place]:.0f}" for name, place in places]
-            frame["exit_layer"] = next((columns[name] for name in names if name in columns), None)
+            exits = [columns.get(f"{name}_{knob[place]:.0f}") for name, place in places]
+            frame = pd.DataFrame({"row": columns["row"], "answer": found[1], "true_label": found[0]})
+            frame["exit_layer"] = next((layers for layers in exits if layers is not None), None)
             frames.append(frame.assign(**{name: knob[name] for name in (*CURVE, "seed", "cell", "place", "knob")}))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -140,13 +145,13 @@ class Results:
             self._columns[name] = self.knobs[name].to_numpy()
         return self._columns[name]
 
-    def predictions(self, cell: int) -> pd.DataFrame | None:
-        """Return a cell's test rows, in order; None where they cannot be read."""
+    def predictions(self, cell: int) -> Columns | None:
+        """Return the columns of a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
                 table = self.cells[cell].predictions()
-                in_order = table["row"].is_monotonic_increasing
-                self._predictions[cell] = table if in_order else table.sort_values("row")
+                in_order = table if table["row"].is_monotonic_increasing else table.sort_values("row")
+                self._predictions[cell] = {str(name): column.to_numpy() for name, column in in_order.items()}
             except UserError:  # the rows are gone; what the record holds still stands
                 self._predictions[cell] = None
         return self._predictions[cell]
@@ -163,21 +168,16 @@ class Results:
             return None
         point, hull = self.column("point")[knob], self.column("hull")[knob]
         if self.kind == "generation":
-            return (
-                _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
-                if point >= 0
-                else None
-            )
+            return _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
+        answers = None
         if point >= 0:
-            name = f"prediction_{point:.0f}"
-            return (columns["label"].to_numpy(), columns[name].to_numpy()) if name in columns else None
-        if hull >= 0:
-            return _answers_of_hull(columns, int(hull))
-        # All validation rows run all layers: the answers are those of the last exit, but for a few test rows at most.
-        at_full_depth = self.column("validation_layers")[knob] >= self.column("num_layers")[knob]
-        if not at_full_depth or "full_prediction" not in columns:
-            return None
-        return columns["label"].to_numpy(), columns["full_prediction"].to_numpy()
+            answers = columns.get(f"prediction_{point:.0f}")
+        elif hull >= 0:
+            answers = _answers_of_hull(columns, int(hull))
+        elif self.column("validation_layers")[knob] >= self.column("num_layers")[knob]:
+            # All validation rows run all layers: the answers are those of the last exit, but for a few test rows.
+            answers = columns.get("full_prediction")
+        return None if answers is None else (columns["label"], answers)
 
     def answers_at(self, knobs: Iterable[Any], measure: str | None = None) -> Answers | None:
         """Return labels [rows] and answers [knobs, rows] at some knobs; None unless all are known, of the same rows."""
@@ -189,18 +189,16 @@ class Results:
 
     def full_answers(self, task: tuple[str, str], seed: int, measure: str | None = None) -> Answers | None:
         """Return the same of the full model trained with a seed."""
-        full = self.tasks.loc[task, "full_label"]
-        knobs = self.knobs
-        own = knobs[(knobs["task"] == task[0]) & (knobs["backbone"] == task[1]) & (knobs["label"] == full)]
-        own = own[own["seed"] == seed]
-        if own.empty:
+        key = (*task, self.tasks.loc[task, "full_label"], seed)
+        own = [number for number, r in enumerate(self.records) if (r.task, r.backbone, r.label, r.seed) == key]
+        if self.kind == "classification" and own:
+            return self.answers(self.knobs.index[self.knobs["cell"] == own[-1]][-1])
+        columns = self.predictions(own[0]) if own else None
+        if columns is None:
             return None
-        if self.kind == "classification":
-            return self.answers(own.index[-1])
-        columns = self.predictions(int(own["cell"].iloc[0]))
-        if columns is None or measure not in (TO_FULL, MATCH):
-            return None if columns is None else _texts(columns, f"full_{measure or own['metric'].iloc[0]}", measure)
-        return columns["row"].to_numpy(), np.ones(len(columns))
+        if measure in (TO_FULL, MATCH):
+            return columns["row"], np.ones(len(columns["row"]))
+        return _texts(columns, f"full_{measure or self.records[own[0]].metric}", measure)
 
     def full_scores(self, measure: str | None = None) -> pd.Series:
         """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
@@ -371,7 +369,7 @@ def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
         if isinstance(record, CellRecord):
             line |= _test_of_instances(record, place, hull, points.get(validation.knob))
         elif validation.knob in points:
-            line |= _test_of_texts(points[validation.knob][1])
+            line |= _test_of_texts(points[validation.knob][1], record.metric)
         yield line
 
 
@@ -394,9 +392,10 @@ def _test_of_instances(record: CellRecord, place: int, hull: Mapping[int, Any], 
     return line
 
 
-def _test_of_texts(point: Any) -> _Line:
+def _test_of_texts(point: Any, metric: str) -> _Line:
     means = {**point.scores, TO_FULL: point.full_text_score, MATCH: point.token_match}
     line: _Line = {name: mean.value for name, mean in means.items()}
+    line["score"] = line[metric]
     line |= {
         f"{name}_{bound}": value
         for name, mean in means.items()
@@ -465,48 +464,37 @@ def _with_stock(times: pd.DataFrame) -> pd.DataFrame:
     return times.merge(stock, on=by_round, how="left")
 
 
-def speedups_of(times: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return the speed-up at each batch size, rows in step: the median over rounds of stock / here, by some columns."""
-    in_step = times[~times["regroups"].astype(bool)]
-    ratios = (in_step["stock_seconds"] / in_step["seconds"]).rename("ratio")
-    found = pd.concat([in_step[[*by, "batch_size"]], ratios], axis=1).groupby([*by, "batch_size"])["ratio"].median()
-    return found.unstack().rename(columns=lambda size: f"speedup_b{size}").rename_axis(columns=None)
-
-
 def first_timings(times: pd.DataFrame) -> pd.DataFrame:
     """Keep of every knob the first timing that has it: the latest one, in the order of the store."""
-    of_cells = times[times["key"] != ""]
-    return of_cells[of_cells["timing"] == of_cells.groupby(["key", "knob"])["timing"].transform("min")]
+    return times[times["timing"] == times.groupby(["key", "knob"])["timing"].transform("min")]
 
 
-def _with_speedups(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
-    for name in ("layers", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
-        if name not in knobs:
-            knobs[name] = np.nan
-    if "score" not in knobs:
-        knobs["score"] = [line.get(line["metric"], np.nan) for line in knobs.to_dict("records")]
-    found = first_timings(times)
-    if found.empty:
+def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
+    """Add the medians over rounds, rows in step: ``speedup_b1`` (stock model / here), ``seconds_b1`` and so on."""
+    timed = first_timings(times[(times["key"] != "") & ~times["regroups"].astype(bool)])
+    if timed.empty:
         return knobs
-    return knobs.merge(speedups_of(found, ["key", "knob"]).reset_index(), on=["key", "knob"], how="left")
+    timed = timed.assign(speedup=timed["stock_seconds"] / timed["seconds"])
+    clocks = timed.groupby(["key", "knob", "batch_size"])[["speedup", "seconds"]].median().unstack()
+    clocks.columns = [f"{name}_b{size}" for name, size in clocks.columns]
+    return knobs.merge(clocks.reset_index(), on=["key", "knob"], how="left")
 
 
-def _texts(columns: pd.DataFrame, name: str, measure: str | None) -> Answers | None:
+def _texts(columns: Columns, name: str, measure: str | None) -> Answers | None:
     sizes = "reference_tokens" if measure == NATS else "row"
     if name not in columns or sizes not in columns:
         return None
-    return columns[sizes].to_numpy(float), columns[name].to_numpy(float)
+    return columns[sizes].astype(float), columns[name].astype(float)
 
 
-def _answers_of_hull(columns: pd.DataFrame, number: int) -> Answers | None:
+def _answers_of_hull(columns: Columns, number: int) -> NDArray[Any] | None:
     """Return the answer of each row at the layer where it exits."""
-    if f"hull_exit_layer_{number}" not in columns:
+    exits = columns.get(f"hull_exit_layer_{number}")
+    layers = [] if exits is None else [columns.get(f"layer_prediction_{layer + 1}") for layer in range(exits.max())]
+    known = [answers for answers in layers if answers is not None]
+    if exits is None or len(known) < len(layers):
         return None
-    exits = columns[f"hull_exit_layer_{number}"].to_numpy()
-    layers = [f"layer_prediction_{layer}" for layer in range(1, exits.max() + 1)]
-    if not set(layers) <= set(columns):
-        return None
-    return columns["label"].to_numpy(), columns[layers].to_numpy()[np.arange(exits.size), exits - 1]
+    return np.stack(known)[exits - 1, np.arange(exits.size)]
 
 
 def _full_score(record: Any, measure: str | None) -> float:

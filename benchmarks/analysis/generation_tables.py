@@ -1,4 +1,4 @@
-"""Tables of decoding: cost and quality of texts, batches, and the study of calibrated thresholds."""
+"""Tables of decoding: cost and quality of texts, and batches."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
-from benchmarks.analysis.rendering import METRIC_NAMES, MISSING, OVER_NOTE, UNDER_NOTE, Column, Table
+from benchmarks.analysis.rendering import METRIC_NAMES, MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, over_or_under
 
 
 def cost_table(results: Results) -> Table | None:
@@ -21,7 +21,7 @@ def cost_table(results: Results) -> Table | None:
     frame = pd.DataFrame({"method": labels})
     for heading, cost in costs.items():
         comparison = comparison_of(results) if cost == "layers" else EqualCost(results, cost=cost)
-        found = comparison.by_task() if len(comparison.per_seed) else pd.DataFrame(columns=["label", "speedup", "kept"])
+        found = comparison.by_task if len(comparison.per_seed) else pd.DataFrame(columns=["label", "speedup", "kept"])
         by_curve = dict(iter(found.groupby(["label", "speedup"])))
         frame[heading] = [
             " / ".join(_kept(by_curve.get((label, s)), len(comparison_of(results).compared)) for s in results.speedups)
@@ -50,15 +50,15 @@ def _kept(found: pd.DataFrame | None, tasks: int) -> str:
 def text_scores(results: Results) -> pd.DataFrame:
     """Return all that is scored in generation, by task, label and budget; percent, and perplexity of the references."""
     keys = [*TASK, "label", "speedup"]
-    found = comparison_of(results).with_intervals(comparison_of(results).by_task()).set_index(keys)
+    found = comparison_of(results).with_intervals(comparison_of(results).by_task).set_index(keys)
     found[["points", "low", "high", "kept"]] *= 100
     for measure in (TO_FULL, MATCH):
         comparison = EqualCost(results, measure=measure)
-        own = comparison.with_intervals(comparison.by_task()).set_index(keys)
+        own = comparison.with_intervals(comparison.by_task).set_index(keys)
         found[measure], found[f"{measure}_low"] = 100 * own["score"], 100 * (1 + own["low"])
         found[f"{measure}_high"] = 100 * (1 + own["high"])
     comparison = EqualCost(results, measure=NATS)
-    own = comparison.with_intervals(comparison.by_task()).set_index(keys)
+    own = comparison.with_intervals(comparison.by_task).set_index(keys)
     found["perplexity"], found["times_full"] = np.exp(own["score"]), np.exp(own["points"])
     found["times_full_low"], found["times_full_high"] = np.exp(own["low"]), np.exp(own["high"])
     found = found.reset_index()
@@ -70,10 +70,11 @@ def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) ->
     own = scores[(scores["task"] == task[0]) & (scores["backbone"] == task[1])].dropna(subset=["points"])
     if own.empty:
         return None
-    marks = own["over"].map({True: "†", False: ""}) + own["under"].map({True: "‡", False: ""})
     metric = METRIC_NAMES.get(results.tasks.loc[task, "metric"], results.tasks.loc[task, "metric"])
     order = {label: place for place, label in enumerate(dict.fromkeys(comparison_of(results).headline["method"]))}
-    own = own.assign(at=own["speedup"].map("{:g}x".format) + marks, place=own["label"].map(order).fillna(len(order)))
+    own = own.assign(
+        at=own["speedup"].map("{:g}x".format) + over_or_under(own), place=own["label"].map(order).fillna(len(order))
+    )
     return Table(
         title=f"At equal cost · {' · '.join(task)}",
         name=f"texts-{task[0]}",
@@ -195,49 +196,3 @@ def _speed(row: Mapping[str, Any]) -> str:
 
 def _latency(row: Mapping[str, Any]) -> str | None:
     return None if np.isnan(row["latency"]) else f"{row['latency']:.2f} / {row['latency_p90']:.2f}"
-
-
-def calibration_table(results: Results) -> Table | None:
-    """Return whether calibrated thresholds kept their promises; None where no cell studied any."""
-    lines = [
-        {
-            "method": record.label,
-            "task": record.task,
-            **result.model_dump(),
-            "broken": 100 * result.broken_share,
-            "allowed": 100 * (result.epsilon + result.sampling_error),
-            "kept": "no"
-            if result.broken_share > result.epsilon + result.sampling_error
-            else "by caution alone"
-            if result.mean_lambda == record.calibration.lambdas[0]
-            else "yes",
-        }
-        for record in results.records
-        if getattr(record, "calibration", None) is not None
-        for result in record.calibration.results
-    ]
-    if not lines:
-        return None
-    return Table(
-        title="Calibrated thresholds",
-        name="calibration",
-        frame=pd.DataFrame(lines),
-        columns=[
-            Column("method"),
-            Column("task"),
-            Column("promise", "loss"),
-            Column("delta", form="g"),
-            Column("broken %", "broken", ".0f"),
-            Column("allowed %", "allowed", ".0f"),
-            Column("kept"),
-            Column("mean lambda", "mean_lambda", ".2f"),
-            Column("layers", "mean_layers", ".2f"),
-            Column("held-out risk", "mean_risk", ".3f"),
-        ],
-        notes=[
-            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the mean "
-            "loss of the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. "
-            "Textual: 1 - ROUGE-L to the full model's text; risk: ROUGE-L lost against the reference. By caution "
-            "alone: on no half was a lambda below the most cautious one proven."
-        ],
-    )

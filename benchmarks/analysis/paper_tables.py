@@ -1,4 +1,4 @@
-"""Figures that papers print, as quoted in ``benchmarks/published``, and ours: paper by paper, and method by method."""
+"""Figures that papers print, as quoted in ``benchmarks/published``, and ours: paper by paper."""
 
 import re
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.analysis.equal_cost import EqualCost, comparison_of
-from benchmarks.analysis.frames import FULL, REFERENCES, STATIC, Results
+from benchmarks.analysis.equal_cost import EqualCost
+from benchmarks.analysis.frames import FULL, Results
 from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, to_csv, to_latex, to_markdown
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 from benchmarks.tasks.loader import spec_of
@@ -25,14 +25,10 @@ _MINUS = "ours - theirs"
 
 
 class Names(BaseModel):
-    """``names.yaml``: what printed names mean here; the lists hold what has no counterpart."""
+    """``names.yaml``: what the tables of ``results.csv`` say of their splits, and what their speed-ups mean."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    methods: dict[str, str]
-    unmapped_methods: list[str]
-    tasks: dict[str, str]
-    unmapped_tasks: list[str]
     splits: dict[str, str]
     speedup_definitions: dict[str, str]
 
@@ -49,60 +45,6 @@ def published_results() -> pd.DataFrame:
 def names() -> Names:
     """Read the mapping of names."""
     return Names.model_validate(yaml.safe_load((_FOLDER / "names.yaml").read_text(encoding="utf-8")))
-
-
-def published_table(results: Results, task: tuple[str, str]) -> Table | None:
-    """Return our scores at the middle budget and printed figures of the same methods and task; None without any."""
-    printed, mapping = published_results(), names()
-    printed = printed.assign(
-        ours=printed["task"].map(mapping.tasks),
-        label=printed["method"].map(mapping.methods),
-        printed_value=printed["value"],
-    )
-    printed = printed[printed["ours"] == task[0]].drop(columns=["task", "method"])
-    printed["split"] = printed["table"].map(mapping.splits)
-    if printed.empty:
-        return None
-    never = set(REFERENCES) - {STATIC}
-    comparison = comparison_of(results)
-    own = comparison.by_task()
-    own = own[(own["task"] == task[0]) & (own["backbone"] == task[1]) & (own["speedup"] == comparison.middle)]
-    own = own.assign(method=own["label"], label=own["label"].map(results.methods))
-    own = own[~own["label"].isin(never)]
-    known = own.rename(columns={"speedup": "budget"}).drop(columns=["task", "backbone"])
-    depth, metric = results.tasks.loc[task, "num_layers"], results.tasks.loc[task, "metric"]
-    known["percent"], known["ratio"], known["our_metric"] = 100 * known["score"], depth / known["layers"], metric
-    found = known.merge(printed, on="label", how="outer", sort=False)
-    found["method"] = found["method"].fillna(found["label"])
-    order = {label: place for place, label in enumerate(results.methods)}
-    found = found.sort_values("method", key=lambda labels: labels.map(order).fillna(len(order)), kind="stable")
-    return Table(
-        title=f"Published figures · {' · '.join(task)}",
-        name=f"published-{task[0]}",
-        frame=found.replace({"": None}),
-        columns=[
-            Column("method"),
-            Column("ours %", "percent", ".1f"),
-            Column("our metric", "our_metric"),
-            Column("layer ratio", "ratio", ".2f"),
-            Column("FLOPs ratio", "flops_ratio", ".2f"),
-            *([Column("time ratio b1", "speedup_b1", ".2f")] if "speedup_b1" in found else []),
-            Column("printed", "printed_value"),
-            *(Column(name) for name in ("metric", "backbone", "split")),
-            Column("speed-up", "speedup"),
-            Column("its definition", "speedup_definition"),
-            Column("source"),
-        ],
-        notes=[
-            f"Ours: {task[1]}, {depth} layers, test rows, two knobs mixed to run L / {comparison.middle:g} layers; "
-            "ratios = "
-            "full model / method. Printed: quoted with its own backbone, metric, split and meaning of speed-up; other "
-            f"backbones and splits are no comparison of methods. {MISSING}: not measured, or not in the collection."
-        ],
-    )
-
-
-# ---------------------------------------------------------------------------------------------- a paper's table
 
 
 @dataclass(frozen=True)
@@ -160,7 +102,7 @@ def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) ->
     if scored is None or wanted.empty:
         return None
     found = EqualCost(scored, sorted(set(wanted["speedup"])))
-    frame = found.by_task()
+    frame = found.by_task
     frame = frame.merge(wanted[["label", "speedup"]].drop_duplicates(), on=["label", "speedup"])
     return found.with_intervals(frame).rename(columns={"task": "our_task", "points": "our_points"})
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -57,8 +56,6 @@ def provenance_table(results: Results) -> Table:
         records=("key", "size"), commits=("commit", "nunique"), first=("finished", "min"), last=("finished", "max")
     )
     found[["first", "last"]] = found[["first", "last"]].apply(lambda texts: texts.str[:10])
-    precisions = records.groupby(TASK)["precision"].nunique()
-    mixed = [" · ".join(task) for task in precisions.index[precisions > 1]]
     return Table(
         title="Provenance",
         name="provenance",
@@ -66,18 +63,12 @@ def provenance_table(results: Results) -> Table:
         columns=[
             Column("machine"),
             *(Column(name, form="d") for name in ("records", "commits")),
-            Column("first"),
-            Column("last"),
+            *(Column("first"), Column("last")),
         ],
         notes=[
             f"{len(records)} records of {records['task'].nunique()} tasks; seeds "
             f"{', '.join(map(str, sorted(records['seed'].unique())))}; from {records['commit'].nunique()} commits. "
             "The report names the command, commit and key of every record.",
-            *(
-                [f"Trained in float32 and in bfloat16, by what was faster: records of {', '.join(mixed)}."]
-                if mixed
-                else []
-            ),
             *(f"{subject}: {text}" for subject, text in caveats(results)),
         ],
     )
@@ -92,34 +83,44 @@ _AFTER_TRAINING = 0.5
 
 def caveats(results: Results) -> list[tuple[str, str]]:
     """Return what a reader should know before trusting the results: subject and sentence, the gravest first."""
+    root, records = results.folder, results.records
+    set_aside = [p for p in sorted((root / "cells").rglob("seed*.*-*")) if re.search(r"\.(damaged|stale)-\d+$", p.name)]
     found = [("left out", f"{fault}.") for fault in results.faults]
-    found += [("set aside", f"{path.name} in {path.parent} was not used.") for path in _set_aside(results.folder)]
-    found += [("no result", f"{cell}: {error}.") for cell, error in failed_cells(results.folder).items()]
-    return found + clock_caveats(results) + _record_caveats(results)
-
-
-def _set_aside(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted((folder / "cells").rglob("seed*.*-*"))
-        if re.search(r"\.(damaged|stale)-\d+$", path.name)
-    ]
+    found += [("set aside", f"{path.name} in {path.parent} was not used.") for path in set_aside]
+    found += [("no result", f"{cell}: {error}.") for cell, error in failed_cells(root).items()]
+    found += clock_caveats(results)
+    if dev := {r.task for r in records if re.search(r"\bdev\w*( set)? is the test split", r.task_notes)}:
+        found.append(("dev as test", f"{', '.join(sorted(dev))}: not the numbers of the GLUE server."))
+    if "live_disagreements" in results.knobs and (differ := int(results.knobs["live_disagreements"].sum())):
+        found.append(("live differs", f"{differ} live exits or answers differ from the replay."))
+    if without := [task for (task, _), full in results.tasks["full_label"].items() if full is None]:
+        found.append(("no full model", f"{', '.join(without)}: nothing to compare with."))
+    seeds = results.knobs.groupby("task")["seed"].nunique()
+    if few := [str(task) for task, number in seeds.items() if number < FEW_SEEDS]:
+        words = f"fewer than {FEW_SEEDS} on {', '.join(few)}: intervals hold little of the noise of training."
+        found.append(("few seeds", words))
+    cut = {r.task: r.truncated_prompts for r in records if getattr(r, "truncated_prompts", 0)}
+    found += [("prompts cut", f"{count} of {task}.") for task, count in cut.items()]
+    precisions = records_frame(results).groupby(TASK)["precision"].nunique()
+    if mixed := [" · ".join(task) for task in precisions.index[precisions > 1]]:
+        found.append(("two precisions", f"trained in float32 and in bfloat16: records of {', '.join(mixed)}."))
+    if changed := sum(bool(record.environment.get("uncommitted_changes")) for record in records):
+        found.append(("local changes", f"{changed} of {len(records)} records were made with uncommitted changes."))
+    return found
 
 
 def clock_caveats(results: Results) -> list[tuple[str, str]]:
     """Return what a reader should know of the times."""
     times, timed = results.times, {(timing.task, timing.backbone) for timing in results.timings}
-    found = []
     if not timed:
         return [("not timed", "no times were taken.")]
+    found = []
     if missing := [task for task, backbone in results.tasks.index if (task, backbone) not in timed]:
         found.append(("not timed", f"{', '.join(missing)}."))
     rounds = times.groupby(["timing", "key", "knob", "batch_size", "in_flight"], dropna=False)["seconds"]
     spread = (rounds.max() - rounds.min()) / rounds.median()
-    if (spread > NOISY_SPREAD).any():
-        words = (
-            f"{(spread > NOISY_SPREAD).sum()} of {len(spread)} clocks spread over more than {100 * NOISY_SPREAD:.0f}%"
-        )
+    if noisy := int((spread > NOISY_SPREAD).sum()):
+        words = f"{noisy} of {len(spread)} clocks spread over more than {100 * NOISY_SPREAD:.0f}%"
         found.append(("noisy timing", f"{words}, at most {100 * spread.max():.0f}%."))
     for timing in results.timings:
         load, cores = timing.environment_before.get("load_average"), timing.environment_before.get("cores_usable")
@@ -127,35 +128,4 @@ def clock_caveats(results: Results) -> list[tuple[str, str]]:
         if isinstance(load, list) and load and isinstance(cores, int) and load[0] > cores + _AFTER_TRAINING:
             where = f"{timing.task}, seed {timing.seed}"
             found.append(("busy machine", f"{where}: a load average of {load[0]:g} on {cores} cores before timing."))
-    return found
-
-
-def _record_caveats(results: Results) -> list[tuple[str, str]]:
-    records, found = results.records, []
-    seeds = results.knobs.groupby("task")["seed"].nunique()
-    dev = sorted(
-        {record.task for record in records if re.search(r"\bdev\w*( set)? is the test split", record.task_notes)}
-    )
-    differ = int(results.knobs["live_disagreements"].sum()) if "live_disagreements" in results.knobs else 0
-    commits = {str(r.environment.get("commit"))[:10] for r in records if r.environment.get("commit")}
-    machines = {(r.environment.get("cpu"), str(r.environment.get("gpus"))) for r in records}
-    changed = sum(bool(r.environment.get("uncommitted_changes")) for r in records)
-    cut = {r.task: r.truncated_prompts for r in records if getattr(r, "truncated_prompts", 0)}
-    if dev:
-        found.append(("dev as test", f"{', '.join(dev)}: not the numbers of the GLUE server."))
-    if differ:
-        found.append(("live differs", f"{differ} live exits or answers differ from the replay."))
-    if results.tasks["full_label"].isna().any():
-        without = results.tasks.index[results.tasks["full_label"].isna()]
-        found.append(("no full model", f"{', '.join(task for task, _ in without)}: nothing to compare with."))
-    if (seeds < FEW_SEEDS).any():
-        few = ", ".join(map(str, seeds.index[seeds < FEW_SEEDS]))
-        found.append(("few seeds", f"fewer than {FEW_SEEDS} on {few}: intervals hold little of the noise of training."))
-    found += [("prompts cut", f"{count} of {task}.") for task, count in cut.items()]
-    if len(commits) > 1:
-        found.append(("several commits", f"records come from {len(commits)} commits."))
-    if changed:
-        found.append(("local changes", f"{changed} of {len(records)} records were made with uncommitted changes."))
-    if len(machines) > 1:
-        found.append(("several machines", f"records come from {len(machines)} kinds of machine."))
     return found

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 MISSING = "n/a"
-STOCK = "stock generate"
 MOST_LINES = 100
 """Lines of ``table.md``, a page that people read."""
 OVER_NOTE = "†: even the cheapest knob costs more than the budget."
@@ -46,6 +45,11 @@ def display_name(label: str) -> str:
         return label
     rest = known.removeprefix(stem).strip("-").replace("-", " ")
     return f"{_names()[stem]} ({rest})" if rest else _names()[stem]
+
+
+def over_or_under(found: pd.DataFrame) -> pd.Series:
+    """Return the marks of lines that cost more or less than the budget."""
+    return found["over"].map({True: "†", False: ""}) + found["under"].map({True: "‡", False: ""})
 
 
 @dataclass(frozen=True)

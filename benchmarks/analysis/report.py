@@ -6,7 +6,7 @@ data, which is put into the finished specification: Altair copies and checks all
 """
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +29,6 @@ from benchmarks.analysis.figures import (
 )
 from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, Results, is_core, role_of
 from benchmarks.analysis.generation_tables import cost_table
-from benchmarks.analysis.paper_tables import published_table
 from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
 from benchmarks.analysis.rendering import Column, Table
 from benchmarks.analysis.tables import (
@@ -56,6 +55,8 @@ _ROWS = alt.NamedData("rows")
 """Stands for a chart's data until :func:`_spec` writes them."""
 _LAST = -1e9
 """Unknown numbers are sorted below all others."""
+DEEPEST = 12
+"""Points below the full model down to which curves are drawn."""
 _MEASURES = {
     "points": "points against the full model",
     "score": "score, %",
@@ -83,7 +84,6 @@ def render(results: Results) -> str:
     of_headline, by_task = headline_table(results), task_table(results)
     more = [contrast_table(results), cost_table(results) if results.kind == "generation" else None]
     more += [table for table in further_tables(results, points) if not table.name.startswith("points-")]
-    more += [published_table(results, task) for task in results.tasks.index if results.kind == "classification"]
     facts = {
         "tasks": records["task"].nunique(),
         "methods": records["method"].nunique(),
@@ -103,15 +103,14 @@ def render(results: Results) -> str:
     return templates.get_template("report.html").render(
         name=results.folder.resolve().name,
         facts=facts,
-        best=_best(results),
-        headline=_shown(results, of_headline) if of_headline else None,
-        by_task=_shown(results, by_task) if by_task else None,
+        headline=_shown(of_headline) if of_headline else None,
+        by_task=_shown(by_task) if by_task else None,
         charts={place: chart for place, chart in charts.items() if chart is not None},
-        points=_shown(results, operating_table(results, points)),
-        more=[_shown(results, table) for table in more if table is not None],
+        points=_shown(operating_table(results, points)),
+        more=[_shown(table) for table in more if table is not None],
         warnings=warnings,
-        machines=_shown(results, provenance_table(results)),
-        provenance=_shown(results, _records_table(records)),
+        machines=_shown(provenance_table(results)),
+        provenance=_shown(_records_table(records)),
         vega=_vega(),
         datatables=_datatables(),
     )
@@ -141,7 +140,7 @@ def _datatables() -> str:
 # ---------------------------------------------------------------------------------------------- tables
 
 
-def _shown(results: Results, table: Table) -> dict[str, Any]:
+def _shown(table: Table) -> dict[str, Any]:
     """Return a table as the template shows it: every cell is a text and the number that it is sorted by."""
     cells, lines = table.cells, table.frame.to_dict("records")
     columns = [column for column in table.columns if column.heading in cells]
@@ -155,7 +154,6 @@ def _shown(results: Results, table: Table) -> dict[str, Any]:
             for texts, line in zip(cells.itertuples(index=False), lines, strict=True)
         ],
         "notes": table.notes,
-        "core": [is_core(results.methods.get(str(line.get(table.labels)), "")) for line in lines],
     }
 
 
@@ -177,56 +175,41 @@ def _records_table(records: pd.DataFrame) -> Table:
     )
 
 
-def _best(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Return the two best methods at every budget."""
-    found = headline(results).dropna(subset=["points"]).sort_values("points", ascending=False, kind="stable")
-    return {f"{budget:g}x": own.head(2).to_dict("records") for budget, own in found.groupby("budget")}
-
-
 # ---------------------------------------------------------------------------------------------- charts
 
 
 def _headline_chart(results: Results) -> dict[str, Any] | None:
-    """Draw points at every budget, one line a method, the best at the chosen budget on top."""
+    """Draw the points at the chosen budget with their intervals, one line a method, the best on top."""
     found = headline(results).dropna(subset=["points"])
     if found.empty:
         return None
     budgets = [f"{speedup:g}x" for speedup in results.speedups]
     frame = found[["method", "points", "low", "high", "layers"]].round(3)
     frame["budget"] = found["budget"].map("{:g}x".format)
-    frame["short"] = frame["points"].map("{:+.1f}".format) + found["over"].map({True: "†", False: ""})
-    intervals = [f" [{low:+.1f}, {high:+.1f}]" for low, high in frame[["low", "high"]].to_numpy()]
-    frame["text"] = frame["short"] + np.where(frame["low"].isna(), "", intervals)
+    frame["text"] = frame["points"].map("{:+.1f}".format) + found["over"].map({True: "†", False: ""})
     chosen = alt.param(
         name="budget",
         value=budgets[len(budgets) // 2],
         bind=alt.binding_radio(options=budgets, name="speed-up in layers", element="#headline-controls"),
     )
     methods = list(dict.fromkeys(frame["method"]))
-    y = _methods_axis(results, alt.EncodingSortField("chosen", op="max", order="descending"), grid=False)
+    y = _methods_axis(alt.EncodingSortField("points", op="max", order="descending"))
     axis = alt.Axis(labelExpr="datum.value == 0 ? '0' : format(datum.value, '+~f')", orient="top", tickMinStep=1)
     x = alt.X("points:Q", title="points against the full model", axis=axis)
-    tooltip = ["method:N", "budget:N", alt.Tooltip("text:N", title="points"), alt.Tooltip("layers:Q", format=".2f")]
     colours = [COLOURS[0] if is_core(results.methods[label]) else GREY for label in methods]
     colour = alt.Color("method:N", scale=alt.Scale(domain=methods, range=colours), legend=None)
-    at_budget = "datum.budget == budget"
-    here, base = alt.Chart().transform_filter(at_budget), alt.Chart()
+    tooltip = ["method:N", "budget:N", *(alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("points", "low", "high"))]
     layers = [
         alt.Chart(alt.Data(values=[{}])).mark_rule(color=INK, opacity=0.5).encode(x=alt.datum(0)),
-        base.mark_rule(color=INK, opacity=0.25).encode(y=y, x="min(points):Q", x2="max(points):Q"),
-        base.transform_filter("datum.budget != budget")
-        .mark_point(filled=True, size=36, opacity=0.45)
-        .encode(x=x, y=y, color=colour, tooltip=tooltip),
-        here.transform_filter("isValid(datum.low)")
-        .mark_rule(strokeWidth=2.5, opacity=0.6)
-        .encode(x="low:Q", x2="high:Q", y=y, color=colour),
-        here.mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip),
-        here.mark_text(align="left", dx=10, color=INK).encode(x=alt.value(alt.expr("width")), y=y, text="short:N"),
+        alt.Chart().mark_rule(strokeWidth=2.5, opacity=0.6).encode(x="low:Q", x2="high:Q", y=y, color=colour),
+        alt.Chart().mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip),
+        alt.Chart()
+        .mark_text(align="left", dx=10, color=INK)
+        .encode(x=alt.value(alt.expr("width")), y=y, text="text:N"),
     ]
     chart = (
         alt.layer(*layers, data=_ROWS)
-        .transform_calculate(now=f"{at_budget} ? datum.points : null")
-        .transform_joinaggregate(chosen="max(now)", groupby=["method"])
+        .transform_filter("datum.budget == budget")
         .properties(width="container", height=LINE * len(methods), description="Points at equal cost")
         .add_params(chosen)
     )
@@ -242,17 +225,16 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | No
     if frame.empty:
         return None
     measures = {name: text for name, text in _MEASURES.items() if frame[name].notna().any()}
-    sizes = results.batch_sizes
-    costs = {"layers": "layers", "flops": "FLOPs"} | {f"b{size}": f"clock, batch {size}" for size in sizes}
-    words = {"layers": "layers run", "flops": "FLOPs"} | {f"b{size}": f"time, batch {size}" for size in sizes}
+    costs = {"layers": "layers", "flops": "FLOPs"} | {
+        f"b{size}": f"clock, batch {size}" for size in results.batch_sizes
+    }
     # Only labels that are drawn; the strongest ones come first and are in colour.
     labels = [x for x in ranked_labels(results) if x in set(frame["method"])]
-    leading = leading_labels(results)
-    shown = [x for x in labels if x in leading or role_of(results.methods[x]) == STATIC]
+    shown = [x for x in labels if x in leading_labels(results) or role_of(results.methods[x]) == STATIC]
     of_colour = [x for x in labels if role_of(results.methods[x]) not in REFERENCES]
     colours = {label: COLOURS[place % len(COLOURS)] for place, label in enumerate(of_colour)}
 
-    def choice(name: str, title: str, values: Mapping[Any, str], *, menu: bool = False) -> alt.Parameter:
+    def choice(name: str, title: str, values: Mapping[str, str], *, menu: bool = True) -> alt.Parameter:
         binding = alt.binding_select if menu else alt.binding_radio
         bound = binding(options=list(values), labels=list(values.values()), name=title, element="#curve-controls")
         return alt.param(name=name, value=next(iter(values)), bind=bound)
@@ -260,9 +242,8 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | No
     legend = alt.selection_point(
         name="shown", fields=["method"], bind="legend", toggle="true", value=[{"method": label} for label in shown]
     )
-    hover = alt.selection_point(name="hover", on="pointerover", nearest=True, fields=["method"], empty=False)
-    percent = alt.Axis(labelExpr="datum.label + '%'", tickCount=6, grid=False)
-    x = alt.X("x:Q", title=None, axis=percent, scale=alt.Scale(zero=True))
+    hover = alt.selection_point(name="hover", on="pointerover", fields=["method"], empty=False)
+    x = alt.X("x:Q", title=None, axis=alt.Axis(labelExpr="datum.label + '%'", tickCount=6, grid=False))
     y = alt.Y("y:Q", title=None, axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False))
     colour = alt.Color(
         "method:N",
@@ -271,68 +252,44 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | No
     )
     opacity = alt.when(hover).then(alt.value(1)).when(legend).then(alt.value(0.9)).otherwise(alt.value(0.08))
     width = alt.when(hover).then(alt.value(3.5)).otherwise(alt.value(1.6))
-    curves, dots = (alt.Chart().transform_filter(f"datum.kind == '{kind}'") for kind in ("curve", "point"))
+    size = alt.when("datum.kind == 'point'").then(alt.value(50)).otherwise(alt.value(12))
+    tooltip = ["method:N", "knob:N", alt.Tooltip("points:Q", format="+.1f"), alt.Tooltip("score:Q", format=".1f")]
+    tooltip += [
+        alt.Tooltip(f"{name}:Q", format=".1f") for name in ("low", "high", "match") if frame[name].notna().any()
+    ]
+    tooltip += [alt.Tooltip(f"x_{name}:Q", title=f"{text}, % of full", format=".0f") for name, text in costs.items()]
+    everything = alt.Chart().encode(x=x, y=y, color=colour, opacity=opacity)
     title = alt.Chart(alt.Data(values=[{}])).mark_text(text=alt.expr("cost_words[cost]"), baseline="top", color=INK)
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).transform_filter("measure == 'points'")
-    interval = dots.transform_filter("measure == 'score' && isValid(datum.low)").mark_rule(strokeWidth=1.2)
     layers = [
         zero.mark_rule(color=INK).encode(y="zero:Q"),
-        interval.encode(x=x, y="low:Q", y2="high:Q", color=colour, opacity=opacity),
-        curves.mark_line().encode(x=x, y=y, color=colour, opacity=opacity, strokeWidth=width).add_params(legend),
-        dots.mark_point(filled=True, size=40).encode(x=x, y=y, color=colour, opacity=opacity),
-        alt.Chart()
-        .mark_point(size=60, opacity=0)
-        .encode(x=x, y=y, tooltip=_tooltip_of_nearest(measures, sizes))
-        .add_params(hover),
+        everything.transform_filter("datum.kind == 'curve'").mark_line().encode(strokeWidth=width).add_params(legend),
+        everything.mark_point(filled=True).encode(size=size, tooltip=tooltip).add_params(hover),
         title.encode(x=alt.value(alt.expr("width / 2")), y=alt.value(alt.expr("height + 26"))),
     ]
     chart = (
         alt.layer(*layers, data=_ROWS)
         .transform_flatten(list(frame))
         .transform_calculate(x="datum['x_' + cost]", y="datum[measure]")
-        .transform_filter("datum.task == task && (datum.points == null || datum.points >= -depth)")
-        .transform_filter("isValid(datum.x) && isValid(datum.y)")
+        .transform_filter("datum.task == task && isValid(datum.x) && isValid(datum.y)")
         .properties(width="container", height=400, title=alt.TitleParams(text=alt.expr("measure_words[measure]")))
         .add_params(
-            choice("task", "task", {task: task for task in dict.fromkeys(frame["task"])}, menu=True),
-            choice("measure", "score", measures, menu=True),
-            choice("cost", "cost", costs),
-            choice("depth", "points below full", {12: "12", 3: "3", 6: "6", 1000: "all"}),
+            choice("task", "task", {task: task for task in dict.fromkeys(frame["task"])}),
+            choice("measure", "score", measures),
+            choice("cost", "cost", costs, menu=False),
             alt.param(name="measure_words", value=measures),
-            alt.param(name="cost_words", value={name: f"{text}, % of the full model" for name, text in words.items()}),
+            alt.param(name="cost_words", value={name: f"{text}, % of the full model" for name, text in costs.items()}),
         )
     )
     return _spec(chart, frame, as_columns=True)
-
-
-def _tooltip_of_nearest(measures: Mapping[str, str], sizes: Sequence[int]) -> Any:
-    """Build the tooltip of the invisible points that the pointer finds.
-
-    The pointer meets a Voronoi cell, and the point is the datum of its datum.
-    """
-    costs = {"FLOPs, % of full": "x_flops"} | {f"clock, batch {size}, % of full": f"x_b{size}" for size in sizes}
-    entries = {
-        "method": "datum.datum.method",
-        "knob": "datum.datum.knob",
-        **({"points against full": "format(datum.datum.points, '+.1f')"} if "points" in measures else {}),
-        "score": "datum.datum.score_text",
-        **({"tokens as in full, %": "format(datum.datum.match, '.1f')"} if "match" in measures else {}),
-        "layers": "format(datum.datum.layers, '.2f')",
-        **{
-            title: f"isValid(datum.datum.{name}) ? format(datum.datum.{name}, '.0f') : 'n/a'"
-            for title, name in costs.items()
-        },
-    }
-    lines = ", ".join(f"'{name}': {value}" for name, value in entries.items())
-    return alt.value(alt.expr(f"datum.datum ? {{{lines}}} : null"))
 
 
 def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
     """Return the points of the chart of curves.
 
     Columns: ``task``, ``method``, ``kind`` (curve: a mixture at equal cost; point: an operating point), ``knob``, costs
-    in percent of the full model's (``x_layers``, ``x_flops``, ``x_b1``, ...), ``layers``, ``points``, ``score``,
-    ``low``, ``high`` and ``match``.
+    in percent of the full model's (``x_layers``, ``x_flops``, ``x_b1``, ...), ``points``, ``score``, ``low``, ``high``
+    and ``match``.
     """
     names, mixed = task_names(results.tasks.index), dense_curves(results)
     mixed = mixed.assign(kind="curve", knob=mixed["speedup"].map("mixed to {:g}x".format))
@@ -344,16 +301,12 @@ def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
     )
     dots = with_costs(results, dots.rename(columns={"score_low": "low", "score_high": "high", MATCH: "match"}))
     both = pd.concat([mixed, dots], ignore_index=True)
-    frame = pd.DataFrame({"task": both["panel"], "method": both["label"]})
-    frame[["kind", "knob", "layers"]] = both[["kind", "knob", "layers"]]
+    both = both[~(100 * both["points"] < -DEEPEST)]
+    frame = pd.DataFrame({"task": both["panel"], "method": both["label"], "kind": both["kind"], "knob": both["knob"]})
     for name in (str(name) for name in both if str(name).startswith("cost_")):
         frame[name.replace("cost_", "x_")] = 100 * both[name].astype(float)
     for name in ("points", "score", "low", "high", "match"):
         frame[name] = 100 * both[name] if name in both else np.nan
-    frame["score_text"] = [
-        f"{score:.1f}%" + ("" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]")
-        for score, low, high in frame[["score", "low", "high"]].to_numpy()
-    ]
     return frame.round(3)
 
 
@@ -367,7 +320,7 @@ def _exits_chart(results: Results) -> dict[str, Any] | None:
     frame = found.drop(columns="backbone").round({"share": 4, "layers": 3})
     tasks = list(dict.fromkeys(frame["task"]))
     select = alt.binding_select(options=tasks, name="task", element="#exit-controls")
-    y = _methods_axis(results, alt.EncodingSortField("layers", op="min"))
+    y = _methods_axis(alt.EncodingSortField("layers", op="min"))
     x = alt.X("layer:O", title="exit layer", axis=alt.Axis(orient="top", labelAngle=0, ticks=False))
     tooltip = [
         *("method:N", alt.Tooltip("layer:O", title="exit layer"), alt.Tooltip("share:Q", format=".1%")),
@@ -375,13 +328,9 @@ def _exits_chart(results: Results) -> dict[str, Any] | None:
     ]
     shade = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.06, 1]), legend=None)
     mean = alt.Chart().transform_filter("datum.layer == 1").mark_text(align="left", dx=10, color=INK)
-    size = alt.expr(f"width < {30 * frame['layer'].max()} ? 0 : 11")
-    words = alt.Chart().transform_filter("datum.share >= 0.05").mark_text(fontSize=size)
-    ink = alt.condition("datum.share > 0.55", alt.value("white"), alt.value(INK))
     layers = [
         alt.Chart().mark_rect(color="#2489d0").encode(x=x, y=y, opacity=shade, tooltip=tooltip),
         mean.encode(x=alt.value(alt.expr("width")), y=y, text=alt.Text("layers:Q", format=".1f")),
-        words.encode(x=x, y=y, text=alt.Text("share:Q", format=".0%"), color=ink, tooltip=tooltip),
     ]
     height = LINE * int(frame.groupby("task")["method"].nunique().max())
     chart = (
@@ -393,13 +342,9 @@ def _exits_chart(results: Results) -> dict[str, Any] | None:
     return _spec(chart, frame)
 
 
-def _methods_axis(results: Results, sort: alt.EncodingSortField, **axis: Any) -> alt.Y:
-    """Return the axis that has a line for every method, ConsistentEE and its variants in bold."""
-    core = [label for label, method in results.methods.items() if is_core(method)]
-    bold = {"condition": {"test": f"indexof({core!r}, datum.value) >= 0", "value": "bold"}, "value": "normal"}
-    return alt.Y(
-        "method:N", title=None, sort=sort, axis=alt.Axis(labelFontWeight=bold, ticks=False, labelPadding=8, **axis)
-    )
+def _methods_axis(sort: alt.EncodingSortField) -> alt.Y:
+    """Return the axis that has a line for every method."""
+    return alt.Y("method:N", title=None, sort=sort, axis=alt.Axis(ticks=False, labelPadding=8, grid=False))
 
 
 def _spec(chart: Any, frame: pd.DataFrame, *, as_columns: bool = False) -> dict[str, Any]:

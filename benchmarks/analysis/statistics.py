@@ -1,12 +1,11 @@
 """Every bootstrap interval and test of the project: of a mean, of any task's score, over rows, and over rows and seeds.
 
 It is the percentile bootstrap. With several seeds it is crossed: rows and seeds are drawn independently of each other,
-because every seed answers the same rows. A suite has thousands of points, so resamples are written as counts of rows,
-and all of them are scored by one matrix product.
+because every seed answers the same rows. Every score but that of ranks is a function of means over rows, its terms:
+resamples are written as counts of rows, and all points of a task are resampled by one matrix product.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -23,8 +22,6 @@ MEAN_BY_SIZE = "mean by size"
 
 RESAMPLES = 1000
 _AT_ONCE = 100
-_THREADS = 2
-_OF_WHOLE_NUMBERS = ("accuracy", "f1", "matthews")
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -54,7 +51,7 @@ _TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], F
         lambda terms: _ratio(terms[..., 0], terms[..., 1]),
     ),
 }
-"""Metric -> (what a row contributes [N, terms], the score of the terms' mean [..., terms])."""
+"""Metric -> (terms of the rows [N, terms], the score of the terms' mean [..., terms])."""
 
 
 def can_resample(metric: str, labels: ArrayLike) -> bool:
@@ -63,12 +60,33 @@ def can_resample(metric: str, labels: ArrayLike) -> bool:
     return metric in _TERMS and two_classes
 
 
+def terms_of(metric: str, labels: ArrayLike, answers: ArrayLike) -> Floats:
+    """Compute the terms of every row, [N, terms].
+
+    Those of a random mixture of rules are the mixture of the rules' own.
+
+    Args:
+        metric: one that :func:`can_resample`, or :data:`MEAN` or :data:`MEAN_BY_SIZE`.
+        labels, answers: [N].
+    """
+    return _TERMS[metric][0](np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
+
+
+def score_of_terms(metric: str, terms: Floats) -> Floats:
+    """Compute scores [...] of means over rows, [..., terms]."""
+    return _TERMS[metric][1](terms)
+
+
 @lru_cache(maxsize=4)
-def resample_counts(rows: int, resamples: int, part: int, seed: int) -> NDArray[np.float32]:
-    """Draw rows with replacement, and count how often each was drawn: [resamples, rows]."""
-    generator = np.random.default_rng([seed, rows, part])
-    counts = np.empty((resamples, rows), dtype=np.float32)
+def resample_counts(rows: int, resamples: int, seed: int) -> NDArray[np.uint8]:
+    """Draw rows with replacement, and count how often each was drawn: [resamples, rows].
+
+    Equal numbers of rows and equal seeds give the same resamples, so that differences between methods are paired.
+    """
+    counts = np.empty((resamples, rows), dtype=np.uint8)
     for start in range(0, resamples, _AT_ONCE):  # few enough counters for the processor's cache
+        if start % RESAMPLES == 0:
+            generator = np.random.default_rng([seed, rows, start // RESAMPLES])
         size = min(_AT_ONCE, resamples - start)
         drawn = generator.integers(rows, size=(size, rows), dtype=np.int32)
         places = drawn + (rows * np.arange(size, dtype=np.int64))[:, None]
@@ -76,34 +94,13 @@ def resample_counts(rows: int, resamples: int, part: int, seed: int) -> NDArray[
     return counts
 
 
-def resampled_terms(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Floats:
-    """Compute, for every resample of the rows, the means over rows that a score is a function of.
-
-    They are linear: those of a random mixture of rules are the mixture of the rules' own. Equal numbers of rows and
-    equal ``seed`` give the same resamples, so that differences between methods are paired.
-
-    Args:
-        metric: one that :func:`can_resample`, or :data:`MEAN` or :data:`MEAN_BY_SIZE`.
-        labels: [N].
-        predictions: [rules, N].
-        resamples: how many.
-        seed: of the resampling.
-
-    Returns:
-        [rules, resamples, terms], of which :func:`score_of_terms` makes scores.
-    """
-    true = np.asarray(labels, dtype=float)
-    terms = np.stack([_TERMS[metric][0](true, one) for one in np.asarray(predictions, dtype=float)])
-    # Sums of few whole numbers are exact in float32, and twice as fast.
-    by_term = np.moveaxis(terms, 1, -1).astype(np.float32 if metric in _OF_WHOLE_NUMBERS else float)
-    sizes = [min(RESAMPLES, resamples - start) for start in range(0, resamples, RESAMPLES)]
-    flat = by_term.reshape(-1, true.size)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        sums = threads.map(lambda part: flat @ resample_counts(true.size, sizes[part], part, seed).T, range(len(sizes)))
-        means = np.concatenate(list(sums), axis=1) / np.float64(true.size)
-    return np.moveaxis(means.reshape(*by_term.shape[:2], resamples), 1, -1)
+def resampled_scores(metric: str, terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Score all resamples of the rows: [points, resamples] of the points' terms [points, N, terms]."""
+    flat = np.moveaxis(terms, 1, -1).reshape(-1, terms.shape[1])
+    counts = resample_counts(terms.shape[1], resamples, seed)
+    parts = [flat @ counts[start : start + RESAMPLES].T.astype(float) for start in range(0, resamples, RESAMPLES)]
+    means = np.concatenate(parts, axis=1).reshape(len(terms), -1, resamples) / terms.shape[1]
+    return score_of_terms(metric, np.moveaxis(means, 1, -1))
 
 
 def over_any_task(samples: Floats | None) -> Floats | None:
@@ -115,38 +112,33 @@ def over_any_task(samples: Floats | None) -> Floats | None:
     return np.asarray(np.take_along_axis(samples, drawn, axis=0).mean(axis=0))
 
 
-def score_of_terms(metric: str, terms: Floats) -> Floats:
-    """Compute the scores of means over rows [..., terms], see :func:`resampled_terms`: [...]."""
-    return _TERMS[metric][1](terms)
-
-
 def score_of_mixture(
     metric: str, labels: ArrayLike, answers: tuple[ArrayLike, ArrayLike], weight: float = 1.0
 ) -> float:
     """Compute the score when a row takes the first of two rules' answers with probability ``weight``, else the second.
 
     Args:
-        metric: as in :func:`resampled_terms`, or any other metric of a task.
+        metric: as in :func:`terms_of`, or any other metric of a task.
         labels: [N].
         answers: of both rules, [N] each.
         weight: share of the first.
     """
     true, shares = np.asarray(labels), (weight, 1 - weight)
     if can_resample(metric, true):
-        terms = [_TERMS[metric][0](true.astype(float), np.asarray(one, dtype=float)).mean(axis=0) for one in answers]
-        return float(score_of_terms(metric, shares[0] * terms[0] + shares[1] * terms[1]))
+        first, second = (terms_of(metric, true, one).mean(axis=0) for one in answers)
+        return float(score_of_terms(metric, weight * first + (1 - weight) * second))
     return score(metric, np.tile(true, 2), np.concatenate(answers), np.repeat(shares, true.size))
 
 
 def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
-    """Draw as many seeds as there are, with replacement, once a resample, and average: [RESAMPLES]."""
-    resamples, seeds = scores.shape
-    return scores[:, 0] if seeds == 1 else np.take_along_axis(scores, _drawn(seeds, resamples, seed), 1).mean(axis=1)
+    """Draw as many seeds as there are, with replacement, once a resample, and average [seeds, resamples] over them."""
+    seeds, resamples = scores.shape
+    return scores[0] if seeds == 1 else np.take_along_axis(scores, _drawn(seeds, resamples, seed), 0).mean(axis=0)
 
 
 @lru_cache(maxsize=4)
 def _drawn(seeds: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds))
+    return np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds)).T
 
 
 def interval(samples: Floats) -> tuple[float, float]:
@@ -155,40 +147,28 @@ def interval(samples: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def interval_over_rows_and_seeds(
+def score_interval(
     metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Compute the 95% bootstrap interval of a score averaged over seeds.
+    """Compute the 95% percentile bootstrap interval of a score, over rows; of several seeds' mean, over seeds as well.
 
     Args:
-        metric: as in :func:`score_of_mixture`.
+        metric: a name of :data:`consistentee.data.metrics.METRICS`, or :data:`MEAN`.
         labels: [N].
-        predictions: [seeds, N]. With one seed the interval is over rows alone.
-        resamples, seed: of the resampling.
+        predictions: [N], or [seeds, N].
+        resamples: number of bootstrap samples.
+        seed: of the resampling; equal seeds give equal intervals.
     """
-    true, answers = np.asarray(labels), np.asarray(predictions)
+    true, answers = np.asarray(labels), np.atleast_2d(predictions)
     if can_resample(metric, true):
-        scores = score_of_terms(metric, resampled_terms(metric, true, answers, resamples=resamples, seed=seed))
-        return interval(mean_over_drawn_seeds(scores.T, seed=seed))
+        terms = np.stack([terms_of(metric, true, one) for one in answers])
+        scores = resampled_scores(metric, terms, resamples=resamples, seed=seed)
+        return interval(mean_over_drawn_seeds(scores, seed=seed))
     # A score of ranks, or of many classes: rows alone, seed by seed, and the bounds averaged.
     drawn = np.random.default_rng([seed, true.size]).integers(true.size, size=(resamples, true.size))
     bounds = [interval(np.array([score(metric, true[rows], one[rows]) for rows in drawn])) for one in answers]
     low, high = np.mean(bounds, axis=0)
     return float(low), float(high)
-
-
-def score_interval(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Compute the 95% percentile bootstrap interval of a score, over rows.
-
-    Args:
-        metric: a name of :data:`consistentee.data.metrics.METRICS`, or :data:`MEAN`.
-        labels, predictions: [N].
-        resamples: number of bootstrap samples.
-        seed: of the resampling; equal seeds give equal intervals.
-    """
-    return interval_over_rows_and_seeds(metric, labels, np.asarray(predictions)[None], resamples=resamples, seed=seed)
 
 
 def p_value(samples: Floats) -> float:

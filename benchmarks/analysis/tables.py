@@ -10,33 +10,33 @@ import pandas as pd
 
 from benchmarks.analysis.equal_cost import choose, comparison_of, headline
 from benchmarks.analysis.frames import (
+    CURVE,
     FULL,
     MATCH,
     TASK,
     TO_FULL,
     Results,
-    first_timings,
     load_results,
     merge,
     role_of,
     varied_parameters,
 )
-from benchmarks.analysis.generation_tables import batch_table, calibration_table, cost_table, text_scores, text_table
+from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores, text_table
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
     INTERVALS_NOTE,
     METRIC_NAMES,
     MOST_LINES,
     OVER_NOTE,
-    STOCK,
     UNDER_NOTE,
     Column,
     Table,
+    over_or_under,
     to_csv,
     to_latex,
     to_markdown,
 )
-from benchmarks.analysis.statistics import interval_over_rows_and_seeds
+from benchmarks.analysis.statistics import score_interval
 from benchmarks.specs.targets import Target, in_order, in_words
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import replacing
@@ -115,19 +115,15 @@ def task_table(results: Results) -> Table | None:
     """Return points at the middle budget, task by task; None without a full model."""
     comparison = comparison_of(results)
     middle, tasks = comparison.middle, list(results.tasks.index[results.tasks["full_label"].notna()])
-    found = comparison.by_task()
+    found = comparison.by_task
     found = found[(found["speedup"] == middle) & found["label"].isin(results.labels_to_compare)]
     if not tasks or found.empty:
         return None
     names = task_names(tasks)
     found = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
     found["name"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
-    found["mark"] = [
-        "*" * abs(comparison.against_static((line["task"], line["backbone"]), line["label"], middle) or 0)
-        + "†" * line["over"]
-        + "‡" * line["under"]
-        for line in found.to_dict("records")
-    ]
+    signs = pd.Series(comparison.against_static(found), found.index).fillna(0)
+    found["mark"] = signs.map({0: "", 1: "*", -1: "*"}) + over_or_under(found)
     wide = found.assign(points=100 * found["points"]).pivot(index="label", columns="name", values=["points", "mark"])
     wide.columns = [name if kind == "points" else f"{name} mark" for kind, name in wide.columns]
     first = {label: place for place, label in enumerate(dict.fromkeys(comparison.headline["method"]))}
@@ -187,62 +183,57 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
     ``targets``, ``layers`` and ``num_layers``.
     """
     lines = []
-    last = results.knobs.groupby([*TASK, "label", "seed", "cell"])["validation_quality"].last()
-    references = last.groupby([*TASK, "label", "seed"]).max().to_dict()
-    points = results.knobs[results.knobs["point"].notna()]
-    by_curve = {key: list(own.groupby("seed")) for key, own in points.groupby([*TASK, "label"])}
-    for task in results.tasks.index:
-        full = results.tasks.loc[task, "full_label"]
-        for label, method in results.methods.items():
-            seeds = by_curve.get((*task, label), [])
-            knobs = [
-                (of.index, of["validation_layers"].to_numpy(), of["validation_quality"].to_numpy()) for _, of in seeds
-            ]
-            reference = [references.get((*task, full, seed), references[*task, label, seed]) for seed, _ in seeds]
-            depth = int(results.tasks.loc[task, "num_layers"])
-            chosen: dict[tuple[int, ...], list[Target]] = {}
-            for target in in_order(target for _, of in seeds for targets in of["targets"] for target in targets):
-                picks = [
-                    (index, choose(target, layers, quality, num_layers=depth, reference=score))
-                    for (index, layers, quality), score in zip(knobs, reference, strict=True)
-                ]
-                found = tuple(int(index[pick]) for index, pick in picks if pick is not None)
-                if found:
-                    chosen.setdefault(found, []).append(target)
-            head = {"task": task[0], "backbone": task[1], "label": label, "method": method, "num_layers": depth}
-            own = [
-                head | {"chosen": found, "targets": targets, "layers": results.column("layers")[list(found)].mean()}
-                for found, targets in chosen.items()
-            ]
-            lines += sorted(own, key=lambda line: line["layers"])
+    last = results.knobs.groupby([*CURVE, "seed", "cell"])["validation_quality"].last()
+    references = last.groupby([*CURVE, "seed"]).max().to_dict()
+    curves = dict(iter(results.knobs.dropna(subset=["point"]).groupby(CURVE)))
+    for (*task, label), method in ((key, results.methods[key[-1]]) for key in _in_order(results, curves)):
+        own = curves[*task, label]
+        full, depth = results.tasks.loc[tuple(task), ["full_label", "num_layers"]]
+        seeds = [
+            (of.index, of["validation_layers"], of["validation_quality"], seed) for seed, of in own.groupby("seed")
+        ]
+        chosen: dict[tuple[int, ...], list[Target]] = {}
+        for target in in_order(target for targets in own["targets"] for target in targets):
+            found = []
+            for index, layers, quality, seed in seeds:
+                reference = references.get((*task, full, seed), references[*task, label, seed])
+                pick = choose(target, layers, quality, num_layers=depth, reference=reference)
+                found += [] if pick is None else [int(index[pick])]
+            if found:
+                chosen.setdefault(tuple(found), []).append(target)
+        layers_of = {knobs: float(results.column("layers")[list(knobs)].mean()) for knobs in chosen}
+        for knobs in sorted(chosen, key=layers_of.__getitem__):
+            lines.append([*task, label, method, depth, knobs, chosen[knobs], layers_of[knobs]])
     columns = [*TASK, "label", "method", "num_layers", "chosen", "targets", "layers"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def _in_order(results: Results, curves: Iterable[Any]) -> list[Any]:
+    """Sort curves by task, and then as the methods of results are sorted."""
+    place = {label: number for number, label in enumerate(results.methods)}
+    return sorted(curves, key=lambda curve: (curve[:2], place[curve[2]]))
 
 
 def operating_points(results: Results) -> pd.DataFrame:
     """Return the lines of :func:`chosen_knobs` with what they score and cost on test rows, averaged over seeds.
 
     Scores, their intervals and points against the full model of the same seeds are shares; ``ms_b1`` is milliseconds a
-    row (in generation ``tokens_per_second_b1``), ``speedup_b1`` stock / method, ``spread_b1`` (slowest - fastest round)
-    / median. In generation the first line of a task is stock ``generate``.
+    row (in generation ``tokens_per_second_b1``), ``speedup_b1`` stock / method.
     """
-    found = chosen_knobs(results)
+    found, of_texts = chosen_knobs(results), results.kind == "generation"
     picked = found["chosen"].explode().astype(int)
     knobs = results.knobs.loc[picked].assign(line=picked.index)
     full, varied = results.full_scores().to_dict(), varied_parameters(results.records)
     keys = list(zip(knobs["task"], knobs["backbone"], knobs["seed"], strict=True))
-    knobs["full"], knobs["mean_full"] = (
-        [full.get(key, np.nan) for key in of] for of in (keys, [(*k[:2], -1) for k in keys])
-    )
+    knobs["full"] = [full.get(key, full.get((*key[:2], -1), np.nan)) for key in keys]
     knobs["varied"] = [varied[cell] for cell in knobs["cell"]]
     groups = knobs.groupby("line")
     flops = groups[["flops", "full_flops"]].sum()
+    lowest, highest = groups["knob"].min().map("{:.3g}".format), groups["knob"].max().map("{:.3g}".format)
     points = found.assign(
         parameters=groups["varied"].agg(lambda texts: "; ".join(dict.fromkeys(filter(None, texts)))),
         knob_name=groups["knob_name"].first(),
-        knob=groups["knob"].agg(
-            lambda values: " to ".join(dict.fromkeys(f"{v:.3g}" for v in (values.min(), values.max())))
-        ),
+        knob=lowest.where(lowest == highest, lowest + " to " + highest),
         seeds=groups["seed"].agg(lambda seeds: " ".join(map(str, seeds))),
         chosen_for=found["targets"].map(in_words),
         short=found["targets"].map(lambda targets: ", ".join(target.short for target in targets)),
@@ -251,91 +242,33 @@ def operating_points(results: Results) -> pd.DataFrame:
         score_std=groups["score"].std(),
         saved=1 - found["layers"] / found["num_layers"],
         flops_ratio=flops["full_flops"] / flops["flops"].where(flops["flops"] > 0),
+        points=groups["score"].mean() - groups["full"].mean(),
     )
-    of_seeds = groups["full"].agg(lambda scores: scores.mean(skipna=False))
-    points["points"] = points["score"] - of_seeds.fillna(groups["mean_full"].first())
-    if results.kind == "classification":
+    for name in (str(name) for name in knobs if str(name).startswith(("speedup_b", "seconds_b"))):
+        points[name] = groups[name].mean()
+        if name.startswith("seconds_b") and of_texts:
+            points[name.replace("seconds", "tokens_per_second")] = 1 / points.pop(name)
+        elif name.startswith("seconds_b"):
+            points[name.replace("seconds", "ms")] = 1000 * points.pop(name)
+    if not of_texts:
         points[["score_low", "score_high"]] = [_interval(results, chosen) for chosen in points["chosen"]]
-        return points.join(groups[["live_rows", "live_disagreements"]].sum()).join(_clocks(results, points))
+        return points.join(groups[["live_rows", "live_disagreements"]].sum())
     names = [f"{name}{bound}" for name in (*results.records[0].full_scores, TO_FULL, MATCH) for bound in _BOUNDS]
     points[names] = groups[names].mean()
+    for bound in ("_low", "_high"):
+        points[f"score{bound}"] = [points.at[line, f"{metric}{bound}"] for line, metric in points["metric"].items()]
     drafts = groups[["accepted", "drafted"]].sum()
     points["acceptance"] = drafts["accepted"] / drafts["drafted"].where(drafts["drafted"] > 0)
-    for bound in ("_low", "_high"):
-        own = points["metric"] + bound
-        points[f"score{bound}"] = [points.at[line, name] for line, name in own.items()]
-    points = points.join(_clocks(results, points))
-    stock = pd.DataFrame([_stock_line(results, task) for task in results.tasks.index])
-    return pd.concat([stock, points], ignore_index=True).sort_values("task", kind="stable", ignore_index=True)
-
-
-def _range(values: pd.Series) -> str:
-    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values.min(), values.max())))
+    return points
 
 
 def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
     """Return the interval of the score: over rows of one seed as recorded, over rows and seeds of several."""
-    answers = [results.answers(knob) for knob in chosen] if len(chosen) > 1 else []
-    known = [rows for rows in answers if rows is not None]
-    if known and len(known) == len(answers) and all(np.array_equal(rows[0], known[0][0]) for rows in known):
-        metric = results.column("metric")[chosen[0]]
-        return interval_over_rows_and_seeds(metric, known[0][0], np.stack([rows[1] for rows in known]))
+    rows = results.answers_at(chosen) if len(chosen) > 1 else None
+    if rows is not None:
+        return score_interval(results.column("metric")[chosen[0]], *rows)
     low, high = (float(results.column(name)[list(chosen)].mean()) for name in ("score_low", "score_high"))
     return low, high
-
-
-def _stock_line(results: Results, task: tuple[str, str]) -> dict[str, Any]:
-    """Return the operating point of stock ``generate``: the full model's texts, and its own times."""
-    own = [record for record in results.records if (record.task, record.backbone) == task]
-    record = next((one for one in own if role_of(one.method) == FULL), own[0])
-    line: dict[str, Any] = {"task": task[0], "backbone": task[1], "label": STOCK, "method": STOCK, "parameters": ""}
-    line |= {"knob_name": "full depth", "knob": "", "seeds": "", "chosen_for": "", "short": "", "targets": ()}
-    for name, mean in record.full_scores.items():
-        line |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
-    line |= {f"{name}{bound}": 1.0 for name in (TO_FULL, MATCH) for bound in _BOUNDS}
-    line |= {f"score{bound}": line[f"{record.metric}{bound}"] for bound in _BOUNDS}
-    line |= {"metric": record.metric, "layers": float(record.num_layers), "num_layers": record.num_layers}
-    stock = _stock_times(results)
-    stock = stock[(stock["task"] == task[0]) & (stock["backbone"] == task[1])].assign(line=0)
-    return (
-        line
-        | {"points": 0.0, "saved": 0.0, "flops_ratio": 1.0}
-        | (_medians(results, stock).loc[0].to_dict() if len(stock) else {})
-    )
-
-
-def _stock_times(results: Results) -> pd.DataFrame:
-    """Return the stock model's times, rows in step: of the first timing of every task and seed."""
-    stock = results.times[(results.times["key"] == "") & ~results.times["regroups"].astype(bool)]
-    return stock[stock["timing"] == stock.groupby([*TASK, "seed"])["timing"].transform("min")]
-
-
-def _clocks(results: Results, points: pd.DataFrame) -> pd.DataFrame:
-    """Return what the clock recorded of operating points; the full model of classification stands for the stock one."""
-    picks = points["chosen"].explode().astype(int)
-    keys = pd.DataFrame({name: results.column(name)[picks] for name in (*TASK, "seed", "key", "knob", "method")})
-    keys["line"] = picks.index
-    full = keys["method"] == FULL
-    stock = keys[full].drop(columns=["key", "knob"]).merge(_stock_times(results), on=[*TASK, "seed"])
-    timed = keys[~full][["line", "key", "knob"]].merge(first_timings(results.times), on=["key", "knob"])
-    return _medians(results, pd.concat([stock, timed[~timed["regroups"].astype(bool)]], ignore_index=True))
-
-
-def _medians(results: Results, timed: pd.DataFrame) -> pd.DataFrame:
-    """Return medians over the rounds of every ``line``, with a column for every batch size."""
-    timed = timed.assign(ratio=timed["stock_seconds"] / timed["seconds"])
-    groups = timed.groupby(["line", "batch_size"])
-    found = pd.DataFrame({"speedup": groups["ratio"].median()})
-    by_seed = timed.groupby(["line", "batch_size", "seed"])["seconds"]
-    found["spread"] = ((by_seed.max() - by_seed.min()) / by_seed.median()).groupby(level=[0, 1]).max()
-    if results.kind == "generation":
-        found["tokens_per_second"] = 1 / groups["seconds"].median()
-        found["prefill_ms"] = 1000 * groups["prefill_seconds"].median()
-    else:
-        found["ms"] = 1000 * groups["seconds"].median()
-    wide = found.unstack("batch_size")
-    wide.columns = [f"{name}_b{size:.0f}" for name, size in wide.columns]
-    return wide
 
 
 def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str] | None = None) -> Table:
@@ -348,7 +281,6 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
     names = task_names(results.tasks.index)
     own["shown_task"] = [names[one] for one in zip(own["task"], own["backbone"], strict=True)]
     metric = own["metric"].iloc[0] if task else "score"
-    several = task and "score_std" in own and own["score_std"].notna().any()
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
         name=f"points-{task[0]}" if task else "points",
@@ -357,13 +289,13 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
             Column("method"),
             Column("knob", "shown_knob") if task else Column("task", "shown_task"),
             Column(f"{METRIC_NAMES.get(metric, metric)} % [95%]", "score", ".1f", "score_low", "score_high", best=True),
-            *([Column("± seeds", "score_std", ".1f")] if several else []),
+            *([Column("± seeds", "score_std", ".1f")] if task else []),
             *([Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")] if of_texts else []),
             Column("layers", form=".2f"),
             Column("saved %", "saved", ".0f"),
             Column("FLOPs ratio", "flops_ratio", ".2f"),
-            *(Column(f"tokens/s b{size}", f"tokens_per_second_b{size}", ".1f") for size in sizes if of_texts),
-            *(Column(f"ms/row b{size}", f"ms_b{size}", ".2f") for size in sizes if not of_texts),
+            *(Column(f"tokens/s b{size}", f"tokens_per_second_b{size}", ".1f") for size in sizes),
+            *(Column(f"ms/row b{size}", f"ms_b{size}", ".2f") for size in sizes),
             *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in sizes),
             Column("chosen for", "short"),
             *([] if task else [Column("knob", "shown_knob")]),
@@ -372,56 +304,34 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
             "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
             "(≤50%), or the fewest layers within a point of the full model (-1 pt) or with so many answers of the full "
             "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size.",
-            *(_operating_notes(results, task, own) if task else []),
+            *(_notes_of_task(results, task) if task else []),
         ],
     )
 
 
 def knob_text(line: Mapping[str, Any]) -> str:
     """Return the knob and parameters of an operating point: ``threshold=0.1 to 0.3 · alpha=0.1``."""
-    if line["method"] in (FULL, STOCK):
+    if role_of(line["method"]) == FULL:
         return "full depth"
     drafts = line.get("acceptance", np.nan)
     more = "" if np.isnan(drafts) else f"{100 * drafts:.0f}% of drafts accepted"
     return " · ".join(filter(None, [f"{line['knob_name']}={line['knob']}", line["parameters"], more]))
 
 
-def _operating_notes(results: Results, task: tuple[str, str], own: pd.DataFrame) -> list[str]:
+def _notes_of_task(results: Results, task: tuple[str, str]) -> list[str]:
     records = [record for record in results.records if (record.task, record.backbone) == task]
-    record = next((one for one in records if role_of(one.method) == FULL), records[0])
-    unit = "prompts" if results.kind == "generation" else "rows"
+    record, unit = records[0], "prompts" if results.kind == "generation" else "rows"
+    seeds = ", ".join(map(str, sorted({one.seed for one in records})))
     times = results.times[(results.times["task"] == task[0]) & (results.times["backbone"] == task[1])]
-    live = own[["live_rows", "live_disagreements"]].sum() if "live_rows" in own else None
-    seeds = sorted({one.seed for one in records})
+    timed = "Not timed."
+    if len(times):
+        rounds, rows = times["round"].max() + 1, int(times["rows"].max())
+        timed = f"Times: medians of {rounds} rounds on {rows} {unit}, interleaved with the stock model."
     notes = [
         f"{record.train_rows} training rows, {record.validation_rows} validation and {record.test_rows} test {unit}; "
-        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over "
-        f"{unit}{' and seeds' if len(seeds) > 1 else ''}. L = {record.num_layers}. {_timing_note(times, own, unit)}"
+        f"seeds {seeds}; intervals: bootstrap over {unit} and, of several, over seeds. L = {record.num_layers}. {timed}"
     ]
-    if live is not None and live["live_rows"]:
-        differ = f"{live['live_disagreements']:.0f} of {live['live_rows']:.0f}"
-        notes.append(f"Live runs and replays differ in {differ} exits and answers.")
     return [*notes, *([f"Task: {record.task_notes.rstrip('.')}."] if record.task_notes else [])]
-
-
-def _timing_note(times: pd.DataFrame, own: pd.DataFrame, unit: str) -> str:
-    if times.empty:
-        return "Not timed."
-    rounds, rows = times.groupby("timing")["round"].max().max() + 1, int(times["rows"].max())
-    spread = own[[name for name in own if str(name).startswith("spread_b")]].max().max()
-    timed = times.loc[times["key"] != ""].groupby("label")["seed"].agg(lambda seeds: tuple(sorted(set(seeds))))
-    has = own.groupby("label")["seeds"].agg(lambda seeds: {int(s) for text in seeds for s in text.split()})
-    few: dict[tuple[int, ...], list[str]] = {}
-    for label, seeds in timed.items():
-        if set(seeds) < has.get(label, set()):
-            few.setdefault(seeds, []).append(str(label))
-    only = "".join(
-        f"; of seed {', '.join(map(str, seeds))} alone: {', '.join(labels)}" for seeds, labels in few.items()
-    )
-    return (
-        f"Times: medians of {rounds} rounds on {rows} {unit}, interleaved with the stock model; rounds spread by up to "
-        f"{100 * spread:.0f}%{only}."
-    )
 
 
 def first_tables(results: Results) -> list[Table]:
@@ -443,7 +353,7 @@ def further_tables(results: Results, points: pd.DataFrame | None = None) -> list
         found += [operating_table(results, points, task)] if (points["task"] == task[0]).any() else []
         found += [text_table(results, scores, task)] if scores is not None else []
         found += [batch_table(results, task)] if of_texts else []
-    return [table for table in [*found, calibration_table(results)] if table is not None]
+    return [table for table in found if table is not None]
 
 
 def terminal_tables(results: Results) -> list[Table]:

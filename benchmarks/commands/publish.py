@@ -76,7 +76,7 @@ def _are_equal(
     results: StoredResults[BaseRecord, BaseTimingRecord], published: StoredResults[BaseRecord, BaseTimingRecord]
 ) -> bool:
     rows = [
-        [frame for cell in of.cells for frame in (cell.predictions(), cell.validation(), cell.study())]
+        [frame for cell in of.cells for frame in (cell.predictions(), cell.validation())]
         for of in (results, published)
     ]
     return _texts(results) == _texts(published) and all(

@@ -42,8 +42,8 @@ def keys_of(run: Path) -> set[str]:
 
 def cells_of(run: Path, measured: set[str], folders: list[Path]):
     own = load_results(run)
-    board, used = compared_with_published(own, measured, folders)
-    return board, board_table(board, own, measured, used).cells.set_index("method")
+    board = compared_with_published(own, measured, folders)
+    return board, board_table(board, own, measured).cells.set_index("method")
 
 
 def printed(run: Path, measured: set[str], folders: list[Path]) -> str:

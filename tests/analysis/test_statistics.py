@@ -6,21 +6,16 @@ from benchmarks.analysis.statistics import (
     can_resample,
     holm,
     interval,
-    interval_over_rows_and_seeds,
     over_any_task,
     p_value,
-    resampled_terms,
+    resampled_scores,
     score_interval,
     score_of_mixture,
-    score_of_terms,
+    terms_of,
 )
 from consistentee.data.metrics import score
 
 ROWS = 300
-
-
-def resampled_scores(metric, labels, predictions, resamples=1000):
-    return score_of_terms(metric, resampled_terms(metric, labels, predictions, resamples=resamples)).T
 
 
 def rows_of(metric, seed=0):
@@ -39,9 +34,10 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     counts = np.stack([np.bincount(rows, minlength=ROWS) for rows in drawn])
     monkeypatch.setattr("benchmarks.analysis.statistics.resample_counts", lambda *_: counts)
-    found = resampled_scores(metric, labels, [predictions, predictions], len(drawn))
+    terms = terms_of(metric, labels, predictions)
+    found = resampled_scores(metric, np.stack([terms, terms]), resamples=len(drawn))
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
-    assert found == pytest.approx(np.stack([expected, expected], axis=1))
+    assert found == pytest.approx(np.stack([expected, expected]))
 
 
 def test_one_seed_gives_scipys_bootstrap_over_rows():
@@ -49,9 +45,7 @@ def test_one_seed_gives_scipys_bootstrap_over_rows():
     correct = (labels == predictions).astype(float)
     theirs = bootstrap((correct,), np.mean, n_resamples=1000, method="percentile", rng=0).confidence_interval
     assert score_interval("accuracy", labels, predictions) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    assert interval_over_rows_and_seeds("accuracy", labels, [predictions]) == score_interval(
-        "accuracy", labels, predictions
-    )
+    assert score_interval("accuracy", labels, [predictions]) == score_interval("accuracy", labels, predictions)
 
 
 def test_several_seeds_give_scipys_two_sample_bootstrap():
@@ -65,7 +59,7 @@ def test_several_seeds_give_scipys_two_sample_bootstrap():
 
     samples = np.arange(ROWS), np.arange(len(answers))
     theirs = bootstrap(samples, mean, n_resamples=2000, batch=200, method="percentile", vectorized=True, rng=0)
-    assert interval_over_rows_and_seeds("accuracy", labels, answers) == pytest.approx(
+    assert score_interval("accuracy", labels, answers) == pytest.approx(
         (theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.01
     )
 
@@ -75,7 +69,7 @@ def test_scores_of_ranks_and_of_many_classes_are_resampled_one_by_one():
     assert not can_resample("matthews", [0, 1, 2])
     assert can_resample("accuracy", [0, 1, 2])
     labels, predictions = rows_of("pearson")
-    low, high = interval_over_rows_and_seeds("spearman", labels, [predictions, predictions])
+    low, high = score_interval("spearman", labels, [predictions, predictions])
     assert low < score("spearman", labels, predictions) < high
 
 
@@ -90,7 +84,8 @@ def test_the_score_of_a_mixture_is_the_metric_of_the_weighted_sample(metric):
 
 def test_many_resamples_have_the_interval_of_few():
     labels, predictions = rows_of("matthews")
-    few, many = (resampled_scores("matthews", labels, [predictions], n)[:, 0] for n in (1000, 10_000))
+    terms = terms_of("matthews", labels, predictions)[None]
+    few, many = (resampled_scores("matthews", terms, resamples=number)[0] for number in (1000, 10_000))
     assert len(many) == 10_000
     assert interval(many) == pytest.approx(interval(few), abs=0.02)
 
