@@ -10,8 +10,6 @@ from records_by_hand import ENVIRONMENT, parts_by_hand, targets_of, write_group
 
 from benchmarks.specs.targets import FAITHFUL
 from benchmarks.store.generation_records import (
-    CalibrationRecord,
-    CalibrationResult,
     DecodingContender,
     DecodingPoint,
     DecodingSamples,
@@ -87,7 +85,6 @@ def generation_cell(
     seed: int = 0,
     task: str = "alpaca",
     parameters: dict[str, object] | None = None,
-    calibration: CalibrationRecord | None = None,
 ) -> GenerationRecord:
     return GenerationRecord(
         key=f"{task}/{label}/{parameters}/{seed}",
@@ -119,36 +116,9 @@ def generation_cell(
         operating_points=list(points),
         train_seconds=1.0,
         peak_memory_bytes=2**30,
-        calibration=calibration,
         command="consistentee run made-up",
         environment=ENVIRONMENT,
         finished_at="2026-01-01T00:00:00+00:00",
-    )
-
-
-def study() -> CalibrationRecord:
-    """Return a study that keeps one promise and breaks another."""
-
-    def result(delta: float, broken: float) -> CalibrationResult:
-        return CalibrationResult(
-            loss="textual",
-            delta=delta,
-            epsilon=0.05,
-            splits=50,
-            broken_share=broken,
-            sampling_error=0.05,
-            mean_lambda=0.8,
-            mean_layers=22.0,
-            mean_risk=0.07,
-        )
-
-    return CalibrationRecord(
-        prompts=72,
-        lambdas=[1.0, 0.5, 0.0],
-        average_layers=[30.0, 20.0, 6.0],
-        mean_textual=[0.0, 0.1, 0.6],
-        mean_risk=[0.0, 0.02, 0.2],
-        results=[result(0.1, 0.04), result(0.25, 0.2)],
     )
 
 
@@ -172,8 +142,7 @@ def made_up_generation(seed: int = 0, task: str = "alpaca") -> list[GenerationRe
             decoding_point(layers / 30, why, layers + extra, max(0.05, match_at(layers + extra, shift)))
             for layers, why in budgets.items()
         ]
-        calibration = study() if label == "calm-tokens-softmax" else None
-        cells.append(generation_cell(label, points, task=task, seed=seed, calibration=calibration))
+        cells.append(generation_cell(label, points, task=task, seed=seed))
     return cells
 
 

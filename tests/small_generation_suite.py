@@ -53,7 +53,6 @@ class GenerationBench(Bench):
             "test_prompts": 6,
             "max_prompt_tokens": 3,
             "bootstrap_resamples": 100,
-            "calibration": {"methods": ["calm-tokens-softmax"], "study": {"splits": 5, "textual": [0.3], "risk": []}},
             "timing": {
                 "rows": 4,
                 "batch_sizes": [1, 4],

@@ -1,4 +1,4 @@
-"""Tables of decoding: cost and quality of texts, batches, and the study of calibrated thresholds."""
+"""Tables of decoding: cost and quality of texts, and batches."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -195,49 +195,3 @@ def _speed(row: Mapping[str, Any]) -> str:
 
 def _latency(row: Mapping[str, Any]) -> str | None:
     return None if np.isnan(row["latency"]) else f"{row['latency']:.2f} / {row['latency_p90']:.2f}"
-
-
-def calibration_table(results: Results) -> Table | None:
-    """Return whether calibrated thresholds kept their promises; None where no cell studied any."""
-    lines = [
-        {
-            "method": record.label,
-            "task": record.task,
-            **result.model_dump(),
-            "broken": 100 * result.broken_share,
-            "allowed": 100 * (result.epsilon + result.sampling_error),
-            "kept": "no"
-            if result.broken_share > result.epsilon + result.sampling_error
-            else "by caution alone"
-            if result.mean_lambda == record.calibration.lambdas[0]
-            else "yes",
-        }
-        for record in results.records
-        if getattr(record, "calibration", None) is not None
-        for result in record.calibration.results
-    ]
-    if not lines:
-        return None
-    return Table(
-        title="Calibrated thresholds",
-        name="calibration",
-        frame=pd.DataFrame(lines),
-        columns=[
-            Column("method"),
-            Column("task"),
-            Column("promise", "loss"),
-            Column("delta", form="g"),
-            Column("broken %", "broken", ".0f"),
-            Column("allowed %", "allowed", ".0f"),
-            Column("kept"),
-            Column("mean lambda", "mean_lambda", ".2f"),
-            Column("layers", "mean_layers", ".2f"),
-            Column("held-out risk", "mean_risk", ".3f"),
-        ],
-        notes=[
-            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the mean "
-            "loss of the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. "
-            "Textual: 1 - ROUGE-L to the full model's text; risk: ROUGE-L lost against the reference. By caution "
-            "alone: on no half was a lambda below the most cautious one proven."
-        ],
-    )

@@ -21,7 +21,7 @@ from benchmarks.analysis.frames import (
     role_of,
     varied_parameters,
 )
-from benchmarks.analysis.generation_tables import batch_table, calibration_table, cost_table, text_scores, text_table
+from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores, text_table
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
     INTERVALS_NOTE,
@@ -443,7 +443,7 @@ def further_tables(results: Results, points: pd.DataFrame | None = None) -> list
         found += [operating_table(results, points, task)] if (points["task"] == task[0]).any() else []
         found += [text_table(results, scores, task)] if scores is not None else []
         found += [batch_table(results, task)] if of_texts else []
-    return [table for table in [*found, calibration_table(results)] if table is not None]
+    return [table for table in found if table is not None]
 
 
 def terminal_tables(results: Results) -> list[Table]:

@@ -93,7 +93,7 @@ def _texts(results: StoredResults[BaseRecord, BaseTimingRecord]) -> list[str]:
 
 
 def _have_equal_rows(ours: StoredCell[BaseRecord], theirs: StoredCell[BaseRecord]) -> bool:
-    kept = [(cell.predictions(), cell.validation(), cell.study()) for cell in (ours, theirs)]
+    kept = [(cell.predictions(), cell.validation()) for cell in (ours, theirs)]
     return all(one.equals(other) if one is not None else other is None for one, other in zip(*kept, strict=True))
 
 

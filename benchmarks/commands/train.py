@@ -85,7 +85,7 @@ def train_model(
         }
     )
     if tolerance and name != "classification":
-        raise UserError("--risk is for tasks of labels; thresholds of decoders are calibrated by decoding-calibration")
+        raise UserError("--risk is for tasks of labels")
     _check_out(out, kind.model_file)
     (spec,) = expand(suite)
     rows = kind.load_rows(spec, data_dir)

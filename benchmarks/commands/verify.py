@@ -61,7 +61,7 @@ def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
     if not cell.folder.endswith(f"/seed{record.seed}"):
         yield f"it lies in the folder of another cell, {cell.folder}"
     try:
-        predictions, validation, _ = cell.predictions(), cell.validation(), cell.study()
+        predictions, validation = cell.predictions(), cell.validation()
     except UserError as error:
         yield str(error)
         return

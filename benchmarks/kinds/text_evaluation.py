@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.analysis.equal_cost import choose_all, mixture_at
-from benchmarks.kinds.calibration_study import Study, check_calibrates, pooled, study_calibration
 from benchmarks.kinds.kind import CellRows
 from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts, fitting_prompts
 from benchmarks.measure.decoding_flops import DecodingFlops
@@ -32,7 +31,7 @@ from benchmarks.measure.text_scores import (
 )
 from benchmarks.specs.generation import GenerationCellSpec
 from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target, in_words
-from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
+from benchmarks.store.folders import PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferences, ReplayPoint, Speculation
 from consistentee.data.metrics import token_match
 from consistentee.data.prompts import TextTask
@@ -85,7 +84,7 @@ class Choice:
         ]
 
     def measure(self) -> "Outcome":
-        """Decode the test prompts at the chosen knobs, and study calibrated thresholds if the suite asks for it."""
+        """Decode the test prompts at the chosen knobs."""
         spec, decoder, metrics = self.spec, self.decoder, self.rows.task.metrics
         prompts = fitted(decoder.model, spec, self.rows, "test")
         full = decoder.full(prompts)
@@ -99,8 +98,7 @@ class Choice:
             written.append(Written(point, targets, texts, scores, read))
             _logger.info("%s: knob %g, %.2f layers", in_words(targets) or "mixed", point.knob, texts.average_layers)
         full_scores = score_generations(full, full, prompts.references, metrics)
-        study = study_calibration(decoder, pooled(self.validation, prompts), spec.study) if spec.study else None
-        return Outcome(self, prompts, full, full_scores, full_references, written, study)
+        return Outcome(self, prompts, full, full_scores, full_references, written)
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,6 @@ class Outcome:
     full_scores: TextScores
     full_references: ReferenceLoss
     written: list[Written]
-    study: Study | None
 
     def findings(self) -> dict[str, object]:
         """Collect the fields of the record that are specific to generation."""
@@ -147,13 +144,11 @@ class Outcome:
             "curve_validation": self.choice.points,
             "operating_points": [operating_point(spec, decoder, flops, written) for written in self.written],
             "peak_memory_bytes": peak_memory(),
-            "calibration": None if self.study is None else self.study.record,
         }
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Build the table of predictions, and that of the study if there is one."""
-        found = {PREDICTIONS_FILE: generation_table(self)}
-        return found if self.study is None else {CALIBRATION_FILE: self.study.losses, **found}
+        """Build the table of predictions."""
+        return {PREDICTIONS_FILE: generation_table(self)}
 
 
 def new_tokens(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
@@ -191,12 +186,7 @@ def choose(
         spec, rows, method, model: the cell, its rows, its method and the trained model.
         key: key of the cell, under which texts are stored.
         store: folder that keeps texts and full-depth passes.
-
-    Raises:
-        UserError: the suite asks for a study of thresholds, and the method has none.
     """
-    if spec.study is not None:
-        check_calibrates(method)
     decoder = PromptDecoder(
         model, method, key, max_new_tokens=new_tokens(spec, rows), batch_size=spec.batch_size, store=store
     )

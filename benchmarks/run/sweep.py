@@ -28,7 +28,6 @@ from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.folders import (
-    CALIBRATION_FILE,
     ENVIRONMENT_FILE,
     FAILURE_FILE,
     PREDICTIONS_FILE,
@@ -301,7 +300,7 @@ class _Run:
 
 def unpack_cell(stored: StoredCell[BaseRecord], place: Path) -> None:
     """Write a published cell into its folder in a run; the record, which makes it done, comes last."""
-    tables = {name: stored.rows_of(name) for name in (CALIBRATION_FILE, VALIDATION_FILE, PREDICTIONS_FILE)}
+    tables = {name: stored.rows_of(name) for name in (VALIDATION_FILE, PREDICTIONS_FILE)}
     written = {place / name: rows for name, rows in tables.items() if rows is not None}
     for path, rows in written.items():
         write_rows(path, rows)

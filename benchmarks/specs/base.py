@@ -272,13 +272,13 @@ class BaseSuite(Strict):
             "parameters": parameters,
             "seed": seed,
             "recipe": self.recipe_for(task, entry),
-            **self.own_fields(entry.label, task),
+            **self.own_fields(task),
             **self.override_of(task).caps(),
         }
         return self.cell_class(**{name: getattr(self, name) for name in shared} | of_the_cell)
 
-    def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        """Return fields of this kind's cells that depend on label or task."""
+    def own_fields(self, task: str) -> dict[str, Any]:
+        """Return fields of this kind's cells that depend on the task."""
         return {}
 
 

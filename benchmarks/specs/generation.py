@@ -1,7 +1,7 @@
 """GenerationSuite: a suite whose rows are decoded tokens. GenerationCellSpec: one cell of it, fully specified."""
 
 from collections.abc import Hashable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,14 +12,11 @@ from benchmarks.specs.base import (
     BatchSizes,
     Fractions,
     TimingSpec,
-    refuse_unknown_tasks,
 )
 from benchmarks.specs.schema import Strict
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind
-
-Delta = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ExitSpec(Strict):
@@ -74,27 +71,6 @@ class DecodingTimingSpec(TimingSpec):
         return self
 
 
-class StudySpec(Strict):
-    """A study of how often the guarantee of calibrated thresholds is broken over random splits of prompts.
-
-    All validation and test prompts are decoded at every threshold of
-    :data:`consistentee.methods.calibration.LAMBDAS`.
-    """
-
-    textual: tuple[Delta, ...] = Field(default=(0.1, 0.25), description="deltas of the unlikeness to the full text")
-    risk: tuple[Delta, ...] = Field(default=(0.1,), description="deltas of the ROUGE-L lost against the reference")
-    epsilon: float = Field(default=0.05, gt=0, lt=1)
-    splits: int = Field(default=50, ge=1)
-
-
-class CalibrationSpec(Strict):
-    """The methods and tasks of the study."""
-
-    methods: tuple[str, ...] = Field(min_length=1, description="labels of the suite whose knob is CALM's lambda")
-    tasks: tuple[str, ...] | None = Field(default=None, description="by default all of the suite")
-    study: StudySpec = StudySpec()
-
-
 class GenerationOverride(BaseOverride):
     """Settings of one task of generation, with caps on prompts and lengths."""
 
@@ -118,7 +94,7 @@ class GenerationCellSpec(BaseCellSpec):
     max_prompt_tokens: int | None
     max_new_tokens: int | None
     batch_size: int
-    study: StudySpec | None
+    study: None = Field(description="no setting any more, but a part of the keys of recorded cells")
 
     @property
     def rows(self) -> tuple[Hashable, ...]:
@@ -145,23 +121,6 @@ class GenerationSuite(BaseSuite):
     budgets: Fractions = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
     timing: DecodingTimingSpec = DecodingTimingSpec()
     task_overrides: Mapping[str, GenerationOverride] = Field(default_factory=dict)
-    calibration: CalibrationSpec | None = None
 
-    @model_validator(mode="after")
-    def _studies_own_methods_and_tasks(self) -> Self:
-        labels = {entry.label for entry in self.methods}
-        for label in self.calibration.methods if self.calibration else ():
-            if label not in labels:
-                raise ValueError(f"calibration names {label!r}, which is no label of this suite")
-        if self.calibration and self.calibration.tasks:
-            refuse_unknown_tasks("calibration", self.calibration.tasks, self.tasks)
-        return self
-
-    def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        return {"train_on": self.train_on or task, "study": self._study_of(label, task)}
-
-    def _study_of(self, label: str, task: str) -> StudySpec | None:
-        wanted = self.calibration
-        if wanted is None or label not in wanted.methods or task not in (wanted.tasks or (task,)):
-            return None
-        return wanted.study
+    def own_fields(self, task: str) -> dict[str, Any]:
+        return {"train_on": self.train_on or task, "study": None}

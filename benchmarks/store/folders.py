@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.parquet"
 VALIDATION_FILE = "validation.parquet"
-CALIBRATION_FILE = "calibration.parquet"
 FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
 TIMING_FILES = "timing*.json"

@@ -85,31 +85,6 @@ class DecodingPoint(BaseOperatingPoint):
     references: ReadReferences | None = Field(None, description="None where they have no second token")
 
 
-class CalibrationResult(Strict):
-    """How often the threshold that Learn-then-Test chose on half of the prompts broke its promise on the others."""
-
-    loss: Literal["textual", "risk"]
-    delta: float
-    epsilon: float
-    splits: int
-    broken_share: float
-    sampling_error: float = Field(description="by how much the share may exceed an exact epsilon, one-sided, 95%")
-    mean_lambda: float
-    mean_layers: float = Field(description="average layers at the chosen thresholds, mean over texts and splits")
-    mean_risk: float = Field(description="mean loss of the held-out prompts, over the splits")
-
-
-class CalibrationRecord(Strict):
-    """The study of one method's thresholds; the losses of every prompt are in calibration.parquet."""
-
-    prompts: int
-    lambdas: list[float]
-    average_layers: list[float] = Field(description="of every threshold: each text's mean, and the mean of these")
-    mean_textual: list[float]
-    mean_risk: list[float]
-    results: list[CalibrationResult]
-
-
 class GenerationRecord(BaseRecord):
     """The result of one cell of generation (task, backbone, method with parameters, seed).
 
@@ -132,7 +107,7 @@ class GenerationRecord(BaseRecord):
     curve_validation: list[ReplayPoint]
     operating_points: list[DecodingPoint]
     peak_memory_bytes: int = Field(description="of the process, or of the GPU where there is one")
-    calibration: CalibrationRecord | None = None
+    calibration: None = Field(None, description="of a study that is no longer run; older records have the field")
 
     def timed_points(self, at_most: int) -> Sequence[DecodingPoint]:
         return sorted(self.operating_points, key=lambda point: point.average_layers)[:at_most]

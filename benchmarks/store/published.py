@@ -1,9 +1,9 @@
 """The files of published results: the JSON files and the rows of a run, each as one Parquet file.
 
 ``cells.parquet`` and ``timings.parquet`` have a row for each JSON file of the run, in order: ``file`` and ``text``. The
-rows of all cells lie one after another in ``rows.parquet``, ``validation.parquet`` and ``study.parquet``, with the
-columns of the cells' own files and the number of the cell, which counts the rows of ``cells.parquet`` from 0. A cell
-has not all of these columns: the schema of its own file is kept in a column of ``cells.parquet``.
+rows of all cells lie one after another in ``rows.parquet`` and ``validation.parquet``, with the columns of the cells'
+own files and the number of the cell, which counts the rows of ``cells.parquet`` from 0. A cell has not all of these
+columns: the schema of its own file is kept in a column of ``cells.parquet``.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.store.folders import CALIBRATION_FILE, CELLS_FILE, HASHES_FILE, PREDICTIONS_FILE, VALIDATION_FILE
+from benchmarks.store.folders import CELLS_FILE, HASHES_FILE, PREDICTIONS_FILE, VALIDATION_FILE
 from benchmarks.store.hashes import file_fault
 from consistentee.errors import UserError
 
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TIMINGS_FILE = "timings.parquet"
-ROWS_FILES = {
-    PREDICTIONS_FILE: "rows.parquet",
-    VALIDATION_FILE: "validation.parquet",
-    CALIBRATION_FILE: "study.parquet",
-}
+ROWS_FILES = {PREDICTIONS_FILE: "rows.parquet", VALIDATION_FILE: "validation.parquet"}
 """File of a cell -> file of the rows of all cells."""
 CELL_COLUMN = "cell"
 _SHOWN = 200

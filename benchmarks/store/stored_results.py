@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from benchmarks.store.folders import (
-    CALIBRATION_FILE,
     CELLS_FILE,
     FAILURE_FILE,
     PREDICTIONS_FILE,
@@ -67,10 +66,6 @@ class StoredCell(Generic[RecordT]):
         None in folders that are older than this file.
         """
         return self.rows_of(VALIDATION_FILE)
-
-    def study(self) -> "pd.DataFrame | None":
-        """Read the losses of a study of calibration, one line a prompt and threshold; None where there was none."""
-        return self.rows_of(CALIBRATION_FILE)
 
     def rows_of(self, name: str) -> "pd.DataFrame | None":
         """Read one of the cell's own files of rows; None if it has none. Raises UserError if it cannot be read."""

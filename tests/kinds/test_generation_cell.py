@@ -13,7 +13,6 @@ from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from benchmarks.kinds import prompt_decoder
-from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.generation import Generation
 from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts, from_tensors, to_tensors
 from benchmarks.kinds.text_evaluation import (
@@ -27,7 +26,7 @@ from benchmarks.kinds.text_evaluation import (
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.text_scores import record_references, reference_losses, score_generations
 from benchmarks.run.timing import load_models
-from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
+from benchmarks.specs.generation import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
@@ -215,14 +214,6 @@ def test_texts_are_scored_against_references_and_the_full_model(model):
     scores = score_generations(full, full, [full.texts[0], "nothing like it"], ["rougeL", "rouge1"])
     assert scores.reference["rougeL"].tolist() == [1.0, 0.0]
     assert scores.full_text.tolist() == scores.match.tolist() == [1.0, 1.0]
-
-
-def test_only_lambdas_can_be_calibrated(model):
-    with pytest.raises(UserError, match="token-static cannot be calibrated: its knob is"):
-        study_calibration(decoder_of(model), prompts_of(), StudySpec())
-    spec = expand(load_suite("quick-decoding"))[0].model_copy(update={"study": StudySpec()})
-    with pytest.raises(UserError, match="token-static cannot be calibrated"):
-        Generation().choose(spec, None, TokenStatic(), model)  # before any row is looked at
 
 
 # ---------------------------------------------------------------------------------------------- the clock

@@ -102,18 +102,6 @@ def test_methods_that_draft_are_counted_in_layer_calls(finished_once):
         assert point.decode_flops > 0
 
 
-def test_calibration_is_studied_where_the_suite_says(finished_once):
-    cells = {cell.record.label: cell for cell in finished_once.read().cells}
-    assert cells["token-full"].record.calibration is None
-    found, losses = cells["calm-tokens-softmax"].record.calibration, cells["calm-tokens-softmax"].study()
-    assert found.prompts == 12
-    assert (found.lambdas[0], found.lambdas[-1]) == (1.0, 0.0)
-    assert found.average_layers[-1] < 2  # at lambda 0 the threshold still falls along the text
-    assert found.average_layers == sorted(found.average_layers, reverse=True)
-    assert [(result.loss, result.delta, result.splits) for result in found.results] == [("textual", 0.3, 5)]
-    assert losses.groupby("lambda")["textual"].mean().to_list()[::-1] == pytest.approx(found.mean_textual)
-
-
 def test_changed_settings_and_rows_make_results_stale(finished):
     assert sum(line.startswith("done") for line in finished.plan()) == len(METHODS)
     changed = finished.plan(changes={"max_new_tokens": 4})

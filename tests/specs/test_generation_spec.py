@@ -12,7 +12,6 @@ from benchmarks.specs.generation import GenerationCellSpec, GenerationSuite
 from benchmarks.specs.suites import Filters, expand, load_suite
 from benchmarks.store.keys import key_parts
 from consistentee.errors import UserError
-from consistentee.methods.calibration import hoeffding_bentkus
 from consistentee.methods.method import TokenMethod, get_method
 
 SUITE = {
@@ -66,13 +65,6 @@ def test_overrides_of_a_task():
     assert {c.seed for c in expand(spec) if c.task == "xsum"} == {0, 1}
 
 
-def test_study_belongs_to_the_methods_and_tasks_it_names():
-    spec = suite(calibration={"methods": ["calm"], "tasks": ["alpaca"], "study": {"splits": 7}})
-    studied = {(c.task, c.label) for c in expand(spec) if c.study}
-    assert studied == {("alpaca", "calm")}
-    assert {c.study.splits for c in expand(spec) if c.study} == {7}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -86,10 +78,7 @@ def test_study_belongs_to_the_methods_and_tasks_it_names():
         ({"max_new_tokens": 1}, "max_new_tokens"),
         ({"test_prompts": 0}, "test_prompts"),
         ({"methods": ["token-full", "token-full"]}, "label 'token-full' is used by two entries"),
-        ({"calibration": {"methods": ["free"]}}, "calibration names 'free'"),
-        ({"calibration": {"methods": ["calm"], "tasks": ["xsun"]}}, "unknown task of calibration 'xsun'.*mean 'xsum'"),
         ({"task_overrides": {"alpaka": {"test_prompts": 8}}}, "unknown task of task_overrides 'alpaka'.*mean 'alpaca'"),
-        ({"calibration": {"methods": ["calm"], "study": {"textual": [1.5]}}}, "textual.0: Input should be less than 1"),
         ({"timing": {"rounds": 2}}, "timing.rounds"),
         ({"timing": {"regrouped": [{"batch_size": 8, "in_flight": 8}]}}, "8 in flight must be more than a batch, 8"),
         ({"timing": {"regrouped": [{"batch_size": 8, "in_flight": 32}]}}, "must be among batch_sizes"),
@@ -126,17 +115,6 @@ def test_reading_a_suite_loads_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("found", [load_suite("decoding-calibration"), suite(calibration={"methods": ["calm"]})])
-def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
-    cells = [cell for cell in expand(found) if isinstance(cell, GenerationCellSpec) and cell.study]
-    assert cells
-    for spec in cells:
-        half = (spec.validation_prompts + spec.test_prompts) // 2
-        assert spec.study is not None
-        for delta in (*spec.study.textual, *spec.study.risk):
-            assert hoeffding_bentkus(0.0, half, delta) <= spec.study.epsilon, "not even texts that lose nothing suffice"
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -144,7 +122,6 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
         "decoding-methods",
         "decoding-closing-layers",
         "decoding-batches",
-        "decoding-calibration",
         "paper-llama-7b",
     ],
 )

@@ -80,7 +80,7 @@ def test_records_are_of_todays_versions(suite):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("suite", [name for name in SUITES if name != "decoding-calibration"])  # never timed
+@pytest.mark.parametrize("suite", SUITES)
 def test_every_cell_counts_as_done(suite, tmp_path):
     data = os.environ.get("CONSISTENTEE_DATA")
     if not data:

@@ -231,7 +231,7 @@ def read_all(root: Path) -> object:
     found = open_results(root, kind.record, kind.timing)
     if found.faults:
         raise UserError(str(found.faults[0]))
-    tables = [(cell.predictions(), cell.validation(), cell.study()) for cell in found.cells]
+    tables = [(cell.predictions(), cell.validation()) for cell in found.cells]
     texts = [record.model_dump_json() for record in (*(cell.record for cell in found.cells), *found.timings)]
     return texts, [None if table is None else table.to_dict("list") for of_cell in tables for table in of_cell]
 

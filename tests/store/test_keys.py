@@ -13,7 +13,7 @@ from documents import ROOT
 from pydantic import TypeAdapter
 
 from benchmarks.specs.base import CellSpec, TimingSpec
-from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec, StudySpec
+from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec
 from benchmarks.store import keys
 from benchmarks.store.keys import differences, key_parts, method_version, timing_key
 from consistentee import versions
@@ -222,7 +222,7 @@ def test_code_may_move_and_a_raise_makes_the_cells_of_its_method_stale_and_no_ot
 
 def test_defaults_are_those_that_keys_leave_out():
     """A setting at its default is not in a key: where a default changes, a version has to say so."""
-    models = (RecipeSettings, TokenRecipeSettings, ExitSpec, StudySpec, TimingSpec, DecodingTimingSpec)
+    models = (RecipeSettings, TokenRecipeSettings, ExitSpec, TimingSpec, DecodingTimingSpec)
     now = {
         "versions": {"training": versions.TRAINING_VERSION, "timing": versions.TIMING_VERSION},
         "defaults": {model.__name__: TypeAdapter(model).dump_python(model(), mode="json") for model in models},

@@ -26,7 +26,6 @@ from benchmarks.commands.publish import publish_run, write_published
 from benchmarks.kinds import kind_named
 from benchmarks.run import sweep
 from benchmarks.store.folders import (
-    CALIBRATION_FILE,
     FAILURE_FILE,
     RECORD_FILE,
     TIMING_FILE,
@@ -42,7 +41,7 @@ FORMAT = "cannot be read as published results"
 
 
 def write_run(kind: str, folder: Path) -> Path:
-    """Write a run of either kind, with a cell that is not defined for its task, and a study where there are some."""
+    """Write a run of either kind, with a cell that is not defined for its task."""
     if kind == "classification":
         write_results(folder, seeds=(0, 1))
         answers = pd.DataFrame({"row": [0, 1, 2], "label": [0, 1, 1], "hull_prediction_0": [0, 1, 0]})
@@ -50,8 +49,6 @@ def write_run(kind: str, folder: Path) -> Path:
             write_rows(next(folder.rglob(f"{label}/default/seed0")) / VALIDATION_FILE, answers.assign(**more))
     else:
         write_generation(folder)
-        losses = pd.DataFrame({"row": [0, 0, 1, 1], "lambda": [1.0, 0.5] * 2, "textual": [0.0, 0.1, np.nan, 1 / 3]})
-        write_rows(next(folder.rglob("calm-tokens-softmax/default/seed0")) / CALIBRATION_FILE, losses)
     refusal = FailureRecord(key="k", error="no regression", refused=True, traceback="", failed_at="now")
     write_record(folder / "cells" / "mcid" / "b" / "hashee" / "default" / "seed0" / FAILURE_FILE, refusal)
     return folder
@@ -86,7 +83,7 @@ def test_everything_reads_back_equal(forms):
     assert (out.timings, out.faults) == (run.timings, [])
     assert len(run.timings) > 0
     for ours, theirs in zip(run.cells, out.cells, strict=True):
-        for kept in ("predictions", "study", "validation"):
+        for kept in ("predictions", "validation"):
             found, expected = getattr(theirs, kept)(), getattr(ours, kept)()
             assert (found is None) == (expected is None)
             if found is not None:
@@ -169,7 +166,6 @@ def test_rows_of_any_columns_read_back_equal(found):
         for frame, stored in zip(found, again, strict=True):
             expected = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None).to_pandas()
             pd.testing.assert_frame_equal(stored.predictions(), expected, check_exact=True)
-            pd.testing.assert_frame_equal(stored.study(), expected, check_exact=True)
             assert stored.validation() is None
 
 
@@ -269,10 +265,8 @@ def test_what_cannot_be_published(published, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("kind", "kept"), [("classification", "predictions"), ("classification", "validation"), ("generation", "study")]
-)
-def test_what_does_not_read_back_equal_is_said(tmp_path, monkeypatch, kind, kept):
+@pytest.mark.parametrize("kept", ["predictions", "validation"])
+def test_what_does_not_read_back_equal_is_said(tmp_path, monkeypatch, kept):
     read = getattr(StoredCell, kept)
 
     def lossy(self):
@@ -281,7 +275,7 @@ def test_what_does_not_read_back_equal_is_said(tmp_path, monkeypatch, kind, kept
 
     monkeypatch.setattr(StoredCell, kept, lossy)
     with pytest.raises(AssertionError, match="keep the run"):
-        publish_run(write_run(kind, tmp_path / "run"), tmp_path / "out")
+        publish_run(write_run("classification", tmp_path / "run"), tmp_path / "out")
 
 
 def test_command(tmp_path, monkeypatch, bare):
