@@ -7,7 +7,7 @@ versions of training and engine. All else is written to files.
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 _REPOSITORY = Path(__file__).parents[2]
-_STORED = " (stored)"
 
 
 def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[Path] | None = None) -> "Group":
@@ -45,7 +44,7 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
     own = load_results(out_dir)
     if own.kind == "generation":
         return to_terminal(terminal_tables(own), own.faults)
-    board, published = compared_with_published(own, just_computed, published_folders() if folders is None else folders)
+    board, published = compared_with_published(own, published_folders() if folders is None else folders)
     noise = [f"Times are noisy ({subject}): {text}" for subject, text in clock_caveats(own) if subject != "not timed"]
     following = {
         f"consistentee table {out_dir}": "every operating point, with intervals and milliseconds",
@@ -67,16 +66,13 @@ def published_folders() -> list[Path]:
     return [place for place in places if any(place.glob("*.parquet"))]
 
 
-def compared_with_published(
-    own: Results, just_computed: Collection[str], folders: Iterable[Path]
-) -> tuple[Results, list[str]]:
+def compared_with_published(own: Results, folders: Iterable[Path]) -> tuple[Results, list[str]]:
     """Merge a run with what is published and comparable; return the names of the folders that were used, too.
 
-    A curve of the run takes the place of a published one; where it was just computed, both are shown.
+    A curve of the run takes the place of a published one.
     """
     wanted = {_identity(record) for record in own.records}
     labels = {(record.task, record.label) for record in own.records}
-    again = {(record.task, record.label) for record in own.records if record.key in just_computed}
     found, faults, used = [own], [], []
     for folder in folders:
         try:
@@ -86,7 +82,6 @@ def compared_with_published(
             continue
         cells = [] if stored is None else [cell for cell in stored.cells if _identity(cell.record) in wanted]
         more = [cell for cell in cells if (cell.record.task, cell.record.label) not in labels]
-        more += [_renamed(cell) for cell in cells if (cell.record.task, cell.record.label) in again]
         if stored is not None and more:
             found.append(replace(stored.with_cells(more), faults=[]))
             used.append(folder.name)
@@ -97,10 +92,6 @@ def compared_with_published(
 
 def _identity(record: BaseRecord) -> str:
     return canonical_json([record.task, record.backbone, record.seed, protocol(record)])
-
-
-def _renamed(cell: Any) -> Any:
-    return replace(cell, record=cell.record.model_copy(update={"label": f"{cell.record.label}{_STORED}"}))
 
 
 def board_table(board: Results, own: Results, just_computed: Collection[str], published: Collection[str]) -> Table:
