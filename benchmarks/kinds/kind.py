@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
@@ -49,8 +50,9 @@ class CellRows(Generic[TaskT]):
         rows = len(self.training.train)
         return min(rows, recipe.max_rows or rows)
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of all of them."""
+        """A hash of all of them."""
         return " ".join(task.fingerprint() for task in self.tasks)
 
 

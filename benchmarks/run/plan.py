@@ -45,6 +45,7 @@ class PlannedCell:
     Attributes:
         record: its result, if it is done.
         failure: the error, if it ran and failed, or if its method is not defined for the task.
+        stored: where it is published, if the run's folder lacks it.
         earlier: its record, if it runs again only because its times and its trained model are missing.
     """
 
@@ -52,6 +53,7 @@ class PlannedCell:
     parts: KeyParts
     record: BaseRecord | None = None
     failure: FailureRecord | None = None
+    stored: StoredCell[BaseRecord] | None = None
     earlier: BaseRecord | None = None
 
     @property
@@ -84,7 +86,6 @@ class Inputs:
         self._data_dir = data_dir
         self.hashes = hashes
         self._rows: dict[Hashable, CellRows[Any]] = {}
-        self._fingerprints: dict[Hashable, str] = {}
         self._identity = cache(self._identify)
 
     def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
@@ -99,15 +100,13 @@ class Inputs:
         A parameter whose name ends in ``_backbone`` names a backbone: the hashes of its files count too. Raises
         UserError if the data or a backbone cannot be found.
         """
-        if spec.rows not in self._fingerprints:
-            self._fingerprints[spec.rows] = self.rows(spec).fingerprint()
         backbone = self._identity(spec.kind, spec.backbone)
         others = {
             name: self._identity(spec.kind, value)
             for name, value in spec.parameters.items()
             if name.endswith("_backbone") and isinstance(value, str)
         }
-        return key_parts(spec, self._fingerprints[spec.rows], {**backbone, **others})
+        return key_parts(spec, self.rows(spec).fingerprint, {**backbone, **others})
 
     def _identify(self, kind: str, backbone: str) -> dict[str, object]:
         return kind_named(kind).backbone_identity(backbone, self.hashes)
@@ -153,6 +152,11 @@ class Published:
         results = open_results(place, kind.record, kind.timing)
         timings = dict(zip(results.timing_files, results.timings, strict=True))
         return cls(place, {cell.folder: cell for cell in results.cells}, timings)
+
+    @property
+    def records(self) -> list[BaseRecord]:
+        """The records of all published cells."""
+        return [cell.record for cell in self.cells.values()]
 
     def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> StoredCell[BaseRecord] | None:
         """Return a cell if it is published under the wanted key."""
@@ -212,25 +216,27 @@ class Planner:
         specs = expand(self.suite, filters)
         for fault in self._cells_of_other_parameters(specs):
             self.on_fault(fault)
-        planned = [self._state_of(spec, fresh=fresh, retry_failed=retry_failed) for spec in specs]
+        planned = [
+            PlannedCell(spec, self.inputs.parts(spec)) if fresh else self._state_of(spec, retry_failed=retry_failed)
+            for spec in specs
+        ]
         if times:
             planned = [cell for members in groups_of(planned).values() for cell in self._reopened(members)]
         return [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
 
-    def _state_of(self, spec: BaseCellSpec, *, fresh: bool, retry_failed: bool) -> PlannedCell:
-        parts = self.inputs.parts(spec)
-        if fresh:
-            return PlannedCell(spec, parts)
-        place = self.folder.cell(spec)
+    def _state_of(self, spec: BaseCellSpec, *, retry_failed: bool = False, in_filter: bool = True) -> PlannedCell:
+        """Read the state of a cell; one outside the run's filter keeps its place, unless a published one takes it."""
+        parts, place = self.inputs.parts(spec), self.folder.cell(spec)
         record, fault = read_cell(place, parts, kind_named(spec.kind).record)
-        if fault:
+        stored = None if record else self.published.cell(spec, parts)
+        if fault and (stored or in_filter):
             self.on_fault(fault)
-        if record is None and (stored := self.published.cell(spec, parts)):
+        if stored:
             record = stored.record
         failure = None if record else read_failure(place, parts.key)
         if failure and not failure.refused and (retry_failed or failure.may_pass):
             failure = None
-        return PlannedCell(spec, parts, record, failure)
+        return PlannedCell(spec, parts, record, failure, stored)
 
     def _cells_of_other_parameters(self, specs: Iterable[BaseCellSpec]) -> Iterator[Fault]:
         """Yield finished cells whose parameters the suite no longer lists under their label.
@@ -257,12 +263,7 @@ class Planner:
 
     def finished(self, specs: Iterable[BaseCellSpec]) -> list[PlannedCell]:
         """Return the finished cells among those outside a run's filter, which are timed with the others."""
-        found = []
-        for spec in specs:
-            parts = self.inputs.parts(spec)
-            record, _ = read_cell(self.folder.cell(spec), parts, kind_named(spec.kind).record)
-            found += [] if record is None else [PlannedCell(spec, parts, record)]
-        return found
+        return [cell for spec in specs if (cell := self._state_of(spec, in_filter=False)).record]
 
     def timings_of(self, group: Group) -> list[BaseTimingRecord]:
         """Return the timings of a group taken by the suite's protocol."""
@@ -270,14 +271,20 @@ class Planner:
         for fault in faults:
             self.on_fault(fault)
         key = timing_key(self.suite.timing, self.suite.kind)
-        return [timing for timing in [*found, *self.published.timings_of(group).values()] if timing.key == key]
+        return [timing for timing in [*found, *self.missing_timings(group).values()] if timing.key == key]
+
+    def missing_timings(self, group: Group) -> dict[Path, BaseTimingRecord]:
+        """Return the published timings of a group that the run's folder lacks, by the files that they would have."""
+        place = self.folder.timing(*group)
+        published = self.published.timings_of(group).items()
+        return {place / name: timing for name, timing in published if not (place / name).exists()}
 
     def untimed(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Return the cells of a group to be timed: some knob has no times and the model is there, or no knob has any.
 
         If the model is gone, times at knobs chosen by older rules are kept: training it again may take hours.
         """
-        wanted = knobs_to_time(cells, self.suite.timing)
+        wanted = timed_knobs([cell.record for cell in cells if cell.record], self.suite.timing)
         taken: dict[str, set[float | None]] = {}
         for timing in self.timings_of(cells[0].group):
             for contender in timing.contenders:
@@ -338,11 +345,6 @@ def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
     for cell in cells:
         groups.setdefault(cell.group, []).append(cell)
     return groups
-
-
-def knobs_to_time(cells: Iterable[PlannedCell], protocol: TimingSpec) -> TimedKnobs:
-    """Choose the knobs to time of the finished cells of a group."""
-    return timed_knobs([cell.record for cell in cells if cell.record], protocol)
 
 
 def timed_knobs(records: Sequence[BaseRecord], protocol: TimingSpec) -> dict[str, list[float]]:

@@ -129,15 +129,15 @@ class RunProgress:
             self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, bar)
             self._summarise()
 
-    def ended(self, job: "Job", *lines: str, failed: bool = False) -> None:
+    def ended(self, job: "Job") -> None:
         """Show how a job ended, in one line or more."""
+        (first, *others), failed = job.ending()
         with self._changing:
             running = self._running.pop(job)
             self._bars.remove_task(running.bar)
             self._done += 1
             self._failed += failed
             seconds = f"{time.monotonic() - running.started:.0f} s"
-            first, *others = lines or ("done",)
             head = f"{running.title}: " if self._is_live else f"{running.title.partition(' ')[0]}   "
             self._print(f"{head}{first}, {seconds}")
             for line in others:

@@ -11,20 +11,20 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.run.jobs import CellJob, Job, RunContext, TimingJob
+from benchmarks.run.jobs import CellJob, RunContext, TimingJob
 from benchmarks.run.plan import (
     Inputs,
     PlannedCell,
     Planner,
     Published,
     groups_of,
-    knobs_to_time,
     refuse_another_kind,
     summary,
+    timed_knobs,
 )
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group
+from benchmarks.specs.base import BaseSuite, Group
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.folders import (
@@ -40,19 +40,16 @@ from benchmarks.store.folders import (
     keep_timing,
     only_run,
     parse_record,
-    read_cell,
     read_failure,
     write_record,
     write_rows,
 )
 from benchmarks.store.hashes import FileHashes, file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseRecord, FailureRecord
+from benchmarks.store.records import BaseRecord
 from benchmarks.store.stored_results import StoredCell
 from consistentee.arguments import checked
 from consistentee.files import set_aside
-
-_NO_RESULT = "it left neither a record nor a note of a failure"
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,6 @@ def run_suite(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
-    remeasure: bool = False,
     times: bool = True,
     published_dir: Path | None = None,
     schedule: Schedule | None = None,
@@ -104,7 +100,6 @@ def run_suite(
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
-        remeasure: do not take published cells as done; the end screen shows them next to the new ones.
         times: measure times, after the cells; a later run can still do it.
         published_dir: published results to start from; by default ``results/SUITE`` if it exists.
         schedule: where cells run; by default here, one after another.
@@ -116,18 +111,20 @@ def run_suite(
     """
     folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
     refuse_another_kind(suite, folder)
-    published = Published() if fresh or remeasure else Published.find(suite, published_dir, out)
-    inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
+    run = _Run(
+        suite,
+        folder,
+        Inputs(data_dir, FileHashes(folder.fingerprints)),
+        Published.find(suite, published_dir, out),
+        RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line()),
+        schedule,
+        console or Console(stderr=True),
+    )
     choices = {"fresh": fresh, "retry_failed": retry_failed, "times": times}
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
-        recorded = Published.find(suite, published_dir, out)
-        planner = Planner(suite, folder, inputs, lambda fault: None, published)
-        lines = plan_lines(planner, filters, workers=schedule.workers, recorded=recorded, **choices)
-        return RunOutcome(plan=tuple(lines))
-    context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
-    run = _Run(suite, folder, inputs, context, schedule, console or Console(stderr=True), published)
+        return RunOutcome(plan=tuple(plan_lines(run.planner, filters, workers=schedule.workers, **choices)))
     with only_run(folder):
         return run.complete(filters, **choices)
 
@@ -139,20 +136,25 @@ class _Run:
     suite: BaseSuite
     folder: RunFolder
     inputs: Inputs
+    published: Published
     context: RunContext
     schedule: Schedule
     console: Console
-    published: Published
+
+    @property
+    def planner(self) -> Planner:
+        return Planner(self.suite, self.folder, self.inputs, self.put_aside, self.published)
 
     def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool) -> RunOutcome:
-        specs = expand(self.suite, filters)
-        others = [spec for spec in expand(self.suite, replace(filters, methods=None)) if spec not in specs]
-        self.unpack([*specs, *others])
-        planner = Planner(self.suite, self.folder, self.inputs, self.put_aside)
+        planner = self.planner
         planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, times=times)
+        others = expand(self.suite, replace(filters, methods=None))
+        specs = [cell.spec for cell in planned]
+        outside_filter = planner.finished(spec for spec in others if spec not in specs)
+        if not fresh:
+            self.unpack([*planned, *outside_filter])
         for line in self.published.staleness_lines(planned):
             self.print(line)
-        outside_filter = planner.finished(others)
         self.inputs.hashes.save()
         for cell in planned:
             place = self.folder.cell(cell.spec)
@@ -165,7 +167,7 @@ class _Run:
         if missing or file_fault(self.folder.root / ENVIRONMENT_FILE, sealed=True):
             self.describe()
         finished = self.compute(planned)
-        timings = self.due_timings(planner, finished, outside_filter, fresh=fresh) if times else []
+        timings = self.due_timings(finished, outside_filter, fresh=fresh) if times else []
         if timings and not missing:
             self.describe()
         return self.outcome(finished, missing, timing_failures=self.time(timings))
@@ -177,37 +179,21 @@ class _Run:
         """Move a damaged or stale file out of the way, and print which."""
         self.print(str(fault.set_aside()))
 
-    def unpack(self, specs: Sequence[BaseCellSpec]) -> None:
-        """Copy published cells and timings that the run's folder lacks into it.
-
-        A damaged or stale cell gives way to a published one.
-        """
-        if self.published.root is None:
-            return
-        keys: dict[Group, set[str]] = {}
-        cells = timings = 0
-        for spec in specs:
-            parts, place = self.inputs.parts(spec), self.folder.cell(spec)
-            keys.setdefault(spec.group, set()).add(parts.key)
-            stored = self.published.cell(spec, parts)
-            if stored is None:
-                continue
-            record, fault = read_cell(place, parts, type(stored.record))
-            if record is None:
-                if fault:
-                    self.put_aside(fault)
-                unpack_cell(stored, place)
-                cells += 1
-        protocol = timing_key(self.suite.timing, self.suite.kind)
-        for group, of_group in keys.items():
-            for name, timing in self.published.timings_of(group).items():
-                path = self.folder.timing(*group) / name
-                is_wanted = any(contender.cell_key in of_group for contender in timing.contenders)
-                if timing.key == protocol and is_wanted and not path.exists():
+    def unpack(self, cells: Sequence[PlannedCell]) -> None:
+        """Copy published cells and timings that the run's folder lacks into it."""
+        stored = [cell for cell in cells if cell.stored]
+        for cell in stored:
+            unpack_cell(cell.stored, self.folder.cell(cell.spec))
+        keys = {cell.key for cell in cells}
+        protocol, timings = timing_key(self.suite.timing, self.suite.kind), 0
+        for group in groups_of(cells):
+            for path, timing in self.planner.missing_timings(group).items():
+                is_wanted = any(contender.cell_key in keys for contender in timing.contenders)
+                if timing.key == protocol and is_wanted:
                     write_record(path, timing)
                     timings += 1
-        if cells or timings:
-            self.print(f"{cells} cells and {timings} timings taken from {self.published.root}")
+        if stored or timings:
+            self.print(f"{len(stored)} cells and {timings} timings taken from {self.published.root}")
 
     def describe(self) -> None:
         """Write the suite and a description of the machine into the run's folder."""
@@ -222,28 +208,26 @@ class _Run:
 
     def compute(self, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Run the missing cells. A failed cell is recorded, and the run goes on."""
-        jobs = [CellJob.of(self.context, cell) for cell in planned if cell.is_missing]
-        watcher = _Watcher(self.console, len(jobs))
-        with watcher.progress:
-            self.schedule.run_cells(jobs, watcher)
-        ended = []
-        for cell in planned:
-            place = self.context.folder.cell(cell.spec)
-            record, failure = watcher.records.get(place, cell.record), watcher.failures.get(place, cell.failure)
-            ended.append(replace(cell, record=record, failure=failure))
-        return ended
+        jobs = [CellJob(self.context, cell) if cell.is_missing else None for cell in planned]
+        missing = [job for job in jobs if job]
+        with RunProgress(self.console, len(missing)) as progress:
+            self.schedule.run_cells(missing, progress)
+        return [
+            replace(cell, record=job.result(), failure=job.failure()) if job else cell
+            for cell, job in zip(planned, jobs, strict=True)
+        ]
 
     def due_timings(
-        self, planner: Planner, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell], *, fresh: bool
+        self, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell], *, fresh: bool
     ) -> list[TimingJob]:
         """List the timings that are due; finished cells outside the filter are timed with the others."""
-        jobs = []
+        planner, jobs = self.planner, []
         outside, protocol = groups_of(outside_filter), self.suite.timing
         for group, members in groups_of(finished).items():
             if not (fresh or planner.is_timing_due(members)):
                 continue
             done = [*members, *outside.get(group, [])]
-            wanted = knobs_to_time(done, protocol)
+            wanted = timed_knobs([cell.record for cell in done if cell.record], protocol)
             live = [cell for cell in done if wanted.get(cell.key)]
             ready = [cell for cell in live if planner.lost_model(cell) is None]
             for cell in planner.untimed(done):
@@ -253,7 +237,7 @@ class _Run:
                     )
             if ready:
                 self.keep_times_of_others(group, ready, live)
-                jobs.append(TimingJob.of(self.context, tuple(ready), wanted, protocol))
+                jobs.append(TimingJob(self.context, ready, wanted, protocol))
         return jobs
 
     def keep_times_of_others(self, group: Group, timed: Sequence[PlannedCell], live: Sequence[PlannedCell]) -> None:
@@ -272,10 +256,9 @@ class _Run:
 
     def time(self, timings: Sequence[TimingJob]) -> list[str]:
         """Take the times while no cell runs; return the failures, since scores are worth keeping without times."""
-        watcher = _Watcher(self.console, len(timings))
-        with watcher.progress:
-            self.schedule.run_timings(timings, watcher)
-        return [f"{job.name}: {watcher.failures[job.place].error}" for job in timings if job.place in watcher.failures]
+        with RunProgress(self.console, len(timings)) as progress:
+            self.schedule.run_timings(timings, progress)
+        return [f"{job.name}: {failure.error}" for job in timings if (failure := job.failure())]
 
     def outcome(
         self, finished: Sequence[PlannedCell], computed: set[str], *, timing_failures: Sequence[str]
@@ -305,27 +288,3 @@ def unpack_cell(stored: StoredCell[BaseRecord], place: Path) -> None:
     for path, rows in written.items():
         write_rows(path, rows)
     write_record(place / RECORD_FILE, stored.record, written)
-
-
-class _Watcher:
-    """Reads the result of every job, or the note of its failure, and shows it."""
-
-    def __init__(self, console: Console, jobs: int) -> None:
-        self.progress = RunProgress(console, jobs)
-        self.records: dict[Path, BaseRecord] = {}
-        self.failures: dict[Path, FailureRecord] = {}
-
-    def started(self, job: Job) -> None:
-        self.progress.started(job)
-
-    def ended(self, job: Job) -> None:
-        found = job.result()
-        if found is None:
-            failure = job.failure() or job.note_failure(_NO_RESULT)
-            self.failures[job.place] = failure
-            self.progress.ended(job, f"failed: {failure.error}", failed=True)
-        elif isinstance(found, BaseRecord):
-            self.records[job.place] = found
-            self.progress.ended(job, *found.summary_lines())
-        else:
-            self.progress.ended(job)

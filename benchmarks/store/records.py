@@ -268,6 +268,11 @@ class BaseTimingRecord(Strict):
     command: str
     finished_at: str
 
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all rounds of all contenders."""
+        return sum(samples.total_seconds for contender in self.contenders for samples in contender.samples)
+
 
 class TimingRecord(BaseTimingRecord):
     """The timing of a group of cells of classification."""

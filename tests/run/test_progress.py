@@ -160,6 +160,9 @@ class Named:
     name: str
     status: Path
 
+    def ending(self) -> tuple[list[str], bool]:
+        return ["accuracy 80.0"], False
+
 
 class TestWhatTheRunShows:
     def test_a_line_every_ten_seconds_where_there_is_no_terminal(self, tmp_path, monkeypatch):
@@ -173,7 +176,7 @@ class TestWhatTheRunShows:
         StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
         for now in (1015, 1020.2, 1021, 1030.3):
             shown.update(now)
-        shown.ended(job, "accuracy 80.0")
+        shown.ended(job)
         shown.update(1050)
         assert console.file.getvalue().splitlines() == [
             "[1/2] toy · full",

@@ -339,8 +339,7 @@ def test_dry_run_counts_it_and_writes_nothing(finished, elsewhere, monkeypatch, 
     lines = elsewhere.plan(changes=more, **published)
     assert (number_of(lines, "done "), number_of(lines, "to run ")) == (3, 1)
     assert number_of(elsewhere.plan(changes=same, **published), "to run ", "to time ") == 0
-    for again in ("remeasure", "fresh"):
-        assert number_of(elsewhere.plan(changes=same, **published, **{again: True}), "to run ") == 3
+    assert number_of(elsewhere.plan(changes=same, **published, fresh=True), "to run ") == 3
     changed = elsewhere.plan(changes={**same, "recipe": {"epochs": 1, "max_length": 12}}, **published)
     (line,) = [line for line in changed if "published, but" in line]
     assert line.endswith("seed 0 and 2 more: published, but recipe.max_length was 16, is 12"), "once for all cells"
