@@ -69,9 +69,9 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         key: str = "",
         store: Path | None = None,
     ) -> "Evaluation":
-        from benchmarks.kinds.instance_evaluation import evaluate
+        from benchmarks.kinds.instance_evaluation import Evaluation
 
-        return evaluate(spec, rows.task, method, model, store=store)
+        return Evaluation(spec, rows.task, method, model, store=store)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitModel"] = ()) -> "MultiExitModel":
         from consistentee.models.encoder.multi_exit_model import MultiExitModel

@@ -65,7 +65,6 @@ class Choice:
     spec: GenerationCellSpec
     rows: CellRows[TextTask]
     decoder: PromptDecoder
-    validation: Prompts
     points: list[ReplayPoint]
     chosen: dict[int, list[Target]]
 
@@ -138,17 +137,88 @@ class Outcome:
             "max_new_tokens": new_tokens(spec, rows),
             "kv": decoder.method.kv,
             "truncated_prompts": sum(self.prompts.truncated),
-            "full_scores": _means(spec, self.full_scores),
+            "full_scores": self._means(self.full_scores),
             "full_new_tokens": sum(map(len, self.full.tokens)),
             "full_reference_nats": self.full_references.mean,
             "curve_validation": self.choice.points,
-            "operating_points": [operating_point(spec, decoder, flops, written) for written in self.written],
+            "operating_points": [self._operating_point(flops, written) for written in self.written],
             "peak_memory_bytes": peak_memory(),
         }
 
+    def _operating_point(self, flops: DecodingFlops, written: Written) -> DecodingPoint:
+        """Build the record of a chosen knob; ``flops`` counts the operations of the whole model."""
+        texts, read, num_layers = written.texts, written.references, self.choice.decoder.model.num_layers
+        layers, at_position = layers_by_position(texts)
+        prefill_flops, decode_flops = self._flops(flops, written)
+        return DecodingPoint(
+            knob=written.validation.knob,
+            targets=written.targets,
+            validation=written.validation,
+            scores=self._means(written.scores),
+            full_text_score=self._mean(written.scores.full_text),
+            token_match=self._mean(written.scores.match),
+            new_tokens=sum(map(len, texts.tokens)),
+            decoded_tokens=texts.decoded_tokens,
+            average_layers=texts.average_layers if texts.decoded_tokens else num_layers,
+            exit_histogram=exit_histogram(texts, num_layers),
+            layers_by_position=layers,
+            texts_by_position=at_position,
+            decode_flops=float(decode_flops),
+            full_decode_flops=float(flops.full_decoding(texts)),
+            prefill_flops=float(prefill_flops),
+            prefill_seconds=texts.prefill_seconds,
+            decode_seconds=texts.decode_seconds,
+            speculation=Speculation(drafted=sum(texts.drafted), accepted=sum(texts.accepted), passes=sum(texts.passes))
+            if isinstance(texts, SpeculativeGenerations)
+            else None,
+            references=None
+            if read.mean is None
+            else ReadReferences(nats=read.mean, average_layers=read.average_layers),
+        )
+
+    def _means(self, scores: TextScores) -> dict[str, Mean]:
+        return {name: self._mean(values) for name, values in scores.reference.items()}
+
+    def _mean(self, values: NDArray[np.float64]) -> Mean:
+        spec = self.choice.spec
+        return mean_with_interval(values, resamples=spec.bootstrap_resamples, seed=spec.seed)
+
+    def _flops(self, flops: DecodingFlops, written: Written) -> tuple[int, int]:
+        """Return the operations of prompts and of decoded tokens."""
+        decoder, texts, knob = self.choice.decoder, written.texts, written.validation.knob
+        method, model = decoder.method, decoder.model
+        if isinstance(texts, SpeculativeGenerations):
+            return flops.prefill_to_speculate(texts), flops.speculating(texts)
+        decodes = method.model_at(model, knob)
+        own = flops if decodes is model else DecodingFlops(decodes)
+        return own.prefill(texts.prompt_tokens), own.decoding(texts, method.rule(model, knob), method.kv)
+
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Build the table of predictions."""
-        return {PREDICTIONS_FILE: generation_table(self)}
+        """Build the table of predictions, one line a test prompt: tokens, exit layers and scores, and no text.
+
+        Columns: ``row``, ``truncated``, ``prompt_tokens``, ``full_tokens``, ``full_METRIC``, ``reference_tokens`` (but
+        the first) and ``full_nats`` (what these lose); and for operating point i (the order of the record)
+        ``tokens_i``, ``exit_layers_i``, ``METRIC_i``, ``rougeL_to_full_i``, ``match_i`` and ``nats_i``.
+        """
+        columns: dict[str, object] = {
+            "row": np.arange(len(self.prompts)),
+            "truncated": self.prompts.truncated,
+            "prompt_tokens": self.full.prompt_tokens,
+            "full_tokens": [tokens.tolist() for tokens in self.full.tokens],
+            **{f"full_{name}": values for name, values in self.full_scores.reference.items()},
+            "reference_tokens": self.full_references.tokens,
+            "full_nats": self.full_references.nats,
+        }
+        for number, written in enumerate(self.written):
+            columns |= {
+                f"tokens_{number}": [tokens.tolist() for tokens in written.texts.tokens],
+                f"exit_layers_{number}": [layers.tolist() for layers in written.texts.exit_layers],
+                **{f"{name}_{number}": values for name, values in written.scores.reference.items()},
+                f"rougeL_to_full_{number}": written.scores.full_text,
+                f"match_{number}": written.scores.match,
+                f"nats_{number}": written.references.nats,
+            }
+        return {PREDICTIONS_FILE: pd.DataFrame(columns)}
 
 
 def new_tokens(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
@@ -178,21 +248,16 @@ def choose(
     key: str = "",
     store: Path | None = None,
 ) -> Choice:
-    """Sweep the knob of a trained model on validation prompts, and choose operating points.
+    """Sweep the knob of a trained model on validation prompts, and choose operating points; see :class:`Kind`.
 
     Methods that draft and verify are not replayed but run, for the layers that they call depend on what is accepted.
-
-    Args:
-        spec, rows, method, model: the cell, its rows, its method and the trained model.
-        key: key of the cell, under which texts are stored.
-        store: folder that keeps texts and full-depth passes.
     """
     decoder = PromptDecoder(
         model, method, key, max_new_tokens=new_tokens(spec, rows), batch_size=spec.batch_size, store=store
     )
     validation = fitted(model, spec, rows, "validation")
     points = (drafted_points if method.drafts else replay_points)(decoder, validation)
-    return Choice(spec, rows, decoder, validation, points, choose_points(points, spec.budgets, model.num_layers))
+    return Choice(spec, rows, decoder, points, choose_points(points, spec.budgets, model.num_layers))
 
 
 def replay_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]:
@@ -295,56 +360,6 @@ def read_references(
     return full, [losses[knob] for knob in knobs]
 
 
-def operating_point(
-    spec: GenerationCellSpec, decoder: PromptDecoder, flops: DecodingFlops, written: Written
-) -> DecodingPoint:
-    """Build the record of a chosen knob; ``flops`` counts the operations of the whole model."""
-    texts, read, model = written.texts, written.references, decoder.model
-    layers, at_position = layers_by_position(texts)
-    prefill_flops, decode_flops = _flops(decoder, flops, written)
-    return DecodingPoint(
-        knob=written.validation.knob,
-        targets=written.targets,
-        validation=written.validation,
-        scores=_means(spec, written.scores),
-        full_text_score=_mean(spec, written.scores.full_text),
-        token_match=_mean(spec, written.scores.match),
-        new_tokens=sum(map(len, texts.tokens)),
-        decoded_tokens=texts.decoded_tokens,
-        average_layers=texts.average_layers if texts.decoded_tokens else model.num_layers,
-        exit_histogram=exit_histogram(texts, model.num_layers),
-        layers_by_position=layers,
-        texts_by_position=at_position,
-        decode_flops=float(decode_flops),
-        full_decode_flops=float(flops.full_decoding(texts)),
-        prefill_flops=float(prefill_flops),
-        prefill_seconds=texts.prefill_seconds,
-        decode_seconds=texts.decode_seconds,
-        speculation=Speculation(drafted=sum(texts.drafted), accepted=sum(texts.accepted), passes=sum(texts.passes))
-        if isinstance(texts, SpeculativeGenerations)
-        else None,
-        references=None if read.mean is None else ReadReferences(nats=read.mean, average_layers=read.average_layers),
-    )
-
-
-def _means(spec: GenerationCellSpec, scores: TextScores) -> dict[str, Mean]:
-    return {name: _mean(spec, values) for name, values in scores.reference.items()}
-
-
-def _mean(spec: GenerationCellSpec, values: NDArray[np.float64]) -> Mean:
-    return mean_with_interval(values, resamples=spec.bootstrap_resamples, seed=spec.seed)
-
-
-def _flops(decoder: PromptDecoder, flops: DecodingFlops, written: Written) -> tuple[int, int]:
-    """Return the operations of prompts and of decoded tokens."""
-    method, model, texts, knob = decoder.method, decoder.model, written.texts, written.validation.knob
-    if isinstance(texts, SpeculativeGenerations):
-        return flops.prefill_to_speculate(texts), flops.speculating(texts)
-    decodes = method.model_at(model, knob)
-    own = flops if decodes is model else DecodingFlops(decodes)
-    return own.prefill(texts.prompt_tokens), own.decoding(texts, method.rule(model, knob), method.kv)
-
-
 def exit_histogram(written: Generations, num_layers: int) -> list[int]:
     """Return how many decoded tokens exit at layer 1, 2, ..., L."""
     exits = torch.cat([*(layers[1:] for layers in written.exit_layers), torch.empty(0, dtype=torch.long)])
@@ -364,31 +379,3 @@ def peak_memory() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * _KIBIBYTE
-
-
-def generation_table(done: Outcome) -> pd.DataFrame:
-    """Return one line a test prompt: tokens, exit layers and scores, and no text.
-
-    Columns: ``row``, ``truncated``, ``prompt_tokens``, ``full_tokens``, ``full_METRIC``, ``reference_tokens`` (but the
-    first) and ``full_nats`` (what these lose); and for operating point i (the order of the record) ``tokens_i``,
-    ``exit_layers_i``, ``METRIC_i``, ``rougeL_to_full_i``, ``match_i`` and ``nats_i``.
-    """
-    columns: dict[str, object] = {
-        "row": np.arange(len(done.prompts)),
-        "truncated": done.prompts.truncated,
-        "prompt_tokens": done.full.prompt_tokens,
-        "full_tokens": [tokens.tolist() for tokens in done.full.tokens],
-        **{f"full_{name}": values for name, values in done.full_scores.reference.items()},
-        "reference_tokens": done.full_references.tokens,
-        "full_nats": done.full_references.nats,
-    }
-    for number, written in enumerate(done.written):
-        columns |= {
-            f"tokens_{number}": [tokens.tolist() for tokens in written.texts.tokens],
-            f"exit_layers_{number}": [layers.tolist() for layers in written.texts.exit_layers],
-            **{f"{name}_{number}": values for name, values in written.scores.reference.items()},
-            f"rougeL_to_full_{number}": written.scores.full_text,
-            f"match_{number}": written.scores.match,
-            f"nats_{number}": written.references.nats,
-        }
-    return pd.DataFrame(columns)

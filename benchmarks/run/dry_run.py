@@ -20,7 +20,8 @@ def plan_lines(
     Args:
         planner: of the run; its ``on_fault`` is not called.
         filters: the part of the suite.
-        fresh, retry_failed, times: see :meth:`Planner.plan`.
+        fresh, retry_failed: see :meth:`Planner.plan`.
+        times: whether times are taken after the cells.
         workers: cells that run at once.
     """
     faults: dict[str, None] = {}
@@ -29,15 +30,17 @@ def plan_lines(
         faults[f"{fault}: it would be set aside"] = None
 
     planner = replace(planner, on_fault=note)
-    planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, times=times)
+    planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed)
     missing = [cell for cell in planned if cell.is_missing]
-    due = [cells for cells in groups_of(planned).values() if times and (fresh or planner.is_timing_due(cells))]
+    groups = list(groups_of(planned).values()) if times else []
+    due = [cells for cells in groups if fresh or planner.is_timing_due(cells)]
     return [
         *faults,
         *planner.published.staleness_lines(planned),
         f"{summary(planner.suite, planned)}; results in {planner.folder.root}",
         *(f"{_state(cell):8} {cell.spec.name}" for cell in planned),
         *(f"to time  {' · '.join(display_name(str(part)) for part in cells[0].group)}" for cells in due),
+        *(line for cells in groups if (line := planner.untimed_line(cells))),
         *_training_estimate(planner, planned, missing, workers),
         *_timing_estimate(planner, planned, [cells[0] for cells in due]),
         "nothing was run or written",
@@ -47,16 +50,14 @@ def plan_lines(
 def _state(cell: PlannedCell) -> str:
     if cell.failure:
         return "refused" if cell.is_refused else "failed"
-    if cell.record:
-        return "done"
-    return "again" if cell.earlier else "to run"
+    return "done" if cell.record else "to run"
 
 
 def _training_estimate(
     planner: Planner, planned: Iterable[PlannedCell], missing: Sequence[PlannedCell], workers: int
 ) -> list[str]:
     """Estimate from cells of the same task, backbone and label, with other seeds or parameters."""
-    found = [*(cell.record or cell.earlier for cell in planned), *planner.published.records]
+    found = [*(cell.record for cell in planned), *planner.published.records]
     records = {record.key: record for record in found if record}.values()
     recorded = [((record.task, record.backbone, record.label), record.train_seconds) for record in records]
     wanted = [(*_names(planner, cell), cell.spec.label) for cell in missing]

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.analysis.equal_cost import mixture_at
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, display_name
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
 from benchmarks.store.folders import (
@@ -46,7 +46,6 @@ class PlannedCell:
         record: its result, if it is done.
         failure: the error, if it ran and failed, or if its method is not defined for the task.
         stored: where it is published, if the run's folder lacks it.
-        earlier: its record, if it runs again only because its times and its trained model are missing.
     """
 
     spec: BaseCellSpec
@@ -54,7 +53,6 @@ class PlannedCell:
     record: BaseRecord | None = None
     failure: FailureRecord | None = None
     stored: StoredCell[BaseRecord] | None = None
-    earlier: BaseRecord | None = None
 
     @property
     def key(self) -> str:
@@ -199,16 +197,13 @@ class Planner:
     on_fault: Callable[[Fault], None]
     published: Published = Published()
 
-    def plan(
-        self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False, times: bool = True
-    ) -> list[PlannedCell]:
+    def plan(self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False) -> list[PlannedCell]:
         """Read the state of every cell of a part of the suite.
 
         Args:
             filters: the part.
             fresh: every cell counts as missing.
             retry_failed: failed cells count as missing.
-            times: finished cells count as missing if they have to be timed and their model is damaged or gone.
 
         Raises:
             UserError: a name or parameter is unknown, or data or a backbone cannot be found.
@@ -220,8 +215,6 @@ class Planner:
             PlannedCell(spec, self.inputs.parts(spec)) if fresh else self._state_of(spec, retry_failed=retry_failed)
             for spec in specs
         ]
-        if times:
-            planned = [cell for members in groups_of(planned).values() for cell in self._reopened(members)]
         return [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
 
     def _state_of(self, spec: BaseCellSpec, *, retry_failed: bool = False, in_filter: bool = True) -> PlannedCell:
@@ -282,7 +275,7 @@ class Planner:
     def untimed(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Return the cells of a group to be timed: some knob has no times and the model is there, or no knob has any.
 
-        If the model is gone, times at knobs chosen by older rules are kept: training it again may take hours.
+        Without the model, times at knobs chosen by older rules are enough.
         """
         wanted = timed_knobs([cell.record for cell in cells if cell.record], self.suite.timing)
         taken: dict[str, set[float | None]] = {}
@@ -293,25 +286,23 @@ class Planner:
             cell
             for cell in cells
             if not taken.get(cell.key, set()).issuperset(wanted.get(cell.key, ()))
-            and (cell.key not in taken or self.lost_model(cell) is None)
+            and (cell.key not in taken or self.has_model(cell))
         ]
 
     def is_timing_due(self, cells: Sequence[PlannedCell]) -> bool:
         """Check whether a group has to be timed, now or once its missing cells are done."""
-        return any(cell.is_missing for cell in cells) or bool(self.untimed(cells))
+        return any(cell.is_missing for cell in cells) or any(map(self.has_model, self.untimed(cells)))
 
-    def lost_model(self, cell: PlannedCell) -> str | None:
-        """Describe what is wrong with the trained model of a cell, which only timing needs; None if nothing is."""
-        return model_fault(self.folder.model(cell.key))
+    def untimed_line(self, cells: Sequence[PlannedCell]) -> str | None:
+        """Name the cells of a group that cannot be timed; None if all have times or models."""
+        lost = [cell.spec.label for cell in self.untimed(cells) if not self.has_model(cell)]
+        where = " · ".join(display_name(str(part)) for part in cells[0].group)
+        remedy = "not timed, for their trained models are damaged or gone; --fresh trains them again"
+        return f"{where}: {', '.join(dict.fromkeys(lost))}: {remedy}" if lost else None
 
-    def _reopened(self, cells: Sequence[PlannedCell]) -> Iterator[PlannedCell]:
-        untimed = self.untimed(cells)
-        for cell in cells:
-            reason = self.lost_model(cell) if cell in untimed else None
-            yield cell if reason is None else replace(cell, record=None, earlier=cell.record)
-            place = self.folder.model(cell.key)
-            if reason is not None and place.is_dir():
-                self.on_fault(Fault(place, "damaged", reason, whole=place))
+    def has_model(self, cell: PlannedCell) -> bool:
+        """Check whether the trained model of a cell, which only timing needs, is there and whole."""
+        return model_fault(self.folder.model(cell.key)) is None
 
 
 def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
@@ -331,9 +322,7 @@ def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
     missing = sum(cell.is_missing for cell in planned)
     refused = sum(cell.is_refused for cell in planned)
     failed = len(planned) - done - missing - refused
-    again = sum(cell.is_missing and cell.earlier is not None for cell in planned)
-    models_gone = f" ({again} again, for their times: the models are gone)" if again else ""
-    parts = [f"{done} done", f"{missing} to run{models_gone}"]
+    parts = [f"{done} done", f"{missing} to run"]
     parts += [f"{refused} not defined for their task"] if refused else []
     parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
     return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"

@@ -147,7 +147,7 @@ class _Run:
 
     def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool) -> RunOutcome:
         planner = self.planner
-        planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, times=times)
+        planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed)
         others = expand(self.suite, replace(filters, methods=None))
         specs = [cell.spec for cell in planned]
         outside_filter = planner.finished(spec for spec in others if spec not in specs)
@@ -224,17 +224,14 @@ class _Run:
         planner, jobs = self.planner, []
         outside, protocol = groups_of(outside_filter), self.suite.timing
         for group, members in groups_of(finished).items():
+            done = [*members, *outside.get(group, [])]
+            if line := planner.untimed_line(done):
+                self.print(line)
             if not (fresh or planner.is_timing_due(members)):
                 continue
-            done = [*members, *outside.get(group, [])]
             wanted = timed_knobs([cell.record for cell in done if cell.record], protocol)
             live = [cell for cell in done if wanted.get(cell.key)]
-            ready = [cell for cell in live if planner.lost_model(cell) is None]
-            for cell in planner.untimed(done):
-                if cell not in ready:
-                    self.print(
-                        f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
-                    )
+            ready = [cell for cell in live if planner.has_model(cell)]
             if ready:
                 self.keep_times_of_others(group, ready, live)
                 jobs.append(TimingJob(self.context, ready, wanted, protocol))

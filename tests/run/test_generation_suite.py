@@ -15,7 +15,7 @@ from small_suite import wait_until
 
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
-from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
+from benchmarks.store.folders import RECORD_FILE
 from consistentee.errors import UserError
 
 
@@ -114,15 +114,6 @@ def test_changed_settings_and_rows_make_results_stale(finished):
     finally:
         data.write_text(text)
     assert sum("is stale (the rows of the task are others)" in line for line in lines) == len(METHODS)
-
-
-def test_lost_model_is_made_again_only_if_a_timing_needs_it(finished):
-    key = finished.records()["token-full"].key
-    os.truncate(finished.out / "artifacts" / "models" / key / "model.safetensors", 200)
-    assert not any(line.startswith(("to run", "again")) for line in finished.plan())
-    next(finished.out.rglob(TIMING_FILE)).unlink()
-    (line,) = [line for line in finished.plan() if line.startswith("again")]
-    assert "token-full" in line
 
 
 @pytest.mark.usefixtures("untimed")

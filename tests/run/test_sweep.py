@@ -153,15 +153,17 @@ def cut_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lose", [delete_model, cut_weights])
-def test_lost_model_is_trained_again_only_if_a_timing_needs_it(finished, lose):
+def test_lost_model_is_named_if_a_timing_needs_it_and_trained_again_by_fresh(finished, lose):
     lose(finished.out / "artifacts" / "models" / finished.records()["full"].key)
     assert finished.run().computed == 0
+    assert "not timed" not in finished.said
     next(finished.out.rglob(TIMING_FILE)).unlink()
-    lines = finished.plan()
-    assert any("1 to run (1 again, for their times: the models are gone)" in line for line in lines)
-    assert sum(line.startswith("again ") for line in lines) == 1
-    assert finished.run().computed == 1
-    assert len(finished.timed_labels()) == 1
+    assert any("full: not timed" in line for line in finished.plan())
+    assert finished.run().computed == 0
+    assert "full: not timed, for their trained models are damaged or gone" in finished.said
+    assert finished.timed_labels() == [{"stock model", "calm-softmax"}]
+    assert finished.run(Filters(methods=["full"]), fresh=True).computed == 1
+    assert finished.timed_labels() == [{"stock model", "full", "calm-softmax"}]
 
 
 def test_times_at_knobs_of_older_rules_stand_where_the_model_is_gone(finished, monkeypatch):
@@ -171,10 +173,9 @@ def test_times_at_knobs_of_older_rules_stand_where_the_model_is_gone(finished, m
         return {key: [-1.0] if knobs else [] for key, knobs in chosen(records, protocol).items()}
 
     monkeypatch.setattr(plan, "timed_knobs", moved)
-    due = ("to time", "again")
-    assert any(line.startswith(due) for line in finished.plan())
+    assert any(line.startswith("to time") for line in finished.plan())
     shutil.rmtree(finished.out / "artifacts" / "models")
-    assert not any(line.startswith(due) for line in finished.plan())
+    assert not any(line.startswith("to time") for line in finished.plan())
     assert finished.run().computed == 0
     assert "not timed" not in finished.said
 
