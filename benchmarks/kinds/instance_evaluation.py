@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.analysis.equal_cost import choose_all, concave_hull
 from benchmarks.analysis.statistics import score_interval
+from benchmarks.kinds.kind import TrainedCell
 from benchmarks.measure.flops import FlopModel
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
@@ -56,26 +57,16 @@ class Curve:
         return self.trace.predictions(self.exits[index]).numpy()
 
 
-class Evaluation:
-    """A trained model, traced on both splits, with every knob of its method replayed and some chosen.
+class InstanceEvaluation:
+    """A trained model, traced on both splits, with every knob of its method replayed and some chosen."""
 
-    Args:
-        spec, task, method, model: the cell, its task, its method and the trained model.
-        store: folder that keeps full-depth passes; methods with other rules on the same model share them.
-    """
-
-    def __init__(
-        self, spec: CellSpec, task: TaskData, method: Method, model: MultiExitModel, *, store: Path | None = None
-    ) -> None:
-        self.spec = spec
-        self.task = task
-        self.method = method
-        self.model = model
-        self.knobs = [float(knob) for knob in method.knob_values(model)]
-        self.rules = [method.rule(model, knob) for knob in self.knobs]
-        self.test = self._curve(task.test, store)
-        self.validation = self._curve(task.validation, store)
-        self.chosen = choose_knobs(self.validation.points, task.metric, spec.budgets, model.stock_layers)
+    def __init__(self, cell: TrainedCell[CellSpec, TaskData, Method, MultiExitModel]) -> None:
+        self.spec, self.task, self.method, self.model = cell.spec, cell.rows.task, cell.method, cell.model
+        self.knobs = [float(knob) for knob in self.method.knob_values(self.model)]
+        self.rules = [self.method.rule(self.model, knob) for knob in self.knobs]
+        self.test = self._curve(self.task.test, cell.store)
+        self.validation = self._curve(self.task.validation, cell.store)
+        self.chosen = choose_knobs(self.validation.points, self.task.metric, self.spec.budgets, self.model.stock_layers)
 
     def _curve(self, split: Split, store: Path | None) -> Curve:
         trace = record_trace(self.model, split, store=store)
@@ -117,10 +108,6 @@ class Evaluation:
             }
             shown.append((self.knobs[index], targets, numbers))
         return shown
-
-    def measure(self) -> "Evaluation":
-        """Return this: the test rows are replayed together with the validation rows."""
-        return self
 
     def findings(self) -> dict[str, object]:
         """Collect the fields of the record that are specific to classification."""

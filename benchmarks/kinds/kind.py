@@ -56,14 +56,22 @@ class CellRows(Generic[TaskT]):
         return " ".join(task.fingerprint() for task in self.tasks)
 
 
-class Measured(Protocol):
-    """The operating points of a model, measured on test rows."""
+@dataclass(frozen=True)
+class TrainedCell(Generic[SpecT, TaskT, MethodT, ModelT]):
+    """A trained model and all that it is evaluated with.
 
-    def findings(self) -> dict[str, object]:
-        """Collect the fields of the record that are specific to the kind."""
+    Attributes:
+        spec, rows, method, model: the cell, its rows, its method and the trained model.
+        key: key of the cell, under which texts are stored.
+        store: folder that keeps full-depth passes and texts; cells with the same model share them.
+    """
 
-    def tables(self) -> "Mapping[str, pd.DataFrame]":
-        """Build the files of rows: file name -> columns."""
+    spec: SpecT
+    rows: CellRows[TaskT]
+    method: MethodT
+    model: ModelT
+    key: str = ""
+    store: Path | None = None
 
 
 class Chosen(Protocol):
@@ -76,8 +84,11 @@ class Chosen(Protocol):
     def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
         """List (knob, targets, heading -> number for people) of every operating point."""
 
-    def measure(self) -> Measured:
-        """Measure the operating points on test rows."""
+    def findings(self) -> dict[str, object]:
+        """Measure the operating points on test rows; return the fields of the record that are specific to the kind."""
+
+    def tables(self) -> "Mapping[str, pd.DataFrame]":
+        """Build the files of rows: file name -> columns."""
 
 
 class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
@@ -116,23 +127,8 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
         """Build the backbone of a cell with untrained exits."""
 
     @abstractmethod
-    def choose(
-        self,
-        spec: SpecT,
-        rows: CellRows[TaskT],
-        method: MethodT,
-        model: ModelT,
-        *,
-        key: str = "",
-        store: Path | None = None,
-    ) -> Chosen:
-        """Sweep the knob of a trained model and choose operating points on validation rows.
-
-        Args:
-            spec, rows, method, model: the cell, its rows, its method and the trained model.
-            key: key of the cell.
-            store: folder that keeps full-depth passes and texts.
-        """
+    def choose(self, cell: TrainedCell[SpecT, TaskT, MethodT, ModelT]) -> Chosen:
+        """Sweep the knob of a trained model and choose operating points on validation rows."""
 
     @abstractmethod
     def load_model(self, folder: Path, loaded: Sequence[ModelT] = ()) -> ModelT:
@@ -154,25 +150,25 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
     def time_stock(self, model: ModelT, **options: int) -> Callable[[Sequence[RowT]], TimesT]:
         """Build a function that answers a batch with the stock model and returns its times."""
 
+    def regroupings(self, method: MethodT, protocol: TimingSpec) -> Sequence[Regrouped]:
+        """List the settings of regrouping in which a method is timed as well; none by default."""
+        return ()
+
     @abstractmethod
     def time_method(
-        self, method: MethodT, model: ModelT, knob: float, **options: int
+        self, method: MethodT, model: ModelT, knob: float, regrouped: Regrouped | None = None, **options: int
     ) -> Callable[[Sequence[RowT]], TimesT]:
-        """Build a function that answers a batch with early exits and returns its times."""
-
-    def time_regrouped(
-        self, method: MethodT, model: ModelT, knob: float, protocol: TimingSpec, **options: int
-    ) -> list[tuple[Regrouped, Callable[[Sequence[RowT]], TimesT]]]:
-        """Build the same for every setting of regrouping that the protocol has; none by default."""
-        return []
+        """Build a function that answers a batch with early exits, regrouped or in step, and returns its times."""
 
     @abstractmethod
     def average_layers(self, batches: Sequence[TimesT]) -> float:
         """Compute the layers that a timed row or decoded token ran, on average."""
 
     @abstractmethod
-    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence[TimesT]]) -> BaseSamples:
-        """Build the recorded samples from the times, [rounds][batches]."""
+    def samples(
+        self, batch_size: int, rows: int, rounds: Sequence[Sequence[TimesT]], in_flight: int | None = None
+    ) -> BaseSamples:
+        """Build the recorded samples from the times, [rounds][batches]; ``in_flight``: rows under way, if regrouped."""
 
 
 AnyKind: TypeAlias = Kind[Any, Any, Any, Any, Any, Any]

@@ -9,7 +9,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.analysis.equal_cost import choose_all, mixture_at
-from benchmarks.kinds.kind import CellRows
+from benchmarks.kinds.kind import CellRows, TrainedCell
 from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts, fitting_prompts
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import (
@@ -54,19 +54,35 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A model that decodes, and its knobs on validation prompts.
+class Written:
+    """Texts of a method for the test prompts at one value of its knob, and their scores."""
 
-    Attributes:
-        points: every knob.
-        chosen: index of a chosen one -> targets; without targets are those that others are mixed with at equal cost.
+    validation: ReplayPoint
+    targets: list[Target]
+    texts: Generations
+    scores: TextScores
+    references: ReferenceLoss
+
+
+class TextEvaluation:
+    """A model that decodes, its knobs on validation prompts, and the test prompts at the chosen ones.
+
+    Methods that draft and verify are not replayed but run, for the layers that they call depend on what is accepted.
     """
 
-    spec: GenerationCellSpec
-    rows: CellRows[TextTask]
-    decoder: PromptDecoder
-    points: list[ReplayPoint]
-    chosen: dict[int, list[Target]]
+    def __init__(self, cell: TrainedCell[GenerationCellSpec, TextTask, TokenMethod, MultiExitDecoder]) -> None:
+        self.spec, self.rows = cell.spec, cell.rows
+        self.decoder = PromptDecoder(
+            cell.model,
+            cell.method,
+            cell.key,
+            max_new_tokens=new_tokens(cell.spec, cell.rows),
+            batch_size=cell.spec.batch_size,
+            store=cell.store,
+        )
+        validation = fitted(cell.model, cell.spec, cell.rows, "validation")
+        self.points = (drafted_points if cell.method.drafts else replay_points)(self.decoder, validation)
+        self.chosen = choose_points(self.points, cell.spec.budgets, cell.model.num_layers)
 
     @property
     def default_knob(self) -> float:
@@ -82,49 +98,43 @@ class Choice:
             if targets
         ]
 
-    def measure(self) -> "Outcome":
-        """Decode the test prompts at the chosen knobs."""
-        spec, decoder, metrics = self.spec, self.decoder, self.rows.task.metrics
-        prompts = fitted(decoder.model, spec, self.rows, "test")
-        full = decoder.full(prompts)
-        knobs = [self.points[index].knob for index in self.chosen]
-        full_references, references = read_references(decoder, prompts, knobs)
-        written = []
-        for (index, targets), read in zip(self.chosen.items(), references, strict=True):
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The test prompts."""
+        return fitted(self.decoder.model, self.spec, self.rows, "test")
+
+    @cached_property
+    def full(self) -> Generations:
+        """The full model's texts for the test prompts."""
+        return self.decoder.full(self.prompts)
+
+    @cached_property
+    def full_scores(self) -> TextScores:
+        """Scores of the full model's texts."""
+        return self._scores(self.full)
+
+    @cached_property
+    def references(self) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
+        """The losses of the references in the full model, and at every chosen knob."""
+        return read_references(self.decoder, self.prompts, [self.points[index].knob for index in self.chosen])
+
+    @cached_property
+    def written(self) -> list[Written]:
+        """The texts at every chosen knob."""
+        found = []
+        for (index, targets), read in zip(self.chosen.items(), self.references[1], strict=True):
             point = self.points[index]
-            texts = decoder.at(point.knob, prompts)
-            scores = score_generations(texts, full, prompts.references, metrics)
-            written.append(Written(point, targets, texts, scores, read))
+            texts = self.decoder.at(point.knob, self.prompts)
+            found.append(Written(point, targets, texts, self._scores(texts), read))
             _logger.info("%s: knob %g, %.2f layers", in_words(targets) or "mixed", point.knob, texts.average_layers)
-        full_scores = score_generations(full, full, prompts.references, metrics)
-        return Outcome(self, prompts, full, full_scores, full_references, written)
+        return found
 
-
-@dataclass(frozen=True)
-class Written:
-    """Texts of a method for the test prompts at one value of its knob, and their scores."""
-
-    validation: ReplayPoint
-    targets: list[Target]
-    texts: Generations
-    scores: TextScores
-    references: ReferenceLoss
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The test prompts, decoded at full depth and at every chosen knob (in the order of the choice)."""
-
-    choice: Choice
-    prompts: Prompts
-    full: Generations
-    full_scores: TextScores
-    full_references: ReferenceLoss
-    written: list[Written]
+    def _scores(self, texts: Generations) -> TextScores:
+        return score_generations(texts, self.full, self.prompts.references, self.rows.task.metrics)
 
     def findings(self) -> dict[str, object]:
         """Collect the fields of the record that are specific to generation."""
-        spec, rows, decoder = self.choice.spec, self.choice.rows, self.choice.decoder
+        spec, rows, decoder = self.spec, self.rows, self.decoder
         model, recipe, flops = decoder.model, spec.recipe, DecodingFlops(decoder.model)
         trains_layers = recipe.trains != "exits"
         return {
@@ -139,15 +149,15 @@ class Outcome:
             "truncated_prompts": sum(self.prompts.truncated),
             "full_scores": self._means(self.full_scores),
             "full_new_tokens": sum(map(len, self.full.tokens)),
-            "full_reference_nats": self.full_references.mean,
-            "curve_validation": self.choice.points,
+            "full_reference_nats": self.references[0].mean,
+            "curve_validation": self.points,
             "operating_points": [self._operating_point(flops, written) for written in self.written],
             "peak_memory_bytes": peak_memory(),
         }
 
     def _operating_point(self, flops: DecodingFlops, written: Written) -> DecodingPoint:
         """Build the record of a chosen knob; ``flops`` counts the operations of the whole model."""
-        texts, read, num_layers = written.texts, written.references, self.choice.decoder.model.num_layers
+        texts, read, num_layers = written.texts, written.references, self.decoder.model.num_layers
         layers, at_position = layers_by_position(texts)
         prefill_flops, decode_flops = self._flops(flops, written)
         return DecodingPoint(
@@ -180,12 +190,11 @@ class Outcome:
         return {name: self._mean(values) for name, values in scores.reference.items()}
 
     def _mean(self, values: NDArray[np.float64]) -> Mean:
-        spec = self.choice.spec
-        return mean_with_interval(values, resamples=spec.bootstrap_resamples, seed=spec.seed)
+        return mean_with_interval(values, resamples=self.spec.bootstrap_resamples, seed=self.spec.seed)
 
     def _flops(self, flops: DecodingFlops, written: Written) -> tuple[int, int]:
         """Return the operations of prompts and of decoded tokens."""
-        decoder, texts, knob = self.choice.decoder, written.texts, written.validation.knob
+        decoder, texts, knob = self.decoder, written.texts, written.validation.knob
         method, model = decoder.method, decoder.model
         if isinstance(texts, SpeculativeGenerations):
             return flops.prefill_to_speculate(texts), flops.speculating(texts)
@@ -206,8 +215,8 @@ class Outcome:
             "prompt_tokens": self.full.prompt_tokens,
             "full_tokens": [tokens.tolist() for tokens in self.full.tokens],
             **{f"full_{name}": values for name, values in self.full_scores.reference.items()},
-            "reference_tokens": self.full_references.tokens,
-            "full_nats": self.full_references.nats,
+            "reference_tokens": self.references[0].tokens,
+            "full_nats": self.references[0].nats,
         }
         for number, written in enumerate(self.written):
             columns |= {
@@ -237,27 +246,6 @@ def fitted(model: MultiExitDecoder, spec: GenerationCellSpec, rows: CellRows[Tex
 
 
 # ---------------------------------------------------------------------------------------------- choosing knobs
-
-
-def choose(
-    spec: GenerationCellSpec,
-    rows: CellRows[TextTask],
-    method: TokenMethod,
-    model: MultiExitDecoder,
-    *,
-    key: str = "",
-    store: Path | None = None,
-) -> Choice:
-    """Sweep the knob of a trained model on validation prompts, and choose operating points; see :class:`Kind`.
-
-    Methods that draft and verify are not replayed but run, for the layers that they call depend on what is accepted.
-    """
-    decoder = PromptDecoder(
-        model, method, key, max_new_tokens=new_tokens(spec, rows), batch_size=spec.batch_size, store=store
-    )
-    validation = fitted(model, spec, rows, "validation")
-    points = (drafted_points if method.drafts else replay_points)(decoder, validation)
-    return Choice(spec, rows, decoder, points, choose_points(points, spec.budgets, model.num_layers))
 
 
 def replay_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]:

@@ -177,7 +177,7 @@ class _Run:
 
     def put_aside(self, fault: Fault) -> None:
         """Move a damaged or stale file out of the way, and print which."""
-        self.print(str(fault.set_aside()))
+        self.print(fault.set_aside())
 
     def unpack(self, cells: Sequence[PlannedCell]) -> None:
         """Copy published cells and timings that the run's folder lacks into it."""

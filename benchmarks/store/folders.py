@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -90,22 +90,19 @@ class Fault:
         kind: damaged, or made from something else.
         reason: what is wrong.
         whole: what has to leave its place with it: the folder of a cell, or the file alone.
-        moved_to: where that was put, once it was.
     """
 
     path: Path
     kind: Literal["damaged", "stale"]
     reason: str
     whole: Path
-    moved_to: Path | None = None
 
     def __str__(self) -> str:
-        where = f"; set aside as {self.moved_to.name}" if self.moved_to else ""
-        return f"{self.path} is {self.kind} ({self.reason}){where}"
+        return f"{self.path} is {self.kind} ({self.reason})"
 
-    def set_aside(self) -> "Fault":
-        """Move the file, with what belongs to it, out of the way; return the fault with the new place."""
-        return replace(self, moved_to=set_aside(self.whole, self.kind))
+    def set_aside(self) -> str:
+        """Move the file, with what belongs to it, out of the way; describe the fault and the new place."""
+        return f"{self}; set aside as {set_aside(self.whole, self.kind).name}"
 
 
 @contextmanager

@@ -241,10 +241,10 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     setting = Regrouped(batch_size=2, in_flight=5)
     protocol = DecodingTimingSpec(batch_sizes=(2, 5), regrouped=(setting,))
     in_step = Generation().time_method(TokenStatic(), model, 2.0, max_new_tokens=4)
-    ((found, regrouping),) = Generation().time_regrouped(TokenStatic(), model, 2.0, protocol, max_new_tokens=4)
+    assert Generation().regroupings(TokenStatic(), protocol) == (setting,)
+    regrouping = Generation().time_method(TokenStatic(), model, 2.0, setting, max_new_tokens=4)
     prompts = random_prompts(5, seed=5)
     times = [in_step(prompts), regrouping(prompts)]
-    assert found == setting
     assert asked == [(5, None), (2, 5)]
     for one in times:
         assert one.layer_calls == 2 * times[0].decoded_tokens > 0
@@ -253,7 +253,7 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     assert samples.layers_a_token == Generation().average_layers(times) == 2
     assert samples.completed_seconds == [pytest.approx(times[0].completed, abs=1e-9)] * 3
     assert samples.head_seconds == []
-    assert Generation().time_regrouped(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
+    assert Generation().regroupings(LayerSkip(), protocol) == ()
 
 
 def test_the_full_model_stands_for_the_stock_model(model):

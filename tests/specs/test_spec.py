@@ -117,11 +117,11 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
         ({"tasks": []}, "tasks"),
         ({"seeds": [0, -1]}, r"seeds\.1: Input should be greater than or equal to 0"),
         ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
-        ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "lists no values"),
+        ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "grid.tolerance: List should have at least 1"),
         ({"task_overrides": {"ret": {"seeds": [1]}}}, "unknown task of task_overrides 'ret'; did you mean 'rte'"),
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: .*'rte' is listed twice"),
         ({"task_overrides": {"rte": {"seeds": [1, 0, 1]}}}, r"task_overrides\.rte\.seeds: .*1 is listed twice"),
-        ({"methods": [{"method": "pabee", "grid": {"tolerance": [2, 1, 2]}}]}, "grid of 'tolerance' lists 2 twice"),
+        ({"methods": [{"method": "pabee", "grid": {"tolerance": [2, 1, 2]}}]}, "grid.tolerance: .*2 is listed twice"),
         ({"methods": ["pabee", {"method": "pabee", "label": "p", "recipe": {"epochs": 3}}]}, "differ in their label"),
         (
             {
@@ -165,10 +165,10 @@ def test_all_faults_of_recipes_are_named(tmp_path):
         ([["full"]], r"methods\.0: .*; got \['full'\]$"),
         (
             [{"method": "full", "parameters": {"since": date(2024, 1, 2)}}],
-            "'since' is no number.*: 2024-01-02; quote a",
+            r"parameters\.since: input was not a valid,
         ),
-        ([{"method": "full", "grid": {"since": [date(2024, 1, 2)]}}], "'since' is no number, text"),
-        ([{"method": "full", "parameters": {"kinds": {"a"}}}], "'kinds' is no number, text"),
+        ([{"method": "full", "grid": {"since": [date(2024, 1, 2)]}}], r"grid\.since\.0: input was not a valid"),
+        ([{"method": "full", "parameters": {"kinds": {"a"}}}], r"parameters\.kinds: input was not a valid"),
     ],
 )
 def test_entries_that_are_none_are_named_alone(tmp_path, methods, message):
