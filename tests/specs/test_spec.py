@@ -165,7 +165,7 @@ def test_all_faults_of_recipes_are_named(tmp_path):
         ([["full"]], r"methods\.0: .*; got \['full'\]$"),
         (
             [{"method": "full", "parameters": {"since": date(2024, 1, 2)}}],
-            r"parameters\.since: input was not a valid,
+            r"parameters\.since: input was not a valid",
         ),
         ([{"method": "full", "grid": {"since": [date(2024, 1, 2)]}}], r"grid\.since\.0: input was not a valid"),
         ([{"method": "full", "parameters": {"kinds": {"a"}}}], r"parameters\.kinds: input was not a valid"),
