@@ -30,12 +30,7 @@ TimesT = TypeVar("TimesT")
 
 @dataclass(frozen=True)
 class CellRows(Generic[TaskT]):
-    """The rows of a cell.
-
-    Attributes:
-        task: whose validation and test rows are scored, capped.
-        training: whose training rows are trained on; the recipe caps them.
-    """
+    """The rows of a cell: a ``task``, capped, whose rows are scored, and one whose rows are trained on."""
 
     task: TaskT
     training: TaskT
@@ -60,10 +55,7 @@ class CellRows(Generic[TaskT]):
 class TrainedCell(Generic[SpecT, TaskT, MethodT, ModelT]):
     """A trained model and all that it is evaluated with.
 
-    Attributes:
-        spec, rows, method, model: the cell, its rows, its method and the trained model.
-        key: key of the cell, under which texts are stored.
-        store: folder that keeps full-depth passes and texts; cells with the same model share them.
+    ``store`` is the folder of full-depth passes and texts; cells with the same model share the former.
     """
 
     spec: SpecT

@@ -7,7 +7,7 @@ test prompts are decoded for real at full depth and at the chosen knobs, and the
 import logging
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.analysis.equal_cost import choose_all, mixture_at
 from benchmarks.kinds.kind import CellRows, TrainedCell
@@ -42,7 +41,7 @@ from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
+from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.precision import precision_used
 
@@ -257,41 +256,34 @@ def replay_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]
     model, method = decoder.model, decoder.method
     encoded, full = model.encode(prompts.texts), decoder.full(prompts)
     rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, full.tokens, strict=True)]
-    trace = record_tokens(model, rows, store=decoder.store)
-    says = named_tokens(trace, method.candidates if isinstance(method, VocabularyMethod) else None)[trace.may_exit]
+    candidates = method.candidates if isinstance(method, VocabularyMethod) else None
     knobs = [float(knob) for knob in method.knob_values(model)]
-    decoders = {knob: method.model_at(model, knob) for knob in knobs}
-    rules = {knob: method.rule(model, knob) for knob in knobs if decoders[knob] is model}
-    points = _replayed(rules, trace, says, wanted=says[:, -1])
-    for knob in knobs:
-        if knob not in rules:  # what decodes there is a model of its own
-            own = record_tokens(decoders[knob], rows, store=decoder.store)
-            rule = {knob: method.rule(model, knob)}
-            points |= _replayed(rule, own, named_tokens(own)[own.may_exit], wanted=says[:, -1])
+    points: dict[float, ReplayPoint] = {}
+    wanted = torch.empty(0)
+    for reader, own in _by_model(decoder, knobs):
+        trace = record_tokens(reader, rows, store=decoder.store)
+        named = named_tokens(trace, candidates)[trace.may_exit]  # by every exit: int64 [tokens, exits]
+        if reader is model:
+            wanted = named[:, -1:]
+        exits = sweep([method.rule(model, knob) for knob in own], trace)[:, trace.may_exit] if own else []
+        for knob, layers in zip(own, exits, strict=True):
+            places = torch.searchsorted(torch.tensor(trace.exit_layers), layers)
+            agreement = float((named == wanted).gather(1, places.unsqueeze(1)).double().mean())
+            points[knob] = ReplayPoint(knob=knob, average_layers=float(layers.double().mean()), agreement=agreement)
     return [points[knob] for knob in knobs]
 
 
-def _replayed(
-    rules: dict[float, ExitRule], trace: TokenTrace, says: Tensor, *, wanted: Tensor
-) -> dict[float, ReplayPoint]:
-    """Replay the rules of some knobs: layers, and how often the exit's token is the wanted one.
-
-    Args:
-        rules: by knob.
-        trace: of the tokens.
-        says: the token that every exit names, for every token that may exit: int64 [tokens, exits].
-        wanted: int64 [tokens].
-    """
-    if not rules:
-        return {}
-    exits = sweep(list(rules.values()), trace)[:, trace.may_exit]
-    agrees = says == wanted.unsqueeze(1)
-    points = {}
-    for knob, layers in zip(rules, exits, strict=True):
-        places = torch.searchsorted(torch.tensor(trace.exit_layers), layers)
-        agreement = float(agrees.gather(1, places.unsqueeze(1)).double().mean())
-        points[knob] = ReplayPoint(knob=knob, average_layers=float(layers.double().mean()), agreement=agreement)
-    return points
+def _by_model(decoder: PromptDecoder, knobs: Iterable[float]) -> list[tuple[MultiExitDecoder, list[float]]]:
+    """Return the models that decode, with their knobs: first the whole model, then parts that decode by themselves."""
+    whole: list[float] = []
+    found = [(decoder.model, whole)]
+    for knob in knobs:
+        reader = decoder.method.model_at(decoder.model, knob)
+        if reader is decoder.model:
+            whole.append(knob)
+        else:
+            found.append((reader, [knob]))
+    return found
 
 
 def drafted_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]:
@@ -331,21 +323,13 @@ def read_references(
 ) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
     """Return what references lose in the full model, and at every knob: all that is verified is at full depth."""
     model, method = decoder.model, decoder.method
-
-    def read(reader: MultiExitDecoder, rules: Sequence[ExitRule]) -> list[ReferenceLoss]:
+    losses: dict[float | None, ReferenceLoss] = {}
+    for reader, own in _by_model(decoder, knobs):
+        rules: dict[float | None, ExitRule] = {None: NeverExit()} if reader is model else {}
+        rules |= {knob: NeverExit() if method.drafts else method.rule(model, knob) for knob in own}
         trace = record_references(reader, prompts.split, decoder.options["max_new_tokens"], decoder.store)
-        return reference_losses(trace, rules, len(prompts))
-
-    readers = {knob: method.model_at(model, knob) for knob in knobs}
-    rules: dict[float, ExitRule] = {
-        knob: NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs if readers[knob] is model
-    }
-    full, *found = read(model, [NeverExit(), *rules.values()])
-    losses = dict(zip(rules, found, strict=True))
-    for knob in knobs:
-        if knob not in losses:  # what decodes there is a model of its own
-            (losses[knob],) = read(readers[knob], [method.rule(model, knob)])
-    return full, [losses[knob] for knob in knobs]
+        losses |= zip(rules, reference_losses(trace, list(rules.values()), len(prompts)), strict=True)
+    return losses[None], [losses[knob] for knob in knobs]
 
 
 def exit_histogram(written: Generations, num_layers: int) -> list[int]:

@@ -15,15 +15,7 @@ _SHOWN_IN_MINUTES_FROM = 90.0  # seconds
 def plan_lines(
     planner: Planner, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool, workers: int
 ) -> list[str]:
-    """Describe the plan of a run in lines for people.
-
-    Args:
-        planner: of the run; its ``on_fault`` is not called.
-        filters: the part of the suite.
-        fresh, retry_failed: see :meth:`Planner.plan`.
-        times: whether times are taken after the cells.
-        workers: cells that run at once.
-    """
+    """Describe the plan of a run in lines for people; nothing is set aside."""
     faults: dict[str, None] = {}
 
     def note(fault: Fault) -> None:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
 from benchmarks.specs.base import Group, TimingSpec, display_name
@@ -27,17 +27,12 @@ from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL
 
+ResultT = TypeVar("ResultT", bound=BaseRecord | BaseTimingRecord)
+
 
 @dataclass(frozen=True)
 class RunContext:
-    """Settings that all jobs of a run share.
-
-    Attributes:
-        directory: the working directory of the run; relative paths start here.
-        folder: the run's folder.
-        data_dir: where data files are looked for first.
-        command: the command line of the run.
-    """
+    """Settings that all jobs of a run share; relative paths start in ``directory``."""
 
     directory: Path
     folder: RunFolder
@@ -49,7 +44,7 @@ class RunContext:
         return Inputs(self.data_dir, FileHashes(self.folder.fingerprints))
 
 
-class Job(ABC):
+class Job(ABC, Generic[ResultT]):
     """Work for a process of its own.
 
     The result on disk when the job is made is the one to replace; any other one means that the job is done, by this run
@@ -61,12 +56,10 @@ class Job(ABC):
         key: key of the result.
         group: jobs of one group share stages: two at once may wait for each other.
         place: folder of the result, and of the note of a failure.
-
-    Class attributes:
-        shares_machine: whether other jobs may run at the same time; False where time is measured.
     """
 
     shares_machine: ClassVar[bool] = True
+    """Whether other jobs may run at the same time; not where time is measured."""
 
     def __init__(self, context: RunContext, name: str, key: str, group: Group, place: Path) -> None:
         self.context = context
@@ -82,7 +75,7 @@ class Job(ABC):
         """Compute the result and write it."""
 
     @abstractmethod
-    def read(self) -> BaseRecord | BaseTimingRecord | None:
+    def read(self) -> ResultT | None:
         """Read the result on disk; None if there is none."""
 
     @property
@@ -95,7 +88,7 @@ class Job(ABC):
         """File in which the job's process writes its progress; deleted when the process ends."""
         return self.lock_place.with_name(f".{self.key}.status{PARTIAL}")
 
-    def result(self) -> BaseRecord | BaseTimingRecord | None:
+    def result(self) -> ResultT | None:
         """Return the result, unless it is the one to replace."""
         found = self.read()
         return None if found is None or found.finished_at == self._replaces else found
@@ -113,12 +106,10 @@ class Job(ABC):
         return found.summary_lines() if isinstance(found, BaseRecord) else ["done"], False
 
     def note_failure(self, error: Exception | str, details: str = "", *, may_pass: bool = False) -> FailureRecord:
-        """Write in one sentence why there is no result.
+        """Write in one sentence why there is no result, with a traceback in which this machine's folders are shortened.
 
-        Args:
-            error: what went wrong. What an OSError caused may pass: the disk is to blame, not the method.
-            details: the traceback, if ``error`` is a sentence; the folders of this machine are shortened.
-            may_pass: whether the next run tries once more, unless this was that try.
+        Where it ``may_pass``, the next run tries once more, unless this was that try. What an OSError caused may: the
+        disk is to blame, not the method.
         """
         sentence = str(error)
         if isinstance(error, Exception):
@@ -144,7 +135,7 @@ class Job(ABC):
         return failure
 
 
-class CellJob(Job):
+class CellJob(Job[BaseRecord]):
     """One cell."""
 
     def __init__(self, context: RunContext, cell: PlannedCell) -> None:
@@ -165,7 +156,7 @@ class CellJob(Job):
         run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
 
 
-class TimingJob(Job):
+class TimingJob(Job[BaseTimingRecord]):
     """The timing of one group: finished cells whose models are on disk, and the knobs to time."""
 
     shares_machine: ClassVar[bool] = False
@@ -189,3 +180,6 @@ class TimingJob(Job):
 
         rows = self.context.inputs().rows(self.cells[0].spec)
         run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
+
+
+AnyJob: TypeAlias = Job[BaseRecord] | Job[BaseTimingRecord]

@@ -126,15 +126,9 @@ class Published:
 
     @classmethod
     def find(cls, suite: BaseSuite, root: Path | None, out: Path) -> "Published":
-        """Read the published results of a suite.
+        """Read the published results of a suite: those in ``root``, or in ``results/SUITE`` unless that is ``out``.
 
-        Args:
-            suite: the suite.
-            root: the folder; None reads ``results/SUITE`` if it exists.
-            out: the run's own folder, which does not count as published.
-
-        Raises:
-            UserError: ``root`` holds no results, or results that cannot be read or are of another kind.
+        Raises UserError if ``root`` holds no results, or if they cannot be read or are of another kind.
         """
         place = Path("results") / suite.name if root is None else root
         found = kind_of_results(place)
@@ -181,32 +175,22 @@ class Published:
 
 @dataclass(frozen=True)
 class Planner:
-    """Reads from disk how far a suite is. Nothing is changed there, except by ``on_fault``.
+    """Reads from disk and from published results how far a suite is.
 
-    Attributes:
-        suite: the suite.
-        folder: the run's folder.
-        inputs: tasks and backbones of the suite.
-        on_fault: called with every damaged or stale file, whose cell or timing counts as missing.
-        published: published results that count as done.
+    Nothing is changed there, except by ``on_fault``, which is called with every damaged or stale file: its cell or
+    timing counts as missing.
     """
 
     suite: BaseSuite
     folder: RunFolder
     inputs: Inputs
     on_fault: Callable[[Fault], None]
-    published: Published = Published()
+    published: Published
 
     def plan(self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False) -> list[PlannedCell]:
-        """Read the state of every cell of a part of the suite.
+        """Read the state of every cell of a part of the suite; with ``fresh`` all count as missing.
 
-        Args:
-            filters: the part.
-            fresh: every cell counts as missing.
-            retry_failed: failed cells count as missing.
-
-        Raises:
-            UserError: a name or parameter is unknown, or data or a backbone cannot be found.
+        Raises UserError if a name or parameter is unknown, or data or a backbone cannot be found.
         """
         specs = expand(self.suite, filters)
         for fault in self._cells_of_other_parameters(specs):
@@ -241,7 +225,7 @@ class Planner:
             for place in sorted(of_label.glob(f"*/{seed}")):
                 if place not in planned and (place / RECORD_FILE).is_file():
                     reason = "the suite has other parameters under this label"
-                    yield Fault(place / RECORD_FILE, "stale", reason, whole=place)
+                    yield Fault(place / RECORD_FILE, "stale", reason)
 
     def _refused_if_undefined(self, cell: PlannedCell) -> PlannedCell:
         """Build the method, so that a wrong name or parameter ends the run before any training."""

@@ -25,7 +25,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from benchmarks.run.jobs import Job
+from benchmarks.run.jobs import AnyJob
 from benchmarks.run.progress import RunProgress, StatusFile
 from benchmarks.store.environment import usable_cores
 from benchmarks.store.folders import FAILURE_FILE
@@ -66,13 +66,13 @@ class Schedule:
     workers: int = 1
     address: str | None = None
 
-    def run_cells(self, jobs: Sequence[Job], progress: RunProgress) -> None:
+    def run_cells(self, jobs: Sequence[AnyJob], progress: RunProgress) -> None:
         """Run jobs that may share a machine."""
         if jobs and self.address is not None:
             with _cluster(self.address) as client:
                 executor = client.get_executor(pure=False)
 
-                def submit(job: Job) -> Future[None]:
+                def submit(job: AnyJob) -> Future[None]:
                     return executor.submit(_run_in_worker, job, _slots_on(client), _thread_limit())
 
                 _run_side_by_side(jobs, progress, lambda: sum(_slots_on(client).values()), submit)
@@ -81,7 +81,7 @@ class Schedule:
         else:
             _run_here(jobs, progress)
 
-    def run_timings(self, jobs: Sequence[Job], progress: RunProgress) -> None:
+    def run_timings(self, jobs: Sequence[AnyJob], progress: RunProgress) -> None:
         """Run jobs that must be alone, one after another, all on the same machine."""
         if jobs and self.address is not None:
             with _cluster(self.address) as client:
@@ -90,14 +90,14 @@ class Schedule:
             _run_here(jobs, progress)
 
 
-def _run_here(jobs: Sequence[Job], progress: RunProgress) -> None:
+def _run_here(jobs: Sequence[AnyJob], progress: RunProgress) -> None:
     for job in jobs:
         progress.started(job)
         execute(job)
         progress.ended(job)
 
 
-def _run_in_threads(jobs: Sequence[Job], progress: RunProgress, workers: int) -> None:
+def _run_in_threads(jobs: Sequence[AnyJob], progress: RunProgress, workers: int) -> None:
     """Run several jobs at once; each thread waits for the process of its job."""
     threads, stopped = threads_of_a_job(workers, usable_cores(), _thread_limit()), threading.Event()
     with ThreadPoolExecutor(workers) as executor:
@@ -110,11 +110,14 @@ def _run_in_threads(jobs: Sequence[Job], progress: RunProgress, workers: int) ->
 
 
 def _run_side_by_side(
-    jobs: Sequence[Job], progress: RunProgress, count_slots: Callable[[], int], submit: Callable[[Job], Future[None]]
+    jobs: Sequence[AnyJob],
+    progress: RunProgress,
+    count_slots: Callable[[], int],
+    submit: Callable[[AnyJob], Future[None]],
 ) -> None:
     """Keep all slots busy; no more jobs are submitted than there are slots, so that order can matter."""
-    waiting: list[Job] = list(jobs)
-    running: dict[Future[None], Job] = {}
+    waiting: list[AnyJob] = list(jobs)
+    running: dict[Future[None], AnyJob] = {}
     try:
         while waiting or running:
             slots = count_slots()
@@ -134,7 +137,7 @@ def _run_side_by_side(
             future.cancel()
 
 
-def next_job(waiting: Sequence[Job], running: Collection[Job]) -> Job:
+def next_job(waiting: Sequence[AnyJob], running: Collection[AnyJob]) -> AnyJob:
     """Choose the job to start next: of the group with the fewest running jobs, since these may want the same stage."""
     busy = Counter(job.group for job in running)
     return min(waiting, key=lambda job: busy[job.group])
@@ -184,7 +187,7 @@ def _host(address: str) -> str:
     return urlsplit(address).hostname or address
 
 
-def _run_in_worker(job: Job, slots_on: Counter[str], limit: int | None) -> None:
+def _run_in_worker(job: AnyJob, slots_on: Counter[str], limit: int | None) -> None:
     """Run a job in a process of its own, below a dask worker."""
     from distributed import get_worker
 
@@ -194,7 +197,7 @@ def _run_in_worker(job: Job, slots_on: Counter[str], limit: int | None) -> None:
     execute(job, threads_of_a_job(slots, usable_cores(), limit))
 
 
-def _run_alone(client: "Client", jobs: Sequence[Job], progress: RunProgress) -> None:
+def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) -> None:
     offers = client.run(lambda dask_worker: dict(dask_worker.state.total_resources))
     address = min(offers, key=lambda worker: (TIMING_RESOURCE not in offers[worker], worker))
     resources = {TIMING_RESOURCE: 1} if TIMING_RESOURCE in offers[address] else None
@@ -208,7 +211,7 @@ def _run_alone(client: "Client", jobs: Sequence[Job], progress: RunProgress) -> 
         progress.ended(job)
 
 
-def _settle(result: Callable[[], object], job: Job) -> None:
+def _settle(result: Callable[[], object], job: AnyJob) -> None:
     """Wait for a job; note it as failed if workers keep dying over it. Raises what ends the whole run."""
     try:
         result()
@@ -225,16 +228,11 @@ def _settle(result: Callable[[], object], job: Job) -> None:
 # ---------------------------------------------------------------------------------------------- processes
 
 
-def execute(job: Job, threads: int | None = None, stopped: threading.Event | None = None) -> None:
+def execute(job: AnyJob, threads: int | None = None, stopped: threading.Event | None = None) -> None:
     """Run a job in a process of its own, and wait for it. Its result, or a note of its failure, is on disk then.
 
-    Args:
-        job: the job.
-        threads: of torch; None leaves torch's own choice.
-        stopped: is set when the run ends early, and the process with it; no failure is noted then.
-
-    Raises:
-        DiskFullError: there is no room for the result, nor for a note.
+    ``threads`` are those of torch; None leaves torch's own choice. ``stopped`` is set when the run ends early, and the
+    process with it; no failure is noted then. Raises DiskFullError if there is no room for the result, nor for a note.
     """
     make_folder(job.lock_place.parent)
     # What the process prints must not disturb the terminal, but is kept if it dies.
@@ -257,7 +255,7 @@ def execute(job: Job, threads: int | None = None, stopped: threading.Event | Non
             job.note_failure(_end_of_process(process.exitcode), said, may_pass=process.exitcode < 0)
 
 
-def compute_here(job: Job) -> None:
+def compute_here(job: AnyJob) -> None:
     """Compute a job in this process, unless it is done; write its result, or a note of its failure.
 
     Raises DiskFullError if there is no room for either.
@@ -275,7 +273,7 @@ def compute_here(job: Job) -> None:
             (job.place / FAILURE_FILE).unlink(missing_ok=True)
 
 
-def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
+def _started(job: AnyJob, threads: int | None, output: Path) -> BaseProcess:
     """Start the process of a job. One whose time is compared begins anew, shaped by no policy of ours."""
     context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
     if job.shares_machine and "forkserver" in multiprocessing.get_all_start_methods():
@@ -320,7 +318,7 @@ def _end_of_process(exit_code: int) -> str:
     return f"its process was ended by signal {name}{hint}"
 
 
-def _work(job: Job, threads: int | None, output: Path) -> None:
+def _work(job: AnyJob, threads: int | None, output: Path) -> None:
     """Do a job: what runs in the new process."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process

@@ -18,7 +18,7 @@ from consistentee.files import PARTIAL
 from consistentee.progress import Position
 
 if TYPE_CHECKING:
-    from benchmarks.run.jobs import Job
+    from benchmarks.run.jobs import AnyJob
 
 SECONDS_BETWEEN_LINES = 10.0
 """Between two lines about one job, where there is no terminal."""
@@ -88,7 +88,7 @@ class RunProgress:
         self._console = console
         self._total = total
         self._done = self._failed = 0
-        self._running: dict[Job, _Running] = {}
+        self._running: dict[AnyJob, _Running] = {}
         self._changing = threading.RLock()
         self._ended = threading.Event()
         self._reader = threading.Thread(target=self._keep_reading, daemon=True)
@@ -110,7 +110,7 @@ class RunProgress:
             self._reader.join()
         self._bars.stop()
 
-    def started(self, job: "Job") -> None:
+    def started(self, job: "AnyJob") -> None:
         """Show that a job runs."""
         with self._changing:
             title = f"[{self._done + len(self._running) + 1}/{self._total}] {job.name}"
@@ -120,7 +120,7 @@ class RunProgress:
             self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, self._bars.add_task(escape(title)))
             self._summarise()
 
-    def ended(self, job: "Job") -> None:
+    def ended(self, job: "AnyJob") -> None:
         """Show how a job ended, in one line or more."""
         (first, *others), failed = job.ending()
         with self._changing:

@@ -24,7 +24,7 @@ from benchmarks.run.plan import (
 )
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
-from benchmarks.specs.base import BaseSuite, Group
+from benchmarks.specs.base import BaseSuite
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.folders import (
@@ -46,10 +46,9 @@ from benchmarks.store.folders import (
 )
 from benchmarks.store.hashes import FileHashes, file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseRecord
+from benchmarks.store.records import BaseRecord, FailureRecord
 from benchmarks.store.stored_results import StoredCell
 from consistentee.arguments import checked
-from consistentee.files import set_aside
 
 
 @dataclass(frozen=True)
@@ -110,101 +109,83 @@ def run_suite(
         UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
     folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
+    console = console or Console(stderr=True)
     refuse_another_kind(suite, folder)
-    run = _Run(
-        suite,
-        folder,
-        Inputs(data_dir, FileHashes(folder.fingerprints)),
-        Published.find(suite, published_dir, out),
-        RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line()),
-        schedule,
-        console or Console(stderr=True),
-    )
+    inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
+
+    def put_aside(fault: Fault) -> None:
+        _print(console, fault.set_aside())
+
+    planner = Planner(suite, folder, inputs, put_aside, Published.find(suite, published_dir, out))
     choices = {"fresh": fresh, "retry_failed": retry_failed, "times": times}
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
-        return RunOutcome(plan=tuple(plan_lines(run.planner, filters, workers=schedule.workers, **choices)))
+        return RunOutcome(plan=tuple(plan_lines(planner, filters, workers=schedule.workers, **choices)))
+    context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
     with only_run(folder):
-        return run.complete(filters, **choices)
+        return _Run(planner, context, schedule, console).complete(filters, **choices)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class _Run:
     """One call of :func:`run_suite`."""
 
-    suite: BaseSuite
-    folder: RunFolder
-    inputs: Inputs
-    published: Published
+    planner: Planner
     context: RunContext
     schedule: Schedule
     console: Console
 
-    @property
-    def planner(self) -> Planner:
-        return Planner(self.suite, self.folder, self.inputs, self.put_aside, self.published)
-
     def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool) -> RunOutcome:
-        planner = self.planner
+        planner, suite, folder = self.planner, self.planner.suite, self.planner.folder
         planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed)
-        others = expand(self.suite, replace(filters, methods=None))
         specs = [cell.spec for cell in planned]
+        others = expand(suite, replace(filters, methods=None))
         outside_filter = planner.finished(spec for spec in others if spec not in specs)
         if not fresh:
             self.unpack([*planned, *outside_filter])
-        for line in self.published.staleness_lines(planned):
-            self.print(line)
-        self.inputs.hashes.save()
+        for line in planner.published.staleness_lines(planned):
+            _print(self.console, line)
+        planner.inputs.hashes.save()
         for cell in planned:
-            place = self.folder.cell(cell.spec)
+            place = folder.cell(cell.spec)
             if cell.failure and cell.is_refused and read_failure(place, cell.key) is None:
                 write_record(place / FAILURE_FILE, cell.failure)
-        self.print(f"{summary(self.suite, planned)}; results in {self.folder.root}")
+        _print(self.console, f"{summary(suite, planned)}; results in {folder.root}")
         if fresh:
-            shutil.rmtree(self.folder.stages, ignore_errors=True)
+            shutil.rmtree(folder.stages, ignore_errors=True)
         missing = {cell.key for cell in planned if cell.is_missing}
-        if missing or file_fault(self.folder.root / ENVIRONMENT_FILE, sealed=True):
-            self.describe()
+        if missing or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
+            describe_run(suite, folder)
         finished = self.compute(planned)
         timings = self.due_timings(finished, outside_filter, fresh=fresh) if times else []
         if timings and not missing:
-            self.describe()
-        return self.outcome(finished, missing, timing_failures=self.time(timings))
-
-    def print(self, line: str) -> None:
-        self.console.print(escape(line), highlight=False, soft_wrap=True)
-
-    def put_aside(self, fault: Fault) -> None:
-        """Move a damaged or stale file out of the way, and print which."""
-        self.print(fault.set_aside())
+            describe_run(suite, folder)
+        with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
+            self.schedule.run_timings(timings, progress)
+        failed = [(job.name, failure) for job in timings if (failure := job.failure())]
+        return self.outcome(finished, missing, failed)
 
     def unpack(self, cells: Sequence[PlannedCell]) -> None:
         """Copy published cells and timings that the run's folder lacks into it."""
-        stored = [cell for cell in cells if cell.stored]
-        for cell in stored:
-            unpack_cell(cell.stored, self.folder.cell(cell.spec))
-        keys = {cell.key for cell in cells}
-        protocol, timings = timing_key(self.suite.timing, self.suite.kind), 0
+        suite, folder, cells_taken, timings_taken = self.planner.suite, self.planner.folder, 0, 0
+        for cell in cells:
+            if cell.stored:
+                unpack_cell(cell.stored, folder.cell(cell.spec))
+                cells_taken += 1
+        keys, protocol = {cell.key for cell in cells}, timing_key(suite.timing, suite.kind)
         for group in groups_of(cells):
             for path, timing in self.planner.missing_timings(group).items():
-                is_wanted = any(contender.cell_key in keys for contender in timing.contenders)
-                if timing.key == protocol and is_wanted:
+                if timing.key == protocol and any(contender.cell_key in keys for contender in timing.contenders):
                     write_record(path, timing)
-                    timings += 1
-        if stored or timings:
-            self.print(f"{len(stored)} cells and {timings} timings taken from {self.published.root}")
-
-    def describe(self) -> None:
-        """Write the suite and a description of the machine into the run's folder."""
-        suite_file = self.folder.root / SUITE_FILE
-        write_text(suite_file, yaml.safe_dump(self.suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        described = {
-            "command": command_line(),
-            "environment": describe_environment(),
-            "conditions": describe_conditions(),
-        }
-        write_json(self.folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
+                    timings_taken += 1
+        if cells_taken or timings_taken:
+            place = self.planner.published.root
+            _print(self.console, f"{cells_taken} cells and {timings_taken} timings taken from {place}")
 
     def compute(self, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Run the missing cells. A failed cell is recorded, and the run goes on."""
@@ -220,62 +201,56 @@ class _Run:
     def due_timings(
         self, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell], *, fresh: bool
     ) -> list[TimingJob]:
-        """List the timings that are due; finished cells outside the filter are timed with the others."""
-        planner, jobs = self.planner, []
-        outside, protocol = groups_of(outside_filter), self.suite.timing
+        """List the timings that are due; finished cells outside the filter are timed with the others.
+
+        An earlier timing is kept, instead of being overwritten, if it holds cells that cannot be timed again now.
+        """
+        planner, protocol, jobs = self.planner, self.planner.suite.timing, []
+        outside = groups_of(outside_filter)
         for group, members in groups_of(finished).items():
             done = [*members, *outside.get(group, [])]
             if line := planner.untimed_line(done):
-                self.print(line)
-            if not (fresh or planner.is_timing_due(members)):
-                continue
+                _print(self.console, line)
             wanted = timed_knobs([cell.record for cell in done if cell.record], protocol)
-            live = [cell for cell in done if wanted.get(cell.key)]
-            ready = [cell for cell in live if planner.has_model(cell)]
-            if ready:
-                self.keep_times_of_others(group, ready, live)
+            ready = [cell for cell in done if wanted.get(cell.key) and planner.has_model(cell)]
+            if ready and (fresh or planner.is_timing_due(members)):
+                place = planner.folder.timing(*group)
+                old, _ = parse_record(place / TIMING_FILE, members[0].kind.timing)
+                if old and {contender.cell_key for contender in old.contenders} - {"", *(cell.key for cell in ready)}:
+                    kept = keep_timing(place)
+                    _print(self.console, f"    the earlier timing, which holds other cells, is kept as {kept.name}")
                 jobs.append(TimingJob(self.context, ready, wanted, protocol))
         return jobs
 
-    def keep_times_of_others(self, group: Group, timed: Sequence[PlannedCell], live: Sequence[PlannedCell]) -> None:
-        """Keep an earlier timing if it holds cells that cannot be timed again now, instead of overwriting it.
-
-        A timing of another protocol, or of none of today's cells, is set aside.
-        """
-        place = self.folder.timing(*group)
-        old, _ = parse_record(place / TIMING_FILE, timed[0].kind.timing)
-        others = {contender.cell_key for contender in old.contenders if contender.cell_key} if old else set()
-        others -= {cell.key for cell in timed}
-        if old and others:
-            fits = old.key == timing_key(self.suite.timing, self.suite.kind) and others & {cell.key for cell in live}
-            kept = keep_timing(place) if fits else set_aside(place / TIMING_FILE, "stale")
-            self.print(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
-
-    def time(self, timings: Sequence[TimingJob]) -> list[str]:
-        """Take the times while no cell runs; return the failures, since scores are worth keeping without times."""
-        with RunProgress(self.console, len(timings)) as progress:
-            self.schedule.run_timings(timings, progress)
-        return [f"{job.name}: {failure.error}" for job in timings if (failure := job.failure())]
-
     def outcome(
-        self, finished: Sequence[PlannedCell], computed: set[str], *, timing_failures: Sequence[str]
+        self, finished: Sequence[PlannedCell], computed: set[str], failed_timings: Sequence[tuple[str, FailureRecord]]
     ) -> RunOutcome:
         """Write tables and figures. ``computed`` holds the keys of the cells that this run tried to compute."""
         with_record = {cell.key for cell in finished if cell.record}
-        lines = [(cell.is_refused, f"{cell.spec.name}: {cell.failure.error}") for cell in finished if cell.failure]
+        failures = [(cell.spec.name, cell.failure) for cell in finished if cell.failure]
         table = None
         if with_record:
             from benchmarks import analysis
 
-            table = analysis.report_files(self.folder.root, with_record & computed)
-        failed = [line for is_refused, line in lines if not is_refused]
+            table = analysis.report_files(self.planner.folder.root, with_record & computed)
         return RunOutcome(
             finished=sum(cell.record is not None for cell in finished),
             computed=len(computed),
-            refused=tuple(line for is_refused, line in lines if is_refused),
-            failed=(*failed, *timing_failures),
+            refused=tuple(f"{name}: {failure.error}" for name, failure in failures if failure.refused),
+            failed=tuple(
+                f"{name}: {failure.error}" for name, failure in (*failures, *failed_timings) if not failure.refused
+            ),
             table=table,
         )
+
+
+def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
+    """Write the suite and a description of the machine into the run's folder."""
+    suite_file = folder.root / SUITE_FILE
+    write_text(suite_file, yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    machine = {"environment": describe_environment(), "conditions": describe_conditions()}
+    described = {"command": command_line(), **machine}
+    write_json(folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
 
 
 def unpack_cell(stored: StoredCell[BaseRecord], place: Path) -> None:

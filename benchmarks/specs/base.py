@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -15,12 +15,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from benchmarks.specs.schema import Strict, canonical_json
-from consistentee.errors import unknown_name
+from benchmarks.yaml_files import read_fields
+from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
 _ValuesT = TypeVar("_ValuesT", bound=Iterable[object])
+_SchemaT = TypeVar("_SchemaT", bound=Strict)
 
 
 def _all_different(values: _ValuesT) -> _ValuesT:
@@ -290,6 +292,28 @@ def folder_name(name: str) -> str:
 def short_hash(value: Any) -> str:
     """Return the first 10 hexadecimal digits of the hash of a JSON-serialisable value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+
+
+def load_named(
+    what: str,
+    name_or_path: str | Path,
+    known: Mapping[str, Path],
+    schema_of: Callable[[dict[str, Any]], type[_SchemaT]],
+) -> _SchemaT:
+    """Read a YAML file, by its path or a known name; its fields tell its schema.
+
+    Raises UserError for an unknown name, and for a file that is not valid (the field is named).
+    """
+    path = known.get(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"}:
+            raise UserError(f"no such {what} file: {path}")
+        raise unknown_name(what, str(name_or_path), known)
+    fields = read_fields(path, what)
+    try:
+        return schema_of(fields).model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_sentence(error)}") from error
 
 
 def validation_sentence(error: ValidationError, before: str = "") -> str:

@@ -111,16 +111,6 @@ def test_filtered_runs_add_up_and_keep_each_others_times(finished):
     assert stamps(finished.out, TIMING_FILE) == before
 
 
-@pytest.mark.usefixtures("untimed")
-def test_changed_settings_make_the_cells_of_a_filter_stale_and_no_other(finished):
-    before = {path: path.read_bytes() for path in (finished.out / "cells").rglob("*") if path.is_file()}
-    assert finished.run(Filters(methods=["full"]), changes={"recipe": LONGER}).computed == 1
-    assert finished.said.count("is stale") == len(list(finished.out.rglob("seed0.stale-1"))) == 1
-    kept = [path for path in before if "/full/" not in str(path)]
-    assert kept
-    assert all(path.read_bytes() == before[path] for path in kept)
-
-
 def test_times_that_cannot_be_taken_again_are_kept(finished):
     shutil.rmtree(finished.out / "artifacts" / "models")
     finished.run(Filters(methods=["pabee"]))
@@ -178,12 +168,6 @@ def test_times_at_knobs_of_older_rules_stand_where_the_model_is_gone(finished, m
     assert not any(line.startswith("to time") for line in finished.plan())
     assert finished.run().computed == 0
     assert "not timed" not in finished.said
-
-
-def test_fresh_computes_everything_again(finished):
-    before = stamps(finished.out, TIMING_FILE)
-    assert finished.run(Filters(methods=["full"]), fresh=True).computed == 1
-    assert all(stamp > before[path] for path, stamp in stamps(finished.out, TIMING_FILE).items())
 
 
 @pytest.mark.usefixtures("untimed")
