@@ -64,9 +64,6 @@ def run(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
-    remeasure: Annotated[
-        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show both.")
-    ] = False,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Measure times after the cells; a later run can still do it.")
     ] = True,
@@ -96,7 +93,6 @@ def run(
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
-        remeasure=remeasure,
         times=timing,
         published_dir=published,
         schedule=Schedule(workers, scheduler),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
+from benchmarks.kinds.kind import TrainedCell
 from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
@@ -69,7 +70,7 @@ def train_model(
     rows = kind.load_rows(spec, data_dir)
     method.check_task(rows.task)
     model = trained(spec, rows, method, progress=True)
-    chosen = kind.choose(spec, rows, method, model)
+    chosen = kind.choose(TrainedCell(spec, rows, method, model))
     knob, why = chosen.default_knob, ""
     if risk is not None:
         found = control_risk(method, model, record_trace(model, rows.task.validation), risk)

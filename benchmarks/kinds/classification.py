@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.kinds.kind import CellRows, Kind
+from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import CellSpec, SuiteSpec, TimingSpec
+from benchmarks.specs.generation import Regrouped
 from benchmarks.store.hashes import FileHashes
 from benchmarks.store.records import CellRecord, Contender, TimingRecord, TimingSamples
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.instances import TaskData
 
 if TYPE_CHECKING:
-    from benchmarks.kinds.instance_evaluation import Evaluation
+    from benchmarks.kinds.instance_evaluation import InstanceEvaluation
     from consistentee.data.encoding import Encoding
     from consistentee.methods.method import Method
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -59,19 +60,10 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
             spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed
         )
 
-    def choose(
-        self,
-        spec: CellSpec,
-        rows: CellRows[TaskData],
-        method: "Method",
-        model: "MultiExitModel",
-        *,
-        key: str = "",
-        store: Path | None = None,
-    ) -> "Evaluation":
-        from benchmarks.kinds.instance_evaluation import evaluate
+    def choose(self, cell: TrainedCell[CellSpec, TaskData, "Method", "MultiExitModel"]) -> "InstanceEvaluation":
+        from benchmarks.kinds.instance_evaluation import InstanceEvaluation
 
-        return evaluate(spec, rows.task, method, model, store=store)
+        return InstanceEvaluation(cell)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitModel"] = ()) -> "MultiExitModel":
         from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -105,7 +97,7 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         return run
 
     def time_method(
-        self, method: "Method", model: "MultiExitModel", knob: float, **options: int
+        self, method: "Method", model: "MultiExitModel", knob: float, regrouped: Regrouped | None = None, **options: int
     ) -> Callable[[Sequence["Encoding"]], BatchTime]:
         from benchmarks.measure.clock import timed
         from consistentee.engine.classify import classify_encoded
@@ -124,7 +116,9 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         layers = [layers for batch in batches for layers in batch.layers]
         return sum(layers) / len(layers)
 
-    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence[BatchTime]]) -> TimingSamples:
+    def samples(
+        self, batch_size: int, rows: int, rounds: Sequence[Sequence[BatchTime]], in_flight: int | None = None
+    ) -> TimingSamples:
         seconds = [[batch.seconds for batch in batches] for batches in rounds]
         return TimingSamples(
             batch_size=batch_size, rows=rows, seconds_per_round=list(map(sum, seconds)), seconds_per_batch=seconds

@@ -28,12 +28,7 @@ _PER_DRAFT = ("draft_layer", "num_layers", "drafted", "accepted", "passes", "dra
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of one split, cut to what the task allows.
-
-    Attributes:
-        split: prompts that fit, and their references.
-        truncated: which of them were cut.
-    """
+    """Prompts of one split with their references, cut to what the task allows, and which of them were cut."""
 
     split: PromptSplit
     truncated: list[bool]
@@ -68,12 +63,7 @@ class PromptDecoder:
     Prompts are read once for all knobs, as far as memory for them goes, unless a method has another way to decode, or
     another model for it.
 
-    Args:
-        model: trained.
-        method: how it decodes.
-        key: of the cell, which covers model and method.
-        max_new_tokens, batch_size: see :func:`consistentee.generate`.
-        store: folder where texts are kept; None keeps nothing.
+    ``key`` is that of the cell, which covers model and method; without a ``store`` nothing is kept.
     """
 
     def __init__(

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, validation_sentence
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, load_named
 from benchmarks.specs.generation import GenerationSuite
-from benchmarks.yaml_files import read_fields
 from consistentee.arguments import Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
@@ -38,19 +35,13 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
 
     Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
     """
-    suites = list_suites()
-    path = suites.get(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
-        if path.suffix in {".yaml", ".yml"}:
-            raise UserError(f"no such suite file: {path}")
-        raise unknown_name("suite", str(name_or_path), suites)
-    fields = read_fields(path, "suite")
     # An unknown kind is left to SuiteSpec, which names it as a fault.
-    suite = GenerationSuite if fields.get("kind") == "generation" else SuiteSpec
-    try:
-        return suite.model_validate(fields)
-    except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error)}") from error
+    return load_named(
+        "suite",
+        name_or_path,
+        list_suites(),
+        lambda fields: GenerationSuite if fields.get("kind") == "generation" else SuiteSpec,
+    )
 
 
 def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:

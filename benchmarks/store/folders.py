@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -43,12 +43,8 @@ _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 class RunFolder:
     """The layout of a run's output folder.
 
-    Attributes:
-        root: the folder.
-        weights: where large files of trained models lie once, however many models have them.
-        stages: where training keeps the stages that methods share.
-        lock: held by the run that writes here.
-        fingerprints: cache of file hashes.
+    Large files of trained models lie once in ``weights``, however many models have them; training keeps the stages that
+    methods share in ``stages``; the run that writes here holds ``lock``; ``fingerprints`` is a cache of file hashes.
     """
 
     root: Path
@@ -83,29 +79,19 @@ def timing_folder(task: str, backbone: str, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that cannot be used.
-
-    Attributes:
-        path: the file.
-        kind: damaged, or made from something else.
-        reason: what is wrong.
-        whole: what has to leave its place with it: the folder of a cell, or the file alone.
-        moved_to: where that was put, once it was.
-    """
+    """A file that is damaged, or made from something else."""
 
     path: Path
     kind: Literal["damaged", "stale"]
     reason: str
-    whole: Path
-    moved_to: Path | None = None
 
     def __str__(self) -> str:
-        where = f"; set aside as {self.moved_to.name}" if self.moved_to else ""
-        return f"{self.path} is {self.kind} ({self.reason}){where}"
+        return f"{self.path} is {self.kind} ({self.reason})"
 
-    def set_aside(self) -> "Fault":
-        """Move the file, with what belongs to it, out of the way; return the fault with the new place."""
-        return replace(self, moved_to=set_aside(self.whole, self.kind))
+    def set_aside(self) -> str:
+        """Move the file, or the folder of a cell whole, out of the way; describe the fault and the new place."""
+        whole = self.path.parent if self.path.name == RECORD_FILE else self.path
+        return f"{self}; set aside as {set_aside(whole, self.kind).name}"
 
 
 @contextmanager
@@ -182,9 +168,9 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[Re
         if damage is None and not (folder / PREDICTIONS_FILE).exists():
             damage = f"{PREDICTIONS_FILE} is missing"
     if damage:
-        return None, Fault(path, "damaged", damage, whole=folder)
+        return None, Fault(path, "damaged", damage)
     if record is not None and (reason := stale_reason(record, wanted)):
-        return None, Fault(path, "stale", reason, whole=folder)
+        return None, Fault(path, "stale", reason)
     return record, None
 
 
@@ -202,7 +188,7 @@ def read_timings(folder: Path, schema: type[TimingT]) -> tuple[list[TimingT], li
         if record:
             timings.append(record)
         else:
-            faults.append(Fault(path, "damaged", str(reason), whole=path))
+            faults.append(Fault(path, "damaged", str(reason)))
     return timings, faults
 
 

@@ -54,10 +54,7 @@ def unsealed(text: str) -> tuple[str, str | None]:
 def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
     """Describe what is wrong with a JSON file that carries hashes, or which of its listed files has changed.
 
-    Args:
-        path: the file.
-        names: look at these of the listed files alone.
-        sealed: a file without hashes is a fault too, and so is none at all.
+    With ``names`` only these of the listed files count; if it is ``sealed``, it must be there and have hashes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -119,9 +116,7 @@ class FileHashes:
 def share_weights(model: Path, pool: Path) -> None:
     """Keep equal weights of saved models once on the disk: methods that share a stage save the same backbone.
 
-    Args:
-        model: folder of a saved model, whose large files become links, if the disk has them.
-        pool: folder where each of these files lies by its hash; a damaged file there is replaced.
+    The large files of a model's folder become links to those in ``pool``, by their hash; a damaged one is replaced.
     """
     for file in sorted(model.rglob("*.safetensors")):
         if file.stat().st_size < LARGE_BYTES:
