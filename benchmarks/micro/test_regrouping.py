@@ -11,8 +11,7 @@ from torch import nn
 
 from baselines.references import RandomRule
 from benchmarks.measure.decoding_clock import head_seconds, stock_times
-from benchmarks.testing.reference import counted_calls
-from benchmarks.testing.watching import watched_calls
+from benchmarks.testing.watching import counted_calls, watched_calls
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.testing.check_method import check_method, contract_of
-from benchmarks.testing.faults import BrokenContractError
+from benchmarks.testing.check_method import case_type, check_method, checks_of
+from benchmarks.testing.report import BrokenContractError
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
@@ -297,7 +297,7 @@ def case_of(write, tiny_models, tiny_decoders) -> Callable[[str, str], Any]:
     def trained(kind: str, source: str) -> Any:
         method = get_method(write(kind, source))
         family, models = {"instances": ("bert", tiny_models), "tokens": ("llama", tiny_decoders)}[kind]
-        return contract_of(method).train(method, family, models)
+        return case_type(method).train(method, family, models)
 
     return trained
 
@@ -312,7 +312,7 @@ def case_of(write, tiny_models, tiny_decoders) -> Callable[[str, str], Any]:
 )
 def test_a_broken_method_is_caught_and_its_fault_named(case_of, kind, source, check, expected):
     case = case_of(kind, source)
-    (run,) = (each.run for each in contract_of(case.method).checks if each.run.__name__ == check)
+    (run,) = (each.run for each in checks_of(case.method) if each.run.__name__ == check)
     with pytest.raises(BrokenContractError) as found:
         run(case)
     fault, shown = expected
@@ -367,7 +367,7 @@ def test_a_sound_method_passes_and_every_check_is_run(write, kind, families):
     method = get_method(write(kind, SOUND))
     report = check_method("mine.py:Mine", method, families)
     assert report.passed, report.fault_lines()
-    assert [finding.verdict for finding in report.findings] == ["pass"] * (1 + len(contract_of(method).checks))
+    assert [finding.verdict for finding in report.findings] == ["pass"] * (1 + len(checks_of(method)))
     assert report.fault_lines() == []
 
 
@@ -382,24 +382,6 @@ def test_a_method_that_cannot_be_trained_is_not_checked(write):
     assert [finding.verdict for finding in report.findings] == ["fail"] + ["not run"] * (len(report.findings) - 1)
     (line,) = report.fault_lines()
     assert "docs/add_a_method.md" in line
-
-
-READS_EARLIER_EXITS = """
-class Rule(Threshold):
-    reads_history = True
-    def should_exit(self, view, state):
-        first, newest = view.history[:, 0], view.history[:, -1]
-        return torch.nn.functional.cosine_similarity(first, newest, dim=-1) < self.threshold
-""" + swept("cosine", "(1.5, 0.5, 0.2, -1.5)")
-
-
-def test_a_rule_that_reads_earlier_exits_is_checked_like_others(case_of):
-    case = case_of("tokens", READS_EARLIER_EXITS)
-    for check in contract_of(case.method).checks:
-        if check.run.__name__ in ("replay_is_reality", "no_hole_in_the_cache"):
-            check.run(case)
-    exits = {layer for layers in case.live(case.knobs[1], "propagate").exit_layers for layer in layers[1:].tolist()}
-    assert len(exits) > 1
 
 
 @pytest.mark.parametrize(
