@@ -69,7 +69,7 @@ def test_unknown_task_gets_the_nearest_known_ones():
         ({"target": "sign"}, "target sign needs two labels"),
         ({"labels": ["a", "b"], "label_values": {"0": "c"}}, "label_values names classes that labels lacks: c"),
         ({"files": {**LABELS, "text": 1}}, "columns must be names"),
-        ({"files": {**LABELS, "text": ["a", "b", "c"]}}, "a list of two"),
+        ({"files": {**LABELS, "text": ["a", "b", "c"]}}, "at most 2 items"),
         ({"name": "../mine"}, "name: string should match"),
         ({"validation": {"fraction": 2, "at_most": 1, "seed": 0}}, "validation.fraction"),
     ],

@@ -1,7 +1,6 @@
 """Text tasks: their YAMLs, templates, dropped rows, cut splits, sources."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -87,7 +86,7 @@ def test_whatever_stands_around_a_field_stays(before, value, after):
         ({"kind": "texts"}, r"mine\.yaml: unknown kind 'texts'; did you mean 'text'"),
         ({"label": "x"}, r"mine\.yaml is not a task: label: extra inputs"),
         ({"metrics": ["accuracy"]}, "metrics.0: input should be 'rouge1'"),
-        ({"template": "none"}, "template: value error, a template needs a field"),
+        ({"template": "none"}, "value error, a template needs a field"),
         ({"template": []}, "give at least one template"),
         ({"template": "{other}"}, "the templates have the fields other, but the columns are given of question"),
         ({"cut_field": "article"}, "no template has the cut_field article"),
@@ -249,8 +248,8 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
     path = write_text_task(tmp_path, contents, files, max_prompt_tokens=16, max_new_tokens=8)
     report = check_task(str(path))
     assert report.errors == []
-    assert report.lengths["train"].tolist() == [3] * 151
-    assert report.response_lengths["test"].tolist() == [20] * 120
+    assert report.rows.query("split == 'train'")["length"].tolist() == [3] * 151
+    assert report.rows.query("split == 'test'")["response_length"].tolist() == [20] * 120
     assert report.warnings == [
         "100% of the prompts of test have more than 16 words: they are cut, and the start stays",
         "100% of the responses of test have more than 8 words: they cannot be written to the end",
@@ -259,24 +258,8 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
     ]
     done = check(path)
     assert done.exit_code == 0, done.output
-    for text in ("mine, version 1: prompts and responses, scored by rougeL", "Responses", "with another response"):
-        assert text in done.output
-
-
-def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr("consistentee.backbones.catalog.resolve_decoder", lambda name: name)
-    monkeypatch.setattr(
-        "consistentee.backbones.pretrained.read_tokenizer",
-        lambda _: lambda text: SimpleNamespace(input_ids=text.encode()),
-    )
-    path = write_text_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
-    report = check_task(str(path), backbone="bytes")
-    assert report.lengths["train"].min() == len("Q: q0\nA:")
-    assert report.unit == "tokens of bytes"
-    splits = ("train", "validation", "test")
-    assert len(report.errors) == len(splits)
-    for error, split in zip(report.errors, splits, strict=True):
-        assert error.startswith(f"row 1 of {split}: a prompt may have 5 tokens, but 'Q: ...\\nA:' leaves no room")
+    for text in ("mine, version 1: prompts and responses, scored by rougeL", "Responses"):
+        assert text in " ".join(done.output.split())
 
 
 def test_metrics_are_those_of_the_library():
