@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.suites import expand, list_suites, load_suite
-from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
+from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
@@ -119,7 +119,7 @@ def _tasks() -> "Table":
     add_columns(table, "name", "kind", "what it is", "rows from")
     for name, description in list_tasks().items():
         shipment = task_shipment(name)
-        elsewhere = "--data or the hub" if is_on_hub(name) else "--data"
+        elsewhere = "--data or the hub" if spec_of(name)[0].hub else "--data"
         source = elsewhere if shipment is None else f"package, {_cached(shipment)}"
         add_row(table, name, task_kind(name), description, source)
     return table

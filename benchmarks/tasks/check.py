@@ -78,15 +78,14 @@ def check_task(name: str, data_dir: Path | None = None, backbone: str | None = N
         report.errors.append(f"{error} (the first fault; mend it and check again)")
         return report
     measure = _count_words if backbone is None else _token_counter(task, backbone)
-    splits = (task.train, task.validation, task.test)
-    report.rows = pd.concat([_rows_of(split, measure) for split in splits])
+    report.rows = pd.concat([_rows_of(split, measure) for split in (task.train, task.validation, task.test)])
     if isinstance(task, TextTask):  # a word is at least one token: the limits, in tokens, hold for words too
         cut, unfinished = f"they are cut, and the {task.keep} stays", "they cannot be written to the end"
         _check_lengths(report, "length", task.max_prompt_tokens, "the prompts of ", cut)
         _check_lengths(report, "response_length", task.max_new_tokens, "the responses of ", unfinished)
     else:
-        for split in (task.train, task.validation, task.test):
-            _check_labels(task, split, report)
+        for labelled in (task.train, task.validation, task.test):
+            _check_labels(task, labelled, report)
         _check_lengths(report, "length", USUAL_LENGTH, "", "give the recipe a larger max_length, or they are cut")
     _check_overlaps(report, "response" if isinstance(task, TextTask) else "label")
     for split, purpose in ((task.validation, "knobs are chosen on it"), (task.test, "scores are measured on it")):

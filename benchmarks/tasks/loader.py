@@ -42,11 +42,6 @@ def task_shipment(name: str) -> Shipment | None:
     return _shipment(spec.name, spec.package) if spec.package else None
 
 
-def is_on_hub(name: str) -> bool:
-    """Check whether the rows of a task are on the hub. Errors as for load_task."""
-    return spec_of(name)[0].hub is not None
-
-
 @checked
 def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData | TextTask:
     """Return a task with its three splits.

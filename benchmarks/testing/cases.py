@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
-from benchmarks.testing.encoders import FAMILIES, TinyModels, make_task, random_texts
+from benchmarks.testing.decoders import TinyDecoders, make_text_task, random_prompts
+from benchmarks.testing.encoders import TinyModels, make_task, random_texts
 from benchmarks.testing.report import FIT_SECTION, KNOB_SECTION, BrokenContractError, any_error_is
 from benchmarks.testing.watching import WatchedRule, counted_calls, reference_logits, stock_tokens
 from consistentee.backbones.token_exits import TokenExitStepper
@@ -74,15 +74,11 @@ class Case:
     Class attributes:
         row, text: what one row of the trace and one text are called.
         tried_depths: mean exits, as shares of their range, at which a knob is tried live, besides the two ends.
-        families: of backbones, on which methods of this kind are checked.
-        tiny_models: makes the tiny models of these families in a folder.
     """
 
     row: ClassVar[str]
     text: ClassVar[str]
     tried_depths: ClassVar[tuple[float, ...]]
-    families: ClassVar[list[str]]
-    tiny_models: ClassVar[type[TinyModels] | type[TinyDecoders]]
 
     method: AnyMethod
     family: str
@@ -150,8 +146,6 @@ class InstanceCase(Case):
 
     row = text = "row"
     tried_depths = (0.3, 0.7)
-    families = FAMILIES
-    tiny_models = TinyModels
 
     model: MultiExitModel
     trace: Trace
@@ -235,8 +229,6 @@ class TokenCase(Case):
     row = "token"
     text = "prompt"
     tried_depths = (0.5,)
-    families = DECODER_FAMILIES
-    tiny_models = TinyDecoders
 
     method: TokenMethod
     model: MultiExitDecoder

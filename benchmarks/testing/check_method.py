@@ -10,6 +10,8 @@ from rich.progress import track
 
 from benchmarks.testing.cases import AnyCase, InstanceCase, TokenCase
 from benchmarks.testing.checks import CHECKS, TOKEN_CHECKS, Check
+from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders
+from benchmarks.testing.encoders import FAMILIES, TinyModels
 from benchmarks.testing.report import Finding, Report
 from consistentee.errors import unknown_name
 from consistentee.methods.method import AnyMethod, TokenMethod
@@ -17,14 +19,21 @@ from consistentee.methods.method import AnyMethod, TokenMethod
 GUIDE = "docs/add_a_method.md"
 
 
-def case_type(method: AnyMethod) -> type[InstanceCase] | type[TokenCase]:
-    """Return what the checks of a method are run on."""
-    return TokenCase if isinstance(method, TokenMethod) else InstanceCase
+def families_of(method: AnyMethod) -> list[str]:
+    """Return the families of backbones that a method is checked on."""
+    return DECODER_FAMILIES if isinstance(method, TokenMethod) else FAMILIES
 
 
 def checks_of(method: AnyMethod) -> Sequence[Check]:
     """Return the checks of a method, in the order in which they are run."""
     return TOKEN_CHECKS if isinstance(method, TokenMethod) else CHECKS
+
+
+def trained(method: AnyMethod, family: str, folder: Path) -> AnyCase:
+    """Train a method on a tiny model, whose backbone lies in a folder. Raises BrokenContractError if that fails."""
+    if isinstance(method, TokenMethod):
+        return TokenCase.train(method, family, TinyDecoders(folder))
+    return InstanceCase.train(method, family, TinyModels(folder))
 
 
 def check_method(
@@ -41,19 +50,22 @@ def check_method(
     Raises:
         UserError: for an unknown family.
     """
-    kind, checks = case_type(method), checks_of(method)
-    families = list(families or kind.families)
+    checks, known = checks_of(method), families_of(method)
+    families = list(families or known)
     for family in families:
-        if family not in kind.families:
-            raise unknown_name("family", family, kind.families)
+        if family not in known:
+            raise unknown_name("family", family, known)
     torch.set_num_threads(1)  # tiny models are slower with more
     trains, *findings = [Finding(title) for title in ("it trains", *(check.title for check in checks))]
     cases: list[AnyCase] = []
+
+    def train(family: str, folder: Path) -> None:
+        cases.append(trained(method, family, folder))
+
     with tempfile.TemporaryDirectory() as folder:
-        models = kind.tiny_models(Path(folder))
         for family in track(families, description="checking", disable=not progress, transient=True):
             cases.clear()
-            trains.run(lambda family=family: cases.append(kind.train(method, family, models)))
+            trains.run(partial(train, family, Path(folder)))
             for check, finding in zip(checks, findings, strict=True):
                 if check.live and method.replay_only:
                     finding.found = "the rule reads the labels: it is only ever replayed"

@@ -30,7 +30,7 @@ from benchmarks.testing.watching import WatchedRule, attributes_of, modules_of_l
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.method import AnyMethod, TokenMethod
 
 _CLOSE = 1e-4
 
@@ -298,10 +298,11 @@ def saved_and_loaded_it_is_the_same(case: AnyCase) -> None:
 
 def other_tasks_work_or_are_refused(case: AnyCase) -> None:
     """A task that a method is not defined for is refused by name, before any training; a regression may work."""
-    if isinstance(case, InstanceCase) and case.method.supports_regression:
-        return replay_is_reality(InstanceCase.train(case.method, case.family, case.models, regression=True))
+    method: AnyMethod = case.method
+    if isinstance(case, InstanceCase) and method.supports_regression:
+        return replay_is_reality(InstanceCase.train(method, case.family, case.models, regression=True))
     try:
-        case.method.check_task(make_task(regression=True))
+        method.check_task(make_task(regression=True))
     except UserError:
         return None
     if isinstance(case, TokenCase):

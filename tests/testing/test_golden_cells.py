@@ -15,10 +15,8 @@ from baselines.pabee import PABEE
 from benchmarks.testing import cases
 from consistentee.backbones.decoders import GPT2Stepper, LlamaStepper
 from consistentee.errors import UserError
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.rules.exit_rule import ConsecutiveRule, ThresholdRule
-from consistentee.traces.walk import replay
 
 
 @pytest.fixture(scope="session")
@@ -71,19 +69,6 @@ def test_a_threshold_that_may_be_met(found, monkeypatch, name):
 
     monkeypatch.setattr(ThresholdRule, "should_exit", should_exit)
     assert "row 21 is 1:" in found(name)  # the first of the certain rows
-
-
-def test_exit_layers_off_by_one(found, monkeypatch):
-    off = lambda rule, trace: (replay(rule, trace) + 1).clamp_max(trace.num_layers)  # noqa: E731
-    monkeypatch.setattr(cases, "replay", off)
-    assert "bert, knob 1: row 1 is 2:" in found("static")
-
-
-def test_classifiers_of_the_next_layer(found, monkeypatch):
-    true_classifier = MultiExitModel.classifier
-    after = lambda self, layer: true_classifier(self, min(layer + 1, self.num_layers))  # noqa: E731
-    monkeypatch.setattr(MultiExitModel, "classifier", after)
-    assert "bert, logits of exit 1: " in found("deebert")
 
 
 @pytest.mark.parametrize("name", ["consistentee", "consistentee-tokens"])

@@ -6,13 +6,14 @@ does the rest of the product. To put a method of your own under them, on every f
 ``pytest tests/testing/test_invariants.py --method path/to/mine.py:Mine``.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
 from eager_decoder import eager_tokens
 
-from benchmarks.testing.cases import FEW, NEW_TOKENS, AnyCase, TokenCase, texts_of
-from benchmarks.testing.check_method import case_type, checks_of
+from benchmarks.testing.cases import FEW, NEW_TOKENS, AnyCase, texts_of
+from benchmarks.testing.check_method import checks_of, families_of, trained
 from benchmarks.testing.checks import Check
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
@@ -32,7 +33,7 @@ def tried(config: pytest.Config) -> Iterator[tuple[str, str, bool]]:
     """Yield method, family, and whether that pair is of the default suite."""
     own = config.getoption("method")
     for name in own or sorted({**available_methods(ENTRY_POINT_GROUP), **available_methods(TOKEN_ENTRY_POINT_GROUP)}):
-        for family in case_type(get_method(name)).families:
+        for family in families_of(get_method(name)):
             by_default = bool(own) or family in USUAL_FAMILIES or name in ON_EVERY_FAMILY
             if by_default or "not slow" not in config.getoption("markexpr"):
                 yield name, family, by_default
@@ -58,29 +59,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_models, tiny_decoders) -> Callable[[str, str], AnyCase]:
+def case_of(tmp_path_factory) -> Callable[[str, str], AnyCase]:
     """Return a function: (method, family) -> the trained method; trained once a session."""
-    done: dict[tuple[str, str], AnyCase] = {}
-
-    def get(name: str, family: str) -> AnyCase:
-        if (name, family) not in done:
-            kind = case_type(method := get_method(name))
-            done[name, family] = kind.train(method, family, tiny_decoders if kind is TokenCase else tiny_models)
-        return done[name, family]
-
-    return get
+    folder = tmp_path_factory.mktemp("backbones")
+    return functools.cache(lambda name, family: trained(get_method(name), family, folder))
 
 
-def test_the_contract_holds(trained, method_name: str, family: str, check: Check):
-    case = trained(method_name, family)
+def test_the_contract_holds(case_of, method_name: str, family: str, check: Check):
+    case = case_of(method_name, family)
     if check.live and case.method.replay_only:
         pytest.skip("reads the labels: it cannot run live")
     check.run(case)
 
 
-def test_there_is_no_hole_in_the_cache(trained, method_name: str, family: str):
+def test_there_is_no_hole_in_the_cache(case_of, method_name: str, family: str):
     """6: texts equal those of a decoder without batches that fills skipped layers at once."""
-    case = trained(method_name, family)
+    case = case_of(method_name, family)
     for knob in case.knobs:
         live = texts_of(case.live(knob, case.prompts[:FEW], kv="propagate"))
         model = case.model_at(knob)
@@ -88,7 +82,7 @@ def test_there_is_no_hole_in_the_cache(trained, method_name: str, family: str):
         assert [(row.answers.tolist(), row.layers) for row in live] == eager
 
 
-def test_an_oracle_cannot_run_live(trained):
-    case = trained("oracle", "bert")
+def test_an_oracle_cannot_run_live(case_of):
+    case = case_of("oracle", "bert")
     with pytest.raises(UserError, match="true labels"):
         classify(case.model, case.texts, case.method.rule(case.model, 1))
