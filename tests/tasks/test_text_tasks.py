@@ -1,29 +1,24 @@
 """Text tasks: their YAMLs, templates, dropped rows, cut splits, sources."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 from documents import ROOT
-from hypothesis import given, strategies as st
 from task_files import TEXTS, balanced, lines, questions, write_task, write_text_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands.inventory import fetch_by_name
 from benchmarks.tasks import loader
 from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import (
     load_classification_task,
     load_task,
     load_text_task,
-    task_shipment,
 )
 from benchmarks.tasks.rows import Template
-from benchmarks.tasks.specs import TaskSpec, TextFiles, TextMetricName, TextTaskSpec
+from benchmarks.tasks.specs import TaskSpec, TextFiles, TextTaskSpec
 from consistentee.backbones.hub import HubUnreachableError
-from consistentee.data.metrics import TEXT_METRICS
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 
@@ -65,16 +60,6 @@ def test_a_template_is_filled_and_knows_what_may_be_cut():
 def test_faulty_templates_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         Template.parse(text)
-
-
-LITERAL = st.text(st.sampled_from("{}a\n "), max_size=8)
-
-
-@given(before=LITERAL, value=LITERAL, after=LITERAL)
-def test_whatever_stands_around_a_field_stays(before, value, after):
-    escaped = [text.replace("{", "{{").replace("}", "}}") for text in (before, after)]
-    prompt = Template.parse(f"{escaped[0]}{{x}}{escaped[1]}").prompt({"x": value})
-    assert (prompt.before, prompt.body, prompt.after) == (before, value, after)
 
 
 # ---------------------------------------------------------------------------------------------- the YAML files
@@ -207,16 +192,6 @@ def test_a_continuation_divides_sentences(tmp_path, monkeypatch):
     }
 
 
-def test_the_continuation_task_shares_its_package_with_the_snippets(monkeypatch):
-    assert task_shipment("nyt-continuation") == task_shipment("movie-snippets")
-    fetched = []
-    monkeypatch.setattr(
-        "benchmarks.commands.inventory.fetch", lambda shipment: fetched.append(shipment.name) or Path("place")
-    )
-    assert fetch_by_name("nyt-continuation") == "place"
-    assert fetched == ["movie-snippets"]
-
-
 def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
     def unreachable(question, repository):
         raise HubUnreachableError("no answer")
@@ -260,10 +235,6 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
     assert done.exit_code == 0, done.output
     for text in ("mine, version 1: prompts and responses, scored by rougeL", "Responses"):
         assert text in " ".join(done.output.split())
-
-
-def test_metrics_are_those_of_the_library():
-    assert set(get_args(TextMetricName)) == set(TEXT_METRICS)
 
 
 def test_every_field_of_a_task_is_documented():
