@@ -51,7 +51,6 @@ def test_unknown_task_gets_the_nearest_known_ones():
     [
         ({"metric": "accuracy"}, r"mine\.yaml is not a task: metric: extra inputs"),
         ({"metrics": ["bleu"]}, "metrics.0: input should be 'accuracy'"),
-        ({"schema_version": 2}, "schema_version: input should be 1"),
         ({"files": None}, "give files or hub"),
         ({"metrics": ["pearson"]}, "pearson and spearman go with target number"),
         ({"metrics": ["f1"]}, "f1 needs two labels"),
@@ -59,7 +58,6 @@ def test_unknown_task_gets_the_nearest_known_ones():
         ({"labels": ["a", "b"], "label_values": {"0": "c"}}, "label_values names classes that labels lacks: c"),
         ({"files": {**LABELS, "text": 1}}, "columns must be names"),
         ({"files": {**LABELS, "text": ["a", "b", "c"]}}, "at most 2 items"),
-        ({"name": "../mine"}, "name: string should match"),
         ({"validation": {"fraction": 2, "at_most": 1, "seed": 0}}, "validation.fraction"),
     ],
 )

@@ -75,8 +75,6 @@ def test_faulty_templates_are_refused(text, message):
         ({"template": []}, "give at least one template"),
         ({"template": "{other}"}, "the templates have the fields other, but the columns are given of question"),
         ({"cut_field": "article"}, "no template has the cut_field article"),
-        ({"keep": "middle"}, "keep: input should be 'start' or 'end'"),
-        ({"max_new_tokens": 0}, "max_new_tokens: input should be greater than or equal to 1"),
         ({"continuation": {"minimum_words": 12}}, "give response, the column of the answer, or continuation"),
         ({"files": None}, "give files or hub"),
         ({"files": {**TEXTS, "response": None}}, "give response, the column of the answer, or continuation"),

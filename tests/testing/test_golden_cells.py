@@ -7,7 +7,6 @@ again, ``pytest tests/testing/test_golden_cells.py --write-golden -k METHOD``.
 from dataclasses import replace
 
 import pytest
-import torch
 from golden_cells import FOLDER, Golden, all_methods, check_cell, differences, read_cell, write_cell
 from torch import nn
 
@@ -15,8 +14,7 @@ from baselines.pabee import PABEE
 from benchmarks.testing import cases
 from consistentee.backbones.decoders import GPT2Stepper, LlamaStepper
 from consistentee.errors import UserError
-from consistentee.models.heads import ExitHeads
-from consistentee.rules.exit_rule import ConsecutiveRule, ThresholdRule
+from consistentee.rules.exit_rule import ThresholdRule
 
 
 @pytest.fixture(scope="session")
@@ -50,17 +48,6 @@ def found(golden):
     return compare
 
 
-def test_patience_that_must_be_exceeded(found, monkeypatch):
-    def should_exit(self, view, state):
-        wants_out = self.rule.should_exit(view, state)
-        state["consecutive"] = torch.where(wants_out, state["consecutive"] + 1, 0)
-        return state["consecutive"] > self.patience
-
-    monkeypatch.setattr(ConsecutiveRule, "should_exit", should_exit)
-    assert "albert, knob 1: row 1 is 4:" in found("pabee")
-    assert "llama, knob 1: row" in found("token-patience")
-
-
 @pytest.mark.parametrize("name", ["calm-softmax", "deebert"])
 def test_a_threshold_that_may_be_met(found, monkeypatch, name):
     def should_exit(self, view, state):
@@ -69,17 +56,6 @@ def test_a_threshold_that_may_be_met(found, monkeypatch, name):
 
     monkeypatch.setattr(ThresholdRule, "should_exit", should_exit)
     assert "row 21 is 1:" in found(name)  # the first of the certain rows
-
-
-@pytest.mark.parametrize("name", ["consistentee", "consistentee-tokens"])
-def test_heads_of_the_next_layer(found, monkeypatch, name):
-    true_forward = ExitHeads.forward
-
-    def forward(self, layer, pooled, extra=None):
-        return true_forward(self, min(layer + 1, self.num_layers), pooled, extra)
-
-    monkeypatch.setattr(ExitHeads, "forward", forward)
-    assert ": row " in found(name)
 
 
 @pytest.mark.parametrize(
