@@ -36,54 +36,42 @@ class TextRow:
     """A row whose answer is a text.
 
     Attributes:
-        place: where it stands, for messages: ``file:line``.
         fields: what goes into the prompt, by the names that templates use; "" where the cell is empty.
         response: the answer; "" where the cell is empty, or where the task has no such column.
     """
 
-    place: str
     fields: dict[str, str]
     response: str
 
 
+def text_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
+    """Return a cell as text, "" for null. Raises UserError for what is missing, and for what is no text or number."""
+    if column not in cells:
+        raise UserError(f"{place}: no column {column!r}; it has {', '.join(map(str, cells))}")
+    value = cells[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise UserError(f"{place}: column {column!r} must hold text, got {shown(value)}")
+    if fault := unencodable(str(value)):
+        raise UserError(f"{place}: the text in column {column!r} {fault}")
+    return str(value)
+
+
 def sentence_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a text, as it is. Raises UserError for what is missing, empty or no text."""
-    text = cells.get(column)
-    if text is None:
-        raise UserError(f"{place}: no text in column {column!r}")
-    if not isinstance(text, str):
-        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
+    """Return a text, as it is. Raises UserError for one that is empty, too."""
+    text = text_cell(place, cells, column)
     if not text.strip():
         raise UserError(f"{place}: empty text in column {column!r}")
-    return _encodable(place, text, column)
+    return text
 
 
 def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a label without the spaces around it. Raises UserError for what is missing, empty or nested."""
-    label = cells.get(column)
-    if label is None or (isinstance(label, str) and not label.strip()):
+    """Return a label without the spaces around it. Raises UserError for one that is empty, too."""
+    label = text_cell(place, cells, column).strip()
+    if not label:
         raise UserError(f"{place}: missing label in column {column!r}")
-    if isinstance(label, (dict, list)):
-        raise UserError(f"{place}: the label in column {column!r} must be a text or a number, got {shown(label)}")
-    return _encodable(place, str(label).strip(), column)
-
-
-def optional_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a text, "" for null. Raises UserError for what is missing, and for what is neither text nor number."""
-    if column not in cells:
-        raise UserError(f"{place}: no column {column!r}; it has {', '.join(map(str, cells))}")
-    text = cells[column]
-    if text is None:
-        return ""
-    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
-    return _encodable(place, str(text), column)
-
-
-def _encodable(place: str, text: str, column: Column) -> str:
-    if fault := unencodable(text):
-        raise UserError(f"{place}: the text in column {column!r} {fault}")
-    return text
+    return label
 
 
 @dataclass(frozen=True)

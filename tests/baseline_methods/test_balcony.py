@@ -9,7 +9,7 @@ from baselines.balcony import Balcony
 from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts
 from benchmarks.kinds.text_evaluation import replay_points
 from benchmarks.measure.decoding_flops import DecodingFlops
-from benchmarks.testing.reference import stock_tokens
+from benchmarks.testing.watching import stock_tokens
 from consistentee.data.prompts import PromptSplit
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack

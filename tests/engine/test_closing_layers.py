@@ -3,12 +3,12 @@
 import pytest
 import torch
 from conftest import make_text_task, random_prompts
+from eager_decoder import eager_tokens
 from hypothesis import given, settings, strategies as st
 
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule
 from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
-from benchmarks.testing.reference import eager_tokens
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from baselines.calm import DecayingThresholdRule
 from baselines.references import RandomRule
-from benchmarks.testing.reference import counted_calls
+from benchmarks.testing.watching import counted_calls
 from consistentee.engine import slots as slots_module
 from consistentee.engine.generate import Generations, generate, generate_encoded, stream_texts
 from consistentee.engine.in_flight import InFlight

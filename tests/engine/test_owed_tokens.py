@@ -6,7 +6,7 @@ from conftest import random_prompts
 from transformers import DynamicCache
 
 from baselines.references import RandomRule
-from benchmarks.testing.reference import counted_calls
+from benchmarks.testing.watching import counted_calls
 from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.owed_tokens import Propagation

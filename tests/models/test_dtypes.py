@@ -5,7 +5,7 @@ import torch
 from conftest import FAMILIES, make_task, random_prompts, random_texts
 from torch import Tensor
 
-from benchmarks.testing.reference import reference_logits
+from benchmarks.testing.watching import reference_logits
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify, classify_encoded

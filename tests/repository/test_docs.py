@@ -21,7 +21,7 @@ from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import TimingSpec
 from benchmarks.testing.check_method import check_method
-from benchmarks.testing.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
+from benchmarks.testing.report import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
 from consistentee.training.recipe import RecipeSettings

@@ -1,52 +1,35 @@
 """Golden cells: the numbers of every method on tiny models, committed, so that none changes unnoticed.
 
-    python -m benchmarks.testing.golden            # write the cells of all methods
-    python -m benchmarks.testing.golden pabee      # write one
-
 A cell is a JSON file, ``tests/golden/cells/METHOD.json``. For two families of backbones it holds sums of the absolute
 logits of every exit and of the weights of learned parts, and, at up to three values of the knob, each row's decisions
 as ``layer:answer``; a text has one for every new token. If numbers change, either something is broken, or the
 method has changed and its ``version`` must be raised, so that old and new results are never mixed.
 
-Cells are computed in float64, with one thread and without dropout. No decision is within 1e-6 of a tie. This makes them
-equal on every processor, to about ten digits.
+Cells are computed in float64, with one thread and without dropout. This makes them equal on every processor, to about
+ten digits.
 """
 
-import argparse
-import copy
 import math
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from documents import ROOT
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from benchmarks.specs.schema import Strict
-from benchmarks.testing.cases import (
-    NEW_TOKENS,
-    PROMPTS,
-    TOKEN_RECIPE,
-    InstanceCase,
-    TokenCase,
-    texts_of,
-    train_case,
-    train_token_case,
-)
+from benchmarks.testing.cases import NEW_TOKENS, PROMPTS, TOKEN_RECIPE, AnyCase, InstanceCase, TokenCase, texts_of
 from benchmarks.testing.decoders import TinyDecoders
 from benchmarks.testing.encoders import TinyModels
-from benchmarks.testing.faults import BrokenContractError
 from consistentee.errors import UserError
 from consistentee.methods.method import (
     ENTRY_POINT_GROUP,
@@ -60,29 +43,26 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind
 
-FOLDER = Path(__file__).parents[2] / "tests" / "golden" / "cells"
-COMMAND = "python -m benchmarks.testing.golden"
+FOLDER = ROOT / "tests" / "golden" / "cells"
+COMMAND = "pytest tests/testing/test_golden_cells.py --write-golden -k"
 
 _TOLERANCE = 1e-7
 """Relative tolerance. Processors differ by 1e-12 as a rule, and by 3e-9 where a branch starts as a copy of the layers
 that it is to imitate: its gradients are rounding errors, which Adam scales up."""
-_CLOSE = 1e-6
-_SHOWN = 10
 _CERTAIN_ROWS = 4
 """Instances whose probabilities are made exactly 0 and 1, the thresholds at the ends of knobs."""
-AnyCase = InstanceCase | TokenCase
 ModelT = TypeVar("ModelT", MultiExitModel, MultiExitDecoder)
 _ALL_OF_IT = replace(TOKEN_RECIPE, trains="all", backbone_steps=4, backbone_learning_rate=1e-3)
 
 
-class GoldenFamily(Strict):
+class GoldenFamily(BaseModel):
     """Results on one family: named numbers, and the rows' decisions by value of the knob."""
 
     numbers: dict[str, float]
     decisions: dict[float, str]
 
 
-class GoldenCell(Strict):
+class GoldenCell(BaseModel):
     """Results of one method, and the versions that they depend on."""
 
     versions: dict[str, int]
@@ -90,12 +70,12 @@ class GoldenCell(Strict):
 
 
 class _Encoders(TinyModels):
-    def model(self, *arguments: Any, **options: Any) -> MultiExitModel:
+    def model(self, *arguments: str, **options: object) -> MultiExitModel:
         return _redrawn(super().model(*arguments, **options), ("backbone.", "poolers."), spread=0.1)
 
 
 class _Decoders(TinyDecoders):
-    def model(self, *arguments: Any, **options: Any) -> MultiExitDecoder:
+    def model(self, *arguments: str, **options: object) -> MultiExitDecoder:
         return _redrawn(super().model(*arguments, **options), ("backbone.",), spread=0.3)
 
 
@@ -117,16 +97,14 @@ class Golden:
                 numbers = _numbers(case)
                 if isinstance(case, InstanceCase):
                     case.trace.logits[-_CERTAIN_ROWS:] *= 1e6
-                known = held.families.get(family) if held else None
-                knobs = list(known.decisions) if known else _chosen_knobs(case)
+                knobs = list(held.families[family].decisions) if held else _chosen_knobs(case)
                 families[family] = GoldenFamily(numbers=numbers, decisions=_decisions(case, knobs))
         return GoldenCell(versions=versions, families=families)
 
     def _trained(self, method: AnyMethod, family: str) -> AnyCase:
         if isinstance(method, TokenMethod):
-            recipe = _ALL_OF_IT if family == "gpt2" else TOKEN_RECIPE
-            return train_token_case(method, family, self._decoders, recipe)
-        return train_case(method, family, self._encoders, rows=24)
+            return TokenCase.train(method, family, self._decoders, _ALL_OF_IT if family == "gpt2" else TOKEN_RECIPE)
+        return InstanceCase.train(method, family, self._encoders, rows=24)
 
 
 @torch.no_grad()
@@ -163,42 +141,17 @@ def _decided(case: AnyCase, knob: float) -> str:
 
 
 def _chosen_knobs(case: AnyCase) -> list[float]:
-    """Return the first and the last value of the knob, and one between at which exits vary most; none has ties."""
-    knobs = list(case.values)
-    low, high = min(knobs), max(knobs)
-    counts = all(float(knob).is_integer() for knob in knobs)
-    for _ in range(0 if counts else 3):  # on a tiny model, a method's own values may be too far apart
-        jump = int(case.swept(knobs).double().mean(dim=1).diff().argmax())
-        knobs[jump + 1 : jump + 1] = np.linspace(knobs[jump], knobs[jump + 1], 102)[1:-1].tolist()
-    if not (_is_firm(case, [knobs[0]]) and _is_firm(case, [knobs[-1]])):
-        raise UserError(f"{case.method.name}: rounding may change the decisions at an end of the knob")
-    near = (0.0,) if counts else (0.0, -_CLOSE, _CLOSE)
-    variety = case.swept(knobs)[:, :-_CERTAIN_ROWS].double().std(dim=1)
-    by_variety = (knobs[number] for number in variety.argsort(descending=True).tolist() if 0 < number < len(knobs) - 1)
-    firm = (knob for knob in by_variety if _is_firm(case, [min(max(knob + by, low), high) for by in near]))
-    return list(dict.fromkeys([knobs[0], *islice(firm, 1), knobs[-1]]))
-
-
-def _is_firm(case: AnyCase, knobs: Sequence[float]) -> bool:
-    """Return whether all these knobs, and models whose weights differ a little, give the same decisions."""
-    cases = [case, *(_jittered(case, seed) for seed in range(3))]
-    return len({_decided(other, knob) for other in cases for knob in knobs}) == 1
-
-
-@torch.no_grad()
-def _jittered(case: AnyCase, seed: int) -> AnyCase:
-    generator = torch.Generator().manual_seed(seed)
-
-    def near(tensor: Tensor) -> Tensor:
-        return tensor * (1 + _CLOSE * torch.randn(tensor.shape, generator=generator))
-
-    if isinstance(case, InstanceCase):
-        signals = {name: near(signal) for name, signal in case.trace.signals.items()}
-        return replace(case, trace=replace(case.trace, logits=near(case.trace.logits), signals=signals, _views={}))
-    model = copy.deepcopy(case.model)
-    for weight in model.parameters():
-        weight.copy_(near(weight))
-    return case.with_model(model)
+    """Return the first and the last value of the knob, and one between at which exits vary most."""
+    knobs, counts = case.values, all(float(value).is_integer() for value in case.values)
+    if not counts:  # on a tiny model, a method's own values may be too far apart
+        knobs = np.linspace(knobs[0], knobs[-1], 1001).tolist()
+    exits = case.swept(knobs)
+    variety = exits[:, :-_CERTAIN_ROWS].double().std(dim=1)
+    variety[[0, -1]] = 0
+    if not counts:  # no row may be near a tie: the knobs on both sides give the same exits
+        same = (exits[1:] == exits[:-1]).all(dim=1)
+        variety[1:-1] *= same[1:] & same[:-1]
+    return list(dict.fromkeys([case.values[0], knobs[int(variety.argmax())], case.values[-1]]))
 
 
 @torch.no_grad()
@@ -245,21 +198,14 @@ def all_methods() -> list[str]:
     return sorted(name for name, point in points.items() if point.module.startswith(("baselines.", "consistentee.")))
 
 
-def read_cell(path: Path) -> GoldenCell:
-    """Read a golden cell. Raises UserError for a file that is not one."""
-    try:
-        return GoldenCell.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise UserError(f"{path} is not a golden cell: {error.errors()[0]['msg']}") from error
+def read_cell(name: str, folder: Path = FOLDER) -> GoldenCell:
+    return GoldenCell.model_validate_json((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def differences(held: GoldenCell, now: GoldenCell) -> Iterator[str]:
     """Describe every difference between a cell and the one computed now at its knobs."""
-    for family in sorted(held.families.keys() | now.families.keys()):
-        if not (family in held.families and family in now.families):
-            yield f"{family}: this family is in one of the two only"
-            continue
-        golden, found = held.families[family], now.families[family]
+    for family, golden in held.families.items():
+        found = now.families[family]
         for name in sorted(golden.numbers.keys() | found.numbers.keys()):
             number, held_number = found.numbers.get(name, math.nan), golden.numbers.get(name, math.nan)
             if not math.isclose(number, held_number, rel_tol=_TOLERANCE, abs_tol=1e-12):
@@ -271,63 +217,34 @@ def differences(held: GoldenCell, now: GoldenCell) -> Iterator[str]:
                     yield f"{family}, knob {knob:g}: row {row} is {after}, golden: {before} (layer:answer)"
 
 
-def check_cell(name: str, golden: Golden, folder: Path = FOLDER) -> str | None:
-    """Compute a method's cell again; return a message with the differences and what to do, or None."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
+def check_cell(name: str, golden: Golden, folder: Path = FOLDER) -> str:
+    """Compute a method's cell again; return what differs and what to do, or an empty text."""
+    if not (folder / f"{name}.json").is_file():
         return f"{name} has no golden cell yet. Write it: {COMMAND} {name}"
-    held = read_cell(path)
+    held = read_cell(name, folder)
     now = golden.compute(name, held)
     if held.versions != now.versions:
         return f"{name} is at versions {now.versions}, its golden cell at {held.versions}. Write it: {COMMAND} {name}"
     if not (found := list(differences(held, now))):
-        return None
-    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    lines = [f"{name}: numbers changed, and no version was raised.", *found[:_SHOWN], *more]
-    return "\n  ".join(lines) + (
+        return ""
+    return "\n  ".join([f"{name}: numbers changed, and no version was raised.", *found[:10]]) + (
         f"\nIf something is broken, fix it. If {name} is to give other numbers, raise {type(get_method(name)).__name__}"
         f".version, say why in docs/versions.md, and write the cell: {COMMAND} {name}\n"
         "If every method changes, raise ENGINE_VERSION or TRAINING_VERSION (consistentee/versions.py) instead."
     )
 
 
-def write_cell(name: str, golden: Golden, folder: Path = FOLDER) -> str:
-    """Write a method's cell if it has none or if a version was raised; return what was done.
+def write_cell(name: str, golden: Golden, folder: Path = FOLDER) -> None:
+    """Write a method's cell if it has none or if a version was raised.
 
     Raises UserError, and writes nothing, if numbers changed and no version was raised above the one in the file.
     """
     path = folder / f"{name}.json"
-    message = check_cell(name, golden, folder)
-    if message is None:
-        return "unchanged"
+    if not (message := check_cell(name, golden, folder)):
+        return
     now = golden.compute(name)
-    if path.is_file() and not _raised(read_cell(path).versions, now.versions):
-        raise UserError(message)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        held = read_cell(name, folder).versions
+        if held == now.versions or any(now.versions[part] < version for part, version in held.items()):
+            raise UserError(message)
     path.write_text(now.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return "written"
-
-
-def _raised(held: dict[str, int], now: dict[str, int]) -> bool:
-    """Return whether some version is above the one held, and none below."""
-    return held != now and all(now.get(part, 0) >= version for part, version in held.items())
-
-
-def main() -> int:
-    """Write golden cells; return 2 if numbers changed without a version."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Write the golden cells of methods.")
-    parser.add_argument("method", nargs="*", help="a registered name; all of them by default")
-    refused = 0
-    with tempfile.TemporaryDirectory() as folder:
-        golden = Golden(Path(folder))
-        for name in parser.parse_args().method or all_methods():
-            try:
-                print(f"{name}: {write_cell(name, golden)}", flush=True)
-            except (UserError, BrokenContractError) as error:
-                print(error, file=sys.stderr)
-                refused = 2
-    return refused
-
-
-if __name__ == "__main__":
-    sys.exit(main())
