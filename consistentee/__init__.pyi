@@ -8,7 +8,6 @@ from consistentee.engine.generate import (
     Generations as Generations,
     generate as generate,
     generate_encoded as generate_encoded,
-    stream_texts as stream_texts,
 )
 from consistentee.engine.prompt_batch import ReadPrompts as ReadPrompts
 from consistentee.engine.sampling import Sampling as Sampling

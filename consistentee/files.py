@@ -277,6 +277,12 @@ def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "di
     return tensors
 
 
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def hash_json(value: object) -> str:
     """Return a hash of a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

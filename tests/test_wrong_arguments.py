@@ -78,8 +78,6 @@ INFERENCE: Calls = {
         lambda m, tokens: ee.generate_encoded(m.decoder, tokens, m.rule),
         [[[10**6]], [[-1]], [4, 5], [[]]],
     ),
-    "streamed prompts": (lambda m, prompts: ee.stream_texts(m.decoder, prompts, m.rule), ["ba"]),
-    "streamed batches": (lambda m, size: ee.stream_texts(m.decoder, ["ba"], m.rule, batch_size=size), [0]),
     "speculation": (
         lambda m, options: ee.generate_speculatively(m.decoder, ["ba"], **options),
         [{}, {"draft_layer": 4}, {"draft_layer": 1, "draft_tokens": 0}]

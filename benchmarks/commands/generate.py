@@ -169,5 +169,5 @@ def _summary(written: Generations, about: str, num_layers: int, unit: str) -> st
         parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
     if not several:
         return ", ".join([*parts, f"ended by {written.ended_by[0]}"])
-    completed = [latency.completed for latency in written.latencies] or [0.0]
+    completed = written.completed_seconds or [0.0]
     return ", ".join([*parts, f"a text after {median(completed):.2f} s at the median, {max(completed):.2f} s at most"])

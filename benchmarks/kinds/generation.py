@@ -173,7 +173,7 @@ def _times(written: "Generations") -> "DecodingTimes":
         decoding=written.decode_seconds,
         decoded_tokens=written.decoded_tokens,
         layer_calls=written.layer_calls,
-        completed=[latency.completed for latency in written.latencies],
+        completed=written.completed_seconds,
     )
 
 

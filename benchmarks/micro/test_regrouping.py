@@ -83,7 +83,7 @@ def test_regrouping_is_as_fast_as_its_layers_allow(request, decoder, prompts):
         pace = "" if "head" in name else f", {tokens / median(times):7.1f} tokens a second"
         lines.append(f"  {name:36s} {median(times):6.2f} s{pace}")
     for name in ("in step 8", "regrouped 8", "regrouped 16"):
-        completed = [latency.completed for latency in written[name].latencies]
+        completed = written[name].completed_seconds
         late = quantiles(completed, n=10)[-1]
         lines.append(f"  {name:36s} completed after {median(completed):.2f} s, p90 {late:.2f} s")
     ratios = {}

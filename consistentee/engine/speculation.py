@@ -227,14 +227,6 @@ def generate_speculatively(
     )
 
 
-def check_drafts(draft_tokens: int, threshold: float) -> None:
-    """Raise UserError for drafts of no token, or a threshold that is no probability."""
-    if draft_tokens < 1:
-        raise UserError(f"a draft must have at least 1 token, got {draft_tokens}")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"the threshold that ends a draft is a probability, got {threshold:g}")
-
-
 @dataclass(kw_only=True)
 class _SpeculativeRow:
     model: MultiExitDecoder

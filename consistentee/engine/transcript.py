@@ -17,21 +17,6 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@dataclass(frozen=True)
-class Latency:
-    """When something became of a prompt, in seconds since it was asked together with the others.
-
-    Attributes:
-        queued: its prompt began to be read.
-        first_token: its first new token was there.
-        completed: its last one was.
-    """
-
-    queued: float
-    first_token: float
-    completed: float
-
-
 EndedBy = Literal["eos", "length", "stop"]
 """What ended a text: a token that ends texts, the number of new tokens, or a stop string."""
 
@@ -97,7 +82,7 @@ class Transcript:
     """The new tokens of one row, with their exit layers, and the layers that were filled in after each of them left.
 
     Attributes:
-        latency: noted by the engine once the row has ended.
+        completed_seconds: when the last token was there, since this transcript was begun; 0 before.
     """
 
     def __init__(
@@ -109,11 +94,12 @@ class Transcript:
         self.exit_layers: list[int] = []
         self.late_layers: list[int] = []
         self.ended_by: EndedBy | None = None if endings.max_new_tokens else "length"
-        self.latency: Latency | None = None
+        self.completed_seconds = 0.0
         self._decode = decode
         self._endings = endings
         self._stream = stream
         self._told = 0
+        self._began = time.perf_counter()
 
     @property
     def text(self) -> str:
@@ -132,6 +118,8 @@ class Transcript:
             self.ended_by = "stop"
         elif len(self.tokens) == self._endings.max_new_tokens:
             self.ended_by = "length"
+        if self.ended_by is not None:
+            self.completed_seconds = time.perf_counter() - self._began
         if self._stream is not None:
             self._stream(self.news())
 
