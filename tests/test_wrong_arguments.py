@@ -162,7 +162,6 @@ MODELS: Calls = {
         [{"exit_layers": wrong} for wrong in ([0], [9], 2, [1.5])]
         + [{"adapter": "low-rnk"}, {"rank": 0}, {"closing_layers": -1}],
     ),
-    "adapters": (lambda m, kind: m.decoder.use_adapters(kind), ["none"]),
     "branch": (lambda m, arguments: m.decoder.add_branch(*arguments), [(9, BranchSpec(1)), (1, BranchSpec(9))]),
     "no branch": (lambda m, layer: m.decoder.branch(layer), [1]),
     "lora": (lambda m, rank: m.decoder.add_lora(rank=rank), [-1]),

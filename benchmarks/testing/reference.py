@@ -13,6 +13,7 @@ from consistentee.backbones.encoders import stepper_for
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import Predictions, stock_encoded
+from consistentee.models.classifiers import RecordedLayer
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
@@ -42,7 +43,8 @@ def _with_exited_tokens_put_back(
     hidden, context = stock.begin(batch)
     for layer in range(1, model.num_layers + 1):
         hidden = torch.where(exits >= layer, stock.step(layer, hidden, context), hidden)
-    return model.classify_pooled(model.num_layers, model.pool(model.num_layers, hidden, batch.padding_mask))
+    pooled = model.pool(model.num_layers, hidden, batch.padding_mask)
+    return model.classify(model.num_layers, RecordedLayer(pooled.unsqueeze(1)))
 
 
 @contextmanager

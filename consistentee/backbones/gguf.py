@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from consistentee.backbones.pretrained import check_complete, reading
-from consistentee.errors import UserError
 from consistentee.files import cache_dir, hash_file, only_one, replacing
 
 

@@ -26,6 +26,7 @@ from consistentee.backbones.pretrained import (
     reading,
 )
 from consistentee.errors import UserError, unknown_name
+from consistentee.files import hash_tensors
 from consistentee.models.heads import ExitHeads, HeadSpec
 
 FORMAT_VERSION = 1
@@ -92,10 +93,6 @@ class Description:
     default_knob: float | None = None
     heads: dict[str, HeadSpec] = field(default_factory=dict)
     validation_by_epoch: dict[str, list[float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -205,7 +202,15 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     @abstractmethod
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of all that determines outputs; ``with_heads=False`` excludes the learned heads."""
+        """Return a hash of all that determines outputs.
+
+        ``with_heads=False`` excludes the learned heads, on which neither hidden states nor logits depend.
+        """
+
+    def _hash_weights(self, with_heads: bool) -> str:
+        excluded = () if with_heads else ("exit_heads.",)
+        weights = self._own_weights().items()
+        return hash_tensors({name: tensor for name, tensor in weights if not name.startswith(excluded)})
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
@@ -221,7 +226,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
         self.tokenizer.save_pretrained(save_directory / TOKENIZER_FOLDER)
         weights = {name: tensor.contiguous() for name, tensor in self._own_weights().items()}
         save_file(weights, save_directory / WEIGHTS_FILE)
-        text = json.dumps(self.description.to_json(), indent=2)
+        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self.description)}, indent=2)
         (save_directory / self.description.file).write_text(text, encoding="utf-8")
 
     @abstractmethod

@@ -64,7 +64,7 @@ def test_a_directory_with_a_decoder(tmp_path):
     assert resolve_decoder(str(folder)) == str(folder)
     with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
         resolve_decoder(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))
-    with pytest.raises(UserError, match="no such directory"):
+    with pytest.raises(UserError, match="no such file or directory"):
         resolve_decoder(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="unknown backbone 'smolm2-135m'; did you mean 'smollm2-135m'"):
         resolve_decoder("smolm2-135m")
@@ -89,7 +89,7 @@ def test_directory_is_pooled_as_it_was_trained(tmp_path, config, pooling, expect
 def test_directory_that_is_no_model(tmp_path):
     with pytest.raises(UserError, match=r"holds no config\.json"):
         resolve(str(tmp_path))
-    with pytest.raises(UserError, match="no such directory"):
+    with pytest.raises(UserError, match="no such file or directory"):
         resolve(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
         resolve(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))

@@ -77,9 +77,7 @@ class TestEveryFamily:
     def test_too_many_tokens_are_refused(self, tiny_decoder, family):
         model = tiny_decoder(family)
         tokens = torch.full((1, 129), 5)
-        with pytest.raises(
-            UserError, match=r"129 tokens are more than this model reads at once: 128 \(its positions\)"
-        ):
+        with pytest.raises(UserError, match="129 tokens are more than the 128 "):
             model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
         with pytest.raises(UserError, match="129 tokens"):
             model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool))
@@ -106,7 +104,7 @@ def test_rows_end_where_a_sliding_window_would_hide_tokens(family):
     stepper = decoder_stepper_for(model)
     assert stepper.position_limit == 8
     tokens = torch.arange(9).unsqueeze(0)
-    with pytest.raises(UserError, match=r"9 tokens are more .*: 8 \(its sliding attention window\)"):
+    with pytest.raises(UserError, match="9 tokens are more than the 8 "):
         stepper.begin(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
     fits = tokens[:, :8]

@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read_are_named(tiny_decoder_backbone, cache, tmp_p
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cut\.gguf cannot be read"):
         resolve_decoder(str(tmp_path / "cut.gguf"))
-    with pytest.raises(UserError, match=r"no such file: .*absent\.gguf"):
+    with pytest.raises(UserError, match=r"no such file or directory: .*absent\.gguf"):
         resolve_decoder(str(tmp_path / "absent.gguf"))
     with pytest.raises(UserError, match="holds several GGUF files; give the path of one"):
         resolve_decoder(str(tmp_path))

@@ -224,17 +224,6 @@ class MultiExitDecoder(MultiExit):
             raise UserError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
         return cast(ExitAdapter, self.exit_adapters[str(layer)])
 
-    @checked
-    def use_adapters(self, kind: AdapterKind, rank: Positive = 128, seed: int = 0) -> None:
-        """Give the exits untrained adapters of another kind, whose weights ``seed`` seeds.
-
-        Raises UserError for an unknown kind, a rank below 1, and weights for exits with closing layers.
-        """
-        check_closing_layers(self.description.closing_layers, self.exit_layers, kind)
-        self.description.adapter, self.description.rank = kind, rank
-        with new_weights(seed):
-            self.exit_adapters = self._build_adapters().train(self.training)
-
     def _build_adapters(self) -> nn.ModuleDict:
         kind, rank = self.description.adapter, self.description.rank
         return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
@@ -391,13 +380,8 @@ class MultiExitDecoder(MultiExit):
     # ------------------------------------------------------------------------------------------------- weights
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of what a pass gives: weights, exits, configuration, and the version of the engine.
-
-        ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
-        """
-        heads = () if with_heads else ("exit_heads.",)
-        kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
-        return hash_json([self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter])
+        """Return a hash of what a pass gives: weights, exits, configuration, and the version of the engine."""
+        return hash_json([self.backbone_fingerprint(), self._hash_weights(with_heads), self.description.adapter])
 
     def backbone_fingerprint(self) -> str:
         """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
@@ -415,24 +399,6 @@ class MultiExitDecoder(MultiExit):
 
     # ------------------------------------------------------------------------------------------------- files
 
-    def save_pretrained(
-        self, save_directory: str | Path, *, with_backbone: bool | None = None, **options: Any
-    ) -> str | None:
-        """Save the model as safetensors and JSON.
-
-        The weights of a backbone that is as it was loaded are not written again: its name and a hash are, and loading
-        takes them from there.
-
-        Args:
-            save_directory: a folder, made if needed.
-            with_backbone: write the backbone's weights too; by default where they were trained, or came from such a
-                folder themselves. Do so before pushing a model whose backbone is a directory of yours.
-            options: as for ``huggingface_hub.ModelHubMixin.save_pretrained``.
-        """
-        if with_backbone is not None:
-            self.description.with_backbone = with_backbone
-        return super().save_pretrained(save_directory, **options)
-
     def _try_out(self) -> Tensor:
         if not all(isinstance(token, int) for token in self.end_tokens):
             raise ValueError(f"the tokens that end a text must be numbers, not {set(self.end_tokens)}")
@@ -442,6 +408,10 @@ class MultiExitDecoder(MultiExit):
         return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
 
     def _save_backbone(self, folder: Path) -> None:
+        """Write the weights of a backbone that was trained, or came from such a folder; else name and hash are enough.
+
+        Set ``description.with_backbone`` before pushing a model whose backbone is a directory of yours.
+        """
         current = hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
             self.description.with_backbone = True

@@ -18,7 +18,7 @@ from consistentee.backbones.encoders import EncoderStepper, check_encoder_family
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
-from consistentee.files import hash_json, hash_tensors
+from consistentee.files import hash_json
 from consistentee.models.base import BACKBONE_FOLDER, Description, MultiExit, new_weights
 from consistentee.models.classifiers import (
     ClassifierSpec,
@@ -264,14 +264,6 @@ class MultiExitModel(MultiExit):
         """Return the logits of the internal classifier of layer ``layer``, whatever it reads: [rows, classes]."""
         return self.classifier(layer)(readable)
 
-    def classify_pooled(self, layer: int, pooled: Tensor) -> Tensor:
-        """As :meth:`classify`, of the pooled vector [rows, width]. Raises UserError where that is not all it reads."""
-        classifier = self.classifier(layer)
-        if classifier.reads_tokens or classifier.reads_history:
-            kind = self.description.classifier.kind
-            raise UserError(f"the {kind} classifier of layer {layer} reads more than the pooled vector of its layer")
-        return classifier(RecordedLayer(pooled.unsqueeze(1)))
-
     def forward(self, batch: Batch, *, cut_after: Collection[int] = ()) -> LayerOutputs:
         """Run all layers on all rows, for training and tracing.
 
@@ -319,15 +311,12 @@ class MultiExitModel(MultiExit):
         """Return a hash of all that determines outputs: weights, pooling, configuration and engine version.
 
         A user's own kind of classifier counts with its code, and a backbone without the place it was loaded from.
-        ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
         """
-        heads = () if with_heads else ("exit_heads.",)
-        weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
         configs = [_config_without_place(backbone.config) for backbone in self.backbones]
         shapes = [self.description.pooling, asdict(self.description.classifier), *configs]
         versions = [ENGINE_VERSION["classification"], *code_of(self.classifiers)]
         libraries = [torch.__version__, transformers.__version__]
-        return hash_json([hash_tensors(weights), *shapes, self.device.type, *versions, *libraries])
+        return hash_json([self._hash_weights(with_heads), *shapes, self.device.type, *versions, *libraries])
 
     def _build_classifiers(self, spec: ClassifierSpec) -> nn.ModuleList:
         description = self.description
