@@ -69,7 +69,7 @@ class Rows:
             tensor[:, :, begin:end].index_copy_(0, self._index, values)
 
     def take(self, places: list[int] | RowNumbers) -> "Rows":
-        """Return the rows at these places among these rows."""
+        """Return the rows at some places among these."""
         return Rows(self.numbers[places], self.device)
 
 
@@ -126,11 +126,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class OwedColumns:
-    """The columns ``starts`` to ``ends - 1`` that some rows owe some layers, int64 [rows] each.
-
-    Attributes:
-        row_index, column_index: the same one by one, int64 [owed] each, on the device.
-    """
+    """The columns ``starts`` to ``ends - 1`` that some rows owe [rows]; and one by one, on the device: int64 [owed]."""
 
     rows: RowNumbers
     starts: RowNumbers

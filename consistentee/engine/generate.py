@@ -114,11 +114,9 @@ def generate(
     at the model's exits but the last.
 
     Args:
-        model: a multi-exit decoder.
-        prompts: texts.
+        model, prompts, batch_size, sort_by_length: answers keep the order of ``prompts``, however they are batched.
         rule: the exit rule; a row is a token that is being decoded.
         max_new_tokens: of each row; 0 gives empty texts.
-        batch_size: rows a batch.
         in_flight: rows under way, of which a batch runs at a time: rows that leave go on with their next token at once,
             those that stay wait until a batch of them is there, and a prompt takes the place of a text that has ended.
             Texts and exit layers are the same. None lets the rows of a batch go in step until all have ended.
@@ -127,10 +125,8 @@ def generate(
             the skipped tokens with the later one (FREE), which gives those of full depth.
         sampling: how to draw tokens; by default the likeliest is taken.
         stop: strings that end a text.
-        max_prompt_tokens: cut longer prompts to so many tokens.
-        keep: which end of a cut prompt stays.
+        max_prompt_tokens, keep: cut longer prompts to so many tokens, and keep this end.
         stream: called with every new token.
-        sort_by_length: batch prompts of similar length together; the answers keep the order of ``prompts``.
         read: prompts that this model has read in other calls, and what it reads in this one: whoever decodes the same
             prompts by several rules reads them once. Not for rows in flight.
 

@@ -61,9 +61,8 @@ class SlotWindow:
         """Open a window.
 
         Args:
-            cache: whose columns these are.
-            rows: which rows pass.
-            columns: those that they pass, int64 [rows, T], the newest last.
+            cache, rows: whose columns pass.
+            columns: int64 [rows, T], the newest last.
             written: which of these a row writes, bool [rows, T]; the newest among them.
             longest: one past the last column that any of the rows has.
         """
@@ -95,8 +94,6 @@ def _on(rows: Rows, numbers: NDArray[np.int64]) -> Tensor:
 
 class Slots(TokenBatch):
     """A cache with room for some rows. A column is a position: every row begins in column 0, and has its own length.
-
-    The counterpart of :class:`consistentee.engine.prompt_batch.PromptBatch`, whose rows go in step.
 
     Attributes:
         prompt_columns: number of tokens of each row's prompt, int64 [slots].

@@ -28,9 +28,7 @@ class NewToken:
     """One new token, as a stream gets it.
 
     Attributes:
-        row: place of its prompt among those asked.
-        step: its place among the row's new tokens, from 0.
-        token: its id.
+        row, step: places of its prompt among those asked, and of the token among the row's new ones, from 0.
         text: what can now be added to the row's text. A character is held back until it is whole, and what may be the
             start of a stop string until it is known not to be: all pieces together are the row's text.
         exit_layer: 1-based.
@@ -112,9 +110,10 @@ class Transcript:
         self.tokens.append(token)
         self.exit_layers.append(exit_layer)
         self.late_layers.append(0)
+        text = self._decode(self.tokens) if self._endings.stop else ""
         if token in self._endings.tokens:
             self.ended_by = "eos"
-        elif self._endings.stop and self._has_stop_string():
+        elif any(string in text for string in self._endings.stop):
             self.ended_by = "stop"
         elif len(self.tokens) == self._endings.max_new_tokens:
             self.ended_by = "length"
@@ -133,7 +132,3 @@ class Transcript:
         self._told += len(piece)
         step = len(self.tokens) - 1
         return NewToken(self.row, step, self.tokens[-1], piece, self.exit_layers[-1], self.ended_by)
-
-    def _has_stop_string(self) -> bool:
-        text = self._decode(self.tokens)
-        return any(string in text for string in self._endings.stop)

@@ -6,7 +6,7 @@ from conftest import DECODER_FAMILIES, random_prompts
 from padding import pad
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, OPTConfig, Qwen2Config
 
-from consistentee.backbones.decoders import DecoderContext, decoder_stepper_for, positions_of
+from consistentee.backbones.decoders import decoder_stepper_for, positions_of
 from consistentee.errors import UserError
 
 
@@ -60,19 +60,6 @@ class TestEveryFamily:
             assert keys.shape == (*mask.shape[:1], model.stepper.kv_heads, mask.shape[1], model.stepper.head_dim)
             for mine, theirs in ((keys, cached.keys), (values, cached.values)):
                 torch.testing.assert_close(mine.transpose(1, 2)[mask], theirs.transpose(1, 2)[mask])
-
-    def test_token_by_token_through_a_cache_equals_one_pass(self, tiny_decoder, family):
-        model = tiny_decoder(family)
-        tokens = torch.tensor(model.encode(["ba de di fo gu ha"]))
-        whole = model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
-        cache = DynamicCache()
-        for place in range(tokens.shape[1]):
-            positions = torch.tensor([[place]])
-            hidden = model.stepper.embed(tokens[:, place : place + 1], positions)
-            context = DecoderContext(positions, model.stepper.rotation(hidden, positions), None, cache)
-            for layer in range(1, 5):
-                hidden = model.stepper.step(layer, hidden, context)
-            torch.testing.assert_close(model.logits(4, hidden)[:, 0], whole[:, place])
 
     def test_too_many_tokens_are_refused(self, tiny_decoder, family):
         model = tiny_decoder(family)

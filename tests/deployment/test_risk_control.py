@@ -6,8 +6,6 @@ import torch
 from conftest import make_task
 
 from benchmarks.commands.predict import promise_is_kept, study_promise
-from benchmarks.kinds.classification import Classification
-from benchmarks.tasks.loader import load_classification_task
 from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, KnobRisks, control_risk, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -186,22 +184,3 @@ def test_names_and_regressions_are_refused(traced, tiny_model):
     regression = tiny_model("bert", num_labels=1)
     with pytest.raises(UserError, match="regression"):
         control_risk(method, regression, record_trace(regression, make_task(regression=True).test), 0.1)
-
-
-@pytest.mark.real
-@pytest.mark.timeout(1800)
-def test_promises_are_kept_on_a_trained_model(tmp_path):
-    from benchmarks.commands.train import train_model
-
-    task = load_classification_task("movie-snippets")
-    for name in ("deebert", "pabee", "consistentee"):
-        settings = {"max_rows": 2000, "epochs": 2, "max_length": 64, "group_by_length": True}
-        train_model("movie-snippets", name, {}, backbone="minilm-l6", out=tmp_path / name, settings=settings)
-        model, method = Classification().load_model(tmp_path / name), get_method(name)
-        traces = [record_trace(model, split) for split in (task.validation, task.test)]
-        for loss in ("gap", "consistency"):
-            parts = [knob_risks(method, model, trace, loss) for trace in traces]
-            for risk in (0.02, 0.05):
-                for bound in BOUNDS:
-                    study = study_promise(parts[0].joined(parts[1]), bound, risk, 0.1)
-                    assert promise_is_kept(study, bound, risk, 0.1), (name, loss, risk, bound)

@@ -51,17 +51,6 @@ def test_rules_that_share_a_reading_write_what_each_writes_alone(tiny_decoder, p
     assert passes == [4, 4, 1], "the first rule has read for all"
 
 
-def test_other_prompts_batches_and_models_are_read(tiny_decoder, passes):
-    model, other, read = tiny_decoder("llama"), tiny_decoder("gpt2"), ReadPrompts()
-    expected = written(generate(other, PROMPTS, RULES[1], **OPTIONS))
-    generate(model, PROMPTS, RULES[1], read=read, **OPTIONS)
-    passes.clear()
-    assert written(generate(other, PROMPTS, RULES[1], read=read, **OPTIONS)) == expected
-    generate(model, PROMPTS[::-1], RULES[1], read=read, max_new_tokens=6, batch_size=4, sort_by_length=False)
-    generate(model, PROMPTS, RULES[1], read=read, max_new_tokens=6, batch_size=9)
-    assert passes == [4, 4, 1, 4, 4, 1, 9]
-
-
 @pytest.mark.parametrize("batches", [0, 1, 2])
 def test_what_finds_no_room_is_read_again(tiny_decoder, passes, batches):
     model = tiny_decoder()

@@ -6,6 +6,7 @@ from conftest import random_prompts
 
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
 PROMPTS = random_prompts(4, seed=5)

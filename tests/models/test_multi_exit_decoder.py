@@ -53,12 +53,6 @@ class TestExits:
         stock = model.backbone.lm_head(model.state(hidden))
         assert all(torch.equal(model.logits(layer, hidden), stock) for layer in model.exit_layers)
 
-    def test_adapters_are_checked(self, tiny_decoder):
-        with pytest.raises(UserError, match=r"unknown adapter .* 'lowrank'; did you mean 'low-rank'"):
-            tiny_decoder(adapter="lowrank")
-        with pytest.raises(UserError, match=r"rank of .* must be at least 1, got 0"):
-            tiny_decoder(rank=0)
-
 
 class TestText:
     def test_prompts_keep_the_special_tokens(self, tiny_decoder):
@@ -211,17 +205,6 @@ class TestLora:
         assert len(model.lora_weights) == 2 * 4 * len(targets)
         train_a_little(model, model.lora_weights)
         assert not torch.allclose(all_logits(model), before)
-
-    def test_stepping_and_propagation_use_it(self, tiny_decoder, family):
-        model = tiny_decoder(family)
-        hidden, context = model.stepper.begin(torch.tensor([[5, 9, 12]]), torch.ones(1, 3, dtype=torch.bool))
-        before = model.stepper.keys_values(2, hidden, context.rotation)[1]
-        model.add_lora(rank=2)
-        train_a_little(model, model.lora_weights)
-        assert not torch.allclose(model.stepper.keys_values(2, hidden, context.rotation)[1], before)
-        tokens, mask = pad(model.encode(random_prompts(5)), "left")
-        last = model.logits(4, model.exit_states(tokens, mask).speaking[:, :, -1])
-        torch.testing.assert_close(last[mask], model.stock_logits(tokens, mask)[mask])
 
     def test_save_and_load(self, tiny_decoder, tmp_path, family):
         with_backbone = family == "llama"
