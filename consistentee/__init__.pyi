@@ -9,9 +9,9 @@ from consistentee.engine.generate import (
     generate as generate,
     generate_encoded as generate_encoded,
 )
-from consistentee.engine.prompt_batch import ReadPrompts as ReadPrompts
 from consistentee.engine.sampling import Sampling as Sampling
 from consistentee.engine.speculation import generate_speculatively as generate_speculatively
+from consistentee.engine.token_batch import ReadPrompts as ReadPrompts
 from consistentee.errors import UserError as UserError
 from consistentee.methods.method import (
     JointMethod as JointMethod,

@@ -12,8 +12,8 @@ from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.in_flight import InFlight
 from consistentee.engine.owed_tokens import KVPolicy
-from consistentee.engine.prompt_batch import ReadPrompts
 from consistentee.engine.sampling import Sampling
+from consistentee.engine.token_batch import ReadPrompts
 from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript, clock
 from consistentee.errors import UserError

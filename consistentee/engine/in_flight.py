@@ -15,7 +15,7 @@ from torch import Tensor
 from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.owed_tokens import owed_tokens
 from consistentee.engine.sampling import choose_tokens
-from consistentee.engine.slots import Slots
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.engine.token_decoder import (
     Writing,
     answers_at_once,
@@ -177,7 +177,7 @@ class InFlight:
         Raises UserError where the room cannot be had.
         """
         slots, new_columns = min(in_flight, len(texts)), writing.max_new_tokens - 1
-        self.slots = Slots(model, slots, max(len(prompt) for prompt, _ in texts) + new_columns)
+        self.slots = TokenBatch(model, slots, max(len(prompt) for prompt, _ in texts) + new_columns)
         self.texts = Texts(model, texts, slots, writing)
         self._model = model
         self._unread = iter(range(len(texts)))
@@ -271,7 +271,7 @@ class InFlight:
         ended = self.texts.add_tokens(slots, logits)
         self._waiting.put(np.setdiff1d(slots, ended), 0)
         for slot in ended.tolist():
-            transcript, prompt_columns = self.texts.of(slot), int(self.slots.prompt_columns[slot])
-            transcript.late_layers = late_layers(self.slots.cache.ledger, slot, prompt_columns, transcript.exit_layers)
+            transcript = self.texts.of(slot)
+            transcript.late_layers = late_layers(self.slots, slot, transcript.exit_layers)
         self.texts.end(ended)
         self.slots.free(ended)

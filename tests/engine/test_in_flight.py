@@ -11,11 +11,11 @@ from hypothesis import given, strategies as st
 from baselines.calm import DecayingThresholdRule
 from baselines.references import RandomRule
 from benchmarks.testing.reference import counted_calls
-from consistentee.engine import slots as slots_module
+from consistentee.engine import cache as cache_module
 from consistentee.engine.generate import Generations, generate, generate_encoded
 from consistentee.engine.in_flight import InFlight
 from consistentee.engine.sampling import Sampling
-from consistentee.engine.slots import Slots
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.engine.transcript import Endings, Transcript
 from consistentee.errors import UserError
@@ -76,26 +76,25 @@ class TestTexts:
     def test_a_slot_holds_nothing_of_the_row_before(self, model, monkeypatch):
         """Unwritten memory, and whatever a row leaves behind, holds NaN here, which would be in all that follows."""
         expected = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **IN_FLIGHT)
-        nothing, free = torch.empty, Slots.free
+        nothing, free = torch.empty, TokenBatch.free
 
         def poisoned(*shape, **options):
             memory = nothing(*shape, **options)
             return memory.fill_(torch.nan) if memory.is_floating_point() else memory
 
         def leave_poison(self, numbers):
-            for tensor in (*self.cache.keys, *self.cache.values):
-                tensor[numbers] = torch.nan
+            for stored in self.cache.layers:
+                stored[numbers] = torch.nan
             free(self, numbers)
 
         monkeypatch.setattr(torch, "empty", poisoned)
-        monkeypatch.setattr(Slots, "free", leave_poison)
+        monkeypatch.setattr(TokenBatch, "free", leave_poison)
         assert written(generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **IN_FLIGHT)) == written(expected)
 
 
 def kept_of(cache, row: int) -> list[torch.Tensor]:
     """Return the keys and values that every layer has of a row."""
-    tensors = zip(cache.keys, cache.values, cache.ledger.stored[:, row], strict=True)
-    return [torch.cat([keys[row, :, :end], values[row, :, :end]]) for keys, values, end in tensors]
+    return [stored[row, :, :end].clone() for stored, end in zip(cache.layers, cache.ledger.stored[:, row], strict=True)]
 
 
 def alone(model, prompt, rule, endings: Endings, kv: str) -> tuple[Transcript, list[torch.Tensor]]:
@@ -193,15 +192,8 @@ class TestWhatGoesWrong:
     def test_a_cache_beyond_memory(self, model, monkeypatch):
         options = {"max_new_tokens": 20, "in_flight": 9, "batch_size": 2}
 
-        def refuse(*_, **__):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-        monkeypatch.setattr(slots_module, "SlotCache", refuse)
-        with pytest.raises(UserError, match="keys and values of 9 rows of up to"):
-            generate(model, PROMPTS, MIXED, **options)
-        monkeypatch.undo()
-        monkeypatch.setattr(slots_module.psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
-        with pytest.raises(UserError, match="ask for fewer rows in flight"):
+        monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
+        with pytest.raises(UserError, match=r"keys and values of 9 rows of up to .* ask for fewer rows at a time"):
             generate(model, PROMPTS, MIXED, **options)
 
     def test_a_rule_that_reads_one_step_for_all(self, model):

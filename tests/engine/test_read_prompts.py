@@ -1,12 +1,11 @@
 """Prompts that are read once for several knobs: nothing that is written depends on it."""
 
 import pytest
-import torch
 from conftest import random_prompts
 
 from baselines.references import RandomRule
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import PromptBatch, ReadPrompts
+from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule
@@ -20,13 +19,8 @@ OPTIONS = {"max_new_tokens": 6, "batch_size": 4}
 def passes(monkeypatch) -> list[int]:
     """Rows of every batch of prompts that layers have run on."""
     rows: list[int] = []
-    prefill = PromptBatch.prefill
-
-    def counted(batch: PromptBatch) -> torch.Tensor:
-        rows.append(len(batch))
-        return prefill(batch)
-
-    monkeypatch.setattr(PromptBatch, "prefill", counted)
+    read = TokenBatch.read
+    monkeypatch.setattr(TokenBatch, "read", lambda batch, *prompts: rows.append(len(batch)) or read(batch, *prompts))
     return rows
 
 
