@@ -116,9 +116,7 @@ class SpeculativeGenerations(Generations):
 
     Attributes:
         draft_layer: the exit that drafted; 0 where the model without some sublayers did.
-        num_layers: L.
-        drafted: number of tokens that were drafted for each row.
-        accepted: number of drafted tokens that became part of the text.
+        drafted, accepted: numbers of tokens that were drafted for each row, and that became part of its text.
         passes: number of passes through the remaining layers, each of which gives one token besides the accepted ones.
         drafter_in_layers: what a branch, or the model without some sublayers, costs as a drafter besides the layers up
             to ``draft_layer``, in layers; 0 where an exit drafts.
@@ -171,8 +169,7 @@ def generate_speculatively(
     Texts are continued one after the other: the rows of a batch would accept drafts of different lengths.
 
     Args:
-        model: a multi-exit decoder.
-        prompts: texts.
+        model, prompts: texts, and what continues them.
         draft_layer: the exit that drafts, before layer L; its branch drafts where it has one.
         skipped: in place of ``draft_layer``, the sublayers without which the model drafts.
         draft_tokens: number of tokens a draft, at most.

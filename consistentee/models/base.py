@@ -77,8 +77,6 @@ class Description:
         file: name of the description's file in a saved folder.
 
     Attributes:
-        task_name, method_name, method_parameters, default_knob: the task and the method it was trained with.
-        heads: learned heads by name.
         validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
             ``joint``, the mean over exits, and ``last-exit``, which is the full model's.
     """
@@ -115,11 +113,7 @@ class Description:
 
 
 class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags=["early-exit"]):
-    """A stock model whose layers are run one by one, with exits and the learned heads of methods.
-
-    Class attributes:
-        description_class: class of the descriptions of this kind of model.
-    """
+    """A stock model whose layers are run one by one, with exits and the learned heads of methods."""
 
     description_class: ClassVar[type[Description]]
 

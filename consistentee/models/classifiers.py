@@ -26,8 +26,7 @@ class ClassifierSpec:
 
     Attributes:
         kind: a name in :data:`CLASSIFIER_KINDS`.
-        width: inner width, for the kinds that have one.
-        attention_heads: number of attention heads, for the kinds with attention.
+        width, attention_heads: inner width and number of heads, for the kinds that have them.
         at_last_layer: whether layer L has this kind too. If not, its classifier is linear, and the full model is the
             stock one, as for the other methods.
     """

@@ -137,8 +137,6 @@ class MultiExitDecoder(MultiExit):
         )
         return type(self)(self.stepper, self.tokenizer, stock)
 
-    # ------------------------------------------------------------------------------------------------- what it is
-
     @property
     def exit_layers(self) -> tuple[int, ...]:
         """The layers that a token may leave at: 1-based, increasing, the last one is L."""
@@ -179,8 +177,6 @@ class MultiExitDecoder(MultiExit):
         """
         padding = self.tokenizer.pad_token_id
         return int(padding) if padding is not None and padding < self.stepper.vocabulary else 0
-
-    # ------------------------------------------------------------------------------------------------- exits and heads
 
     def state(self, hidden: Tensor) -> Tensor:
         """Return what learned heads read of hidden states [..., width]: the stock final norm of them."""
@@ -257,13 +253,9 @@ class MultiExitDecoder(MultiExit):
     def add_lora(self, rank: Positive = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
         """Add a trainable low-rank path to some modules of every layer; it changes nothing until it is trained.
 
-        Layer L reads the adapted layers too: it is the stock model's own only while they give zero.
-
-        Args:
-            rank: number of directions.
-            targets: last parts of the modules' names, by default the projections of the attention's queries and
-                values, or the joint projection where there is one.
-            seed: seeds the new weights.
+        Layer L reads the adapted layers too: it is the stock model's own only while they give zero. ``targets`` are the
+        last parts of the modules' names, by default the projections of the attention's queries and values, or the joint
+        projection where there is one.
 
         Raises UserError without peft (the extra ``lora``), for targets that the backbone lacks, a rank below 1, and
         where there is LoRA already.
@@ -286,16 +278,12 @@ class MultiExitDecoder(MultiExit):
         """Texts of LoRA's weights, for a stage that trains them; empty without LoRA."""
         return tuple(name for name, _ in self.named_parameters() if is_lora(name))
 
-    # ------------------------------------------------------------------------------------------------- text and tokens
-
     @checked
     def encode(self, prompts: Texts, max_tokens: Positive | None = None, keep: Keep = "end") -> list[list[int]]:
         """Tokenise prompts, with the special tokens that the tokenizer adds.
 
-        Args:
-            prompts: texts.
-            max_tokens: cut each to this many tokens, the special ones included, which are never cut.
-            keep: which end of a long text is kept.
+        ``max_tokens`` cuts each to this many tokens, the special ones included, which are never cut; ``keep`` names the
+        end that is kept.
 
         Raises UserError for a prompt without any token, for one text in place of a list of them, and where the special
         tokens alone are too many.
@@ -319,8 +307,6 @@ class MultiExitDecoder(MultiExit):
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Return the text of some tokens [T], without special tokens."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    # ------------------------------------------------------------------------------------------------- full depth
 
     def stock_logits(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         """Run the stock model's own forward: int64 [rows, tokens] -> [rows, tokens, vocabulary].
@@ -377,8 +363,6 @@ class MultiExitDecoder(MultiExit):
         with self._layers_precision():
             return self.stepper.step(layer, hidden, context).to(self.dtype)
 
-    # ------------------------------------------------------------------------------------------------- weights
-
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of what a pass gives: weights, exits, configuration, and the version of the engine."""
         return hash_json([self.backbone_fingerprint(), self._hash_weights(with_heads), self.description.adapter])
@@ -396,8 +380,6 @@ class MultiExitDecoder(MultiExit):
         """Return everything but what the stock model has."""
         weights = self.state_dict()
         return {name: tensor for name, tensor in weights.items() if is_lora(name) or not name.startswith("backbone.")}
-
-    # ------------------------------------------------------------------------------------------------- files
 
     def _try_out(self) -> Tensor:
         if not all(isinstance(token, int) for token in self.end_tokens):
