@@ -46,7 +46,7 @@ from consistentee import (
     UserError,
     generate_encoded,
 )
-from consistentee.engine.prompt_batch import PromptBatch
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.files import computed_once, hash_json
 from consistentee.methods.token_methods import DraftedBy
 from consistentee.models.base import chosen_device
@@ -154,19 +154,18 @@ class DraftedTexts:
         self._follows = torch.arange(columns, device=model.device) < (lengths - 1).unsqueeze(1)  # bool [texts, columns]
         if not self._follows.any():
             raise UserError("no text has a second token to draft after the prompts that sublayers are searched on")
-        self._batch = PromptBatch(model, prompts, columns)
-        self._batch.prefill()
-        self._begin = self._batch.cache.length
-        self._batch.cache.ledger.advance(columns)
+        self._batch = TokenBatch(model, len(prompts), max(map(len, prompts)) + columns)
+        self._batch.read(self._batch.rows(), prompts)
+        self._batch.begin(self._batch.rows(), columns)
 
     @torch.inference_mode()
     def score(self, skipped: SkippedSublayers) -> float:
         """Compute the share of tokens that the model without some sublayers predicts, in one pass."""
-        model, cache = self._model, self._batch.cache
-        context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
+        model, columns = self._model, self.texts.shape[1] - 1
+        context = self._batch.context(self._batch.rows(), columns)
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
-        cache.ledger.take_back(self._begin)
+        self._batch.cache.ledger.take_back(columns)
         predicted = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
         return float((predicted == self.texts[:, 1:][self._follows]).double().mean())
 

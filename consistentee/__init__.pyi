@@ -8,11 +8,10 @@ from consistentee.engine.generate import (
     Generations as Generations,
     generate as generate,
     generate_encoded as generate_encoded,
-    stream_texts as stream_texts,
 )
-from consistentee.engine.prompt_batch import ReadPrompts as ReadPrompts
 from consistentee.engine.sampling import Sampling as Sampling
 from consistentee.engine.speculation import generate_speculatively as generate_speculatively
+from consistentee.engine.token_batch import ReadPrompts as ReadPrompts
 from consistentee.errors import UserError as UserError
 from consistentee.methods.method import (
     JointMethod as JointMethod,

@@ -36,8 +36,8 @@ held_out = ee.record_trace(model, task.test)
 print(len(task.validation), "rows choose the knob,", len(task.test), "rows check it")
 
 # %% [markdown]
-# The loss `gap` is 1 if only the early answer is wrong and -1 if only the full model's is: its mean are the points lost.
-# With `ucb`, in nine of ten calibration splits the loss on new rows stays below the risk (`delta=0.1`).
+# The loss `gap` is 1 if only the early answer is wrong and -1 if only the full model's is: its mean are points lost.
+# With `ucb`, the loss on new rows stays below the risk in nine of ten calibration splits (`delta=0.1`).
 
 # %% tags=["nbval-ignore-output"]
 full = held_out.logits[:, -1].argmax(dim=1)

@@ -137,7 +137,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
                 decoding=written.decode_seconds,
                 decoded_tokens=written.decoded_tokens,
                 layer_calls=written.layer_calls,
-                completed=[latency.completed for latency in written.latencies],
+                completed=written.completed_seconds,
             )
 
         return run

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.specs.schema import canonical_json
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import ReadPrompts
 from consistentee.engine.speculation import SpeculativeGenerations
+from consistentee.engine.token_batch import ReadPrompts
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.branches import SkippedSublayers

@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
-from consistentee.files import PARTIAL, make_folder, replacing
+from consistentee.files import PARTIAL, hash_file, make_folder, replacing
 
 LARGE_BYTES = 1_000_000
 """Smaller files of weights are not worth a link."""
@@ -20,12 +20,6 @@ LARGE_BYTES = 1_000_000
 _SEAL = re.compile(r'\{\n "sha256": "([0-9a-f]{64})"(,\n "files": (\{[^{}]*\}),\n.*)', re.DOTALL)
 _OTHER_HASH = "not the content that was written"
 _MODEL_FILES = {".json", ".safetensors", ".txt", ".model"}
-
-
-def hash_file(path: Path) -> str:
-    """Compute the SHA-256 of a file."""
-    with path.open("rb") as content:
-        return file_digest(content, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

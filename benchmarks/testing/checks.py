@@ -282,7 +282,7 @@ def saved_and_loaded_it_is_the_same(case: AnyCase) -> None:
     """7: a model that is saved and loaded gives the same exits and answers."""
     with tempfile.TemporaryDirectory() as folder:
         case.model.save_pretrained(Path(folder) / "model")
-        advice = "What a method adds must be known to the model: add_head(), use_pooler(), use_adapters() see to it"
+        advice = "What a method adds must be known to the model: add_head(), use_pooler() see to it"
         with any_error_is("a saved model cannot be loaded", FIT_SECTION, advice):
             loaded = case.reloaded(Path(folder) / "model")
     knob = case.middle_knob

@@ -11,6 +11,7 @@ from consistentee.backbones.encoders import stepper_for
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import stock_encoded
+from consistentee.models.classifiers import RecordedLayer
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State
@@ -155,7 +156,7 @@ def reference_logits(model: MultiExitModel, encodings: Sequence[Encoding], batch
         for layer in range(1, model.num_layers + 1):
             hidden = torch.where(exits >= layer, stock.step(layer, hidden, context), hidden)
         pooled = model.pool(model.num_layers, hidden, batch.padding_mask)
-        logits.append(model.classify_pooled(model.num_layers, pooled))
+        logits.append(model.classify(model.num_layers, RecordedLayer(pooled.unsqueeze(1))))
     return torch.cat(logits)
 
 

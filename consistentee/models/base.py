@@ -26,6 +26,7 @@ from consistentee.backbones.pretrained import (
     reading,
 )
 from consistentee.errors import UserError, unknown_name
+from consistentee.files import hash_tensors
 from consistentee.models.heads import ExitHeads, HeadSpec
 
 FORMAT_VERSION = 1
@@ -76,8 +77,6 @@ class Description:
         file: name of the description's file in a saved folder.
 
     Attributes:
-        task_name, method_name, method_parameters, default_knob: the task and the method it was trained with.
-        heads: learned heads by name.
         validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
             ``joint``, the mean over exits, and ``last-exit``, which is the full model's.
     """
@@ -92,10 +91,6 @@ class Description:
     default_knob: float | None = None
     heads: dict[str, HeadSpec] = field(default_factory=dict)
     validation_by_epoch: dict[str, list[float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -118,11 +113,7 @@ class Description:
 
 
 class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags=["early-exit"]):
-    """A stock model whose layers are run one by one, with exits and the learned heads of methods.
-
-    Class attributes:
-        description_class: class of the descriptions of this kind of model.
-    """
+    """A stock model whose layers are run one by one, with exits and the learned heads of methods."""
 
     description_class: ClassVar[type[Description]]
 
@@ -205,7 +196,15 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     @abstractmethod
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of all that determines outputs; ``with_heads=False`` excludes the learned heads."""
+        """Return a hash of all that determines outputs.
+
+        ``with_heads=False`` excludes the learned heads, on which neither hidden states nor logits depend.
+        """
+
+    def _hash_weights(self, with_heads: bool) -> str:
+        excluded = () if with_heads else ("exit_heads.",)
+        weights = self._own_weights().items()
+        return hash_tensors({name: tensor for name, tensor in weights if not name.startswith(excluded)})
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
@@ -221,7 +220,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
         self.tokenizer.save_pretrained(save_directory / TOKENIZER_FOLDER)
         weights = {name: tensor.contiguous() for name, tensor in self._own_weights().items()}
         save_file(weights, save_directory / WEIGHTS_FILE)
-        text = json.dumps(self.description.to_json(), indent=2)
+        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self.description)}, indent=2)
         (save_directory / self.description.file).write_text(text, encoding="utf-8")
 
     @abstractmethod

@@ -7,9 +7,9 @@ from torch import nn
 
 from baselines.kangaroo import Kangaroo
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import ReadPrompts
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import BranchDrafter, SpeculativeGenerations, generate_speculatively
+from consistentee.engine.token_batch import ReadPrompts
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -67,7 +67,7 @@ def test_a_product_multiplies_the_exits_so_far(tiny_model):
     model = ProductOfExperts().fit(tiny_model(), make_task(), RECIPE)
     joint = get_method("pabee").fit(tiny_model(), make_task(), RECIPE)
     history = torch.randn(5, 3, model.width)
-    said = torch.stack([joint.classify_pooled(t, history[:, t - 1]) for t in (1, 2, 3)], dim=1)
+    said = torch.stack([joint.classify(t, RecordedLayer(history[:, :t])) for t in (1, 2, 3)], dim=1)
     weighted = torch.nn.functional.softplus(said) ** torch.tensor([1 / 4, 2 / 4, 3 / 4]).view(1, 3, 1)
     products = weighted.prod(dim=1)
     answers = model.classifier(3)(RecordedLayer(history)).softmax(dim=-1)

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import make_task, random_prompts, random_texts
+from conftest import random_prompts, random_texts
 from typer.testing import CliRunner
 
 import consistentee as ee
@@ -35,18 +35,6 @@ def test_a_classifier_answers_as_classify_does(tiny_model, tmp_path):
     assert ee.pipeline(folder)(texts) != answers  # the stored knob is another one
     assert classifier(texts[0])[0].keys() == {"label", "score", "exit_layer"}
     assert len(classifier(("w1", "w2"))) == 1
-
-
-def test_a_method_saves_what_it_has_trained(tiny_model, tmp_path):
-    method = ee.get_method("calm-softmax", classifier="mlp")
-    model = method.fit(tiny_model(), make_task(), ee.Recipe(epochs=1, max_length=32))
-    method.save(model, tmp_path / "model", knob=0.41)
-    texts = random_texts(12)
-    found = ee.classify(model, texts, method.rule(model, 0.41))
-    answers = ee.pipeline(tmp_path / "model")(texts)
-    assert [answer["exit_layer"] for answer in answers] == found.exit_layers.tolist()
-    with pytest.raises(UserError, match="knob"):
-        method.save(model, tmp_path / "other", knob=7)
 
 
 def test_a_method_in_a_file_is_saved_with_its_place(tiny_model, tmp_path):

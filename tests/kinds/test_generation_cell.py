@@ -31,8 +31,8 @@ from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import PromptBatch
 from consistentee.engine.speculation import generate_speculatively
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.errors import UserError
 from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
@@ -65,8 +65,8 @@ def equal(first: Generations, second: Generations) -> bool:
 
 def test_prompts_are_read_once_for_all_knobs(model, monkeypatch):
     read = []
-    prefill = PromptBatch.prefill
-    monkeypatch.setattr(PromptBatch, "prefill", lambda batch: read.append(len(batch)) or prefill(batch))
+    real = TokenBatch.read
+    monkeypatch.setattr(TokenBatch, "read", lambda batch, *rows: read.append(len(batch)) or real(batch, *rows))
     prompts, decoder = prompts_of(6), decoder_of(model)
     decoder.full(prompts)
     texts = {knob: decoder.at(knob, prompts) for knob in (1.0, 2.0, 4.0)}

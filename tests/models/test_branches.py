@@ -69,8 +69,6 @@ def test_branches_are_saved_with_the_model(tiny_decoder, tmp_path):
             generate(DecoderStack(m, layer), PROMPTS, NeverExit(), max_new_tokens=6).texts for m in (model, loaded)
         )
         assert mine == its
-    with pytest.raises(UserError, match="save the decoder"):
-        DecoderStack(model, 1).save_pretrained(tmp_path / "part")
 
 
 def test_a_branch_leaves_at_an_exit(tiny_decoder):
@@ -115,15 +113,3 @@ def test_training_moves_branches_alone_towards_the_full_model(tiny_decoder):
     before, after = fresh.state_dict(), model.state_dict()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"branches"}
-
-
-def test_stages_are_stored_and_shared(tiny_decoder, tmp_path):
-    recipe = TokenRecipe(branch_steps=2, branch_batch_size=4, store=tmp_path)
-    models = [tiny_decoder() for _ in range(2)]
-    for model in models:
-        train_branches(model, make_text_task(), recipe, lambda layer: LAST)
-    first, second = models
-    assert first.fingerprint() == second.fingerprint()
-    assert len(list(tmp_path.glob("branches-*.safetensors"))) == 1
-    train_branches(second, make_text_task(), recipe, lambda layer: BranchSpec(layer + 1, with_mlp=False))
-    assert len(list(tmp_path.glob("branches-*.safetensors"))) == 2

@@ -167,14 +167,6 @@ class TestVectors:
         torch.testing.assert_close(again.logits, outputs.logits)
         torch.testing.assert_close(again.pooled, outputs.pooled)
 
-    def test_one_vector_serves_those_that_read_no_more(self, tiny_model, kind):
-        model, vector = model_with(tiny_model, kind), torch.randn(2, WIDTH)
-        if kind in ("linear", "mlp", "shared", "class-means"):
-            assert torch.equal(model.classify_pooled(2, vector), model.classifier(2)(RecordedLayer(vector[:, None])))
-        else:
-            with pytest.raises(UserError, match=f"{kind} classifier of layer 2 reads more"):
-                model.classify_pooled(2, vector)
-
 
 class TestChoosing:
     """use_classifier, and the description it leaves."""
