@@ -30,7 +30,7 @@ from consistentee import (
 )
 from consistentee.rules.schedules import check_exit_layer, mean_layers
 from consistentee.training import train_last_exit, train_last_token_exit
-from consistentee.training.sources import label_tensor
+from consistentee.training.encoder import label_tensor
 
 _HASH_RANGE = 2**31 - 1
 _EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))

@@ -9,9 +9,8 @@ from torch import Tensor
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits
-from consistentee.training.encoder import train_jointly_on
+from consistentee.training.encoder import TokenSource, train_jointly_on
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenSource
 
 
 def memorized_layer(correct: Tensor) -> Tensor:

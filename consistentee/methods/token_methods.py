@@ -55,7 +55,7 @@ class DepthThresholdMethod(VocabularyMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the backbone, if the recipe does, with equal weights of all exits at every step, on labels alone."""
-        equally = replace(recipe, exit_weights="equal", exit_curriculum="all", layer_dropout=0.0, taught_share=0.0)
+        equally = replace(recipe, exit_weights="equal", layer_dropout=0.0, taught_share=0.0)
         train_exits(model, task, equally)
         return model
 

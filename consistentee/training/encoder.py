@@ -1,33 +1,160 @@
-"""Stages of classification that several methods share, and the losses they are made of."""
+"""Stages of classification that several methods share: their rows, their losses, and the stages."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
+from consistentee.data.encoding import Batch, Encoding, fingerprint
+from consistentee.data.instances import Label, TaskData
+from consistentee.data.metrics import score
 from consistentee.errors import UserError
+from consistentee.files import hash_json, hash_tensors
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
+from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import ExitNetwork, Recipe
-from consistentee.training.sources import (
-    FeatureBatch,
-    FeatureSource,
-    TokenBatch,
-    TokenSource,
-    ValidationJudge,
-    label_tensor,
-)
-from consistentee.training.stage import BatchT, Source, Stage
+from consistentee.training.loop import BatchT, Source, Stage, run_stage
+from consistentee.training.precision import precision_used
+from consistentee.training.recipe import ExitNetwork, PrecisionSetting, Recipe
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
 _HELD_OUT_SEED = 0
+
+
+# Rows
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Instances as tokens: ``labels`` [rows], ``rows`` [rows], their numbers in the source, and the step, from 0."""
+
+    tokens: Batch
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Instances as cached features of a frozen backbone; other fields as in :class:`TokenBatch`."""
+
+    outputs: LayerOutputs
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class ValidationJudge:
+    """The score of a model on validation rows: the mean over exits, or that of the last exit."""
+
+    encodings: Sequence[Encoding]
+    labels: Sequence[Label]
+    metric: str
+    precision: PrecisionSetting
+    every_exit: bool = True
+
+    def __call__(self, model: MultiExitModel) -> float:
+        with model.layers_in(precision_used(self.precision, model.device)):
+            answers = predictions_of(record_logits(model, self.encodings))
+        scored = answers if self.every_exit else answers[:, -1:]
+        return fmean(score(self.metric, self.labels, answer) for answer in scored.T.numpy())
+
+    def fingerprint(self) -> str:
+        return hash_json([fingerprint(self.encodings), list(self.labels), self.metric, self.every_exit])
+
+
+class TokenSource:
+    """Instances as tokens."""
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        encodings: Sequence[Encoding],
+        labels: Tensor,
+        judge: ValidationJudge | None = None,
+    ) -> None:
+        """``labels``: class indices or targets, [N]; ``judge``: scores a model that learns from all of the rows."""
+        self.model = model
+        self.encodings = encodings
+        self.labels = labels
+        self.judge = judge
+        self.lengths = torch.tensor([len(encoding) for encoding in encodings])
+
+    def select(self, rows: Tensor) -> "TokenSource":
+        """Return some of the rows, given by their numbers, without a judge."""
+        return TokenSource(self.model, [self.encodings[i] for i in rows.tolist()], self.labels[rows])
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    def batch(self, rows: Tensor, step: int) -> TokenBatch:
+        tokens = self.model.collate([self.encodings[i] for i in rows.tolist()])
+        return TokenBatch(tokens, self.labels[rows].to(self.model.device), rows, step)
+
+    def fingerprint(self) -> str:
+        return hash_json([fingerprint(self.encodings), self.labels.tolist()])
+
+
+class FeatureSource:
+    """Instances as cached features of a frozen backbone."""
+
+    lengths = None
+
+    def __init__(self, model: MultiExitModel, outputs: LayerOutputs, labels: Sequence[Label]) -> None:
+        self.model = model
+        self.outputs = outputs
+        self.labels = label_tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor, step: int) -> FeatureBatch:
+        device = self.model.device
+        parts = (self.outputs.vectors, self.outputs.pooled, self.outputs.logits)
+        outputs = LayerOutputs(*(part[rows].to(device) for part in parts))
+        return FeatureBatch(outputs, self.labels[rows].to(device), rows, step)
+
+    def fingerprint(self) -> str:
+        tensors = (self.outputs.vectors, self.outputs.logits, self.labels)
+        return hash_tensors({str(i): tensor for i, tensor in enumerate(tensors)})
+
+
+def label_tensor(labels: Sequence[Label]) -> Tensor:
+    """Turn class indices into int64 [N], or numeric targets into float32 [N]."""
+    tensor = torch.tensor(labels)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
+    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
+    model.description.max_length = recipe.max_length
+    rows, validation = recipe.training_rows(task.train), task.validation
+    encodings = model.tokenize(validation.texts, recipe.max_length)
+    judge = ValidationJudge(encodings, validation.labels, task.metric, recipe.precision)
+    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
+
+
+def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
+    """Split training rows into rows to train on, and a ``share`` of them, at least one, that is held out.
+
+    The split depends on the number of rows alone: not on a seed, and not on validation rows.
+    Raises UserError if no row is left to train on.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
+    count = max(1, round(share * len(source)))
+    if count >= len(source):
+        raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
+    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
+
+
+# Losses
 
 
 def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,35 +186,13 @@ def distillation_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return temperature**2 * divergences.sum(dim=(1, 2)).mean()
 
 
-def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
-    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
-    model.description.max_length = recipe.max_length
-    rows, validation = recipe.training_rows(task.train), task.validation
-    encodings = model.tokenize(validation.texts, recipe.max_length)
-    judge = ValidationJudge(encodings, validation.labels, task.metric, recipe.precision)
-    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
-
-
-def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
-    """Split training rows into rows to train on, and a ``share`` of them, at least one, that is held out.
-
-    The split depends on the number of rows alone: not on a seed, and not on validation rows.
-    Raises UserError if no row is left to train on.
-    """
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
-    count = max(1, round(share * len(source)))
-    if count >= len(source):
-        raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
-    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
+# Stages that run the backbone
 
 
 def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe) -> None:
     """Give the exits before layer L untrained classifiers of a network."""
     if network != "linear":
         model.use_classifier(ClassifierSpec(network, at_last_layer=False), recipe.seed)
-
-
-# Stages that run the backbone
 
 
 def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
@@ -250,7 +355,7 @@ def train_heads(
     """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
 
     ``source`` has cached features; or tokens, if the loss runs the frozen backbone itself. ``name``, ``trains`` and
-    ``details``: see :class:`consistentee.training.stage.Stage`.
+    ``details``: see :class:`consistentee.training.Stage`.
     """
     steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
     stage = Stage(

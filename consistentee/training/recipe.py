@@ -34,12 +34,6 @@ ExitStart = Literal["least squares", "stock"]
 ExitWeights = Literal["depth", "squared depth", "equal"]
 """Weights of the exits' losses while the backbone learns: proportional to this power of depth."""
 
-ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
-"""Which exits learn at a step besides the last: all; one, each in turn; or more and more, the deepest first.
-
-"drawn": every token at a random exit, in a pass that computes what decoding computes.
-"""
-
 ExitNetwork = Literal["linear", "mlp", "attention"]
 """Network of the exits before layer L; that of layer L is linear.
 
@@ -128,7 +122,6 @@ class TokenRecipeSettings(BaseSettings):
     backbone_steps: int = Field(default=200, ge=0, description="of the stage that runs the backbone, where it learns")
     backbone_batch_size: int = Field(default=4, ge=1, description="rows, of that stage")
     backbone_learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of that stage")
-    backbone_restarts: int = Field(default=0, ge=0, description="times that stage runs again, from the peak rate on")
     lora_rank: int = Field(default=16, ge=1, description="rank of the updates, for trains=lora")
     taught_share: float = Field(
         default=0.0,
@@ -137,7 +130,6 @@ class TokenRecipeSettings(BaseSettings):
         description="of the targets of exits below L: predictions of L; the rest is labels",
     )
     exit_weights: ExitWeights = Field(default="depth", description="of the exits' losses while the backbone learns")
-    exit_curriculum: ExitCurriculum = Field(default="all", description="which exits learn at a step of that stage")
     layer_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="probability that a row skips layer L in that stage, 0 at layer 1"
     )
@@ -184,11 +176,7 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
 
     * Each step of the exits runs the LM head once for every exit; for learned heads it runs on each of ``head_tokens``
       at every exit, once.
-    * ``backbone_restarts``: each run starts from the weights of the last, with its whole schedule and newly drawn rows
-      (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each is kept, so that a recipe with one more
-      restart continues from the backbone of one with fewer.
-    * ``taught_share``, ``exit_weights``, ``exit_curriculum``, ``layer_dropout``: see
-      :mod:`consistentee.training.decoder_backbone`.
+    * ``taught_share``, ``exit_weights``, ``layer_dropout``: see :mod:`consistentee.training.decoder_backbone`.
     * ``traced_rows``: a row of a hundred tokens takes half a megabyte.
     """
 

@@ -22,8 +22,7 @@ from consistentee.rules.signals import margin
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.decoder_backbone import ExitLosses, joint_loss, states_with_layer_dropout
-from consistentee.training.token_sources import StepRows
+from consistentee.training.decoder_backbone import joint_loss, states_with_layer_dropout
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 8
@@ -131,9 +130,8 @@ class TestMethods:
     def test_the_loss_is_of_what_exits_say_behind_them(self, tiny_decoder):
         model = tiny_decoder(**CLOSED)
         rows = rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
-        batch = StepRows(**vars(collate_rows(model, rows)), number=0, done=0.0)
-        first = ExitLosses("equal", "all", 0.0)
-        loss = joint_loss(first, model, batch)
+        batch = collate_rows(model, rows)
+        loss = joint_loss("equal", 0.0, 0.0, model, batch)
         expected = [
             torch.nn.functional.cross_entropy(
                 model.logits(
@@ -184,6 +182,6 @@ class TestRefusals:
             model.use_adapters("norm")
 
     def test_layer_dropout(self, model):
-        batch = StepRows(**vars(collate_rows(model, [([4, 5], [6, 7])])), number=0, done=0.0)
+        batch = collate_rows(model, [([4, 5], [6, 7])])
         with pytest.raises(UserError, match="layer_dropout"):
             states_with_layer_dropout(model, batch, 0.1)

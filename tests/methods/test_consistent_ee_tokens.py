@@ -20,10 +20,10 @@ from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay, sweep
 from consistentee.training import decoder
+from consistentee.training.decoder import DrawnTokens
 from consistentee.training.head_loss import top_probabilities
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_answers import exit_answers
-from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=4,

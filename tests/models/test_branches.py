@@ -12,8 +12,7 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import record_rows
-from consistentee.training.decoder import branch_logits, branch_loss, train_branches
+from consistentee.training.branches import branch_logits, branch_loss, record_rows, train_branches
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(6, seed=4)

@@ -323,7 +323,7 @@ def test_a_broken_method_is_caught_and_its_fault_named(case_of, kind, source, ch
 HEADS_FROM_0 = """
 from consistentee.models.heads import HeadSpec
 from consistentee.training.encoder import recorded_features, train_heads, training_source
-from consistentee.training.sources import FeatureSource
+from consistentee.training.encoder import FeatureSource
 
 def loss(model, batch):
     return sum(model.head("gate")(t, batch.outputs.pooled[:, t]).square().mean() for t in range(model.num_layers))

@@ -9,9 +9,8 @@ from conftest import make_text_task
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder import exit_loss, train_exits, train_learned_head
+from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_learned_head
 from consistentee.training.recipe import TokenRecipe, drawn
-from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=15, exit_batch_size=16, exit_learning_rate=2e-2, head_steps=5, head_batch_size=16, backbone_steps=3

@@ -23,11 +23,11 @@ from consistentee import MultiExitDecoder, TextTask, TokenRecipe, TokenTrace
 from consistentee.arguments import Fraction
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
+from consistentee.traces.token_rows import TokenRows
 from consistentee.training import StateBatch, train_exits
 from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states
 from consistentee.training.decoder_backbone import loss_at_exits, train_backbone
 from consistentee.training.head_loss import top_probabilities
-from consistentee.training.token_sources import StepRows
 
 _NAME = "where-tokens-leave"
 
@@ -61,7 +61,6 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
             recipe,
             backbone_steps=ceil(recipe.backbone_steps * self.steps),
             backbone_learning_rate=recipe.backbone_learning_rate * self.rate,
-            backbone_restarts=0,
             exit_learning_rate=recipe.exit_learning_rate * self.rate,
         )
         loss = partial(loss_of_rows, self.at_exit)
@@ -84,7 +83,7 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
         )
 
 
-def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: StepRows) -> Tensor:
+def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: TokenRows) -> Tensor:
     """Compute the loss of a batch of rows, through the backbone."""
     states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
     return loss_where_tokens_leave(at_exit, model, states[batch.gives_response], batch.targets)
