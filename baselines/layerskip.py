@@ -19,7 +19,6 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from consistentee import DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe
-from consistentee.training import train_exits
 from consistentee.training.recipe import ExitWeights
 
 
@@ -35,21 +34,12 @@ class LayerSkip(DraftingMethod):
 
     name: ClassVar[str] = "layerskip"
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
+    asks_exits: ClassVar[bool] = True
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     exit_weights: ExitWeights = "depth"
 
-    @property
-    def asks_exits(self) -> bool:
-        return True
-
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout if the backbone is trained."""
-        own_loss = replace(
-            recipe,
-            layer_dropout=self.dropout,
-            exit_weights=self.exit_weights,
-            taught_share=0.0,
-        )
-        train_exits(model, task, own_loss)
-        return model
+        own_loss = replace(recipe, layer_dropout=self.dropout, exit_weights=self.exit_weights, taught_share=0.0)
+        return super().fit(model, task, own_loss)

@@ -18,11 +18,14 @@ from consistentee.methods.method import (
     JointMethod as JointMethod,
     Knob as Knob,
     Method as Method,
-    TokenMethod as TokenMethod,
     available_methods as available_methods,
     get_method as get_method,
 )
-from consistentee.methods.token_methods import DraftingMethod as DraftingMethod, VocabularyMethod as VocabularyMethod
+from consistentee.methods.token_methods import (
+    DraftingMethod as DraftingMethod,
+    TokenMethod as TokenMethod,
+    VocabularyMethod as VocabularyMethod,
+)
 from consistentee.models.classifiers import (
     CLASSIFIER_KINDS as CLASSIFIER_KINDS,
     ClassifierSpec as ClassifierSpec,

@@ -11,7 +11,7 @@ from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from benchmarks.store.generation_records import CalibrationRecord, CalibrationRe
 from consistentee.data.prompts import PromptSplit
 from consistentee.errors import UserError
 from consistentee.methods.calibration import LAMBDAS, risk_losses, split_study, textual_losses
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import TokenMethod
 
 
 @dataclass(frozen=True)

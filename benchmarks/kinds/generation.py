@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.kinds.text_evaluation import Choice
     from benchmarks.measure.decoding_clock import DecodingTimes
     from consistentee.engine.generate import Generations
-    from consistentee.methods.method import TokenMethod
+    from consistentee.methods.token_methods import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 _FULL = "token-full"
@@ -129,7 +129,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         Prompts are read in the order of their length, the default of ``generate``: which prompts are read together is
         part of regrouping, and reading is timed apart.
         """
-        from consistentee.methods.method import TokenMethod
+        from consistentee.methods.token_methods import TokenMethod
 
         assert isinstance(protocol, DecodingTimingSpec)
         if type(method).generate is not TokenMethod.generate:

@@ -38,8 +38,7 @@ from consistentee.data.metrics import token_match
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.methods.method import TokenMethod
-from consistentee.methods.token_methods import VocabularyMethod
+from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit

@@ -43,7 +43,7 @@ from consistentee.engine.classify import classify
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 

@@ -1,4 +1,4 @@
-"""Exit distribution, reward of an exit, and policy gradient: exact or by REINFORCE (ConsistentEE, section 3)."""
+"""Memorized Layer, exit distribution, reward, and policy gradient: exact or by REINFORCE (ConsistentEE, section 3)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,10 +7,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from consistentee.rules.view import predictions_of
+
 Estimator = Literal["exact", "reinforce"]
 """The policy gradient: from the expected reward in closed form, or from sampled exits."""
 
 _THRESHOLDS_DRAWN = 8
+
+
+def memorized_layer(correct: Tensor) -> Tensor:
+    """Compute the Memorized Layer, the first from which on every classifier is right, or L (section 3.3).
+
+    bool [rows, L] -> int64 [rows], from 1.
+    """
+    layers = correct.shape[1]
+    right_to_the_end = correct.flip(dims=[1]).long().cumprod(dim=1).sum(dim=1)
+    return (layers - right_to_the_end + 1).clamp(max=layers)
+
+
+def memorized_layer_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the Memorized Layer int64 [rows] from logits [rows, L, classes] and labels [rows]."""
+    return memorized_layer(predictions_of(logits) == labels.unsqueeze(1))
 
 
 def rewards(

@@ -47,13 +47,6 @@ def text_length(model: MultiExitDecoder, horizon: int | None) -> int:
     return horizon or model.description.max_new_tokens or _USUAL_LENGTH
 
 
-FIRST_EXIT, FULL_DEPTH = -20.0, 40.0
-"""Shifts that make every threshold 0 (the first exit) or 1 (full depth)."""
-
-SHIFTS = (FIRST_EXIT, *(step / 4 for step in range(-32, 33)), FULL_DEPTH)
-"""Values of the knob, from earliest to latest exits; 0 gives the paper's thresholds."""
-
-
 class DepthThresholdRule(ExitRule):
     """Exit if the largest probability reaches the threshold of the layer; a threshold of 1 never exits.
 

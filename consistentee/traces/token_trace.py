@@ -171,8 +171,7 @@ def record_token_trace(
     or cannot be cut.
     """
     rows = encode_rows(model, split, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, keep=keep)
-    title = f"tracing {split.name}" if progress else None
-    return record_tokens(model, rows, batch_size=batch_size, dtype=dtype, store=store, progress=title)
+    return record_tokens(model, rows, batch_size=batch_size, dtype=dtype, store=store, progress=progress)
 
 
 @checked
@@ -183,7 +182,7 @@ def record_tokens(
     batch_size: Positive = 16,
     dtype: torch.dtype = torch.float32,
     store: Path | None = None,
-    progress: str | None = None,
+    progress: bool = False,
 ) -> TokenTrace:
     """Run ``model`` at full depth, in eval mode, over prompts and given responses (a reference's, or generated ones).
 
@@ -193,7 +192,7 @@ def record_tokens(
         batch_size: rows a batch; rows of similar length go together.
         dtype: of the hidden states kept. float16 halves the memory; states beyond its range stay float32.
         store: folder where passes are kept, so that methods that share a backbone share its pass; None keeps nothing.
-        progress: title of a progress bar, or None for none.
+        progress: show a progress bar.
 
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
@@ -229,7 +228,7 @@ def recorded_states(
     batch_size: int,
     dtype: torch.dtype,
     store: Path | None,
-    progress: str | None,
+    progress: bool,
 ) -> Tensor:
     """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :func:`record_tokens`.
 
@@ -264,7 +263,7 @@ def _record(
     *,
     batch_size: int,
     dtype: torch.dtype,
-    progress: str | None,
+    progress: bool,
 ) -> Tensor:
     model.eval()
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
@@ -272,7 +271,7 @@ def _record(
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     starts = range(0, len(order), batch_size)
-    for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
+    for start in tracked(starts, "tracing", rows=batch_size, shown=progress):
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)

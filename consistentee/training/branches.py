@@ -17,7 +17,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
 from consistentee.traces.token_trace import compact_dtype, recorded_states
-from consistentee.training.decoder import train_exits
+from consistentee.training.decoder import train_exits, training_rows
 from consistentee.training.loop import Stage, run_stage
 from consistentee.training.recipe import TokenRecipe, drawn
 
@@ -80,7 +80,7 @@ def record_rows(
     *,
     batch_size: int = 16,
     store: Path | None = None,
-    progress: str | None = None,
+    progress: bool = False,
 ) -> RowStates:
     """Keep the states of all tokens in half precision; arguments and errors as of :func:`consistentee.record_tokens`.
 
@@ -108,7 +108,7 @@ def train_branches(
     model.to(chosen_device())
     for layer in model.exit_layers[:-1]:
         model.add_branch(layer, spec_at(layer))
-    rows = [row for row in recipe.training_rows(model, task)[: recipe.traced_rows] if len(row[1])]
+    rows = [row for row in training_rows(model, task, recipe)[: recipe.traced_rows] if len(row[1])]
     draws = recipe.branch_steps * recipe.branch_batch_size
     if not draws or not rows or not model.branches:
         return
@@ -118,7 +118,7 @@ def train_branches(
         [rows[number] for number in used],
         batch_size=recipe.trace_batch_size,
         store=recipe.store,
-        progress="caching rows" if recipe.progress else None,
+        progress=recipe.progress,
     )
     stage: Stage[MultiExitDecoder, RowBatch] = Stage(
         name="branches",

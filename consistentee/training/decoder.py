@@ -17,7 +17,7 @@ from consistentee.files import hash_tensors
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.traces.token_rows import TokenRow
+from consistentee.traces.token_rows import TokenRow, encode_rows
 from consistentee.traces.token_trace import TokenTrace, compact_dtype, record_tokens
 from consistentee.training.decoder_backbone import exit_weights, joint_loss, last_exit_loss, train_backbone
 from consistentee.training.loop import Stage, run_stage
@@ -69,6 +69,20 @@ class DrawnTokens:
         return hash_tensors({"drawn": self.tokens}) + self.trace.fingerprint
 
 
+def training_rows(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> list[TokenRow]:
+    """Return the training rows of a task as tokens; the model notes how long they may be."""
+    noted = model.description
+    noted.max_prompt_tokens = recipe.max_prompt_tokens or task.max_prompt_tokens
+    noted.max_new_tokens = recipe.max_new_tokens or task.max_new_tokens
+    return encode_rows(
+        model,
+        task.train.capped(recipe.max_rows, seed=0),
+        max_prompt_tokens=noted.max_prompt_tokens,
+        max_new_tokens=noted.max_new_tokens,
+        keep=task.keep,
+    )
+
+
 def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
     """Train the stages that methods of generation share; return the trace of the training rows under the trained model.
 
@@ -76,7 +90,7 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
     recipe's store. Before, exits get a start in closed form.
     """
     model.to(chosen_device())
-    rows = recipe.training_rows(model, task)
+    rows = training_rows(model, task, recipe)
     if recipe.trains != "exits":
         if model.exits_have_weights:
             _start_exits(cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
@@ -107,7 +121,7 @@ def train_last_token_exit(model: MultiExitDecoder, task: TextTask, recipe: Token
     The stage does not depend on the kind of the exits, so that all kinds share it.
     """
     model.to(chosen_device())
-    train_backbone(model.without_exits(), recipe.training_rows(model, task), recipe, last_exit_loss)
+    train_backbone(model.without_exits(), training_rows(model, task, recipe), recipe, last_exit_loss)
 
 
 def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
@@ -118,7 +132,7 @@ def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: Tok
         batch_size=recipe.trace_batch_size,
         dtype=compact_dtype(model),
         store=recipe.store,
-        progress="caching states" if recipe.progress else None,
+        progress=recipe.progress,
     )
 
 

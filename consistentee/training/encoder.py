@@ -267,8 +267,7 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
 
     They are up to 8 L d bytes a row, which is 74 KB for BERT-base, and memory-mapped above 1 GiB.
     """
-    title = "caching features" if recipe.progress else None
-    return record_outputs(model, source.encodings, store=recipe.store, progress=title)
+    return record_outputs(model, source.encodings, store=recipe.store, progress=recipe.progress)
 
 
 def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
@@ -276,8 +275,7 @@ def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) 
 
     Neither states nor logits are stored; a pass that :func:`recorded_features` stored is read.
     """
-    title = "asking exits" if recipe.progress else None
-    return record_logits(model, source.encodings, store=recipe.store, progress=title)
+    return record_logits(model, source.encodings, store=recipe.store, progress=recipe.progress)
 
 
 def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:

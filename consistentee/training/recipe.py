@@ -13,13 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from consistentee.arguments import checked
 from consistentee.data.instances import Split
-from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-    from consistentee.traces.token_rows import TokenRow
     from consistentee.traces.token_trace import TokenTrace
 
 Trains = Literal["exits", "lora", "all"]
@@ -184,21 +181,6 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         """Return the fields that the training loop of both kinds reads."""
         shared = [field.name for declared in (BaseSettings, OneRun) for field in fields(declared)]
         return Recipe(**{name: getattr(self, name) for name in shared})
-
-    def training_rows(self, model: "MultiExitDecoder", task: TextTask) -> "list[TokenRow]":
-        """Return the training rows that this recipe uses, as tokens; the model notes how long they may be."""
-        from consistentee.traces.token_rows import encode_rows
-
-        noted = model.description
-        noted.max_prompt_tokens = self.max_prompt_tokens or task.max_prompt_tokens
-        noted.max_new_tokens = self.max_new_tokens or task.max_new_tokens
-        return encode_rows(
-            model,
-            task.train.capped(self.max_rows, seed=0),
-            max_prompt_tokens=noted.max_prompt_tokens,
-            max_new_tokens=noted.max_new_tokens,
-            keep=task.keep,
-        )
 
     def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
         """Draw the tokens of a trace that learned heads are trained on: their numbers, int64 [at most head_tokens]."""

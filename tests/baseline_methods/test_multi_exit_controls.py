@@ -14,8 +14,8 @@ from consistentee.methods.method import get_method
 from consistentee.models.classifiers import RecordedLayer
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import sweep
-from consistentee.training.recipe import Recipe
 from consistentee.training.encoder import TokenBatch
+from consistentee.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
 

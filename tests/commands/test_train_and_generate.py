@@ -15,7 +15,7 @@ from benchmarks.cli import app
 from benchmarks.commands import generate
 from benchmarks.commands.generate import colour_of, write_texts
 from consistentee.engine.transcript import NewToken
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 RECIPE = ["--set", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]

@@ -159,7 +159,7 @@ class TestRefusals:
         method = get_method(name)
         monkeypatch.setattr(type(method), "fit", lambda *_: pytest.fail("trained for nothing"))
         with pytest.raises(UserError, match="closing layers"):
-            train_method(method, name, model, make_text_task(), RECIPE)
+            train_method(method, model, make_text_task(), RECIPE)
 
     def test_keys_and_values_of_full_depth(self, model):
         with pytest.raises(UserError, match="propagate"):

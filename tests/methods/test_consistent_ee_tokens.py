@@ -20,7 +20,7 @@ from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay, sweep
 from consistentee.training import decoder
-from consistentee.training.decoder import DrawnTokens
+from consistentee.training.decoder import DrawnTokens, training_rows
 from consistentee.training.head_loss import top_probabilities
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_answers import exit_answers
@@ -76,10 +76,11 @@ class TestAnswers:
         named = logits.argmax(-1)
         answers = exit_answers(trace, with_confidence=True)
         assert torch.equal(answers.predictions, named)
-        for judge, wanted in (("label", trace.targets), ("full model", named[:, 1])):
-            expected = -logits.log_softmax(-1).gather(-1, wanted[:, None, None].expand(-1, 2, 1)).squeeze(-1)
-            torch.testing.assert_close(answers.losses(judge), expected)
-            assert torch.equal(answers.correct(judge), named == wanted[:, None])
+        expected = -logits.log_softmax(-1).gather(-1, trace.targets[:, None, None].expand(-1, 2, 1)).squeeze(-1)
+        torch.testing.assert_close(answers.losses, expected)
+        assert torch.equal(answers.correct, named == trace.targets[:, None])
+        assert torch.equal(ConsistentEETokens().costs(answers), answers.losses)
+        assert torch.equal(ConsistentEETokens(reward_loss="error").costs(answers), (~answers.correct).float())
         assert torch.equal(answers.confidence[:, 1, 3], (named[:, 0] == named[:, 1]).float())
         assert exit_answers(trace).confidence is None
 
@@ -89,21 +90,11 @@ class TestAnswers:
         first = exit_answers(trace, store=tmp_path)
         with monkeypatch.context() as patch:
             patch.setattr(model, "logits", lambda *_: pytest.fail("the store was not used"))
-            assert torch.equal(exit_answers(trace, store=tmp_path).label_losses, first.label_losses)
+            assert torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
         with torch.no_grad():
             for parameter in model.exit_adapters.parameters():
                 parameter.add_(0.1)
-        assert not torch.equal(exit_answers(trace, store=tmp_path).label_losses, first.label_losses)
-
-    def test_costs_are_judged_by_labels_or_the_full_model(self, tiny_decoder):
-        answers = exit_answers(record_tokens(tiny_decoder(), ROWS))
-        named, label = answers.predictions, answers.targets.unsqueeze(1)
-        by_label = ConsistentEETokens(reward_loss="error").costs(answers)
-        by_full_model = ConsistentEETokens(reward_loss="error", judged_by="full model").costs(answers)
-        assert torch.equal(by_label, (named != label).float())
-        assert torch.equal(by_full_model, (named != named[:, -1:]).float())
-        assert torch.equal(ConsistentEETokens(judged_by="full model").costs(answers), answers.full_model_losses)
-        assert torch.equal(ConsistentEETokens().costs(answers), answers.label_losses)
+        assert not torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
 
 
 class TestStages:
@@ -115,7 +106,7 @@ class TestStages:
         model = with_policy(method)
         trace = record_tokens(model, LONG_ROWS)
         answers, batch = exit_answers(trace, with_confidence=reads != "state"), all_states(trace)
-        hardness = memorized_exit_layer(answers.correct("label"), model.exit_layers)
+        hardness = memorized_exit_layer(answers.correct, model.exit_layers)
         torch.manual_seed(0)
         loss = method.policy_stage_loss(answers, hardness, model, batch)
 
@@ -137,7 +128,7 @@ class TestStages:
         monkeypatch.setattr(tokens, "policy_loss", lambda p, reward, *_: given.append(reward) or p.sum())
         method.policy_stage_loss(answers, hardness, model, all_states(trace))
         price = 0.5 * (1 - hardness / 4)
-        expected = -answers.label_losses - torch.stack([price * 3, price * 4], dim=1)
+        expected = -answers.losses - torch.stack([price * 3, price * 4], dim=1)
         torch.testing.assert_close(given[0], expected)
 
     def test_prompts_and_first_tokens_are_outside_of_the_reward(self, tiny_decoder, monkeypatch):
@@ -147,7 +138,7 @@ class TestStages:
         (trace,) = asked
         assert len(trace) == RECIPE.head_tokens
         assert trace.step.min() == 1
-        responses = {token for _, response in RECIPE.training_rows(model, make_text_task()) for token in response[1:]}
+        responses = {token for _, response in training_rows(model, make_text_task(), RECIPE) for token in response[1:]}
         assert set(trace.targets.tolist()) <= responses
 
     def test_third_stage_trains_exits_and_fits_the_policy_again(self, tiny_decoder, monkeypatch):
@@ -177,7 +168,7 @@ class TestStages:
         "options",
         [
             {"estimator": "reinforce", "reward": "vanilla"},
-            {"reward_loss": "error", "judged_by": "full model"},
+            {"reward_loss": "error"},
             {"policy_reads": "confidence", "consistent_steps": 2},
         ],
         ids=str,

@@ -39,19 +39,19 @@ class Mine(Method):
 def test_a_trained_model_notes_the_absolute_path_of_its_method(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    model = train_method(get_method("mine.py:Mine"), "mine.py:Mine", tiny_model(), make_task(), Recipe(epochs=1))
+    model = train_method(get_method("mine.py:Mine"), tiny_model(), make_task(), Recipe(epochs=1))
     assert model.description.method_name == f"{tmp_path / 'mine.py'}:Mine"
     monkeypatch.chdir(tmp_path.parent)
     assert get_method(model.description.method_name).name == "mine"
-    model = train_method(get_method("full"), "full", tiny_model(), make_task(), Recipe(epochs=1))
+    model = train_method(get_method("full"), tiny_model(), make_task(), Recipe(epochs=1))
     assert model.description.method_name == "full"
 
 
 def test_methods_and_tasks_of_different_kinds_are_refused(tiny_model, tiny_decoder):
     with pytest.raises(UserError, match="deebert answers with labels, and task 'toy-text' asks for texts"):
-        train_method(get_method("deebert"), "deebert", tiny_model(), make_text_task(), Recipe())
+        train_method(get_method("deebert"), tiny_model(), make_text_task(), Recipe())
     with pytest.raises(UserError, match=r"token-full lets tokens exit.*'toy' asks for labels"):
-        train_method(get_method("token-full"), "token-full", tiny_decoder(), make_task(), TokenRecipe())
+        train_method(get_method("token-full"), tiny_decoder(), make_task(), TokenRecipe())
     with pytest.raises(UserError, match="deebert is not defined for a regression, and task 'toy' is one"):
         get_method("deebert").fit(tiny_model(num_labels=1), make_task(regression=True), Recipe())
     with pytest.raises(UserError, match="knob 'layer'"):
@@ -81,7 +81,7 @@ def test_a_method_in_a_file(tmp_path, tiny_model):
     method = get_method(f"{path}:Mine", scale=0.5)
     assert method.parameters == {"scale": 0.5}
     recipe = Recipe(epochs=1, max_length=24)
-    model = train_method(method, f"{path}:Mine", tiny_model(), make_task(), recipe)
+    model = train_method(method, tiny_model(), make_task(), recipe)
     assert model.description.method_name == f"{path}:Mine"
     assert model.description.method_parameters == {"scale": 0.5}
     assert (model.description.task_name, model.max_length) == ("toy", 24)
@@ -126,7 +126,7 @@ def test_stages_of_a_users_method_are_told_apart_by_its_file(tmp_path, tiny_mode
             "    def fit(self, model, task, recipe):\n        raise RuntimeError(recipe.method)\n"
         )
         with pytest.raises(RuntimeError, match="consistentee 1 ") as error:
-            train_method(get_method(f"{path}:Mine"), f"{path}:Mine", tiny_model(), make_task(), Recipe())
+            train_method(get_method(f"{path}:Mine"), tiny_model(), make_task(), Recipe())
         return str(error.value)
 
     assert told("1") == told("1") != told("2")

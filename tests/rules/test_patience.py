@@ -11,7 +11,8 @@ from baselines.f_pabee import FPABEE, SmallStepRule, jensen_shannon, kullback_le
 from baselines.pabee import PABEE
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod, get_method
+from consistentee.methods.method import get_method
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay

@@ -13,7 +13,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training import head_loss
-from consistentee.training.decoder import train_exits, train_last_token_exit
+from consistentee.training.decoder import train_exits, train_last_token_exit, training_rows
 from consistentee.training.decoder_backbone import (
     DrawnRows,
     exit_weights,
@@ -148,7 +148,7 @@ class TestTheStage:
 
         @torch.no_grad()
         def losses():
-            trace = record_tokens(model, recipe.training_rows(model, replace(task, train=task.test)))
+            trace = record_tokens(model, training_rows(model, replace(task, train=task.test), recipe))
             of_exits = [
                 model.logits(layer, trace.states(i, trace.may_exit)) for i, layer in enumerate(model.exit_layers)
             ]
@@ -158,7 +158,7 @@ class TestTheStage:
         trace = train_exits(model, task, recipe)
         assert changed(model, before) == {"backbone"}
         assert (losses() < first - 0.2).all()
-        again = record_tokens(model, recipe.training_rows(model, task))
+        again = record_tokens(model, training_rows(model, task, recipe))
         assert trace.speaking.dtype == torch.float16
         torch.testing.assert_close(trace.speaking.float(), again.speaking, atol=2e-2, rtol=2e-2)  # not in bfloat16
 

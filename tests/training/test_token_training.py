@@ -9,7 +9,7 @@ from conftest import make_text_task
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_learned_head
+from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_learned_head, training_rows
 from consistentee.training.recipe import TokenRecipe, drawn
 
 RECIPE = TokenRecipe(
@@ -25,7 +25,7 @@ def changed(model, before):
 
 def loss_of_exits(model, task, target):
     """Return the mean loss of the exits below L on test tokens that may exit."""
-    rows = RECIPE.training_rows(model, replace(task, train=task.test))
+    rows = training_rows(model, replace(task, train=task.test), RECIPE)
     trace = record_tokens(model, rows)
     batch = DrawnTokens(trace, trace.may_exit, len(trace.may_exit), seed=0)
     with torch.no_grad():

@@ -25,7 +25,7 @@ from consistentee.methods.consistent_ee.tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
 from consistentee.traces.token_rows import TokenRows
 from consistentee.training import StateBatch, train_exits
-from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states
+from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states, training_rows
 from consistentee.training.decoder_backbone import loss_at_exits, train_backbone
 from consistentee.training.head_loss import top_probabilities
 
@@ -56,7 +56,7 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
         if recipe.trains == "exits":
             self._train_adapters(trace, recipe)
             return trace
-        rows = recipe.training_rows(model, task)
+        rows = training_rows(model, task, recipe)
         shorter = replace(
             recipe,
             backbone_steps=ceil(recipe.backbone_steps * self.steps),
