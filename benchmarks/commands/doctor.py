@@ -89,19 +89,17 @@ def check_torch() -> Finding:
 
 
 def check_precision() -> Finding:
-    """Report what ``precision: auto`` is on this machine and how fast each precision trains; measure it if unknown."""
+    """Report what ``precision: auto`` is on this machine."""
     try:
         from consistentee.models.base import chosen_device
-        from consistentee.training.precision import remembered_speed
+        from consistentee.training.loop import precision_used
     except (ImportError, OSError):
-        return Finding("precision", "warn", "not measured: torch cannot be loaded")
+        return Finding("precision", "warn", "unknown: torch cannot be loaded")
     try:
         device = chosen_device()
     except UserError:
-        return Finding("precision", "warn", "not measured: the device cannot be used")
-    speed = remembered_speed(device)
-    rates = f"{speed.bfloat16:.0f} GFLOP/s in bfloat16, {speed.float32:.0f} in float32"
-    return Finding("precision", "ok", f"auto trains in {speed.faster} on this {device.type}: a layer runs {rates}")
+        return Finding("precision", "warn", "unknown: the device cannot be used")
+    return Finding("precision", "ok", f"auto trains in {precision_used('auto', device)} on this {device.type}")
 
 
 def check_load() -> Finding:

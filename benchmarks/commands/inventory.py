@@ -18,10 +18,10 @@ from consistentee.methods.method import (
     TOKEN_ENTRY_POINT_GROUP,
     AnyMethod,
     Method,
-    TokenMethod,
     available_methods,
     method_class_of,
 )
+from consistentee.methods.token_methods import TokenMethod
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -44,7 +44,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.precision import precision_used
+from consistentee.training.loop import precision_used
 
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""

@@ -25,8 +25,8 @@ from torch.nn import functional
 from consistentee.errors import UserError
 from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 from consistentee.rules.view import LayerView
+from consistentee.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 
 POLICY = "policy"
 INITIAL_BIAS = -1.5

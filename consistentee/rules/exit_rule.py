@@ -7,8 +7,8 @@ from torch import Tensor
 
 from consistentee.arguments import Number, Positive, checked
 from consistentee.errors import UserError
-from consistentee.rules.signals import Signal
 from consistentee.rules.view import LayerView
+from consistentee.signals import Signal
 
 State = dict[str, Tensor]
 """Per-row state of a rule: every tensor has the rows first. The engine drops the rows that exit."""

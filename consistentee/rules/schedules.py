@@ -11,8 +11,8 @@ from torch import Tensor
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView
+from consistentee.signals import top_probability
 
 _USUAL_LENGTH = 64
 

@@ -19,8 +19,7 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
-from consistentee.training.loop import BatchT, Source, Stage, run_stage
-from consistentee.training.precision import precision_used
+from consistentee.training.loop import BatchT, Source, Stage, precision_used, run_stage
 from consistentee.training.recipe import ExitNetwork, PrecisionSetting, Recipe
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")

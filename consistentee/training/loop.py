@@ -13,8 +13,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,10 +28,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
-from consistentee.models.base import MultiExit, chosen_device
+from consistentee.models.base import MultiExit, Precision, chosen_device
 from consistentee.progress import tracked
-from consistentee.training.precision import onednn_products, precision_used
-from consistentee.training.recipe import Recipe
+from consistentee.training.recipe import PrecisionSetting, Recipe
 from consistentee.versions import TRAINING_VERSION, users_code
 
 CHECKPOINT_STEPS = 200
@@ -342,3 +342,62 @@ def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     if module.startswith(_OWN_PACKAGE):
         return [function.__qualname__]
     return [function.__qualname__, method, *users_code([module])]
+
+
+# Precision of products
+
+
+def precision_used(setting: PrecisionSetting, device: torch.device) -> Precision:
+    """Return the precision that a setting stands for on this machine."""
+    if setting != "auto":
+        return setting
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether layers train faster in bfloat16 than in float32: as a rule on GPUs, with AMX, and on AMD's CPUs.
+
+    On Intel's CPUs with avx512_bf16 and no AMX they take twice as long, and far longer where it is emulated.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    is_amd = str(found.get("cpu_name")).startswith("AMD")
+    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and is_amd))
+
+
+@contextmanager
+def onednn_products(device: torch.device) -> Iterator[None]:
+    """Inside the block, let oneDNN multiply float32 matrices on a CPU, if it does so in float32.
+
+    torch uses MKL unless less precise products are allowed. Then it uses oneDNN, which on most processors multiplies in
+    float32 anyway, with faster code; results are equal up to rounding.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type != "cpu" or before != "highest" or not onednn_keeps_float32():
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def onednn_keeps_float32() -> bool:
+    """Multiply matrices of some sizes and compare: bfloat16 would be off by a thousandth."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return all(_is_float32_product(size, generator) for size in (16, 128, 512))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def _is_float32_product(size: int, generator: torch.Generator) -> bool:
+    left, right = torch.rand(2, size, size, generator=generator)
+    exact = left.double() @ right.double()
+    return bool(((left @ right).double() / exact - 1).abs().max() < 1e-5)

@@ -39,7 +39,7 @@ pooler, a linear exit reads it.
 """
 
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
-"""Precision of the layers' products in training; "auto" is the faster one on the machine."""
+"""Precision of the layers' products in training; "auto" is the one that is faster on such a machine."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -154,7 +154,7 @@ class Recipe(RecipeSettings, OneRun):
     * ``group_by_length``: hardly any token is padding; where lengths differ much, training takes half the time. Batches
       are then not drawn quite independently.
     * ``precision``: ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with avx512_bf16, and half as fast as float32
-      on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` times both, once on a machine, and takes the faster.
+      on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` chooses by the kind of processor.
       Everything that is measured afterwards is in float32.
     """
 

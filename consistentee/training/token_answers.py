@@ -9,8 +9,8 @@ from torch import Tensor
 
 from consistentee.files import computed_once, hash_json
 from consistentee.progress import tracked
-from consistentee.rules.signals import confidence_features
 from consistentee.rules.view import best_among, likeliest
+from consistentee.signals import confidence_features
 from consistentee.traces.token_trace import CHUNK, TokenTrace
 from consistentee.versions import TRAINING_VERSION
 
@@ -24,7 +24,7 @@ class ExitAnswers:
         predictions: the token that each exit predicts, with a pruned vocabulary one of the candidates from the second
             exit on: int64 [N, exits].
         losses: cross-entropy of each exit for the response's next token, in nats: float [N, exits].
-        confidence: :func:`consistentee.rules.signals.confidence_features`, of the candidates with a pruned vocabulary:
+        confidence: :func:`consistentee.signals.confidence_features`, of the candidates with a pruned vocabulary:
             float [N, exits, 4]; None if not requested.
     """
 

@@ -13,7 +13,7 @@ from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import NeverExit, ThresholdRule
-from consistentee.rules.signals import entropy
+from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 

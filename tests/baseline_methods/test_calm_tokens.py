@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from baselines.calm import CALMTokensClassifier, DecayingThresholdRule, agreement
 from consistentee.methods.method import get_method
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.traces.token_trace import TokenTraceView, record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.decoder import training_rows

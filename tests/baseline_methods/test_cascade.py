@@ -18,7 +18,7 @@ from consistentee.models.encoder.cascade import add_companion, companion_layers,
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.rules.signals import top_probability
+from consistentee.signals import top_probability
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import Recipe

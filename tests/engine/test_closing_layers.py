@@ -18,7 +18,7 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
 from consistentee.rules.schedules import ScheduledRule
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep

@@ -15,7 +15,7 @@ from consistentee.methods.method import get_method
 from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, policy_spec, rung_logits
 from consistentee.methods.reward import exit_shares
 from consistentee.models.classifiers import AttentionClassifier, LinearClassifier
-from consistentee.rules.signals import confidence_features
+from consistentee.signals import confidence_features
 from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.traces.walk import replay, sweep
 from consistentee.training import encoder

@@ -16,7 +16,7 @@ MINE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 from consistentee import Knob, Method, ThresholdRule
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.training.encoder import train_jointly
 
 @dataclass(frozen=True)

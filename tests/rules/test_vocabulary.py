@@ -11,8 +11,8 @@ from consistentee.backbones.decoders import logits_among
 from consistentee.engine.generate import generate
 from consistentee.methods.method import get_method
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
-from consistentee.rules.signals import entropy, margin, top_probability
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
+from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.training.encoder import train_jointly
 from consistentee.training.decoder import train_exits
 

@@ -8,7 +8,7 @@ from benchmarks.kinds.instance_evaluation import signal_quantiles
 from benchmarks.store.records import SIGNAL_QUANTILES
 from consistentee.methods.policy import POLICY, PolicyRule, policy_spec
 from consistentee.rules.exit_rule import NeverExit, ThresholdRule
-from consistentee.rules.signals import top_probability
+from consistentee.signals import top_probability
 from consistentee.traces.instance_trace import Trace, record_trace
 
 ROWS, LAYERS = 50, 4

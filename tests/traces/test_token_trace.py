@@ -10,7 +10,7 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.traces.token_rows import collate_rows, encode_rows
 from consistentee.traces.token_trace import TokenTraceView, record_token_trace, record_tokens
 from consistentee.traces.walk import replay, sweep
