@@ -125,9 +125,8 @@ def hard_rows(companion: MultiExitModel, source: TokenSource, recipe: Recipe, fo
     hard = torch.empty(len(source), dtype=torch.bool)
     for fold in range(folds):
         companion.load_state_dict(start)
-        seen, held_out = (
-            source.select(rows.nonzero().flatten()) for rows in (fold_of_row != fold, fold_of_row == fold)
-        )
+        seen = source.select((fold_of_row != fold).nonzero().flatten())
+        held_out = source.select((fold_of_row == fold).nonzero().flatten())
         train_last_exit_on(companion, seen, replace(recipe, max_rows=None))
         logits = stock_encoded(companion, held_out.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
         hard[fold_of_row == fold] = predictions_of(logits) != held_out.labels

@@ -54,12 +54,7 @@ from consistentee.traces.token_trace import (
     record_token_trace as record_token_trace,
     record_tokens as record_tokens,
 )
-from consistentee.traces.walk import (
-    replay as replay,
-    replay_tokens as replay_tokens,
-    sweep as sweep,
-    sweep_tokens as sweep_tokens,
-)
+from consistentee.traces.walk import replay as replay, sweep as sweep
 from consistentee.training.recipe import Recipe as Recipe, TokenRecipe as TokenRecipe
 
 __version__: str

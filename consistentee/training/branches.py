@@ -124,10 +124,8 @@ def train_branches(
         name="branches",
         loss=branch_loss,
         trains=("branches.",),
-        epochs=1,
         batch_size=recipe.branch_batch_size,
         learning_rate=recipe.branch_learning_rate,
-        head_learning_rate=recipe.branch_learning_rate,
         shared=True,
         dropout=False,
     )

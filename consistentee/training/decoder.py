@@ -138,9 +138,9 @@ def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: Tok
 
 @torch.no_grad()
 def _start_exits(trace: TokenTrace, recipe: TokenRecipe) -> None:
-    """Set every exit below L to the least-squares map of its states onto those of layer L, if so configured."""
+    """Set every exit below L to the least-squares map of its states onto those of layer L."""
     model, tokens = trace.model, recipe.tokens_for_heads(trace)
-    if recipe.exit_start == "stock" or not len(tokens):
+    if not len(tokens):
         return
     for index, layer in enumerate(model.exit_layers[:-1]):
         moments = StateMoments.zero(model.backbone.lm_head.weight)
@@ -195,10 +195,8 @@ def train_on_states(
         name=name,
         loss=loss,
         trains=trains,
-        epochs=1,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        head_learning_rate=learning_rate,
         details=details or {},
         shared=shared,
         dropout=False,

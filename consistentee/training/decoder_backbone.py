@@ -76,7 +76,6 @@ def train_backbone(
         name=f"{name}-{recipe.trains}",
         loss=loss,
         trains=(*backbone, *also_trains),
-        epochs=1,
         batch_size=recipe.backbone_batch_size,
         learning_rate=recipe.backbone_learning_rate,
         head_learning_rate=recipe.exit_learning_rate,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from statistics import fmean
 
 import torch
@@ -19,7 +19,7 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
-from consistentee.training.loop import BatchT, Source, Stage, precision_used, run_stage
+from consistentee.training.loop import Stage, precision_used, run_stage
 from consistentee.training.recipe import ExitNetwork, PrecisionSetting, Recipe
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
@@ -69,22 +69,23 @@ class ValidationJudge:
         return hash_json([fingerprint(self.encodings), list(self.labels), self.metric, self.every_exit])
 
 
+@dataclass(frozen=True)
 class TokenSource:
-    """Instances as tokens."""
+    """Instances as tokens.
 
-    def __init__(
-        self,
-        model: MultiExitModel,
-        encodings: Sequence[Encoding],
-        labels: Tensor,
-        judge: ValidationJudge | None = None,
-    ) -> None:
-        """``labels``: class indices or targets, [N]; ``judge``: scores a model that learns from all of the rows."""
-        self.model = model
-        self.encodings = encodings
-        self.labels = labels
-        self.judge = judge
-        self.lengths = torch.tensor([len(encoding) for encoding in encodings])
+    Attributes:
+        labels: class indices or targets, [N].
+        judge: scores a model that learns from all of the rows.
+    """
+
+    model: MultiExitModel
+    encodings: Sequence[Encoding]
+    labels: Tensor
+    judge: ValidationJudge | None = None
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        return torch.tensor([len(encoding) for encoding in self.encodings])
 
     def select(self, rows: Tensor) -> "TokenSource":
         """Return some of the rows, given by their numbers, without a judge."""
@@ -101,15 +102,15 @@ class TokenSource:
         return hash_json([fingerprint(self.encodings), self.labels.tolist()])
 
 
+@dataclass(frozen=True)
 class FeatureSource:
-    """Instances as cached features of a frozen backbone."""
+    """Instances as cached features of a frozen backbone; ``labels`` as in :class:`TokenSource`."""
+
+    model: MultiExitModel
+    outputs: LayerOutputs
+    labels: Tensor
 
     lengths = None
-
-    def __init__(self, model: MultiExitModel, outputs: LayerOutputs, labels: Sequence[Label]) -> None:
-        self.model = model
-        self.outputs = outputs
-        self.labels = label_tensor(labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -202,8 +203,6 @@ def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None
 def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
     """As :func:`train_jointly`, on rows that are tokens already."""
     stage = token_stage("joint", _joint_loss, recipe, shared=True)
-    if model.reads_tokens and recipe.attention_epochs:
-        stage = replace(stage, epochs=recipe.attention_epochs)
     run_stage(model, source, replace(stage, judge=source.judge), recipe)
 
 
@@ -279,7 +278,7 @@ def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) 
 
 def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:
     """Return the features of the training rows under the model as it is: a source for :func:`train_heads`."""
-    return FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+    return FeatureSource(model, recorded_features(model, source, recipe), source.labels)
 
 
 def early_exits(model: MultiExitModel, *patterns: str) -> tuple[str, ...]:
@@ -298,8 +297,9 @@ def train_early_exits(
 ) -> None:
     """Train the exits before layer L on a frozen model that is fine-tuned already.
 
-    If the backbone has a pooler, every exit gets its own. Exits with attention run the backbone, for the recipe's
-    ``attention_epochs``; others learn from cached features, for its ``frozen_steps``. The frozen model has no dropout.
+    If the backbone has a pooler, every exit gets its own. Exits with attention run the backbone, for 5/3 of the
+    recipe's epochs (FastBERT); others learn from cached features, for its ``frozen_steps``. The frozen model has no
+    dropout.
 
     Args:
         model: changed in place.
@@ -321,14 +321,14 @@ def train_early_exits(
         name=name,
         loss=partial(_of_tokens, loss),
         trains=early_exits(model, "classifiers.{}."),
-        epochs=recipe.attention_epochs or math.ceil(recipe.epochs * 5 / 3),
+        epochs=math.ceil(recipe.epochs * 5 / 3),
         batch_size=recipe.batch_size,
         learning_rate=recipe.head_learning_rate,
-        head_learning_rate=recipe.head_learning_rate,
         details={"loss": loss.__qualname__},
         dropout=False,
+        judge=source.judge,
     )
-    run_stage(model, source, replace(stage, judge=source.judge), recipe)
+    run_stage(model, source, stage, recipe)
 
 
 def _of_tokens(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel, batch: TokenBatch) -> Tensor:
@@ -341,8 +341,8 @@ def _of_features(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel
 
 def train_heads(
     model: MultiExitModel,
-    source: Source[BatchT],
-    loss: Callable[[MultiExitModel, BatchT], Tensor],
+    source: FeatureSource,
+    loss: Callable[[MultiExitModel, FeatureBatch], Tensor],
     recipe: Recipe,
     *,
     name: str,
@@ -351,8 +351,7 @@ def train_heads(
 ) -> None:
     """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
 
-    ``source`` has cached features; or tokens, if the loss runs the frozen backbone itself. ``name``, ``trains`` and
-    ``details``: see :class:`consistentee.training.Stage`.
+    ``name``, ``trains`` and ``details``: see :class:`consistentee.training.Stage`.
     """
     steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
     stage = Stage(
@@ -362,7 +361,6 @@ def train_heads(
         epochs=math.ceil(recipe.frozen_steps / steps_per_epoch),
         batch_size=recipe.frozen_batch_size,
         learning_rate=recipe.frozen_learning_rate,
-        head_learning_rate=recipe.frozen_learning_rate,
         details=details or {},
         dropout=False,
     )

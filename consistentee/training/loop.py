@@ -94,7 +94,7 @@ class Stage(Generic[ModelT, BatchT]):
         trains: prefixes of the names of the weights that change; all others are frozen.
         epochs, batch_size: how long.
         learning_rate: peak rate of the backbone, if it is trained.
-        head_learning_rate: peak rate of everything else.
+        head_learning_rate: peak rate of everything else; by default the same.
         details: what else the loss depends on (hyperparameters, tensors), for the key.
         shared: keep the weights in the store, for the next method that needs the same stage.
         dropout: train mode; a stage on cached features has no use for it.
@@ -104,10 +104,10 @@ class Stage(Generic[ModelT, BatchT]):
     name: str
     loss: Callable[[ModelT, BatchT], Tensor]
     trains: tuple[str, ...]
-    epochs: int
     batch_size: int
     learning_rate: float
-    head_learning_rate: float
+    head_learning_rate: float | None = None
+    epochs: int = 1
     details: Mapping[str, object] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
@@ -206,7 +206,7 @@ def _parameter_groups(
     return [
         {
             "params": members,
-            "lr": stage.learning_rate if in_backbone else stage.head_learning_rate,
+            "lr": stage.learning_rate if in_backbone else stage.head_learning_rate or stage.learning_rate,
             "weight_decay": recipe.weight_decay if is_matrix else 0.0,
         }
         for (in_backbone, is_matrix), members in groups.items()
@@ -316,7 +316,7 @@ def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         stage.epochs,
         stage.batch_size,
         stage.learning_rate,
-        stage.head_learning_rate,
+        stage.head_learning_rate or stage.learning_rate,
     )
     parts = {
         "model": model.fingerprint(),

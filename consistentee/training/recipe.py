@@ -25,9 +25,6 @@ Trains = Literal["exits", "lora", "all"]
 Target = Literal["label", "full model"]
 """The target of an exit: the next token of the response, or the distribution of the last exit."""
 
-ExitStart = Literal["least squares", "stock"]
-"""Start of untrained exits: the least-squares map onto the states of layer L, or the identity."""
-
 ExitWeights = Literal["depth", "squared depth", "equal"]
 """Weights of the exits' losses while the backbone learns: proportional to this power of depth."""
 
@@ -79,9 +76,6 @@ class RecipeSettings(BaseSettings):
     """The fields of a :class:`Recipe` that a suite sets."""
 
     epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
-    attention_epochs: int | None = Field(
-        default=None, ge=1, description="of joint training and of exits alone if exits attend; by default of the method"
-    )
     batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the backbone")
     head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of everything on top")
@@ -104,7 +98,6 @@ class TokenRecipeSettings(BaseSettings):
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
     max_new_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
     trains: Trains = Field(default="exits", description="what learns: exits on a frozen backbone, LoRA too, or all")
-    exit_start: ExitStart = Field(default="least squares", description="what untrained exits start from")
     target: Target = Field(default="full model", description="what exits on a frozen backbone learn to predict")
     exit_steps: int = Field(default=300, ge=0, description="of the exit adapters")
     exit_batch_size: int = Field(default=128, ge=1, description="tokens, of the exit adapters")

@@ -53,19 +53,13 @@ def table(*means: float, prompts: int = 100) -> np.ndarray:
 
 
 def test_the_last_threshold_before_the_first_failure_is_kept():
-    assert learn_then_test(table(0.0, 0.0, 0.0), delta=0.1).chosen == 2
-    found = learn_then_test(table(0.0, 0.01, 0.3, 0.0), delta=0.1)
-    assert found.accepted
-    assert found.chosen == 1  # the fourth would pass, but the search has ended
-    assert len(found.p_values) == 3
-    assert found.p_values[:2] == pytest.approx([0.9**100, hoeffding_bentkus(0.01, 100, 0.1)])
-    assert found.p_values[2] == 1.0
+    assert learn_then_test(table(0.0, 0.0, 0.0), delta=0.1) == 2
+    assert learn_then_test(table(0.0, 0.01, 0.3, 0.0), delta=0.1) == 1  # the fourth would pass
 
 
-def test_without_any_proof_the_most_cautious_threshold_is_left():
-    found = learn_then_test(table(0.09, 0.0, 0.0), delta=0.1)
-    assert (found.chosen, found.accepted) == (0, False)
-    assert learn_then_test(table(0.0, 0.0, prompts=5), delta=0.1).accepted is False  # 0.9 ** 5 > 0.05
+def test_no_threshold_is_proven_by_a_high_risk_or_by_few_prompts():
+    assert learn_then_test(table(0.09, 0.0, 0.0), delta=0.1) == -1
+    assert learn_then_test(table(0.0, 0.0, prompts=5), delta=0.1) == -1  # 0.9 ** 5 > 0.05
 
 
 RISKS = np.array([0.0, 0.02, 0.04, 0.06, 0.08, 0.101, 0.12, 0.15, 0.2, 0.3])

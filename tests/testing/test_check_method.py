@@ -332,7 +332,7 @@ class Mine(Base):
     def fit(self, model, task, recipe):
         source = training_source(model, task, recipe)
         model.add_head("gate", HeadSpec(), seed=recipe.seed)
-        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels)
         train_heads(model, rows, loss, recipe, name="gate", trains=("exit_heads.gate.",))
         return model
 """
