@@ -61,7 +61,7 @@ def exit_answers(
     if store is None:
         return ExitAnswers(**ask())
     parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, candidates]
-    name = f"exit-answers-{hash_json([*parts, TRAINING_VERSION])[:16]}.safetensors"
+    name = f"answers-{hash_json([*parts, TRAINING_VERSION])[:16]}.safetensors"
     return ExitAnswers(**computed_once(store / name, ask))
 
 

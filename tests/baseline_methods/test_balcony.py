@@ -8,11 +8,9 @@ from torch import nn
 from baselines.balcony import Balcony
 from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts
 from benchmarks.kinds.text_evaluation import replay_points
-from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.reference import stock_tokens
 from consistentee.data.prompts import PromptSplit
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(5, seed=6)
@@ -51,15 +49,3 @@ def test_replays_are_of_the_decoder_that_writes(tiny_decoder):
     assert points[0].agreement < 1
     assert [point.agreement for point in points[2:]] == [1.0, 1.0]
     assert decoder.at(1.0, prompts).average_layers == 2.0
-
-
-def test_operations_are_those_of_the_layers_that_run(tiny_decoder):
-    model = trained(tiny_decoder(), steps=0)
-    whole, part = DecodingFlops(model), DecodingFlops(DecoderStack(model, 2))
-    assert part.layers == [*whole.layers[:2], whole.layers[3]]
-    assert part.head == whole.head
-    written = BALCONY.generate(model, PROMPTS, 2.0, max_new_tokens=NEW_TOKENS)
-    head = whole.head * written.decoded_tokens
-    counted = part.decoding(written, BALCONY.rule(model, 2.0), "propagate")
-    assert 4 * (counted - head) == 3 * (whole.full_decoding(written) - head)
-    assert part.prefill([5]) - part.head == 3 * (whole.prefill([5]) - whole.head) / 4

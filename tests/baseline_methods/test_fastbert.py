@@ -1,6 +1,5 @@
 """FastBERT: students come near their teacher, no label is read, and the teacher's stage is shared."""
 
-import os
 import random
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 import baselines.fastbert
 from baselines.fastbert import FastBERT
-from benchmarks.tasks.loader import load_task
 from consistentee.data.instances import Split, TaskData
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
@@ -60,16 +58,4 @@ def test_students_reach_their_teacher_without_labels(tiny_model, monkeypatch, cl
     assert all(torch.equal(weights[name], weight) for name, weight in fine_tuned.items()), "only students are distilled"
     *_, student, teacher = accuracy_by_layer(model, task.test).tolist()
     assert teacher > 90
-    assert student > teacher - 2
-
-
-@pytest.mark.real
-def test_students_reach_their_teacher_on_mcid():
-    if not os.environ.get("CONSISTENTEE_DATA"):
-        pytest.skip("CONSISTENTEE_DATA is not set")
-    task = load_task("mcid")
-    model = MultiExitModel.from_backbone("minilm-l6", task.num_labels)
-    model = FastBERT().fit(model, task, Recipe(epochs=3, max_length=64))
-    *_, student, teacher = accuracy_by_layer(model, task.test).tolist()
-    assert teacher > 80
     assert student > teacher - 2

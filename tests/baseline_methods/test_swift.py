@@ -3,12 +3,9 @@
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from baselines.swift import SWIFT, DraftedTexts, LayerSetSearch, sublayers_at
-from benchmarks.kinds.prompt_decoder import from_tensors, to_tensors
-from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, LlamaStepper
 from consistentee.engine.generate import generate
 from consistentee.engine.sampling import Sampling
@@ -89,27 +86,6 @@ class TestTexts:
         assert written.acceptance_rate == 1.0
         assert written.layer_calls == 4 * (sum(written.drafted) + sum(written.passes))
 
-    def test_they_are_kept_with_what_was_skipped(self, model):
-        written = generate_speculatively(model, PROMPTS, skipped=SOME, max_new_tokens=NEW_TOKENS)
-        again = from_tensors(to_tensors(written), model)
-        assert isinstance(again, SpeculativeGenerations)
-        assert again.skipped == SOME
-        assert again.layer_calls == written.layer_calls
-
-
-def test_layers_and_operations_are_those_that_run(model, monkeypatch):
-    """Counted by torch while texts are written: draft by draft, its tokens, and a verification of one token more."""
-    written = generate_speculatively(model, PROMPTS[:1], skipped=SOME, draft_tokens=3, max_new_tokens=NEW_TOKENS)
-    drafted, passes = written.drafted[0], written.passes[0]
-    assert written.layer_calls == pytest.approx(drafted * SOME.layers_left(model.stepper) + 4 * passes)
-    flops = DecodingFlops(model)
-    model.backbone.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
-        generate_speculatively(model, PROMPTS[:1], skipped=SOME, draft_tokens=3, max_new_tokens=NEW_TOKENS)
-    model.backbone.set_attn_implementation("sdpa")
-    counted = counter.get_total_flops() - flops.prefill_to_speculate(written)
-    assert flops.speculating(written) == pytest.approx(counted, rel=0.02)  # columns are a mean over the text
-
 
 class TestSearch:
     def test_first_set_is_every_second_layer_at_a_half(self):
@@ -152,10 +128,6 @@ class TestSearch:
         assert scores[0] == scores[2] == 1.0
         assert scores[1] == scores[3] == score_by_hand(model, PROMPTS[:3], 8)
         assert 0 < scores[1] < 1
-
-    def test_texts_of_one_token_have_nothing_to_draft(self, model):
-        with pytest.raises(UserError, match="no text has a second token"):
-            DraftedTexts(model, model.encode(PROMPTS[:3]), 1)
 
 
 def score_by_hand(model, prompts, new_tokens) -> float:

@@ -79,27 +79,6 @@ def test_the_promise_is_kept_on_losses_of_known_risk():
     assert study.chosen.max() >= 3  # it is not kept by never moving
 
 
-def test_the_empirical_mean_breaks_the_promise():
-    def by_the_mean(losses, delta, epsilon):
-        return int(np.flatnonzero(losses.mean(axis=0) <= delta).max())
-
-    study = split_study(known_risk(6000), 0.1, 0.05, splits=300, seed=0, calibration_share=0.05, pick=by_the_mean)
-    assert study.share > 0.05 + study.sampling_error
-    assert np.mean(RISKS[study.chosen] > 0.1) > 0.3
-
-
-def test_no_prompt_chooses_and_is_held_out_at_once():
-    losses = np.linspace(0.001, 0.01, 10)[:, None]
-    seen = []
-
-    def note(part, delta, epsilon):
-        seen.append(part.sum())
-        return 0
-
-    study = split_study(losses, 0.1, splits=8, calibration_share=0.3, pick=note)
-    assert np.allclose(np.array(seen) + study.risks * 7, losses.sum())
-
-
 @pytest.mark.parametrize(
     ("losses", "delta", "epsilon", "message"),
     [

@@ -125,11 +125,6 @@ class TestStages:
         assert run == [("joint", 1), ("policy", 4), ("exit-consistent", 3), ("policy", 4)]
         assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
-    def test_reinforce_trains(self, tiny_model):
-        method = ConsistentEE(policy_reads="state", estimator="reinforce")
-        model = method.fit(tiny_model(), make_task(rows=30), RECIPE)
-        assert replay(method.rule(model, 0.5), record_trace(model, make_task().test)).min() >= 1
-
     def test_a_higher_price_gives_earlier_exits(self, tiny_model):
         recipe, averages = replace(RECIPE, frozen_steps=60, frozen_learning_rate=3e-2), []
         for alpha in (0.0, 5.0):

@@ -7,7 +7,6 @@ import torch
 from conftest import make_text_task
 from torch.nn import functional
 
-from consistentee.engine.generate import generate_encoded
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import tokens
 from consistentee.methods.consistent_ee.instances import ConsistentEE
@@ -18,7 +17,7 @@ from consistentee.methods.policy import ALWAYS, POLICY, policy_outputs
 from consistentee.methods.reward import exit_shares, policy_loss, rewards
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import sweep
 from consistentee.training import decoder
 from consistentee.training.decoder import DrawnTokens, training_rows
 from consistentee.training.head_loss import top_probabilities
@@ -164,27 +163,9 @@ class TestStages:
             )
             torch.testing.assert_close(method.exit_consistent_loss("label", answers, model, batch), expected)
 
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"estimator": "reinforce", "reward": "vanilla"},
-            {"reward_loss": "error"},
-            {"policy_reads": "confidence", "consistent_steps": 2},
-        ],
-        ids=str,
-    )
-    def test_options_train(self, tiny_decoder, options):
-        method = ConsistentEETokens(**options)
-        model = method.fit(tiny_decoder(), make_text_task(), RECIPE)
-        assert set(replay(method.rule(model, 0.5), record_tokens(model, ROWS)).tolist()) <= set(model.exit_layers)
-
     def test_exits_without_weights_have_no_third_stage(self, tiny_decoder):
         with pytest.raises(UserError, match="consistent_steps"):
             ConsistentEETokens(consistent_steps=2).fit(tiny_decoder(adapter="shared"), make_text_task(), RECIPE)
-
-    def test_a_decoder_without_early_exits_needs_no_policy(self, tiny_decoder):
-        model = ConsistentEETokens().fit(tiny_decoder(exit_layers=()), make_text_task(), RECIPE)
-        assert replay(ConsistentEETokens().rule(model, 0.5), record_tokens(model, ROWS)).tolist() == [4] * 5
 
 
 class TestPrices:
@@ -217,19 +198,6 @@ class TestPrices:
         for never_or_always in (0.0, ALWAYS):
             rules = [method.rule(model, never_or_always) for method in (LADDER, rising)]
             assert torch.equal(*sweep(rules, trace))
-
-    def test_a_price_that_rises_decodes_alike_at_every_batch_and_in_flight(self, with_policy):
-        method = replace(LADDER, price_rise=100.0, horizon=6)
-        model = with_policy(method, exit_layers=(1, 3))
-        prompts, rule = [[2, 7, 9], [2, 8], [2, 5, 6, 11], [2, 30]], method.rule(model, 0.1)
-        alone, together, in_flight = (
-            generate_encoded(model, prompts, rule, max_new_tokens=6, **options)
-            for options in ({"batch_size": 1}, {"batch_size": 4}, {"batch_size": 2, "in_flight": 3})
-        )
-        for found in (together, in_flight):
-            assert [t.tolist() for t in found.tokens] == [t.tolist() for t in alone.tokens]
-            assert [e.tolist() for e in found.exit_layers] == [e.tolist() for e in alone.exit_layers]
-        assert torch.cat(list(alone.exit_layers)).unique().numel() > 1
 
     def test_higher_prices_give_earlier_exits(self, tiny_decoder):
         recipe = replace(RECIPE, head_steps=60, head_batch_size=32, head_learning_rate=3e-2)

@@ -181,14 +181,6 @@ class TestTheStore:
             kind.trained(store=tmp_path)
         assert {path.suffix for path in tmp_path.iterdir()} == {LOCK}, "they are empty, and cleared by the next run"
 
-    def test_a_damaged_stage_is_named_and_trained_again(self, kinds, tmp_path, caplog):
-        kind = kinds["instances"]
-        first = kind.trained(store=tmp_path)
-        (stored,) = tmp_path.glob(f"{kind.stage}-*.safetensors")
-        stored.write_bytes(stored.read_bytes()[:100])
-        assert same(first, kind.trained(store=tmp_path))
-        assert f"{stored} is damaged" in caplog.text
-
     def test_a_methods_own_loss_is_kept_by_the_methods_version(self, tiny_model, tmp_path):
         recipe = replace(RECIPE, epochs=1, store=tmp_path)
 
