@@ -46,9 +46,9 @@ class ExpertsRule(ExitRule):
         return {"previous": torch.full((rows,), -1), "score": torch.zeros(rows)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) >= self.threshold
+        return self.score(view, state) >= self.threshold
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: LayerView, state: State) -> Tensor:
         """Return S_t: float [rows]."""
         vote = view.head(EXPERTS, top_probability(view).unsqueeze(1))
         state["score"] = torch.where(view.predictions == state["previous"], state["score"], 0.0) + vote

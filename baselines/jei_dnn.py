@@ -72,7 +72,8 @@ class JEIDNN(Method):
         model.add_head(_GATE, HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
         turn = min(_TURN, max(1, recipe.frozen_steps // 10))
         loss, trains = partial(_loss_in_turn, self.price, turn), (*_EXITS, f"exit_heads.{_GATE}.")
-        train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, details={"method": repr(self)})
+        details = {"method": repr(self), "turn": turn}
+        train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, details=details)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
@@ -90,9 +91,9 @@ class MassRule(ExitRule):
         return {"left": torch.ones(rows)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) >= self.share
+        return self.score(view, state) >= self.share
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: LayerView, state: State) -> Tensor:
         """Compute ``P_l / (1 - sum_{j<l} P_j)``: float [rows], 1 if no mass remains."""
         gate, left = view.head(_GATE, certainty(view.probs)).sigmoid(), state["left"]
         state["left"] = (left - gate).clamp_min(0)

@@ -18,17 +18,16 @@ from benchmarks.measure.flops import FlopModel
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE, VALIDATION_FILE
-from benchmarks.store.records import SIGNAL_QUANTILES, CurvePoint, HullPoint, OperatingPoint
+from benchmarks.store.records import CurvePoint, HullPoint, OperatingPoint
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
 from consistentee.models.base import chosen_device
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, State
-from consistentee.rules.view import LayerView
+from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import sweep
 from consistentee.training.loop import precision_used
 
 _LIVE_BATCH_SIZE = 32
@@ -224,37 +223,7 @@ def operating_point(done: Evaluation, flops: FlopModel, index: int) -> Operating
         flops=_flops(done, flops, index, trace, done.test),
         live_rows=len(done.task.test) if live else 0,
         live_disagreements=_live_disagreements(done, index) if live else 0,
-        signal_quantiles=signal_quantiles(done.rules[index], trace) if live else [],
     )
-
-
-def signal_quantiles(rule: ExitRule, trace: Trace) -> list[list[float]]:
-    """Compute the quantiles of the rule's signal over all rows: one list for each layer of the rule.
-
-    All rows count at every layer, so that layers can be compared. Empty for a rule without a compared value.
-    """
-    comparing = _Comparing(rule)
-    replay(comparing, trace)
-    compared = [values for values in comparing.values if values is not None]
-    if len(compared) < len(comparing.values):
-        return []
-    levels = torch.tensor(SIGNAL_QUANTILES, dtype=torch.float64)
-    return [torch.quantile(values.double(), levels).tolist() for values in compared]
-
-
-class _Comparing(NeverExit):
-    """Record the compared values of another rule and never exit."""
-
-    def __init__(self, rule: ExitRule) -> None:
-        self.rule = rule
-        self.values: list[Tensor | None] = []
-
-    def start(self, rows: int, num_layers: int) -> State:
-        return self.rule.start(rows, num_layers)
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        self.values.append(self.rule.compared_value(view, state))
-        return super().should_exit(view, state)
 
 
 def _live_disagreements(done: Evaluation, index: int) -> int:

@@ -59,15 +59,12 @@ class PolicyRule(ExitRule):
         return {"previous": torch.full((rows,), -1)} if self.reads != "state" else {}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) > self.threshold
-
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
         extra = None
         if self.reads != "state":
             answers = view.predictions
             extra = confidence_features(view.probs, answers, state["previous"] if view.layer > 1 else None)
             state["previous"] = answers
-        return self.logit(view.head(POLICY, extra), view).sigmoid()
+        return self.logit(view.head(POLICY, extra), view).sigmoid() > self.threshold
 
     def logit(self, output: Tensor, view: LayerView) -> Tensor:
         """Convert the head's output for the rows of a view to the logit of P(exit): [rows]."""

@@ -34,13 +34,6 @@ class ExitRule:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor | None:
-        """Return the value that the rule compares with its threshold, for plots: float [rows], or None.
-
-        Called in place of :meth:`should_exit`, and may update ``state`` in place.
-        """
-        return None
-
 
 def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
     """Call a rule and check its result: bool [active rows]. Raises ValueError for anything else."""
@@ -83,9 +76,6 @@ class ThresholdRule(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         value = self.signal(view)
         return value > self.threshold if self.exit_when == "above" else value < self.threshold
-
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
-        return self.signal(view)
 
 
 @checked

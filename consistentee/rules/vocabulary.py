@@ -47,9 +47,6 @@ class PrunedVocabularyRule(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return self.rule.should_exit(CandidatesView(view, state, self.candidates), state)
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor | None:
-        return self.rule.compared_value(CandidatesView(view, state, self.candidates), state)
-
 
 class CandidatesView(LayerView):
     """A view with the logits of the candidates after the first exit that was read."""

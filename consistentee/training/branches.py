@@ -130,7 +130,7 @@ def train_branches(
         dropout=False,
     )
     source = replace(states, numbers=drawn(states.numbers, draws, recipe.seed))
-    run_stage(model, source, stage, recipe.for_loop())
+    run_stage(model, source, stage, recipe)
 
 
 def branch_loss(model: MultiExitDecoder, batch: RowBatch) -> Tensor:

@@ -202,7 +202,7 @@ def train_on_states(
         dropout=False,
     )
     source = DrawnTokens(trace, tokens, steps * batch_size, recipe.seed)
-    run_stage(trace.model, source, stage, recipe.for_loop())
+    run_stage(trace.model, source, stage, recipe)
 
 
 def train_learned_head(

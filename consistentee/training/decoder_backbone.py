@@ -83,7 +83,7 @@ def train_backbone(
         shared=True,
     )
     source = DrawnRows(model, rows, recipe.backbone_steps * recipe.backbone_batch_size, recipe.seed)
-    run_stage(model, source, stage, recipe.for_loop())
+    run_stage(model, source, stage, recipe)
     if recipe.trains == "lora":
         model.merge_lora()  # so that a layer costs as much as a stock layer
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,7 +30,7 @@ from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit, Precision, chosen_device
 from consistentee.progress import tracked
-from consistentee.training.recipe import PrecisionSetting, Recipe
+from consistentee.training.recipe import BaseSettings, PrecisionSetting, Recipe, TokenRecipe
 from consistentee.versions import TRAINING_VERSION, users_code
 
 CHECKPOINT_STEPS = 200
@@ -47,6 +47,7 @@ _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
 ModelT = TypeVar("ModelT", bound=MultiExit)
 ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
+AnyRecipe = Recipe | TokenRecipe
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 
@@ -114,7 +115,7 @@ class Stage(Generic[ModelT, BatchT]):
     judge: Judge[ModelT] | None = None
 
 
-def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
+def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that need the same stage at the same time take
@@ -145,7 +146,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 
 
 def _train(
-    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
+    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
 ) -> None:
     precision = precision_used(recipe.precision, model.device)
     with onednn_products(model.device):
@@ -198,7 +199,7 @@ def _freeze_all_but(model: MultiExit, prefixes: tuple[str, ...]) -> dict[str, nn
 
 
 def _parameter_groups(
-    parameters: dict[str, nn.Parameter], stage: Stage[ModelT, BatchT], recipe: Recipe
+    parameters: dict[str, nn.Parameter], stage: Stage[ModelT, BatchT], recipe: AnyRecipe
 ) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
@@ -213,14 +214,16 @@ def _parameter_groups(
     ]
 
 
-def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
+def _schedule(optimizer: AdamW, recipe: AnyRecipe, first_step: int, total_steps: int) -> LambdaLR:
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # read by a schedule that does not start at 0
     warmup_steps = int(recipe.warmup_ratio * total_steps)
     return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
 
 
-def _batches(source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, first_step: int) -> Iterator[Tensor]:
+def _batches(
+    source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, first_step: int
+) -> Iterator[Tensor]:
     """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
     for epoch in range(first_step // steps_per_epoch, stage.epochs):
@@ -308,7 +311,7 @@ def _resume(
     return int(tensors["step"])
 
 
-def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
+def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:
     """Return a hash of everything that the result depends on: the model as it is, rows, settings, loss, versions."""
     settings = (
         stage.name,
@@ -323,7 +326,8 @@ def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         "rows": source.fingerprint(),
         "stage": settings,
         "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
-        "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("store", "progress", "method")},
+        "recipe": {setting.name: getattr(recipe, setting.name) for setting in fields(BaseSettings)},
+        "seed": recipe.seed,
         "loss": _name_of(stage.loss, recipe.method),
         "training_version": TRAINING_VERSION,
         "dropout": stage.dropout,

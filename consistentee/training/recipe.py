@@ -4,7 +4,7 @@ A suite and the command line set the *settings*; a recipe adds the fields of one
 suites and cells are read fast.
 """
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -60,7 +60,7 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BaseSettings:
-    """Settings of both kinds of recipe."""
+    """Settings of both kinds of recipe, which the training loop reads."""
 
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors have none")
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="part of the steps; the rate then decays to 0")
@@ -169,11 +169,6 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
     * ``taught_share``, ``exit_weights``, ``layer_dropout``: see :mod:`consistentee.training.decoder_backbone`.
     * ``traced_rows``: a row of a hundred tokens takes half a megabyte.
     """
-
-    def for_loop(self) -> Recipe:
-        """Return the fields that the training loop of both kinds reads."""
-        shared = [field.name for declared in (BaseSettings, OneRun) for field in fields(declared)]
-        return Recipe(**{name: getattr(self, name) for name in shared})
 
     def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
         """Draw the tokens of a trace that learned heads are trained on: their numbers, int64 [at most head_tokens]."""

@@ -47,5 +47,5 @@ def test_the_rule_gives_the_scores_that_the_thresholds_were_fitted_to(tiny_model
     trace = Trace(logits, torch.zeros(6), {"pooled": pooled}, lengths, lengths, {"score": model.head("score")})
     rule = BudgetRule([math.inf] * 4)
     state = rule.start(6, 4)
-    asked = torch.stack([rule.compared_value(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
+    asked = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
     torch.testing.assert_close(asked, scores[:, :3])

@@ -32,5 +32,5 @@ def test_the_rule_leaves_by_the_distribution_that_training_has_shaped(tiny_model
     torch.testing.assert_close(masses.sum(dim=1), torch.ones(len(trace)))
     rule = QuantileRule(0.5, model.width)
     state = rule.start(len(trace), model.num_layers)
-    left = torch.stack([rule.compared_value(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
+    left = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
     torch.testing.assert_close(left, masses.cumsum(dim=1)[:, :3])
