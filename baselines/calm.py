@@ -51,7 +51,7 @@ from consistentee.training import (
     exit_answers,
     train_exits,
     train_heads,
-    train_jointly_on,
+    train_jointly,
     train_learned_head,
     training_source,
 )
@@ -125,7 +125,7 @@ class CALMClassifier(JointMethod):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""
         source = training_source(model, task, recipe)
-        train_jointly_on(model, source, recipe)
+        train_jointly(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
         rows = cached_rows(model, source, recipe)
         trains = (f"exit_heads.{_CONFIDENCE}.",)

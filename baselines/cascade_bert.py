@@ -50,7 +50,6 @@ from consistentee.training import (
     run_stage,
     token_stage,
     train_last_exit,
-    train_last_exit_on,
     training_source,
 )
 
@@ -127,7 +126,7 @@ def hard_rows(companion: MultiExitModel, source: TokenSource, recipe: Recipe, fo
         companion.load_state_dict(start)
         seen = source.select((fold_of_row != fold).nonzero().flatten())
         held_out = source.select((fold_of_row == fold).nonzero().flatten())
-        train_last_exit_on(companion, seen, replace(recipe, max_rows=None))
+        train_last_exit(companion, seen, replace(recipe, max_rows=None))
         logits = stock_encoded(companion, held_out.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
         hard[fold_of_row == fold] = predictions_of(logits) != held_out.labels
     companion.load_state_dict(start)

@@ -24,7 +24,7 @@ from consistentee.training import (
     ExitNetwork,
     distillation_loss,
     train_early_exits,
-    train_last_exit_on,
+    train_last_exit,
     training_source,
 )
 
@@ -49,7 +49,7 @@ class FastBERT(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
+        train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         train_early_exits(model, source, _student_loss, recipe, name="self-distillation", network=self.classifier)
         return model
 

@@ -31,7 +31,7 @@ from consistentee.training import (
     cached_rows,
     layer_losses,
     train_heads,
-    train_last_exit_on,
+    train_last_exit,
     training_source,
 )
 
@@ -65,7 +65,7 @@ class JEIDNN(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)
+        train_last_exit(model, source, recipe)
         model.use_own_poolers()
         rows = cached_rows(model, source, recipe)
         train_heads(model, rows, _warm_up_loss, recipe, name="warm-up", trains=_EXITS)

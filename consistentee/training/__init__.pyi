@@ -23,9 +23,7 @@ from consistentee.training.encoder import (
     train_early_exits as train_early_exits,
     train_heads as train_heads,
     train_jointly as train_jointly,
-    train_jointly_on as train_jointly_on,
     train_last_exit as train_last_exit,
-    train_last_exit_on as train_last_exit_on,
     training_source as training_source,
     use_exit_network as use_exit_network,
 )

@@ -195,24 +195,22 @@ def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe
         model.use_classifier(ClassifierSpec(network, at_last_layer=False), recipe.seed)
 
 
-def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
-    """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE."""
-    train_jointly_on(model, training_source(model, task, recipe), recipe)
+def train_jointly(model: MultiExitModel, rows: TaskData | TokenSource, recipe: Recipe) -> None:
+    """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE.
 
-
-def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    """As :func:`train_jointly`, on rows that are tokens already."""
+    ``rows``: a task, or its training rows from :func:`training_source`.
+    """
+    source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
     stage = token_stage("joint", _joint_loss, recipe, shared=True)
     run_stage(model, source, replace(stage, judge=source.judge), recipe)
 
 
-def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
-    """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT)."""
-    train_last_exit_on(model, training_source(model, task, recipe), recipe)
+def train_last_exit(model: MultiExitModel, rows: TaskData | TokenSource, recipe: Recipe) -> None:
+    """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT).
 
-
-def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    """As :func:`train_last_exit`, on rows that are tokens already."""
+    ``rows``: see :func:`train_jointly`.
+    """
+    source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
     judge = None if source.judge is None else replace(source.judge, every_exit=False)
     stage = token_stage("last-exit", _last_exit_loss, recipe, shared=True)
     run_stage(model, source, replace(stage, judge=judge), recipe)

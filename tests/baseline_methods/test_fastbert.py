@@ -15,7 +15,7 @@ RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=
 
 @pytest.mark.parametrize("classifier", ["attention", "linear"])
 def test_students_read_no_label_and_leave_the_fine_tuned_model_alone(tiny_model, monkeypatch, classifier):
-    monkeypatch.setattr(baselines.fastbert, "train_last_exit_on", lambda model, source, recipe: None)
+    monkeypatch.setattr(baselines.fastbert, "train_last_exit", lambda model, source, recipe: None)
     task, method = make_task(), FastBERT(classifier)
     others = replace(task, train=replace(task.train, labels=[(label + 1) % 3 for label in task.train.labels]))
     first, second = (method.fit(tiny_model(), each, RECIPE).state_dict() for each in (task, others))

@@ -38,7 +38,7 @@ from consistentee.training import (
     recorded_logits,
     run_stage,
     token_stage,
-    train_last_exit_on,
+    train_last_exit,
     training_source,
 )
 
@@ -76,7 +76,7 @@ class ConsistentEEDistilled(Method):
 
     def teach_exits(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
         """Run both stages on tokenised rows."""
-        train_last_exit_on(model, source, recipe)
+        train_last_exit(model, source, recipe)
         teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
         if self.classifier != "linear":
             model.use_classifier(ClassifierSpec(self.classifier, at_last_layer=False), recipe.seed)

@@ -46,7 +46,7 @@ from consistentee.training import (
     run_stage,
     token_stage,
     train_heads,
-    train_jointly_on,
+    train_jointly,
     training_source,
 )
 
@@ -107,7 +107,7 @@ class ConsistentEE(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run stages 1 to 3, and fit the policy again if ``refit_policy``."""
         source = training_source(model, task, recipe)
-        train_jointly_on(model, source, recipe)
+        train_jointly(model, source, recipe)
         hardness = self.learn_policy(model, source, recipe)
         if self.joint_epochs:
             self._train_consistently(model, source, hardness, recipe)
