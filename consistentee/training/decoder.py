@@ -46,15 +46,14 @@ class StateBatch:
     tokens: Tensor
 
 
+@dataclass(frozen=True)
 class DrawnTokens:
-    """Tokens of a trace, drawn at random: as many as a stage takes."""
+    """Tokens of a trace, given by their numbers, in the order of a stage."""
+
+    trace: TokenTrace
+    tokens: Tensor
 
     lengths = None
-
-    def __init__(self, trace: TokenTrace, tokens: Tensor, draws: int, seed: int) -> None:
-        """``tokens``: numbers of those to draw from."""
-        self.trace = trace
-        self.tokens = drawn(tokens, draws, seed)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -201,7 +200,7 @@ def train_on_states(
         shared=shared,
         dropout=False,
     )
-    source = DrawnTokens(trace, tokens, steps * batch_size, recipe.seed)
+    source = DrawnTokens(trace, drawn(tokens, steps * batch_size, recipe.seed))
     run_stage(trace.model, source, stage, recipe)
 
 

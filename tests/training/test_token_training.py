@@ -27,7 +27,7 @@ def loss_of_exits(model, task, target):
     """Return the mean loss of the exits below L on test tokens that may exit."""
     rows = training_rows(model, replace(task, train=task.test), RECIPE)
     trace = record_tokens(model, rows)
-    batch = DrawnTokens(trace, trace.may_exit, len(trace.may_exit), seed=0)
+    batch = DrawnTokens(trace, trace.may_exit)
     with torch.no_grad():
         return exit_loss(target, model, batch.batch(torch.arange(len(batch)), 0)).item()
 
@@ -67,7 +67,7 @@ def test_exit_loss_by_hand(tiny_decoder):
     """Two exits below L, after layers 1 and 3: their weights are 1/4 and 3/4."""
     model = tiny_decoder(exit_layers=(1, 3))
     trace = record_tokens(model, ROWS)
-    batch = DrawnTokens(trace, trace.may_exit, 3, seed=0).batch(torch.arange(3), 0)
+    batch = DrawnTokens(trace, trace.may_exit[:3]).batch(torch.arange(3), 0)
     first, third, last = (
         model.logits(layer, batch.speaking[:, i]).log_softmax(-1) for i, layer in enumerate((1, 3, 4))
     )
