@@ -5,7 +5,7 @@ states of a frozen backbone, not in epochs over all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -98,19 +98,16 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
     trace = cached_states(model, rows[: recipe.traced_rows], recipe)
     if recipe.trains == "exits":
         _start_exits(trace, recipe)
-    train_on_states(
-        trace,
-        trace.may_exit,
-        partial(exit_loss, recipe.target),
-        recipe,
+    stage = Stage(
         name="exits",
+        loss=partial(exit_loss, recipe.target),
         trains=(ADAPTERS,),
-        steps=recipe.exit_steps,
         batch_size=recipe.exit_batch_size,
         learning_rate=recipe.exit_learning_rate,
         details={"target": recipe.target},
         shared=True,
     )
+    train_on_states(trace, trace.may_exit, recipe.exit_steps, stage, recipe)
     return trace
 
 
@@ -167,41 +164,16 @@ def exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Ten
 
 
 def train_on_states(
-    trace: TokenTrace,
-    tokens: Tensor,
-    loss: Callable[[MultiExitDecoder, StateBatch], Tensor],
-    recipe: TokenRecipe,
-    *,
-    name: str,
-    trains: tuple[str, ...],
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    details: Mapping[str, object] | None = None,
-    shared: bool = False,
+    trace: TokenTrace, tokens: Tensor, steps: int, stage: Stage[MultiExitDecoder, StateBatch], recipe: TokenRecipe
 ) -> None:
-    """Train some of the weights of the trace's model on cached states, for some steps, without dropout.
+    """Run a stage on the cached states of some tokens, given by their numbers, for some steps, without dropout.
 
     Nothing happens if there is nothing to train: a decoder with one exit, the last, has no adapter.
-
-    ``tokens`` are the numbers of those to train on; the batch is in tokens. ``name``, ``trains``, ``details`` and
-    ``shared``: see :class:`consistentee.training.Stage`.
     """
-    has_weights = any(weight.startswith(trains) for weight, _ in trace.model.named_parameters())
-    if not steps or not len(tokens) or not has_weights:
-        return
-    stage: Stage[MultiExitDecoder, StateBatch] = Stage(
-        name=name,
-        loss=loss,
-        trains=trains,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        details=details or {},
-        shared=shared,
-        dropout=False,
-    )
-    source = DrawnTokens(trace, drawn(tokens, steps * batch_size, recipe.seed))
-    run_stage(trace.model, source, stage, recipe)
+    has_weights = any(weight.startswith(stage.trains) for weight, _ in trace.model.named_parameters())
+    if steps and len(tokens) and has_weights:
+        source = DrawnTokens(trace, drawn(tokens, steps * stage.batch_size, recipe.seed))
+        run_stage(trace.model, source, replace(stage, dropout=False), recipe)
 
 
 def train_learned_head(
@@ -213,16 +185,13 @@ def train_learned_head(
     head: str,
     details: Mapping[str, object] | None = None,
 ) -> None:
-    """Train a learned head of the trace's model on cached states, by the recipe."""
-    train_on_states(
-        trace,
-        tokens,
-        loss,
-        recipe,
+    """Train a learned head of the trace's model on cached states of some tokens, by the recipe."""
+    stage = Stage(
         name=head,
+        loss=loss,
         trains=(f"exit_heads.{head}.",),
-        steps=recipe.head_steps,
         batch_size=recipe.head_batch_size,
         learning_rate=recipe.head_learning_rate,
-        details=details,
+        details=details or {},
     )
+    train_on_states(trace, tokens, recipe.head_steps, stage, recipe)

@@ -42,7 +42,7 @@ from consistentee.methods.policy import (
 from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer, policy_loss, rewards
 from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.signals import even_log_odds
-from consistentee.training import StateBatch, exit_answers, train_exits, train_learned_head
+from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
 from consistentee.training.decoder import ADAPTERS, train_on_states, wanted_answers
 from consistentee.training.recipe import Target
 from consistentee.training.token_answers import ExitAnswers
@@ -176,18 +176,15 @@ class ConsistentEETokens(VocabularyMethod):
         return torch.stack(losses).mean()
 
     def _fit_exits_at_drawn_exits(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
-        train_on_states(
-            trace,
-            torch.arange(len(trace)),
-            partial(self.exit_consistent_loss, recipe.target, answers),
-            recipe,
+        stage = Stage(
             name="exit-consistent",
+            loss=partial(self.exit_consistent_loss, recipe.target, answers),
             trains=(ADAPTERS,),
-            steps=self.consistent_steps,
             batch_size=recipe.exit_batch_size,
             learning_rate=recipe.exit_learning_rate / 2,
             details={"method": repr(self), "target": recipe.target},
         )
+        train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
 
     def exit_consistent_loss(
         self, target: Target, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch

@@ -24,7 +24,7 @@ from consistentee.arguments import Fraction
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
 from consistentee.traces.token_rows import TokenRows
-from consistentee.training import StateBatch, train_exits
+from consistentee.training import Stage, StateBatch, train_exits
 from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states, training_rows
 from consistentee.training.decoder_backbone import loss_at_exits, train_backbone
 from consistentee.training.head_loss import top_probabilities
@@ -68,19 +68,16 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
         return cached_states(model, rows[: recipe.traced_rows], recipe)
 
     def _train_adapters(self, trace: TokenTrace, recipe: TokenRecipe) -> None:
-        train_on_states(
-            trace,
-            trace.may_exit,
-            partial(loss_of_states, self.at_exit),
-            recipe,
+        stage = Stage(
             name=_NAME,
+            loss=partial(loss_of_states, self.at_exit),
             trains=(ADAPTERS,),
-            steps=ceil(recipe.exit_steps * self.steps),
             batch_size=recipe.exit_batch_size,
             learning_rate=recipe.exit_learning_rate * self.rate,
             details={"at_exit": self.at_exit},
             shared=True,
         )
+        train_on_states(trace, trace.may_exit, ceil(recipe.exit_steps * self.steps), stage, recipe)
 
 
 def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: TokenRows) -> Tensor:
