@@ -24,16 +24,7 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from consistentee import (
-    ExitRule,
-    Knob,
-    Method,
-    MultiExitModel,
-    OneLayerRule,
-    Recipe,
-    TaskData,
-    ThresholdRule,
-)
+from consistentee import ExitRule, Knob, Method, MultiExitModel, OneLayerRule, Recipe, TaskData, ThresholdRule
 from consistentee.engine.classify import stock_encoded
 from consistentee.models.encoder.cascade import (
     add_companion,

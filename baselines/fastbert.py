@@ -20,13 +20,7 @@ from torch import Tensor
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import falling_fractions, normalised_entropy
-from consistentee.training import (
-    ExitNetwork,
-    distillation_loss,
-    train_early_exits,
-    train_last_exit,
-    training_source,
-)
+from consistentee.training import ExitNetwork, distillation_loss, train_early_exits, train_last_exit, training_source
 
 _SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)
 """From just above the largest normalised entropy down to 0."""

@@ -26,14 +26,7 @@ from torch.nn import functional
 
 from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
 from consistentee.signals import even_log_odds
-from consistentee.training import (
-    FeatureBatch,
-    cached_rows,
-    layer_losses,
-    train_heads,
-    train_last_exit,
-    training_source,
-)
+from consistentee.training import FeatureBatch, cached_rows, layer_losses, train_heads, train_last_exit, training_source
 
 _GATE = "gate"
 _EXITS = ("poolers.", "classifiers.")

@@ -27,16 +27,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from consistentee import (
-    ConsecutiveRule,
-    ExitRule,
-    Knob,
-    Method,
-    MultiExitModel,
-    Recipe,
-    SameAnswerRule,
-    TaskData,
-)
+from consistentee import ConsecutiveRule, ExitRule, Knob, Method, MultiExitModel, Recipe, SameAnswerRule, TaskData
 from consistentee.training import (
     TokenBatch,
     TokenSource,

@@ -13,13 +13,7 @@ from typing import ClassVar
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import even_log_odds, top_probability
-from consistentee.training import (
-    ExitNetwork,
-    train_jointly,
-    train_last_exit,
-    training_source,
-    use_exit_network,
-)
+from consistentee.training import ExitNetwork, train_jointly, train_last_exit, training_source, use_exit_network
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.rules.view import predictions_of
-
 Estimator = Literal["exact", "reinforce"]
 """The policy gradient: from the expected reward in closed form, or from sampled exits."""
 
@@ -23,11 +21,6 @@ def memorized_layer(correct: Tensor) -> Tensor:
     layers = correct.shape[1]
     right_to_the_end = correct.flip(dims=[1]).long().cumprod(dim=1).sum(dim=1)
     return (layers - right_to_the_end + 1).clamp(max=layers)
-
-
-def memorized_layer_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the Memorized Layer int64 [rows] from logits [rows, L, classes] and labels [rows]."""
-    return memorized_layer(predictions_of(logits) == labels.unsqueeze(1))
 
 
 def rewards(

@@ -33,7 +33,7 @@ from consistentee.methods.policy import (
     policy_outputs,
     policy_spec,
 )
-from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer_of, policy_loss, rewards
+from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer, policy_loss, rewards
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.signals import even_log_odds
 from consistentee.training import (
@@ -123,7 +123,8 @@ class ConsistentEE(Method):
         """Add the policy, fit it to the current exits (stage 2), and return the rows' Memorized Layer, if used."""
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         rows = cached_rows(model, source, recipe)
-        hardness = memorized_layer_of(rows.outputs.logits, source.labels) if self.reward == "hardness" else None
+        correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
+        hardness = memorized_layer(correct) if self.reward == "hardness" else None
         self._fit_policy(model, rows, hardness, recipe)
         return hardness
 
