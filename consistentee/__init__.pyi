@@ -51,7 +51,6 @@ from consistentee.rules.vocabulary import prune_vocabulary as prune_vocabulary
 from consistentee.traces.instance_trace import Trace as Trace, record_trace as record_trace
 from consistentee.traces.token_trace import (
     TokenTrace as TokenTrace,
-    record_token_trace as record_token_trace,
     record_tokens as record_tokens,
 )
 from consistentee.traces.walk import replay as replay, sweep as sweep

@@ -125,16 +125,6 @@ TRACES: Calls = {
     "replayed trace": (lambda m, trace: ee.replay(m.rule, trace), [["a"]]),
     "replayed rule": (lambda m, rule: ee.replay(rule, m.trace), [0.5]),
     "swept rules": (lambda m, rules: ee.sweep(rules, m.trace), [ee.NeverExit(), [0.1, 0.2]]),
-    "token trace prompts": (
-        lambda m, split: ee.record_token_trace(m.decoder, split, max_prompt_tokens=None, max_new_tokens=4),
-        [["ba"]],
-    ),
-    "token trace keep": (
-        lambda m, keep: ee.record_token_trace(
-            m.decoder, m.text_task.test, max_prompt_tokens=None, max_new_tokens=4, keep=keep
-        ),
-        ["middle"],
-    ),
     "token trace rows": (lambda m, rows: ee.record_tokens(m.decoder, rows), [[], [([10**6], [5])]]),
     "token trace dtype": (lambda m, dtype: ee.record_tokens(m.decoder, [([4], [5])], dtype=dtype), ["float16"]),
     "risk": (lambda m, risk: ee.control_risk(m.method, m.model, m.trace, risk), [NAN, 2.0]),

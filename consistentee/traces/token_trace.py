@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from consistentee.arguments import NotNegative, Positive, checked
-from consistentee.data.prompts import Keep, PromptSplit
+from consistentee.arguments import Positive, checked
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, best_among, likeliest, predictions_of
-from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows, tokens_read
+from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
 CHUNK = 256
@@ -152,29 +151,6 @@ class TokenTraceView(TokenView):
 
 
 @checked
-def record_token_trace(
-    model: MultiExitDecoder,
-    split: PromptSplit,
-    *,
-    max_prompt_tokens: Positive | None,
-    max_new_tokens: NotNegative,
-    keep: Keep = "end",
-    batch_size: Positive = 16,
-    dtype: torch.dtype = torch.float16,
-    store: Path | None = None,
-    progress: bool = False,
-) -> TokenTrace:
-    """Run ``model`` at full depth over the prompts and references of a split, once; see :func:`record_tokens`.
-
-    Adapters and learned heads do not matter here, and may be trained afterwards. ``max_prompt_tokens``,
-    ``max_new_tokens`` and ``keep`` cut the rows, see :func:`encode_rows`. Raises UserError for a prompt that is empty,
-    or cannot be cut.
-    """
-    rows = encode_rows(model, split, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, keep=keep)
-    return record_tokens(model, rows, batch_size=batch_size, dtype=dtype, store=store, progress=progress)
-
-
-@checked
 def record_tokens(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
@@ -188,7 +164,7 @@ def record_tokens(
 
     Args:
         model: whose hidden states are recorded.
-        rows: prompts and responses, as tokens.
+        rows: prompts and responses, as tokens (of a split: :func:`consistentee.traces.token_rows.encode_rows`).
         batch_size: rows a batch; rows of similar length go together.
         dtype: of the hidden states kept. float16 halves the memory; states beyond its range stay float32.
         store: folder where passes are kept, so that methods that share a backbone share its pass; None keeps nothing.

@@ -10,7 +10,7 @@ from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.signals import margin
 from consistentee.traces.token_rows import collate_rows, encode_rows
-from consistentee.traces.token_trace import record_token_trace, record_tokens
+from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay, sweep
 
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
@@ -71,18 +71,18 @@ def test_impossible_rows_are_named(tiny_decoder):
 
 def test_a_pass_is_stored_once_and_survives_the_training_of_exits(tiny_decoder, tmp_path, monkeypatch):
     model = tiny_decoder()
-    limits = {"max_prompt_tokens": 8, "max_new_tokens": 4, "store": tmp_path}
-    first = record_token_trace(model, SPLIT, **limits)
+    options = {"dtype": torch.float16, "store": tmp_path}
+    first = record_tokens(model, ROWS, **options)
     model.add_head("policy", HeadSpec())
     with torch.no_grad():
         for parameter in model.exit_adapters.parameters():
             parameter.add_(1.0)
     monkeypatch.setattr(model, "exit_states", lambda *_: pytest.fail("the store was not used"))
-    again = record_token_trace(model, SPLIT, **limits)
+    again = record_tokens(model, ROWS, **options)
     assert torch.equal(first.speaking, again.speaking)
     assert first.speaking.dtype == torch.float16
     monkeypatch.undo()
-    record_token_trace(model, SPLIT, **{**limits, "max_new_tokens": 3})
+    record_tokens(model, ROWS[:1], **options)
     assert len(list(tmp_path.glob("hidden-*.safetensors"))) == 2
 
 
