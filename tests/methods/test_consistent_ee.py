@@ -14,12 +14,11 @@ from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
 from consistentee.methods.method import get_method
 from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, policy_spec, rung_logits
 from consistentee.methods.reward import exit_shares
-from consistentee.models.classifiers import AttentionClassifier, LinearClassifier
 from consistentee.signals import confidence_features
 from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.traces.walk import replay, sweep
 from consistentee.training import encoder
-from consistentee.training.encoder import layer_losses, train_last_exit, training_source
+from consistentee.training.encoder import layer_losses, training_source
 from consistentee.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16, frozen_steps=4)
@@ -160,24 +159,6 @@ class TestDistilled:
         torch.testing.assert_close(loss(0.0), layer_losses(logits, batch.labels).mean())
         torch.testing.assert_close(loss(1.0), divergence.mean())
         torch.testing.assert_close(loss(0.25), 0.75 * loss(0.0) + 0.25 * loss(1.0))
-
-    def test_exits_learn_from_the_fine_tuned_model_more_slowly(self, tiny_model, monkeypatch):
-        stages, run = [], distilled.run_stage
-
-        def watched(model, source, stage, recipe):
-            stages.append((stage, {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}))
-            run(model, source, stage, recipe)
-
-        monkeypatch.setattr(distilled, "run_stage", watched)
-        model, fine_tuned, task = tiny_model(), tiny_model(), make_task()
-        recipe = replace(RECIPE, epochs=2, head_learning_rate=1e-1)
-        ConsistentEEDistilled().fit(model, task, recipe)
-        train_last_exit(fine_tuned, task, recipe)
-        [(stage, start)] = stages
-        assert all(torch.equal(start[name], tensor) for name, tensor in fine_tuned.backbone.state_dict().items())
-        assert (stage.epochs, stage.learning_rate, stage.head_learning_rate) == (1, 5e-4, 1e-3)
-        kinds = [type(model.classifier(layer)) for layer in range(1, model.num_layers + 1)]
-        assert kinds == [AttentionClassifier] * (model.num_layers - 1) + [LinearClassifier]
 
 
 def test_the_published_values(tiny_model):

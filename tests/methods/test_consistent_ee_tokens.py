@@ -238,9 +238,3 @@ class TestTuned:
             before = before or model.clone_weights()
         assert len(list(tmp_path.glob("backbone-all-*.safetensors"))) == 1
         assert len(list(tmp_path.glob("where-tokens-leave-all-*.safetensors"))) == 2
-
-    def test_on_a_frozen_backbone_adapters_learn(self, tiny_decoder):
-        models = [tiny_decoder(), tiny_decoder()]
-        for model, at_exit in zip(models, (0.0, 1.0), strict=True):
-            ConsistentEETokensTuned(at_exit=at_exit).fit(model, make_text_task(), RECIPE)
-        assert changed(models[0], models[1].clone_weights()) == {"exit_adapters", "exit_heads"}

@@ -36,17 +36,6 @@ class Mine(Method):
 '''
 
 
-def test_a_trained_model_notes_the_absolute_path_of_its_method(tiny_model, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    model = train_method(get_method("mine.py:Mine"), tiny_model(), make_task(), Recipe(epochs=1))
-    assert model.description.method_name == f"{tmp_path / 'mine.py'}:Mine"
-    monkeypatch.chdir(tmp_path.parent)
-    assert get_method(model.description.method_name).name == "mine"
-    model = train_method(get_method("full"), tiny_model(), make_task(), Recipe(epochs=1))
-    assert model.description.method_name == "full"
-
-
 def test_methods_and_tasks_of_different_kinds_are_refused(tiny_model, tiny_decoder):
     with pytest.raises(UserError, match="deebert answers with labels, and task 'toy-text' asks for texts"):
         train_method(get_method("deebert"), tiny_model(), make_text_task(), Recipe())
@@ -75,10 +64,11 @@ def test_unknown_names_get_the_nearest():
         get_method("consistentee", alhpa=1)
 
 
-def test_a_method_in_a_file(tmp_path, tiny_model):
+def test_a_method_in_a_file(tmp_path, tiny_model, monkeypatch):
     path = tmp_path / "mine.py"
     path.write_text(textwrap.dedent(MINE))
-    method = get_method(f"{path}:Mine", scale=0.5)
+    monkeypatch.chdir(tmp_path)
+    method = get_method("mine.py:Mine", scale=0.5)
     assert method.parameters == {"scale": 0.5}
     recipe = Recipe(epochs=1, max_length=24)
     model = train_method(method, tiny_model(), make_task(), recipe)

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, strategies as st
 
 from baselines.f_pabee import jensen_shannon, kullback_leibler
-from baselines.pabee import PABEE
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -92,10 +91,3 @@ def test_a_knob_between_two_patiences_is_refused_and_not_rounded(tiny_model, tin
     assert method.rule(model, 2.0).patience == 2
     with pytest.raises(UserError, match=r"whole number, at least 1, got 1\.5"):
         method.rule(model, 1.5)
-
-
-def test_pabee_uses_its_tolerance(tiny_model):
-    trace = trace_of(torch.tensor([[0.0, 0.15, 0.3, 0.45]]).unsqueeze(-1))
-    model = tiny_model(num_labels=1)
-    assert replay(PABEE(tolerance=0.2).rule(model, 1), trace).tolist() == [2]
-    assert replay(PABEE(tolerance=0.1).rule(model, 1), trace).tolist() == [4]

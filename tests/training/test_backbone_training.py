@@ -66,16 +66,6 @@ class TestCrossEntropyThroughTheHead:
             assert not torch.equal(ours, theirs)
             torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0.05)
 
-    def test_a_frozen_head_gets_no_gradient(self, parts):
-        states, head, targets, weights = parts
-        weighted_cross_entropy(states, head.detach(), targets, weights).backward()
-        assert states.grad is not None
-        assert head.grad is None
-
-    def test_a_nearly_impossible_token_has_a_finite_loss(self):
-        head, target = torch.tensor([[0.0], [900.0]]), torch.tensor([0])
-        assert weighted_cross_entropy(torch.ones(1, 1), head, target, torch.ones(1)) == 900.0
-
 
 class TestLosses:
     @pytest.mark.parametrize("adapter", ["low-rank", "head", "shared"])
