@@ -52,6 +52,7 @@ from consistentee.methods.token_methods import DraftedBy
 from consistentee.models.base import chosen_device
 from consistentee.progress import tracked
 from consistentee.training import train_exits
+from consistentee.training.decoder import training_rows
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5
@@ -98,7 +99,7 @@ class SWIFT(DraftingMethod):
         if recipe.trains != "exits":
             train_exits(model, task, recipe)
         model.to(chosen_device()).eval()
-        prompts = [prompt for prompt, _ in recipe.training_rows(model, task)[: self.search_prompts]]
+        prompts = [prompt for prompt, _ in training_rows(model, task, recipe)[: self.search_prompts]]
         search = partial(self._search, model, prompts, recipe)
         if recipe.store is None:
             found = search()

@@ -20,7 +20,7 @@ from consistentee.data.prompts import TextTask
 if TYPE_CHECKING:
     from benchmarks.kinds.text_evaluation import TextEvaluation
     from benchmarks.measure.decoding_clock import DecodingTimes
-    from consistentee.methods.method import TokenMethod
+    from consistentee.methods.token_methods import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 _FULL = "token-full"
@@ -108,7 +108,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
 
     def regroupings(self, method: "TokenMethod", protocol: TimingSpec) -> Sequence[Regrouped]:
         """List the settings of the protocol, for methods that decode in the common way."""
-        from consistentee.methods.method import TokenMethod
+        from consistentee.methods.token_methods import TokenMethod
 
         assert isinstance(protocol, DecodingTimingSpec)
         return protocol.regrouped if type(method).generate is TokenMethod.generate else ()

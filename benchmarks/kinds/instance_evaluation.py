@@ -28,7 +28,7 @@ from consistentee.models.base import chosen_device
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
-from consistentee.training.precision import precision_used
+from consistentee.training.loop import precision_used
 
 _LIVE_BATCH_SIZE = 32
 _SAME_VALUE = 1e-4  # two numeric answers that differ by less are the same answer, summed in another order

@@ -16,7 +16,7 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.files import load_tensors, only_one, save_tensors
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit

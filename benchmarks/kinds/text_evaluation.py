@@ -36,14 +36,13 @@ from consistentee.data.metrics import token_match
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.methods.method import TokenMethod
-from consistentee.methods.token_methods import VocabularyMethod
+from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.precision import precision_used
+from consistentee.training.loop import precision_used
 
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit

@@ -7,7 +7,7 @@ from conftest import batches_of, in_rounds, ratio_of_rounds, report, seconds
 from baselines.references import RandomRule, StaticRule
 from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
-from consistentee.rules.signals import entropy
+from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import sweep
 

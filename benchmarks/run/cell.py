@@ -74,7 +74,7 @@ def trained(
     set_seed(spec.seed)  # methods may draw from the global generators
     model = kind_named(spec.kind).build_model(spec, rows)
     recipe = spec.recipe.to_recipe(spec.seed, store, progress=progress)
-    return train_method(method, spec.method, model, rows.training, recipe).eval()
+    return train_method(method, model, rows.training, recipe).eval()
 
 
 def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], method: AnyMethod) -> dict[str, Any]:

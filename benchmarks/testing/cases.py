@@ -21,8 +21,8 @@ from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify, classify_encoded
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.owed_tokens import KVPolicy
-from consistentee.methods.method import AnyMethod, TokenMethod
-from consistentee.methods.token_methods import VocabularyMethod
+from consistentee.methods.method import AnyMethod
+from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

@@ -14,7 +14,8 @@ from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders
 from benchmarks.testing.encoders import FAMILIES, TinyModels
 from benchmarks.testing.report import Finding, Report
 from consistentee.errors import unknown_name
-from consistentee.methods.method import AnyMethod, TokenMethod
+from consistentee.methods.method import AnyMethod
+from consistentee.methods.token_methods import TokenMethod
 
 GUIDE = "docs/add_a_method.md"
 

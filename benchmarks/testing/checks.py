@@ -30,7 +30,8 @@ from benchmarks.testing.watching import WatchedRule, attributes_of, modules_of_l
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
-from consistentee.methods.method import AnyMethod, TokenMethod
+from consistentee.methods.method import AnyMethod
+from consistentee.methods.token_methods import TokenMethod
 
 _CLOSE = 1e-4
 

@@ -9,7 +9,8 @@ from consistentee.arguments import Number, checked
 from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.methods.method import Method, TokenMethod, code_file, get_method
+from consistentee.methods.method import Method, code_file, get_method
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

@@ -77,8 +77,7 @@ def tested(losses: ArrayLike, risk: float, delta: float, highest: float) -> int:
     """
     scaled = np.clip(_checked(losses, risk, delta, highest), 0.0, None) / highest
     p_value = binomial if np.isin(scaled, (0.0, 1.0)).all() else hoeffding_bentkus
-    found = learn_then_test(scaled, delta=risk / highest, epsilon=delta, p_value=p_value)
-    return found.chosen if found.accepted else -1
+    return learn_then_test(scaled, delta=risk / highest, epsilon=delta, p_value=p_value)
 
 
 def _checked(losses: ArrayLike, risk: float, delta: float, highest: float) -> Losses:

@@ -11,6 +11,7 @@ prompts, the mean of a loss in 0..1, is at most ``delta``. It needs no model and
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,21 +25,6 @@ LAMBDAS = tuple(round(1 - 0.05 * step, 2) for step in range(21))
 
 Losses = NDArray[np.float64]
 """[prompts, thresholds], each in 0..1, the thresholds from the most cautious one on."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The result of Learn-then-Test.
-
-    Attributes:
-        chosen: index of the last accepted threshold; 0, the most cautious one, if none was accepted.
-        accepted: whether any threshold was accepted; if not, nothing is guaranteed.
-        p_values: of every tested threshold, including the one that ended the search.
-    """
-
-    chosen: int
-    accepted: bool
-    p_values: tuple[float, ...]
 
 
 def hoeffding_bentkus(mean_loss: float, count: int, delta: float) -> float:
@@ -68,25 +54,20 @@ PValue = Callable[[float, int, float], float]
 """(mean loss, number of losses, delta) -> p-value of "the risk is above delta"."""
 
 
-def learn_then_test(
-    losses: ArrayLike, delta: float, epsilon: float = 0.05, p_value: PValue = hoeffding_bentkus
-) -> Calibration:
-    """Test from the most cautious threshold down and choose the last one before the first failure.
+def learn_then_test(losses: ArrayLike, delta: float, epsilon: float = 0.05, p_value: PValue = hoeffding_bentkus) -> int:
+    """Test from the most cautious threshold down; return the index of the last one before the first failure, or -1.
 
     This order bounds the probability of a wrong guarantee by ``epsilon`` without a correction for the number of tests.
+    With -1 nothing is guaranteed: use the most cautious threshold.
 
     ``delta`` is the accepted risk, ``epsilon`` the accepted probability of a broken guarantee. Raises UserError for
     losses outside of 0..1, no prompts, or a delta or epsilon outside of 0..1.
     """
     checked = checked_losses(losses, low=0.0, high=1.0)
     check_shares(delta=delta, epsilon=epsilon)
-    p_values: list[float] = []
-    for mean_loss in checked.mean(axis=0):
-        p_values.append(p_value(float(mean_loss), len(checked), delta))
-        if p_values[-1] > epsilon:
-            break
-    accepted = sum(value <= epsilon for value in p_values)
-    return Calibration(max(accepted - 1, 0), accepted > 0, tuple(p_values))
+    means = checked.mean(axis=0).tolist()
+    passing = takewhile(lambda mean_loss: p_value(mean_loss, len(checked), delta) <= epsilon, means)
+    return len(list(passing)) - 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +92,7 @@ Pick = Callable[[Losses, float, float], int]
 
 
 def _by_learn_then_test(losses: Losses, delta: float, epsilon: float) -> int:
-    return learn_then_test(losses, delta, epsilon).chosen
+    return max(learn_then_test(losses, delta, epsilon), 0)
 
 
 def split_study(

@@ -25,8 +25,8 @@ from torch.nn import functional
 from consistentee.errors import UserError
 from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 from consistentee.rules.view import LayerView
+from consistentee.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 
 POLICY = "policy"
 INITIAL_BIAS = -1.5
@@ -59,15 +59,12 @@ class PolicyRule(ExitRule):
         return {"previous": torch.full((rows,), -1)} if self.reads != "state" else {}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) > self.threshold
-
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
         extra = None
         if self.reads != "state":
             answers = view.predictions
             extra = confidence_features(view.probs, answers, state["previous"] if view.layer > 1 else None)
             state["previous"] = answers
-        return self.logit(view.head(POLICY, extra), view).sigmoid()
+        return self.logit(view.head(POLICY, extra), view).sigmoid() > self.threshold
 
     def logit(self, output: Tensor, view: LayerView) -> Tensor:
         """Convert the head's output for the rows of a view to the logit of P(exit): [rows]."""

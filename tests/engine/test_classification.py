@@ -10,7 +10,7 @@ from torch import Tensor
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
-from consistentee.rules.signals import top_probability
+from consistentee.signals import top_probability
 
 
 class ByKey(ExitRule):

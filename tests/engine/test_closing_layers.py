@@ -16,7 +16,7 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import StaticRule, ThresholdRule
 from consistentee.rules.schedules import ScheduledRule
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
 
@@ -108,7 +108,7 @@ class TestRefusals:
         method = get_method(name)
         monkeypatch.setattr(type(method), "fit", lambda *_: pytest.fail("trained for nothing"))
         with pytest.raises(UserError, match="closing layers"):
-            train_method(method, name, model, make_text_task(), RECIPE)
+            train_method(method, model, make_text_task(), RECIPE)
 
     def test_keys_and_values_of_full_depth(self, model):
         with pytest.raises(UserError, match="propagate"):

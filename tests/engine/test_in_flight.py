@@ -21,7 +21,7 @@ from consistentee.engine.transcript import Endings, Transcript
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule
 from consistentee.rules.schedules import ScheduledRule
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 
 PROMPTS = random_prompts(11, seed=3)
 NEW_TOKENS = 8

@@ -13,7 +13,7 @@ from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
-from consistentee.rules.signals import entropy, head_probability
+from consistentee.signals import entropy, head_probability
 
 WIDTH, INNER, CLASSES = 32, 64, 3
 

@@ -12,8 +12,8 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import record_rows
-from consistentee.training.decoder import branch_logits, branch_loss, train_branches
+from consistentee.training.branches import branch_logits, branch_loss, record_rows, train_branches
+from consistentee.training.decoder import training_rows
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(6, seed=4)
@@ -107,7 +107,7 @@ def test_training_moves_branches_alone_towards_the_full_model(tiny_decoder):
     fresh = tiny_decoder()
     for layer in (1, 2, 3):
         fresh.add_branch(layer, LAST)
-    batch = record_rows(fresh, RECIPE.training_rows(fresh, task)).batch(range(20))
+    batch = record_rows(fresh, training_rows(fresh, task, RECIPE)).batch(range(20))
     with torch.no_grad():
         assert branch_loss(model, batch) < branch_loss(fresh, batch) - 0.02
     before, after = fresh.state_dict(), model.state_dict()

@@ -27,7 +27,7 @@ from consistentee.models.classifiers import (
 )
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
-from consistentee.rules.signals import entropy
+from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 from consistentee.versions import code_of

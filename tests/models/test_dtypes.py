@@ -16,7 +16,7 @@ from consistentee.models.encoder.cascade import add_companion, companion_of_firs
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.token_trace import TokenTraceView, record_tokens
 from consistentee.traces.walk import replay

@@ -77,7 +77,7 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quic
 
 def test_the_rule_and_the_kind_of_classifier_of_the_guide_pass_the_contract(tmp_path, monkeypatch):
     monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(classifiers.CLASSIFIER_KINDS))
-    first = "        train_jointly_on("
+    first = "        train_jointly("
     method = CODE[0].replace(first, f'        model.use_classifier(ClassifierSpec("max"), recipe.seed)\n{first}')
     method = method.replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', "TwiceSure(knob)")
     assert "max" in method

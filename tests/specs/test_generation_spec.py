@@ -9,7 +9,8 @@ from benchmarks.specs.generation import GenerationCellSpec, GenerationSuite
 from benchmarks.specs.suites import Filters, expand, load_suite
 from benchmarks.store.keys import key_parts
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod, get_method
+from consistentee.methods.method import get_method
+from consistentee.methods.token_methods import TokenMethod
 
 SUITE = {
     "name": "small",

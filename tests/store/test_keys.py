@@ -193,12 +193,12 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def test_code_may_move_and_a_raise_makes_the_cells_of_its_method_stale_and_no_other(copy):
     before, code_before = keys_of(copy)
-    loop, hardness = copy / "consistentee/training/loop.py", copy / "consistentee/methods/hardness.py"
+    loop, policy = copy / "consistentee/training/loop.py", copy / "consistentee/methods/policy.py"
     loop.write_text(f"{loop.read_text()}\n\ndef helper() -> None:\n    return None\n")  # a helper more
-    edit(hardness, '"""', '"""Edited. ')  # another docstring
-    hardness.rename(hardness.with_name("how_hard.py"))  # a module renamed
+    edit(policy, '"""', '"""Edited. ')  # another docstring
+    policy.rename(policy.with_name("prices.py"))  # a module renamed
     for path in copy.rglob("*.py"):
-        path.write_text(path.read_text().replace("methods.hardness", "methods.how_hard"))
+        path.write_text(path.read_text().replace("methods.policy", "methods.prices"))
     name = '    name: ClassVar[str] = "deebert"\n'
     edit(copy / "baselines/deebert.py", name, f"{name}    version = 2\n")
     after, code_after = keys_of(copy)

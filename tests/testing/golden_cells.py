@@ -35,10 +35,10 @@ from consistentee.methods.method import (
     ENTRY_POINT_GROUP,
     TOKEN_ENTRY_POINT_GROUP,
     AnyMethod,
-    TokenMethod,
     available_methods,
     get_method,
 )
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind

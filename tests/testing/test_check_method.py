@@ -14,7 +14,7 @@ from benchmarks.testing.report import BrokenContractError
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.methods.method import AnyMethod, get_method
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.training.decoder import train_exits
 from consistentee.training.encoder import train_jointly
 
