@@ -17,13 +17,8 @@ from benchmarks.testing.check_method import checks_of, families_of, trained
 from benchmarks.testing.checks import Check
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.methods.method import (
-    ENTRY_POINT_GROUP,
-    TOKEN_ENTRY_POINT_GROUP,
-    TokenMethod,
-    available_methods,
-    get_method,
-)
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods, get_method
+from consistentee.methods.token_methods import TokenMethod
 
 USUAL_FAMILIES = ("bert", "llama")
 ON_EVERY_FAMILY = ("cascade-bert", "consistentee", "deebert", "calm-tokens-softmax", "consistentee-tokens", "free")
