@@ -50,33 +50,28 @@ PEERS = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state
 def choose(
     target: Target, layers: ArrayLike, quality: ArrayLike, *, num_layers: int, reference: float | None = None
 ) -> int | None:
-    """Return the index of the knob that meets a target best, of ``layers`` [K] and ``quality`` [K] on validation data.
+    """Return the index of the knob that meets a target best on validation data; None if no knob meets it.
 
     Within a budget: the best quality, of equal ones the fewest layers. For the other targets: the fewest layers of
     those that are good enough, of equal ones the best quality. Of equal knobs the first.
 
     Args:
         target: what is wanted.
-        layers: average layers of each knob.
-        quality: of each knob; for an agreement, the share of rows answered as in the full model.
+        layers: average layers of each knob, [K].
+        quality: of each knob, [K]; for an agreement, the share of rows answered as in the full model.
         num_layers: of the stock model, L: budgets are shares of it.
         reference: the score that :class:`PointsLost` is measured against; other targets need none.
-
-    Returns:
-        The index, or None if no knob meets the target.
     """
     cost, good = np.asarray(layers, dtype=float), np.asarray(quality, dtype=float)
-    cheapest_first = np.lexsort((-good, cost))
+    order = np.lexsort((-good, cost))
     if isinstance(target, Budget):
-        return _first(np.lexsort((cost, -good)), cost <= target.layers_at_most * num_layers + ROUNDING)
-    if isinstance(target, Agreement):
-        return _first(cheapest_first, good >= target.agreement_at_least - ROUNDING)
-    if reference is None:
+        order, allowed = np.lexsort((cost, -good)), cost <= target.layers_at_most * num_layers + ROUNDING
+    elif isinstance(target, Agreement):
+        allowed = good >= target.agreement_at_least - ROUNDING
+    elif reference is None:
         raise ValueError(f"'{target}' needs the score that points are lost against")
-    return _first(cheapest_first, good >= reference - target.lost_at_most - ROUNDING)
-
-
-def _first(order: NDArray[np.intp], allowed: NDArray[np.bool_]) -> int | None:
+    else:
+        allowed = good >= reference - target.lost_at_most - ROUNDING
     return next((int(index) for index in order if allowed[index]), None)
 
 
@@ -130,11 +125,8 @@ def concave_hull(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.intp]:
     Points that cost more than the best one are left out. Collinear points and ties are dropped: of points on the line
     between two others the ends are kept, of equal points the first. Differences below :data:`ROUNDING` are none.
 
-    Args:
-        costs, scores: [K].
-
     Returns:
-        Indices by rising cost; scores rise too, by less and less per unit of cost.
+        Indices of ``costs`` and ``scores`` [K] by rising cost; scores rise too, by less and less per unit of cost.
     """
     cost, score_ = (np.round(np.asarray(values, dtype=float), 9) for values in (costs, scores))
     hull: list[int] = []
@@ -154,13 +146,8 @@ def concave_hull(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.intp]:
 def mixture_at(budget: float, costs: ArrayLike, scores: ArrayLike) -> Mixture:
     """Find the two points on the concave hull whose mixture costs exactly ``budget``; beyond the hull, its end.
 
-    Args:
-        budget: cost that is allowed.
-        costs, scores: [K], of every knob of every cell of a method's grid: on validation data, or on texts that are not
-            those to be scored.
-
-    Raises:
-        ValueError: there are no points.
+    ``costs`` and ``scores`` [K] are of every knob of every cell of a method's grid: on validation data, or on texts
+    that are not those to be scored. Raises ValueError if there are none.
     """
     hull = concave_hull(costs, scores)
     if hull.size == 0:
@@ -170,11 +157,10 @@ def mixture_at(budget: float, costs: ArrayLike, scores: ArrayLike) -> Mixture:
 
 
 def _mixtures(results: Results, speedups: Sequence[float], cost: str) -> pd.DataFrame:
-    """Choose a mixture for every task, label, seed and speed-up.
+    """Choose a mixture of lines of ``knobs`` for every task, label, seed and speed-up.
 
-    Return a line for each, with ``mixture`` and ``halves``, the mixtures that each half of the prompts is scored at (in
-    classification, the same twice), whose numbers are lines of ``knobs``; ``halved``: whether halves have chosen for
-    each other, and ``deepest`` is the line of full depth.
+    Columns: ``mixture``; ``halves``, the mixtures that each half of the prompts is scored at (without halves, the same
+    twice); ``halved``, whether halves have chosen for each other; and ``deepest``, the line of full depth.
     """
     knobs, in_layers, of_texts = results.knobs, cost == "layers", results.kind == "generation"
     lines: list[dict[str, Any]] = []
@@ -311,7 +297,7 @@ class EqualCost:
 
     def _answers(self, line: Mapping[Any, Any]) -> Answers | None:
         """Return labels [N] and the answers [2, N] that are mixed; of halves, twice the scores of mixed prompts."""
-        mixture, knobs = line["mixture"], [knob for half in line["halves"] for knob in (half.first, half.second)]
+        knobs = [knob for half in line["halves"] for knob in (half.first, half.second)]
         rows = self.results.answers_at(knobs if line["halved"] else knobs[:2], self.measure)
         if rows is None or not line["halved"]:
             return rows
@@ -481,41 +467,37 @@ class EqualCost:
     def _points(self) -> dict[Any, float]:
         return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
 
-    def contrasts(self, pairs: Sequence[tuple[str, str]], budget: float | None = None) -> pd.DataFrame:
-        """Test pairs of labels at one budget, means over tasks, corrected for their number by Holm's procedure.
+    def contrasts(self) -> pd.DataFrame:
+        """Test the variants of ConsistentEE at the middle budget, means over tasks, corrected by Holm's procedure.
+
+        Every variant is tested against every named peer, and the best variant against the best other method: best by
+        these very test scores, which flatters both.
 
         Returns:
             A line for each pair: ``method``, ``against``, ``points``, ``low``, ``high``, ``p``, ``p_holm``, ``wins``,
             ``losses`` (tasks where the first has more points, fewer).
         """
         lines = []
-        for first, second in pairs:
-            found = [self.difference(task, first, second, budget or self.middle) for task in self.compared]
+        for first, second in self._pairs():
+            found = [self.difference(task, first, second, self.middle) for task in self.compared]
             points = np.array([difference for difference, _ in found])
             known = [samples for _, samples in found if samples is not None]
             samples = np.mean(known, axis=0) if len(known) == len(found) else None
             low, high = (np.nan, np.nan) if samples is None else interval(100 * samples)
-            line = {"method": first, "against": second, "points": 100 * points.mean(), "low": low, "high": high}
-            line["p"] = np.nan if samples is None else statistics.p_value(samples)
-            lines.append(line | {"wins": int((points > 0).sum()), "losses": int((points < 0).sum())})
+            p = np.nan if samples is None else statistics.p_value(samples)
+            wins, losses = int((points > 0).sum()), int((points < 0).sum())
+            lines.append([first, second, 100 * points.mean(), low, high, p, wins, losses])
         tests = pd.DataFrame(lines, columns=["method", "against", "points", "low", "high", "p", "wins", "losses"])
-        tests.insert(6, "p_holm", statistics.holm(tests["p"]))
-        return tests
+        return tests.assign(p_holm=statistics.holm(tests["p"]))
 
-    def core_pairs(self) -> list[tuple[str, str]]:
-        """Return every variant of ConsistentEE with every named peer, and the best variant with the best other method.
-
-        The best are those of the middle budget's own test scores, which flatters both.
-        """
+    def _pairs(self) -> list[tuple[str, str]]:
         methods = self.results.methods
         ranked = list(dict.fromkeys(self.headline["method"]))  # best first
         variants = [label for label in ranked if is_core(methods[label])]
         others = [x for x in ranked if x not in variants and role_of(methods[x]) not in REFERENCES]
+        best = list(zip(variants[:1], others[:1], strict=False))
         pairs = [(variant, peer) for variant in variants for peer in others if methods[peer] in PEERS]
-        if variants and others:
-            best = variants[0], others[0]
-            pairs = [*(pair for pair in pairs if pair != best), best]
-        return pairs
+        return [*(pair for pair in pairs if pair not in best), *best]
 
 
 @lru_cache(maxsize=4)

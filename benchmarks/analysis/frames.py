@@ -16,6 +16,7 @@ round) and what else the clock recorded.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,8 @@ from numpy.typing import NDArray
 
 from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
-from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
-from benchmarks.store.records import BaseRecord, CellRecord, TimingRecord, TimingSamples
+from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, DecodingTimingRecord, GenerationRecord
+from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint, OperatingPoint, TimingRecord, TimingSamples
 from benchmarks.store.stored_results import StoredCell, StoredResults, kind_of_results, open_results
 from consistentee.errors import UserError, unknown_name
 
@@ -111,7 +112,8 @@ class Results:
     def methods(self) -> dict[str, str]:
         """The method of every label: the full model first, then by name, references last."""
         found = {record.label: record.method for record in self.records}
-        return dict(sorted(found.items(), key=lambda item: (_rank(item[1]), item[0])))
+        rank = {FULL: 0} | {role: 2 + place for place, role in enumerate(REFERENCES)}
+        return dict(sorted(found.items(), key=lambda item: (rank.get(role_of(item[1]), 1), item[0])))
 
     @property
     def labels_to_compare(self) -> list[str]:
@@ -127,7 +129,8 @@ class Results:
         """
         groups = self.knobs.groupby(TASK)
         found = groups.agg(metric=("metric", "first"), num_layers=("num_layers", "first"), labels=("label", "nunique"))
-        found["full_label"] = [_full_label(knobs) for _, knobs in groups]
+        full = [labels_of_role(dict(zip(own["label"], own["method"], strict=True)), FULL) for _, own in groups]
+        found["full_label"] = [labels[0] if labels else None for labels in full]
         known = found.index[found["full_label"].notna()] if found["full_label"].notna().any() else found.index
         labels = {(r.task, r.backbone, r.label) for r in self.records if (r.task, r.backbone) in known}
         enough = found.index[2 * found["labels"] >= len({label for *_, label in labels})].intersection(known)
@@ -222,13 +225,11 @@ class Results:
         for label in labels or ():
             if label not in (known := named | set(self.methods.values())):
                 raise unknown_name("method in these results", label, known)
-        wanted = None if labels is None else named & set(labels)
-        methods = {FULL, MAJORITY, *(labels or ())} - (wanted or set())
+        whole_methods = {FULL, MAJORITY, *(label for label in labels or () if label not in named)}
 
         def stays(record: BaseRecord) -> bool:
-            of_label = (
-                wanted is None or record.label in wanted or bool(methods & {role_of(record.method), record.method})
-            )
+            names = {role_of(record.method), record.method} & whole_methods
+            of_label = labels is None or record.label in labels or bool(names)
             return of_label and (tasks is None or record.task in tasks)
 
         return self.with_cells([cell for cell in self.cells if stays(cell.record)])
@@ -322,12 +323,11 @@ def is_core(method: str) -> bool:
 
 def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
     """Return of every record the parameters that differ among the cells of its label: ``alpha=0.05``."""
-    values: dict[tuple[str, ...], set[str]] = {}
+    values: dict[tuple[str, ...], set[object]] = {}
     names = {name for record in records for name in record.parameters}
-    for record in records:
-        for name in names:
-            key = (record.task, record.backbone, record.label, name)
-            values.setdefault(key, set()).add(repr(record.parameters.get(name)))
+    for record, name in product(records, names):
+        key = (record.task, record.backbone, record.label, name)
+        values.setdefault(key, set()).add(repr(record.parameters.get(name)))
     return [
         ", ".join(
             f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
@@ -338,75 +338,54 @@ def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
     ]
 
 
-def _rank(method: str) -> int:
-    role = role_of(method)
-    return 0 if role == FULL else 2 + REFERENCES.index(role) if role in REFERENCES else 1
-
-
-def _full_label(knobs: pd.DataFrame) -> str | None:
-    labels = labels_of_role(dict(zip(knobs["label"], knobs["method"], strict=True)), FULL)
-    return labels[0] if labels else None
-
-
 def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
     """Yield the lines of one cell."""
     common: _Line = {name: getattr(record, name) for name in (*CURVE, "method", "seed", "key", "knob_name", "metric")}
     common |= {"cell": number, "num_layers": record.num_layers}
     common["parameters"] = ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
     points = {point.knob: (place, point) for place, point in enumerate(record.operating_points)}
-    of_texts = isinstance(record, GenerationRecord)
-    hull = {} if of_texts else {point.place: (place, point) for place, point in enumerate(record.hull)}
+    hull = {point.place: (place, point) for place, point in enumerate(getattr(record, "hull", []))}
     for place, validation in enumerate(record.curve_validation):
+        point_number, point = points.get(validation.knob, (np.nan, None))
+        hull_number, on_hull = hull.get(place, (np.nan, None))
         line = common | {
             "place": place,
             "knob": validation.knob,
             "validation_layers": validation.average_layers,
             "validation_quality": validation.quality(record.metric),
-            "point": points.get(validation.knob, (np.nan,))[0],
-            "hull": hull.get(place, (np.nan,))[0],
-            "targets": (),
+            "point": point_number,
+            "hull": hull_number,
+            "targets": () if point is None else tuple(point.targets),
         }
         if isinstance(record, CellRecord):
-            line |= _test_of_instances(record, place, hull, points.get(validation.knob))
-        elif validation.knob in points:
-            line |= _test_of_texts(points[validation.knob][1], record.metric)
+            line |= _test_of_instances(record, record.curve_test[place], point, on_hull)
+        elif point is not None:
+            line |= _test_of_texts(point, record.metric)
         yield line
 
 
-def _test_of_instances(record: CellRecord, place: int, hull: Mapping[int, Any], found: Any) -> _Line:
-    test = record.curve_test[place]
+def _test_of_instances(record: CellRecord, test: CurvePoint, point: OperatingPoint | None, on_hull: Any) -> _Line:
     line: _Line = {**test.scores, "layers": test.average_layers, "score": test.scores[record.metric]}
     line["exit_histogram"] = test.exit_histogram
-    if place in hull:
-        known = hull[place][1]
-        line["flops_ratio"] = record.full_flops / known.flops
-        if record.full_validation_flops and known.validation_flops:
-            line["validation_flops_ratio"] = record.full_validation_flops / known.validation_flops
-    if found is not None:
-        point = found[1]
-        low, high = point.score_interval
-        line |= {"targets": tuple(point.targets), "score_low": low, "score_high": high}
-        line |= {"flops": point.flops, "full_flops": record.full_flops}
-        line |= {"live_rows": point.live_rows, "live_disagreements": point.live_disagreements}
+    if on_hull is not None:
+        line["flops_ratio"] = record.full_flops / on_hull.flops
+    if point is not None:
+        line["score_low"], line["score_high"] = point.score_interval
+        line |= {name: getattr(point, name) for name in ("flops", "live_rows", "live_disagreements")}
+        line["full_flops"] = record.full_flops
         line["flops_ratio"] = record.full_flops / point.flops if point.flops else np.nan
     return line
 
 
-def _test_of_texts(point: Any, metric: str) -> _Line:
-    means = {**point.scores, TO_FULL: point.full_text_score, MATCH: point.token_match}
-    line: _Line = {name: mean.value for name, mean in means.items()}
-    line["score"] = line[metric]
-    line |= {
-        f"{name}_{bound}": value
-        for name, mean in means.items()
-        for bound, value in zip(("low", "high"), mean.interval, strict=True)
-    }
+def _test_of_texts(point: DecodingPoint, metric: str) -> _Line:
+    means = {**point.scores, TO_FULL: point.full_text_score, MATCH: point.token_match, "score": point.scores[metric]}
+    line: _Line = {}
+    for name, mean in means.items():
+        line |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
     drafts = point.speculation
     return line | {
         "layers": point.average_layers,
         "exit_histogram": point.exit_histogram,
-        "layers_by_position": point.layers_by_position,
-        "targets": tuple(point.targets),
         NATS: np.nan if point.references is None else point.references.nats,
         "flops": point.decode_flops,
         "full_flops": point.full_decode_flops,
@@ -418,41 +397,30 @@ def _test_of_texts(point: Any, metric: str) -> _Line:
 
 _TIME_COLUMNS = [
     *("task", "backbone", "seed", "timing", "label", "key", "knob", "layers", "batch_size", "in_flight", "regroups"),
-    *("round", "seconds", "rows", "prefill_seconds", "head_seconds", "completed_seconds"),
+    *("round", "seconds", "rows", "head_seconds", "completed_seconds"),
 ]
 
 
 def _time_lines(timings: Iterable[Any]) -> Iterator[_Line]:
     """Yield a line for everything that was timed, batch size and round; the stock model has no key."""
     for number, timing in enumerate(timings):
+        of_task = {name: getattr(timing, name) for name in (*TASK, "seed")} | {"timing": number}
         for one in timing.contenders:
+            line = of_task | {"label": one.label, "key": one.cell_key, "knob": one.knob, "layers": one.average_layers}
             for sample in one.samples:
                 for place, seconds in enumerate(sample.round_seconds):
-                    line = {
-                        **{name: getattr(timing, name) for name in (*TASK, "seed")},
-                        **{"timing": number, "label": one.label, "key": one.cell_key, "knob": one.knob},
-                        **{"layers": one.average_layers, "batch_size": sample.batch_size, "round": place},
-                    }
-                    yield line | (_text_sample if isinstance(sample, DecodingSamples) else _sample)(
-                        sample, place, seconds
-                    )
+                    own = _sample(sample, place, seconds)
+                    yield line | own | {"batch_size": sample.batch_size, "round": place}
 
 
-def _sample(sample: TimingSamples, _: int, seconds: float) -> _Line:
-    return {"in_flight": sample.batch_size, "regroups": False, "rows": sample.rows, "seconds": seconds / sample.rows}
-
-
-def _text_sample(sample: DecodingSamples, place: int, seconds: float) -> _Line:
-    tokens = sum(sample.decoded_tokens)
-    line: _Line = {
-        "in_flight": sample.under_way,
-        "regroups": sample.regroups,
-        "rows": sample.prompts,
-        "seconds": seconds,
-        "prefill_seconds": sum(sample.prefill_seconds[place]) / sample.prompts,
-        "head_seconds": sum(sample.head_seconds[place]) / tokens if sample.head_seconds else np.nan,
-        "completed_seconds": sample.completed_seconds[place] if sample.completed_seconds else [],
-    }
+def _sample(sample: TimingSamples | DecodingSamples, place: int, seconds: float) -> _Line:
+    if isinstance(sample, TimingSamples):
+        in_step = {"in_flight": sample.batch_size, "regroups": False}
+        return in_step | {"rows": sample.rows, "seconds": seconds / sample.rows}
+    head = sum(sample.head_seconds[place]) / sum(sample.decoded_tokens) if sample.head_seconds else np.nan
+    line: _Line = {"in_flight": sample.under_way, "regroups": sample.regroups, "rows": sample.prompts}
+    line |= {"seconds": seconds, "head_seconds": head}
+    line["completed_seconds"] = sample.completed_seconds[place] if sample.completed_seconds else []
     return line | ({} if sample.layers_a_token is None else {"layers": sample.layers_a_token})
 
 

@@ -1,38 +1,36 @@
 """Tables of decoding: cost and quality of texts, and batches."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
-from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
+from benchmarks.analysis.frames import CURVE, MATCH, NATS, TASK, TO_FULL, Results
 from benchmarks.analysis.rendering import METRIC_NAMES, MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, over_or_under
 
 
 def cost_table(results: Results) -> Table | None:
     """Return the score kept in generation where layers, operations or time are equal; None without a full model."""
-    if comparison_of(results).headline["points"].isna().all():
+    comparison = comparison_of(results)
+    if comparison.headline["points"].isna().all():
         return None
-    sizes = results.batch_sizes
-    costs = {"layers": "layers", "FLOPs": "flops_ratio", **{f"clock b{size}": f"speedup_b{size}" for size in sizes}}
-    labels = list(dict.fromkeys(comparison_of(results).headline["method"]))
-    frame = pd.DataFrame({"method": labels})
-    for heading, cost in costs.items():
-        comparison = comparison_of(results) if cost == "layers" else EqualCost(results, cost=cost)
-        found = comparison.by_task if len(comparison.per_seed) else pd.DataFrame(columns=["label", "speedup", "kept"])
-        by_curve = dict(iter(found.groupby(["label", "speedup"])))
+    costs = {"FLOPs": "flops_ratio", **{f"clock b{size}": f"speedup_b{size}" for size in results.batch_sizes}}
+    by_cost = {"layers": comparison} | {name: EqualCost(results, cost=cost) for name, cost in costs.items()}
+    frame = pd.DataFrame({"method": comparison.headline["method"].unique()})
+    for heading, equal in by_cost.items():
+        found = dict(iter(equal.by_task.groupby(["label", "speedup"])))
         frame[heading] = [
-            " / ".join(_kept(by_curve.get((label, s)), len(comparison_of(results).compared)) for s in results.speedups)
-            for label in labels
+            " / ".join(_kept(found.get((label, speedup)), len(comparison.compared)) for speedup in results.speedups)
+            for label in frame["method"]
         ]
     budgets = " / ".join(f"{speedup:g}x" for speedup in results.speedups)
     return Table(
         title=f"Score kept at {budgets}, by what is equal",
         name="costs",
         frame=frame,
-        columns=[Column("method"), *(Column(heading) for heading in costs)],
+        columns=[Column("method"), *(Column(heading) for heading in by_cost)],
         notes=[
             f"Percent of the full model's score at {budgets} less of what the column names: layers on validation "
             "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
@@ -49,20 +47,20 @@ def _kept(found: pd.DataFrame | None, tasks: int) -> str:
 
 def text_scores(results: Results) -> pd.DataFrame:
     """Return all that is scored in generation, by task, label and budget; percent, and perplexity of the references."""
-    keys = [*TASK, "label", "speedup"]
-    found = comparison_of(results).with_intervals(comparison_of(results).by_task).set_index(keys)
+    found = _with_intervals(comparison_of(results))
     found[["points", "low", "high", "kept"]] *= 100
     for measure in (TO_FULL, MATCH):
-        comparison = EqualCost(results, measure=measure)
-        own = comparison.with_intervals(comparison.by_task).set_index(keys)
-        found[measure], found[f"{measure}_low"] = 100 * own["score"], 100 * (1 + own["low"])
-        found[f"{measure}_high"] = 100 * (1 + own["high"])
-    comparison = EqualCost(results, measure=NATS)
-    own = comparison.with_intervals(comparison.by_task).set_index(keys)
-    found["perplexity"], found["times_full"] = np.exp(own["score"]), np.exp(own["points"])
-    found["times_full_low"], found["times_full_high"] = np.exp(own["low"]), np.exp(own["high"])
+        own = _with_intervals(EqualCost(results, measure=measure))
+        found[[measure, f"{measure}_low", f"{measure}_high"]] = 100 * own[["score", "low", "high"]].add([0, 1, 1])
+    own = _with_intervals(EqualCost(results, measure=NATS))
+    found["perplexity"] = np.exp(own["score"])
+    found[["times_full", "times_full_low", "times_full_high"]] = np.exp(own[["points", "low", "high"]])
     found = found.reset_index()
     return found[found["label"].isin(results.labels_to_compare)]
+
+
+def _with_intervals(comparison: EqualCost) -> pd.DataFrame:
+    return comparison.with_intervals(comparison.by_task).set_index([*CURVE, "speedup"])
 
 
 def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) -> Table | None:
@@ -135,44 +133,37 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
 
     ``middle``: of one knob a label, the one nearest to the layers of the middle budget.
     """
-    if results.times.empty or not results.times["regroups"].astype(bool).any():
+    if results.times.empty:
         return None
     found = batches(results)
     found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])]
     if not (found["in_flight"] > found["batch_size"]).any():
         return None
-    curves = ["label", "key", "knob", "timing"]
-    points = found.groupby(curves, dropna=False, sort=False)["layers"].mean().reset_index()
-    places = {label: place for place, label in enumerate(results.methods)}
-    points["place"] = points["label"].map(places).where(points["key"] != "", -1)
-    if middle:
-        wanted = results.tasks.loc[task, "num_layers"] / results.speedups[1]
-        points = points.loc[(points["layers"] - wanted).abs().sort_values(kind="stable").index]
-        points = points.drop_duplicates("label")
-    points = points.sort_values(["place", "layers"])
     names = dict(zip(results.knobs["label"], results.knobs["knob_name"], strict=True))
-    points["at"] = [
-        "full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}"
-        for label, knob in zip(points["label"], points["knob"].astype(float), strict=True)
-    ]
-    columns = [Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")]
-    latencies = []
-    for (size, under_way), of_batch in found.assign(knob=found["knob"].astype(float)).groupby(
-        ["batch_size", "in_flight"]
-    ):
-        name = f"{size}" if size == under_way else f"{size} of {under_way:.0f}"
-        cells = {(curve, knob): (_speed(row), _latency(row)) for curve, knob, row in _by_curve(of_batch)}
-        keys = list(zip(points["label"], points["key"], strict=True))
-        knobs = points["knob"].astype(float).fillna(-1)
-        for place, kind in enumerate(("batch", "latency")):
-            points[f"{kind} {name}"] = [cells.get(at, (None, None))[place] for at in zip(keys, knobs, strict=True)]
-        columns.append(Column(f"batch {name}"))
-        latencies.append(Column(f"latency {name}"))
+    knobs = zip(found["label"], found["knob"], strict=True)
+    found["at"] = ["full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}" for label, knob in knobs]
+    found["place"] = found["label"].map({label: place for place, label in enumerate(results.methods)}).fillna(-1)
+    curves = ["place", "label", "at", "timing"]
+    if middle:
+        layers = found.groupby(curves)["layers"].transform("mean")
+        distance = (layers - results.tasks.loc[task, "num_layers"] / results.speedups[1]).abs()
+        found = found[distance == distance.groupby(found["label"]).transform("min")]
+    sizes = zip(found["batch_size"], found["in_flight"], strict=True)
+    found["name"] = [f"{size}" if size == under_way else f"{size} of {under_way:.0f}" for size, under_way in sizes]
+    ordered = list(found.sort_values(["batch_size", "in_flight"])["name"].unique())
+    lines = found.to_dict("records")
+    texts = found.assign(batch=list(map(_speed, lines)), latency=list(map(_latency, lines)))
+    frame = texts.pivot(index=curves, columns="name", values=["batch", "latency"])
+    frame.columns = [" ".join(names) for names in frame.columns]
+    frame["layers"] = found.groupby(curves)["layers"].mean()
     return Table(
         title=f"Batches in step and regrouped · {' · '.join(task)}",
         name=f"batches-{task[0]}",
-        frame=points,
-        columns=[*columns, *latencies],
+        frame=frame.reset_index().sort_values(["place", "layers"]).replace({np.nan: None}),
+        columns=[
+            *(Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")),
+            *(Column(f"{kind} {name}") for kind in ("batch", "latency") for name in ordered),
+        ],
         notes=[
             "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the "
             "speed that the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in "
@@ -183,16 +174,11 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
     )
 
 
-def _by_curve(found: pd.DataFrame) -> Iterable[tuple[tuple[str, str], float, dict[str, Any]]]:
-    for row in found.to_dict("records"):
-        yield (row["label"], row["key"]), -1 if np.isnan(row["knob"]) else row["knob"], row
-
-
-def _speed(row: Mapping[str, Any]) -> str:
+def _speed(row: Mapping[Any, Any]) -> str:
     more = [f"{row['speedup']:.2f}x"] if not np.isnan(row["speedup"]) else []
     more += [f"{row['of_allowed']:.2f}"] if not np.isnan(row["of_allowed"]) else []
     return f"{row['tokens_per_second']:.1f}" + (f" ({'; '.join(more)})" if more else "")
 
 
-def _latency(row: Mapping[str, Any]) -> str | None:
+def _latency(row: Mapping[Any, Any]) -> str | None:
     return None if np.isnan(row["latency"]) else f"{row['latency']:.2f} / {row['latency_p90']:.2f}"

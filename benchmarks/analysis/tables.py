@@ -151,10 +151,9 @@ def task_names(tasks: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 def contrast_table(results: Results) -> Table | None:
     """Return the tests of ConsistentEE's variants against peers at the middle budget; None where there is no pair."""
     comparison = comparison_of(results)
-    pairs = comparison.core_pairs() if comparison.headline["points"].notna().any() else []
-    if not pairs:
+    found = comparison.contrasts()
+    if found["points"].isna().all():
         return None
-    found = comparison.contrasts(pairs)
     found["tasks"] = [f"{wins} / {losses}" for wins, losses in zip(found["wins"], found["losses"], strict=True)]
     return Table(
         title=f"Tests at {comparison.middle:g}x",
