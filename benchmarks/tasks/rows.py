@@ -3,7 +3,7 @@
 A faulty cell is named by file and line.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from consistentee.data.instances import Text
 from consistentee.data.prompts import Prompt
 from consistentee.errors import UserError, shown, unencodable
+
+_BODY = "\0body\0"
+"""Marks the place of a prompt's body while the other fields are filled in."""
 
 Column = str | int
 """A column by its name, or by its place (the first is 1) where the file has no header."""
@@ -78,42 +81,30 @@ def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
 class Template:
     """Text with places for fields, ``{article}``; a brace that is text is written twice.
 
-    Attributes:
-        pieces: some text, and the field that follows it, None where more text does.
+    Raises ValueError for a faulty one: without a field, with one twice, with formats.
     """
 
-    pieces: tuple[tuple[str, str | None], ...]
+    text: str
 
-    @classmethod
-    def parse(cls, text: str) -> "Template":
-        """Return the template. Raises ValueError for a faulty one: without a field, with one twice, with formats."""
-        pieces = []
-        for literal, field, layout, conversion in Formatter().parse(text):
+    def __post_init__(self) -> None:
+        for _, field, layout, conversion in Formatter().parse(self.text):
             if field is not None and (not field.isidentifier() or layout or conversion):
                 raise ValueError(f"{{{field}}} is not the name of a field; write a brace that is text twice")
-            pieces.append((literal, field))
-        template = cls(tuple(pieces))
-        if not template.fields:
+        if not self.fields:
             raise ValueError("a template needs a field, as in {question}")
-        if len(set(template.fields)) < len(template.fields):
-            raise ValueError(f"a field stands twice in {text!r}")
-        return template
+        if len(set(self.fields)) < len(self.fields):
+            raise ValueError(f"a field stands twice in {self.text!r}")
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names, in order."""
-        return tuple(field for _, field in self.pieces if field is not None)
+        return tuple(field for _, field, _, _ in Formatter().parse(self.text) if field is not None)
 
     def prompt(self, values: Mapping[str, str], cut_field: str | None = None) -> Prompt:
         """Return the prompt made of ``values``, all that the template needs.
 
         What may be cut of it is ``cut_field``, or the last field where the template has no such field.
         """
-        body = cut_field if cut_field is not None and cut_field in self.fields else self.fields[-1]
-        place = [field for _, field in self.pieces].index(body)
-
-        def filled(pieces: Sequence[tuple[str, str | None]]) -> str:
-            return "".join(text + (values[field] if field is not None else "") for text, field in pieces)
-
-        before = filled(self.pieces[:place]) + self.pieces[place][0]
-        return Prompt(before, values[body], filled(self.pieces[place + 1 :]))
+        body = cut_field if cut_field in self.fields else self.fields[-1]
+        before, _, after = self.text.format(**{**values, body: _BODY}).partition(_BODY)
+        return Prompt(before, values[body], after)

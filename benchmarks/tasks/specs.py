@@ -268,7 +268,7 @@ class TextTaskSpec(BaseTaskSpec):
     @property
     def templates(self) -> list[Template]:
         """The templates, in order. Raises ValueError for a faulty one."""
-        return [Template.parse(text) for text in self.template_texts]
+        return [Template(text) for text in self.template_texts]
 
     @model_validator(mode="after")
     def _fields_and_responses_agree(self) -> "TextTaskSpec":

@@ -15,13 +15,15 @@ import typer
 from documents import DOCUMENTS, LANGUAGES, ROOT, Block, blocks_of, commands_of
 from records_by_hand import write_results
 from small_generation_suite import write_text_task
-from small_suite import write_task
+from small_suite import carry_out_here, write_task
 from typer.testing import CliRunner
 
 import benchmarks
+from benchmarks.analysis.tables import render
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised
 from benchmarks.commands.publish import publish_run
+from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import BaseSuite, TimingSpec
 from consistentee.data.instances import TaskData
@@ -171,6 +173,27 @@ def test_no_block_escapes():
     for block in (block for document in DOCUMENTS for block in blocks_of(document)):
         assert block.language in LANGUAGES, f"{block.place}: say ```sh, ```python, ```yaml, or ```text (output)"
         assert not block.test or any(f"def {block.test}(" in file for file in files), f"{block.place}: no {block.test}"
+
+
+def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_suites, monkeypatch):
+    monkeypatch.setattr(pool, "execute", carry_out_here)
+    others = ["run", "quick", "--methods", "full", "majority", "static", "calm-softmax"]  # published of the real suite
+    assert CliRunner().invoke(app, others, env={"CONSISTENTEE_DATA": ""}).exit_code == 0
+    shown = blocks_of("docs/add_a_method.md", "sh")[0].source.splitlines()
+    shorter = {"check-method": ["--families", "bert"]}
+    printed = {}
+    for command, *arguments in (line.split()[1:] for line in shown):
+        words = [command, *arguments, *shorter.get(command, [])]
+        done = CliRunner().invoke(app, words, env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+        assert done.exit_code == 0, f"{command}: {done.output}"
+        printed[command] = done.output
+    assert list(printed) == ["new-method", "check-method", "run", "table"]
+    assert "all checks pass" in printed["check-method"]
+    assert "Gate" in printed["table"]
+    assert list(Path("runs/quick").glob("*.png"))
+    found = benchmarks.load_results("runs/quick")
+    assert {"Gate", "calm-softmax"} <= set(found.labels_to_compare)
+    assert "| Gate | confidence=" in render(found, "all")
 
 
 def test_the_suite_of_the_guide_loads(tmp_path):

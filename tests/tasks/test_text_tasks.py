@@ -34,7 +34,7 @@ def no_data_directory(monkeypatch, tmp_path, request):
 
 
 def test_a_template_is_filled_and_knows_what_may_be_cut():
-    template = Template.parse("{{{article}}}\n\nQuestion: {question}\nAnswer:")
+    template = Template("{{{article}}}\n\nQuestion: {question}\nAnswer:")
     assert template.fields == ("article", "question")
     values = {"article": "long", "question": "why?"}
     assert template.prompt(values) == "{long}\n\nQuestion: why?\nAnswer:"
@@ -59,7 +59,7 @@ def test_a_template_is_filled_and_knows_what_may_be_cut():
 )
 def test_faulty_templates_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        Template.parse(text)
+        Template(text)
 
 
 # ---------------------------------------------------------------------------------------------- the YAML files
