@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from consistentee.backbones import catalog, hub
+from consistentee.backbones import hub
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import is_fetched
 from consistentee.errors import UserError
@@ -27,12 +27,6 @@ def write_model(folder, config=None, pooling=None, weights="model.safetensors"):
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
-
-
-def test_a_shipped_name_is_fetched(monkeypatch, tmp_path):
-    monkeypatch.setattr(catalog, "fetch", lambda shipment: tmp_path / shipment.name)
-    assert resolve("minilm-l6") == ResolvedBackbone(str(tmp_path / "minilm-l6"), "mean", False)
-    assert resolve("mpnet-base") == ResolvedBackbone(str(tmp_path / "mpnet-base"), "mean", False)
 
 
 def test_encoders_and_decoders_are_told_apart(tmp_path):

@@ -47,19 +47,6 @@ def test_a_method_in_a_file_is_saved_with_its_place(tiny_model, tmp_path):
     assert ee.pipeline(tmp_path / "model", allow_code=True)("w1")[0]["exit_layer"] >= 2
 
 
-def test_a_regression_has_a_value_and_no_label(tiny_model, tmp_path):
-    folder = saved(tiny_model("bert", num_labels=1), tmp_path / "model", "pabee")
-    answers = ee.pipeline(folder)(["w1 w2", "w3"])
-    model = ee.MultiExitModel.from_pretrained(folder)
-    method = ee.get_method("pabee")
-    knob = method.knob_values(model)[len(method.knob_values(model)) // 2]
-    found = ee.classify(model, ["w1 w2", "w3"], method.rule(model, knob))
-    assert answers == [
-        {"score": value, "exit_layer": layer}
-        for value, layer in zip(found.predictions.tolist(), found.exit_layers.tolist(), strict=True)
-    ]
-
-
 def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
     folder = saved(tiny_decoder("llama"), tmp_path / "model", "token-entropy", 0.8)
     prompts = random_prompts(4)

@@ -6,7 +6,6 @@ from conftest import random_prompts
 from baselines.references import RandomRule
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch
-from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule
 
@@ -56,8 +55,3 @@ def test_what_finds_no_room_is_read_again(tiny_decoder, passes, batches):
     for _ in range(2):
         assert written(generate(model, prompts, RULES[2], read=read, **options)) == expected
     assert len(passes) == 2 + 2 - batches
-
-
-def test_rows_in_flight_read_by_themselves(tiny_decoder):
-    with pytest.raises(UserError, match="in flight"):
-        generate(tiny_decoder(), PROMPTS, RULES[1], read=ReadPrompts(), in_flight=8, **OPTIONS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_text_task, random_prompts
+from conftest import random_prompts
 from torch import nn
 from torch.nn import functional
 
@@ -12,8 +12,7 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.training.branches import branch_logits, branch_loss, record_rows, train_branches
-from consistentee.training.decoder import training_rows
+from consistentee.training.branches import branch_logits, branch_loss, record_rows
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(6, seed=4)
@@ -98,18 +97,3 @@ def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):
                 losses.append(functional.cross_entropy(said, wanted, reduction="none"))
         by_hand = torch.stack([torch.cat(losses[place::3]).mean() for place in range(3)]).mean()
     torch.testing.assert_close(together, by_hand)
-
-
-def test_training_moves_branches_alone_towards_the_full_model(tiny_decoder):
-    model, task = tiny_decoder(), make_text_task()
-    train_branches(model, task, RECIPE, lambda layer: LAST)
-    assert list(model.description.branches) == [1, 2, 3]
-    fresh = tiny_decoder()
-    for layer in (1, 2, 3):
-        fresh.add_branch(layer, LAST)
-    batch = record_rows(fresh, training_rows(fresh, task, RECIPE)).batch(range(20))
-    with torch.no_grad():
-        assert branch_loss(model, batch) < branch_loss(fresh, batch) - 0.02
-    before, after = fresh.state_dict(), model.state_dict()
-    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {"branches"}

@@ -11,7 +11,6 @@ from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify, classify_encoded
 from consistentee.engine.generate import generate_encoded
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.cascade import add_companion, companion_of_first_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -127,18 +126,6 @@ class TestDecoders:
         assert clear.double().mean() > 0.5
         assert live[clear].unique().numel() > 1
         assert torch.equal(replay(rule, trace)[clear], live[clear])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", [MultiExitModel, MultiExitDecoder])
-def test_saved_in_it_a_model_is_loaded_in_float32(tiny_model, tiny_decoder, tmp_path, kind, dtype):
-    model = (tiny_model() if kind is MultiExitModel else tiny_decoder()).to(dtype)
-    model.add_head("gate", HeadSpec())
-    model.save_pretrained(tmp_path)
-    again, expected = kind.from_pretrained(tmp_path), model.float()
-    assert again.dtype == torch.float32
-    assert again.state_dict().keys() == expected.state_dict().keys()
-    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in expected.state_dict().items())
 
 
 def batch_of(model: MultiExitModel) -> Batch:

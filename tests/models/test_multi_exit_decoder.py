@@ -90,13 +90,6 @@ class TestText:
         for other in logits[1:]:
             torch.testing.assert_close(other, logits[0])
 
-    def test_a_padding_token_that_the_model_does_not_know_counts_as_none(self, tiny_decoder):
-        model = tiny_decoder(pad_token=False)
-        model.tokenizer.add_special_tokens({"pad_token": "<added>"})
-        assert model.tokenizer.pad_token_id == model.stepper.vocabulary
-        assert model.pad_id == tiny_decoder(pad_token=False).pad_id == 0
-        assert tiny_decoder().pad_id == 1
-
     def test_end_tokens_are_those_of_the_stock_generate(self, tiny_decoder):
         model = tiny_decoder()
         assert model.end_tokens == {3}
@@ -146,15 +139,6 @@ class TestFiles:
             MultiExitDecoder.from_pretrained(saved)
         again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
         assert torch.equal(all_logits(again), all_logits(model))
-
-    def test_encoders_and_other_decoders_are_refused_before_their_weights_are_read(self, tiny_backbone, tmp_path):
-        with pytest.raises(UserError, match="'bert' is an encoder"):
-            MultiExitDecoder.from_backbone(str(tiny_backbone("bert")))
-        (tmp_path / "config.json").write_text('{"model_type": "opt"}')
-        (tmp_path / "model.safetensors").write_bytes(b"")
-        (tmp_path / "tokenizer.json").write_text("{}")
-        with pytest.raises(UserError, match="no layer-stepping for decoders of architecture 'opt'"):
-            MultiExitDecoder.from_backbone(str(tmp_path))
 
     def test_folders_that_lack_something_are_named(self, tiny_decoder_backbone, tmp_path):
         """Nothing random stands in for weights that are not there, such as the LM head of a bare model."""

@@ -392,7 +392,7 @@ class MultiExitDecoder(MultiExit):
     def _save_backbone(self, folder: Path) -> None:
         """Write the weights of a backbone that was trained, or came from such a folder; else name and hash are enough.
 
-        Set ``description.with_backbone`` before pushing a model whose backbone is a directory of yours.
+        Set ``description.with_backbone`` before giving away a model whose backbone is a directory of yours.
         """
         current = hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
@@ -404,12 +404,11 @@ class MultiExitDecoder(MultiExit):
 
     @classmethod
     def _without_weights(
-        cls, folder: Path, description: DecoderDescription, weights: dict[str, Tensor], options: dict[str, Any]
+        cls, folder: Path, description: DecoderDescription, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
-        """Read a decoder whose backbone was not saved; the option ``backbone`` is its place now, if it moved."""
         from consistentee.backbones.catalog import resolve_decoder
 
-        name = options.get("backbone") or description.backbone_name
+        name = str(backbone or description.backbone_name)
         try:
             source = str(folder / BACKBONE_FOLDER) if description.with_backbone else resolve_decoder(name)
         except UserError as error:
@@ -417,14 +416,14 @@ class MultiExitDecoder(MultiExit):
                 f"{folder} was saved without its backbone, which cannot be had: {error}; if it lies elsewhere now, say "
                 "so with from_pretrained(..., backbone=DIRECTORY)"
             ) from error
-        backbone = _load_backbone(source)
-        if hash_backbone(backbone) != description.backbone_hash:
+        stock = _load_backbone(source)
+        if hash_backbone(stock) != description.backbone_hash:
             raise UserError(
                 f"the backbone {source} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
         tokenizer = cls._saved_tokenizer(folder)
-        model = cls(decoder_stepper_for(backbone), tokenizer, description)
+        model = cls(decoder_stepper_for(stock), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)
         for layer, spec in description.branches.items():

@@ -342,7 +342,7 @@ class MultiExitModel(MultiExit):
 
     @classmethod
     def _without_weights(
-        cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], options: dict[str, Any]
+        cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
         tokenizer = cls._saved_tokenizer(folder)
         return cls(_saved_stepper(folder, weights), tokenizer, description)
