@@ -201,7 +201,7 @@ def recorded_states(
     rows: Sequence[TokenRow],
     *,
     whole_rows: bool,
-    batch_size: int,
+    batch_size: int = 16,
     dtype: torch.dtype,
     store: Path | None,
     progress: bool,

@@ -75,12 +75,7 @@ class RowStates:
 
 
 def record_rows(
-    model: MultiExitDecoder,
-    rows: Sequence[TokenRow],
-    *,
-    batch_size: int = 16,
-    store: Path | None = None,
-    progress: bool = False,
+    model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Path | None = None, progress: bool = False
 ) -> RowStates:
     """Keep the states of all tokens in half precision; arguments and errors as of :func:`consistentee.record_tokens`.
 
@@ -88,9 +83,7 @@ def record_rows(
     """
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
-    hidden = recorded_states(
-        model, rows, whole_rows=True, batch_size=batch_size, dtype=compact_dtype(model), store=store, progress=progress
-    )
+    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store, progress=progress)
     return RowStates(rows, hidden, model, torch.arange(len(rows)))
 
 
@@ -113,13 +106,7 @@ def train_branches(
     if not draws or not rows or not model.branches:
         return
     used = drawn(torch.arange(len(rows)), min(draws, len(rows)), recipe.seed).sort().values.tolist()
-    states = record_rows(
-        model,
-        [rows[number] for number in used],
-        batch_size=recipe.trace_batch_size,
-        store=recipe.store,
-        progress=recipe.progress,
-    )
+    states = record_rows(model, [rows[number] for number in used], store=recipe.store, progress=recipe.progress)
     stage: Stage[MultiExitDecoder, RowBatch] = Stage(
         name="branches",
         loss=branch_loss,

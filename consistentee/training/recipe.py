@@ -126,7 +126,6 @@ class TokenRecipeSettings(BaseSettings):
     traced_rows: int | None = Field(
         default=None, ge=1, description="training rows that exits and heads learn from; by default all"
     )
-    trace_batch_size: int = Field(default=16, ge=1, description="rows a batch when states are cached")
 
     def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "TokenRecipe":
         """Return the recipe of one run."""

@@ -80,7 +80,9 @@ class TestPrices:
     def test_a_ladder_is_even_by_logarithms_and_the_nearest_rung_decides(self):
         ladder = PriceLadder(3, 0.01, 1.0)
         assert ladder.knob_values == pytest.approx((1e6, 1.0, 0.1, 0.01, 0.0))
-        assert [ladder.rule("state", price).rungs[0] for price in (0.012, 0.2, 0.5, 20.0)] == [0, 1, 2, 2]
+        output = torch.tensor([[0.5, 1.0, 2.0]])
+        for price, rung in ((0.012, 0), (0.2, 1), (0.5, 2), (20.0, 2)):
+            assert ladder.rule("state", price).logit(output, None) == rung_logits(output)[:, rung]
 
     @pytest.mark.parametrize("reads", ["state", "state+confidence"])
     def test_rule_follows_the_probabilities_that_were_trained(self, with_policy, reads):
