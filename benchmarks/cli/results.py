@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from benchmarks.cli.application import (
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.specs.suites import Shard
 
 run_command = partial(app.command, rich_help_panel="Run a suite")
 command = partial(app.command, rich_help_panel="See results")
@@ -73,6 +76,10 @@ def run(
         str | None,
         typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="3/20", help="Only this part of the cells, and no times: see docs/running.md."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
     ] = False,
@@ -94,6 +101,7 @@ def run(
         fresh=fresh,
         retry_failed=retry_failed,
         times=timing,
+        shard=None if shard is None else _shard(shard),
         published_dir=published,
         schedule=Schedule(workers, scheduler),
         dry_run=dry_run,
@@ -107,6 +115,15 @@ def run(
     for line in outcome.failed:
         print(f"failed: {line}", file=sys.stderr)
     finish(bool(outcome.failed))
+
+
+def _shard(text: str) -> "Shard":
+    from benchmarks.specs.suites import Shard
+
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit()):
+        raise UserError(f"--shard takes a part and the number of parts, such as 3/20, got {text!r}")
+    return Shard(int(number), int(parts))
 
 
 @run_command(

@@ -25,7 +25,7 @@ from benchmarks.run.plan import (
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
 from benchmarks.specs.base import BaseSuite
-from benchmarks.specs.suites import Filters, expand
+from benchmarks.specs.suites import Filters, Shard, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
@@ -49,6 +49,8 @@ from benchmarks.store.keys import timing_key
 from benchmarks.store.records import BaseRecord, FailureRecord
 from benchmarks.store.stored_results import StoredCell
 from consistentee.arguments import checked
+from consistentee.errors import UserError
+from consistentee.files import only_one
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def run_suite(
     fresh: bool = False,
     retry_failed: bool = False,
     times: bool = True,
+    shard: Shard | None = None,
     published_dir: Path | None = None,
     schedule: Schedule | None = None,
     console: Console | None = None,
@@ -100,6 +103,7 @@ def run_suite(
         fresh: compute everything again.
         retry_failed: try failed cells again.
         times: measure times, after the cells; a later run can still do it.
+        shard: compute this part of the cells alone, and no times: other parts may run at once into the same folder.
         published_dir: published results to start from; by default ``results/SUITE`` if it exists.
         schedule: where cells run; by default here, one after another.
         console: where progress is printed; standard error by default.
@@ -108,6 +112,8 @@ def run_suite(
     Raises:
         UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
+    if shard and fresh:
+        raise UserError("a shard of a run cannot be fresh: the others may be using what it would delete")
     folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
     console = console or Console(stderr=True)
     refuse_another_kind(suite, folder)
@@ -123,8 +129,8 @@ def run_suite(
 
         return RunOutcome(plan=tuple(plan_lines(planner, filters, workers=schedule.workers, **choices)))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
-    with only_run(folder):
-        return _Run(planner, context, schedule, console).complete(filters, **choices)
+    with only_run(folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
+        return _Run(planner, context, schedule, console, shard).complete(filters, **choices)
 
 
 def _print(console: Console, line: str) -> None:
@@ -139,8 +145,29 @@ class _Run:
     context: RunContext
     schedule: Schedule
     console: Console
+    shard: Shard | None
 
     def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool) -> RunOutcome:
+        with only_one(self.planner.folder.plan):
+            planned, outside_filter = self.prepare(filters, fresh=fresh, retry_failed=retry_failed)
+        missing = {cell.key for cell in planned if cell.is_missing}
+        finished = self.compute(planned)
+        timings = self.due_timings(finished, outside_filter, fresh=fresh) if times and not self.shard else []
+        if timings and not missing:
+            describe_run(self.planner.suite, self.planner.folder)
+        with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
+            self.schedule.run_timings(timings, progress)
+        failed = [(job.name, failure) for job in timings if (failure := job.failure())]
+        with only_one(self.planner.folder.plan):
+            return self.outcome(finished, missing, failed)
+
+    def prepare(
+        self, filters: Filters, *, fresh: bool, retry_failed: bool
+    ) -> tuple[list[PlannedCell], list[PlannedCell]]:
+        """Plan the run and write what is known before any training.
+
+        Returns the cells of this run, of its shard alone, and the finished cells outside the filter.
+        """
         planner, suite, folder = self.planner, self.planner.suite, self.planner.folder
         planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed)
         specs = [cell.spec for cell in planned]
@@ -158,17 +185,13 @@ class _Run:
         _print(self.console, f"{summary(suite, planned)}; results in {folder.root}")
         if fresh:
             shutil.rmtree(folder.stages, ignore_errors=True)
-        missing = {cell.key for cell in planned if cell.is_missing}
-        if missing or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
+        if any(cell.is_missing for cell in planned) or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
             describe_run(suite, folder)
-        finished = self.compute(planned)
-        timings = self.due_timings(finished, outside_filter, fresh=fresh) if times else []
-        if timings and not missing:
-            describe_run(suite, folder)
-        with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
-            self.schedule.run_timings(timings, progress)
-        failed = [(job.name, failure) for job in timings if (failure := job.failure())]
-        return self.outcome(finished, missing, failed)
+        if self.shard:
+            groups = [cell.group for cell in planned]
+            planned = [cell for number, cell in enumerate(planned) if self.shard.has(groups, number)]
+            _print(self.console, f"part {self.shard.number} of {self.shard.parts}: {len(planned)} of these cells")
+        return planned, outside_filter
 
     def unpack(self, cells: Sequence[PlannedCell]) -> None:
         """Copy published cells and timings that the run's folder lacks into it."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, load_named
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, MethodEntry, SuiteSpec, load_named
 from benchmarks.specs.generation import GenerationSuite
-from consistentee.arguments import Texts, checked
+from consistentee.arguments import Positive, Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
 
@@ -22,6 +22,28 @@ class Filters:
     methods: Texts | None = None
     backbones: Texts | None = None
     seeds: Sequence[int] | None = None
+
+
+@checked
+@dataclass(frozen=True)
+class Shard:
+    """Part ``number`` of ``parts`` of a run, as a job of a cluster. Raises UserError unless it lies in 1..parts."""
+
+    number: Positive
+    parts: Positive
+
+    def __post_init__(self) -> None:
+        if self.number > self.parts:
+            raise UserError(f"there is no part {self.number} of {self.parts}; the first is 1/{self.parts}")
+
+    def has(self, groups: Sequence[Group], cell: int) -> bool:
+        """Return whether cell number ``cell`` is of this part; ``groups`` are those of all cells.
+
+        Cells of one group share stages of training and stay together, while there are as many groups as parts.
+        """
+        distinct = list(dict.fromkeys(groups))
+        place = distinct.index(groups[cell]) if len(distinct) >= self.parts else cell
+        return place % self.parts == self.number - 1
 
 
 def list_suites() -> dict[str, Path]:

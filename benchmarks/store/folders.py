@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -37,6 +37,7 @@ CELLS_FILE = "cells.parquet"
 """The file of published results that has the records of all cells."""
 
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
+_SECONDS_TO_BEGIN = 30  # parts that begin together take their locks one after another
 
 
 @dataclass
@@ -44,7 +45,8 @@ class RunFolder:
     """The layout of a run's output folder.
 
     Large files of trained models lie once in ``weights``, however many models have them; training keeps the stages that
-    methods share in ``stages``; the run that writes here holds ``lock``; ``fingerprints`` is a cache of file hashes.
+    methods share in ``stages``; the run that writes here holds ``lock``, and while it plans and writes tables ``plan``;
+    ``fingerprints`` is a cache of file hashes.
     """
 
     root: Path
@@ -53,6 +55,7 @@ class RunFolder:
         self.weights = self.root / "artifacts" / "weights"
         self.stages = self.root / "artifacts" / "stages"
         self.lock = self.root / "artifacts" / "run.lock"
+        self.plan = self.root / "artifacts" / "plan"
         self.fingerprints = self.root / "artifacts" / "fingerprints.json"
 
     def cell(self, spec: BaseCellSpec) -> Path:
@@ -95,20 +98,31 @@ class Fault:
 
 
 @contextmanager
-def only_run(folder: RunFolder) -> Iterator[None]:
-    """Keep a second run away from a results folder, and clear away what killed processes leave half-written."""
+def only_run(folder: RunFolder, part: str = "") -> Iterator[None]:
+    """Keep other runs away from a results folder, but for other ``part``s of one run, each by its own name.
+
+    A whole run clears away what killed processes leave half-written; parts do not know what is still at work.
+    """
     make_folder(folder.lock.parent)
-    lock = FileLock(folder.lock, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
-    try:
+    with ExitStack() as held:
+        try:
+            whole = held.enter_context(FileLock(folder.lock, timeout=_SECONDS_TO_BEGIN if part else 0))
+            if part:
+                held.enter_context(FileLock(folder.lock.with_name(f"part-{part}.lock"), timeout=0))
+                whole.release()
+            for other in [] if part else sorted(folder.lock.parent.glob("part-*.lock")):
+                with FileLock(other, timeout=0):
+                    pass
+        except Timeout as error:
+            raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
+        if part:
+            yield
+            return
         clear_leftovers(folder.root)
-        yield
-    finally:
-        clear_leftovers(folder.root)
-        lock.release()
+        try:
+            yield
+        finally:
+            clear_leftovers(folder.root)
 
 
 # ---------------------------------------------------------------------------------------------- writing
