@@ -1,5 +1,6 @@
 """Suites by name or file, of any kind; and the cells they stand for."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,17 +54,35 @@ def list_suites() -> dict[str, Path]:
 
 @checked
 def load_suite(name_or_path: str | Path) -> BaseSuite:
-    """Read a suite, by its name or as the path of a YAML file.
+    """Read a suite, by its name or as the path of a YAML file; relative paths in it start at its folder, if they exist.
 
     Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
     """
     # An unknown kind is left to SuiteSpec, which names it as a fault.
-    return load_named(
+    suite: BaseSuite = load_named(
         "suite",
         name_or_path,
         list_suites(),
         lambda fields: GenerationSuite if fields.get("kind") == "generation" else SuiteSpec,
     )
+    folder = Path(name_or_path).parent
+    methods = [entry.model_copy(update={"method": _beside(folder, entry.method)}) for entry in suite.methods]
+    files = {
+        "tasks": tuple(_beside(folder, task) for task in suite.tasks),
+        "task_overrides": {_beside(folder, task): override for task, override in suite.task_overrides.items()},
+        "backbones": tuple(_beside(folder, backbone) for backbone in suite.backbones),
+        "methods": tuple(methods),
+    }
+    return suite.model_copy(update=files)
+
+
+def _beside(folder: Path, name: str) -> str:
+    """Return ``name`` as seen from here, if it is the path of a task, a method or a backbone from ``folder``."""
+    file = Path(name.rpartition(":")[0] if ".py:" in name else name)
+    is_path = file.suffix in (".yaml", ".yml", ".py") or (folder / file / "config.json").is_file()
+    if file.is_absolute() or not is_path or not (folder / file).exists():
+        return name
+    return f"{os.path.relpath(folder / file)}{name[len(str(file)) :]}"
 
 
 def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:

@@ -45,6 +45,22 @@ def written(folder: Path, **changes: object) -> Path:
     return path
 
 
+def test_paths_in_a_suite_start_at_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "suites" / "model").mkdir(parents=True)
+    for file in ("mine.yaml", "gate.py", "model/config.json"):
+        (tmp_path / "suites" / file).touch()
+    changes = {"tasks": ["mine.yaml", "rte"], "backbones": ["model"], "methods": ["full", "gate.py:Gate"]}
+    suite_file = tmp_path / "suites" / "s.yaml"
+    suite_file.write_text(yaml.safe_dump({**SUITE, **changes, "task_overrides": {"mine.yaml": {"seeds": [3]}}}))
+    monkeypatch.chdir(tmp_path)
+    loaded = load_suite("suites/s.yaml")
+    assert (loaded.tasks, loaded.backbones) == (("suites/mine.yaml", "rte"), ("suites/model",))
+    assert [entry.method for entry in loaded.methods] == ["full", "suites/gate.py:Gate"]
+    assert loaded.seeds_for("suites/mine.yaml") == (3,)
+    monkeypatch.chdir(tmp_path / "suites")
+    assert load_suite("s.yaml").tasks == ("mine.yaml", "rte")
+
+
 @pytest.mark.parametrize("name", sorted(list_suites()))
 def test_suites_that_come_along_are_valid_and_name_what_exists(name):
     loaded = load_suite(name)
