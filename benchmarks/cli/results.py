@@ -70,6 +70,9 @@ def run(
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Measure times after the cells; a later run can still do it.")
     ] = True,
+    only_timing: Annotated[
+        bool, typer.Option("--only-timing", help="Train nothing: measure the times of finished cells.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     workers: WorkersOption = 1,
     scheduler: Annotated[
@@ -100,6 +103,7 @@ def run(
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
+        train=not only_timing,
         times=timing,
         shard=None if shard is None else _shard(shard),
         published_dir=published,

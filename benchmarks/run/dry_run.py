@@ -13,7 +13,7 @@ _SHOWN_IN_MINUTES_FROM = 90.0  # seconds
 
 
 def plan_lines(
-    planner: Planner, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool, workers: int
+    planner: Planner, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool, times: bool, workers: int
 ) -> list[str]:
     """Describe the plan of a run in lines for people; nothing is set aside."""
     faults: dict[str, None] = {}
@@ -22,7 +22,7 @@ def plan_lines(
         faults[f"{fault}: it would be set aside"] = None
 
     planner = replace(planner, on_fault=note)
-    planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed)
+    planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, train=train)
     missing = [cell for cell in planned if cell.is_missing]
     groups = list(groups_of(planned).values()) if times else []
     due = [cells for cells in groups if fresh or planner.is_timing_due(cells)]

@@ -187,8 +187,12 @@ class Planner:
     on_fault: Callable[[Fault], None]
     published: Published
 
-    def plan(self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False) -> list[PlannedCell]:
+    def plan(
+        self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False, train: bool = True
+    ) -> list[PlannedCell]:
         """Read the state of every cell of a part of the suite; with ``fresh`` all count as missing.
+
+        Without ``train`` missing cells are left out.
 
         Raises UserError if a name or parameter is unknown, or data or a backbone cannot be found.
         """
@@ -199,7 +203,8 @@ class Planner:
             PlannedCell(spec, self.inputs.parts(spec)) if fresh else self._state_of(spec, retry_failed=retry_failed)
             for spec in specs
         ]
-        return [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
+        planned = [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
+        return [cell for cell in planned if train or not cell.is_missing]
 
     def _state_of(self, spec: BaseCellSpec, *, retry_failed: bool = False, in_filter: bool = True) -> PlannedCell:
         """Read the state of a cell; one outside the run's filter keeps its place, unless a published one takes it."""

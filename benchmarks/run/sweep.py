@@ -83,6 +83,7 @@ def run_suite(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    train: bool = True,
     times: bool = True,
     shard: Shard | None = None,
     published_dir: Path | None = None,
@@ -102,6 +103,7 @@ def run_suite(
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
+        train: compute the missing cells; without, only the times of finished ones are measured.
         times: measure times, after the cells; a later run can still do it.
         shard: compute this part of the cells alone, and no times: other parts may run at once into the same folder.
         published_dir: published results to start from; by default ``results/SUITE`` if it exists.
@@ -112,8 +114,8 @@ def run_suite(
     Raises:
         UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
-    if shard and fresh:
-        raise UserError("a shard of a run cannot be fresh: the others may be using what it would delete")
+    if fresh and (shard or not train):
+        raise UserError("a fresh run is of all its cells: neither of a shard, nor of times alone")
     folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
     console = console or Console(stderr=True)
     refuse_another_kind(suite, folder)
@@ -123,7 +125,7 @@ def run_suite(
         _print(console, fault.set_aside())
 
     planner = Planner(suite, folder, inputs, put_aside, Published.find(suite, published_dir, out))
-    choices = {"fresh": fresh, "retry_failed": retry_failed, "times": times}
+    choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times}
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
@@ -147,9 +149,9 @@ class _Run:
     console: Console
     shard: Shard | None
 
-    def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool) -> RunOutcome:
+    def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool, times: bool) -> RunOutcome:
         with only_one(self.planner.folder.plan):
-            planned, outside_filter = self.prepare(filters, fresh=fresh, retry_failed=retry_failed)
+            planned, outside_filter = self.prepare(filters, fresh=fresh, retry_failed=retry_failed, train=train)
         missing = {cell.key for cell in planned if cell.is_missing}
         finished = self.compute(planned)
         timings = self.due_timings(finished, outside_filter, fresh=fresh) if times and not self.shard else []
@@ -162,14 +164,14 @@ class _Run:
             return self.outcome(finished, missing, failed)
 
     def prepare(
-        self, filters: Filters, *, fresh: bool, retry_failed: bool
+        self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool
     ) -> tuple[list[PlannedCell], list[PlannedCell]]:
         """Plan the run and write what is known before any training.
 
         Returns the cells of this run, of its shard alone, and the finished cells outside the filter.
         """
         planner, suite, folder = self.planner, self.planner.suite, self.planner.folder
-        planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed)
+        planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, train=train)
         specs = [cell.spec for cell in planned]
         others = expand(suite, replace(filters, methods=None))
         outside_filter = planner.finished(spec for spec in others if spec not in specs)
