@@ -48,7 +48,7 @@ def made(tiny_models, tiny_decoders):
 Calls = dict[str, tuple[Callable[[SimpleNamespace, Any], object], list[Any]]]
 """Name -> a call, and the values of which each is a wrong argument of it. Options are given as dictionaries."""
 
-INFERENCE: Calls = {
+CALLS: Calls = {
     "classify texts": (
         lambda m, texts: ee.classify(m.model, texts, m.rule),
         ["one text", None, ["a", 3], ["a", HALF], [("a", HALF)], [("a", "b", "c")], ["a", ("b", "c")], iter("ab")],
@@ -85,8 +85,6 @@ INFERENCE: Calls = {
         lambda m, options: ee.Sampling(**options),
         [{"temperature": wrong} for wrong in (0, NAN, math.inf)] + [{"top_k": 0}, {"top_p": 1.1}, {"top_p": 0.0}],
     ),
-}
-METHODS: Calls = {
     "rule": (
         lambda m, arguments: ee.ThresholdRule(*arguments),
         [(len, NAN, "above"), (len, 0.5, "abve"), ("entropy", 0.5, "above")],
@@ -103,8 +101,6 @@ METHODS: Calls = {
         + [{"learning_rate": wrong} for wrong in (-1.0, NAN, math.inf)],
     ),
     "token recipe": (lambda m, options: ee.TokenRecipe(**options), [{"trains": "everything"}, {"lora_rank": 0}]),
-}
-TRACES: Calls = {
     "trace split": (lambda m, split: ee.record_trace(m.model, split), [["a", "b"]]),
     "trace task": (lambda m, name: ee.record_trace(m.model, getattr(m, name)), ["task"]),
     "trace options": (
@@ -117,8 +113,6 @@ TRACES: Calls = {
     "risk": (lambda m, risk: ee.control_risk(m.method, m.model, m.trace, risk), [NAN, 2.0]),
     "risk bound": (lambda m, bound: ee.control_risk(m.method, m.model, m.trace, 0.1, bound=bound), ["ucv"]),
     "pipeline": (lambda m, folder: ee.pipeline(folder), ["no-such-folder"]),
-}
-MODELS: Calls = {
     "backbone": (lambda m, name: ee.MultiExitModel.from_backbone(name, 2), [None, "minilm"]),
     "model options": (
         lambda m, options: ee.MultiExitModel.from_backbone(m.encoder_folder, 2, **options),
@@ -135,8 +129,6 @@ MODELS: Calls = {
     ),
     "branch": (lambda m, arguments: m.decoder.add_branch(*arguments), [(9, BranchSpec(1)), (1, BranchSpec(9))]),
     "encode": (lambda m, options: m.decoder.encode(**options), [{"prompts": "ba"}, {"prompts": ["ba"], "keep": "x"}]),
-}
-DATA: Calls = {
     "split": (
         lambda m, arguments: ee.Split("train", *arguments),
         [("ab", [0, 1]), ([1, 2], [0, 1]), (["a", HALF], [0, 1]), (["a"], [0, 1]), ([], []), (["a"], None)],
@@ -155,11 +147,8 @@ DATA: Calls = {
     "filters": (lambda m, options: Filters(**options), [{"tasks": "sst2"}, {"seeds": ["a"]}]),
 }
 CASES = [
-    pytest.param(
-        call, value, id=f"{name}: {value!r}".partition(" object at ")[0][:60].encode("ascii", "replace").decode()
-    )
-    for group in (INFERENCE, METHODS, TRACES, MODELS, DATA)
-    for name, (call, values) in group.items()
+    pytest.param(call, value, id=ascii(f"{name}: {value!r}".partition(" object at ")[0][:60]))
+    for name, (call, values) in CALLS.items()
     for value in values
 ]
 

@@ -76,8 +76,7 @@ def _are_equal(
     results: StoredResults[BaseRecord, BaseTimingRecord], published: StoredResults[BaseRecord, BaseTimingRecord]
 ) -> bool:
     rows = [
-        [frame for cell in of.cells for frame in (cell.predictions(), cell.validation())]
-        for of in (results, published)
+        [frame for cell in of.cells for frame in (cell.predictions(), cell.validation())] for of in (results, published)
     ]
     return _texts(results) == _texts(published) and all(
         one.equals(other) if one is not None else other is None for one, other in zip(*rows, strict=True)

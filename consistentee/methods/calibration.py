@@ -10,7 +10,6 @@ prompts, the mean of a loss in 0..1, is at most ``delta``. It needs no model and
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
@@ -19,9 +18,6 @@ from scipy.stats import binom
 
 from consistentee.data.metrics import rouge
 from consistentee.errors import UserError
-
-LAMBDAS = tuple(round(1 - 0.05 * step, 2) for step in range(21))
-"""CALM's grid, from the most cautious threshold, 1, down to 0 in steps of 0.05."""
 
 Losses = NDArray[np.float64]
 """[prompts, thresholds], each in 0..1, the thresholds from the most cautious one on."""
@@ -70,62 +66,6 @@ def learn_then_test(losses: ArrayLike, delta: float, epsilon: float = 0.05, p_va
     return len(list(passing)) - 1
 
 
-@dataclass(frozen=True)
-class SplitStudy:
-    """How often a chosen threshold broke its guarantee over random splits of the prompts.
-
-    Attributes:
-        share: of splits whose risk on the held-out prompts was above delta.
-        sampling_error: one-sided 95% sampling error of ``share`` for an exact ``epsilon``.
-        chosen: the index chosen in each split: int [splits].
-        risks: the mean loss of the held-out prompts at that threshold: float [splits].
-    """
-
-    share: float
-    sampling_error: float
-    chosen: NDArray[np.int64]
-    risks: Losses
-
-
-Pick = Callable[[Losses, float, float], int]
-"""(losses of the calibration prompts, delta, epsilon) -> index of a threshold."""
-
-
-def _by_learn_then_test(losses: Losses, delta: float, epsilon: float) -> int:
-    return max(learn_then_test(losses, delta, epsilon), 0)
-
-
-def split_study(
-    losses: ArrayLike,
-    delta: float,
-    epsilon: float = 0.05,
-    splits: int = 50,
-    seed: int = 0,
-    *,
-    calibration_share: float = 0.5,
-    pick: Pick = _by_learn_then_test,
-) -> SplitStudy:
-    """Choose a threshold on a random part of the prompts and measure the risk on the others, repeatedly.
-
-    ``calibration_share`` is the share of the prompts for the choice, by ``pick``; the others are held out. Raises
-    UserError as ``pick`` does, and for fewer than two prompts.
-    """
-    checked = checked_losses(losses)
-    if len(checked) < 2:
-        raise UserError("a split into calibration and held-out prompts needs at least two prompts")
-    first_held_out = min(max(round(calibration_share * len(checked)), 1), len(checked) - 1)
-    generator = np.random.default_rng(seed)
-    chosen, risks = [], []
-    for _ in range(splits):
-        order = generator.permutation(len(checked))
-        index = pick(checked[order[:first_held_out]], delta, epsilon)
-        chosen.append(index)
-        risks.append(checked[order[first_held_out:], index].mean())
-    share = float(np.mean(np.array(risks) > delta))
-    error = 1.645 * math.sqrt(epsilon * (1 - epsilon) / splits)
-    return SplitStudy(share, error, np.array(chosen), np.array(risks))
-
-
 def checked_losses(losses: ArrayLike, *, low: float = -math.inf, high: float = math.inf) -> Losses:
     """Return losses as an array [rows, thresholds]. Raises UserError if it is empty or not in ``low..high``."""
     table = np.asarray(losses, dtype=np.float64)
@@ -146,13 +86,4 @@ def check_shares(**shares: float) -> None:
 def textual_losses(texts: Sequence[str], full_texts: Sequence[str]) -> Losses:
     """Compute 1 - ROUGE-L to the full model's texts: [prompts], 0 for equal texts (CALM, textual consistency)."""
     equal = np.array([text == full for text, full in zip(texts, full_texts, strict=True)], dtype=bool)
-    return np.where(equal, 0.0, 1 - _rouge_l(full_texts, texts))
-
-
-def risk_losses(texts: Sequence[str], full_texts: Sequence[str], references: Sequence[str]) -> Losses:
-    """Compute the ROUGE-L lost against the reference, at least 0: [prompts] (CALM, risk consistency)."""
-    return np.maximum(0.0, _rouge_l(references, full_texts) - _rouge_l(references, texts))
-
-
-def _rouge_l(references: Sequence[str], texts: Sequence[str]) -> Losses:
-    return rouge(references, texts, ["rougeL"])["rougeL"]
+    return np.where(equal, 0.0, 1 - rouge(full_texts, texts, ["rougeL"])["rougeL"])

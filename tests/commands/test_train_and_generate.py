@@ -43,17 +43,11 @@ def plain_tokens(line: str) -> list[tuple[str, int]]:
     return [(text, int(layer)) for text, layer in re.findall(r"(.*?)/(\d+)", line)]
 
 
-def test_trained_decoder_knows_its_method_and_knob(trained):
-    description = MultiExitDecoder.from_pretrained(trained).description
-    assert description.method_name == "consistentee-tokens"
-    assert description.task_name == "toy-text"
-    assert description.default_knob is not None
-
-
 def test_piped_text_is_tokens_with_their_layers(trained):
     result = call("generate", trained, "ba be", "bi", "--max-new-tokens", 5, "--knob", 0.5)
     assert result.exit_code == 0, result.output
     model = MultiExitDecoder.from_pretrained(trained)
+    assert (model.description.method_name, model.description.task_name) == ("consistentee-tokens", "toy-text")
     first, second = result.stdout.splitlines()
     for line in (first, second):
         tokens = plain_tokens(line)
@@ -105,11 +99,6 @@ def test_folders_of_something_else_are_told_apart(trained, tmp_path):
         assert result.exit_code == 2
         assert message in result.output
         assert result.output.count("\n") == 1
-
-
-def test_no_tokens_are_no_text(trained):
-    result = call("generate", trained, "ba", "--max-new-tokens", 0)
-    assert (result.exit_code, result.stdout) == (0, "\n")
 
 
 def test_faults_of_train(task, backbone, tmp_path):

@@ -35,8 +35,8 @@ def test_layers_are_read_through_the_final_norm_and_head(stock):
     logits = [*(model.lm_head(model.model.norm(state)) for state in states), model(tokens).logits]
     answers = torch.stack([each[0, prompt - 1 : -1].argmax(dim=-1) for each in logits])
     expected = (answers == answers[-1]).float().mean(dim=1)
-    one = measure_suitability(model, tokenizer, TEXTS[:1], new_tokens=5).by_layer
-    torch.testing.assert_close(torch.tensor(one[one.text == "reference"].agreement.to_numpy()).float(), expected)
+    one = measure_suitability(model, tokenizer, TEXTS[:1], new_tokens=5).agreement
+    torch.testing.assert_close(torch.tensor(one["reference"].to_numpy()).float(), expected)
 
 
 def test_first_agreement_and_saturation():
@@ -60,7 +60,7 @@ def test_the_cheapest_draft_by_hand():
 def test_a_random_model_is_unsuited(stock):
     found = measure_suitability(*stock, TEXTS, new_tokens=5)
     assert found.judgement.startswith("unsuited")
-    assert found.by_layer.query("layer == 4").agreement.tolist() == [1, 1]
+    assert found.agreement.loc[4].tolist() == [1, 1]
 
 
 def test_a_family_without_a_stepper_can_be_read(stock):
@@ -95,6 +95,6 @@ def test_the_command_shows_a_table_and_writes_json(tiny_decoder, tiny_decoder_ba
     assert "first layer that agrees" in result.output
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert numbers["layers"] == 4
-    assert {row["text"] for row in numbers["by_layer"]} == {GREEDY, "reference"}
+    assert set(numbers["agreement"]) == set(numbers["summary"]) == {GREEDY, "reference"}
     missing = CliRunner().invoke(app, ["suitability", str(folder), "--texts", "none.txt"])
     assert (missing.exit_code, "none.txt" in missing.output) == (2, True)
