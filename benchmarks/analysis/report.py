@@ -28,12 +28,10 @@ from benchmarks.analysis.figures import (
     with_costs,
 )
 from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, Results, is_core, role_of
-from benchmarks.analysis.generation_tables import cost_table
 from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
 from benchmarks.analysis.rendering import Column, Table
 from benchmarks.analysis.tables import (
-    contrast_table,
-    further_tables,
+    first_tables,
     headline_table,
     knob_text,
     operating_points,
@@ -82,8 +80,7 @@ def render(results: Results) -> str:
     )
     points, records = operating_points(results), records_frame(results)
     of_headline, by_task = headline_table(results), task_table(results)
-    more = [contrast_table(results), cost_table(results) if results.kind == "generation" else None]
-    more += [table for table in further_tables(results, points) if not table.name.startswith("points-")]
+    more = [table for table in first_tables(results) if table.name not in {"headline", "tasks"}]
     facts = {
         "tasks": records["task"].nunique(),
         "methods": records["method"].nunique(),
@@ -107,7 +104,7 @@ def render(results: Results) -> str:
         by_task=_shown(by_task) if by_task else None,
         charts={place: chart for place, chart in charts.items() if chart is not None},
         points=_shown(operating_table(results, points)),
-        more=[_shown(table) for table in more if table is not None],
+        more=[_shown(table) for table in more],
         warnings=warnings,
         machines=_shown(provenance_table(results)),
         provenance=_shown(_records_table(records)),

@@ -21,7 +21,7 @@ from benchmarks.analysis.frames import (
     role_of,
     varied_parameters,
 )
-from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores, text_table
+from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
     INTERVALS_NOTE,
@@ -334,25 +334,19 @@ def _notes_of_task(results: Results, task: tuple[str, str]) -> list[str]:
 
 
 def first_tables(results: Results) -> list[Table]:
-    """Return what a reader needs most: methods at equal cost, task by task, tests."""
-    of_texts = results.kind == "generation"
-    tasks = list(results.tasks.index)
-    found = [headline_table(results), *([cost_table(results)] if of_texts else [])]
-    found += [next((t for task in tasks if (t := batch_table(results, task, middle=True))), None)] if of_texts else []
+    """Return what a reader needs most: methods at equal cost, batches, task by task, tests."""
+    tasks, of_texts = list(results.tasks.index), results.kind == "generation"
+    found = [headline_table(results)]
+    found += [cost_table(results), *(batch_table(results, task) for task in tasks)] if of_texts else []
     found += [task_table(results) if len(tasks) > 1 else None, contrast_table(results)]
     return [table for table in found if table is not None]
 
 
-def further_tables(results: Results, points: pd.DataFrame | None = None) -> list[Table]:
-    """Return the tables of every task; ``points`` are :func:`operating_points`, if they are known."""
-    points = operating_points(results) if points is None else points
-    of_texts, found = results.kind == "generation", list[Table | None]()
-    scores = text_scores(results) if of_texts and len(comparison_of(results).per_seed) else None
-    for task in results.tasks.index:
-        found += [operating_table(results, points, task)] if (points["task"] == task[0]).any() else []
-        found += [text_table(results, scores, task)] if scores is not None else []
-        found += [batch_table(results, task)] if of_texts else []
-    return [table for table in found if table is not None]
+def further_tables(results: Results) -> list[Table]:
+    """Return the operating points of every task."""
+    points = operating_points(results)
+    known = set(zip(points["task"], points["backbone"], strict=True))
+    return [operating_table(results, points, task) for task in results.tasks.index if task in known]
 
 
 def terminal_tables(results: Results) -> list[Table]:
