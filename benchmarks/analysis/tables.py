@@ -119,9 +119,8 @@ def task_table(results: Results) -> Table | None:
     found = found[(found["speedup"] == middle) & found["label"].isin(results.labels_to_compare)]
     if not tasks or found.empty:
         return None
-    names = task_names(tasks)
     found = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
-    found["name"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
+    found["name"] = task_names(results, found)
     signs = pd.Series(comparison.against_static(found), found.index).fillna(0)
     found["mark"] = signs.map({0: "", 1: "*", -1: "*"}) + over_or_under(found)
     wide = found.assign(points=100 * found["points"]).pivot(index="label", columns="name", values=["points", "mark"])
@@ -135,17 +134,16 @@ def task_table(results: Results) -> Table | None:
         frame=frame,
         columns=[
             Column("method"),
-            *(Column(name, name, "+.1f", mark=f"{name} mark", best=True) for name in names.values() if name in frame),
+            *(Column(name, name, "+.1f", mark=f"{name} mark", best=True) for name in found["name"].unique()),
         ],
         notes=[f"*: significantly better or worse than a static exit at the same budget. {OVER_NOTE} {UNDER_NOTE}"],
     )
 
 
-def task_names(tasks: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return the heading of every task: with the backbone where there are several."""
-    found = list(tasks)
-    several = len({backbone for _, backbone in found}) > 1
-    return {(task, backbone): f"{task} · {backbone}" if several else task for task, backbone in found}
+def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
+    """Return the task of every line, with the backbone where there are several."""
+    several = results.tasks.index.unique("backbone").size > 1
+    return found["task"] + " · " + found["backbone"] if several else found["task"]
 
 
 def contrast_table(results: Results) -> Table | None:
@@ -277,8 +275,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
-    names = task_names(results.tasks.index)
-    own["shown_task"] = [names[one] for one in zip(own["task"], own["backbone"], strict=True)]
+    own["shown_task"] = task_names(results, own)
     metric = own["metric"].iloc[0] if task else "score"
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
