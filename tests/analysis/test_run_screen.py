@@ -9,7 +9,7 @@ from rich.console import Console
 
 from benchmarks.analysis.equal_cost import comparison_of
 from benchmarks.analysis.frames import load_results
-from benchmarks.analysis.run_screen import board_table, compared_with_published, published_folders, run_screen
+from benchmarks.analysis.run_screen import board_table, compared_with_published, run_screen
 from benchmarks.commands.publish import publish_run
 from benchmarks.store.hashes import unsealed
 from benchmarks.store.records import CellRecord, TimingRecord
@@ -112,11 +112,3 @@ def test_unreadable_publications_are_named(everything, small_run, tmp_path):
     shown = printed(small_run, set(), [tmp_path / "broken", everything / "published"])
     assert "left out:" in shown
     assert "deebert" in shown
-
-
-def test_published_folders_are_those_of_here_and_of_the_repository(everything, tmp_path, monkeypatch):
-    shutil.copytree(everything / "published", tmp_path / "results" / "mine")
-    (tmp_path / "results" / "notes").mkdir()
-    monkeypatch.chdir(tmp_path)
-    names = [folder.name for folder in published_folders()]
-    assert (names[0], "quick" in names, "notes" in names) == ("mine", True, False)
