@@ -50,13 +50,9 @@ def names() -> Names:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paper's table and one backbone of ours.
+    """A paper's table, our records of one backbone, and the table's curves that there can be on it.
 
-    Attributes:
-        table, backbone: which.
-        results: our records of this backbone.
-        labels: the table's curves that there can be on the backbone.
-        command: makes the records that are missing.
+    ``command`` makes the records that are missing.
     """
 
     table: PaperTable

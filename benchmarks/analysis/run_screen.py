@@ -24,15 +24,9 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[Path] | None = None) -> "Group":
-    """Compose the last screen of a run; of generation, its tables.
+    """Compose the last screen of a run that has just computed the cells with these keys; of generation, its tables.
 
-    Args:
-        out_dir: the run's folder.
-        just_computed: keys of the cells that the run has computed.
-        folders: where published results may lie; by default ``results/*`` here and in the package's repository.
-
-    Raises:
-        UserError: the folder holds no results.
+    ``folders`` may hold published results; by default those are ``results/*`` here and in the package's repository.
     """
     from rich.console import Group
     from rich.text import Text
