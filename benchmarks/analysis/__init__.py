@@ -16,12 +16,7 @@ __all__ = ["report_files", "write_published_files"]
 def report_files(out_dir: Path, just_computed: Collection[str] = ()) -> "Group":
     """Write the summary of a run, see :func:`write_published_files`, and return the screen that it ends with.
 
-    Args:
-        out_dir: a folder that a run has filled.
-        just_computed: keys of the cells that it has just computed.
-
-    Raises:
-        UserError: the folder holds no results.
+    ``just_computed`` are keys of cells. Raises UserError if the folder holds no results.
     """
     from benchmarks.analysis.run_screen import run_screen
 

@@ -1,9 +1,8 @@
 """Methods at equal cost: two knobs of the validation hull, mixed to meet a budget, and scored on test rows.
 
-Knobs are chosen on validation rows. The weight is set so that the layers of the test rows meet the budget exactly,
-which reads no label, and full depth is always the last vertex of the hull: all methods cost the same. A row takes the
-first knob with a fixed probability, whatever its answer: a rule that anyone can run. "The best knob within a budget"
-would score a method that has no knob just below the budget far too low.
+The weight is set so that the layers of the test rows meet the budget exactly, which reads no label, and full depth is
+always the last vertex of the hull: all methods cost the same. A row takes the first knob with a fixed probability,
+whatever its answer. "The best knob within a budget" would score a method that has no knob just below it far too low.
 
 In generation a row is a prompt, costs are a decoded token's, and the hull is that of the knobs that test prompts were
 decoded with: each half of the prompts is scored at the mixture that the other half has chosen (Stone, JRSS B 36, 1974),
@@ -101,11 +100,8 @@ class Reach(StrEnum):
 class Mixture:
     """Two knobs, the first of which a row takes with probability ``weight``.
 
-    Attributes:
-        first, second: indices of the two hull vertices around the budget, the cheaper one first; equal where one knob
-            meets it alone, or where it is beyond the ends of the hull.
-        weight: share of the first.
-        reach: whether the budget is met.
+    They are the indices of the hull vertices around the budget, the cheaper one first; equal where one knob meets it
+    alone, or where it is beyond the ends of the hull.
     """
 
     first: int

@@ -89,12 +89,11 @@ def dense_curves(results: Results) -> pd.DataFrame:
     """
     found = EqualCost(results, _DENSE).by_task
     found = found[found["label"].isin(results.labels_to_compare) & ~found["over"]]
-    names, tasks = task_names(results.tasks.index), comparison_of(results).compared
-    found["panel"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
-    found = with_costs(results, found)
+    found = with_costs(results, found.assign(panel=task_names(results, found)))
+    tasks = comparison_of(results).compared
     if len(tasks) < 2:
         return found
-    groups = found[found["panel"].isin([names[task] for task in tasks])].groupby(["label", "speedup"], sort=False)
+    groups = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)].groupby(["label", "speedup"], sort=False)
     means = groups.mean(numeric_only=True)[groups.size() == len(tasks)].reset_index()
     return pd.concat([means.assign(panel=f"mean of {len(tasks)} tasks"), found], ignore_index=True)
 

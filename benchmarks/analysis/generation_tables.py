@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import CURVE, MATCH, NATS, TASK, TO_FULL, Results
-from benchmarks.analysis.rendering import METRIC_NAMES, MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, over_or_under
+from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table
 
 
 def cost_table(results: Results) -> Table | None:
@@ -63,41 +63,6 @@ def _with_intervals(comparison: EqualCost) -> pd.DataFrame:
     return comparison.with_intervals(comparison.by_task).set_index([*CURVE, "speedup"])
 
 
-def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) -> Table | None:
-    """Return all that is scored of one task of generation at every budget; None without a full model."""
-    own = scores[(scores["task"] == task[0]) & (scores["backbone"] == task[1])].dropna(subset=["points"])
-    if own.empty:
-        return None
-    metric = METRIC_NAMES.get(results.tasks.loc[task, "metric"], results.tasks.loc[task, "metric"])
-    order = {label: place for place, label in enumerate(dict.fromkeys(comparison_of(results).headline["method"]))}
-    own = own.assign(
-        at=own["speedup"].map("{:g}x".format) + over_or_under(own), place=own["label"].map(order).fillna(len(order))
-    )
-    return Table(
-        title=f"At equal cost · {' · '.join(task)}",
-        name=f"texts-{task[0]}",
-        frame=own.sort_values(["place", "label", "speedup"]).rename(columns={"label": "method"}),
-        columns=[
-            Column("method"),
-            Column("at"),
-            Column(f"{metric}, points [95%]", "points", "+.1f", "low", "high"),
-            Column("kept %", "kept", ".1f"),
-            Column("ROUGE-L to full % [95%]", TO_FULL, ".1f", f"{TO_FULL}_low", f"{TO_FULL}_high"),
-            Column("match % [95%]", MATCH, ".1f", f"{MATCH}_low", f"{MATCH}_high"),
-            Column("perplexity", form=".2f"),
-            Column("times full [95%]", "times_full", ".2f", "times_full_low", "times_full_high"),
-            Column("layers", form=".2f"),
-            Column("FLOPs ratio", "flops_ratio", ".2f"),
-            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in results.batch_sizes),
-        ],
-        notes=[
-            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the references: "
-            "each token but the first is read at the exit where the rule lets it leave; times full: over the full "
-            f"model's. In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
-        ],
-    )
-
-
 def batches(results: Results) -> pd.DataFrame:
     """Return how fast everything timed decodes at every batch, in step and regrouped: medians over the rounds.
 
@@ -128,11 +93,8 @@ def batches(results: Results) -> pd.DataFrame:
     return medians.rename(columns={"ratio": "speedup", "allowed": "of_allowed"}).reset_index()
 
 
-def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False) -> Table | None:
-    """Return the times of all that was timed; None where no batch was regrouped.
-
-    ``middle``: of one knob a label, the one nearest to the layers of the middle budget.
-    """
+def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
+    """Return the times of all that was timed; None where no batch was regrouped."""
     if results.times.empty:
         return None
     found = batches(results)
@@ -144,10 +106,6 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
     found["at"] = ["full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}" for label, knob in knobs]
     found["place"] = found["label"].map({label: place for place, label in enumerate(results.methods)}).fillna(-1)
     curves = ["place", "label", "at", "timing"]
-    if middle:
-        layers = found.groupby(curves)["layers"].transform("mean")
-        distance = (layers - results.tasks.loc[task, "num_layers"] / results.speedups[1]).abs()
-        found = found[distance == distance.groupby(found["label"]).transform("min")]
     sizes = zip(found["batch_size"], found["in_flight"], strict=True)
     found["name"] = [f"{size}" if size == under_way else f"{size} of {under_way:.0f}" for size, under_way in sizes]
     ordered = list(found.sort_values(["batch_size", "in_flight"])["name"].unique())

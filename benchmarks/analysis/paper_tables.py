@@ -16,6 +16,7 @@ from benchmarks.analysis.equal_cost import EqualCost
 from benchmarks.analysis.frames import FULL, Results
 from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, to_csv, to_latex, to_markdown
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
+from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import spec_of
 from consistentee.errors import unknown_name
 
@@ -49,13 +50,9 @@ def names() -> Names:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paper's table and one backbone of ours.
+    """A paper's table, our records of one backbone, and the table's curves that there can be on it.
 
-    Attributes:
-        table, backbone: which.
-        results: our records of this backbone.
-        labels: the table's curves that there can be on the backbone.
-        command: makes the records that are missing.
+    ``command`` makes the records that are missing.
     """
 
     table: PaperTable
@@ -251,61 +248,32 @@ def _conditions(comparison: Comparison, found: pd.DataFrame) -> list[str]:
     """Name the conditions that differ, one sentence each."""
     table = comparison.table
     records = [] if comparison.results is None else comparison.results.records
-    depths = {record.num_layers for record in records}
-    paper = table.paper_setting.backbone
-    of_layers = f", {depths.pop()} layers" if len(depths) == 1 else ""
-    trains = "" if comparison.backbone == paper else f" (`--run --backbones {paper}` trains the paper's, with a GPU)"
-    theirs = ", ".join(dict.fromkeys(method.backbone for method in table.methods))
     by_task = {column: [r for r in records if r.task == column.task] for column in table.columns}
-    known = {column: own for column, own in by_task.items() if own}
-    lines = [
-        f"Backbone: theirs {theirs}; ours {comparison.backbone}{of_layers}{trains}.",
-        _split(names().splits[table.table], known),
-        _rows(known, "train", "Training rows: ours", "how many theirs had is not in the collection"),
-        _rows(known, "test", "Test rows: ours", "theirs are those of their split"),
-        _seeds(known, [FULL, *dict.fromkeys(label for label in found["label"] if label)]),
-        _metrics(found),
-    ]
-    if table.speed is not PrintedSpeed.LAYERS:
-        meanings = sorted({names().speedup_definitions[text] for text in found["definition"]})
-        converted = ", read as 1 / (1 - saved)" if table.speed is PrintedSpeed.TIME_SAVED else ""
-        lines.append(f"Speed-up: theirs {', '.join(meanings)}{converted}; ours L / average layers.")
-    return [line for line in lines if line]
-
-
-def _split(theirs: str, known: dict[PaperColumn, list[Any]]) -> str:
-    firsts = [own[0].task_notes.split(".")[0] for own in known.values()]
-    ours = list(dict.fromkeys(first if "dev" in first else "the task's test split" for first in firsts))
-    if not ours or (theirs == "GLUE dev" and all("dev" in one for one in ours)):
-        return ""
-    return f"Split: theirs {theirs}; ours: {'; '.join(ours)}."
-
-
-def _rows(known: dict[PaperColumn, list[Any]], split: Literal["train", "test"], subject: str, theirs: str) -> str:
-    """Name our rows of the tasks where they are not all that the task has."""
-    shown = []
-    for column, own in known.items():
-        rows = own[0].train_rows if split == "train" else own[0].test_rows
-        every = spec_of(column.task)[0].complete_rows.get(split)
-        if every is None or rows < every:
-            shown.append(f"{column.printed} {rows:,}{f' of {every:,}' if every else ''}")
-    return f"{subject} {', '.join(shown)}; {theirs}." if shown else ""
-
-
-def _seeds(known: dict[PaperColumn, list[Any]], labels: Sequence[str]) -> str:
-    counts = []
-    for label in labels:
-        seeds = {len({r.seed for r in own if r.label == label}) for own in known.values()} - {0}
-        if seeds:
-            counts.append(f"{label} {'/'.join(map(str, sorted(seeds)))}")
-    return f"Seeds: ours {', '.join(counts)}; theirs are not in the collection." if counts else ""
-
-
-def _metrics(found: pd.DataFrame) -> str:
+    known = {column: own[0] for column, own in by_task.items() if own}
+    paper, printed = table.paper_setting.backbone, ", ".join(dict.fromkeys(method.backbone for method in table.methods))
+    trains = "" if comparison.backbone == paper else f" (`--run --backbones {paper}` trains the paper's, with a GPU)"
+    rows = [f"{column.printed} {_rows(record, 'train')} / {_rows(record, 'test')}" for column, record in known.items()]
+    splits = dict.fromkeys(record.task_notes.split(".")[0] for record in known.values())
+    ours = "; ".join(dict.fromkeys(split if "dev" in split else "the task's test split" for split in splits))
     bare = found["printed_metric"].str.lower().str.removeprefix("delta ").str.removesuffix(" vs baseline")
     differ = found[bare != found["our_metric"]].groupby(["printed_metric", "our_metric"], sort=False)["task"].unique()
-    words = [f"{', '.join(tasks)}: theirs '{theirs}', ours {ours}" for (theirs, ours), tasks in differ.items()]
-    return f"Metric: {'; '.join(words)}." if words else ""
+    metrics = [f"{', '.join(tasks)}: theirs '{theirs}', ours {ours}" for (theirs, ours), tasks in differ.items()]
+    meanings = ", ".join(sorted({names().speedup_definitions[text] for text in found["definition"]}))
+    converted = ", read as 1 / (1 - saved)" if table.speed is PrintedSpeed.TIME_SAVED else ""
+    return [
+        f"Backbone: theirs {printed}; ours {comparison.backbone}{trains}.",
+        *([f"Split: theirs {names().splits[table.table]}; ours: {ours}."] if known else []),
+        *([f"Training / test rows: ours {', '.join(rows)}; theirs are not in the collection."] if known else []),
+        *([f"Metric: {'; '.join(metrics)}."] if metrics else []),
+        f"Speed-up: theirs {meanings}{converted}; ours L / average layers.",
+    ]
+
+
+def _rows(record: CellRecord, split: Literal["train", "test"]) -> str:
+    """Return how many rows of ours a split has, and of how many where they are not all."""
+    rows = record.train_rows if split == "train" else record.test_rows
+    every = spec_of(record.task)[0].complete_rows.get(split)
+    return f"{rows:,}" if every in {None, rows} else f"{rows:,} of {every:,}"
 
 
 def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.analysis.frames import TASK, Results
+from benchmarks.analysis.frames import Results
 from benchmarks.analysis.rendering import MISSING, Column, Table
 from benchmarks.store.stored_results import failed_cells
 
@@ -38,7 +38,6 @@ def records_frame(results: Results) -> pd.DataFrame:
             or "defaults",
             "seed": record.seed,
             "train_seconds": record.train_seconds,
-            "precision": record.training_precision,
             "finished": record.finished_at[:19].replace("T", " "),
             "commit": str(record.environment.get("commit") or MISSING)[:10],
             "key": record.key[:12],
@@ -83,11 +82,9 @@ _AFTER_TRAINING = 0.5
 
 def caveats(results: Results) -> list[tuple[str, str]]:
     """Return what a reader should know before trusting the results: subject and sentence, the gravest first."""
-    root, records = results.folder, results.records
-    set_aside = [p for p in sorted((root / "cells").rglob("seed*.*-*")) if re.search(r"\.(damaged|stale)-\d+$", p.name)]
+    records = results.records
     found = [("left out", f"{fault}.") for fault in results.faults]
-    found += [("set aside", f"{path.name} in {path.parent} was not used.") for path in set_aside]
-    found += [("no result", f"{cell}: {error}.") for cell, error in failed_cells(root).items()]
+    found += [("no result", f"{cell}: {error}.") for cell, error in failed_cells(results.folder).items()]
     found += clock_caveats(results)
     if dev := {r.task for r in records if re.search(r"\bdev\w*( set)? is the test split", r.task_notes)}:
         found.append(("dev as test", f"{', '.join(sorted(dev))}: not the numbers of the GLUE server."))
@@ -101,9 +98,6 @@ def caveats(results: Results) -> list[tuple[str, str]]:
         found.append(("few seeds", words))
     cut = {r.task: r.truncated_prompts for r in records if getattr(r, "truncated_prompts", 0)}
     found += [("prompts cut", f"{count} of {task}.") for task, count in cut.items()]
-    precisions = records_frame(results).groupby(TASK)["precision"].nunique()
-    if mixed := [" · ".join(task) for task in precisions.index[precisions > 1]]:
-        found.append(("two precisions", f"trained in float32 and in bfloat16: records of {', '.join(mixed)}."))
     if changed := sum(bool(record.environment.get("uncommitted_changes")) for record in records):
         found.append(("local changes", f"{changed} of {len(records)} records were made with uncommitted changes."))
     return found

@@ -18,7 +18,6 @@ from benchmarks.terminal import add_columns, add_row, plain_table
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table as RichTable
-    from rich.text import Text
 
 
 MISSING = "n/a"
@@ -54,15 +53,9 @@ def over_or_under(found: pd.DataFrame) -> pd.Series:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column: its heading, and the columns of the frame with its value, its interval and what is written behind it.
 
-    Attributes:
-        heading: its title.
-        value: the column of the frame; by default that of this title.
-        form: of numbers; empty for words, which are set to the left.
-        low, high: columns of an interval.
-        mark: column of what is written behind the number.
-        best: whether the largest number is the best one.
+    ``form`` is the format of numbers, empty for words, which are set to the left; the ``best`` number is the largest.
     """
 
     heading: str
@@ -95,13 +88,7 @@ class Column:
 class Table:
     """A table: numbers, how they are written, and what a reader must know.
 
-    Attributes:
-        title: its caption.
-        name: of its label in LaTeX, ``tab:NAME``.
-        frame: a line each row.
-        columns: what is shown of it.
-        notes: below it.
-        labels: the column that holds labels of methods, which have display names in print.
+    ``name`` is that of its label in LaTeX; the column ``labels`` holds labels of methods, with display names in print.
     """
 
     title: str
@@ -139,9 +126,10 @@ def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = [
-        part for table in tables for part in (Text(table.title, style="bold"), _rich(table), *_dim(table.notes), "")
-    ]
+    parts: list[Any] = []
+    for table in tables:
+        notes = [Text(note, style="dim") for note in table.notes]
+        parts += [Text(table.title, style="bold"), _rich(table), *notes, ""]
     return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
 
 
@@ -152,12 +140,6 @@ def _rich(table: Table) -> "RichTable":
     for row in cells.itertuples(index=False):
         add_row(shown, *row)
     return shown
-
-
-def _dim(notes: Iterable[str]) -> "list[Text]":
-    from rich.text import Text
-
-    return [Text(note, style="dim") for note in notes]
 
 
 def to_markdown(tables: Iterable[Table]) -> str:
@@ -181,26 +163,16 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|`*_])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-_LATEX = {c: "\\" + c for c in "&%#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    **{
-        c: f"${word}$"
-        for c, word in {"·": r"\cdot", "≤": r"\le", "≥": r"\ge", "†": r"^\dagger", "‡": r"^\ddagger"}.items()
-    },
-    **{c: f"${c}$" for c in "<>|"},
-    "×": r"$\times$",
-    "±": r"$\pm$",
-}
+_MATHS = {"·": r"\cdot", "≤": r"\le", "≥": r"\ge", "†": r"^\dagger", "‡": r"^\ddagger", "×": r"\times", "±": r"\pm"}
+_LATEX = {c: "\\" + c for c in "&%#_{}$"} | {c: f"${word}$" for c, word in (_MATHS | {c: c for c in "<>|"}).items()}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 
 
 def escape_latex(text: str) -> str:
     """Escape what LaTeX would read as commands; ``$^3$`` of a display name stays."""
-    parts = re.split(r"(\$\^\d\$)", text)
-    return "".join(
-        part if re.fullmatch(r"\$\^\d\$", part) else "".join(_LATEX.get(c, r"\$" if c == "$" else c) for c in part)
-        for part in parts
-    )
+    parts = re.split(r"(\$\^\d\$)", text)  # every other part is such a power
+    parts[::2] = ["".join(_LATEX.get(c, c) for c in part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def to_latex(tables: Iterable[Table]) -> str:
@@ -217,16 +189,12 @@ def _latex(table: Table) -> str:
         bold = table.bold(str(heading))
         cells[heading] = [rf"\textbf{{{text}}}" if best else text for text, best in zip(texts, bold, strict=True)]
     lines = ["\\begin{table}", "\\centering\\small", f"\\caption{{{escape_latex(table.title)}.}}"]
-    lines += [
-        f"\\label{{tab:{table.name}}}",
-        f"\\begin{{tabular}}{{{''.join('l' if h in table.words else 'r' for h in cells)}}}",
-    ]
+    lines += [f"\\label{{tab:{table.name}}}"]
+    lines += [f"\\begin{{tabular}}{{{''.join('l' if heading in table.words else 'r' for heading in cells)}}}"]
     lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
     lines += [" & ".join(row) + r" \\" for row in cells.itertuples(index=False)]
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join(
-        [*lines, *(rf"\par\footnotesize {escape_latex(note)}" for note in table.notes), "\\end{table}", ""]
-    )
+    lines += ["\\bottomrule", "\\end{tabular}", *(rf"\par\footnotesize {escape_latex(n)}" for n in table.notes)]
+    return "\n".join([*lines, "\\end{table}", ""])
 
 
 def to_csv(frame: pd.DataFrame) -> str:

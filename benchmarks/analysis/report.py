@@ -28,18 +28,14 @@ from benchmarks.analysis.figures import (
     with_costs,
 )
 from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, Results, is_core, role_of
-from benchmarks.analysis.generation_tables import cost_table
 from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
 from benchmarks.analysis.rendering import Column, Table
 from benchmarks.analysis.tables import (
-    contrast_table,
-    further_tables,
-    headline_table,
+    first_tables,
     knob_text,
     operating_points,
     operating_table,
     task_names,
-    task_table,
     write_text,
 )
 from consistentee.backbones.wheels import cache_dir
@@ -80,18 +76,8 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    points, records = operating_points(results), records_frame(results)
-    of_headline, by_task = headline_table(results), task_table(results)
-    more = [contrast_table(results), cost_table(results) if results.kind == "generation" else None]
-    more += [table for table in further_tables(results, points) if not table.name.startswith("points-")]
-    facts = {
-        "tasks": records["task"].nunique(),
-        "methods": records["method"].nunique(),
-        "backbones": ", ".join(sorted(records["backbone"].unique())),
-        "records": len(records),
-        "seeds": ", ".join(map(str, sorted(records["seed"].unique()))),
-        "last record": records["finished"].max()[:10],
-    }
+    points = operating_points(results)
+    tables = {table.name: _shown(table) for table in first_tables(results)}
     charts = {
         "#headline-chart": _headline_chart(results),
         "#curves-chart": _curves_chart(results, points),
@@ -102,15 +88,14 @@ def render(results: Results) -> str:
         warnings.setdefault(subject, []).append(text)
     return templates.get_template("report.html").render(
         name=results.folder.resolve().name,
-        facts=facts,
-        headline=_shown(of_headline) if of_headline else None,
-        by_task=_shown(by_task) if by_task else None,
+        headline=tables.pop("headline", None),
+        by_task=tables.pop("tasks", None),
         charts={place: chart for place, chart in charts.items() if chart is not None},
         points=_shown(operating_table(results, points)),
-        more=[_shown(table) for table in more if table is not None],
+        more=list(tables.values()),
         warnings=warnings,
         machines=_shown(provenance_table(results)),
-        provenance=_shown(_records_table(records)),
+        provenance=_shown(_records_table(results)),
         vega=_vega(),
         datatables=_datatables(),
     )
@@ -144,15 +129,13 @@ def _shown(table: Table) -> dict[str, Any]:
     """Return a table as the template shows it: every cell is a text and the number that it is sorted by."""
     cells, lines = table.cells, table.frame.to_dict("records")
     columns = [column for column in table.columns if column.heading in cells]
+    orders = [[_order(column, line) for column in columns] for line in lines]
     return {
         "name": table.name,
         "title": table.title,
         "headings": [column.heading for column in columns],
         "words": table.words,
-        "rows": [
-            [(text, _order(column, line)) for text, column in zip(texts, columns, strict=True)]
-            for texts, line in zip(cells.itertuples(index=False), lines, strict=True)
-        ],
+        "rows": [list(zip(*row, strict=True)) for row in zip(cells.to_numpy().tolist(), orders, strict=True)],
         "notes": table.notes,
     }
 
@@ -164,12 +147,12 @@ def _order(column: Column, line: dict[str, Any]) -> float | None:
     return _LAST if value is None or pd.isna(value) else round(float(str(value)), 4)
 
 
-def _records_table(records: pd.DataFrame) -> Table:
+def _records_table(results: Results) -> Table:
     words = ("task", "backbone", "method", "parameters", "seed", "finished", "commit", "key", "command")
     return Table(
-        title=f"{len(records)} records: keys, commits, commands",
+        title=f"{len(results.cells)} records: keys, commits, commands",
         name="records",
-        frame=records,
+        frame=records_frame(results),
         columns=[*(Column(name) for name in words), Column("train s", "train_seconds", ".0f")],
         notes=["Keys are hashes of what a result depends on, see docs/versions.md; here their first 12 characters."],
     )
@@ -291,14 +274,11 @@ def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
     in percent of the full model's (``x_layers``, ``x_flops``, ``x_b1``, ...), ``points``, ``score``, ``low``, ``high``
     and ``match``.
     """
-    names, mixed = task_names(results.tasks.index), dense_curves(results)
+    mixed = dense_curves(results)
     mixed = mixed.assign(kind="curve", knob=mixed["speedup"].map("mixed to {:g}x".format))
     dots = points[points["label"].isin(results.labels_to_compare)]
-    dots = dots.assign(
-        kind="point",
-        panel=[names[task] for task in zip(dots["task"], dots["backbone"], strict=True)],
-        knob=[knob_text(line) for line in dots.to_dict("records")],
-    )
+    knobs = [knob_text(line) for line in dots.to_dict("records")]
+    dots = dots.assign(kind="point", panel=task_names(results, dots), knob=knobs)
     dots = with_costs(results, dots.rename(columns={"score_low": "low", "score_high": "high", MATCH: "match"}))
     both = pd.concat([mixed, dots], ignore_index=True)
     both = both[~(100 * both["points"] < -DEEPEST)]
@@ -312,12 +292,11 @@ def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
 
 def _exits_chart(results: Results) -> dict[str, Any] | None:
     """Draw the share of rows that exit at each layer, at the knob for half of the layers."""
-    found, names = exit_shares(results), task_names(results.tasks.index)
+    found = exit_shares(results)
     found = found[found["label"].isin(results.labels_to_compare)].rename(columns={"label": "method"})
     if found.empty:
         return None
-    found["task"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
-    frame = found.drop(columns="backbone").round({"share": 4, "layers": 3})
+    frame = found.assign(task=task_names(results, found)).drop(columns="backbone").round({"share": 4, "layers": 3})
     tasks = list(dict.fromkeys(frame["task"]))
     select = alt.binding_select(options=tasks, name="task", element="#exit-controls")
     y = _methods_axis(alt.EncodingSortField("layers", op="min"))
@@ -327,15 +306,10 @@ def _exits_chart(results: Results) -> dict[str, Any] | None:
         alt.Tooltip("layers:Q", format=".2f", title="layers, mean"),
     ]
     shade = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.06, 1]), legend=None)
-    mean = alt.Chart().transform_filter("datum.layer == 1").mark_text(align="left", dx=10, color=INK)
-    layers = [
-        alt.Chart().mark_rect(color="#2489d0").encode(x=x, y=y, opacity=shade, tooltip=tooltip),
-        mean.encode(x=alt.value(alt.expr("width")), y=y, text=alt.Text("layers:Q", format=".1f")),
-    ]
+    cells = alt.Chart(_ROWS).mark_rect(color="#2489d0").encode(x=x, y=y, opacity=shade, tooltip=tooltip)
     height = LINE * int(frame.groupby("task")["method"].nunique().max())
     chart = (
-        alt.layer(*layers, data=_ROWS)
-        .transform_filter("datum.task == exit_task")
+        cells.transform_filter("datum.task == exit_task")
         .properties(width="container", height=height, description="Exits by layer")
         .add_params(alt.param(name="exit_task", value=tasks[0], bind=select))
     )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from benchmarks.analysis.equal_cost import comparison_of
 from benchmarks.analysis.frames import Results, load_results, merge
 from benchmarks.analysis.provenance import clock_caveats
-from benchmarks.analysis.rendering import Column, Table, to_terminal
-from benchmarks.analysis.tables import marked, terminal_tables
+from benchmarks.analysis.rendering import INTERVALS_NOTE, OVER_NOTE, Column, Table, to_terminal
+from benchmarks.analysis.tables import headline_table, terminal_tables
 from benchmarks.store.stored_results import is_published, kind_of_results
 from consistentee.errors import UserError
 
@@ -24,15 +24,9 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[Path] | None = None) -> "Group":
-    """Compose the last screen of a run; of generation, its tables.
+    """Compose the last screen of a run that has just computed the cells with these keys; of generation, its tables.
 
-    Args:
-        out_dir: the run's folder.
-        just_computed: keys of the cells that the run has computed.
-        folders: where published results may lie; by default ``results/*`` here and in the package's repository.
-
-    Raises:
-        UserError: the folder holds no results.
+    ``folders`` may hold published results; by default those are ``results/*`` here and in the package's repository.
     """
     from rich.console import Group
     from rich.text import Text
@@ -42,8 +36,9 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
         return to_terminal(terminal_tables(own), own.faults)
     board = compared_with_published(own, published_folders() if folders is None else folders)
     noise = [f"Times are noisy ({subject}): {text}" for subject, text in clock_caveats(own) if subject != "not timed"]
+    table = board_table(board, own, just_computed)
     return Group(
-        to_terminal([board_table(board, own, just_computed)], board.faults),
+        to_terminal([table] if table else terminal_tables(own), board.faults),
         *(Text(line) for line in noise[:1]),
         Text(f"\nAll else is in {out_dir}: table.md, headline.csv, a figure. What next:"),
         Text(f"  consistentee table {out_dir}   every operating point, with intervals and milliseconds"),
@@ -80,31 +75,23 @@ def compared_with_published(own: Results, folders: Iterable[Path]) -> Results:
     return board
 
 
-def board_table(board: Results, own: Results, just_computed: Collection[str]) -> Table:
-    """Return points against the full model (or scores without it) at every budget, and the clock at the middle one."""
-    comparison, middle = comparison_of(board), comparison_of(board).middle
-    found, tasks = comparison.headline, comparison.compared
-    value, form, title = "points", "+.1f", "points against the full model"
-    if found["points"].isna().all():
-        value, form, title = "score", ".1f", "score in % (run the full model, too)"
-    elif len(tasks) == 1:
-        title += f" ({board.tasks.loc[tasks[0], 'metric']} {100 * board.full_scores()[*tasks[0], -1]:.1f})"
+def board_table(board: Results, own: Results, just_computed: Collection[str]) -> Table | None:
+    """Return the headline in short, with a mark at what was measured just now; None without a full model."""
+    table, middle = headline_table(board), comparison_of(board).middle
+    if table is None:
+        return None
     measured = {record.label for record in own.records if record.key in just_computed}
-    frame = marked(found)
-    frame["new"] = [">" if label in measured else "" for label in frame["method"]]
+    marks = [">" if label in measured else "" for label in table.frame["method"]]
     published = dict.fromkeys(cell.root.name for cell in board.cells if cell.root != own.folder)
     notes = [
         f"At {middle:g}x 1/{middle:g} of the layers run, on average over rows; 0.0 is as good as the full model. "
-        f"Clock: the stock model's time / the method's at {middle:g}x, row by row (batch 1). "
-        "†: even the cheapest knob costs more."
+        f"{INTERVALS_NOTE} Clock: the stock model's time / the method's, row by row (batch 1). {OVER_NOTE}"
     ]
     if published:
         others = ", ".join(published)
         notes.append(f"> measured just now; the others are stored ({others}), with the clocks of their machines.")
-    if lacking := sorted(set(own.labels_to_compare) - set(found["method"])):
+    if lacking := sorted(set(own.labels_to_compare) - set(table.frame["method"])):
         notes.append(f"Some task lacks {', '.join(lacking)}.")
-    columns = [Column(" ", "new"), Column("method")]
-    columns += [Column(f"at {s:g}x", f"{value} {s:g}x", form, mark=f"mark {s:g}x") for s in comparison.speedups]
-    columns.append(Column(f"clock at {middle:g}x", f"speedup_b1 {middle:g}x", ".2f"))
-    where = " · ".join(tasks[0]) if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
-    return Table(f"{where}: {title} at equal cost", "run", frame, columns, notes)
+    shown = {"method", *(f"at {speedup:g}x" for speedup in board.speedups), f"clock {middle:g}x b1"}
+    columns = [Column(" ", "new"), *(column for column in table.columns if column.heading in shown)]
+    return replace(table, frame=table.frame.assign(new=marks), columns=columns, notes=notes)

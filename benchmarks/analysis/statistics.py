@@ -61,13 +61,9 @@ def can_resample(metric: str, labels: ArrayLike) -> bool:
 
 
 def terms_of(metric: str, labels: ArrayLike, answers: ArrayLike) -> Floats:
-    """Compute the terms of every row, [N, terms].
+    """Compute the terms of labels and answers [N], [N, terms], for a metric that :func:`can_resample`.
 
     Those of a random mixture of rules are the mixture of the rules' own.
-
-    Args:
-        metric: one that :func:`can_resample`, or :data:`MEAN` or :data:`MEAN_BY_SIZE`.
-        labels, answers: [N].
     """
     return _TERMS[metric][0](np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
 
@@ -117,11 +113,7 @@ def score_of_mixture(
 ) -> float:
     """Compute the score when a row takes the first of two rules' answers with probability ``weight``, else the second.
 
-    Args:
-        metric: as in :func:`terms_of`, or any other metric of a task.
-        labels: [N].
-        answers: of both rules, [N] each.
-        weight: share of the first.
+    Labels and both rules' answers are [N]. Metrics that are no function of means weigh the rows of both rules.
     """
     true, shares = np.asarray(labels), (weight, 1 - weight)
     if can_resample(metric, true):

@@ -21,7 +21,7 @@ from benchmarks.analysis.frames import (
     role_of,
     varied_parameters,
 )
-from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores, text_table
+from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
     INTERVALS_NOTE,
@@ -119,9 +119,8 @@ def task_table(results: Results) -> Table | None:
     found = found[(found["speedup"] == middle) & found["label"].isin(results.labels_to_compare)]
     if not tasks or found.empty:
         return None
-    names = task_names(tasks)
     found = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
-    found["name"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
+    found["name"] = task_names(results, found)
     signs = pd.Series(comparison.against_static(found), found.index).fillna(0)
     found["mark"] = signs.map({0: "", 1: "*", -1: "*"}) + over_or_under(found)
     wide = found.assign(points=100 * found["points"]).pivot(index="label", columns="name", values=["points", "mark"])
@@ -135,17 +134,16 @@ def task_table(results: Results) -> Table | None:
         frame=frame,
         columns=[
             Column("method"),
-            *(Column(name, name, "+.1f", mark=f"{name} mark", best=True) for name in names.values() if name in frame),
+            *(Column(name, name, "+.1f", mark=f"{name} mark", best=True) for name in found["name"].unique()),
         ],
         notes=[f"*: significantly better or worse than a static exit at the same budget. {OVER_NOTE} {UNDER_NOTE}"],
     )
 
 
-def task_names(tasks: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return the heading of every task: with the backbone where there are several."""
-    found = list(tasks)
-    several = len({backbone for _, backbone in found}) > 1
-    return {(task, backbone): f"{task} · {backbone}" if several else task for task, backbone in found}
+def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
+    """Return the task of every line, with the backbone where there are several."""
+    several = results.tasks.index.unique("backbone").size > 1
+    return found["task"] + " · " + found["backbone"] if several else found["task"]
 
 
 def contrast_table(results: Results) -> Table | None:
@@ -277,8 +275,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
-    names = task_names(results.tasks.index)
-    own["shown_task"] = [names[one] for one in zip(own["task"], own["backbone"], strict=True)]
+    own["shown_task"] = task_names(results, own)
     metric = own["metric"].iloc[0] if task else "score"
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
@@ -334,25 +331,19 @@ def _notes_of_task(results: Results, task: tuple[str, str]) -> list[str]:
 
 
 def first_tables(results: Results) -> list[Table]:
-    """Return what a reader needs most: methods at equal cost, task by task, tests."""
-    of_texts = results.kind == "generation"
-    tasks = list(results.tasks.index)
-    found = [headline_table(results), *([cost_table(results)] if of_texts else [])]
-    found += [next((t for task in tasks if (t := batch_table(results, task, middle=True))), None)] if of_texts else []
+    """Return what a reader needs most: methods at equal cost, batches, task by task, tests."""
+    tasks, of_texts = list(results.tasks.index), results.kind == "generation"
+    found = [headline_table(results)]
+    found += [cost_table(results), *(batch_table(results, task) for task in tasks)] if of_texts else []
     found += [task_table(results) if len(tasks) > 1 else None, contrast_table(results)]
     return [table for table in found if table is not None]
 
 
-def further_tables(results: Results, points: pd.DataFrame | None = None) -> list[Table]:
-    """Return the tables of every task; ``points`` are :func:`operating_points`, if they are known."""
-    points = operating_points(results) if points is None else points
-    of_texts, found = results.kind == "generation", list[Table | None]()
-    scores = text_scores(results) if of_texts and len(comparison_of(results).per_seed) else None
-    for task in results.tasks.index:
-        found += [operating_table(results, points, task)] if (points["task"] == task[0]).any() else []
-        found += [text_table(results, scores, task)] if scores is not None else []
-        found += [batch_table(results, task)] if of_texts else []
-    return [table for table in found if table is not None]
+def further_tables(results: Results) -> list[Table]:
+    """Return the operating points of every task."""
+    points = operating_points(results)
+    known = set(zip(points["task"], points["backbone"], strict=True))
+    return [operating_table(results, points, task) for task in results.tasks.index if task in known]
 
 
 def terminal_tables(results: Results) -> list[Table]:

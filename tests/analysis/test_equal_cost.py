@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from benchmarks.analysis.equal_cost import Reach, choose, choose_all, concave_hull, mixture_at
+from benchmarks.analysis.equal_cost import Reach, choose, concave_hull, mixture_at
 from benchmarks.specs.targets import (
     FAITHFUL,
     HALF,
     WITHIN_ONE_POINT,
     Budget,
-    PointsLost,
-    in_order,
 )
 
 LAYERS = 12
@@ -30,16 +28,6 @@ def test_each_target_by_hand():
     assert choose(WITHIN_ONE_POINT, layers, scores, num_layers=LAYERS, reference=0.95) is None
     assert choose(FAITHFUL, layers, scores, num_layers=LAYERS) == 3
     assert choose(Budget(layers_at_most=0.1), layers, scores, num_layers=LAYERS) is None
-
-
-def test_points_are_lost_against_something():
-    with pytest.raises(ValueError, match="within 1 point"):
-        choose(WITHIN_ONE_POINT, [1.0], [0.5], num_layers=LAYERS)
-
-
-def test_a_knob_may_serve_several_targets():
-    chosen = choose_all([QUARTER, HALF, WITHIN_ONE_POINT], [1, 3, 12], [0.5, 0.9, 0.9], num_layers=12, reference=0.9)
-    assert chosen == {1: [QUARTER, HALF, WITHIN_ONE_POINT]}
 
 
 @given(points, st.floats(0.05, 1))
@@ -64,16 +52,6 @@ def test_mixture_by_hand():
     assert (mixed.first, mixed.second, mixed.weight, mixed.reach) == (0, 2, 0.25, Reach.MET)
     assert mixed.of(layers) == 2.5
     assert mixed.of(scores) == pytest.approx(0.725)
-
-
-def test_beyond_the_hull_its_end_is_taken_and_marked():
-    layers, scores = [2.0, 4.0, 6.0], [0.5, 0.9, 0.8]
-    assert (mixture_at(5.0, layers, scores).first, mixture_at(5.0, layers, scores).reach) == (1, Reach.UNDER)
-    assert (mixture_at(1.0, layers, scores).first, mixture_at(1.0, layers, scores).reach) == (0, Reach.OVER)
-    exact = mixture_at(2.0, layers, scores)
-    assert (exact.of(layers), exact.reach) == (2.0, Reach.MET)
-    with pytest.raises(ValueError, match="no points"):
-        mixture_at(1.0, [], [])
 
 
 def test_collinear_points_and_ties_are_dropped_whatever_their_rounding():
@@ -114,17 +92,3 @@ def test_the_mixture_costs_the_budget_unless_it_is_marked(found, budget):
     else:
         assert mixed.of(cost) < budget
         assert mixed.of(score) == score.max()
-
-
-# ---------------------------------------------------------------------------------------------- targets
-
-
-def test_targets_in_words_and_in_order():
-    assert list(map(str, [QUARTER, WITHIN_ONE_POINT, PointsLost(lost_at_most=0.005), FAITHFUL])) == [
-        "budget 0.25",
-        "within 1 point",
-        "within 0.5 points",
-        "agreement 0.90",
-    ]
-    assert [t.short for t in (QUARTER, WITHIN_ONE_POINT, FAITHFUL)] == ["≤25%", "-1 pt", "as full ≥90%"]
-    assert in_order([WITHIN_ONE_POINT, HALF, HALF, FAITHFUL, QUARTER]) == [QUARTER, HALF, FAITHFUL, WITHIN_ONE_POINT]

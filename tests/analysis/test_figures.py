@@ -8,18 +8,15 @@ from records_by_hand import ROWS, made_up_suite, results_of, write_results
 from benchmarks.analysis.equal_cost import headline
 from benchmarks.analysis.figures import (
     FIGURES,
-    GREY,
     TEXT_WIDTH,
     draw_figure,
     exit_shares,
     half_points,
-    leading_labels,
     memorized_against_exit,
     memorized_layers,
-    palette,
     write_figures,
 )
-from benchmarks.analysis.frames import is_core, load_results
+from benchmarks.analysis.frames import load_results
 from consistentee.errors import UserError
 from consistentee.methods.reward import memorized_layer
 
@@ -29,16 +26,6 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
     write_results(folder, tasks=("mcid", "rte"))
     return load_results(folder)
-
-
-def test_the_strongest_and_ours_are_in_colour(results):
-    named = leading_labels(results)
-    ranked = [label for label in dict.fromkeys(headline(results)["method"]) if label not in {"static", "random"}]
-    assert named[:5] == ranked[:5]
-    assert any(is_core(results.methods[label]) for label in named)
-    colours = palette(results)
-    assert len({colours[label] for label in named}) == len(named)
-    assert colours["static"] == GREY
 
 
 def test_points_at_equal_cost_lie_where_the_headline_has_them(results):

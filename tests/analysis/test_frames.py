@@ -11,7 +11,6 @@ from records_by_hand import (
     made_up_suite,
     operating_point,
     results_of,
-    timing,
     write_results,
 )
 
@@ -43,13 +42,6 @@ def test_knobs_have_a_line_for_every_knob_of_every_cell(results):
     assert sorted(points["knob"]) == sorted(point.knob for point in record.operating_points)
     assert points["flops_ratio"].tolist() == pytest.approx((LAYERS / points["layers"]).tolist())
     assert points["speedup_b1"].tolist() == pytest.approx((LAYERS / points["layers"]).tolist())
-
-
-def test_times_have_the_stock_model_of_the_same_round(results):
-    times = results.times
-    assert (times.loc[times["key"] == "", "seconds"] == times.loc[times["key"] == "", "stock_seconds"]).all()
-    one = times[(times["task"] == "mcid") & (times["seed"] == 0) & (times["key"] == "") & (times["batch_size"] == 1)]
-    assert one["seconds"].tolist() == pytest.approx([0.008 * (1 + 0.02 * i) for i in range(3)])
 
 
 def test_rows_have_the_answers_of_operating_points(results):
@@ -112,27 +104,6 @@ def test_a_mixture_by_hand(results):
     assert not line["over"]
 
 
-def test_budgets_beyond_the_hull_are_marked(results):
-    found = EqualCost(results, (0.5, 2.0, 50.0)).per_seed.set_index(["task", "label", "seed", "speedup"])["reach"]
-    assert found.loc[("rte", "pabee", 0, 50.0)] == Reach.OVER
-    assert found.loc[("rte", "pabee", 0, 2.0)] == Reach.MET
-    assert found.loc[("rte", "pabee", 0, 0.5)] == Reach.UNDER
-
-
-def test_test_rows_pay_the_budget_exactly(tmp_path):
-    """Test rows run fewer layers than validation rows: the weight counts the layers of test rows."""
-    records = [
-        r.model_copy(update={"curve_validation": [_deeper(p) for p in r.curve_validation]})
-        if r.label == "deebert"
-        else r
-        for r in made_up_suite()
-    ]
-    found = EqualCost(results_of(records)).per_seed
-    met = found[found["reach"] == Reach.MET]
-    assert met["layers"].to_numpy() == pytest.approx(LAYERS / met["speedup"].to_numpy())
-    assert {"deebert", "static"} <= set(met["label"])
-
-
 def _deeper(point):
     counts = point.exit_histogram
     return point.model_copy(
@@ -176,15 +147,6 @@ def test_a_difference_is_over_the_seeds_that_both_have():
     points = comparison.per_seed.set_index(["label", "seed", "speedup"])["points"]
     expected = points.loc["pabee", 0, 2.0] - points.loc["deebert", 0, 2.0]
     assert comparison.difference(task, "pabee", "deebert", 2.0)[0] == pytest.approx(expected)
-
-
-def test_seeds_without_times_take_no_clock_from_a_curve():
-    zero, one = made_up_suite(seed=0), made_up_suite(seed=1)
-    both = EqualCost(results_of(zero + one, [timing(zero, seed=0)])).by_task.set_index(["label", "speedup"])
-    alone = EqualCost(results_of(zero, [timing(zero, seed=0)])).by_task.set_index(["label", "speedup"])
-    known = alone["speedup_b1"].dropna()
-    assert len(known)
-    assert both["speedup_b1"].dropna().to_dict() == pytest.approx(known.to_dict())
 
 
 def test_paired_intervals_of_known_answers(tmp_path):

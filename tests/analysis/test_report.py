@@ -192,15 +192,6 @@ def test_the_budget_moves_the_headline(browser):
         changes(browser, "#headline-chart", lambda b=button: press(browser, b), "mark-symbol")
 
 
-def test_every_cost_has_an_axis_of_its_own(browser):
-    costs = {"b1": "batch 1", "flops": "FLOPs", "b32": "batch 32", "layers": "layers, %"}
-    buttons = bound(browser, "#curves", "cost")
-    assert set(buttons) == set(costs)
-    for cost, title in costs.items():
-        press(browser, buttons[cost])
-        wait_until(browser, lambda t=title: any(t in text for text in words(browser, "#curves-chart")))
-
-
 def test_tasks_and_scores_are_chosen(browser):
     from selenium.webdriver.support.ui import Select
 
@@ -242,71 +233,6 @@ def column(browser, table, number):
     """Return the visible texts of a column."""
     cells = f"[...document.querySelectorAll('#{table} tbody tr > :nth-child({number})')]"
     return browser.execute_script(f"return {cells}.map((cell) => cell.innerText)")
-
-
-def heading(browser, table, number):
-    """Return the heading of a column, in the middle of the window, where nothing lies over it."""
-    found = browser.find_element("css selector", f"#{table} thead th:nth-child({number})")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
-    return found
-
-
-def sorting(browser, number):
-    return heading(browser, "headline-table", number).get_attribute("aria-sort")
-
-
-def test_a_click_sorts_and_a_second_one_turns_the_order_round(browser):
-    for direction in ("descending", "ascending"):
-        heading(browser, "headline-table", 2).click()
-        wait_until(browser, lambda d=direction: sorting(browser, 2) == d)
-        values = [float(text.split()[0].rstrip("†")) for text in column(browser, "headline-table", 2) if text != "n/a"]
-        assert len(values) > 3
-        assert values == sorted(values, reverse=direction == "descending")
-
-
-def test_what_is_not_known_comes_last(browser):
-    heading(browser, "tasks-table", 3).click()  # pabee's record on sst2 is damaged
-    wait_until(browser, lambda: column(browser, "tasks-table", 3)[-1] == "n/a")
-
-
-def test_typing_filters(browser):
-    everything = column(browser, "points-table", 1)
-    browser.find_element("css selector", "#points-table input").send_keys("CALM soft")
-    wait_until(browser, lambda: len(column(browser, "points-table", 1)) < len(everything))
-    assert set(column(browser, "points-table", 1)) == {"calm-softmax"} < set(everything)
-
-
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_the_page_and_its_charts_follow_the_theme(browser, theme):
-    from selenium.webdriver.support.ui import Select
-
-    Select(browser.find_element("id", "theme")).select_by_value(theme)
-    ink = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
-    shades = {
-        "paper": browser.execute_script(ink, "body", "backgroundColor"),
-        "axis": browser.execute_script(ink, "#curves-chart .role-axis-label text", "fill"),
-    }
-    lightness = {name: sum(map(int, re.findall(r"\d+", shade)[:3])) / 3 for name, shade in shades.items()}
-    dark = theme == "dark"
-    assert (lightness["paper"] < 60) == dark
-    assert (lightness["axis"] > 180) == dark
-
-
-def test_a_phone_scrolls_tables_and_not_the_page(browser):
-    size = {"width": 400, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        browser.refresh()
-        wait_until(browser, lambda: len(browser.find_elements("css selector", ".chart svg.marks")) == 3)
-        assert browser.execute_script("return document.documentElement.scrollWidth") == 400
-        assert browser.execute_script("return document.querySelector('#points-table .scroll').scrollWidth") > 400
-        widths = (
-            "return [...document.querySelectorAll('.chart svg.marks')].map((svg) => svg.getBoundingClientRect().width)"
-        )
-        assert all(200 < width <= 400 for width in browser.execute_script(widths))
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.refresh()
 
 
 def test_nothing_was_said_on_the_console_in_the_end(browser):

@@ -82,14 +82,6 @@ def test_the_score_of_a_mixture_is_the_metric_of_the_weighted_sample(metric):
     assert score_of_mixture(metric, labels, (first, first)) == pytest.approx(score(metric, labels, first))
 
 
-def test_many_resamples_have_the_interval_of_few():
-    labels, predictions = rows_of("matthews")
-    terms = terms_of("matthews", labels, predictions)[None]
-    few, many = (resampled_scores("matthews", terms, resamples=number)[0] for number in (1000, 10_000))
-    assert len(many) == 10_000
-    assert interval(many) == pytest.approx(interval(few), abs=0.02)
-
-
 def test_tasks_that_differ_widen_the_interval_over_any_task():
     samples = np.stack([np.full(1000, points) for points in (-1.0, 0.0, 1.0)])
     low, high = interval(over_any_task(samples))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.generation_tables import batch_table
-from benchmarks.analysis.paper_tables import Comparison, compare, names, paper_table, published_results, scored_by
+from benchmarks.analysis.paper_tables import Comparison, compare, names, paper_table, published_results
 from benchmarks.analysis.provenance import caveats
 from benchmarks.analysis.rendering import Column, Table, display_name, escape_latex, to_latex, to_markdown, to_terminal
 from benchmarks.analysis.tables import (
@@ -79,12 +79,6 @@ def test_cells_have_intervals_and_marks_and_unknown_columns_are_left_out():
     }
 
 
-def test_terminal():
-    text = shown([TABLE])
-    for words in ("Points & more", "-1.2 [-2.0, -0.5]", "50% of it.", "left out: a file is damaged"):
-        assert words in text
-
-
 def test_markdown_keeps_text_as_text():
     lines = to_markdown([TABLE]).splitlines()
     assert lines[0] == "## Points &amp; more"
@@ -126,14 +120,6 @@ def test_latex_commands_in_data_are_escaped():
 
 
 # ---------------------------------------------------------------------------------------------- what they hold
-
-
-def test_the_first_tables_of_several_tasks(results):
-    headline, tasks, tests = first_tables(results)
-    assert headline.title == "Points against the full model at equal cost, mean of 2 tasks"
-    assert set(headline.cells["method"]) == set(results.labels_to_compare)
-    assert list(tasks.cells)[1:] == ["mcid", "rte"]
-    assert tests.cells["against"].tolist()[-1] in set(headline.cells["method"])
 
 
 def test_operating_points_are_chosen_on_validation_rows(results):
@@ -242,9 +228,3 @@ def test_ours_stand_at_the_printed_speed_up(results):
     ours = found[(found["label"] == "consistentee-curve") & (found["our_task"] == "rte")].iloc[0]
     assert ours["layers"] == pytest.approx(6 / ours["speedup"], abs=0.05)
     assert ours["our_points"] == pytest.approx(ours["score"] - 0.91)
-
-
-def test_another_metric_of_the_records_can_be_scored(results):
-    mcid = results.only(tasks=["mcid"])
-    assert scored_by(mcid, "accuracy") is mcid
-    assert scored_by(mcid, "f1") is None
