@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,6 +58,7 @@ SECONDS_TO_CONNECT = 10
 _SECONDS_TO_WAIT_FOR_WORKERS = 60
 _SECONDS_BETWEEN_COUNTS = 5  # of workers, which may come and go
 _SECONDS_BETWEEN_LOOKS = 0.2  # at whether the run ends
+_PROCESSES = threading.Lock()  # the start of a process looks for exit codes of all, which can be read only once
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _run_here(jobs: Sequence[AnyJob], progress: RunProgress) -> None:
 def _run_in_threads(jobs: Sequence[AnyJob], progress: RunProgress, workers: int) -> None:
     """Run several jobs at once; each thread waits for the process of its job."""
     threads, stopped = threads_of_a_job(workers, usable_cores(), _thread_limit()), threading.Event()
-    with ThreadPoolExecutor(workers) as executor:
+    with _threads_sleep_while_they_wait(), ThreadPoolExecutor(workers) as executor:
         try:
             _run_side_by_side(
                 jobs, progress, lambda: workers, lambda job: executor.submit(execute, job, threads, stopped)
@@ -240,10 +242,15 @@ def execute(job: AnyJob, threads: int | None = None, stopped: threading.Event | 
         output = Path(file.name)
         process = _started(job, threads, output)
         try:
-            while process.is_alive() and not (stopped and stopped.is_set()):
-                process.join(_SECONDS_BETWEEN_LOOKS if stopped else None)
+            has_ended = False
+            while not has_ended and not (stopped and stopped.is_set()):
+                has_ended = bool(connection.wait([process.sentinel], _SECONDS_BETWEEN_LOOKS))
+            if has_ended:
+                with _PROCESSES:
+                    process.join()
         finally:
-            _stop(process)
+            with _PROCESSES:
+                _stop(process)
             job.status.unlink(missing_ok=True)
         if stopped and stopped.is_set():
             return
@@ -281,7 +288,8 @@ def _started(job: AnyJob, threads: int | None, output: Path) -> BaseProcess:
         context.set_forkserver_preload(_PRELOADED)
     with _threads_sleep_while_they_wait() if job.shares_machine else nullcontext():
         process: BaseProcess = context.Process(target=_work, args=(job, threads, output), name=job.name)
-        process.start()
+        with _PROCESSES:
+            process.start()
     return process
 
 

@@ -106,7 +106,7 @@ class GenerationRecord(BaseRecord):
     full_reference_nats: float | None = Field(None, description="as ReadReferences.nats, of the full model")
     curve_validation: list[ReplayPoint]
     operating_points: list[DecodingPoint]
-    peak_memory_bytes: int = Field(description="of the process, or of the GPU where there is one")
+    peak_memory_bytes: int | None = Field(None, description="of the process; no longer measured")
     calibration: None = Field(None, description="of a study that is no longer run; older records have the field")
 
     def timed_points(self, at_most: int) -> Sequence[DecodingPoint]:

@@ -6,7 +6,7 @@ from conftest import make_text_task, random_prompts
 from torch import nn
 
 from baselines.balcony import Balcony
-from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts
+from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.kinds.text_evaluation import replay_points
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.reference import stock_tokens
@@ -44,7 +44,7 @@ def test_texts_are_those_of_a_stock_model_of_these_layers(tiny_decoder, family):
 def test_replays_are_of_the_decoder_that_writes(tiny_decoder):
     """Untrained, the exit behind layer 3 is layer 4; every exit costs one layer more than it has before it."""
     model = trained(tiny_decoder(), steps=0)
-    prompts = Prompts(PromptSplit("test", PROMPTS, [" ba"] * len(PROMPTS)), [False] * len(PROMPTS))
+    prompts = PromptSplit("test", PROMPTS, [" ba"] * len(PROMPTS))
     decoder = PromptDecoder(model, BALCONY, "key", max_new_tokens=NEW_TOKENS, batch_size=4, store=None)
     points = replay_points(decoder, prompts)
     assert [(point.knob, point.average_layers) for point in points] == [(1.0, 2.0), (2.0, 3.0), (3.0, 4.0), (4.0, 4.0)]
