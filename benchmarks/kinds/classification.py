@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from consistentee.methods.method import Method
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
-_FULL = "full"
-
 
 @dataclass(frozen=True)
 class BatchTime:
@@ -73,7 +71,7 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         """Choose the full model, or the first with a linear last classifier, since other classifiers cost more."""
         from consistentee.models.classifiers import LinearClassifier
 
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "full"]
         linear = [model for model in models if isinstance(model.classifier(model.num_layers), LinearClassifier)]
         return next(iter([*full, *linear, *models]))
 

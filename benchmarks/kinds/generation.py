@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
-from benchmarks.store.generation_records import (
-    DecodingSamples,
-    DecodingTimingRecord,
-    GenerationRecord,
-)
+from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
 from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_text_task
 from consistentee.data.prompts import TextTask
@@ -21,8 +17,6 @@ if TYPE_CHECKING:
     from benchmarks.measure.decoding_clock import DecodingTimes
     from consistentee.methods.method import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-
-_FULL = "token-full"
 
 
 class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDecoder", str, "DecodingTimes"]):
@@ -82,7 +76,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
 
         Weights change the time of a token only above batch 1, when a text that ends leaves its batch a row short.
         """
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "token-full"]
         return next(iter([*full, *models]))
 
     def timed_rows(

@@ -88,21 +88,14 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
     Planning uses the class attributes, :meth:`load_rows` and :meth:`backbone_identity`, which never load torch.
 
     Type parameters: specification of a cell, task, method, model, a row as it is timed, and the times of a batch.
-
-    Class attributes:
-        suite: schema of a suite.
-        record, timing: schemas of records.
-        model_file: the file of a saved model that describes its weights.
-        usual_backbone: the default backbone.
-        stock_label: label of the stock model in timings.
     """
 
     suite: ClassVar[type[BaseSuite]]
     record: ClassVar[type[BaseRecord]]
     timing: ClassVar[type[BaseTimingRecord]]
-    model_file: ClassVar[str]
+    model_file: ClassVar[str]  # of a saved model, which describes its weights
     usual_backbone: ClassVar[str]
-    stock_label: ClassVar[str]
+    stock_label: ClassVar[str]  # of the stock model in timings
 
     @abstractmethod
     def load_rows(self, spec: SpecT, data_dir: Path | None) -> CellRows[TaskT]:

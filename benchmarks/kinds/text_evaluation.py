@@ -72,7 +72,7 @@ class TextEvaluation:
             cell.model,
             cell.method,
             cell.key,
-            max_new_tokens=new_tokens(cell.spec, cell.rows),
+            max_new_tokens=token_limits(cell.spec, cell.rows)[1],
             batch_size=cell.spec.batch_size,
             store=cell.store,
         )
@@ -138,14 +138,15 @@ class TextEvaluation:
         spec, rows, decoder = self.spec, self.rows, self.decoder
         model, recipe, flops = decoder.model, spec.recipe, DecodingFlops(decoder.model)
         trains_layers = recipe.trains != "exits"
+        max_prompt_tokens, max_new_tokens = token_limits(spec, rows)
         return {
             "num_layers": model.num_layers,
             "train_task": rows.training.name,
             "training_precision": precision_used(recipe.precision, chosen_device()) if trains_layers else None,
             "exit_layers": list(model.exit_layers),
             "closing_layers": len(model.closing),
-            "max_prompt_tokens": prompt_limit(spec, rows),
-            "max_new_tokens": new_tokens(spec, rows),
+            "max_prompt_tokens": max_prompt_tokens,
+            "max_new_tokens": max_new_tokens,
             "kv": decoder.method.kv,
             "truncated_prompts": sum(self.fitted[1]),
             "full_scores": self._means(self.full_scores),
@@ -158,7 +159,9 @@ class TextEvaluation:
     def _operating_point(self, flops: DecodingFlops, written: Written) -> DecodingPoint:
         """Build the record of a chosen knob; ``flops`` counts the operations of the whole model."""
         texts, read, num_layers = written.texts, written.references, self.decoder.model.num_layers
-        layers, at_position = layers_by_position(texts)
+        decoded = [layers[1:] for layers in texts.exit_layers]  # all tokens but the first, which the prompt gives
+        exits = torch.cat([*decoded, torch.empty(0, dtype=torch.long)])
+        by_position = pd.DataFrame([layers.tolist() for layers in decoded])
         prefill_flops, decode_flops = self._flops(flops, written)
         return DecodingPoint(
             knob=written.validation.knob,
@@ -170,9 +173,9 @@ class TextEvaluation:
             new_tokens=sum(map(len, texts.tokens)),
             decoded_tokens=texts.decoded_tokens,
             average_layers=texts.average_layers if texts.decoded_tokens else num_layers,
-            exit_histogram=exit_histogram(texts, num_layers),
-            layers_by_position=layers,
-            texts_by_position=at_position,
+            exit_histogram=torch.bincount(exits, minlength=num_layers + 1)[1:].tolist(),
+            layers_by_position=by_position.mean().tolist(),
+            texts_by_position=by_position.count().tolist(),
             decode_flops=float(decode_flops),
             full_decode_flops=float(flops.full_decoding(texts)),
             prefill_flops=float(prefill_flops),
@@ -230,14 +233,9 @@ class TextEvaluation:
         return {PREDICTIONS_FILE: pd.DataFrame(columns)}
 
 
-def new_tokens(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
-    """Return the largest number of new tokens of a text."""
-    return spec.max_new_tokens or rows.task.max_new_tokens
-
-
-def prompt_limit(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
-    """Return the largest number of tokens of a prompt."""
-    return spec.max_prompt_tokens or rows.task.max_prompt_tokens
+def token_limits(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> tuple[int, int]:
+    """Return the largest number of tokens of a prompt, and of new tokens of a text."""
+    return spec.max_prompt_tokens or rows.task.max_prompt_tokens, spec.max_new_tokens or rows.task.max_new_tokens
 
 
 def fitted(
@@ -245,10 +243,7 @@ def fitted(
 ) -> tuple[PromptSplit, list[bool]]:
     """Return the prompts of a split, cut to the cell's limit, and which were cut; see :meth:`PromptSplit.cut`."""
     prompts: PromptSplit = getattr(rows.task, split)
-    return prompts.cut(lambda text: model.encode([text])[0], prompt_limit(spec, rows), rows.task.keep)
-
-
-# ---------------------------------------------------------------------------------------------- choosing knobs
+    return prompts.cut(lambda text: model.encode([text])[0], token_limits(spec, rows)[0], rows.task.keep)
 
 
 def replay_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPoint]:
@@ -321,9 +316,6 @@ def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_l
     return dict(sorted(chosen.items()))
 
 
-# ---------------------------------------------------------------------------------------------- test prompts
-
-
 def read_references(
     decoder: PromptDecoder, prompts: PromptSplit, knobs: Sequence[float]
 ) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
@@ -336,16 +328,3 @@ def read_references(
         trace = record_references(reader, prompts, decoder.options["max_new_tokens"], decoder.store)
         losses |= zip(rules, reference_losses(trace, list(rules.values()), len(prompts)), strict=True)
     return losses[None], [losses[knob] for knob in knobs]
-
-
-def exit_histogram(written: Generations, num_layers: int) -> list[int]:
-    """Return how many decoded tokens exit at layer 1, 2, ..., L."""
-    exits = torch.cat([*(layers[1:] for layers in written.exit_layers), torch.empty(0, dtype=torch.long)])
-    counts: list[int] = torch.bincount(exits, minlength=num_layers + 1)[1:].tolist()
-    return counts
-
-
-def layers_by_position(written: Generations) -> tuple[list[float], list[int]]:
-    """Return the mean exit layer of the second, third, ... token of a text, and how many texts have such a token."""
-    by_text = pd.DataFrame([layers[1:].tolist() for layers in written.exit_layers])
-    return by_text.mean().tolist(), by_text.count().tolist()

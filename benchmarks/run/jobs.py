@@ -76,7 +76,7 @@ class Job(ABC, Generic[ResultT]):
     @property
     def lock_place(self) -> Path:
         """Path that a process locks while it computes this job."""
-        return self.context.folder.turn(self.key)
+        return self.context.folder.root / "artifacts" / "turns" / self.key
 
     @property
     def status(self) -> Path:

@@ -18,15 +18,7 @@ from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, display_name
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
-from benchmarks.store.folders import (
-    HASHES_FILE,
-    RECORD_FILE,
-    Fault,
-    RunFolder,
-    read_cell,
-    read_failure,
-    read_timings,
-)
+from benchmarks.store.folders import HASHES_FILE, RECORD_FILE, Fault, RunFolder, read_cell, read_failure, read_timings
 from benchmarks.store.hashes import file_fault
 from benchmarks.store.keys import key_parts, stale_reason, timing_key
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
@@ -118,12 +110,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Published:
-    """Published results of a suite, from which a run starts. They are never changed here.
+    """Published results of a suite, from which a run starts: cells by their folder in a run, timings by their file.
 
-    Attributes:
-        root: their folder; None if there are none.
-        cells: by their folder in a run.
-        timings: by their file in a run.
+    They are never changed here. ``root`` is their folder, and None if there are none.
     """
 
     root: Path | None = None

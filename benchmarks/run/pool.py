@@ -75,9 +75,9 @@ class Schedule:
                 executor = client.get_executor(pure=False)
 
                 def submit(job: AnyJob) -> Future[None]:
-                    return executor.submit(_run_in_worker, job, _slots_on(client), _thread_limit())
+                    return executor.submit(_run_in_worker, job, slots_on(client), _thread_limit())
 
-                _run_side_by_side(jobs, progress, lambda: sum(_slots_on(client).values()), submit)
+                _run_side_by_side(jobs, progress, lambda: sum(slots_on(client).values()), submit)
         elif self.workers > 1 and len(jobs) > 1:
             _run_in_threads(jobs, progress, min(self.workers, len(jobs)))
         else:
@@ -177,7 +177,7 @@ def _cluster(address: str) -> Iterator["Client"]:
         yield client
 
 
-def _slots_on(client: "Client") -> Counter[str]:
+def slots_on(client: "Client") -> Counter[str]:
     """Count how many jobs the workers that are there now run at once, by host."""
     slots: Counter[str] = Counter()
     for address, threads in client.nthreads().items():
@@ -189,14 +189,14 @@ def _host(address: str) -> str:
     return urlsplit(address).hostname or address
 
 
-def _run_in_worker(job: AnyJob, slots_on: Counter[str], limit: int | None) -> None:
+def _run_in_worker(job: AnyJob, slots: Counter[str], limit: int | None) -> None:
     """Run a job in a process of its own, below a dask worker."""
     from distributed import get_worker
 
     # Dask's workers are daemons, which may have no children, lest these outlive them; ours end with their parent.
     multiprocessing.current_process().daemon = False
-    slots = max(1, slots_on[_host(get_worker().address)])
-    execute(job, threads_of_a_job(slots, usable_cores(), limit))
+    own_slots = max(1, slots[_host(get_worker().address)])
+    execute(job, threads_of_a_job(own_slots, usable_cores(), limit))
 
 
 def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) -> None:

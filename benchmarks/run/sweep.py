@@ -12,16 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.run.jobs import CellJob, RunContext, TimingJob
-from benchmarks.run.plan import (
-    Inputs,
-    PlannedCell,
-    Planner,
-    Published,
-    checked_kind,
-    groups_of,
-    summary,
-    timed_knobs,
-)
+from benchmarks.run.plan import Inputs, PlannedCell, Planner, Published, checked_kind, groups_of, summary, timed_knobs
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
 from benchmarks.specs.base import BaseSuite

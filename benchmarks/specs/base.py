@@ -100,9 +100,7 @@ class TimingSpec(Strict):
     points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
     warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
     most_batches: int | None = Field(
-        default=None,
-        ge=1,
-        description="timed of each size, from the first rows on; by default all rows are",
+        default=None, ge=1, description="timed of each size, from the first rows on; by default all rows are"
     )
 
     def rows_at(self, batch_size: int) -> int:

@@ -67,10 +67,6 @@ class RunFolder:
         """Return the folder of the timings of one (task, backbone, seed)."""
         return self.timings / folder_name(task) / folder_name(backbone) / f"seed{seed}"
 
-    def turn(self, key: str) -> Path:
-        """Return the path that a process locks while it computes the cell or timing of this key."""
-        return self.root / "artifacts" / "turns" / key
-
 
 @dataclass(frozen=True)
 class Fault:

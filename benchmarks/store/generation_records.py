@@ -121,12 +121,11 @@ class GenerationRecord(BaseRecord):
         ]
 
     def summary_lines(self) -> list[str]:
-        points = [
+        return [
             f"{self.metric} {100 * point.scores[self.metric].value:.1f} at {point.average_layers:.2f} of "
             f"{self.num_layers} layers, {100 * point.token_match.value:.0f}% of the tokens as in full"
             for point in self.operating_points
         ]
-        return points or [f"no knob stays within any budget, nor in agreement; {len(self.curve_validation)} were tried"]
 
 
 class DecodingSamples(BaseSamples):

@@ -17,8 +17,6 @@ from benchmarks.kinds.generation import Generation
 from benchmarks.kinds.prompt_decoder import PromptDecoder, from_tensors, to_tensors
 from benchmarks.kinds.text_evaluation import (
     choose_points,
-    exit_histogram,
-    layers_by_position,
     read_references,
     replay_points,
 )
@@ -172,24 +170,6 @@ def test_texts_are_decoded_once_for_what_they_depend_on(model, tmp_path: Path, m
     decoder_of(model, store=tmp_path, tokens=5).at(2.0, prompts)
     decoder_of(model, store=tmp_path).at(2.0, prompts_of(seed=1))
     assert asked == [2.0, 3.0, 2.0, 2.0]
-
-
-# ---------------------------------------------------------------------------------------------- counts and scores
-
-
-def test_exit_layers_by_position_and_in_all():
-    written = Generations(
-        texts=["", "", ""],
-        tokens=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
-        exit_layers=[torch.tensor([4]), torch.tensor([4, 1, 3]), torch.tensor([4, 2])],
-        late_layers=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
-        ended_by=["eos"] * 3,
-        prompt_tokens=[1, 1, 1],
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-    )
-    assert layers_by_position(written) == ([1.5, 3.0], [2, 1])
-    assert exit_histogram(written, 4) == [1, 1, 1, 0]
 
 
 # ---------------------------------------------------------------------------------------------- the clock
