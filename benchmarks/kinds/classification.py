@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import CellSpec, SuiteSpec, TimingSpec
 from benchmarks.specs.generation import Regrouped
-from benchmarks.store.hashes import FileHashes
-from benchmarks.store.records import CellRecord, Contender, TimingRecord, TimingSamples
+from benchmarks.store.hashes import hash_model
+from benchmarks.store.records import CellRecord, TimingRecord, TimingSamples
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.instances import TaskData
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from consistentee.data.encoding import Encoding
     from consistentee.methods.method import Method
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
-
-_FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,6 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
     suite = SuiteSpec
     record = CellRecord
     timing = TimingRecord
-    contender = Contender
     model_file = "multi_exit.json"
     usual_backbone = "minilm-l6"
     stock_label = "stock model"
@@ -46,11 +43,11 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         task = task.capped(validation=spec.validation_rows, test=spec.test_rows)
         return CellRows(task, task)
 
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+    def backbone_identity(self, name: str) -> dict[str, object]:
         from consistentee.backbones.catalog import resolve
 
         found = resolve(name)
-        return {"pooling": found.pooling, "pooler": found.pooler, "files": hashes.of_model(Path(found.path))}
+        return {"pooling": found.pooling, "pooler": found.pooler, "files": hash_model(Path(found.path))}
 
     def build_model(self, spec: CellSpec, rows: CellRows[TaskData]) -> "MultiExitModel":
         from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -74,7 +71,7 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         """Choose the full model, or the first with a linear last classifier, since other classifiers cost more."""
         from consistentee.models.classifiers import LinearClassifier
 
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "full"]
         linear = [model for model in models if isinstance(model.classifier(model.num_layers), LinearClassifier)]
         return next(iter([*full, *linear, *models]))
 

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
-from benchmarks.store.generation_records import (
-    DecodingContender,
-    DecodingSamples,
-    DecodingTimingRecord,
-    GenerationRecord,
-)
-from benchmarks.store.hashes import FileHashes
+from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
+from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_text_task
 from consistentee.data.prompts import TextTask
 
@@ -23,8 +18,6 @@ if TYPE_CHECKING:
     from consistentee.methods.token_methods import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
-_FULL = "token-full"
-
 
 class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDecoder", str, "DecodingTimes"]):
     """Cells of generation; a batch of prompts is timed while it is read and continued."""
@@ -32,7 +25,6 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
     suite = GenerationSuite
     record = GenerationRecord
     timing = DecodingTimingRecord
-    contender = DecodingContender
     model_file = "multi_exit_decoder.json"
     usual_backbone = "smollm2-135m"
     stock_label = "stock generate"
@@ -42,10 +34,10 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         training = task if spec.train_on == spec.task else load_text_task(spec.train_on, data_dir)
         return CellRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
 
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+    def backbone_identity(self, name: str) -> dict[str, object]:
         from consistentee.backbones.catalog import resolve_decoder
 
-        return {"files": hashes.of_model(Path(resolve_decoder(name)))}
+        return {"files": hash_model(Path(resolve_decoder(name)))}
 
     def build_model(self, spec: GenerationCellSpec, rows: CellRows[TextTask]) -> "MultiExitDecoder":
         from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -84,7 +76,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
 
         Weights change the time of a token only above batch 1, when a text that ends leaves its batch a row short.
         """
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "token-full"]
         return next(iter([*full, *models]))
 
     def timed_rows(
@@ -92,7 +84,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
     ) -> Sequence[str]:
         from benchmarks.kinds.text_evaluation import fitted
 
-        return fitted(model, spec, rows, "test").first(at_most).texts
+        return fitted(model, spec, rows, "test")[0].prompts[:at_most]
 
     def timing_options(
         self, spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: TimingSpec

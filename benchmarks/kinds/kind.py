@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, T
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec
 from benchmarks.specs.generation import Regrouped
 from benchmarks.specs.targets import Target
-from benchmarks.store.hashes import FileHashes
-from benchmarks.store.records import BaseContender, BaseRecord, BaseSamples, BaseTimingRecord
+from benchmarks.store.records import BaseRecord, BaseSamples, BaseTimingRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
@@ -89,29 +88,21 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
     Planning uses the class attributes, :meth:`load_rows` and :meth:`backbone_identity`, which never load torch.
 
     Type parameters: specification of a cell, task, method, model, a row as it is timed, and the times of a batch.
-
-    Class attributes:
-        suite: schema of a suite.
-        record, timing, contender: schemas of records.
-        model_file: the file of a saved model that describes its weights.
-        usual_backbone: the default backbone.
-        stock_label: label of the stock model in timings.
     """
 
     suite: ClassVar[type[BaseSuite]]
     record: ClassVar[type[BaseRecord]]
     timing: ClassVar[type[BaseTimingRecord]]
-    contender: ClassVar[type[BaseContender]]
-    model_file: ClassVar[str]
+    model_file: ClassVar[str]  # of a saved model, which describes its weights
     usual_backbone: ClassVar[str]
-    stock_label: ClassVar[str]
+    stock_label: ClassVar[str]  # of the stock model in timings
 
     @abstractmethod
     def load_rows(self, spec: SpecT, data_dir: Path | None) -> CellRows[TaskT]:
         """Load the rows of a cell."""
 
     @abstractmethod
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+    def backbone_identity(self, name: str) -> dict[str, object]:
         """Identify a backbone by the hashes of its files, which are downloaded if they are missing."""
 
     @abstractmethod

@@ -5,8 +5,6 @@ test prompts are decoded for real at full depth and at the chosen knobs, and the
 """
 
 import logging
-import resource
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.equal_cost import choose_all, mixture_at
 from benchmarks.kinds.kind import CellRows, TrainedCell
-from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts, fitting_prompts
+from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import (
     ReferenceLoss,
@@ -33,7 +31,7 @@ from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget,
 from benchmarks.store.folders import PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferences, ReplayPoint, Speculation
 from consistentee.data.metrics import token_match
-from consistentee.data.prompts import TextTask
+from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
@@ -46,7 +44,6 @@ from consistentee.training.loop import precision_used
 
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""
-_KIBIBYTE = 1024
 
 _logger = logging.getLogger(__name__)
 
@@ -74,11 +71,11 @@ class TextEvaluation:
             cell.model,
             cell.method,
             cell.key,
-            max_new_tokens=new_tokens(cell.spec, cell.rows),
+            max_new_tokens=token_limits(cell.spec, cell.rows)[1],
             batch_size=cell.spec.batch_size,
             store=cell.store,
         )
-        validation = fitted(cell.model, cell.spec, cell.rows, "validation")
+        validation, _ = fitted(cell.model, cell.spec, cell.rows, "validation")
         self.points = (drafted_points if cell.method.drafts else replay_points)(self.decoder, validation)
         self.chosen = choose_points(self.points, cell.spec.budgets, cell.model.num_layers)
 
@@ -97,9 +94,14 @@ class TextEvaluation:
         ]
 
     @cached_property
-    def prompts(self) -> Prompts:
-        """The test prompts."""
+    def fitted(self) -> tuple[PromptSplit, list[bool]]:
+        """The test prompts, and which of them were cut."""
         return fitted(self.decoder.model, self.spec, self.rows, "test")
+
+    @property
+    def prompts(self) -> PromptSplit:
+        """The test prompts."""
+        return self.fitted[0]
 
     @cached_property
     def full(self) -> Generations:
@@ -135,28 +137,30 @@ class TextEvaluation:
         spec, rows, decoder = self.spec, self.rows, self.decoder
         model, recipe, flops = decoder.model, spec.recipe, DecodingFlops(decoder.model)
         trains_layers = recipe.trains != "exits"
+        max_prompt_tokens, max_new_tokens = token_limits(spec, rows)
         return {
             "num_layers": model.num_layers,
             "train_task": rows.training.name,
             "training_precision": precision_used(recipe.precision, chosen_device()) if trains_layers else None,
             "exit_layers": list(model.exit_layers),
             "closing_layers": len(model.closing),
-            "max_prompt_tokens": prompt_limit(spec, rows),
-            "max_new_tokens": new_tokens(spec, rows),
+            "max_prompt_tokens": max_prompt_tokens,
+            "max_new_tokens": max_new_tokens,
             "kv": decoder.method.kv,
-            "truncated_prompts": sum(self.prompts.truncated),
+            "truncated_prompts": sum(self.fitted[1]),
             "full_scores": self._means(self.full_scores),
             "full_new_tokens": sum(map(len, self.full.tokens)),
             "full_reference_nats": self.references[0].mean,
             "curve_validation": self.points,
             "operating_points": [self._operating_point(flops, written) for written in self.written],
-            "peak_memory_bytes": peak_memory(),
         }
 
     def _operating_point(self, flops: DecodingFlops, written: Written) -> DecodingPoint:
         """Build the record of a chosen knob; ``flops`` counts the operations of the whole model."""
         texts, read, num_layers = written.texts, written.references, self.decoder.model.num_layers
-        layers, at_position = layers_by_position(texts)
+        decoded = [layers[1:] for layers in texts.exit_layers]  # all tokens but the first, which the prompt gives
+        exits = torch.cat([*decoded, torch.empty(0, dtype=torch.long)])
+        by_position = pd.DataFrame([layers.tolist() for layers in decoded])
         prefill_flops, decode_flops = self._flops(flops, written)
         return DecodingPoint(
             knob=written.validation.knob,
@@ -168,9 +172,9 @@ class TextEvaluation:
             new_tokens=sum(map(len, texts.tokens)),
             decoded_tokens=texts.decoded_tokens,
             average_layers=texts.average_layers if texts.decoded_tokens else num_layers,
-            exit_histogram=exit_histogram(texts, num_layers),
-            layers_by_position=layers,
-            texts_by_position=at_position,
+            exit_histogram=torch.bincount(exits, minlength=num_layers + 1)[1:].tolist(),
+            layers_by_position=by_position.mean().tolist(),
+            texts_by_position=by_position.count().tolist(),
             decode_flops=float(decode_flops),
             full_decode_flops=float(flops.full_decoding(texts)),
             prefill_flops=float(prefill_flops),
@@ -209,7 +213,7 @@ class TextEvaluation:
         """
         columns: dict[str, object] = {
             "row": np.arange(len(self.prompts)),
-            "truncated": self.prompts.truncated,
+            "truncated": self.fitted[1],
             "prompt_tokens": self.full.prompt_tokens,
             "full_tokens": [tokens.tolist() for tokens in self.full.tokens],
             **{f"full_{name}": values for name, values in self.full_scores.reference.items()},
@@ -228,32 +232,27 @@ class TextEvaluation:
         return {PREDICTIONS_FILE: pd.DataFrame(columns)}
 
 
-def new_tokens(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
-    """Return the largest number of new tokens of a text."""
-    return spec.max_new_tokens or rows.task.max_new_tokens
+def token_limits(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> tuple[int, int]:
+    """Return the largest number of tokens of a prompt, and of new tokens of a text."""
+    return spec.max_prompt_tokens or rows.task.max_prompt_tokens, spec.max_new_tokens or rows.task.max_new_tokens
 
 
-def prompt_limit(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
-    """Return the largest number of tokens of a prompt."""
-    return spec.max_prompt_tokens or rows.task.max_prompt_tokens
+def fitted(
+    model: MultiExitDecoder, spec: GenerationCellSpec, rows: CellRows[TextTask], split: str
+) -> tuple[PromptSplit, list[bool]]:
+    """Return the prompts of a split, cut to the cell's limit, and which were cut; see :meth:`PromptSplit.cut`."""
+    prompts: PromptSplit = getattr(rows.task, split)
+    return prompts.cut(lambda text: model.encode([text])[0], token_limits(spec, rows)[0], rows.task.keep)
 
 
-def fitted(model: MultiExitDecoder, spec: GenerationCellSpec, rows: CellRows[TextTask], split: str) -> Prompts:
-    """Return the prompts of a split, cut to the cell's limit."""
-    return fitting_prompts(model, getattr(rows.task, split), prompt_limit(spec, rows), rows.task.keep)
-
-
-# ---------------------------------------------------------------------------------------------- choosing knobs
-
-
-def replay_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]:
+def replay_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPoint]:
     """Replay every knob value, token by token, on the texts that the full model wrote behind the prompts.
 
     The prediction of a token's exit is compared with that of layer L after the same tokens, so a replay gives how often
     a token goes wrong, not what becomes of the text after it.
     """
     model, method = decoder.model, decoder.method
-    encoded, full = model.encode(prompts.texts), decoder.full(prompts)
+    encoded, full = model.encode(prompts.prompts), decoder.full(prompts)
     rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, full.tokens, strict=True)]
     candidates = method.candidates if isinstance(method, VocabularyMethod) else None
     knobs = [float(knob) for knob in method.knob_values(model)]
@@ -264,7 +263,9 @@ def replay_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]
         named = named_tokens(trace, candidates)[trace.may_exit]  # by every exit: int64 [tokens, exits]
         if reader is model:
             wanted = named[:, -1:]
-        exits = sweep([method.rule(model, knob) for knob in own], trace)[:, trace.may_exit] if own else []
+        if not own:
+            continue
+        exits = sweep([method.rule(model, knob) for knob in own], trace)[:, trace.may_exit]
         for knob, layers in zip(own, exits, strict=True):
             places = torch.searchsorted(torch.tensor(trace.exit_layers), layers)
             agreement = float((named == wanted).gather(1, places.unsqueeze(1)).double().mean())
@@ -285,9 +286,9 @@ def _by_model(decoder: PromptDecoder, knobs: Iterable[float]) -> list[tuple[Mult
     return found
 
 
-def drafted_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]:
+def drafted_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPoint]:
     """Decode a few prompts at every knob value of a method that drafts and verifies."""
-    few, full = prompts.first(_DRAFTED_PROMPTS), decoder.full(prompts)
+    few, full = prompts.select(range(min(_DRAFTED_PROMPTS, len(prompts)))), decoder.full(prompts)
     points = []
     for knob in map(float, decoder.method.knob_values(decoder.model)):
         written = decoder.at(knob, few)
@@ -314,11 +315,8 @@ def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_l
     return dict(sorted(chosen.items()))
 
 
-# ---------------------------------------------------------------------------------------------- test prompts
-
-
 def read_references(
-    decoder: PromptDecoder, prompts: Prompts, knobs: Sequence[float]
+    decoder: PromptDecoder, prompts: PromptSplit, knobs: Sequence[float]
 ) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
     """Return what references lose in the full model, and at every knob: all that is verified is at full depth."""
     model, method = decoder.model, decoder.method
@@ -326,27 +324,6 @@ def read_references(
     for reader, own in _by_model(decoder, knobs):
         rules: dict[float | None, ExitRule] = {None: NeverExit()} if reader is model else {}
         rules |= {knob: NeverExit() if method.drafts else method.rule(model, knob) for knob in own}
-        trace = record_references(reader, prompts.split, decoder.options["max_new_tokens"], decoder.store)
+        trace = record_references(reader, prompts, decoder.options["max_new_tokens"], decoder.store)
         losses |= zip(rules, reference_losses(trace, list(rules.values()), len(prompts)), strict=True)
     return losses[None], [losses[knob] for knob in knobs]
-
-
-def exit_histogram(written: Generations, num_layers: int) -> list[int]:
-    """Return how many decoded tokens exit at layer 1, 2, ..., L."""
-    exits = torch.cat([*(layers[1:] for layers in written.exit_layers), torch.empty(0, dtype=torch.long)])
-    counts: list[int] = torch.bincount(exits, minlength=num_layers + 1)[1:].tolist()
-    return counts
-
-
-def layers_by_position(written: Generations) -> tuple[list[float], list[int]]:
-    """Return the mean exit layer of the second, third, ... token of a text, and how many texts have such a token."""
-    by_text = pd.DataFrame([layers[1:].tolist() for layers in written.exit_layers])
-    return by_text.mean().tolist(), by_text.count().tolist()
-
-
-def peak_memory() -> int:
-    """Return the most bytes that this process has held, or that its tensors have held on the GPU where there is one."""
-    if chosen_device().type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * _KIBIBYTE

@@ -7,7 +7,7 @@ from statistics import median
 from benchmarks.run.plan import PlannedCell, Planner, groups_of, summary
 from benchmarks.specs.base import display_name
 from benchmarks.specs.suites import Filters
-from benchmarks.store.folders import Fault, read_timings
+from benchmarks.store.folders import Fault
 
 _SHOWN_IN_MINUTES_FROM = 90.0  # seconds
 
@@ -26,48 +26,28 @@ def plan_lines(
     missing = [cell for cell in planned if cell.is_missing]
     groups = list(groups_of(planned).values()) if times else []
     due = [cells for cells in groups if fresh or planner.is_timing_due(cells)]
+    found = [*(cell.record for cell in planned), *(cell.record for cell in planner.published.cells.values())]
+    records = {record.key: record for record in found if record}.values()
+    trained = [((record.task, record.backbone, record.label), record.train_seconds) for record in records]
+    timings = [*planner.published.timings.values()]
+    timings += [timing for cells in groups for timing in planner.timings_of(cells[0].group)]
+    timed = [((timing.task, timing.backbone), timing.total_seconds) for timing in timings]
+
+    def names(cell: PlannedCell) -> tuple[str, str]:
+        """Return the names that task and backbone of a cell have in records."""
+        return planner.inputs.rows(cell.spec).task.name, display_name(cell.spec.backbone)
+
     return [
         *faults,
         *planner.published.staleness_lines(planned),
         f"{summary(planner.suite, planned)}; results in {planner.folder.root}",
-        *(f"{_state(cell):8} {cell.spec.name}" for cell in planned),
+        *(f"{cell.state:8} {cell.spec.name}" for cell in planned),
         *(f"to time  {' · '.join(display_name(str(part)) for part in cells[0].group)}" for cells in due),
         *(line for cells in groups if (line := planner.untimed_line(cells))),
-        *_training_estimate(planner, planned, missing, workers),
-        *_timing_estimate(planner, planned, [cells[0] for cells in due]),
+        *_estimate("training", [(*names(cell), cell.spec.label) for cell in missing], trained, workers),
+        *_estimate("timing", [names(cells[0]) for cells in due], timed),
         "nothing was run or written",
     ]
-
-
-def _state(cell: PlannedCell) -> str:
-    if cell.failure:
-        return "refused" if cell.is_refused else "failed"
-    return "done" if cell.record else "to run"
-
-
-def _training_estimate(
-    planner: Planner, planned: Iterable[PlannedCell], missing: Sequence[PlannedCell], workers: int
-) -> list[str]:
-    """Estimate from cells of the same task, backbone and label, with other seeds or parameters."""
-    found = [*(cell.record for cell in planned), *planner.published.records]
-    records = {record.key: record for record in found if record}.values()
-    recorded = [((record.task, record.backbone, record.label), record.train_seconds) for record in records]
-    wanted = [(*_names(planner, cell), cell.spec.label) for cell in missing]
-    return _estimate("training", wanted, recorded, workers)
-
-
-def _timing_estimate(planner: Planner, planned: Iterable[PlannedCell], due: Sequence[PlannedCell]) -> list[str]:
-    """Estimate from timings of the same task and backbone; ``due`` has a cell of each group to time."""
-    timings = list(planner.published.timings.values())
-    for group, cells in groups_of(planned).items():
-        timings += read_timings(planner.folder.timing(*group), cells[0].kind.timing)[0]
-    recorded = [((timing.task, timing.backbone), timing.total_seconds) for timing in timings]
-    return _estimate("timing", [_names(planner, cell) for cell in due], recorded)
-
-
-def _names(planner: Planner, cell: PlannedCell) -> tuple[str, str]:
-    """Return the names that task and backbone of a cell have in records."""
-    return planner.inputs.rows(cell.spec).task.name, display_name(cell.spec.backbone)
 
 
 def _estimate(

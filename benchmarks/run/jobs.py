@@ -21,7 +21,6 @@ from benchmarks.store.folders import (
     read_failure,
     write_record,
 )
-from benchmarks.store.hashes import FileHashes
 from benchmarks.store.keys import differences, timing_key
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
 from consistentee.errors import UserError
@@ -38,10 +37,6 @@ class RunContext:
     folder: RunFolder
     data_dir: Path | None
     command: str
-
-    def inputs(self) -> Inputs:
-        """Load tasks and identify backbones again."""
-        return Inputs(self.data_dir, FileHashes(self.folder.fingerprints))
 
 
 class Job(ABC, Generic[ResultT]):
@@ -81,7 +76,7 @@ class Job(ABC, Generic[ResultT]):
     @property
     def lock_place(self) -> Path:
         """Path that a process locks while it computes this job."""
-        return self.context.folder.turn(self.key)
+        return self.context.folder.root / "artifacts" / "turns" / self.key
 
     @property
     def status(self) -> Path:
@@ -149,7 +144,7 @@ class CellJob(Job[BaseRecord]):
         """Run the cell. Raises UserError if its key is no longer the planned one."""
         from benchmarks.run.cell import run_cell
 
-        inputs, spec, parts = self.context.inputs(), self.cell.spec, self.cell.parts
+        inputs, spec, parts = Inputs(self.context.data_dir), self.cell.spec, self.cell.parts
         changed = differences(parts, inputs.parts(spec))
         if changed:
             raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
@@ -178,7 +173,7 @@ class TimingJob(Job[BaseTimingRecord]):
     def compute(self) -> None:
         from benchmarks.run.timing import run_timing
 
-        rows = self.context.inputs().rows(self.cells[0].spec)
+        rows = Inputs(self.context.data_dir).rows(self.cells[0].spec)
         run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
 
 

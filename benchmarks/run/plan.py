@@ -3,6 +3,7 @@
 Never loads torch.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,22 +18,21 @@ from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, display_name
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
-from benchmarks.store.folders import (
-    RECORD_FILE,
-    Fault,
-    RunFolder,
-    model_fault,
-    read_cell,
-    read_failure,
-    read_timings,
-    timing_folder,
-)
-from benchmarks.store.hashes import FileHashes
+from benchmarks.store.folders import HASHES_FILE, RECORD_FILE, Fault, RunFolder, read_cell, read_failure, read_timings
+from benchmarks.store.hashes import file_fault
 from benchmarks.store.keys import key_parts, stale_reason, timing_key
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
-from benchmarks.store.stored_results import StoredCell, is_published, kind_of_results, open_results
+from benchmarks.store.stored_results import StoredCell, kind_of_results, open_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
+
+STATES = {
+    "done": "done",
+    "to run": "to run",
+    "refused": "not defined for their task",
+    "failed": "failed before (--retry-failed tries them again)",
+}
+"""The states of a cell, in words."""
 
 TimedKnobs = Mapping[str, Sequence[float]]
 """Key of a cell -> its knobs that are timed."""
@@ -67,24 +67,25 @@ class PlannedCell:
         return kind_named(self.spec.kind)
 
     @property
-    def is_missing(self) -> bool:
-        """Whether the cell has to be computed."""
-        return self.record is None and self.failure is None
+    def state(self) -> str:
+        """How far the cell is: a key of :data:`STATES`."""
+        if self.failure:
+            return "refused" if self.failure.refused else "failed"
+        return "done" if self.record else "to run"
 
     @property
-    def is_refused(self) -> bool:
-        """Whether the method is not defined for the task."""
-        return self.failure is not None and self.failure.refused
+    def is_missing(self) -> bool:
+        """Whether the cell has to be computed."""
+        return self.state == "to run"
 
 
 class Inputs:
     """The tasks and backbones of a run, each loaded or identified once."""
 
-    def __init__(self, data_dir: Path | None, hashes: FileHashes) -> None:
+    def __init__(self, data_dir: Path | None) -> None:
         self._data_dir = data_dir
-        self.hashes = hashes
         self._rows: dict[Hashable, CellRows[Any]] = {}
-        self._identity = cache(self._identify)
+        self._identity = cache(lambda kind, backbone: kind_named(kind).backbone_identity(backbone))
 
     def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
         """Return a cell's rows."""
@@ -106,18 +107,12 @@ class Inputs:
         }
         return key_parts(spec, self.rows(spec).fingerprint, {**backbone, **others})
 
-    def _identify(self, kind: str, backbone: str) -> dict[str, object]:
-        return kind_named(kind).backbone_identity(backbone, self.hashes)
-
 
 @dataclass(frozen=True)
 class Published:
-    """Published results of a suite, from which a run starts. They are never changed here.
+    """Published results of a suite, from which a run starts: cells by their folder in a run, timings by their file.
 
-    Attributes:
-        root: their folder; None if there are none.
-        cells: by their folder in a run.
-        timings: by their file in a run.
+    They are never changed here. ``root`` is their folder, and None if there are none.
     """
 
     root: Path | None = None
@@ -131,34 +126,21 @@ class Published:
         Raises UserError if ``root`` holds no results, or if they cannot be read or are of another kind.
         """
         place = Path("results") / suite.name if root is None else root
-        found = kind_of_results(place)
-        if place.resolve() == out.resolve() or (found is None and root is None):
+        if place.resolve() == out.resolve():
             return cls()
-        if found is None:
+        if checked_kind(suite, place, "rename one of them") is None:
+            if root is None:
+                return cls()
             raise UserError(f"{place} holds no results, published or not; give another --published")
-        if found != suite.kind:
-            raise UserError(
-                f"{place} holds results of {found}, suite {suite.name!r} is {suite.kind}; rename one of them"
-            )
         kind = kind_named(suite.kind)
         results = open_results(place, kind.record, kind.timing)
         timings = dict(zip(results.timing_files, results.timings, strict=True))
         return cls(place, {cell.folder: cell for cell in results.cells}, timings)
 
-    @property
-    def records(self) -> list[BaseRecord]:
-        """The records of all published cells."""
-        return [cell.record for cell in self.cells.values()]
-
     def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> StoredCell[BaseRecord] | None:
         """Return a cell if it is published under the wanted key."""
         found = self.cells.get(spec.folder.as_posix())
         return found if found is not None and stale_reason(found.record, wanted) is None else None
-
-    def timings_of(self, group: Group) -> dict[str, BaseTimingRecord]:
-        """Return the published timings of a group, by the names of their files."""
-        folder = timing_folder(*group)
-        return {Path(file).name: timing for file, timing in self.timings.items() if Path(file).parent == folder}
 
     def staleness_lines(self, planned: Iterable[PlannedCell]) -> list[str]:
         """List why published cells are not used, one line for each reason: a new recipe makes many cells stale."""
@@ -257,9 +239,9 @@ class Planner:
 
     def missing_timings(self, group: Group) -> dict[Path, BaseTimingRecord]:
         """Return the published timings of a group that the run's folder lacks, by the files that they would have."""
+        files = {self.folder.timings / file: timing for file, timing in self.published.timings.items()}
         place = self.folder.timing(*group)
-        published = self.published.timings_of(group).items()
-        return {place / name: timing for name, timing in published if not (place / name).exists()}
+        return {file: timing for file, timing in files.items() if file.parent == place and not file.exists()}
 
     def untimed(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Return the cells of a group to be timed: some knob has no times and the model is there, or no knob has any.
@@ -291,29 +273,21 @@ class Planner:
 
     def has_model(self, cell: PlannedCell) -> bool:
         """Check whether the trained model of a cell, which only timing needs, is there and whole."""
-        return model_fault(self.folder.model(cell.key)) is None
+        return file_fault(self.folder.model(cell.key) / HASHES_FILE, sealed=True) is None
 
 
-def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
-    """Raise UserError if a folder holds results of another kind of suite, or published results."""
-    if is_published(folder.root):
-        raise UserError(f"{folder.root} holds published results; give a folder of its own to the run, with --out")
-    found = kind_of_results(folder.root)
+def checked_kind(suite: BaseSuite, place: Path, remedy: str) -> str | None:
+    """Return the kind of the results in a folder; None if it holds none. Raises UserError if it is not the suite's."""
+    found = kind_of_results(place)
     if found not in (None, suite.kind):
-        raise UserError(
-            f"{folder.root} holds results of {found}, suite {suite.name!r} is {suite.kind}; give another --out"
-        )
+        raise UserError(f"{place} holds results of {found}, suite {suite.name!r} is {suite.kind}; {remedy}")
+    return found
 
 
 def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
-    """Summarise in one line how many cells of a suite are done and missing."""
-    done = sum(cell.record is not None for cell in planned)
-    missing = sum(cell.is_missing for cell in planned)
-    refused = sum(cell.is_refused for cell in planned)
-    failed = len(planned) - done - missing - refused
-    parts = [f"{done} done", f"{missing} to run"]
-    parts += [f"{refused} not defined for their task"] if refused else []
-    parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
+    """Summarise in one line how many cells of a suite are in which state."""
+    counts = Counter(cell.state for cell in planned)
+    parts = [f"{counts[state]} {words}" for state, words in STATES.items() if counts[state] or state == words]
     return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,6 +58,7 @@ SECONDS_TO_CONNECT = 10
 _SECONDS_TO_WAIT_FOR_WORKERS = 60
 _SECONDS_BETWEEN_COUNTS = 5  # of workers, which may come and go
 _SECONDS_BETWEEN_LOOKS = 0.2  # at whether the run ends
+_PROCESSES = threading.Lock()  # the start of a process looks for exit codes of all, which can be read only once
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Schedule:
                 executor = client.get_executor(pure=False)
 
                 def submit(job: AnyJob) -> Future[None]:
-                    return executor.submit(_run_in_worker, job, _slots_on(client), _thread_limit())
+                    return executor.submit(_run_in_worker, job, slots_on(client), _thread_limit())
 
-                _run_side_by_side(jobs, progress, lambda: sum(_slots_on(client).values()), submit)
+                _run_side_by_side(jobs, progress, lambda: sum(slots_on(client).values()), submit)
         elif self.workers > 1 and len(jobs) > 1:
             _run_in_threads(jobs, progress, min(self.workers, len(jobs)))
         else:
@@ -100,7 +102,7 @@ def _run_here(jobs: Sequence[AnyJob], progress: RunProgress) -> None:
 def _run_in_threads(jobs: Sequence[AnyJob], progress: RunProgress, workers: int) -> None:
     """Run several jobs at once; each thread waits for the process of its job."""
     threads, stopped = threads_of_a_job(workers, usable_cores(), _thread_limit()), threading.Event()
-    with ThreadPoolExecutor(workers) as executor:
+    with _threads_sleep_while_they_wait(), ThreadPoolExecutor(workers) as executor:
         try:
             _run_side_by_side(
                 jobs, progress, lambda: workers, lambda job: executor.submit(execute, job, threads, stopped)
@@ -175,7 +177,7 @@ def _cluster(address: str) -> Iterator["Client"]:
         yield client
 
 
-def _slots_on(client: "Client") -> Counter[str]:
+def slots_on(client: "Client") -> Counter[str]:
     """Count how many jobs the workers that are there now run at once, by host."""
     slots: Counter[str] = Counter()
     for address, threads in client.nthreads().items():
@@ -187,14 +189,14 @@ def _host(address: str) -> str:
     return urlsplit(address).hostname or address
 
 
-def _run_in_worker(job: AnyJob, slots_on: Counter[str], limit: int | None) -> None:
+def _run_in_worker(job: AnyJob, slots: Counter[str], limit: int | None) -> None:
     """Run a job in a process of its own, below a dask worker."""
     from distributed import get_worker
 
     # Dask's workers are daemons, which may have no children, lest these outlive them; ours end with their parent.
     multiprocessing.current_process().daemon = False
-    slots = max(1, slots_on[_host(get_worker().address)])
-    execute(job, threads_of_a_job(slots, usable_cores(), limit))
+    own_slots = max(1, slots[_host(get_worker().address)])
+    execute(job, threads_of_a_job(own_slots, usable_cores(), limit))
 
 
 def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) -> None:
@@ -240,10 +242,15 @@ def execute(job: AnyJob, threads: int | None = None, stopped: threading.Event | 
         output = Path(file.name)
         process = _started(job, threads, output)
         try:
-            while process.is_alive() and not (stopped and stopped.is_set()):
-                process.join(_SECONDS_BETWEEN_LOOKS if stopped else None)
+            has_ended = False
+            while not has_ended and not (stopped and stopped.is_set()):
+                has_ended = bool(connection.wait([process.sentinel], _SECONDS_BETWEEN_LOOKS))
+            if has_ended:
+                with _PROCESSES:
+                    process.join()
         finally:
-            _stop(process)
+            with _PROCESSES:
+                _stop(process)
             job.status.unlink(missing_ok=True)
         if stopped and stopped.is_set():
             return
@@ -281,7 +288,8 @@ def _started(job: AnyJob, threads: int | None, output: Path) -> BaseProcess:
         context.set_forkserver_preload(_PRELOADED)
     with _threads_sleep_while_they_wait() if job.shares_machine else nullcontext():
         process: BaseProcess = context.Process(target=_work, args=(job, threads, output), name=job.name)
-        process.start()
+        with _PROCESSES:
+            process.start()
     return process
 
 

@@ -12,16 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.run.jobs import CellJob, RunContext, TimingJob
-from benchmarks.run.plan import (
-    Inputs,
-    PlannedCell,
-    Planner,
-    Published,
-    groups_of,
-    refuse_another_kind,
-    summary,
-    timed_knobs,
-)
+from benchmarks.run.plan import Inputs, PlannedCell, Planner, Published, checked_kind, groups_of, summary, timed_knobs
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
 from benchmarks.specs.base import BaseSuite
@@ -44,10 +35,10 @@ from benchmarks.store.folders import (
     write_record,
     write_rows,
 )
-from benchmarks.store.hashes import FileHashes, file_fault, write_json, write_text
+from benchmarks.store.hashes import file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseRecord, FailureRecord
-from benchmarks.store.stored_results import StoredCell
+from benchmarks.store.records import BaseRecord
+from benchmarks.store.stored_results import StoredCell, is_published
 from consistentee.arguments import checked
 from consistentee.errors import UserError
 from consistentee.files import only_one
@@ -118,13 +109,14 @@ def run_suite(
         raise UserError("a fresh run is of all its cells: neither of a shard, nor of times alone")
     folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
     console = console or Console(stderr=True)
-    refuse_another_kind(suite, folder)
-    inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
+    if is_published(out):
+        raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")
+    checked_kind(suite, out, "give another --out")
 
     def put_aside(fault: Fault) -> None:
         _print(console, fault.set_aside())
 
-    planner = Planner(suite, folder, inputs, put_aside, Published.find(suite, published_dir, out))
+    planner = Planner(suite, folder, Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
     choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times}
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
@@ -159,9 +151,22 @@ class _Run:
             describe_run(self.planner.suite, self.planner.folder)
         with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
             self.schedule.run_timings(timings, progress)
-        failed = [(job.name, failure) for job in timings if (failure := job.failure())]
-        with only_one(self.planner.folder.plan):
-            return self.outcome(finished, missing, failed)
+        failures = [(cell.spec.name, cell.failure) for cell in finished if cell.failure]
+        failures += [(job.name, failure) for job in timings if (failure := job.failure())]
+        done = {cell.key for cell in finished if cell.record}
+        table = None
+        if done:
+            from benchmarks import analysis
+
+            with only_one(self.planner.folder.plan):
+                table = analysis.report_files(self.planner.folder.root, done & missing)
+        return RunOutcome(
+            finished=len(done),
+            computed=len(missing),
+            refused=tuple(f"{name}: {failure.error}" for name, failure in failures if failure.refused),
+            failed=tuple(f"{name}: {failure.error}" for name, failure in failures if not failure.refused),
+            table=table,
+        )
 
     def prepare(
         self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool
@@ -179,10 +184,9 @@ class _Run:
             self.unpack([*planned, *outside_filter])
         for line in planner.published.staleness_lines(planned):
             _print(self.console, line)
-        planner.inputs.hashes.save()
         for cell in planned:
             place = folder.cell(cell.spec)
-            if cell.failure and cell.is_refused and read_failure(place, cell.key) is None:
+            if cell.failure and cell.state == "refused" and read_failure(place, cell.key) is None:
                 write_record(place / FAILURE_FILE, cell.failure)
         _print(self.console, f"{summary(suite, planned)}; results in {folder.root}")
         if fresh:
@@ -246,27 +250,6 @@ class _Run:
                     _print(self.console, f"    the earlier timing, which holds other cells, is kept as {kept.name}")
                 jobs.append(TimingJob(self.context, ready, wanted, protocol))
         return jobs
-
-    def outcome(
-        self, finished: Sequence[PlannedCell], computed: set[str], failed_timings: Sequence[tuple[str, FailureRecord]]
-    ) -> RunOutcome:
-        """Write tables and figures. ``computed`` holds the keys of the cells that this run tried to compute."""
-        with_record = {cell.key for cell in finished if cell.record}
-        failures = [(cell.spec.name, cell.failure) for cell in finished if cell.failure]
-        table = None
-        if with_record:
-            from benchmarks import analysis
-
-            table = analysis.report_files(self.planner.folder.root, with_record & computed)
-        return RunOutcome(
-            finished=sum(cell.record is not None for cell in finished),
-            computed=len(computed),
-            refused=tuple(f"{name}: {failure.error}" for name, failure in failures if failure.refused),
-            failed=tuple(
-                f"{name}: {failure.error}" for name, failure in (*failures, *failed_timings) if not failure.refused
-            ),
-            table=table,
-        )
 
 
 def describe_run(suite: BaseSuite, folder: RunFolder) -> None:

@@ -17,9 +17,6 @@ from benchmarks.specs.generation import Regrouped
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, write_record
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseContender
-from consistentee.errors import UserError
-from consistentee.files import set_aside
 from consistentee.methods.method import get_method
 from consistentee.models.base import chosen_device
 from consistentee.progress import begin_stage
@@ -83,8 +80,8 @@ def run_timing(
 
 def _contenders(
     kind: AnyKind, passes: Iterable[tuple[_Timed, Mapping[int, Any]]], protocol: TimingSpec, rows: int
-) -> list[BaseContender]:
-    """Build the contenders; regrouped passes, which follow those in step, become further samples of the same one."""
+) -> list[dict[str, Any]]:
+    """Build the fields of the contenders; regrouped passes, which follow those in step, become further samples."""
     found: dict[tuple[str, float | None], dict[str, Any]] = {}
     for way, by_size in passes:
         contender = found.setdefault(
@@ -101,17 +98,12 @@ def _contenders(
             batch_size, in_flight = (size, None) if way.regrouped is None else (way.regrouped.batch_size, size)
             timed_rows = min(rows, protocol.rows_at(size))
             contender["samples"].append(kind.samples(batch_size, timed_rows, rounds, in_flight))
-    return [kind.contender(**fields) for fields in found.values()]
+    return list(found.values())
 
 
-def load_models(kind: AnyKind, folders: Sequence[Path], device: torch.device) -> list[Any]:
-    """Load trained models; one that cannot be loaded is set aside, so that the next run trains it again."""
+def load_models(kind: AnyKind, folders: Iterable[Path], device: torch.device) -> list[Any]:
+    """Load trained models, which may share weights. Raises UserError."""
     models: list[Any] = []
     for folder in folders:
-        try:
-            model = kind.load_model(folder, models)
-        except UserError:
-            set_aside(folder, "damaged")
-            raise
-        models.append(model.to(device).eval())
+        models.append(kind.load_model(folder, models).to(device).eval())
     return models

@@ -53,9 +53,6 @@ class BaseOverride(Strict):
     seeds: Seeds | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
 
-    def caps(self) -> dict[str, int]:
-        return self.model_dump(exclude={"seeds", "recipe"}, exclude_none=True)
-
 
 class TaskOverride(BaseOverride):
     """Settings of one task of classification, with caps on the scored rows."""
@@ -103,9 +100,7 @@ class TimingSpec(Strict):
     points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
     warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
     most_batches: int | None = Field(
-        default=None,
-        ge=1,
-        description="timed of each size, from the first rows on; by default all rows are",
+        default=None, ge=1, description="timed of each size, from the first rows on; by default all rows are"
     )
 
     def rows_at(self, batch_size: int) -> int:
@@ -227,20 +222,14 @@ class BaseSuite(Strict):
                         raise ValueError(f"{other!r} and {entry.label!r} differ in their label alone on {task}")
         return self
 
-    def override_of(self, task: str) -> BaseOverride:
-        return self.task_overrides.get(task, BaseOverride())
-
     def seeds_for(self, task: str) -> tuple[int, ...]:
-        return self.override_of(task).seeds or self.seeds
-
-    def recipe_for(self, task: str, entry: MethodEntry) -> RecipeSettings | TokenRecipeSettings:
-        """Return the suite's recipe with the fields of the task and of the entry."""
-        return replace(self.recipe, **self.override_of(task).recipe | entry.recipe)
+        return self.task_overrides.get(task, BaseOverride()).seeds or self.seeds
 
     def cell(
         self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
     ) -> BaseCellSpec:
         """Return one cell; fields that suites and cells share are the suite's."""
+        override = self.task_overrides.get(task, BaseOverride())
         shared = self.cell_class.model_fields.keys() & type(self).model_fields.keys()
         of_the_cell = {
             "task": task,
@@ -249,9 +238,9 @@ class BaseSuite(Strict):
             "label": entry.label,
             "parameters": parameters,
             "seed": seed,
-            "recipe": self.recipe_for(task, entry),
+            "recipe": replace(self.recipe, **override.recipe | entry.recipe),
             **self.own_fields(task),
-            **self.override_of(task).caps(),
+            **override.model_dump(exclude={"seeds", "recipe"}, exclude_none=True),
         }
         return self.cell_class(**{name: getattr(self, name) for name in shared} | of_the_cell)
 

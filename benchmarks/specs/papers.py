@@ -15,20 +15,16 @@ PAPERS_DIR = Path(__file__).parents[1] / "papers"
 class PrintedSpeed(StrEnum):
     """The meaning of a paper's speed-ups."""
 
-    LAYERS = "layers"
-    """L / average layers: 2.0."""
-    TIME_SAVED = "time saved"
-    """A share of the wall time: -50%."""
-    NOT_STATED = "not stated"
-    """A ratio of something."""
+    LAYERS = "layers"  # L / average layers: 2.0
+    TIME_SAVED = "time saved"  # a share of the wall time: -50%
+    NOT_STATED = "not stated"  # a ratio of something
 
 
 class PrintedValue(StrEnum):
     """The values that a paper prints."""
 
     SCORE = "score"
-    POINTS = "points"
-    """Its score minus the full model's."""
+    POINTS = "points"  # the score minus the full model's
 
 
 class PaperColumn(Strict):

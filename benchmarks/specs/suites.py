@@ -12,6 +12,7 @@ from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
 
 SUITES_DIR = Path(__file__).parents[1] / "suites"
+_METHOD_GROUPS: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
 
 
 @checked
@@ -100,18 +101,12 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
         if not found and (".py:" in name or name in registered):
             found = [MethodEntry.model_validate(name)]
         if not found:
-            _refuse_other_kind(suite, name)
+            for kind, group in _METHOD_GROUPS.items():
+                if kind != suite.kind and name in available_methods(group):
+                    raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
             raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
         chosen += [entry for entry in found if entry not in chosen]
     return chosen
-
-
-def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
-    """Raise UserError for a method that is known, but to suites of the other kind."""
-    groups: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
-    for kind, group in groups.items():
-        if group != suite.method_group and name in available_methods(group):
-            raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
 
 
 def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:

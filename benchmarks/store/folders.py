@@ -45,8 +45,7 @@ class RunFolder:
     """The layout of a run's output folder.
 
     Large files of trained models lie once in ``weights``, however many models have them; training keeps the stages that
-    methods share in ``stages``; the run that writes here holds ``lock``, and while it plans and writes tables ``plan``;
-    ``fingerprints`` is a cache of file hashes.
+    methods share in ``stages``; the run that writes here holds ``lock``, and while it plans and writes tables ``plan``.
     """
 
     root: Path
@@ -54,9 +53,9 @@ class RunFolder:
     def __post_init__(self) -> None:
         self.weights = self.root / "artifacts" / "weights"
         self.stages = self.root / "artifacts" / "stages"
+        self.timings = self.root / "timings"
         self.lock = self.root / "artifacts" / "run.lock"
         self.plan = self.root / "artifacts" / "plan"
-        self.fingerprints = self.root / "artifacts" / "fingerprints.json"
 
     def cell(self, spec: BaseCellSpec) -> Path:
         """Return the folder of a cell: record, predictions, log."""
@@ -68,16 +67,7 @@ class RunFolder:
 
     def timing(self, task: str, backbone: str, seed: int) -> Path:
         """Return the folder of the timings of one (task, backbone, seed)."""
-        return self.root / "timings" / timing_folder(task, backbone, seed)
-
-    def turn(self, key: str) -> Path:
-        """Return the path that a process locks while it computes the cell or timing of this key."""
-        return self.root / "artifacts" / "turns" / key
-
-
-def timing_folder(task: str, backbone: str, seed: int) -> Path:
-    """Return where the timing of a group lies, relative to the timings of a run."""
-    return Path(folder_name(task), folder_name(backbone), f"seed{seed}")
+        return self.timings / folder_name(task) / folder_name(backbone) / f"seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -143,11 +133,6 @@ def seal_model(folder: Path, key: str) -> None:
     """Write the hashes of all files of a saved model into its folder."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     write_json(folder / HASHES_FILE, json.dumps({"key": key}), files)
-
-
-def model_fault(folder: Path) -> str | None:
-    """Describe what is wrong with the folder of a saved model, without loading it."""
-    return file_fault(folder / HASHES_FILE, sealed=True)
 
 
 def keep_timing(folder: Path) -> Path:

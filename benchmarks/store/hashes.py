@@ -68,43 +68,10 @@ def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
     return None
 
 
-class FileHashes:
-    """Hashes of large files, remembered in one JSON file by path, size and time of change."""
-
-    def __init__(self, cache_file: Path) -> None:
-        self._cache_file = cache_file
-        self._known: dict[str, list[int | str]] = self._load()
-        self._changed = False
-
-    def _load(self) -> dict[str, list[int | str]]:
-        try:
-            text, fault = unsealed(self._cache_file.read_text(encoding="utf-8"))
-            known = {} if fault else json.loads(text)
-        except (OSError, ValueError):  # nothing but time is lost with this file
-            return {}
-        return known if isinstance(known, dict) else {}
-
-    def sha256(self, path: Path) -> str:
-        """Return the hash of a file, which is read only if it changed since the last time."""
-        status = path.stat()
-        entry: list[int | str] = [status.st_size, status.st_mtime_ns]
-        known = self._known.get(str(path))
-        if not (isinstance(known, list) and known[:2] == entry):
-            known = [*entry, hash_file(path)]
-            self._known[str(path)] = known
-            self._changed = True
-        return str(known[2])
-
-    def of_model(self, folder: Path) -> dict[str, str]:
-        """Return the hashes of the files of a pretrained model, by their place in its folder."""
-        files = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
-        return {path.relative_to(folder).as_posix(): self.sha256(path) for path in files}
-
-    def save(self) -> None:
-        """Write the cache, if there is anything new."""
-        if self._changed:
-            write_json(self._cache_file, json.dumps(self._known, indent=1))
-            self._changed = False
+def hash_model(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files of a pretrained model, by their place in its folder."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def share_weights(model: Path, pool: Path) -> None:

@@ -14,11 +14,9 @@ from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from benchmarks.kinds import prompt_decoder
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts, from_tensors, to_tensors
+from benchmarks.kinds.prompt_decoder import PromptDecoder, from_tensors, to_tensors
 from benchmarks.kinds.text_evaluation import (
     choose_points,
-    exit_histogram,
-    layers_by_position,
     read_references,
     replay_points,
 )
@@ -33,7 +31,6 @@ from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.engine.token_batch import TokenBatch
-from consistentee.errors import UserError
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -46,9 +43,9 @@ def model(tiny_decoder: Callable[..., MultiExitDecoder]) -> MultiExitDecoder:
     return tiny_decoder("llama")
 
 
-def prompts_of(count: int = 4, seed: int = 0) -> Prompts:
+def prompts_of(count: int = 4, seed: int = 0) -> PromptSplit:
     texts = random_prompts(count, seed=seed, longest=6)
-    return Prompts(PromptSplit("test", texts, [" ba be bi"] * count), [False] * count)
+    return PromptSplit("test", texts, [" ba be bi"] * count)
 
 
 def decoder_of(model, method=None, store=None, tokens: int = 6) -> PromptDecoder:
@@ -100,7 +97,7 @@ def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
     assert {knob: p.average_layers for knob, p in points.items()} == {k: k for k in (1.0, 2.0, 3.0, 4.0)}
     assert points[4.0].agreement == 1.0
     agreed = []
-    for prompt, tokens in zip(model.encode(prompts.texts), full.tokens, strict=True):
+    for prompt, tokens in zip(model.encode(prompts.prompts), full.tokens, strict=True):
         row = torch.tensor([[*prompt, *tokens.tolist()]])
         hidden = model.exit_states(row, torch.ones_like(row, dtype=torch.bool)).speaking[0, :, 0]
         said = model.logits(1, hidden).argmax(dim=-1)
@@ -144,7 +141,7 @@ def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
 
 @pytest.mark.parametrize("drafts", [False, True])
 def test_texts_survive_the_store(model, drafts):
-    prompts = prompts_of().texts
+    prompts = prompts_of().prompts
     if drafts:
         written = generate_speculatively(model, prompts, draft_layer=2, max_new_tokens=5)
     else:
@@ -173,24 +170,6 @@ def test_texts_are_decoded_once_for_what_they_depend_on(model, tmp_path: Path, m
     decoder_of(model, store=tmp_path, tokens=5).at(2.0, prompts)
     decoder_of(model, store=tmp_path).at(2.0, prompts_of(seed=1))
     assert asked == [2.0, 3.0, 2.0, 2.0]
-
-
-# ---------------------------------------------------------------------------------------------- counts and scores
-
-
-def test_exit_layers_by_position_and_in_all():
-    written = Generations(
-        texts=["", "", ""],
-        tokens=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
-        exit_layers=[torch.tensor([4]), torch.tensor([4, 1, 3]), torch.tensor([4, 2])],
-        late_layers=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
-        ended_by=["eos"] * 3,
-        prompt_tokens=[1, 1, 1],
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-    )
-    assert layers_by_position(written) == ([1.5, 3.0], [2, 1])
-    assert exit_histogram(written, 4) == [1, 1, 1, 0]
 
 
 # ---------------------------------------------------------------------------------------------- the clock
@@ -252,10 +231,6 @@ def test_models_on_one_backbone_share_it(model, tmp_path: Path):
     written = [generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)]
     assert equal(written[0], written[2])
     assert equal(written[1], written[2])
-    (tmp_path / "1" / "multi_exit_decoder.json").write_text("{")
-    with pytest.raises(UserError):
-        load_models(Generation(), folders, torch.device("cpu"))
-    assert (tmp_path / "1.damaged-1").is_dir()
 
 
 def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path, monkeypatch):

@@ -65,6 +65,17 @@ def test_full_model_is_matched_and_priced_as_itself(finished_once):
     assert point.exit_histogram == [0, 0, 0, point.decoded_tokens]
 
 
+def test_static_points_are_decoded_where_the_budget_says(finished_once):
+    record = finished_once.records()["token-static"]
+    by_reason = {reason: point for point in record.operating_points for reason in map(str, point.targets)}
+    cheapest = by_reason["budget 0.33"]
+    assert cheapest.average_layers == 1.0
+    assert by_reason["budget 0.50"].average_layers <= 2.0
+    assert cheapest.exit_histogram == [cheapest.decoded_tokens, 0, 0, 0]
+    assert set(cheapest.layers_by_position) == {1.0}
+    assert cheapest.decode_flops < cheapest.full_decode_flops
+
+
 def test_rows_of_the_table_add_up_to_the_record(finished_once):
     for cell in finished_once.read().cells:
         record, table = cell.record, cell.predictions()

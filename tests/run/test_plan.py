@@ -12,7 +12,6 @@ from benchmarks.run.plan import Inputs
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE
-from benchmarks.store.hashes import FileHashes
 from benchmarks.store.keys import differences
 from benchmarks.store.records import KeyParts
 
@@ -57,7 +56,7 @@ def test_the_files_of_a_backbone_in_a_parameter_count(tmp_path, tiny_backbone):
         (companion / "model.safetensors").write_text(weights)
         entry = {"method": "cascade-bert", "parameters": {"companion_backbone": str(companion)}}
         (spec,) = expand(load_suite(bench.write(methods=[entry])))
-        return Inputs(None, FileHashes(Path("nowhere"))).parts(spec)
+        return Inputs(None).parts(spec)
 
     assert parts("first") == parts("first")
     assert differences(parts("first"), parts("second")) == [

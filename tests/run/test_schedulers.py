@@ -52,8 +52,8 @@ class Ended(list[str]):
 def test_a_cluster_that_lost_its_workers_is_waited_for(monkeypatch):
     pauses = []
     counts = iter([Counter(), Counter()])
-    count_slots = pool._slots_on
-    monkeypatch.setattr(pool, "_slots_on", lambda client: next(counts, count_slots(client)))
+    count_slots = pool.slots_on
+    monkeypatch.setattr(pool, "slots_on", lambda client: next(counts, count_slots(client)))
     monkeypatch.setattr(pool, "time", SimpleNamespace(sleep=pauses.append))
     monkeypatch.setattr(pool, "execute", lambda job, threads: None)
     ended = Ended()

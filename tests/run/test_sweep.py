@@ -220,9 +220,10 @@ def test_unknown_names_end_the_run_before_any_training(bench, monkeypatch, chang
 
 
 @pytest.mark.usefixtures("untimed")
-def test_interrupt_keeps_what_is_finished(bench):
+@pytest.mark.parametrize("options", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
+def test_interrupt_keeps_what_is_finished(bench, options):
     bench.write()
-    process = bench.start()
+    process = bench.start(*options)
     wait_until(lambda: bench.finished_cells() or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
     assert process.wait(120) == 130

@@ -2,30 +2,25 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from generation_by_hand import write_generation
-from hypothesis import given, settings, strategies as st
-from records_by_hand import made_up_suite, timing, write_results
+from records_by_hand import write_results
 from small_suite import Bench
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.tables import render
 from benchmarks.commands import publish
-from benchmarks.commands.publish import publish_run, write_published
+from benchmarks.commands.publish import publish_run
 from benchmarks.kinds import kind_named
 from benchmarks.run import sweep
 from benchmarks.store.folders import (
     FAILURE_FILE,
     RECORD_FILE,
-    TIMING_FILE,
     VALIDATION_FILE,
     write_record,
     write_rows,
@@ -106,69 +101,6 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
 
 def test_tables_are_the_same(forms):
     assert render(load_results(forms[0]), "md") == render(load_results(forms[1]), "md")
-
-
-@st.composite
-def frames(draw) -> pd.DataFrame:
-    """Draw the rows of a cell: columns as methods might write them, in any order."""
-    names = draw(st.permutations(["row", "label", "x_0", "x_1", "x_2", "y_7", "y_8", "tokens_0", "tokens_1"]))
-    rows = draw(st.integers(0, 5))
-    values = np.random.default_rng(draw(st.integers(0, 99)))
-    columns: dict[str, object] = {}
-    for name in names[: draw(st.integers(1, len(names)))]:
-        if name.startswith("tokens"):
-            texts = [values.integers(0, 50_000, values.integers(0, 4)) for _ in range(rows)]
-            columns[name] = pd.Series(texts, dtype=object)
-        elif name.startswith("x"):
-            columns[name] = values.normal(size=rows).astype("float32")
-        elif name.startswith("y"):
-            columns[name] = values.integers(0, 2, rows).astype(bool)
-        else:
-            columns[name] = values.integers(-(2**40), 2**40, rows)
-    return pd.DataFrame(columns)
-
-
-@dataclass(frozen=True)
-class CellInMemory:
-    """A cell whose rows lie in no file."""
-
-    record: CellRecord
-    frame: pd.DataFrame
-    folder: str
-
-    def rows_of(self, name: str) -> pd.DataFrame | None:
-        return None if name == VALIDATION_FILE else self.frame
-
-
-@given(st.lists(frames(), min_size=1, max_size=4))
-@settings(max_examples=10)
-def test_rows_of_any_columns_read_back_equal(found):
-    cells = [
-        CellInMemory(record, frame, f"mcid/b/label{number % 2}/seed{number}")
-        for number, (record, frame) in enumerate(zip(made_up_suite(), found, strict=False))
-    ]
-    with TemporaryDirectory() as folder:
-        write_published(Path(folder), StoredResults(cells, [], [], []), {})
-        again = open_results(Path(folder), CellRecord, TimingRecord).cells
-        for frame, stored in zip(found, again, strict=True):
-            expected = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None).to_pandas()
-            pd.testing.assert_frame_equal(stored.predictions(), expected, check_exact=True)
-            assert stored.validation() is None
-
-
-def test_timings_without_samples_and_suites_without_timings(tmp_path, bare):
-    write_results(tmp_path / "run")
-    taken = timing(made_up_suite()[:1])
-    place = next((tmp_path / "run").rglob(TIMING_FILE))
-    unsampled = taken.contenders[1].model_copy(update={"samples": []})
-    write_record(place, taken.model_copy(update={"contenders": [taken.contenders[0], unsampled]}))
-    write_record(place.parents[1] / "seed1" / TIMING_FILE, taken.model_copy(update={"contenders": [], "seed": 1}))
-    publish_run(tmp_path / "run", tmp_path / "out")
-    assert opened(tmp_path / "out").timings == opened(tmp_path / "run").timings
-    assert [len(t.contenders) for t in opened(tmp_path / "out").timings] == [2, 0]
-    shutil.rmtree(tmp_path / "run" / "timings")
-    publish_run(tmp_path / "run", tmp_path / "untimed")
-    assert opened(tmp_path / "untimed").timings == []
 
 
 # ---------------------------------------------------------------------------------------------- what is wrong
