@@ -146,12 +146,12 @@ def _chosen_knobs(case: AnyCase) -> list[float]:
     if not counts:  # on a tiny model, a method's own values may be too far apart
         knobs = np.linspace(knobs[0], knobs[-1], 1001).tolist()
     exits = case.swept(knobs)
-    variety = exits[:, :-_CERTAIN_ROWS].double().std(dim=1)
-    variety[[0, -1]] = 0
+    variety = exits[1:-1, :-_CERTAIN_ROWS].double().std(dim=1)
     if not counts:  # no row may be near a tie: the knobs on both sides give the same exits
         same = (exits[1:] == exits[:-1]).all(dim=1)
-        variety[1:-1] *= same[1:] & same[:-1]
-    return list(dict.fromkeys([case.values[0], knobs[int(variety.argmax())], case.values[-1]]))
+        variety *= same[1:] & same[:-1]
+    middle = [knobs[1 + int(variety.argmax())]] if len(knobs) > 2 else []
+    return list(dict.fromkeys([case.values[0], *middle, case.values[-1]]))
 
 
 @torch.no_grad()
