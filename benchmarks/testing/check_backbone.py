@@ -1,7 +1,7 @@
 """check-backbone: what must hold of an encoder before methods are compared on it, checked on its real weights.
 
 A check returns what it found in a few words, or raises BrokenContractError. They run in their order up to the first
-that fails, because most depend on those before. Checks of methods run too, with a rule that exits by a hash of the row.
+that fails, because most depend on those before. Checks of methods run too, with rows that exit at random layers.
 """
 
 import random
@@ -9,34 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
 from rich.progress import track
-from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from baselines.references import Random
+from benchmarks.testing import checks
 from benchmarks.testing.cases import AnyCase, InstanceCase
-from benchmarks.testing.checks import (
-    a_rows_result_is_its_own,
-    layers_counted_are_layers_run,
-    never_exit_is_the_stock_model,
-    replay_is_reality,
-    saved_and_loaded_it_is_the_same,
-)
 from benchmarks.testing.encoders import random_texts, with_random_classifiers
 from benchmarks.testing.report import BrokenContractError, Finding, Report, any_error_is
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
 from consistentee.backbones.encoders import STEPPERS
 from consistentee.data.encoding import Batch
-from consistentee.data.instances import Split, TaskData, Text
-from consistentee.methods.method import Knob, Method
+from consistentee.data.instances import Split, Text
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, State
-from consistentee.rules.view import LayerView
 from consistentee.traces.instance_trace import record_trace
-from consistentee.training.recipe import Recipe
 
 ROWS = 33
 """One more than a batch of 32, so that the last batch has one row."""
@@ -90,10 +80,10 @@ class Encoder:
 
     @cached_property
     def case(self) -> InstanceCase:
-        """A case for the checks of methods: that model, and a rule that exits by a hash of the row."""
+        """A case for the checks of methods: that model, and a rule that exits at random layers."""
         texts = self.texts(ROWS)
         trace = record_trace(self.model, Split("unseen", texts, [0] * ROWS))
-        return InstanceCase(_HashMethod(), self.config.model_type, None, self.model, trace, texts)
+        return InstanceCase(Random(), self.config.model_type, None, self.model, trace, texts)
 
     @cached_property
     def words(self) -> list[str]:
@@ -106,29 +96,6 @@ class Encoder:
     def texts(self, count: int, *, pairs: bool = False) -> list[Text]:
         """Return texts of 1 to 24 known words, single or pairs; the same at every call."""
         return random_texts(count, seed=11, pairs=pairs, longest=24, words=self.words)
-
-
-class ExitByHash(ExitRule):
-    """Rows exit at layers that their tokens alone decide, spread over all layers."""
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Exit at layer 1 + key % L."""
-        return view.row_keys % view.num_layers < view.layer
-
-
-@dataclass(frozen=True)
-class _HashMethod(Method):
-    """No training; exits by hash at the first value of the knob, full depth at the second."""
-
-    name: ClassVar[str] = "exits by hash"
-    paper: ClassVar[str] = "none"
-    knob: ClassVar[Knob] = Knob("full depth", (0.0, 1.0))
-
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        return model
-
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        return NeverExit() if knob else ExitByHash()
 
 
 def the_architecture_is_supported(encoder: Encoder) -> str:
@@ -241,11 +208,11 @@ CHECKS: dict[str, Callable[[Encoder], str | None]] = {
     "the tokenizer fits": the_tokenizer_fits,
     "pooling": the_pooling_is_known,
     "stepped, full depth = the stock model": stepped_is_stock,
-    "never exit = the stock model": _of_methods(never_exit_is_the_stock_model),
-    "replay = reality": _of_methods(replay_is_reality),
-    "a row's result is its own": _of_methods(a_rows_result_is_its_own),
-    "layers counted = layers run": _of_methods(layers_counted_are_layers_run),
-    "saved and loaded, the same": _of_methods(saved_and_loaded_it_is_the_same),
+    "never exit = the stock model": _of_methods(checks.never_exit_is_the_stock_model),
+    "replay = reality": _of_methods(checks.replay_is_reality),
+    "a row's result is its own": _of_methods(checks.a_rows_result_is_its_own),
+    "layers counted = layers run": _of_methods(checks.layers_counted_are_layers_run),
+    "saved and loaded, the same": _of_methods(checks.saved_and_loaded_it_is_the_same),
     "long texts are cut": long_texts_are_cut,
 }
 

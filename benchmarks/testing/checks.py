@@ -333,7 +333,7 @@ def _faults_of_generate(case: TokenCase) -> Iterator[tuple[str, str, str]]:
             yield "generate() must give every new token an exit layer", "", ""
         if isinstance(written, SpeculativeGenerations) and not case.method.drafts:
             example = f"a replay would not know the layers that it calls (knob {knob:g})"
-            advice = "Say drafts: ClassVar[bool] = True in the class"
+            advice = "Set drafts: ClassVar[bool] = True in the class"
             yield "generate() drafts and verifies, and the method does not say so", example, advice
     if (place := _first_difference([tokens.tolist() for tokens in case.stock], together)) is not None:
         fault = "at the last value of the knob, generate() must write the stock model's text"
