@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from consistentee.arguments import checked
+from consistentee.backbones.decoders import DecoderStepper
+from consistentee.backbones.encoders import EncoderStepper
 from consistentee.backbones.pretrained import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -52,18 +54,6 @@ def chosen_device() -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"the device {name!r} cannot be used: {reason}; give auto, cpu, cuda, cuda:1 or mps") from error
-
-
-class LayerStepper(Protocol):
-    """Interface that a model of either kind needs of the object that runs its layers."""
-
-    backbone: Any
-
-    @property
-    def num_layers(self) -> int: ...
-
-    @property
-    def width(self) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -115,11 +105,11 @@ class MultiExit(nn.Module, ABC):
 
     description_class: ClassVar[type[Description]]
 
-    stepper: LayerStepper
+    stepper: EncoderStepper | DecoderStepper
     description: Description
     _precision: Precision = "float32"
 
-    def __init__(self, stepper: LayerStepper, tokenizer: Any, description: Description) -> None:
+    def __init__(self, stepper: EncoderStepper | DecoderStepper, tokenizer: Any, description: Description) -> None:
         super().__init__()
         self.backbone = stepper.backbone
         self.tokenizer = tokenizer

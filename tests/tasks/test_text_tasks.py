@@ -23,7 +23,7 @@ from benchmarks.tasks.loader import (
 )
 from benchmarks.tasks.rows import Template
 from benchmarks.tasks.specs import TaskSpec, TextFiles, TextMetricName, TextTaskSpec
-from consistentee.backbones.hub import HubUnreachableError
+from consistentee.backbones.hub import HubError
 from consistentee.data.metrics import TEXT_METRICS
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
@@ -220,7 +220,7 @@ def test_the_continuation_task_shares_its_package_with_the_snippets(monkeypatch)
 
 def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
     def unreachable(question, repository):
-        raise HubUnreachableError("no answer")
+        raise HubError("no answer")
 
     monkeypatch.setattr("consistentee.backbones.hub.ask", unreachable)
     with pytest.raises(UserError) as error:
