@@ -12,7 +12,6 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.cache import Rows
 from consistentee.engine.token_batch import TokenBatch
-from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]
 """How skipped layers get their keys and values: from the state at the exit, or by running them with a later token."""
@@ -89,9 +88,4 @@ class DeferredRun(OwedTokens):
         return tokens[:, -1:]
 
 
-def owed_tokens(policy: KVPolicy, batch: TokenBatch, new_columns: int) -> OwedTokens:
-    """Return the implementation of a policy. Raises UserError for an unknown one."""
-    policies: dict[str, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}
-    if policy not in policies:
-        raise unknown_name("KV policy", policy, policies)
-    return policies[policy](batch, new_columns)
+POLICIES: dict[KVPolicy, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}
