@@ -116,10 +116,6 @@ class TokenDecoder:
         self._newest = rows.of(self._newest)
         self._keys = [self._keys[place] for place in places]
 
-    def late_layers(self, place: int, exit_layers: Sequence[int]) -> list[int]:
-        """Return how many layers the token read for each new token has got late, given where these left."""
-        return late_layers(self.batch, place, exit_layers)
-
 
 def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
     """Return a rule's state before the first exit, on the model's device."""

@@ -101,13 +101,16 @@ class Description:
 
 
 class MultiExit(nn.Module, ABC):
-    """A stock model whose layers are run one by one, with exits and the learned heads of methods."""
+    """A stock model whose layers are run one by one, with exits and the learned heads of methods.
+
+    ``precision``: type of the layers' matrix products in training passes, see :meth:`layers_in`.
+    """
 
     description_class: ClassVar[type[Description]]
 
     stepper: EncoderStepper | DecoderStepper
     description: Description
-    _precision: Precision = "float32"
+    precision: Precision = "float32"
 
     def __init__(self, stepper: EncoderStepper | DecoderStepper, tokenizer: Any, description: Description) -> None:
         super().__init__()
@@ -143,11 +146,6 @@ class MultiExit(nn.Module, ABC):
         """Type of the weights, the hidden states and the outputs."""
         return next(self.parameters()).dtype
 
-    @property
-    def precision(self) -> Precision:
-        """Type of the layers' matrix products in training passes."""
-        return self._precision
-
     @contextmanager
     def layers_in(self, precision: Precision) -> Iterator[None]:
         """Compute the layers' matrix products of training passes in this precision, within the ``with`` block.
@@ -155,14 +153,14 @@ class MultiExit(nn.Module, ABC):
         Hidden states between layers, exits and all weights keep their type, and so do
         :func:`consistentee.classify` and :func:`consistentee.generate`.
         """
-        before, self._precision = self._precision, precision
+        before, self.precision = self.precision, precision
         try:
             yield
         finally:
-            self._precision = before
+            self.precision = before
 
     def _layers_precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext() if self.precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
 
     @checked
     def add_head(self, name: Annotated[str, Field(pattern=r"^[^.]+$")], spec: HeadSpec, seed: int = 0) -> ExitHeads:
