@@ -93,7 +93,7 @@ class CascadeBERT(Method):
         companion = MultiExitModel.from_backbone(
             self.companion_backbone,
             model.num_labels,
-            label_names=model.label_names,
+            label_names=model.description.label_names,
             pooling=description.pooling,
             pooler=description.pooler,
             seed=seed,

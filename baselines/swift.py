@@ -163,7 +163,8 @@ class DraftedTexts:
     def score(self, skipped: SkippedSublayers) -> float:
         """Compute the share of tokens that the model without some sublayers predicts, in one pass."""
         model, columns = self._model, self.texts.shape[1] - 1
-        context = self._batch.context(self._batch.rows(), columns)
+        rows = self._batch.rows()
+        context = self._batch.context(rows, self._batch.newest_columns(rows, columns))
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
         self._batch.cache.ledger.take_back(columns)

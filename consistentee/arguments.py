@@ -28,7 +28,6 @@ def _not_nan(value: float) -> float:
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Number = Annotated[float, AfterValidator(_not_nan)]
 """A number that may be infinite, but not NaN."""
 

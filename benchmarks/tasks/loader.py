@@ -166,7 +166,7 @@ def _download(hub: HubLayout, place: str) -> Any:
         if not constants.HF_HUB_OFFLINE:  # the library looks into its own cache then; else it retries for minutes
             hub_access.ask("dataset_info", hub.path)
         return datasets.load_dataset(hub.path, hub.config)
-    except (hub_access.HubUnreachableError, hub_access.NotOnHubError) as error:
+    except hub_access.HubError as error:
         raise _UnavailableError(f"{place}: {error}") from error
     except Exception as error:  # the library raises many kinds, from connection to schema
         raise _UnavailableError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error

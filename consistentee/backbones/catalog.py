@@ -148,22 +148,14 @@ def _folder_of(name: str, known: Backbone | None, kind: Kind) -> Path:
         if "/" in name or "\\" in name:
             raise UserError(f"no such file or directory: {name}")
         raise unknown_name("backbone", name, list_backbones())
-    return _from_hub(name, kind)
-
-
-def _from_hub(name: str, kind: Kind) -> Path:
-    tried = "the catalogue ships it in no package" if name in list_backbones() else f"no directory {name}"
+    tried = f"no directory {name}" if known is None else "the catalogue ships it in no package"
     shipped = ", ".join(b.name for b in _BACKBONES if b.kind == kind and isinstance(b.source, Shipment))
     try:
         return hub.model_snapshot(name)
-    except hub.NotOnHubError as error:
+    except hub.HubError as error:
         raise UserError(
-            f"backbone {name!r} not found: {tried}, and {error}; known: {', '.join(list_backbones())}"
-        ) from error
-    except hub.HubUnreachableError as error:
-        raise UserError(
-            f"backbone {name!r} cannot be had: {tried}, and the hub cannot be reached ({error}); "
-            f"give a directory with its files, or use one that needs no hub: {shipped}"
+            f"backbone {name!r} cannot be had: {tried}, and {error}; give a directory with its files, or use one that "
+            f"needs no hub: {shipped}"
         ) from error
 
 

@@ -310,7 +310,7 @@ def stepper_for(backbone: Any) -> EncoderStepper:
 
 
 def layers_run(live_tokens: Tensor | None, exits: Tensor) -> Tensor:
-    """Compute the layers that each row ran: the mean over its tokens, padding excluded: float64 [N].
+    """Compute the layers that each row ran, the mean over its tokens: float64 [N].
 
     A token runs up to its own exit layer or its row's, whichever comes first. ``live_tokens``: see
     :meth:`EncoderStepper.live_tokens`; ``exits``: the rows' 1-based exit layers, int64 [N].

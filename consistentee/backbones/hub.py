@@ -25,18 +25,14 @@ DEADLINE = 8.0
 """Seconds until the hub is given up: the library's timeout does not cover the look-up of a host name."""
 
 
-class HubUnreachableError(Exception):
-    """The hub does not answer, or only with an error that is not about the name asked for."""
-
-
-class NotOnHubError(Exception):
-    """The hub answers that there is no such repository, or none that may be read without a login."""
+class HubError(Exception):
+    """The hub cannot be reached, or has no such repository that may be read without a login."""
 
 
 def model_snapshot(repository: str) -> Path:
     """Return the local folder of a model repository, downloaded into the hub's ordinary cache on the first call.
 
-    Raises HubUnreachableError, NotOnHubError, and UserError when the repository has no safetensors weights.
+    Raises HubError, and UserError when the repository has no safetensors weights.
     """
     from huggingface_hub import snapshot_download
 
@@ -56,23 +52,20 @@ def model_snapshot(repository: str) -> Path:
             raise UserError(
                 f"the disk that holds the hub's cache is full; free some space, or set HF_HOME ({error})"
             ) from error
-        raise HubUnreachableError(f"the download broke off: {_first_line(error)}") from error
+        raise HubError(f"the download broke off: {_first_line(error)}") from error
 
 
 def ask(question: str, repository: str) -> Any:
-    """Return what ``huggingface_hub.HfApi`` answers to ``model_info`` or ``dataset_info``, within seconds.
-
-    Raises HubUnreachableError and NotOnHubError.
-    """
+    """Return what ``HfApi`` answers to ``model_info`` or ``dataset_info``, within seconds. Raises HubError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return within(DEADLINE, lambda: getattr(HfApi(), question)(repository, timeout=_TIMEOUT))
     except RepositoryNotFoundError as error:
-        raise NotOnHubError(f"the hub has no public repository {repository}") from error
+        raise HubError(f"the hub has no public repository {repository}") from error
     except Exception as error:  # connection, proxy, certificate, HTTP: the libraries below have no common ancestor
-        raise HubUnreachableError(_first_line(error)) from error
+        raise HubError(f"the hub cannot be reached ({_first_line(error)})") from error
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:

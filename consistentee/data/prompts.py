@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from consistentee.arguments import Texts, checked
+from consistentee.arguments import Positive, Texts, checked
 from consistentee.data.instances import LoadedSplit, LoadedTask
 from consistentee.errors import UserError
 
@@ -124,16 +124,10 @@ class TextTask(LoadedTask):
     test: PromptSplit
     metrics: tuple[str, ...]
     template: str
-    max_prompt_tokens: int
-    max_new_tokens: int
+    max_prompt_tokens: Positive
+    max_new_tokens: Positive
     keep: Keep = "start"
     notes: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for limit in ("max_prompt_tokens", "max_new_tokens"):
-            if getattr(self, limit) < 1:
-                raise UserError(f"task {self.name!r}: {limit} must be at least 1, got {getattr(self, limit)}")
 
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on: prompts, how they are cut, references, metrics, version."""

@@ -111,7 +111,7 @@ class Classifier:
         if self.model.num_labels == 1:
             values = found.predictions.tolist()
             return [{"score": value, "exit_layer": layer} for value, layer in zip(values, layers, strict=True)]
-        names = self.model.label_names or [str(label) for label in range(self.model.num_labels)]
+        names = self.model.description.label_names or [str(label) for label in range(self.model.num_labels)]
         scores, labels = found.logits.softmax(dim=-1).max(dim=-1)
         return [
             {"label": names[label], "score": score, "exit_layer": layer}

@@ -53,7 +53,7 @@ class Rows:
     def columns_of(self, tensor: Tensor, begin: int, end: int) -> Tensor:
         """Take columns ``begin`` to ``end - 1`` of these rows: [batch, heads, columns, ...] -> [rows, heads, ...]."""
         if self._index is None:
-            return tensor[self._slice, :, begin:end]  # in one go: this runs twice a layer
+            return tensor[self._slice, :, begin:end]  # in one go: this runs in every layer
         return tensor[:, :, begin:end].index_select(0, self._index)
 
     def on_device(self, numbers: NDArray[Any]) -> Tensor:

@@ -14,7 +14,7 @@ from consistentee.engine.in_flight import InFlight
 from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.token_batch import ReadPrompts
-from consistentee.engine.token_decoder import TokenDecoder, Writing
+from consistentee.engine.token_decoder import TokenDecoder, Writing, late_layers
 from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -219,7 +219,7 @@ def _add_tokens(
     if len(staying) < len(rows):
         for place, transcript in enumerate(rows):
             if transcript.ended_by is not None:
-                transcript.late_layers = decoder.late_layers(place, transcript.exit_layers)
+                transcript.late_layers = late_layers(decoder.batch, place, transcript.exit_layers)
         if staying:
             decoder.keep(staying)
     return [rows[place] for place in staying]

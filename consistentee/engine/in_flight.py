@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from consistentee.engine.cache import RowNumbers, Rows
-from consistentee.engine.owed_tokens import owed_tokens
+from consistentee.engine.owed_tokens import POLICIES
 from consistentee.engine.sampling import choose_tokens
 from consistentee.engine.token_batch import TokenBatch
 from consistentee.engine.token_decoder import (
@@ -189,7 +189,7 @@ class InFlight:
         batch = writing.batch_size
         behind_exits = batch if model.closing else max(batch, min(2 * batch, slots // 2))
         self._waiting = Waiting(slots, [batch] * self._head + [behind_exits])
-        self._owed = owed_tokens(writing.kv, self.slots, new_columns)
+        self._owed = POLICIES[writing.kv](self.slots, new_columns)
         # What rows wait with: the state that enters their next stage, the rule's state, the states at earlier exits.
         self._hidden = torch.zeros(slots, model.width, dtype=self.slots.dtype, device=model.device)
         self._states: list[State] = [{} for _ in self._stretches]

@@ -12,7 +12,6 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.cache import Rows
 from consistentee.engine.token_batch import TokenBatch
-from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]
 """How skipped layers get their keys and values: from the state at the exit, or by running them with a later token."""
@@ -75,23 +74,19 @@ class DeferredRun(OwedTokens):
 
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
         batch = self.batch
-        starts = batch.cache.starts(layers[0], rows)
-        if (starts == batch.newest(rows)).all():
+        starts, newest = batch.cache.starts(layers[0], rows), batch.newest(rows)
+        if (starts == newest).all():
             return batch.run(layers, hidden, context)
-        span = batch.span(rows, starts)
-        row_index = rows.on_device(rows.numbers).unsqueeze(1)
-        places = batch.places(row_index, span.columns[:, :-1]).clamp_min_(0)
+        columns = batch.newest_columns(rows, int((newest - starts).max()) + 1)
+        before = columns[:, :-1]
+        row_index = rows.on_device(rows.numbers)[:, None]
+        places = rows.on_device((before - batch.prompt_columns[rows.numbers, None]).clip(min=0))
         waiting = self.states[row_index, places]
-        tokens = batch.run(layers, torch.cat([waiting, hidden], dim=1), span.context)
+        tokens = batch.run(layers, torch.cat([waiting, hidden], dim=1), batch.context(rows, columns, starts))
         if layers[-1] < batch.stepper.num_layers:
-            at, waited = span.written[:, :-1].nonzero(as_tuple=True)
+            at, waited = (rows.on_device(numbers) for numbers in (before >= starts[:, None]).nonzero())
             self.states[row_index[at, 0], places[at, waited]] = tokens[at, waited]
         return tokens[:, -1:]
 
 
-def owed_tokens(policy: KVPolicy, batch: TokenBatch, new_columns: int) -> OwedTokens:
-    """Return the implementation of a policy. Raises UserError for an unknown one."""
-    policies: dict[str, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}
-    if policy not in policies:
-        raise unknown_name("KV policy", policy, policies)
-    return policies[policy](batch, new_columns)
+POLICIES: dict[KVPolicy, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}

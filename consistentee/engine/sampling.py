@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from consistentee.arguments import Finite, Fraction, Positive, checked
-from consistentee.errors import UserError
+from consistentee.arguments import Positive, checked
 from consistentee.traces.token_view import keyed_bits
 
 
@@ -27,16 +28,10 @@ class Sampling:
         seed: any integer.
     """
 
-    temperature: Finite = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     top_k: Positive | None = None
-    top_p: Fraction | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"the temperature must be above 0, got {self.temperature}; greedy decoding samples nothing")
-        if self.top_p is not None and not self.top_p:
-            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
         """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""

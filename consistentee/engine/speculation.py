@@ -282,7 +282,7 @@ class _SpeculativeRow:
     def _read(self, batch: TokenBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
         batch.begin(batch.rows(), len(tokens))
-        context = batch.context(batch.rows(), len(tokens))
+        context = self._context(batch, len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
         hidden = batch.run(range(1, self.draft_layer + 1), hidden, context)
         return hidden, self.drafter.read(hidden, context)
@@ -292,7 +292,11 @@ class _SpeculativeRow:
         if self.drafter.provisional:
             batch.cache.ledger.take_back(hidden.shape[1])
         deep = range(self.draft_layer + 1, self.model.num_layers + 1)
-        return batch.run(deep, hidden, batch.context(batch.rows(), hidden.shape[1]))
+        return batch.run(deep, hidden, self._context(batch, hidden.shape[1]))
+
+    def _context(self, batch: TokenBatch, tokens: int) -> DecoderContext:
+        rows = batch.rows()
+        return batch.context(rows, batch.newest_columns(rows, tokens))
 
     def _accept(self, batch: TokenBatch, draft: list[int], answers: list[int]) -> None:
         agreed = 0

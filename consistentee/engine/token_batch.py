@@ -1,7 +1,6 @@
 """TokenBatch: rows that are written on over one cache, in step or each at its own pace, and prompts that are kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,16 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 class CacheWindow:
     """The cache as the layers of one pass see it: it is what stock attention takes for its cache."""
 
-    def __init__(
-        self, cache: KeyValueCache, rows: Rows, columns: RowNumbers, starts: RowNumbers, ends: RowNumbers
-    ) -> None:
-        """Open a window.
+    def __init__(self, cache: KeyValueCache, rows: Rows, columns: RowNumbers, starts: RowNumbers) -> None:
+        """Open a window for some rows of a cache.
 
-        Args:
-            cache, rows: which rows of which cache pass.
-            columns: those that they pass, one after the other: int64 [rows, T].
-            starts, ends: a row's keys and values are new from column ``starts`` on, and count up to ``ends``: int64
-                [rows]. What is passed before and behind these columns is there for the sake of the shape.
+        ``columns`` are those that they pass, one after the other: int64 [rows, T]. A row's keys and values are new from
+        column ``starts`` [rows] on. What is passed before, and behind its length, is there for the sake of the shape.
         """
         self._cache = cache
         self._rows = rows
         self._starts = starts
-        self._ends = ends
+        self._ends = cache.ledger.lengths[rows.numbers]
         self._read = int(columns[:, -1].max()) + 1
         written = columns >= starts[:, None]
         self._block = bool(written.all() and (columns == columns[0]).all())  # the same columns of every row
@@ -54,22 +48,6 @@ class CacheWindow:
             stored[self._place] = new[self._taken]
         heads, read = keys.shape[1], self._rows.columns_of(stored, 0, self._read)
         return read[:, :heads], read[:, heads:]
-
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Columns of some rows, the newest last, that pass layers together.
-
-    Attributes:
-        context: what the layers need.
-        columns: which ones, int64 [rows, T] on the device. Rows that have fewer to write than others pass columns that
-            they have, or none at all, for the sake of the shape; what comes of these is thrown away.
-        written: those that a row writes, bool [rows, T] on the device.
-    """
-
-    context: DecoderContext
-    columns: Tensor
-    written: Tensor
 
 
 PASS_IN_TOKENS = 16
@@ -130,9 +108,9 @@ class TokenBatch:
         for places in passes:
             some, longest = rows.take(places), int(lengths[places].max())
             self.cache.clear(some, longest)
-            padded = [[*prompts[place], *[self._pad_id] * int(longest - lengths[place])] for place in places]
+            padded = [[*prompts[place], *[self._pad_id] * int(longest - lengths[place])] for place in places.tolist()]
             columns = np.tile(np.arange(longest), (len(places), 1))
-            context = self._context(some, columns, np.zeros_like(places), lengths[places])
+            context = self.context(some, columns, np.zeros_like(places))
             hidden = self.stepper.embed(torch.tensor(padded, device=self.device), context.positions)
             hidden = self.run(range(1, self.stepper.num_layers + 1), hidden, context)
             last[places.tolist()] = hidden[torch.arange(len(places)), torch.from_numpy(lengths[places] - 1)]
@@ -175,19 +153,20 @@ class TokenBatch:
         """Return the places of tokens among the new ones of their rows, given by row and column."""
         return column_index - torch.from_numpy(self.prompt_columns).to(self.device)[row_index]
 
-    def context(self, rows: Rows, tokens: int = 1) -> DecoderContext:
-        """Return what layers need to pass the newest tokens of some rows, so many of each."""
-        ends = self.newest(rows) + 1
-        return self._context(rows, ends[:, None] + np.arange(-tokens, 0), ends - tokens, ends)
+    def newest_columns(self, rows: Rows, tokens: int) -> RowNumbers:
+        """Return the columns of the newest tokens of some rows: int64 [rows, tokens]."""
+        return self.newest(rows)[:, None] + np.arange(1 - tokens, 1)
 
-    def span(self, rows: Rows, starts: RowNumbers) -> Span:
-        """Return the columns from ``starts`` [rows] to the newest ones, for the layers to pass."""
-        ends = self.newest(rows) + 1
-        columns = ends[:, None] + np.arange(-int((ends - starts).max()), 0)
-        context = self._context(rows, columns, starts, ends)
-        return Span(context, rows.on_device(columns), rows.on_device(columns >= starts[:, None]))
+    def context(
+        self, rows: Rows, columns: RowNumbers | None = None, starts: RowNumbers | None = None
+    ) -> DecoderContext:
+        """Return what layers need to pass columns [rows, T] of some rows, by default the newest tokens.
 
-    def _context(self, rows: Rows, columns: RowNumbers, starts: RowNumbers, ends: RowNumbers) -> DecoderContext:
+        Keys and values are written from columns ``starts`` [rows] on, by default from the first. Rows that have fewer
+        to write than others pass columns that they have, or none at all; what comes of these is to be thrown away.
+        """
+        columns = self.newest_columns(rows, 1) if columns is None else columns
+        starts = columns[:, 0] if starts is None else starts
         positions = rows.on_device(columns).clamp_min(0)
         begins_all = columns.shape[1] > 1 and not columns[:, 0].any()
         mask = None
@@ -198,7 +177,7 @@ class TokenBatch:
             # would be turned into it again in every layer.
             mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(hidden, torch.finfo(self.dtype).min).unsqueeze(1)
-        window = CacheWindow(self.cache, rows, columns, starts, ends)
+        window = CacheWindow(self.cache, rows, columns, starts)
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def rotation(self, positions: Tensor) -> object:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.cache import RowNumbers, Rows
-from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
+from consistentee.engine.owed_tokens import POLICIES, KVPolicy
 from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -42,7 +42,7 @@ class TokenDecoder:
         self._prompts = prompts
         self._writing = writing
         self.batch = TokenBatch(model, len(prompts), max(map(len, prompts)) + new_columns)
-        self._owed = owed_tokens(writing.kv, self.batch, new_columns)
+        self._owed = POLICIES[writing.kv](self.batch, new_columns)
         self._keys = [prompt_key(prompt) for prompt in prompts]
         self._newest = torch.empty(0)
         self._step = 0
@@ -115,10 +115,6 @@ class TokenDecoder:
         self._owed.keep(rows)
         self._newest = rows.of(self._newest)
         self._keys = [self._keys[place] for place in places]
-
-    def late_layers(self, place: int, exit_layers: Sequence[int]) -> list[int]:
-        """Return how many layers the token read for each new token has got late, given where these left."""
-        return late_layers(self.batch, place, exit_layers)
 
 
 def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:

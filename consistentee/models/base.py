@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from consistentee.arguments import checked
+from consistentee.backbones.decoders import DecoderStepper
+from consistentee.backbones.encoders import EncoderStepper
 from consistentee.backbones.pretrained import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -52,18 +54,6 @@ def chosen_device() -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"the device {name!r} cannot be used: {reason}; give auto, cpu, cuda, cuda:1 or mps") from error
-
-
-class LayerStepper(Protocol):
-    """Interface that a model of either kind needs of the object that runs its layers."""
-
-    backbone: Any
-
-    @property
-    def num_layers(self) -> int: ...
-
-    @property
-    def width(self) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -111,15 +101,18 @@ class Description:
 
 
 class MultiExit(nn.Module, ABC):
-    """A stock model whose layers are run one by one, with exits and the learned heads of methods."""
+    """A stock model whose layers are run one by one, with exits and the learned heads of methods.
+
+    ``precision``: type of the layers' matrix products in training passes, see :meth:`layers_in`.
+    """
 
     description_class: ClassVar[type[Description]]
 
-    stepper: LayerStepper
+    stepper: EncoderStepper | DecoderStepper
     description: Description
-    _precision: Precision = "float32"
+    precision: Precision = "float32"
 
-    def __init__(self, stepper: LayerStepper, tokenizer: Any, description: Description) -> None:
+    def __init__(self, stepper: EncoderStepper | DecoderStepper, tokenizer: Any, description: Description) -> None:
         super().__init__()
         self.backbone = stepper.backbone
         self.tokenizer = tokenizer
@@ -153,11 +146,6 @@ class MultiExit(nn.Module, ABC):
         """Type of the weights, the hidden states and the outputs."""
         return next(self.parameters()).dtype
 
-    @property
-    def precision(self) -> Precision:
-        """Type of the layers' matrix products in training passes."""
-        return self._precision
-
     @contextmanager
     def layers_in(self, precision: Precision) -> Iterator[None]:
         """Compute the layers' matrix products of training passes in this precision, within the ``with`` block.
@@ -165,14 +153,14 @@ class MultiExit(nn.Module, ABC):
         Hidden states between layers, exits and all weights keep their type, and so do
         :func:`consistentee.classify` and :func:`consistentee.generate`.
         """
-        before, self._precision = self._precision, precision
+        before, self.precision = self.precision, precision
         try:
             yield
         finally:
-            self._precision = before
+            self.precision = before
 
     def _layers_precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext() if self.precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
 
     @checked
     def add_head(self, name: Annotated[str, Field(pattern=r"^[^.]+$")], spec: HeadSpec, seed: int = 0) -> ExitHeads:

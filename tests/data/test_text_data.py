@@ -94,7 +94,7 @@ def test_a_split_says_which_prompts_were_cut():
 def test_faulty_tasks_are_refused():
     with pytest.raises(UserError, match="'say' names no metric"):
         replace(make_text_task(), metrics=())
-    with pytest.raises(UserError, match="max_new_tokens must be at least 1, got 0"):
+    with pytest.raises(UserError, match="max_new_tokens of TextTask must be at least 1, got 0"):
         make_text_task(max_new_tokens=0)
 
 

@@ -96,8 +96,9 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
     assert record.backbone == "bert"
     assert "trained in" in (folder.cell(spec) / LOG_FILE).read_text()
     model = MultiExitModel.from_pretrained(folder.model(parts_by_hand().key))
-    assert (model.description.method_name, model.description.task_name, model.max_length) == (method, "toy", 16)
-    assert model.description.default_knob in [point_.knob for point_ in record.operating_points]
+    saved = model.description
+    assert (saved.method_name, saved.task_name, saved.max_length) == (method, "toy", 16)
+    assert saved.default_knob in [point_.knob for point_ in record.operating_points]
 
 
 def assert_the_hull_is_kept(record, test, validation, task):

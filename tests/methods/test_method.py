@@ -74,7 +74,7 @@ def test_a_method_in_a_file(tmp_path, tiny_model, monkeypatch):
     model = train_method(method, tiny_model(), make_task(), recipe)
     assert model.description.method_name == f"{path}:Mine"
     assert model.description.method_parameters == {"scale": 0.5}
-    assert (model.description.task_name, model.max_length) == ("toy", 24)
+    assert (model.description.task_name, model.description.max_length) == ("toy", 24)
 
 
 @pytest.mark.parametrize(

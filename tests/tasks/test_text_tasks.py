@@ -18,7 +18,7 @@ from benchmarks.tasks.loader import (
 )
 from benchmarks.tasks.rows import Template
 from benchmarks.tasks.specs import TaskSpec, TextFiles, TextTaskSpec
-from consistentee.backbones.hub import HubUnreachableError
+from consistentee.backbones.hub import HubError
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 
@@ -192,7 +192,7 @@ def test_a_continuation_divides_sentences(tmp_path, monkeypatch):
 
 def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
     def unreachable(question, repository):
-        raise HubUnreachableError("no answer")
+        raise HubError("no answer")
 
     monkeypatch.setattr("consistentee.backbones.hub.ask", unreachable)
     with pytest.raises(UserError) as error:

@@ -179,16 +179,6 @@ class MultiExitModel(MultiExit):
         """Number of outputs of a classifier; 1 means a regression."""
         return self.description.num_labels
 
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Class names, in the order of the logits; may be empty."""
-        return self.description.label_names
-
-    @property
-    def max_length(self) -> int:
-        """Number of tokens that texts are cut to."""
-        return self.description.max_length
-
     @checked
     def use_pooler(self, sharing: PoolerSharing) -> None:
         """Replace the pooler; new ones start from the shared pooler, if there is one."""
@@ -234,7 +224,8 @@ class MultiExitModel(MultiExit):
     @checked
     def tokenize(self, texts: TextsOrPairs, max_length: Positive | None = None) -> list[Encoding]:
         """Tokenise texts, cut to ``max_length`` tokens (by default the model's own)."""
-        encodings = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.stepper.position_limit))
+        limit = min(max_length or self.description.max_length, self.stepper.position_limit)
+        encodings = tokenize(self.tokenizer, texts, limit)
         if not self.stepper.uses_token_types:
             return [Encoding(encoding.input_ids) for encoding in encodings]
         return encodings
