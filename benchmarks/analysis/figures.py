@@ -147,7 +147,7 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
 def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the smallest layer from which on every classifier is right, and L where the last one is wrong.
 
-    The same as :func:`consistentee.methods.hardness.memorized_layer` on arrays, so that figures load no torch.
+    The same as :func:`consistentee.methods.reward.memorized_layer` on arrays, so that figures load no torch.
 
     Args:
         correct: bool [rows, L].

@@ -47,9 +47,10 @@ _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
 ModelT = TypeVar("ModelT", bound=MultiExit)
 ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
-AnyRecipe = Recipe | TokenRecipe
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+AnyRecipe = Recipe | TokenRecipe
 
 
 class Source(Protocol[BatchT_co]):
