@@ -66,7 +66,7 @@ class LeeBERT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, all classifiers and the weights of the losses in one stage."""
-        trained_on, held_out = self.split(model, task, recipe)
+        trained_on, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
         loss = partial(_loss, self, held_out)
         details = {"method": repr(self), "held_out": held_out.fingerprint()}
@@ -74,10 +74,6 @@ class LeeBERT(Method):
         run_stage(model, trained_on, stage, recipe)
         delattr(model, SCORES)
         return model
-
-    def split(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> tuple[TokenSource, TokenSource]:
-        """Split the recipe's training rows into those trained on and those held out."""
-        return hold_out(training_source(model, task, recipe), self.held_out)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, model.num_layers))

@@ -148,7 +148,7 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
 def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the Memorized Layer of every row of ``correct`` [rows, L]: int64 [rows], 1-based.
 
-    The same as :func:`consistentee.methods.hardness.memorized_layer` on arrays, so that figures load no torch.
+    The same as :func:`consistentee.methods.reward.memorized_layer` on arrays, so that figures load no torch.
     """
     layers = correct.shape[1]
     right_to_the_end = np.cumprod(correct[:, ::-1], axis=1).sum(axis=1)

@@ -79,20 +79,13 @@ def train_backbone(
         batch_size=recipe.backbone_batch_size,
         learning_rate=recipe.backbone_learning_rate,
         head_learning_rate=recipe.exit_learning_rate,
-        details=_settings_of(loss),
+        details={"settings": repr(loss.args)} if isinstance(loss, partial) else {},
         shared=True,
     )
     source = DrawnRows(model, rows, recipe.backbone_steps * recipe.backbone_batch_size, recipe.seed)
     run_stage(model, source, stage, recipe)
     if recipe.trains == "lora":
         model.merge_lora()  # so that a layer costs as much as a stock layer
-
-
-def _settings_of(loss: RowsLoss) -> dict[str, object]:
-    """Return what identifies a loss of its module: its name, and the settings bound to it."""
-    if isinstance(loss, partial):
-        return {**_settings_of(loss.func), "settings": repr((loss.args, loss.keywords))}
-    return {"loss": getattr(loss, "__qualname__", repr(loss))}
 
 
 def exit_weights(exit_layers: Sequence[int], power: int = 1) -> list[float]:

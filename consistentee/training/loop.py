@@ -41,15 +41,16 @@ CHECKPOINT_SECONDS = 300.0
 _BATCHES_SORTED_TOGETHER = 16
 """Enough to remove nearly all padding, few enough that a batch's rows still come from everywhere."""
 
-_SCORES = "validation_by_epoch/"
+_SCORES = "validation_by_epoch"
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
 ModelT = TypeVar("ModelT", bound=MultiExit)
 ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
-AnyRecipe = Recipe | TokenRecipe
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+AnyRecipe = Recipe | TokenRecipe
 
 
 class Source(Protocol[BatchT_co]):
@@ -99,7 +100,7 @@ class Stage(Generic[ModelT, BatchT]):
         details: what else the loss depends on (hyperparameters, tensors), for the key.
         shared: keep the weights in the store, for the next method that needs the same stage.
         dropout: train mode; a stage on cached features has no use for it.
-        judge: scores the model after every epoch, for the model's description. It changes neither weights nor key.
+        judge: scores the model after every epoch, for the model's description.
     """
 
     name: str
@@ -255,19 +256,15 @@ def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
 
 
 def _scores_of(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    """Return the model's validation scores as a tensor, named by the judge, if there are any."""
+    """Return the model's validation scores as a tensor, if there are any."""
     scores = model.description.validation_by_epoch.get(stage.name)
-    if scores is None or stage.judge is None:
-        return {}
-    return {_SCORES + stage.judge.fingerprint(): torch.tensor(scores, dtype=torch.float64)}
+    return {} if scores is None else {_SCORES: torch.tensor(scores, dtype=torch.float64)}
 
 
 def _put_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, Tensor]) -> None:
-    """Move the scores of :func:`_scores_of` from stored tensors to the model; those of another judge are dropped."""
-    stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_SCORES)}
-    scores = None if stage.judge is None else stored.get(_SCORES + stage.judge.fingerprint())
-    if scores is not None:
-        model.description.validation_by_epoch[stage.name] = scores.tolist()
+    """Move the scores of :func:`_scores_of` from stored tensors to the model."""
+    if _SCORES in tensors:
+        model.description.validation_by_epoch[stage.name] = tensors.pop(_SCORES).tolist()
 
 
 def _save_checkpoint(
@@ -331,6 +328,7 @@ def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         "loss": _name_of(stage.loss, recipe.method),
         "training_version": TRAINING_VERSION,
         "dropout": stage.dropout,
+        "judge": stage.judge and stage.judge.fingerprint(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

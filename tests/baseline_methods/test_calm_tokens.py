@@ -11,7 +11,7 @@ from torch.nn import functional
 from baselines.calm import CALMTokensClassifier, DecayingThresholdRule, agreement
 from consistentee.methods.method import get_method
 from consistentee.signals import margin
-from consistentee.traces.token_trace import TokenTraceView, record_tokens
+from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.decoder import training_rows
 from consistentee.training.recipe import TokenRecipe
@@ -35,15 +35,6 @@ NAMES = ["calm-tokens-classifier", "calm-tokens-softmax", "calm-tokens-state"]
 def test_threshold_by_hand(threshold, tau, step, expected):
     rule = DecayingThresholdRule(margin, threshold, tau, tokens=40, width=1)
     assert rule.threshold_at(torch.tensor([step])).tolist() == [pytest.approx(expected)]
-
-
-def test_late_tokens_need_less_confidence(tiny_decoder):
-    """The same states as tokens 1 and 4: with a confidence between their two thresholds, only the late one exits."""
-    trace = trace_of(tiny_decoder())
-    early, late = (TokenTraceView(trace, 0, torch.arange(3), step) for step in (1, 4))
-    rule = DecayingThresholdRule(lambda view: torch.full((view.rows,), 0.47), 0.5, 4.0, tokens=4, width=1)
-    assert not rule.should_exit(early, {}).any()
-    assert rule.should_exit(late, {}).all()
 
 
 def trace_of(model, count=6):

@@ -6,7 +6,7 @@ from conftest import make_task
 
 from baselines import leebert
 from baselines.leebert import SCORES, LeeBERT, alignment, lesson_weights, lessons
-from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, layer_losses
+from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, training_source
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 
@@ -36,7 +36,7 @@ def test_weights_are_positive_with_fixed_sums():
 
 def test_alignment_equals_the_inner_products_of_gradients(tiny_model):
     model = tiny_model()
-    trained_on, held_out_rows = METHOD.split(model, make_task(), RECIPE)
+    trained_on, held_out_rows = hold_out(training_source(model, make_task(), RECIPE), METHOD.held_out)
     batch, held_out = trained_on.batch(torch.arange(16), 0), held_out_rows.batch(torch.arange(12), 0)
     parameters = [p for name, p in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)]
 

@@ -53,14 +53,6 @@ class TestColumns:
         monkeypatch.setattr(decoders, "NUMBERS_AT_A_TIME", 64)  # two rows at a time
         torch.testing.assert_close(logits_among(head, states, tokens), expected)
 
-    @pytest.mark.parametrize("adapter", ["norm", "low-rank", "head"])
-    def test_every_exit_has_them(self, tiny_decoder, adapter):
-        model = tiny_decoder(adapter=adapter)
-        hidden, tokens = torch.randn(3, model.width), torch.randint(model.stepper.vocabulary, (3, 5))
-        for layer in model.exit_layers:
-            expected = model.logits(layer, hidden).gather(1, tokens)
-            torch.testing.assert_close(model.logits_among(layer, hidden, tokens), expected)
-
 
 class TestRule:
     def test_first_exit_fixes_the_candidates_and_later_ones_read_no_more(self, model):
