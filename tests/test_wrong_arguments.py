@@ -216,16 +216,18 @@ def task_of(folder, rows, file="train.csv", file_format="csv"):
     return path
 
 
-def test_half_of_a_surrogate_pair_in_a_file_is_named_with_its_line(tmp_path):
-    rows = '{"text": "good", "label": "a"}\n{"text": "b\\ud800d", "label": "b"}\n'
-    with pytest.raises(ee.UserError, match=r"train.jsonl:2: .* half of a surrogate pair, '\\ud800', at character 2"):
-        benchmarks.load_task(task_of(tmp_path, rows, "train.jsonl", "jsonl"))
-
-
-def test_json_that_is_nested_too_deeply_is_named_with_its_line(tmp_path):
-    rows = '{"text": "good", "label": "a"}\n{"text": ' + "[" * 20_000 + "\n"
-    with pytest.raises(ee.UserError, match=r"train.jsonl:2: not JSON"):
-        benchmarks.load_task(task_of(tmp_path, rows, "train.jsonl", "jsonl"))
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"text": "b\\ud800d", "label": "b"}', r"2: .* half of a surrogate pair, '\\ud800', at character 2"),
+        ('{"text": ' + "[" * 20_000, "2: not JSON"),
+    ],
+    ids=["half of a surrogate pair", "nested too deeply"],
+)
+def test_a_row_that_cannot_be_read_is_named_with_its_line(tmp_path, row, message):
+    path = task_of(tmp_path, f'{{"text": "good", "label": "a"}}\n{row}\n', "train.jsonl", "jsonl")
+    with pytest.raises(ee.UserError, match=f"train.jsonl:{message}"):
+        benchmarks.load_task(path)
 
 
 def test_long_cells_and_control_characters_do_no_harm(tmp_path, capsys):

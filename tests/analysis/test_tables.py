@@ -19,7 +19,6 @@ from benchmarks.analysis.tables import (
     first_tables,
     further_tables,
     headline_csv,
-    load_folders,
     operating_points,
     page,
     render,
@@ -156,14 +155,6 @@ def test_every_format(quick, table_format):
 def test_unknown_formats_are_named(quick):
     with pytest.raises(UserError, match="did you mean 'latex'"):
         render(quick, "latx")
-
-
-def test_several_folders_are_one_table(results, tmp_path):
-    found = load_folders([results.folder, QUICK], ["deebert"])
-    assert {record.task for record in found.records} == {"mcid", "rte", "movie-snippets"}
-    assert "movie-snippets" in render(found, "md")
-    with pytest.raises(UserError, match="holds no results"):
-        load_folders([results.folder, tmp_path / "nothing"])
 
 
 def test_without_a_full_model_there_is_no_headline(results):

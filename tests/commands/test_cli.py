@@ -220,32 +220,6 @@ def test_table_on_the_terminal_and_in_a_format(results):
     assert call("table", results, "--format", "html").exit_code == 2
 
 
-@pytest.fixture
-def drawn(monkeypatch) -> list[str]:
-    """Draw one empty figure; return the methods that it would show."""
-    shown: list[str] = []
-
-    def draw(found):
-        shown.extend(found.methods)
-        return Figure()
-
-    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [FigureKind("curves", "", "", draw)])
-    return shown
-
-
-def test_table_and_plot_of_some_methods(results, drawn):
-    done = call("table", results, "--methods", "deebert")
-    assert done.exit_code == 0
-    assert "deebert" in done.output
-    assert "full depth" in done.output  # what the others are measured against
-    assert "pabee" not in done.output
-    assert call("plot", results, "--methods", "deebert", "static", "--out", results / "mine").exit_code == 0
-    assert drawn == ["full", "deebert", "static", "majority"]
-    for words, hint in ((["--tasks", "mcit"], "'mcid'"), (["--methods", "deebart"], "'deebert'")):
-        unknown = call("plot", results, *words)
-        assert (unknown.exit_code, f"did you mean {hint}" in unknown.output) == (2, True)
-
-
 def test_table_over_several_folders(results):
     done = call("table", results, QUICK)
     assert done.exit_code == 0, done.output
@@ -264,15 +238,27 @@ def test_reproduce_shows_both_numbers(monkeypatch):
     assert "did you mean 'latex'" in call("reproduce", "consistentee-glue", "--format", "latx").output
 
 
-def test_figures_of_some_take_no_place_of_the_complete_ones(tmp_path, drawn):
+def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
+    drawn: list[str] = []
+
+    def draw(found):
+        drawn.extend(found.methods)
+        return Figure()
+
+    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [FigureKind("curves", "", "", draw)])
     write_results(tmp_path)
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")
-    for words in (["--tasks", "mcid"], ["--methods", "deebert"]):
+    drawn.clear()
+    for words in (["--methods", "deebert", "static"], ["--tasks", "mcid"]):
         assert call("plot", tmp_path, *words).output == f"{tmp_path / 'selected' / 'curves.png'}\n"
+    assert drawn[:4] == ["full", "deebert", "static", "majority"]
     assert call("plot", tmp_path, "--out", tmp_path / "a", "--format", "svg").output == f"{tmp_path / 'a/curves.svg'}\n"
     assert (tmp_path / "curves.png").read_text() == "of all"
-    assert "is a file" in call("plot", tmp_path, "--out", tmp_path / "curves.png").output
+    shown = call("table", tmp_path, "--methods", "deebert").output
+    assert ("deebert" in shown, "full depth" in shown, "pabee" in shown) == (True, True, False)
+    for words, hint in ((["--tasks", "mcit"], "'mcid'"), (["--methods", "deebart"], "'deebert'")):
+        assert f"did you mean {hint}" in call("plot", tmp_path, *words).output
     assert "unknown figure format 'gif'" in call("plot", tmp_path, "--format", "gif").output
 
 
@@ -352,24 +338,17 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(20))
     monkeypatch.setattr(hub, "DEADLINE", 0.2)
+    (tmp_path / "mcid").mkdir()
+    (tmp_path / "mcid" / "train.tsv").write_text("x\n")
     start = time.perf_counter()
     done = call("doctor", "--data", tmp_path)
     assert time.perf_counter() - start < 10
     assert done.exit_code == 0, done.output
-    for text in ("no answer within 0.2 seconds", "holds no task", "not in the cache", "auto trains in"):
+    for text in ("no answer within 0.2 seconds", "holds mcid", "not in the cache", "auto trains in"):
         assert text in done.output
-    monkeypatch.setattr(doctor, "check_load", lambda: doctor.Finding("load", "problem", "too much"))
-    assert call("doctor", "--data", tmp_path).exit_code == 1
-
-
-def test_doctor_looks_at_data_and_disk(monkeypatch, tmp_path):
-    (tmp_path / "mcid").mkdir()
-    for split in ("train", "dev", "test"):
-        (tmp_path / "mcid" / f"{split}.tsv").write_text("x\n")
-    assert doctor.check_data(tmp_path).state.endswith("holds mcid")
-    assert doctor.check_data(None).verdict == "warn"
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
-    assert doctor.check_cache().verdict == "problem"
+    full = call("doctor")
+    assert (full.exit_code, "problem" in full.output, "no folder given" in full.output) == (1, True, True)
 
 
 def test_doctor_loads_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_backbone, tmp_path):
