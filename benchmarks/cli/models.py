@@ -105,7 +105,7 @@ def risk(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
-    from benchmarks.commands.predict import risk_table
+    from benchmarks.commands.saved_models import risk_table
 
     output_console().print(
         risk_table(model, task, risks, delta=delta, losses=losses, data_dir=data, allow_code=allow_code)
@@ -127,7 +127,7 @@ def predict(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
-    from benchmarks.commands.predict import predict_texts, rows_of
+    from benchmarks.commands.saved_models import predict_texts, rows_of
 
     output_console().print(predict_texts(model, rows_of(texts, pair), knob, allow_code=allow_code))
 
@@ -153,7 +153,7 @@ def generate(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Continue prompts, a line each: every token with its exit layer, as token/12; a summary to standard error."""
-    from benchmarks.commands.generate import write_texts
+    from benchmarks.commands.saved_models import write_texts
 
     write_texts(model, prompts, knob, max_new_tokens, max_prompt_tokens, allow_code=allow_code)
 
