@@ -161,7 +161,7 @@ def generate(
 @command(
     epilog=examples(
         "consistentee suitability smollm2-135m",
-        "consistentee suitability my-decoder --texts prompts.txt --out suitability.json",
+        "consistentee suitability my-decoder --texts prompts.txt --out suitability",
     )
 )
 def suitability(
@@ -176,7 +176,7 @@ def suitability(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", dir_okay=False, help="Also write all numbers as JSON, into this file.")
+        Path | None, typer.Option("--out", file_okay=False, help="Folder for suitability.json and suitability.png.")
     ] = None,
 ) -> None:
     """Show how early a decoder's layers know its answers, without training: is it suited to early exits?"""
@@ -184,5 +184,5 @@ def suitability(
 
     found = suitability_of(model, texts)
     output_console().print(described(model, found))
-    if out is not None:
-        write(model, found, out)
+    for path in [] if out is None else write(model, found, out):
+        typer.echo(f"wrote {path}")

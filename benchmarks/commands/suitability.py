@@ -1,4 +1,4 @@
-"""suitability: whether a stock decoder knows its answers early, as a table and JSON."""
+"""suitability: whether a stock decoder knows its answers early, as a table, a figure and JSON."""
 
 import json
 from dataclasses import asdict
@@ -18,14 +18,13 @@ _ROWS = 12
 
 
 def suitability_of(name: str, texts: Path | None) -> Suitability:
-    """Measure a decoder of any name on the texts of a file, one a line, or on those that come with the command."""
-    lines: tuple[str, ...] = TEXTS
-    if texts is not None:
-        lines = tuple(line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not lines:
-        raise UserError(f"{texts} holds no text")
+    """Measure a decoder of the catalogue, a folder (a trained one's too) or a hub id on the lines of a file.
+
+    Without a file, on texts that come with the command.
+    """
     model, tokenizer = _load(name)
     model.to(chosen_device())
+    lines = TEXTS if texts is None else tuple(_lines(texts))
     return measure_suitability(model, tokenizer, lines, progress=True)
 
 
@@ -44,20 +43,32 @@ def _load(name: str) -> tuple[Any, Any]:
     return read_model(folder, AutoModelForCausalLM)[0], read_tokenizer(folder)
 
 
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} holds no text")
+    return lines
+
+
 def described(name: str, found: Suitability) -> Group:
     """Return the table of layers, the summary and the verdict."""
     table = plain_table(f"{name}: {found.layers} layers, read through the final norm and the LM head")
-    add_columns(table, "layer", "agrees, greedy", "agrees, references", numbers=True)
+    add_columns(
+        table, "layer", "agrees, greedy", "agrees, references", "KL, greedy", "cosine", "cosine, normed", numbers=True
+    )
+    by_layer = found.by_layer.pivot(index="layer", columns="text")
     step = max(1, round(found.layers / _ROWS))
     for layer in [*range(step, found.layers, step), found.layers]:
-        add_row(table, layer, *(f"{found.agreement.loc[layer, kind]:.0%}" for kind in (GREEDY, REFERENCE)))
-    greedy, reference = found.summary.loc[GREEDY], found.summary.loc[REFERENCE]
+        row = by_layer.loc[layer]
+        shares = [f"{row['agreement', kind]:.0%}" for kind in (GREEDY, REFERENCE)]
+        numbers = [f"{row[name, GREEDY]:.2f}" for name in ("kl", "cosine", "normed_cosine")]
+        add_row(table, layer, *shares, *numbers)
     draft = found.draft
     lines = [
-        f"first layer that agrees with the last: {greedy.first_agreement:.1f} on {greedy.tokens:.0f} greedy tokens, "
-        f"{reference.first_agreement:.1f} on {reference.tokens:.0f} tokens of references",
-        f"first layer from which on all agree: {greedy.saturation:.1f} and {reference.saturation:.1f}; "
-        f"an oracle saves {found.oracle_saves:.1f} layers a token",
+        f"first layer that agrees with the last: {found.first_agreement[GREEDY]:.1f} on {found.tokens[GREEDY]} greedy "
+        f"tokens, {found.first_agreement[REFERENCE]:.1f} on {found.tokens[REFERENCE]} tokens of references",
+        f"first layer from which on all agree: {found.saturation_layer[GREEDY]:.1f} and "
+        f"{found.saturation_layer[REFERENCE]:.1f}; an oracle saves {found.oracle_saves:.1f} layers a token",
         f"cheapest drafts: {draft.tokens} from layer {draft.exit_layer}, {draft.layers_per_token:.1f} layers a token, "
         f"{draft.cost:.0%} of the cost with the LM head, which is worth {found.head_in_layers:.1f} layers",
         f"{name} is {found.judgement}",
@@ -65,8 +76,36 @@ def described(name: str, found: Suitability) -> Group:
     return Group(table, *(Text(line) for line in lines))
 
 
-def write(name: str, found: Suitability, file: Path) -> None:
-    """Write all numbers as JSON."""
+def write(name: str, found: Suitability, folder: Path) -> list[Path]:
+    """Write ``suitability.json`` and ``suitability.png`` into a folder; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = asdict(found) | {"model": name, "judgement": found.judgement, "oracle_saves": found.oracle_saves}
-    numbers |= {"agreement": found.agreement.to_dict(), "summary": found.summary.to_dict(orient="index")}
-    file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    numbers["by_layer"] = found.by_layer.to_dict(orient="records")
+    paths = [folder / "suitability.json", folder / "suitability.png"]
+    paths[0].write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    _draw(name, found, paths[1])
+    return paths
+
+
+def _draw(name: str, found: Suitability, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import seaborn
+
+    titles = {"agreement": "agreement with layer L", "cosine": "cosine to layer L", "normed_cosine": "cosine, normed"}
+    long = found.by_layer.rename(columns=titles).melt(["text", "layer"], list(titles.values()), "quantity", "value")
+    grid = seaborn.relplot(
+        long,
+        x="layer",
+        y="value",
+        hue="text",
+        col="quantity",
+        kind="line",
+        height=2.4,
+        aspect=1.2,
+        facet_kws={"ylim": (0, 1)},
+    )
+    grid.set_titles("{col_name}")
+    grid.figure.suptitle(f"{name}: {found.judgement}", y=1.05, fontsize=9)
+    grid.savefig(path, dpi=150)

@@ -67,10 +67,12 @@ class Suitability:
 
     Attributes:
         layers: L.
-        agreement: share of tokens for which a layer predicts what layer L predicts: a row for each layer, a column for
-            each kind of text.
-        summary: a row for each kind of text: ``tokens``, ``first_agreement`` (mean over tokens of the first layer that
-            predicts what layer L predicts) and ``saturation`` (the same of the first layer from which on all agree).
+        tokens: number of tokens of each kind of text.
+        by_layer: a row for each kind of text and layer: ``text``, ``layer``, ``agreement`` (share of tokens for which
+            the layer predicts what layer L predicts), ``kl`` (KL(layer L || layer) in nats), ``cosine`` and
+            ``normed_cosine`` (of its states and those of layer L, before and after the final norm).
+        first_agreement: mean over tokens of the first layer that predicts what layer L predicts, by kind of text.
+        saturation_layer: the same for the first layer from which on all agree.
         draft: the cheapest self-speculation on the greedy texts.
         head_in_layers: cost of the LM head in layers, by weights.
         reference_loss: cross-entropy of the references, in nats a token.
@@ -78,8 +80,10 @@ class Suitability:
     """
 
     layers: int
-    agreement: pd.DataFrame
-    summary: pd.DataFrame
+    tokens: dict[str, int]
+    by_layer: pd.DataFrame
+    first_agreement: dict[str, float]
+    saturation_layer: dict[str, float]
     draft: Draft
     head_in_layers: float
     reference_loss: float
@@ -88,7 +92,7 @@ class Suitability:
     @property
     def oracle_saves(self) -> float:
         """Layers a token that an oracle would save, which exits at the first layer that agrees with layer L."""
-        return self.layers - float(self.summary.loc[GREEDY, "first_agreement"])
+        return self.layers - self.first_agreement[GREEDY]
 
     @property
     def judgement(self) -> str:
@@ -107,7 +111,12 @@ class Suitability:
 
 
 def measure_suitability(
-    model: Any, tokenizer: Any, texts: Sequence[str] = TEXTS, *, new_tokens: int = 34, progress: bool = False
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str] = TEXTS,
+    *,
+    new_tokens: int = 34,
+    progress: bool = False,
 ) -> Suitability:
     """Measure a stock causal language model; it is not changed.
 
@@ -121,7 +130,7 @@ def measure_suitability(
         UserError: for an architecture whose layers cannot be read, and for texts that are too short.
     """
     reader = _LayerReader(model.eval())
-    measured: dict[str, list[np.ndarray]] = {GREEDY: [], REFERENCE: []}
+    measured: dict[str, list[_Readings]] = {GREEDY: [], REFERENCE: []}
     losses: list[Tensor] = []
     for text in tracked(texts, "reading layers", rows=1, shown=progress):
         tokens = torch.tensor(tokenizer(text)["input_ids"], device=model.device)
@@ -136,21 +145,20 @@ def measure_suitability(
             repetition_penalty=1.0,
             pad_token_id=tokenizer.pad_token_id or 0,
         )[0]
-        measured[GREEDY].append(reader.read(own, prompt)[0])
-        agrees, logits = reader.read(tokens, prompt)
-        measured[REFERENCE].append(agrees)
-        losses.append(functional.cross_entropy(logits, tokens[prompt:], reduction="none"))
-    agreement, summary = {}, {}
-    for kind, parts in measured.items():
-        joined = np.concatenate(parts, axis=1)
-        agreement[kind] = joined.mean(axis=1)
-        first, saturation = joined.argmax(axis=0) + 1, saturation_layers(joined)
-        summary[kind] = {"tokens": len(first), "first_agreement": first.mean(), "saturation": saturation.mean()}
+        measured[GREEDY].append(reader.read(own, prompt))
+        reference = reader.read(tokens, prompt)
+        measured[REFERENCE].append(reference)
+        losses.append(functional.cross_entropy(reference.last_logits, tokens[prompt:], reduction="none"))
+    agreements = {
+        kind: np.concatenate([reading.agrees for reading in parts], axis=1) for kind, parts in measured.items()
+    }
     return Suitability(
         layers=reader.layers,
-        agreement=pd.DataFrame(agreement, index=range(1, reader.layers + 1)),
-        summary=pd.DataFrame.from_dict(summary, orient="index"),
-        draft=best_draft(measured[GREEDY], reader.head_in_layers),
+        tokens={kind: agrees.shape[1] for kind, agrees in agreements.items()},
+        by_layer=pd.concat([_by_layer(kind, parts) for kind, parts in measured.items()], ignore_index=True),
+        first_agreement={kind: float(agrees.argmax(axis=0).mean()) + 1 for kind, agrees in agreements.items()},
+        saturation_layer={kind: float(saturation_layers(agrees).mean()) for kind, agrees in agreements.items()},
+        draft=best_draft([reading.agrees for reading in measured[GREEDY]], reader.head_in_layers),
         head_in_layers=reader.head_in_layers,
         reference_loss=float(torch.cat(losses).mean()),
         uniform_loss=math.log(model.config.vocab_size),
@@ -194,6 +202,25 @@ def saturation_layers(agrees: np.ndarray) -> np.ndarray:
     return np.where(disagreeing.any(axis=0), len(agrees) - disagreeing.argmax(axis=0) + 1, 1)
 
 
+@dataclass(frozen=True)
+class _Readings:
+    """The layers' readings of the tokens of one text: arrays [L, tokens], and the logits of layer L."""
+
+    agrees: np.ndarray
+    kl: np.ndarray
+    cosine: np.ndarray
+    normed_cosine: np.ndarray
+    last_logits: Tensor
+
+
+def _by_layer(kind: str, parts: Sequence[_Readings]) -> pd.DataFrame:
+    def mean(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts], axis=1).mean(axis=1)
+
+    means = {"agreement": mean("agrees"), **{name: mean(name) for name in ("kl", "cosine", "normed_cosine")}}
+    return pd.DataFrame({"text": kind, "layer": np.arange(1, len(means["kl"]) + 1), **means})
+
+
 class _LayerReader:
     """Read a stock decoder's layers through its final norm and head."""
 
@@ -214,19 +241,26 @@ class _LayerReader:
         return self.head.weight.numel() / layer
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor, prompt: int) -> tuple[np.ndarray, Tensor]:
-        """Return which layers predict what layer L predicts, [L, T - prompt], of tokens [T]; and logits of layer L."""
+    def read(self, tokens: Tensor, prompt: int) -> _Readings:
+        """Read the predictions of every layer for the tokens after a prompt: tokens [T], T - prompt of them."""
         states, logits = self._states(tokens)
-        states, logits = states[:, prompt - 1 : -1], logits[prompt - 1 : -1].float()
-        predictions = []
-        for normed in self.norm(states.to(self.head.weight.dtype)):
-            last = self.head(normed).float()
-            predictions.append(last.argmax(dim=-1))
-        agrees = torch.stack(predictions) == logits.argmax(dim=-1)
-        kl = functional.kl_div(last.log_softmax(dim=-1), logits.log_softmax(dim=-1), log_target=True, reduction="none")
-        if not agrees[-1].all() or float(kl.sum(dim=-1).max()) > _SAME:
+        states, logits = states[:, prompt - 1 : -1].float(), logits[prompt - 1 : -1].float()
+        normed = self.norm(states.to(self.head.weight.dtype)).float()
+        last, answer = logits.log_softmax(dim=-1), logits.argmax(dim=-1)
+        agrees, kl = [], []
+        for layer in normed.to(self.head.weight.dtype):
+            said = self.head(layer).float()
+            agrees.append(said.argmax(dim=-1) == answer)
+            kl.append(functional.kl_div(said.log_softmax(dim=-1), last, log_target=True, reduction="none").sum(dim=-1))
+        if not bool(agrees[-1].all()) or float(kl[-1].max()) > _SAME:
             raise self._unreadable("its final norm and head do not give its own logits")
-        return agrees.cpu().numpy(), logits
+        return _Readings(
+            torch.stack(agrees).cpu().numpy(),
+            torch.stack(kl).cpu().numpy(),
+            functional.cosine_similarity(states, states[-1:], dim=-1).cpu().numpy(),
+            functional.cosine_similarity(normed, normed[-1:], dim=-1).cpu().numpy(),
+            logits,
+        )
 
     def _states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model: states after every layer [L, T, width], before the final norm, and logits [T, vocabulary]."""
