@@ -37,10 +37,7 @@ class Balcony(TokenMethod):
     name: ClassVar[str] = "balcony"
     paper: ClassVar[str] = "Jamialahmadi et al., Balcony, EMNLP 2025, arXiv 2503.05005"
     knob: ClassVar[Knob] = Knob("exit layer", tuple(float(layer) for layer in range(6, 31, 6)))
-
-    @property
-    def asks_exits(self) -> bool:
-        return True
+    asks_exits: ClassVar[bool] = True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train a decoder layer for every exit."""

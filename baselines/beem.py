@@ -24,7 +24,7 @@ from torch import Tensor
 from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
 from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.signals import top_probability
-from consistentee.training import hold_out, recorded_logits, train_jointly_on, training_source
+from consistentee.training import hold_out, recorded_logits, train_jointly, training_source
 
 EXPERTS = "experts"
 _WEIGHT_OF_A_LAYER = 0.1
@@ -46,9 +46,9 @@ class ExpertsRule(ExitRule):
         return {"previous": torch.full((rows,), -1), "score": torch.zeros(rows)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) >= self.threshold
+        return self.score(view, state) >= self.threshold
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: LayerView, state: State) -> Tensor:
         """Return S_t: float [rows]."""
         vote = view.head(EXPERTS, top_probability(view).unsqueeze(1))
         state["score"] = torch.where(view.predictions == state["previous"], state["score"], 0.0) + vote
@@ -78,11 +78,11 @@ class BEEM(Method):
         """Train backbone and all classifiers, then weigh the exits."""
         source = training_source(model, task, recipe)
         if self.weights == "cost":
-            train_jointly_on(model, source, recipe)
+            train_jointly(model, source, recipe)
             set_factors(model.add_head(EXPERTS, FACTORS), _WEIGHT_OF_A_LAYER * torch.arange(1, model.num_layers + 1))
             return model
         source, judged = hold_out(source, self.held_out)
-        train_jointly_on(model, source, recipe)
+        train_jointly(model, source, recipe)
         answers = recorded_logits(model, judged, recipe).argmax(dim=-1)
         set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).double().mean(dim=0))
         return model

@@ -51,7 +51,7 @@ from consistentee.training import (
     exit_answers,
     train_exits,
     train_heads,
-    train_jointly_on,
+    train_jointly,
     train_learned_head,
     training_source,
 )
@@ -65,18 +65,12 @@ _STATE_LAMBDAS = (-0.2, *((cosine - 0.1) / 0.9 for cosine in even_log_odds(-3, 9
 
 
 @dataclass(frozen=True)
-class _CALM(JointMethod):
-    """Base of the three methods for rows: joint training."""
-
-    paper: ClassVar[str] = _PAPER
-    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
-
-
-@dataclass(frozen=True)
-class CALMSoftmax(_CALM):
+class CALMSoftmax(JointMethod):
     """Exit if the two largest probabilities are far apart."""
 
     name: ClassVar[str] = "calm-softmax"
+    paper: ClassVar[str] = _PAPER
+    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the margin is above ``knob``."""
@@ -108,10 +102,11 @@ def _cosine_to_previous(view: LayerView, state: State) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CALMState(_CALM):
+class CALMState(JointMethod):
     """Exit if the state has stopped changing."""
 
     name: ClassVar[str] = "calm-state"
+    paper: ClassVar[str] = _PAPER
     knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
@@ -120,15 +115,17 @@ class CALMState(_CALM):
 
 
 @dataclass(frozen=True)
-class CALMClassifier(_CALM):
+class CALMClassifier(JointMethod):
     """Exit if a learned head expects the last classifier to agree."""
 
     name: ClassVar[str] = "calm-classifier"
+    paper: ClassVar[str] = _PAPER
+    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""
         source = training_source(model, task, recipe)
-        train_jointly_on(model, source, recipe)
+        train_jointly(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
         rows = cached_rows(model, source, recipe)
         trains = (f"exit_heads.{_CONFIDENCE}.",)
@@ -245,8 +242,7 @@ class CALMTokensClassifier(_CALMTokens):
         trace = trace.select(recipe.tokens_for_heads(trace))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
-        title = "asking exits" if recipe.progress else None
-        agrees = agreement(exit_answers(trace, store=recipe.store, progress=title).predictions)
+        agrees = agreement(exit_answers(trace, store=recipe.store, progress=recipe.progress).predictions)
         loss = partial(_token_agreement_loss, agrees)
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=_CONFIDENCE, details={"agrees": agrees})
         return model

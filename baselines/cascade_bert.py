@@ -16,25 +16,16 @@ Choices:
 The other classifiers are not trained, so a trace is valid at the companion's last layer and at full depth alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from consistentee import (
-    ExitRule,
-    Knob,
-    Method,
-    MultiExitModel,
-    OneLayerRule,
-    Recipe,
-    TaskData,
-    ThresholdRule,
-)
+from consistentee import ExitRule, Knob, Method, MultiExitModel, OneLayerRule, Recipe, TaskData, ThresholdRule
 from consistentee.engine.classify import stock_encoded
-from consistentee.methods.hardness import cross_fitted
 from consistentee.models.encoder.cascade import (
     add_companion,
     check_companion,
@@ -50,7 +41,6 @@ from consistentee.training import (
     run_stage,
     token_stage,
     train_last_exit,
-    train_last_exit_on,
     training_source,
 )
 
@@ -84,9 +74,7 @@ class CascadeBERT(Method):
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
-        hard = cross_fitted(
-            companion, source, recipe, folds=self.folds, train=train_last_exit_on, judge=_answered_wrong
-        )
+        hard = hard_rows(companion, source, recipe, self.folds)
         loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
         details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
         run_stage(companion, source, token_stage("companion", loss, recipe, details=details), recipe)
@@ -116,9 +104,24 @@ class CascadeBERT(Method):
         return companion
 
 
-def _answered_wrong(model: MultiExitModel, rows: TokenSource) -> Tensor:
-    logits = stock_encoded(model, rows.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
-    return predictions_of(logits) != rows.labels
+def hard_rows(companion: MultiExitModel, source: TokenSource, recipe: Recipe, folds: int) -> Tensor:
+    """Compute which training rows a companion that was trained on the other folds answers wrong: bool [rows].
+
+    Every fold starts from the weights of ``companion``, which it has again afterwards.
+    """
+    start = companion.clone_weights()
+    fold_of_row = torch.arange(len(source)) % folds
+    fold_of_row = fold_of_row[torch.randperm(len(source), generator=torch.Generator().manual_seed(recipe.seed))]
+    hard = torch.empty(len(source), dtype=torch.bool)
+    for fold in range(folds):
+        companion.load_state_dict(start)
+        seen = source.select((fold_of_row != fold).nonzero().flatten())
+        held_out = source.select((fold_of_row == fold).nonzero().flatten())
+        train_last_exit(companion, seen, replace(recipe, max_rows=None))
+        logits = stock_encoded(companion, held_out.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
+        hard[fold_of_row == fold] = predictions_of(logits) != held_out.labels
+    companion.load_state_dict(start)
+    return hard
 
 
 def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:

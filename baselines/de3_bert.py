@@ -19,17 +19,7 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from consistentee import (
-    ExitRule,
-    HeadSpec,
-    Knob,
-    LayerView,
-    Method,
-    MultiExitModel,
-    Recipe,
-    TaskData,
-    ThresholdRule,
-)
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import falling_fractions, normalised_entropy
 from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
 

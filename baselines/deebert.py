@@ -17,7 +17,7 @@ from torch import Tensor
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import entropy, entropy_thresholds
-from consistentee.training import ExitNetwork, layer_losses, train_early_exits, train_last_exit_on, training_source
+from consistentee.training import ExitNetwork, layer_losses, train_early_exits, train_last_exit, training_source
 
 _DECADES = 6
 """Thresholds fall to 1e-6 of the largest entropy."""
@@ -40,7 +40,7 @@ class DeeBERT(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train the off-ramps on cached features."""
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)
+        train_last_exit(model, source, recipe)
         train_early_exits(model, source, _off_ramp_loss, recipe, name="off-ramps", network=self.classifier)
         return model
 

@@ -91,9 +91,10 @@ class EENet(Method):
         reads = HeadSpec(extra_inputs=inputs, reads_pooled=False)
         model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside 0..1
         model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
-        loss = partial(_scheduler_loss, self.budget, max(1, recipe.frozen_steps // _TURNS))
+        turn = max(1, recipe.frozen_steps // _TURNS)
+        loss, details = partial(_scheduler_loss, self.budget, turn), {"method": repr(self), "turn": turn}
         trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
-        train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, details={"method": repr(self)})
+        train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, details=details)
         with torch.no_grad():
             scores, shares = (part.cpu() for part in scores_and_shares(model, rows.outputs.logits.to(model.device)))
         del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # only the thresholds are needed from here on
@@ -115,9 +116,9 @@ class BudgetRule(ExitRule):
         return {"scores": torch.zeros(rows, num_layers - 1)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) >= self.thresholds[view.layer - 1]
+        return self.score(view, state) >= self.thresholds[view.layer - 1]
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: LayerView, state: State) -> Tensor:
         """Compute the score before it is cut: float [rows]."""
         score = view.head(_SCORE, torch.cat([_exit_features(view.probs), state["scores"]], dim=-1))
         state["scores"] = state["scores"].clone()

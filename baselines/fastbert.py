@@ -20,13 +20,7 @@ from torch import Tensor
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import falling_fractions, normalised_entropy
-from consistentee.training import (
-    ExitNetwork,
-    distillation_loss,
-    train_early_exits,
-    train_last_exit_on,
-    training_source,
-)
+from consistentee.training import ExitNetwork, distillation_loss, train_early_exits, train_last_exit, training_source
 
 _SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)
 """From just above the largest normalised entropy down to 0."""
@@ -49,7 +43,7 @@ class FastBERT(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
+        train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         train_early_exits(model, source, _student_loss, recipe, name="self-distillation", network=self.classifier)
         return model
 

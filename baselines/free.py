@@ -24,7 +24,6 @@ from consistentee import (
 )
 from consistentee.rules.schedules import check_exit_layer
 from consistentee.signals import even_log_odds, margin
-from consistentee.training import train_exits
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,14 @@ class FREE(TokenMethod):
     paper: ClassVar[str] = "Bae et al., FREE, EMNLP 2023, arXiv 2310.05424"
     knob: ClassVar[Knob] = Knob("threshold", (-1.0, *even_log_odds(-7, 7, 57), 1.0))
     kv: ClassVar[Literal["propagate", "exact"]] = "exact"
+    asks_exits: ClassVar[bool] = True
 
     shallow_layer: int | None = None
-
-    @property
-    def asks_exits(self) -> bool:
-        return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits in the shared stage."""
         self.shallow_exit(model)  # raises UserError before the training if there is no such exit
-        train_exits(model, task, recipe)
-        return model
+        return super().fit(model, task, recipe)
 
     def shallow_exit(self, model: MultiExitDecoder) -> int:
         """Return the layer of the shallow exit."""

@@ -7,7 +7,6 @@ knob: operating points come from the parameters, one training each.
 Choices, as in the authors' code unless stated:
 
 - A bucket holds an equal share of the distinct tokens of the training rows, so most tokens exit at layer 1.
-  ``equal_shares="occurrences"`` gives every bucket an equal share of the text (disabled in the authors' code).
 - Bucket b of B exits at layer 1 + (b - 1) * floor(M / B), where M is ``max_layer``; the rarest tokens, which do not
   fill a bucket, exit one step later if there is one.
 - Special tokens and tokens never seen run to layer M.
@@ -16,7 +15,7 @@ Choices, as in the authors' code unless stated:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +42,6 @@ class HashEE(Method):
     Attributes:
         max_layer: the layer after which no token is updated; None for the last.
         buckets: groups of tokens of falling frequency; None for one for each layer.
-        equal_shares: whether buckets have equal shares of the distinct tokens or of their occurrences.
     """
 
     name: ClassVar[str] = "hashee"
@@ -53,7 +51,6 @@ class HashEE(Method):
 
     max_layer: int | None = None
     buckets: int | None = None
-    equal_shares: Literal["vocabulary", "occurrences"] = "vocabulary"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting."""
@@ -72,8 +69,7 @@ class HashEE(Method):
             raise UserError(f"{self.name}: buckets must lie in 1..{max_layer}, the layers there are, got {buckets}")
         counts = token_counts(encodings, model.backbone.config.vocab_size)
         counts[model.tokenizer.all_special_ids] = 0
-        cut = frequency_buckets if self.equal_shares == "vocabulary" else occurrence_buckets
-        layers = 1 + cut(counts, buckets) * (max_layer // buckets)
+        layers = 1 + frequency_buckets(counts, buckets) * (max_layer // buckets)
         return layers.where(counts > 0, max_layer).clamp_max(max_layer)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
@@ -100,16 +96,6 @@ def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:
     rank[counts.argsort(descending=True, stable=True)] = torch.arange(len(counts))
     size = max(1, int((counts > 0).sum()) // buckets)
     return rank // size
-
-
-def occurrence_buckets(counts: Tensor, buckets: int) -> Tensor:
-    """Compute every token's bucket, 0 to ``buckets`` - 1, with an equal share of the occurrences in each."""
-    frequent_first = counts.argsort(descending=True, stable=True)
-    sorted_counts = counts[frequent_first]
-    before = sorted_counts.cumsum(dim=0) - sorted_counts
-    result = torch.empty_like(counts)
-    result[frequent_first] = (before * buckets // counts.sum().clamp_min(1)).clamp_max(buckets - 1)
-    return result
 
 
 def _last_layer_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:

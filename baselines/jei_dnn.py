@@ -26,14 +26,7 @@ from torch.nn import functional
 
 from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
 from consistentee.signals import even_log_odds
-from consistentee.training import (
-    FeatureBatch,
-    cached_rows,
-    layer_losses,
-    train_heads,
-    train_last_exit_on,
-    training_source,
-)
+from consistentee.training import FeatureBatch, cached_rows, layer_losses, train_heads, train_last_exit, training_source
 
 _GATE = "gate"
 _EXITS = ("poolers.", "classifiers.")
@@ -65,14 +58,15 @@ class JEIDNN(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)
+        train_last_exit(model, source, recipe)
         model.use_own_poolers()
         rows = cached_rows(model, source, recipe)
         train_heads(model, rows, _warm_up_loss, recipe, name="warm-up", trains=_EXITS)
         model.add_head(_GATE, HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
         turn = min(_TURN, max(1, recipe.frozen_steps // 10))
         loss, trains = partial(_loss_in_turn, self.price, turn), (*_EXITS, f"exit_heads.{_GATE}.")
-        train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, details={"method": repr(self)})
+        details = {"method": repr(self), "turn": turn}
+        train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, details=details)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
@@ -90,9 +84,9 @@ class MassRule(ExitRule):
         return {"left": torch.ones(rows)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) >= self.share
+        return self.score(view, state) >= self.share
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: LayerView, state: State) -> Tensor:
         """Compute ``P_l / (1 - sum_{j<l} P_j)``: float [rows], 1 if no mass remains."""
         gate, left = view.head(_GATE, certainty(view.probs)).sigmoid(), state["left"]
         state["left"] = (left - gate).clamp_min(0)

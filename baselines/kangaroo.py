@@ -31,13 +31,10 @@ class Kangaroo(DraftingMethod):
 
     name: ClassVar[str] = "kangaroo"
     paper: ClassVar[str] = "Liu et al., Kangaroo, NeurIPS 2024, arXiv 2404.18911"
+    asks_exits: ClassVar[bool] = True
 
     draft_tokens: PositiveInt = 6
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
-
-    @property
-    def asks_exits(self) -> bool:
-        return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train an adapter for every exit."""

@@ -25,17 +25,9 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from consistentee import (
-    ConsecutiveRule,
-    ExitRule,
-    Knob,
-    Method,
-    MultiExitModel,
-    Recipe,
-    SameAnswerRule,
-    TaskData,
-)
+from consistentee import ConsecutiveRule, ExitRule, Knob, Method, MultiExitModel, Recipe, SameAnswerRule, TaskData
 from consistentee.training import (
     TokenBatch,
     TokenSource,
@@ -50,6 +42,8 @@ from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS
 SCORES = "lesson_scores"
 _STEP_LENGTH = 0.01
 """Norm of the finite difference's step (DARTS)."""
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -117,39 +111,25 @@ def lesson_weights(scores: Tensor) -> Tensor:
 def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
     """Compute how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
 
-    Parameters are restored exactly, and no gradient is kept. The result is laid out as :func:`lessons`.
+    The model keeps its parameters, and no gradient is kept. The result is laid out as :func:`lessons`.
     """
     was_training = model.training
     model.eval()
-    learning = [weight for name, weight in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)]
+    learning = {name: w for name, w in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)}
     held_out_loss = layer_losses(model(held_out.tokens).logits, held_out.labels).mean()
-    gradients = torch.autograd.grad(held_out_loss, learning, allow_unused=True)
-    moved = [(weight, slope) for weight, slope in zip(learning, gradients, strict=True) if slope is not None]
-    norm = torch.stack([gradient.norm() for _, gradient in moved]).norm().clamp_min(torch.finfo(torch.float32).tiny)
-    originals = [parameter.detach().clone() for parameter, _ in moved]
+    gradients = torch.autograd.grad(held_out_loss, list(learning.values()), allow_unused=True)
+    slopes = {name: slope for name, slope in zip(learning, gradients, strict=True) if slope is not None}
+    norm = torch.stack([slope.norm() for slope in slopes.values()]).norm().clamp_min(_TINY)
+
+    def lessons_after_step(length: Tensor) -> Tensor:
+        moved = {name: learning[name] + length * slope for name, slope in slopes.items()}
+        return lessons(functional_call(model, moved, batch.tokens).logits, teachers, batch.labels)
+
     with torch.no_grad():
         teachers = model(batch.tokens).logits
-        ahead, behind = (
-            lessons(_logits_after_step(model, batch, moved, originals, length), teachers, batch.labels)
-            for length in (_STEP_LENGTH / norm, -_STEP_LENGTH / norm)
-        )
-        for (parameter, _), original in zip(moved, originals, strict=True):
-            parameter.copy_(original)
+        ahead, behind = (lessons_after_step(length) for length in (_STEP_LENGTH / norm, -_STEP_LENGTH / norm))
     model.train(was_training)
     return (ahead - behind) / (2 * _STEP_LENGTH)
-
-
-def _logits_after_step(
-    model: MultiExitModel,
-    batch: TokenBatch,
-    moved: Sequence[tuple[nn.Parameter, Tensor]],
-    originals: Sequence[Tensor],
-    length: Tensor,
-) -> Tensor:
-    """Compute the logits of a batch after a step from ``originals`` along the gradients; parameters stay there."""
-    for (parameter, gradient), original in zip(moved, originals, strict=True):
-        parameter.copy_(original + length * gradient)
-    return model(batch.tokens).logits
 
 
 def _loss(method: LeeBERT, held_out: TokenSource, model: MultiExitModel, batch: TokenBatch) -> Tensor:

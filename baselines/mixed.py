@@ -13,13 +13,7 @@ from typing import ClassVar
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import even_log_odds, top_probability
-from consistentee.training import (
-    ExitNetwork,
-    train_jointly_on,
-    train_last_exit_on,
-    training_source,
-    use_exit_network,
-)
+from consistentee.training import ExitNetwork, train_jointly, train_last_exit, training_source, use_exit_network
 
 
 @dataclass(frozen=True)
@@ -39,9 +33,9 @@ class Mixed(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train backbone and classifiers together."""
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)
+        train_last_exit(model, source, recipe)
         use_exit_network(model, self.classifier, recipe)
-        train_jointly_on(model, source, recipe)
+        train_jointly(model, source, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:

@@ -88,9 +88,9 @@ class QuantileRule(ExitRule):
         return {"previous": torch.zeros(rows, self.width), "stays": torch.ones(rows)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) >= self.quantile
+        return self.score(view, state) >= self.quantile
 
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: LayerView, state: State) -> Tensor:
         """Compute ``p_1 + ... + p_t = 1 - prod_{s<=t} (1 - lambda_s)``: float [rows]."""
         state["stays"] = state["stays"] * (1 - view.head(_EXITS, state["previous"]).sigmoid())
         state["previous"] = view.pooled

@@ -30,15 +30,12 @@ from consistentee import (
 )
 from consistentee.rules.schedules import check_exit_layer, mean_layers
 from consistentee.training import train_last_exit, train_last_token_exit
-from consistentee.training.sources import label_tensor
+from consistentee.training.encoder import label_tensor
 
 _HASH_RANGE = 2**31 - 1
+_LAYERS = tuple(float(layer) for layer in range(1, 13))
 _EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))
 """Those of a decoder of 30 layers with five exits."""
-
-
-def _layers(model: MultiExitModel) -> tuple[float, ...]:
-    return tuple(float(layer) for layer in range(1, model.num_layers + 1))
 
 
 @dataclass(frozen=True)
@@ -69,11 +66,11 @@ class Static(JointMethod):
 
     name: ClassVar[str] = "static"
     paper: ClassVar[str] = "reference: the same exit layer for every row"
-    knob: ClassVar[Knob] = Knob("layer", tuple(float(layer) for layer in range(1, 13)))
+    knob: ClassVar[Knob] = Knob("layer", _LAYERS)
     supports_regression: ClassVar[bool] = True
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        return _layers(model)
+        return tuple(float(layer) for layer in range(1, model.num_layers + 1))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at layer ``knob``."""
@@ -126,7 +123,7 @@ class Random(Static):
 
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "reference: a random exit layer with the same mean"
-    knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(1, 13)))
+    knob: ClassVar[Knob] = Knob("mean layer", _LAYERS)
 
     seed: int = 0
 
@@ -149,16 +146,14 @@ class OracleRule(ExitRule):
 
 
 @dataclass(frozen=True)
-class Oracle(JointMethod):
+class Oracle(Static):
     """Every row exits at its first right answer, else at layer L: the upper bound of rules on the joint model."""
 
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "reference: the first layer that is right (upper bound; reads the labels)"
-    knob: ClassVar[Knob] = Knob("first layer", tuple(float(layer) for layer in range(1, 13)))
+    knob: ClassVar[Knob] = Knob("first layer", _LAYERS)
+    supports_regression: ClassVar[bool] = False
     replay_only: ClassVar[bool] = True
-
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at the first right layer that is not before layer ``knob``."""
@@ -187,7 +182,7 @@ class Majority(Method):
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        return _layers(model)
+        return tuple(float(layer) for layer in range(1, model.num_layers + 1))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at layer ``knob``."""

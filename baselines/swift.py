@@ -46,12 +46,13 @@ from consistentee import (
     UserError,
     generate_encoded,
 )
-from consistentee.engine.prompt_batch import PromptBatch
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.files import computed_once, hash_json
 from consistentee.methods.token_methods import DraftedBy
 from consistentee.models.base import chosen_device
 from consistentee.progress import tracked
 from consistentee.training import train_exits
+from consistentee.training.decoder import training_rows
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5
@@ -98,7 +99,7 @@ class SWIFT(DraftingMethod):
         if recipe.trains != "exits":
             train_exits(model, task, recipe)
         model.to(chosen_device()).eval()
-        prompts = [prompt for prompt, _ in recipe.training_rows(model, task)[: self.search_prompts]]
+        prompts = [prompt for prompt, _ in training_rows(model, task, recipe)[: self.search_prompts]]
         search = partial(self._search, model, prompts, recipe)
         if recipe.store is None:
             found = search()
@@ -154,19 +155,18 @@ class DraftedTexts:
         self._follows = torch.arange(columns, device=model.device) < (lengths - 1).unsqueeze(1)  # bool [texts, columns]
         if not self._follows.any():
             raise UserError("no text has a second token to draft after the prompts that sublayers are searched on")
-        self._batch = PromptBatch(model, prompts, columns)
-        self._batch.prefill()
-        self._begin = self._batch.cache.length
-        self._batch.cache.ledger.advance(columns)
+        self._batch = TokenBatch(model, len(prompts), max(map(len, prompts)) + columns)
+        self._batch.read(self._batch.rows(), prompts)
+        self._batch.begin(self._batch.rows(), columns)
 
     @torch.inference_mode()
     def score(self, skipped: SkippedSublayers) -> float:
         """Compute the share of tokens that the model without some sublayers predicts, in one pass."""
-        model, cache = self._model, self._batch.cache
-        context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
+        model, columns = self._model, self.texts.shape[1] - 1
+        context = self._batch.context(self._batch.rows(), columns)
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
-        cache.ledger.take_back(self._begin)
+        self._batch.cache.ledger.take_back(columns)
         predicted = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
         return float((predicted == self.texts[:, 1:][self._follows]).double().mean())
 

@@ -27,7 +27,7 @@ from consistentee.training import (
     early_exits,
     layer_losses,
     train_heads,
-    train_last_exit_on,
+    train_last_exit,
     training_source,
 )
 
@@ -43,7 +43,7 @@ class ZTW(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train the heads, then the ensembles."""
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)
+        train_last_exit(model, source, recipe)
         model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
         model.use_own_poolers()
         rows = cached_rows(model, source, recipe)

@@ -8,21 +8,23 @@ from consistentee.engine.generate import (
     Generations as Generations,
     generate as generate,
     generate_encoded as generate_encoded,
-    stream_texts as stream_texts,
 )
-from consistentee.engine.prompt_batch import ReadPrompts as ReadPrompts
 from consistentee.engine.sampling import Sampling as Sampling
 from consistentee.engine.speculation import generate_speculatively as generate_speculatively
+from consistentee.engine.token_batch import ReadPrompts as ReadPrompts
 from consistentee.errors import UserError as UserError
 from consistentee.methods.method import (
     JointMethod as JointMethod,
     Knob as Knob,
     Method as Method,
-    TokenMethod as TokenMethod,
     available_methods as available_methods,
     get_method as get_method,
 )
-from consistentee.methods.token_methods import DraftingMethod as DraftingMethod, VocabularyMethod as VocabularyMethod
+from consistentee.methods.token_methods import (
+    DraftingMethod as DraftingMethod,
+    TokenMethod as TokenMethod,
+    VocabularyMethod as VocabularyMethod,
+)
 from consistentee.models.classifiers import (
     CLASSIFIER_KINDS as CLASSIFIER_KINDS,
     ClassifierSpec as ClassifierSpec,
@@ -48,15 +50,9 @@ from consistentee.rules.vocabulary import prune_vocabulary as prune_vocabulary
 from consistentee.traces.instance_trace import Trace as Trace, record_trace as record_trace
 from consistentee.traces.token_trace import (
     TokenTrace as TokenTrace,
-    record_token_trace as record_token_trace,
     record_tokens as record_tokens,
 )
-from consistentee.traces.walk import (
-    replay as replay,
-    replay_tokens as replay_tokens,
-    sweep as sweep,
-    sweep_tokens as sweep_tokens,
-)
+from consistentee.traces.walk import replay as replay, sweep as sweep
 from consistentee.training.recipe import Recipe as Recipe, TokenRecipe as TokenRecipe
 
 __version__: str

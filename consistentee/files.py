@@ -8,7 +8,6 @@ import math
 import mmap
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -220,10 +219,7 @@ def _map_tensors(path: Path) -> "dict[str, Tensor]":
     with path.open("rb") as file:
         header_bytes = 8 + int.from_bytes(file.read(8), "little")
         described = json.loads(file.read(header_bytes - 8))
-        if sys.platform == "linux":
-            content = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | 0x4000)  # MAP_NORESERVE
-        else:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        content = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0))
     dtypes = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
     tensors = {}
     for name, part in described.items():
@@ -275,6 +271,12 @@ def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "di
     if tensors is None:
         raise OSError(f"{path} was damaged as soon as it was written")
     return tensors
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_json(value: object) -> str:

@@ -1,8 +1,87 @@
-"""Signals: one number for each row, computed from a layer, that a rule compares with its threshold. A public module.
+"""Signals: one number for each row, computed from a layer, that a rule compares with its threshold. A public module."""
 
-``signals.pyi`` lists its names.
-"""
+import math
+from collections.abc import Callable
 
-from consistentee.exports import lazy_names
+import torch
+from torch import Tensor
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+from consistentee.rules.view import LayerView
+
+__all__ = [
+    "Signal",
+    "entropy",
+    "entropy_thresholds",
+    "even_log_odds",
+    "falling_fractions",
+    "head_probability",
+    "margin",
+    "normalised_entropy",
+    "top_probability",
+]
+
+Signal = Callable[[LayerView], Tensor]
+"""A function of a view: float [rows]."""
+
+
+def entropy(view: LayerView) -> Tensor:
+    """Compute the entropy of the predicted distribution in nats, 0 to ln C (DeeBERT)."""
+    return torch.special.entr(view.probs).sum(dim=-1)
+
+
+def normalised_entropy(view: LayerView) -> Tensor:
+    """Compute the entropy divided by ln C: 0 (certain) to 1 (uniform)."""
+    return entropy(view) / math.log(view.logits.shape[-1])
+
+
+def top_probability(view: LayerView) -> Tensor:
+    """Compute the probability of the predicted class."""
+    return view.probs.amax(dim=-1)
+
+
+def margin(view: LayerView) -> Tensor:
+    """Compute the difference of the two largest probabilities (CALM's softmax confidence)."""
+    first, second = view.probs.topk(2, dim=-1).values.unbind(dim=-1)
+    return first - second
+
+
+def head_probability(name: str) -> Signal:
+    """Return the signal of a learned head with one output: its sigmoid."""
+
+    def signal(view: LayerView) -> Tensor:
+        return view.head(name).sigmoid()
+
+    return signal
+
+
+NUM_CONFIDENCE_FEATURES = 4
+
+
+def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | None) -> Tensor:
+    """Compute top probability, margin, normalised entropy, agreement with the layer before (0 at layer 1): [rows, 4].
+
+    ``probs`` are of the candidates if the vocabulary is pruned; ``prediction`` and ``previous`` are of all classes.
+    """
+    first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
+    entropy = torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
+    agrees = torch.zeros_like(first) if previous is None else (prediction == previous).to(first.dtype)
+    return torch.stack([first, first - second, entropy, agrees], dim=-1)
+
+
+def even_log_odds(first: float, last: float, count: int) -> tuple[float, ...]:
+    """Return probabilities with evenly spaced log-odds from ``first`` to ``last``: dense near 0 and 1."""
+    return tuple(torch.linspace(first, last, count).sigmoid().tolist())
+
+
+def falling_fractions(decades: int) -> tuple[float, ...]:
+    """Return fractions from 1 down to ``10 ** -decades``, twelve for each decade."""
+    return tuple(10.0 ** (-exponent / 12) for exponent in range(12 * decades + 1))
+
+
+def entropy_thresholds(classes: int, decades: int, beyond: float = 1.0) -> tuple[float, ...]:
+    """Return entropy thresholds in nats, from ``beyond`` times ln C down some decades, and 0.
+
+    A row exits below a threshold, so all rows exit only with a threshold beyond ln C, ``beyond=1.001``.
+    """
+    largest = math.log(classes) * beyond
+    return (*(fraction * largest for fraction in falling_fractions(decades)), 0.0)

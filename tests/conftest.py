@@ -54,8 +54,9 @@ settings.load_profile("any-machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the contract tests run over a method that is not registered."""
+    """Let the contract tests run over a method that is not registered, and golden cells be written."""
     parser.addoption("--method", action="append", default=[], help="path/to/mine.py:MyMethod, for test_invariants.py")
+    parser.addoption("--write-golden", action="store_true", help="write changed cells, for test_golden_cells.py")
 
 
 def pytest_collection_finish() -> None:

@@ -115,7 +115,6 @@ def generation_cell(
         curve_validation=[point.validation for point in points],
         operating_points=list(points),
         train_seconds=1.0,
-        peak_memory_bytes=2**30,
         command="consistentee run made-up",
         environment=ENVIRONMENT,
         finished_at="2026-01-01T00:00:00+00:00",

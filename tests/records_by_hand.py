@@ -86,7 +86,6 @@ def operating_point(knob: float, targets: str, average: float, score: float) -> 
         flops=1e9 * average,
         live_rows=ROWS,
         live_disagreements=0,
-        signal_quantiles=[[0.1, 0.2, 0.3 + 0.1 * t, 0.8, 0.9] for t in range(1, LAYERS)],
     )
 
 

@@ -205,6 +205,8 @@ def curves_figure(results: Results) -> "Figure | None":
     widest = _WIDEST[results.kind]
     found = dense_curves(results)
     found = found[found["speedup"] <= widest]
+    if found.empty:
+        return None
     value = "points" if found["points"].notna().any() else "score"
     named = [*leading_labels(results), *(x for x in results.methods if role_of(results.methods[x]) == STATIC)]
     names = {label: display_name(label) for label in named}

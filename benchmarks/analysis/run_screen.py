@@ -34,7 +34,7 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
     own = load_results(out_dir)
     if own.kind == "generation":
         return to_terminal(terminal_tables(own), own.faults)
-    board = compared_with_published(own, just_computed, published_folders() if folders is None else folders)
+    board = compared_with_published(own, published_folders() if folders is None else folders)
     noise = [f"Times are noisy ({subject}): {text}" for subject, text in clock_caveats(own) if subject != "not timed"]
     table = board_table(board, own, just_computed)
     return Group(
@@ -52,13 +52,10 @@ def published_folders() -> list[Path]:
     return [place for root in roots for place in sorted(root.glob("*")) if is_published(place)]
 
 
-def compared_with_published(own: Results, just_computed: Collection[str], folders: Iterable[Path]) -> Results:
-    """Merge a run with what is published and comparable.
-
-    A curve of the run takes the place of a published one; where it was just computed, both are shown.
-    """
+def compared_with_published(own: Results, folders: Iterable[Path]) -> Results:
+    """Merge a run with what is published and comparable; a curve of the run takes the place of a published one."""
     wanted = {(record.task, record.backbone, record.seed) for record in own.records}
-    again = {(record.task, record.label) for record in own.records if record.key in just_computed}
+    curves = {(record.task, record.label) for record in own.records}
     found, faults = [own], []
     for folder in folders:
         try:
@@ -69,9 +66,8 @@ def compared_with_published(own: Results, just_computed: Collection[str], folder
         cells = []
         for cell in [] if stored is None else stored.cells:
             record = cell.record
-            label = f"{record.label} (stored)" if (record.task, record.label) in again else record.label
-            if (record.task, record.backbone, record.seed) in wanted:
-                cells.append(replace(cell, record=record.model_copy(update={"label": label})))
+            if (record.task, record.backbone, record.seed) in wanted and (record.task, record.label) not in curves:
+                cells.append(cell)
         if stored is not None and cells:
             found.append(replace(stored.with_cells(cells), faults=[]))
     board = merge(found)

@@ -30,9 +30,11 @@ def new_method(
     out: Annotated[Path | None, typer.Option("--out", help="File to write.", show_default="early_gate.py here")] = None,
 ) -> None:
     """Write a working method with a learned exit head in one file, to make your own from."""
-    from benchmarks.commands.own_methods import next_steps, write_method
+    from benchmarks.commands.own_methods import write_method
 
-    print(next_steps(write_method(name, out)))
+    method = write_method(name, out)
+    print(f"written: {method}\n\nMake it yours; it works as it is. Then:")
+    print(f"  consistentee check-method {method}\n  consistentee run quick --methods {method}")
 
 
 @command(
@@ -120,14 +122,16 @@ def check_backbone(
     ),
 )
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="[methods|tasks|backbones|suites]", help="What to list.")] = "all",
+    kind: Annotated[
+        str, typer.Argument(metavar="[methods|tasks|backbones|suites|papers]", help="What to list.")
+    ] = "all",
     *,
     methods: Annotated[
         list[str] | None, several("--methods", "Also the methods of these files, file.py:Class or folder/.")
     ] = None,
     detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
 ) -> None:
-    """Show the methods, tasks, backbones and suites that can be named."""
+    """Show the methods, tasks, backbones, suites and tables of papers that can be named."""
     from benchmarks.commands.inventory import cards, inventories
 
     for shown in cards(methods or ()) if detail else inventories(kind, methods or ()):

@@ -22,8 +22,6 @@ from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="One model")
 
-RISK_LOSSES = "gap|consistency|brier-gap|brier-consistency"
-
 
 class TeachesSettings(TyperCommand):
     """A command whose help ends with the fields of ``--set``."""
@@ -100,7 +98,8 @@ def risk(
     risks: Annotated[list[float], several("--risk", "Mean losses that are tolerated.")],
     delta: Annotated[float, typer.Option("--delta", help="Tolerated chance that the promise is broken.")] = 0.1,
     losses: Annotated[
-        list[str] | None, several("--loss", "Of a row.", f"{RISK_LOSSES} ...", show_default="gap consistency")
+        list[str] | None,
+        several("--loss", "Of a row: brier-gap, brier-consistency, ...", show_default="gap consistency"),
     ] = None,
     data: DataOption = None,
     allow_code: AllowCodeOption = False,

@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from benchmarks.cli.application import (
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.specs.suites import Shard
 
 run_command = partial(app.command, rich_help_panel="Run a suite")
 command = partial(app.command, rich_help_panel="See results")
@@ -64,17 +67,21 @@ def run(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
-    remeasure: Annotated[
-        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show both.")
-    ] = False,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Measure times after the cells; a later run can still do it.")
     ] = True,
+    only_timing: Annotated[
+        bool, typer.Option("--only-timing", help="Train nothing: measure the times of finished cells.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     workers: WorkersOption = 1,
     scheduler: Annotated[
         str | None,
         typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="3/20", help="Only this part of the cells, and no times: see docs/running.md."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
@@ -96,8 +103,9 @@ def run(
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
-        remeasure=remeasure,
+        train=not only_timing,
         times=timing,
+        shard=None if shard is None else _shard(shard),
         published_dir=published,
         schedule=Schedule(workers, scheduler),
         dry_run=dry_run,
@@ -111,6 +119,15 @@ def run(
     for line in outcome.failed:
         print(f"failed: {line}", file=sys.stderr)
     finish(bool(outcome.failed))
+
+
+def _shard(text: str) -> "Shard":
+    from benchmarks.specs.suites import Shard
+
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit()):
+        raise UserError(f"--shard takes a part and the number of parts, such as 3/20, got {text!r}")
+    return Shard(int(number), int(parts))
 
 
 @run_command(
@@ -162,7 +179,6 @@ def table(
 
 @command(
     epilog=examples(
-        "consistentee reproduce",
         "consistentee reproduce consistentee-glue",
         "consistentee reproduce pabee-glue --format csv > pabee.csv",
         "consistentee reproduce deebert-glue --dry-run --data DATA",
@@ -171,15 +187,13 @@ def table(
     )
 )
 def reproduce(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A table's name, or its YAML file; without, all are listed.")
-    ] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A table's name, see `list papers`, or its YAML file.")],
     *,
     backbones: BackbonesOption = None,
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv|latex", help="Print text in this format.")
     ] = None,
-    run_missing: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
+    run_first: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --run would do, and how long.")] = False,
     data: DataOption = None,
     out: Annotated[Path | None, out_folder("Folder of what --run trains.", "runs/NAME")] = None,
@@ -188,18 +202,15 @@ def reproduce(
     """Compare a paper's table with ours: the same tasks at the printed speed-ups, with intervals and what differs."""
     from benchmarks.analysis.paper_tables import paper_table, render
     from benchmarks.analysis.rendering import to_terminal
-    from benchmarks.commands import reproduce as papers
+    from benchmarks.commands.reproduce import compare_with_ours, run_missing
 
-    if name is None:
-        output_console().print(papers.inventory())
-        return
     failed: list[str] = []
-    if run_missing or dry_run:
-        failed, plan = papers.run_missing(name, backbones, out=out, data_dir=data, workers=workers, dry_run=dry_run)
+    if run_first or dry_run:
+        failed, plan = run_missing(name, backbones, out=out, data_dir=data, workers=workers, dry_run=dry_run)
         if dry_run:
             print("\n".join(plan))
             return
-    comparisons, faults = papers.compare_with_ours(name, backbones, out)
+    comparisons, faults = compare_with_ours(name, backbones, out)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     if table_format is None:

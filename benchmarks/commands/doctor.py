@@ -49,12 +49,12 @@ def check_libraries() -> Finding:
 
 
 def check_device() -> Iterator[Finding]:
-    """Yield where models run, and what ``precision: auto`` is there, which is measured if it is unknown."""
+    """Yield where models run, and what ``precision: auto`` is there."""
     try:
         import torch
 
         from consistentee.models.base import chosen_device
-        from consistentee.training.precision import remembered_speed
+        from consistentee.training.loop import precision_used
 
         device = chosen_device()
     except (ImportError, OSError, UserError) as error:
@@ -67,9 +67,7 @@ def check_device() -> Iterator[Finding]:
         yield Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
     else:
         yield Finding("device", "ok", state)
-    speed = remembered_speed(device)
-    rates = f"{speed.bfloat16:.0f} GFLOP/s in bfloat16, {speed.float32:.0f} in float32"
-    yield Finding("precision", "ok", f"auto trains in {speed.faster} on this {device.type}: a layer runs {rates}")
+    yield Finding("precision", "ok", f"auto trains in {precision_used('auto', device)} on this {device.type}")
 
 
 def check_load() -> Finding:
@@ -92,9 +90,11 @@ def check_cache() -> Finding:
         fault = error.strerror
     if fault:
         return Finding("cache", "problem", f"{folder}: {fault}", "set CONSISTENTEE_CACHE to a folder of yours")
-    verdict: Literal["ok", "warn", "problem"] = "problem" if free < 0.5 else "warn" if free < 3 else "ok"
-    advice = "" if verdict == "ok" else "free some space, or set CONSISTENTEE_CACHE to a larger disk"
-    return Finding("cache", verdict, f"{folder}, {free:.1f} GiB free", advice)
+    state = f"{folder}, {free:.1f} GiB free"
+    if free < 3:
+        advice = "free some space, or set CONSISTENTEE_CACHE to a larger disk"
+        return Finding("cache", "problem" if free < 0.5 else "warn", state, advice)
+    return Finding("cache", "ok", state)
 
 
 def check_data(data_dir: Path | None) -> Finding:
@@ -102,18 +102,11 @@ def check_data(data_dir: Path | None) -> Finding:
     if data_dir is None:
         advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
         return Finding("data", "warn", "no folder given", advice)
-    held = [name for name in list_tasks() if _holds(data_dir, name)]
+    layouts = {name: spec_of(name)[0].files for name in list_tasks()}
+    held = [name for name, files in layouts.items() if files and (data_dir / files.folder / files.train).is_file()]
     if held:
         return Finding("data", "ok", f"{data_dir} holds {', '.join(held)}")
     return Finding("data", "warn", f"{data_dir} holds no task", "see docs/tasks.md for the layout that tasks expect")
-
-
-def _holds(data_dir: Path, task: str) -> bool:
-    files = spec_of(task)[0].files
-    if files is None:
-        return False
-    wanted = [file for file in (files.train, files.validation, files.test) if file is not None]
-    return all((data_dir / files.folder / file).is_file() for file in wanted)
 
 
 def check_hub() -> Finding:
@@ -128,24 +121,23 @@ def check_hub() -> Finding:
 
 def check_shipments() -> Iterator[Finding]:
     """Load every backbone and task that travels in packages and is in the cache; name those that are not fetched."""
-    for name, backbone in list_backbones().items():
-        if isinstance(backbone.source, Shipment):
-            yield _check_shipment(name, backbone.source, partial(_load_backbone, backbone))
-    for name in list_tasks():
-        if (shipment := task_shipment(name)) is not None:
-            yield _check_shipment(name, shipment, partial(load_task, name))
-
-
-def _check_shipment(name: str, shipment: Shipment, load: Callable[[], object]) -> Finding:
-    if not is_fetched(shipment):
-        advice = f"fetched when needed, or now: consistentee fetch {name}"
-        return Finding(name, "warn", f"not in the cache, {shipment.size / 2**20:.0f} MiB", advice)
-    try:
-        load()
-    except Exception as error:  # whatever is wrong with it, here it is only reported
-        folder = cache_dir() / "unpacked" / shipment.name
-        return Finding(name, "problem", str(error), f"delete {folder}, then: consistentee fetch {name}")
-    return Finding(name, "ok", "in the cache, and can be loaded")
+    loads: dict[str, tuple[Shipment, Callable[[], object]]] = {
+        name: (backbone.source, partial(_load_backbone, backbone))
+        for name, backbone in list_backbones().items()
+        if isinstance(backbone.source, Shipment)
+    }
+    loads |= {name: (found, partial(load_task, name)) for name in list_tasks() if (found := task_shipment(name))}
+    for name, (shipment, load) in loads.items():
+        if not is_fetched(shipment):
+            advice = f"fetched when needed, or now: consistentee fetch {name}"
+            yield Finding(name, "warn", f"not in the cache, {shipment.size / 2**20:.0f} MiB", advice)
+            continue
+        try:
+            load()
+            yield Finding(name, "ok", "in the cache, and can be loaded")
+        except Exception as error:  # whatever is wrong with it, here it is only reported
+            folder = cache_dir() / "unpacked" / shipment.name
+            yield Finding(name, "problem", str(error), f"delete {folder}, then: consistentee fetch {name}")
 
 
 def _load_backbone(backbone: Backbone) -> object:

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from consistentee import TokenMethod
 from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.transcript import NewToken
-from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
@@ -21,8 +21,7 @@ def write_texts(
 ) -> None:
     """Continue prompts one after the other: every token as ``token/12`` as it is written, one line a text.
 
-    The options are those of the command. The summary of a text goes to standard error. Raises UserError if the folder
-    holds no trained decoder, a prompt is empty, or an option is out of its range.
+    The summary of a text goes to standard error.
     """
     model, method, knob = load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
     assert isinstance(method, TokenMethod)

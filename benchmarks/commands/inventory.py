@@ -1,24 +1,19 @@
-"""List methods, tasks, backbones and suites, describe methods on cards, and fetch backbones and tasks by name."""
+"""List all that can be named, describe methods on cards, and fetch backbones and tasks by name."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.commands.own_methods import find_methods
+from benchmarks.specs.papers import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
-from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
+from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee import Method, TokenMethod
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import (
-    TOKEN_ENTRY_POINT_GROUP,
-    AnyMethod,
-    Method,
-    TokenMethod,
-    available_methods,
-    method_class_of,
-)
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,11 +22,9 @@ _FILLED = {"propagate": "propagated", "exact": "computed exactly, later"}
 
 
 def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
-    """Return the table of one kind of name, or of all four. Raises UserError for an unknown kind.
+    """Return the table of one kind of name, or of all; with the methods of some files and folders (``places``).
 
-    Args:
-        kind: ``methods``, ``tasks``, ``backbones``, ``suites`` or ``all``.
-        places: files and folders whose methods are listed with the registered ones.
+    Raises UserError for an unknown kind.
     """
     builders: dict[str, Callable[[], Table]] = {
         "methods": lambda: _table("Methods", "name kind knob regression source", _methods(places)),
@@ -40,6 +33,7 @@ def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
             "Backbones (or any directory or hub id)", "name kind layers width pooling licence source", _backbones()
         ),
         "suites": lambda: _table("Suites (hours: on 2 CPU cores)", "name description cells data hours", _suites()),
+        "papers": lambda: _table("Tables of papers", "name description methods tasks source", _papers()),
     }
     if kind != "all" and kind not in builders:
         raise unknown_name("list", kind, builders)
@@ -80,7 +74,7 @@ def _listed_methods(places: Sequence[str]) -> Iterator[tuple[str, type[AnyMethod
 
 def _tasks() -> Iterator[Sequence[object]]:
     for name, description in list_tasks().items():
-        elsewhere = "--data or the hub" if is_on_hub(name) else "--data"
+        elsewhere = "--data or the hub" if spec_of(name)[0].hub else "--data"
         yield name, task_kind(name), description, _source(task_shipment(name), elsewhere)
 
 
@@ -104,11 +98,15 @@ def _suites() -> Iterator[Sequence[object]]:
         yield name, suite.description, len(expand(suite)), data, suite.cost.get("hours", "")
 
 
-def fetch_by_name(name: str) -> str:
-    """Fetch a backbone, or a task that travels in a package, and say where it lies.
+def _papers() -> Iterator[Sequence[object]]:
+    for name in list_papers():
+        table = load_paper(name)
+        methods = dict.fromkeys(method.printed for method in table.methods)
+        yield name, table.title, ", ".join(methods), ", ".join(column.printed for column in table.columns), table.table
 
-    Raises UserError for an unknown name, and for a task that no package ships.
-    """
+
+def fetch_by_name(name: str) -> str:
+    """Fetch a backbone or a task, and return its folder. Raises UserError for a name that cannot be fetched."""
     tasks = list_tasks()
     if name in tasks:
         shipment = task_shipment(name)

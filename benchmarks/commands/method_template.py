@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import head_probability
-from consistentee.training import FeatureBatch, cached_rows, train_heads, train_jointly_on, training_source
+from consistentee.training import FeatureBatch, cached_rows, train_heads, train_jointly, training_source
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class NewMethod(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train the model in place, and return it."""
         source = training_source(model, task, recipe)
-        train_jointly_on(model, source, recipe)  # backbone and classifiers; the same stage of other methods is shared
+        train_jointly(model, source, recipe)  # backbone and classifiers; the same stage of other methods is shared
         model.add_head("gate", HeadSpec(hidden=self.hidden, shared=True), seed=recipe.seed)
         rows = cached_rows(model, source, recipe)  # the backbone is frozen now: one pass is enough
         train_heads(model, rows, gate_loss, recipe, name="gate", trains=("exit_heads.gate.",))

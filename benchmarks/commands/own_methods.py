@@ -30,8 +30,7 @@ def words_of(text: str) -> list[str]:
 def write_method(text: str, out: Path | None = None) -> str:
     """Write the template under a name, see :func:`words_of`, and return ``file.py:Class``.
 
-    ``out`` is the file, or an existing folder for it; by default a file of that name here. Raises UserError if the file
-    exists already or cannot be written, or the name cannot be used.
+    ``out`` is the file, or an existing folder for it. Raises UserError if the file exists or cannot be written.
     """
     words = words_of(text)
     class_name = "".join(word.capitalize() for word in words)
@@ -50,25 +49,11 @@ def write_method(text: str, out: Path | None = None) -> str:
     return f"{path}:{class_name}"
 
 
-def next_steps(method: str) -> str:
-    """Return the commands to try on a method that has just been written."""
-    return (
-        f"written: {method}\n\n"
-        "Make it yours; it works as it is. Then:\n"
-        f"  consistentee check-method {method}\n"
-        f"  consistentee run quick --methods {method}"
-    )
-
-
 def find_methods(places: Sequence[str]) -> list[str]:
     """Replace files and folders among ``places`` by every method that they define; other names stay as they are.
 
-    Args:
-        places: ``file.py``; a folder, written with a slash (``mine/``), for all of its ``.py`` files; or names.
-
-    Raises:
-        UserError: a file cannot be imported; a file or folder defines no method; or two methods would have one name in
-            tables.
+    A folder is written with a slash, ``mine/``. Raises UserError if a file cannot be imported, a file or folder defines
+    no method, or two methods would have one name in tables.
     """
     from benchmarks.specs.base import label_of
 

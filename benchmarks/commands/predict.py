@@ -33,10 +33,7 @@ def rows_of(texts: Sequence[str], pair: bool) -> list[Text]:
 def predict_texts(
     folder: Path, rows: Sequence[Text], knob: float | None = None, *, allow_code: bool = False
 ) -> "Table":
-    """Classify texts or pairs one by one with a saved model: label, probability, exit layer, milliseconds.
-
-    Raises UserError if the folder holds no trained model, or the knob is out of range.
-    """
+    """Classify texts or pairs one by one with a saved model: label, probability, exit layer, milliseconds."""
     model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
     classifier = Classifier(model, method.rule(model, knob))
     classifier(rows[:1])  # the first call of a process pays for more than itself
@@ -65,8 +62,7 @@ def risk_table(
 ) -> "Table":
     """Choose a saved model's knob by every bound on a task's validation rows, and look at the test rows.
 
-    The arguments are those of the command. Raises UserError if the folder holds no trained model of this task, or an
-    argument is unknown or out of its range.
+    Raises UserError if the folder holds no model of this task, or an argument is unknown or out of its range.
     """
     losses = losses or ("gap", "consistency")
     for loss in losses:

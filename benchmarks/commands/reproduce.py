@@ -1,37 +1,20 @@
-"""Paper tables by name: which there are, what is missing of ours, running it, and both compared."""
+"""Paper tables by name: what is missing of ours, running it, and both compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.analysis.frames import FULL, Results, load_results
 from benchmarks.analysis.paper_tables import Comparison
 from benchmarks.run.pool import Schedule
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import display_name, folder_name
-from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
+from benchmarks.specs.papers import PaperSetting, PaperTable, load_paper
 from benchmarks.specs.suites import load_suite, select_methods
 from benchmarks.store.stored_results import kind_of_results
-from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 _PUBLISHED = Path("results")
-
-
-def inventory() -> "Table":
-    """Return the tables that can be named."""
-    shown = plain_table("Paper tables")
-    add_columns(shown, "name", "what it is", "methods", "tasks", "quoted from")
-    for name in list_papers():
-        table = load_paper(name)
-        methods = dict.fromkeys(method.printed for method in table.methods)
-        tasks = [column.printed for column in table.columns]
-        add_row(shown, name, table.title, ", ".join(methods), ", ".join(tasks), table.table)
-    return shown
 
 
 def run_missing(
@@ -45,8 +28,7 @@ def run_missing(
 ) -> tuple[list[str], list[str]]:
     """Run what is missing of a table, one backbone after the other, by the suite of the backbone cut to the table.
 
-    Returns:
-        What failed, a line a cell; and of a dry run, which trains nothing, the plan in lines for people.
+    Returns what failed, a line a cell; and of a dry run, which trains nothing, the plan in lines for people.
     """
     table = load_paper(name)
     tasks = tuple(column.task for column in table.columns)

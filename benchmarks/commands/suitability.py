@@ -18,12 +18,7 @@ _ROWS = 12
 
 
 def suitability_of(name: str, texts: Path | None) -> Suitability:
-    """Measure a decoder.
-
-    Args:
-        name: of the catalogue, a folder, a hub id, or a folder with a trained decoder of this project.
-        texts: a file with one text a line; None for texts that come with the command.
-    """
+    """Measure a decoder of any name on the texts of a file, one a line, or on those that come with the command."""
     lines: tuple[str, ...] = TEXTS
     if texts is not None:
         lines = tuple(line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip())
@@ -52,13 +47,10 @@ def _load(name: str) -> tuple[Any, Any]:
 def described(name: str, found: Suitability) -> Group:
     """Return the table of layers, the summary and the verdict."""
     table = plain_table(f"{name}: {found.layers} layers, read through the final norm and the LM head")
-    add_columns(table, "layer", "agrees, greedy", "agrees, references", "KL, greedy", "cosine, greedy", numbers=True)
-    by_layer = found.by_layer.pivot(index="layer", columns="text")
+    add_columns(table, "layer", "agrees, greedy", "agrees, references", numbers=True)
     step = max(1, round(found.layers / _ROWS))
     for layer in [*range(step, found.layers, step), found.layers]:
-        row = by_layer.loc[layer]
-        shares = [f"{row['agreement', kind]:.0%}" for kind in (GREEDY, REFERENCE)]
-        add_row(table, layer, *shares, f"{row['kl', GREEDY]:.2f}", f"{row['cosine', GREEDY]:.2f}")
+        add_row(table, layer, *(f"{found.agreement.loc[layer, kind]:.0%}" for kind in (GREEDY, REFERENCE)))
     greedy, reference = found.summary.loc[GREEDY], found.summary.loc[REFERENCE]
     draft = found.draft
     lines = [
@@ -76,6 +68,5 @@ def described(name: str, found: Suitability) -> Group:
 def write(name: str, found: Suitability, file: Path) -> None:
     """Write all numbers as JSON."""
     numbers = asdict(found) | {"model": name, "judgement": found.judgement, "oracle_saves": found.oracle_saves}
-    numbers["by_layer"] = found.by_layer.to_dict(orient="records")
-    numbers["summary"] = found.summary.to_dict(orient="index")
+    numbers |= {"agreement": found.agreement.to_dict(), "summary": found.summary.to_dict(orient="index")}
     file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
+from benchmarks.kinds.kind import TrainedCell
 from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
@@ -37,15 +38,10 @@ def train_model(
 ) -> "Table":
     """Train one method on one task and save the model with the knob that validation data chose.
 
-    Everything else has the defaults of a suite: exits, caps on what is decoded, budgets.
+    Everything else has the defaults of a suite: exits, caps on what is decoded, budgets. With a ``risk``,
+    :func:`consistentee.control_risk` chooses the knob on the validation rows: training has not seen them.
 
-    Args:
-        task_name, method_name, parameters, backbone, out, settings, seed, data_dir: as in the command.
-        risk: let :func:`consistentee.control_risk` choose the knob for this risk, on the validation rows: training has
-            not seen them.
-
-    Returns the operating points as a table for the terminal. Raises UserError if a name, a parameter or a setting is
-    unknown, or ``out`` holds other files.
+    Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files.
     """
     if risk is not None:
         check_shares(risk=risk)
@@ -74,7 +70,7 @@ def train_model(
     rows = kind.load_rows(spec, data_dir)
     method.check_task(rows.task)
     model = trained(spec, rows, method, progress=True)
-    chosen = kind.choose(spec, rows, method, model)
+    chosen = kind.choose(TrainedCell(spec, rows, method, model))
     knob, why = chosen.default_knob, ""
     if risk is not None:
         found = control_risk(method, model, record_trace(model, rows.task.validation), risk)

@@ -10,7 +10,6 @@ from benchmarks.store.folders import (
     HASHES_FILE,
     RECORD_FILE,
     RunFolder,
-    model_fault,
     parse_record,
     record_files,
 )
@@ -22,10 +21,7 @@ from consistentee.files import OLD, PARTIAL, checked_tensors
 
 
 def faults_of(root: Path) -> Iterator[str]:
-    """Yield a sentence for every fault of a results folder, with the file that has it.
-
-    Raises UserError if the folder is not one of results.
-    """
+    """Yield a sentence for every fault of a results folder, with the file. Raises UserError for another folder."""
     patterns = (f".{root.name}.*{PARTIAL}", f".{root.name}{OLD}")
     leftovers = [path for pattern in patterns for path in root.parent.glob(pattern)]
     yield from (f"{path}: left by a publication that was interrupted; publish the run again" for path in leftovers)
@@ -78,15 +74,13 @@ def _faults_of_other_files(root: Path) -> Iterator[str]:
         if reason:
             yield f"{path}: {reason}"
     folder = RunFolder(root)
-    if folder.fingerprints.exists() and (fault := file_fault(folder.fingerprints, sealed=True)):
-        yield f"{folder.fingerprints}: {fault}; the next run reads the backbones again"
     for path in sorted(folder.stages.glob("*.safetensors")):
         try:
             checked_tensors(path)
         except UserError as error:
             yield str(error)
     for place in sorted(folder.model("").glob("*")):
-        if "." not in place.name and (fault := model_fault(place)):
+        if "." not in place.name and (fault := file_fault(place / HASHES_FILE, sealed=True)):
             yield f"{place}: {fault}"
     for path in root.rglob(".*"):
         if path.name.endswith((PARTIAL, OLD)):

@@ -5,20 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.kinds.kind import CellRows, Kind
+from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import CellSpec, SuiteSpec, TimingSpec
-from benchmarks.store.hashes import FileHashes
-from benchmarks.store.records import CellRecord, Contender, TimingRecord, TimingSamples
+from benchmarks.specs.generation import Regrouped
+from benchmarks.store.hashes import hash_model
+from benchmarks.store.records import CellRecord, TimingRecord, TimingSamples
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.instances import TaskData
 
 if TYPE_CHECKING:
-    from benchmarks.kinds.instance_evaluation import Evaluation
+    from benchmarks.kinds.instance_evaluation import InstanceEvaluation
     from consistentee.data.encoding import Encoding
     from consistentee.methods.method import Method
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
-
-_FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
     suite = SuiteSpec
     record = CellRecord
     timing = TimingRecord
-    contender = Contender
     model_file = "multi_exit.json"
     usual_backbone = "minilm-l6"
     stock_label = "stock model"
@@ -45,11 +43,11 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         task = task.capped(validation=spec.validation_rows, test=spec.test_rows)
         return CellRows(task, task)
 
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+    def backbone_identity(self, name: str) -> dict[str, object]:
         from consistentee.backbones.catalog import resolve
 
         found = resolve(name)
-        return {"pooling": found.pooling, "pooler": found.pooler, "files": hashes.of_model(Path(found.path))}
+        return {"pooling": found.pooling, "pooler": found.pooler, "files": hash_model(Path(found.path))}
 
     def build_model(self, spec: CellSpec, rows: CellRows[TaskData]) -> "MultiExitModel":
         from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -59,19 +57,10 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
             spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed
         )
 
-    def choose(
-        self,
-        spec: CellSpec,
-        rows: CellRows[TaskData],
-        method: "Method",
-        model: "MultiExitModel",
-        *,
-        key: str = "",
-        store: Path | None = None,
-    ) -> "Evaluation":
-        from benchmarks.kinds.instance_evaluation import evaluate
+    def choose(self, cell: TrainedCell[CellSpec, TaskData, "Method", "MultiExitModel"]) -> "InstanceEvaluation":
+        from benchmarks.kinds.instance_evaluation import InstanceEvaluation
 
-        return evaluate(spec, rows.task, method, model, store=store)
+        return InstanceEvaluation(cell)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitModel"] = ()) -> "MultiExitModel":
         from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -82,7 +71,7 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         """Choose the full model, or the first with a linear last classifier, since other classifiers cost more."""
         from consistentee.models.classifiers import LinearClassifier
 
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "full"]
         linear = [model for model in models if isinstance(model.classifier(model.num_layers), LinearClassifier)]
         return next(iter([*full, *linear, *models]))
 
@@ -105,7 +94,7 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         return run
 
     def time_method(
-        self, method: "Method", model: "MultiExitModel", knob: float, **options: int
+        self, method: "Method", model: "MultiExitModel", knob: float, regrouped: Regrouped | None = None, **options: int
     ) -> Callable[[Sequence["Encoding"]], BatchTime]:
         from benchmarks.measure.clock import timed
         from consistentee.engine.classify import classify_encoded
@@ -124,7 +113,9 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         layers = [layers for batch in batches for layers in batch.layers]
         return sum(layers) / len(layers)
 
-    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence[BatchTime]]) -> TimingSamples:
+    def samples(
+        self, batch_size: int, rows: int, rounds: Sequence[Sequence[BatchTime]], in_flight: int | None = None
+    ) -> TimingSamples:
         seconds = [[batch.seconds for batch in batches] for batches in rounds]
         return TimingSamples(
             batch_size=batch_size, rows=rows, seconds_per_round=list(map(sum, seconds)), seconds_per_batch=seconds

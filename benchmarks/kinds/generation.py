@@ -4,27 +4,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.kinds.kind import CellRows, Kind
+from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
-from benchmarks.store.generation_records import (
-    DecodingContender,
-    DecodingSamples,
-    DecodingTimingRecord,
-    GenerationRecord,
-)
-from benchmarks.store.hashes import FileHashes
+from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
+from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_text_task
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
-    from benchmarks.kinds.text_evaluation import Choice
+    from benchmarks.kinds.text_evaluation import TextEvaluation
     from benchmarks.measure.decoding_clock import DecodingTimes
-    from consistentee.engine.generate import Generations
-    from consistentee.methods.method import TokenMethod
+    from consistentee.methods.token_methods import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-
-_FULL = "token-full"
 
 
 class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDecoder", str, "DecodingTimes"]):
@@ -33,7 +25,6 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
     suite = GenerationSuite
     record = GenerationRecord
     timing = DecodingTimingRecord
-    contender = DecodingContender
     model_file = "multi_exit_decoder.json"
     usual_backbone = "smollm2-135m"
     stock_label = "stock generate"
@@ -43,10 +34,10 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         training = task if spec.train_on == spec.task else load_text_task(spec.train_on, data_dir)
         return CellRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
 
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+    def backbone_identity(self, name: str) -> dict[str, object]:
         from consistentee.backbones.catalog import resolve_decoder
 
-        return {"files": hashes.of_model(Path(resolve_decoder(name)))}
+        return {"files": hash_model(Path(resolve_decoder(name)))}
 
     def build_model(self, spec: GenerationCellSpec, rows: CellRows[TextTask]) -> "MultiExitDecoder":
         from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -61,18 +52,11 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         )
 
     def choose(
-        self,
-        spec: GenerationCellSpec,
-        rows: CellRows[TextTask],
-        method: "TokenMethod",
-        model: "MultiExitDecoder",
-        *,
-        key: str = "",
-        store: Path | None = None,
-    ) -> "Choice":
-        from benchmarks.kinds.text_evaluation import choose
+        self, cell: TrainedCell[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDecoder"]
+    ) -> "TextEvaluation":
+        from benchmarks.kinds.text_evaluation import TextEvaluation
 
-        return choose(spec, rows, method, model, key=key, store=store)
+        return TextEvaluation(cell)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitDecoder"] = ()) -> "MultiExitDecoder":
         """Load a trained decoder; models with the same backbone weights share them, since all are in memory at once."""
@@ -92,7 +76,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
 
         Weights change the time of a token only above batch 1, when a text that ends leaves its batch a row short.
         """
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "token-full"]
         return next(iter([*full, *models]))
 
     def timed_rows(
@@ -100,7 +84,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
     ) -> Sequence[str]:
         from benchmarks.kinds.text_evaluation import fitted
 
-        return fitted(model, spec, rows, "test").first(at_most).texts
+        return fitted(model, spec, rows, "test")[0].prompts[:at_most]
 
     def timing_options(
         self, spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: TimingSpec
@@ -114,67 +98,59 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
 
         return lambda batch: stock_times(model, model.encode(batch), options["max_new_tokens"], with_head=True)
 
-    def time_method(
-        self, method: "TokenMethod", model: "MultiExitDecoder", knob: float, **options: int
-    ) -> Callable[[Sequence[str]], "DecodingTimes"]:
-        return lambda batch: _times(
-            method.generate(model, batch, knob, max_new_tokens=options["max_new_tokens"], batch_size=len(batch))
-        )
-
-    def time_regrouped(
-        self, method: "TokenMethod", model: "MultiExitDecoder", knob: float, protocol: TimingSpec, **options: int
-    ) -> list[tuple[Regrouped, Callable[[Sequence[str]], "DecodingTimes"]]]:
-        """Time a batch of rows in flight, for methods that decode in the common way.
-
-        Prompts are read in the order of their length, the default of ``generate``: which prompts are read together is
-        part of regrouping, and reading is timed apart.
-        """
-        from consistentee.methods.method import TokenMethod
+    def regroupings(self, method: "TokenMethod", protocol: TimingSpec) -> Sequence[Regrouped]:
+        """List the settings of the protocol, for methods that decode in the common way."""
+        from consistentee.methods.token_methods import TokenMethod
 
         assert isinstance(protocol, DecodingTimingSpec)
-        if type(method).generate is not TokenMethod.generate:
-            return []
+        return protocol.regrouped if type(method).generate is TokenMethod.generate else ()
 
-        def regrouped(setting: Regrouped) -> Callable[[Sequence[str]], "DecodingTimes"]:
-            return lambda batch: _times(
-                method.generate(
-                    model,
-                    batch,
-                    knob,
-                    max_new_tokens=options["max_new_tokens"],
-                    batch_size=setting.batch_size,
-                    in_flight=setting.in_flight,
-                )
+    def time_method(
+        self,
+        method: "TokenMethod",
+        model: "MultiExitDecoder",
+        knob: float,
+        regrouped: Regrouped | None = None,
+        **options: int,
+    ) -> Callable[[Sequence[str]], "DecodingTimes"]:
+        """Time a batch of prompts in step, or one of prompts in flight.
+
+        The latter are read in the order of their length, the default of ``generate``: which prompts are read together
+        is part of regrouping, and reading is timed apart.
+        """
+        from benchmarks.measure.decoding_clock import DecodingTimes
+
+        flight = {} if regrouped is None else regrouped.model_dump()
+
+        def run(batch: Sequence[str]) -> DecodingTimes:
+            written = method.generate(model, batch, knob, **{"batch_size": len(batch)} | options | flight)
+            return DecodingTimes(
+                prefill=written.prefill_seconds,
+                decoding=written.decode_seconds,
+                decoded_tokens=written.decoded_tokens,
+                layer_calls=written.layer_calls,
+                completed=written.completed_seconds,
             )
 
-        return [(setting, regrouped(setting)) for setting in protocol.regrouped]
+        return run
 
     def average_layers(self, batches: Sequence["DecodingTimes"]) -> float:
         return sum(times.layer_calls for times in batches) / max(sum(times.decoded_tokens for times in batches), 1)
 
-    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence["DecodingTimes"]]) -> DecodingSamples:
+    def samples(
+        self, batch_size: int, rows: int, rounds: Sequence[Sequence["DecodingTimes"]], in_flight: int | None = None
+    ) -> DecodingSamples:
         return DecodingSamples(
             batch_size=batch_size,
             prompts=rows,
             decoded_tokens=[times.decoded_tokens for times in rounds[0]],
             prefill_seconds=[[times.prefill for times in batches] for batches in rounds],
             decode_seconds=[[times.decoding for times in batches] for batches in rounds],
+            in_flight=in_flight,
             layer_calls=[times.layer_calls for times in rounds[0]],
             completed_seconds=_if_recorded([[second for times in one for second in times.completed] for one in rounds]),
             head_seconds=_if_recorded([[times.head for times in one if times.head is not None] for one in rounds]),
         )
-
-
-def _times(written: "Generations") -> "DecodingTimes":
-    from benchmarks.measure.decoding_clock import DecodingTimes
-
-    return DecodingTimes(
-        prefill=written.prefill_seconds,
-        decoding=written.decode_seconds,
-        decoded_tokens=written.decoded_tokens,
-        layer_calls=written.layer_calls,
-        completed=[latency.completed for latency in written.latencies],
-    )
 
 
 def _if_recorded(rounds: list[list[float]]) -> list[list[float]]:

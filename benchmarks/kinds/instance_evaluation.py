@@ -1,7 +1,7 @@
 """Evaluate a trained classifier: replay every knob on two splits, choose knobs, and build the record and the rows."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +14,21 @@ from torch import Tensor
 
 from benchmarks.analysis.equal_cost import choose_all, concave_hull
 from benchmarks.analysis.statistics import score_interval
+from benchmarks.kinds.kind import TrainedCell
 from benchmarks.measure.flops import FlopModel
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE, VALIDATION_FILE
-from benchmarks.store.records import SIGNAL_QUANTILES, CurvePoint, HullPoint, OperatingPoint
-from consistentee.data.instances import TaskData
+from benchmarks.store.records import CurvePoint, HullPoint, OperatingPoint
+from consistentee.data.instances import Split, TaskData
 from consistentee.data.metrics import score
 from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
 from consistentee.models.base import chosen_device
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, State
-from consistentee.rules.view import LayerView
 from consistentee.traces.instance_trace import Trace, record_trace
-from consistentee.traces.walk import replay, sweep
-from consistentee.training.precision import precision_used
+from consistentee.traces.walk import sweep
+from consistentee.training.loop import precision_used
 
 _LIVE_BATCH_SIZE = 32
 _SAME_VALUE = 1e-4  # two numeric answers that differ by less are the same answer, summed in another order
@@ -39,32 +38,49 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Curve:
-    """All knob values of a method, replayed on one split.
+    """All knob values of a method, replayed on the trace of one split.
 
     Attributes:
+        trace: of the split.
         exits: 1-based exit layers, int64 [knobs, N].
         points: scores and exit histogram of every knob.
     """
 
+    trace: Trace
     exits: Tensor
     points: list[CurvePoint]
 
+    def answers(self, index: int) -> NDArray:
+        """Return the answers of all rows at one knob."""
+        return self.trace.predictions(self.exits[index]).numpy()
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A trained model, traced on both splits, with every knob of its method replayed."""
 
-    spec: CellSpec
-    task: TaskData
-    method: Method
-    model: MultiExitModel
-    knobs: list[float]
-    rules: list[ExitRule]
-    validation_trace: Trace
-    test_trace: Trace
-    validation: Curve
-    test: Curve
-    chosen: dict[int, list[Target]]
+class InstanceEvaluation:
+    """A trained model, traced on both splits, with every knob of its method replayed and some chosen."""
+
+    def __init__(self, cell: TrainedCell[CellSpec, TaskData, Method, MultiExitModel]) -> None:
+        self.spec, self.task, self.method, self.model = cell.spec, cell.rows.task, cell.method, cell.model
+        self.knobs = [float(knob) for knob in self.method.knob_values(self.model)]
+        self.rules = [self.method.rule(self.model, knob) for knob in self.knobs]
+        self.test = self._curve(self.task.test, cell.store)
+        self.validation = self._curve(self.task.validation, cell.store)
+        self.chosen = choose_knobs(self.validation.points, self.task.metric, self.spec.budgets, self.model.stock_layers)
+
+    def _curve(self, split: Split, store: Path | None) -> Curve:
+        trace = record_trace(self.model, split, store=store)
+        curve = Curve(trace, sweep(self.rules, trace), [])
+        labels = trace.labels.numpy()
+        for index, (knob, exits) in enumerate(zip(self.knobs, curve.exits, strict=True)):
+            answers = curve.answers(index)
+            curve.points.append(
+                CurvePoint(
+                    knob=knob,
+                    scores={metric: score(metric, labels, answers) for metric in self.task.metrics},
+                    exit_histogram=np.bincount(exits.numpy(), minlength=trace.num_layers + 1)[1:].tolist(),
+                    token_layers=None if trace.live_tokens is None else float(trace.layers_run(exits).mean()),
+                )
+            )
+        return curve
 
     @cached_property
     def hull(self) -> list[int]:
@@ -91,83 +107,87 @@ class Evaluation:
             shown.append((self.knobs[index], targets, numbers))
         return shown
 
-    def measure(self) -> "Evaluation":
-        """Return this: the test rows are replayed together with the validation rows."""
-        return self
-
     def findings(self) -> dict[str, object]:
         """Collect the fields of the record that are specific to classification."""
-        flops = FlopModel(self.model)
-        points = [operating_point(self, flops, index) for index in self.chosen]
+        flops, test, validation = FlopModel(self.model), self.test, self.validation
+        points = [self._operating_point(flops, index) for index in self.chosen]
         for point in points:
             _logger.info("%s: knob %g, test %s", in_words(point.targets), point.knob, point.test.model_dump_json())
         return {
             "num_layers": self.model.stock_layers,
             "training_precision": precision_used(self.spec.recipe.precision, chosen_device()),
-            "full_flops": float(flops.full_flops(self.test_trace.lengths.numpy()).sum()),
-            "full_validation_flops": float(flops.full_flops(self.validation_trace.lengths.numpy()).sum()),
-            "curve_validation": self.validation.points,
-            "curve_test": self.test.points,
+            "full_flops": float(flops.full_flops(test.trace.lengths.numpy()).sum()),
+            "full_validation_flops": float(flops.full_flops(validation.trace.lengths.numpy()).sum()),
+            "curve_validation": validation.points,
+            "curve_test": test.points,
             "operating_points": points,
-            "hull": [hull_point(self, flops, index) for index in self.hull],
+            "hull": [
+                HullPoint(
+                    place=index,
+                    validation_flops=self._flops(flops, validation, index),
+                    flops=self._flops(flops, test, index),
+                )
+                for index in self.hull
+            ],
         }
+
+    def _operating_point(self, flops: FlopModel, index: int) -> OperatingPoint:
+        """Build the record of a chosen knob; its rule is run live as well, unless it needs labels."""
+        trace, live = self.test.trace, not self.method.replay_only
+        interval = score_interval(
+            self.task.metric,
+            trace.labels.numpy(),
+            self.test.answers(index),
+            resamples=self.spec.bootstrap_resamples,
+            seed=self.spec.seed,
+        )
+        return OperatingPoint(
+            knob=self.knobs[index],
+            targets=self.chosen[index],
+            validation=self.validation.points[index],
+            test=self.test.points[index],
+            score_interval=interval,
+            flops=self._flops(flops, self.test, index),
+            live_rows=len(trace) if live else 0,
+            live_disagreements=self._live_disagreements(index) if live else 0,
+        )
+
+    def _flops(self, flops: FlopModel, curve: Curve, index: int) -> float:
+        """Count the FLOPs of all rows of a split at a knob; a rule that cannot run live costs nothing."""
+        rule, trace = None if self.method.replay_only else self.rules[index], curve.trace
+        return float(flops.row_flops(trace.lengths.numpy(), curve.exits[index].numpy(), rule, trace.live_tokens).sum())
+
+    def _live_disagreements(self, index: int) -> int:
+        """Classify the test rows live, and count rows whose exit layer or answer differs from the replay."""
+        rows, replayed = self.test.trace.encodings, self.test.answers(index)
+        live = classify_encoded(self.model, rows, self.rules[index], batch_size=_LIVE_BATCH_SIZE, sort_by_length=True)
+        answers = live.predictions.numpy()
+        if np.issubdtype(answers.dtype, np.integer):
+            same = answers == replayed
+        else:
+            same = np.isclose(answers, replayed, rtol=_SAME_VALUE, atol=_SAME_VALUE)
+        return int(((live.exit_layers != self.test.exits[index]).numpy() | ~same).sum())
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Build the table of predictions, and the answers of the validation rows at the knobs of the hull."""
-        chosen = [self.test.exits[index] for index in self.chosen]
-        hull = {number: self.test.exits[index] for number, index in enumerate(self.hull) if index not in self.chosen}
-        hull_exits = [self.validation.exits[index] for index in self.hull]
-        return {
-            PREDICTIONS_FILE: prediction_table(self.test_trace, chosen, hull),
-            VALIDATION_FILE: validation_table(self.validation_trace, hull_exits),
-        }
+        """Build the tables of :class:`benchmarks.store.stored_results.StoredCell`: test rows and validation rows."""
+        trace, exits = self.test.trace, self.test.exits
+        full_depth = torch.full((len(trace),), trace.num_layers)
+        columns = _rows(trace) | {"full_prediction": trace.predictions(full_depth).numpy()}
+        for layer in range(1, trace.num_layers + 1):
+            columns[f"layer_prediction_{layer}"] = trace.view(layer).predictions.numpy()
+        for number, index in enumerate(self.chosen):
+            columns[f"prediction_{number}"] = self.test.answers(index)
+            columns[f"exit_layer_{number}"] = exits[index].numpy()
+        validation = _rows(self.validation.trace)
+        for number, index in enumerate(self.hull):
+            validation[f"hull_prediction_{number}"] = self.validation.answers(index)
+            if index not in self.chosen:
+                columns[f"hull_exit_layer_{number}"] = exits[index].numpy()
+        return {PREDICTIONS_FILE: pd.DataFrame(columns), VALIDATION_FILE: pd.DataFrame(validation)}
 
 
-def evaluate(
-    spec: CellSpec, task: TaskData, method: Method, model: MultiExitModel, *, store: Path | None = None
-) -> Evaluation:
-    """Trace a trained model on both splits, replay every knob on both, and choose knobs on validation rows.
-
-    Args:
-        spec, task, method, model: the cell, its task, its method and the trained model.
-        store: folder that keeps full-depth passes; methods with other rules on the same model share them.
-    """
-    knobs = [float(knob) for knob in method.knob_values(model)]
-    rules = [method.rule(model, knob) for knob in knobs]
-    test_trace = record_trace(model, task.test, store=store)
-    validation_trace = record_trace(model, task.validation, store=store)
-    validation = replay_curve(rules, knobs, validation_trace, task.metrics)
-    return Evaluation(
-        spec=spec,
-        task=task,
-        method=method,
-        model=model,
-        knobs=knobs,
-        rules=rules,
-        validation_trace=validation_trace,
-        test_trace=test_trace,
-        validation=validation,
-        test=replay_curve(rules, knobs, test_trace, task.metrics),
-        chosen=choose_knobs(validation.points, task.metric, spec.budgets, model.stock_layers),
-    )
-
-
-def replay_curve(rules: Sequence[ExitRule], knobs: Sequence[float], trace: Trace, metrics: Sequence[str]) -> Curve:
-    """Replay one rule a knob on a trace: exit layers, scores and exit histograms."""
-    exits = sweep(rules, trace)
-    labels = trace.labels.numpy()
-    points = []
-    for knob, exit_layers in zip(knobs, exits, strict=True):
-        answers = trace.predictions(exit_layers).numpy()
-        points.append(
-            CurvePoint(
-                knob=knob,
-                scores={metric: score(metric, labels, answers) for metric in metrics},
-                exit_histogram=np.bincount(exit_layers.numpy(), minlength=trace.num_layers + 1)[1:].tolist(),
-                token_layers=None if trace.live_tokens is None else float(trace.layers_run(exit_layers).mean()),
-            )
-        )
-    return Curve(exits, points)
+def _rows(trace: Trace) -> dict[str, NDArray]:
+    return {"row": np.arange(len(trace)), "label": trace.labels.numpy()}
 
 
 def choose_knobs(
@@ -186,114 +206,3 @@ def choose_knobs(
         num_layers=num_layers,
         reference=scores[-1],
     )
-
-
-def hull_point(done: Evaluation, flops: FlopModel, index: int) -> HullPoint:
-    """Build the record of a knob on the hull: its FLOPs."""
-    return HullPoint(
-        place=index,
-        validation_flops=_flops(done, flops, index, done.validation_trace, done.validation),
-        flops=_flops(done, flops, index, done.test_trace, done.test),
-    )
-
-
-def _flops(done: Evaluation, flops: FlopModel, index: int, trace: Trace, curve: Curve) -> float:
-    """Count the FLOPs of all rows of a split at a knob; a rule that cannot run live costs nothing."""
-    rule = None if done.method.replay_only else done.rules[index]
-    exits = curve.exits[index].numpy()
-    return float(flops.row_flops(trace.lengths.numpy(), exits, rule, trace.live_tokens).sum())
-
-
-def operating_point(done: Evaluation, flops: FlopModel, index: int) -> OperatingPoint:
-    """Build the record of a chosen knob; its rule is run live as well, unless it needs labels."""
-    trace, exits = done.test_trace, done.test.exits[index]
-    live = not done.method.replay_only
-    interval = score_interval(
-        done.task.metric,
-        trace.labels.numpy(),
-        trace.predictions(exits).numpy(),
-        resamples=done.spec.bootstrap_resamples,
-        seed=done.spec.seed,
-    )
-    return OperatingPoint(
-        knob=done.knobs[index],
-        targets=done.chosen[index],
-        validation=done.validation.points[index],
-        test=done.test.points[index],
-        score_interval=interval,
-        flops=_flops(done, flops, index, trace, done.test),
-        live_rows=len(done.task.test) if live else 0,
-        live_disagreements=_live_disagreements(done, index) if live else 0,
-        signal_quantiles=signal_quantiles(done.rules[index], trace) if live else [],
-    )
-
-
-def signal_quantiles(rule: ExitRule, trace: Trace) -> list[list[float]]:
-    """Compute the quantiles of the rule's signal over all rows: one list for each layer of the rule.
-
-    All rows count at every layer, so that layers can be compared. Empty for a rule without a compared value.
-    """
-    comparing = _Comparing(rule)
-    replay(comparing, trace)
-    compared = [values for values in comparing.values if values is not None]
-    if len(compared) < len(comparing.values):
-        return []
-    levels = torch.tensor(SIGNAL_QUANTILES, dtype=torch.float64)
-    return [torch.quantile(values.double(), levels).tolist() for values in compared]
-
-
-class _Comparing(NeverExit):
-    """Record the compared values of another rule and never exit."""
-
-    def __init__(self, rule: ExitRule) -> None:
-        self.rule = rule
-        self.values: list[Tensor | None] = []
-
-    def start(self, rows: int, num_layers: int) -> State:
-        return self.rule.start(rows, num_layers)
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        self.values.append(self.rule.compared_value(view, state))
-        return super().should_exit(view, state)
-
-
-def _live_disagreements(done: Evaluation, index: int) -> int:
-    """Classify the test rows live, and count rows whose exit layer or answer differs from the replay."""
-    exits, rows = done.test.exits[index], done.test_trace.encodings
-    live = classify_encoded(done.model, rows, done.rules[index], batch_size=_LIVE_BATCH_SIZE, sort_by_length=True)
-    differs = (live.exit_layers != exits).numpy()
-    differs |= ~same_answers(live.predictions.numpy(), done.test_trace.predictions(exits).numpy())
-    return int(differs.sum())
-
-
-def same_answers(first: NDArray, second: NDArray) -> NDArray[np.bool_]:
-    """Compare answers row by row: classes must be equal, values of a regression nearly so."""
-    if np.issubdtype(first.dtype, np.integer):
-        return first == second
-    return np.isclose(first, second, rtol=_SAME_VALUE, atol=_SAME_VALUE)
-
-
-def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor], hull_exits: Mapping[int, Tensor]) -> pd.DataFrame:
-    """Build the table of :meth:`benchmarks.store.stored_results.StoredCell.predictions`: a line a test row, no text."""
-    full_depth = torch.full((len(trace),), trace.num_layers)
-    columns = {
-        "row": np.arange(len(trace)),
-        "label": trace.labels.numpy(),
-        "full_prediction": trace.predictions(full_depth).numpy(),
-    }
-    for layer in range(1, trace.num_layers + 1):
-        columns[f"layer_prediction_{layer}"] = trace.view(layer).predictions.numpy()
-    for number, exits in enumerate(chosen_exits):
-        columns[f"prediction_{number}"] = trace.predictions(exits).numpy()
-        columns[f"exit_layer_{number}"] = exits.numpy()
-    for number, exits in hull_exits.items():
-        columns[f"hull_exit_layer_{number}"] = exits.numpy()
-    return pd.DataFrame(columns)
-
-
-def validation_table(trace: Trace, hull_exits: Sequence[Tensor]) -> pd.DataFrame:
-    """Build the table of :meth:`benchmarks.store.stored_results.StoredCell.validation`."""
-    columns = {"row": np.arange(len(trace)), "label": trace.labels.numpy()}
-    for number, exits in enumerate(hull_exits):
-        columns[f"hull_prediction_{number}"] = trace.predictions(exits).numpy()
-    return pd.DataFrame(columns)

@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec
 from benchmarks.specs.generation import Regrouped
 from benchmarks.specs.targets import Target
-from benchmarks.store.hashes import FileHashes
-from benchmarks.store.records import BaseContender, BaseRecord, BaseSamples, BaseTimingRecord
+from benchmarks.store.records import BaseRecord, BaseSamples, BaseTimingRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
@@ -29,12 +29,7 @@ TimesT = TypeVar("TimesT")
 
 @dataclass(frozen=True)
 class CellRows(Generic[TaskT]):
-    """The rows of a cell.
-
-    Attributes:
-        task: whose validation and test rows are scored, capped.
-        training: whose training rows are trained on; the recipe caps them.
-    """
+    """The rows of a cell: a ``task``, capped, whose rows are scored, and one whose rows are trained on."""
 
     task: TaskT
     training: TaskT
@@ -49,19 +44,25 @@ class CellRows(Generic[TaskT]):
         rows = len(self.training.train)
         return min(rows, recipe.max_rows or rows)
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of all of them."""
+        """A hash of all of them."""
         return " ".join(task.fingerprint() for task in self.tasks)
 
 
-class Measured(Protocol):
-    """The operating points of a model, measured on test rows."""
+@dataclass(frozen=True)
+class TrainedCell(Generic[SpecT, TaskT, MethodT, ModelT]):
+    """A trained model and all that it is evaluated with.
 
-    def findings(self) -> dict[str, object]:
-        """Collect the fields of the record that are specific to the kind."""
+    ``store`` is the folder of full-depth passes and texts; cells with the same model share the former.
+    """
 
-    def tables(self) -> "Mapping[str, pd.DataFrame]":
-        """Build the files of rows: file name -> columns."""
+    spec: SpecT
+    rows: CellRows[TaskT]
+    method: MethodT
+    model: ModelT
+    key: str = ""
+    store: Path | None = None
 
 
 class Chosen(Protocol):
@@ -74,8 +75,11 @@ class Chosen(Protocol):
     def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
         """List (knob, targets, heading -> number for people) of every operating point."""
 
-    def measure(self) -> Measured:
-        """Measure the operating points on test rows."""
+    def findings(self) -> dict[str, object]:
+        """Measure the operating points on test rows; return the fields of the record that are specific to the kind."""
+
+    def tables(self) -> "Mapping[str, pd.DataFrame]":
+        """Build the files of rows: file name -> columns."""
 
 
 class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
@@ -84,29 +88,21 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
     Planning uses the class attributes, :meth:`load_rows` and :meth:`backbone_identity`, which never load torch.
 
     Type parameters: specification of a cell, task, method, model, a row as it is timed, and the times of a batch.
-
-    Class attributes:
-        suite: schema of a suite.
-        record, timing, contender: schemas of records.
-        model_file: the file of a saved model that describes its weights.
-        usual_backbone: the default backbone.
-        stock_label: label of the stock model in timings.
     """
 
     suite: ClassVar[type[BaseSuite]]
     record: ClassVar[type[BaseRecord]]
     timing: ClassVar[type[BaseTimingRecord]]
-    contender: ClassVar[type[BaseContender]]
-    model_file: ClassVar[str]
+    model_file: ClassVar[str]  # of a saved model, which describes its weights
     usual_backbone: ClassVar[str]
-    stock_label: ClassVar[str]
+    stock_label: ClassVar[str]  # of the stock model in timings
 
     @abstractmethod
     def load_rows(self, spec: SpecT, data_dir: Path | None) -> CellRows[TaskT]:
         """Load the rows of a cell."""
 
     @abstractmethod
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+    def backbone_identity(self, name: str) -> dict[str, object]:
         """Identify a backbone by the hashes of its files, which are downloaded if they are missing."""
 
     @abstractmethod
@@ -114,23 +110,8 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
         """Build the backbone of a cell with untrained exits."""
 
     @abstractmethod
-    def choose(
-        self,
-        spec: SpecT,
-        rows: CellRows[TaskT],
-        method: MethodT,
-        model: ModelT,
-        *,
-        key: str = "",
-        store: Path | None = None,
-    ) -> Chosen:
-        """Sweep the knob of a trained model and choose operating points on validation rows.
-
-        Args:
-            spec, rows, method, model: the cell, its rows, its method and the trained model.
-            key: key of the cell.
-            store: folder that keeps full-depth passes and texts.
-        """
+    def choose(self, cell: TrainedCell[SpecT, TaskT, MethodT, ModelT]) -> Chosen:
+        """Sweep the knob of a trained model and choose operating points on validation rows."""
 
     @abstractmethod
     def load_model(self, folder: Path, loaded: Sequence[ModelT] = ()) -> ModelT:
@@ -152,25 +133,25 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
     def time_stock(self, model: ModelT, **options: int) -> Callable[[Sequence[RowT]], TimesT]:
         """Build a function that answers a batch with the stock model and returns its times."""
 
+    def regroupings(self, method: MethodT, protocol: TimingSpec) -> Sequence[Regrouped]:
+        """List the settings of regrouping in which a method is timed as well; none by default."""
+        return ()
+
     @abstractmethod
     def time_method(
-        self, method: MethodT, model: ModelT, knob: float, **options: int
+        self, method: MethodT, model: ModelT, knob: float, regrouped: Regrouped | None = None, **options: int
     ) -> Callable[[Sequence[RowT]], TimesT]:
-        """Build a function that answers a batch with early exits and returns its times."""
-
-    def time_regrouped(
-        self, method: MethodT, model: ModelT, knob: float, protocol: TimingSpec, **options: int
-    ) -> list[tuple[Regrouped, Callable[[Sequence[RowT]], TimesT]]]:
-        """Build the same for every setting of regrouping that the protocol has; none by default."""
-        return []
+        """Build a function that answers a batch with early exits, regrouped or in step, and returns its times."""
 
     @abstractmethod
     def average_layers(self, batches: Sequence[TimesT]) -> float:
         """Compute the layers that a timed row or decoded token ran, on average."""
 
     @abstractmethod
-    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence[TimesT]]) -> BaseSamples:
-        """Build the recorded samples from the times, [rounds][batches]."""
+    def samples(
+        self, batch_size: int, rows: int, rounds: Sequence[Sequence[TimesT]], in_flight: int | None = None
+    ) -> BaseSamples:
+        """Build the recorded samples from the times, [rounds][batches]; ``in_flight``: rows under way, if regrouped."""
 
 
 AnyKind: TypeAlias = Kind[Any, Any, Any, Any, Any, Any]

@@ -1,8 +1,7 @@
-"""Prompts that fit, and what is decoded behind them: kept, so that a cell that is interrupted does not decode twice."""
+"""Decode prompts, and keep what was decoded, so that a cell that is interrupted does not decode twice."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.specs.schema import canonical_json
-from consistentee.data.prompts import Keep, PromptSplit
+from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import ReadPrompts
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.files import load_tensors, only_one, save_tensors
-from consistentee.methods.method import TokenMethod
+from consistentee.engine.token_batch import ReadPrompts
+from consistentee.files import computed_once
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
@@ -26,54 +25,13 @@ _PER_TOKEN = ("tokens", "exit_layers", "late_layers")
 _PER_DRAFT = ("draft_layer", "num_layers", "drafted", "accepted", "passes", "drafter_in_layers")
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts of one split, cut to what the task allows.
-
-    Attributes:
-        split: prompts that fit, and their references.
-        truncated: which of them were cut.
-    """
-
-    split: PromptSplit
-    truncated: list[bool]
-
-    @property
-    def texts(self) -> Sequence[str]:
-        """The prompts."""
-        return self.split.prompts
-
-    @property
-    def references(self) -> Sequence[str]:
-        """The reference texts."""
-        return self.split.references
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def first(self, rows: int) -> "Prompts":
-        """Return the first rows, in the order of the data."""
-        count = min(rows, len(self))
-        return Prompts(self.split.select(range(count)), self.truncated[:count])
-
-
-def fitting_prompts(model: MultiExitDecoder, split: PromptSplit, max_prompt_tokens: int, keep: Keep) -> Prompts:
-    """Cut the prompts of a split that are too long; see :func:`consistentee.data.prompts.cut_prompt`."""
-    return Prompts(*split.cut(lambda text: model.encode([text])[0], max_prompt_tokens, keep))
-
-
 class PromptDecoder:
     """Decodes with one trained model, greedily; what it decoded is kept in a store under all that it depends on.
 
     Prompts are read once for all knobs, as far as memory for them goes, unless a method has another way to decode, or
     another model for it.
 
-    Args:
-        model: trained.
-        method: how it decodes.
-        key: of the cell, which covers model and method.
-        max_new_tokens, batch_size: see :func:`consistentee.generate`.
-        store: folder where texts are kept; None keeps nothing.
+    ``key`` is that of the cell, which covers model and method; without a ``store`` nothing is kept.
     """
 
     def __init__(
@@ -94,37 +52,27 @@ class PromptDecoder:
         self._full_key = ""
         self._read = ReadPrompts()
 
-    def at(self, knob: float, prompts: Prompts) -> Generations:
+    def at(self, knob: float, prompts: PromptSplit) -> Generations:
         """Decode prompts with the method at one value of its knob."""
         decode, options = self.method.generate, self.options
-        if self._decodes_as_all_do(knob):
+        decodes_as_all_do = type(self.method).generate is TokenMethod.generate
+        if decodes_as_all_do and self.method.model_at(self.model, knob) is self.model:
             options = options | {"read": self._read}
-        return self._kept([self._key, knob], prompts, lambda: decode(self.model, prompts.texts, knob, **options))
+        return self._kept([self._key, knob], prompts, lambda: decode(self.model, prompts.prompts, knob, **options))
 
-    def full(self, prompts: Prompts) -> Generations:
+    def full(self, prompts: PromptSplit) -> Generations:
         """Decode prompts at full depth: shared by all cells whose backbone has the same weights."""
         if not self._full_key:
             self._full_key = self.model.backbone_fingerprint()
-        options = self.options | {"read": self._read}
-        return self._kept(
-            [self._full_key], prompts, lambda: generate(self.model, prompts.texts, NeverExit(), **options)
-        )
+        model, options = self.model, self.options | {"read": self._read}
+        return self._kept([self._full_key], prompts, lambda: generate(model, prompts.prompts, NeverExit(), **options))
 
-    def _decodes_as_all_do(self, knob: float) -> bool:
-        own_way = type(self.method).generate is not TokenMethod.generate
-        return not own_way and self.method.model_at(self.model, knob) is self.model
-
-    def _kept(self, key: list[object], prompts: Prompts, decode: Callable[[], Generations]) -> Generations:
+    def _kept(self, key: list[object], prompts: PromptSplit, decode: Callable[[], Generations]) -> Generations:
         if self.store is None:
             return decode()
-        described = canonical_json([*key, list(map(str, prompts.texts)), self.options])
+        described = canonical_json([*key, list(map(str, prompts.prompts)), self.options])
         path = self.store / f"texts-{hashlib.sha256(described.encode()).hexdigest()[:16]}.safetensors"
-        with only_one(path):
-            tensors = load_tensors(path)
-            if tensors is None:
-                tensors = to_tensors(decode())
-                save_tensors(tensors, path)
-        return from_tensors(tensors, self.model)
+        return from_tensors(computed_once(path, lambda: to_tensors(decode())), self.model)
 
 
 def to_tensors(written: Generations) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
@@ -49,24 +49,14 @@ class EarlyExitLM(HFLM):
         knob: float | None = None,
         device: str | None = None,
         batch_size: int | str = 8,
-        max_batch_size: int | None = None,
+        max_batch_size: int | None = None,  # the harness gives it to every model
         allow_code: bool = False,
         **options: Any,
     ) -> None:
-        """Load a decoder.
+        """Load a decoder; see :func:`consistentee.deployment.pipeline.load_saved`.
 
-        Args:
-            pretrained: a folder that ``consistentee train`` or a run of a suite has saved.
-            method: whose rule decides, by default that of the method that trained it.
-            knob: of the method; by default the one chosen in training.
-            device: by default the processor, as where there is no GPU: the harness's command line asks for one unasked.
-            batch_size: rows a batch, a number.
-            max_batch_size: of no use.
-            allow_code: import the file that the folder names as its method.
-            options: those of the harness's ``hf`` model that concern texts: ``max_length``, ``add_bos_token``,
-                ``prefix_token_id``, ...
-
-        Raises UserError if the folder holds no trained decoder, or the method, the knob or the batch size cannot be.
+        ``method`` is the one whose rule decides. ``options`` are those of the harness's ``hf`` model that concern
+        texts: ``max_length``, ``add_bos_token``, ``prefix_token_id``, ...
         """
         if not str(batch_size).isdigit():
             raise UserError(f"--batch_size must be a number, got {batch_size}: exits make no batch size the largest")
@@ -76,7 +66,7 @@ class EarlyExitLM(HFLM):
         assert isinstance(found, TokenMethod)
         self.method = found
         if device is not None and (torch.cuda.is_available() or not device.startswith("cuda")):
-            self.decoder.to(device)
+            self.decoder.to(device)  # the harness's command line asks for a GPU unasked
         super().__init__(
             pretrained=self.decoder.backbone,
             tokenizer=self.decoder.tokenizer,
@@ -94,10 +84,7 @@ class EarlyExitLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Score the last tokens of each request: their log-probability, and whether all are the likeliest.
-
-        Raises UserError where there are closing layers.
-        """
+        """Score the last tokens of each request: their log-probability, and whether all are the likeliest."""
         if self.decoder.closing:  # a context is read at full depth, and the first scored token is predicted there
             raise UserError(
                 "given tokens cannot be scored by exits with closing layers, of which the first is always the full "
@@ -177,10 +164,7 @@ class EarlyExitLM(HFLM):
 
 
 def _cut(context: Sequence[int], scored: Sequence[int], max_length: int) -> TokenRow:
-    """Drop the first tokens of a context that is too long: the last scored token is not read.
-
-    Raises UserError where no token of the context is left: the first scored one is predicted from it.
-    """
+    """Drop the first tokens of a context that is too long, but for the last: the first scored token follows it."""
     room = max_length + 1 - len(scored)
     if room < 1:
         raise UserError(f"an answer of {len(scored)} tokens cannot be scored: the model reads {max_length} at most")

@@ -41,8 +41,8 @@ def time_contenders(
     taken: list[dict[int, list[list[Sample]]]] = [{size: [] for size in own} for own in sizes]
     for round_number in range(protocol.rounds):
         gc.collect()
-        every = passes_of_round(round_number, len(contenders), protocol.batch_sizes)
-        passes = [(size, contender) for size, contender in every if size in sizes[contender]]
+        order = [(round_number + place) % len(contenders) for place in range(len(contenders))]
+        passes = [(size, one) for size in protocol.batch_sizes for one in order if size in sizes[one]]
         for size, contender in tracked(passes, f"round {round_number + 1} of {protocol.rounds}", rows=len(rows)):
             run = contenders[contender]
             timed_rows = rows[: protocol.rows_at(size)]
@@ -55,24 +55,13 @@ def time_contenders(
     return taken
 
 
-def passes_of_round(round_number: int, contenders: int, batch_sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return batch size and contender of the passes of one round: all contenders for each size, rotated by the round.
-
-    A pass is one contender over all rows.
-    """
-    order = [(round_number + place) % contenders for place in range(contenders)]
-    return [(size, contender) for size in batch_sizes for contender in order]
-
-
 @contextmanager
 def _garbage_collection_off() -> Iterator[None]:
-    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()
 
 
 def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: torch.device) -> tuple[float, Answer]:

@@ -65,7 +65,7 @@ class DecodingFlops:
 
     def __init__(self, model: MultiExitDecoder) -> None:
         self._model = model
-        token = torch.tensor([[self._ordinary_token()]], device=model.device)
+        token = torch.tensor([[1 if model.pad_id == 0 else 0]], device=model.device)
         position = torch.zeros_like(token)
         with eager_attention([model.backbone]), torch.no_grad():
             self._hidden = model.stepper.embed(token, position)
@@ -83,9 +83,6 @@ class DecodingFlops:
     @property
     def _all_layers(self) -> range:
         return range(1, self._model.num_layers + 1)
-
-    def _ordinary_token(self) -> int:
-        return 1 if self._model.pad_id == 0 else 0
 
     def _count_layer(self, layer: int, position: Tensor, rotation: Any, columns: int) -> int:
         context = DecoderContext(position, rotation, None, _Columns(columns))
@@ -109,23 +106,20 @@ class DecodingFlops:
         if isinstance(written, SpeculativeGenerations):
             raise TypeError("use `speculating` for texts that were drafted and verified")
         total = 0
-        costs = self._costs_by_step(rule, max((len(tokens) for tokens in written.tokens), default=0))
+        # A rule may read at some steps only; step 0 is the prompt's.
+        steps = range(1, max((len(tokens) for tokens in written.tokens), default=0))
+        costs = {step: self.exit_cost(rule, step) for step in steps}
         rows = zip(written.prompt_tokens, written.exit_layers, written.late_layers, strict=True)
         for prompt_tokens, exits, late in rows:
             # The token at place s reads the one before it, with the columns of the prompt and s more.
-            for step, (exit_layer, filled) in enumerate(
-                zip(exits.tolist()[1:], late.tolist()[1:], strict=True), start=1
-            ):
+            for step in range(1, len(exits)):
+                exit_layer, filled = int(exits[step]), int(late[step])
                 columns, skipped = prompt_tokens + step, self._model.skipped_layers(exit_layer)
                 total += sum(self._layer(layer)(1, columns) for layer in self._all_layers if layer not in skipped)
                 total += sum(cost for layer, cost in costs[step].reading.items() if layer <= exit_layer)
                 total += costs[step].answering[exit_layer]
                 total += self._filling(skipped[:filled], columns, kv)
         return total
-
-    def _costs_by_step(self, rule: ExitRule, steps: int) -> list[ExitCost]:
-        """Count the exits at each step, because a rule may read at some steps only; step 0 is the prompt's."""
-        return [self.exit_cost(rule, max(step, 1)) for step in range(steps)]
 
     def _filling(self, layers: range, columns: int, kv: str) -> int:
         if kv == "exact":

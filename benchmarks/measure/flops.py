@@ -4,8 +4,10 @@ The cost of a layer is a polynomial of the row's tokens, ``a + b*n + c*n^2``. If
 costs its live tokens, and keys and values of all. Padding is not counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,79 +21,54 @@ from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 
-TOKEN_COUNTS = (2, 4, 8, 12)
-"""Row lengths that are counted: three determine the polynomial, the last one checks it."""
+ALL_LIVE = ((2, 2), (4, 4), (8, 8), (12, 12))
+"""Row lengths and live tokens that are counted: three determine the polynomial, the last one checks it."""
 
 PARTLY_LIVE = ((8, 3), (12, 5), (12, 1))
-"""Row lengths and live tokens that are counted if tokens exit: one determines the rest, the others check it."""
+"""Those that are counted too if tokens exit: one determines what an exited token costs, the others check it."""
 
 
 @dataclass(frozen=True)
-class TokenPolynomial:
-    """Operations of a row with n tokens: ``constant + linear * n + quadratic * n^2``, exact."""
+class RowCost:
+    """Operations on a row with n tokens, m of them live: ``constant + linear*m + quadratic*n*m + attended*(n-m)``.
+
+    Exact. A token that is not live is only attended to, by its key and value.
+    """
 
     constant: int
     linear: int
     quadratic: int
-
-    @classmethod
-    def fit(cls, counted: list[int]) -> "TokenPolynomial":
-        """Fit a polynomial to the counts at :data:`TOKEN_COUNTS`. Raises ValueError if the last is not on it."""
-        powers = np.vander(TOKEN_COUNTS[:3], 3, increasing=True).astype(float)
-        constant, linear, quadratic = (round(value) for value in np.linalg.solve(powers, counted[:3]))
-        polynomial = cls(constant, linear, quadratic)
-        if polynomial(TOKEN_COUNTS).tolist() != counted:
-            raise ValueError(
-                f"operations {counted} at {TOKEN_COUNTS} tokens are not quadratic in the tokens; "
-                "a layer, and what a rule reads of it, must cost every row of the same length the same"
-            )
-        return polynomial
-
-    def __call__(self, tokens: ArrayLike) -> NDArray[np.int64]:
-        n = np.asarray(tokens, dtype=np.int64)
-        return self.constant + self.linear * n + self.quadratic * n * n
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """Operations of a layer on a row with n tokens, m of them live; exact.
-
-    Attributes:
-        full: of a row whose tokens are all live.
-        attended: cost of a token that is only attended to (key and value), a part of ``full.linear``.
-    """
-
-    full: TokenPolynomial
     attended: int = 0
 
     @classmethod
-    def fit(cls, full: TokenPolynomial, counted: list[int]) -> "LayerCost":
-        """Fit the cost to the counts at :data:`PARTLY_LIVE`. Raises ValueError if one does not fit."""
-        tokens, live = np.transpose(PARTLY_LIVE)
-        without = cls(full)(tokens, live)
-        cost = cls(full, round((counted[0] - without[0]) / (tokens[0] - live[0])))
-        if cost(tokens, live).tolist() != counted:
-            raise ValueError(f"operations {counted} at {PARTLY_LIVE} tokens and live ones do not fit a layer's parts")
+    def fit(cls, counted: Sequence[int], points: Sequence[tuple[int, int]] = ALL_LIVE) -> "RowCost":
+        """Fit the cost to the counts at some n and m. Raises ValueError if they do not lie on it."""
+        n, m = np.transpose(points)
+        terms = np.stack([np.ones_like(n), m, n * m, n - m], axis=1).astype(float)
+        cost = cls(*(round(part) for part in np.linalg.lstsq(terms, np.asarray(counted, dtype=float))[0]))
+        if cost(n, m).tolist() != list(counted):
+            raise ValueError(
+                f"operations {counted} at tokens and live ones {points} are not quadratic in the tokens; "
+                "a layer, and what a rule reads of it, must cost every row of the same length the same"
+            )
         return cost
 
     def __call__(self, tokens: ArrayLike, live: ArrayLike | None = None) -> NDArray[np.int64]:
         """Count rows with these numbers of tokens and of live tokens (None: all); 0 without live tokens."""
         n = np.asarray(tokens, dtype=np.int64)
         m = n if live is None else np.asarray(live, dtype=np.int64)
-        whole = self.full.constant + self.full.linear * m + self.full.quadratic * n * m
-        return np.where(m > 0, whole + self.attended * (n - m), 0)
+        return np.where(m > 0, self.constant + self.linear * m + self.quadratic * n * m + self.attended * (n - m), 0)
 
 
 @dataclass(frozen=True)
 class RuleCost:
     """Cost of a rule's reads at each layer, including what is kept for later layers, and of the answer."""
 
-    reading: list[TokenPolynomial]
-    answering: list[TokenPolynomial]
+    reading: list[RowCost]
+    answering: list[RowCost]
 
 
-@dataclass(frozen=True)
-class _CountedLayer:
+class _CountedLayer(NamedTuple):
     """One layer of one counted row: its operations and hidden states."""
 
     operations: int
@@ -104,19 +81,14 @@ class FlopModel:
 
     def __init__(self, model: MultiExitModel) -> None:
         self._model = model
-        self._rows = [self._row(tokens) for tokens in TOKEN_COUNTS]
+        points = ALL_LIVE + (PARTLY_LIVE if isinstance(model.stepper, TokenExitStepper) else ())
         with eager_attention(model.backbones), torch.no_grad():
-            runs = [self._run_layers(row, live=len(row)) for row in self._rows]
-            lets_tokens_exit = isinstance(model.stepper, TokenExitStepper)
-            points = PARTLY_LIVE if lets_tokens_exit else ()
-            partly_live = [self._run_layers(self._row(tokens), live)[1] for tokens, live in points]
-        self._layers = [layers for _, layers in runs]
-        self.embedding = TokenPolynomial.fit([operations for operations, _ in runs])
-        full = [TokenPolynomial.fit(counted) for counted in _by_layer(self._layers)]
-        if lets_tokens_exit:
-            self.layers = [LayerCost.fit(*layer) for layer in zip(full, _by_layer(partly_live), strict=True)]
-        else:
-            self.layers = [LayerCost(polynomial) for polynomial in full]
+            rows = [self._row(tokens) for tokens, _ in points]
+            runs = [self._run_layers(row, live) for row, (_, live) in zip(rows, points, strict=True)]
+        self._all_live = [(row, layers) for row, (_, layers) in zip(rows, runs, strict=True)][: len(ALL_LIVE)]
+        self.embedding = RowCost.fit([operations for operations, _ in runs[: len(ALL_LIVE)]])
+        by_layer = zip(*(layers for _, layers in runs), strict=True)
+        self.layers = [RowCost.fit([counted.operations for counted in layer], points) for layer in by_layer]
 
     def row_flops(
         self, lengths: ArrayLike, exits: ArrayLike, rule: ExitRule | None, live_tokens: ArrayLike | None = None
@@ -152,19 +124,22 @@ class FlopModel:
     @torch.no_grad()
     def rule_cost(self, rule: ExitRule) -> RuleCost:
         """Count the reads of a rule at every layer."""
-        counts = [self._exit_cost(rule, row, layers) for row, layers in zip(self._rows, self._layers, strict=True)]
-        numbers = range(1, self._model.num_layers + 1)
+        costs = [self._exit_cost(rule, row, layers) for row, layers in self._all_live]
         return RuleCost(
-            [TokenPolynomial.fit([cost.reading[layer] for cost in counts]) for layer in numbers],
-            [TokenPolynomial.fit([cost.answering[layer] for cost in counts]) for layer in numbers],
+            [RowCost.fit([cost.reading[layer] for cost in costs]) for layer in self._numbers],
+            [RowCost.fit([cost.answering[layer] for cost in costs]) for layer in self._numbers],
         )
 
     def _exit_cost(self, rule: ExitRule, row: Encoding, layers: list[_CountedLayer]) -> ExitCost:
         def view_at(layer: int, past: torch.Tensor | None) -> LiveView:
-            counted = layers[layer - 1]
-            return LiveView(self._model, layer, counted.hidden, counted.padding_mask, [row], past=past)
+            _, hidden, mask = layers[layer - 1]
+            return LiveView(self._model, layer, hidden, mask, [row], past=past)
 
-        return count_exits(rule, range(1, len(layers) + 1), view_at, no_history_yet(self._model, rule, 1))
+        return count_exits(rule, self._numbers, view_at, no_history_yet(self._model, rule, 1))
+
+    @property
+    def _numbers(self) -> range:
+        return range(1, self._model.num_layers + 1)
 
     def _row(self, tokens: int) -> Encoding:
         ordinary = 1 if self._model.tokenizer.pad_token_id == 0 else 0
@@ -180,11 +155,7 @@ class FlopModel:
             exit_layers[:, :live] = self._model.num_layers
             context = replace(context, exit_layers=exit_layers)
         layers = []
-        for layer in range(1, self._model.num_layers + 1):
+        for layer in self._numbers:
             operations, hidden = count_operations(partial(stepper.step, layer, hidden, context))
             layers.append(_CountedLayer(operations, hidden, context.padding_mask))
         return embedding, layers
-
-
-def _by_layer(runs: list[list[_CountedLayer]]) -> list[list[int]]:
-    return [[counted.operations for counted in layer] for layer in zip(*runs, strict=True)]

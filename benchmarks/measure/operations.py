@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from torch import Tensor
@@ -56,17 +57,12 @@ def eager_attention(backbones: Sequence[PreTrainedModel]) -> Iterator[None]:
             backbone.set_attn_implementation(attention)
 
 
-def predictions(view: LayerView) -> Tensor:
-    """Return the answers of a layer."""
-    return view.predictions
-
-
 def count_exits(
     rule: ExitRule,
     layers: Sequence[int],
     view_at: Callable[[int, Tensor | None], View],
     past: Tensor | None,
-    answer: Callable[[View], Tensor] = predictions,
+    answer: Callable[[View], Tensor] = attrgetter("predictions"),
 ) -> ExitCost:
     """Count the reads of a rule at every exit but the last.
 

@@ -67,9 +67,8 @@ class Suitability:
 
     Attributes:
         layers: L.
-        by_layer: a row for each kind of text and layer: ``text``, ``layer``, ``agreement`` (share of tokens for which
-            the layer predicts what layer L predicts), ``kl`` (KL(layer L || layer) in nats) and ``cosine`` (of its
-            states and those of layer L).
+        agreement: share of tokens for which a layer predicts what layer L predicts: a row for each layer, a column for
+            each kind of text.
         summary: a row for each kind of text: ``tokens``, ``first_agreement`` (mean over tokens of the first layer that
             predicts what layer L predicts) and ``saturation`` (the same of the first layer from which on all agree).
         draft: the cheapest self-speculation on the greedy texts.
@@ -79,7 +78,7 @@ class Suitability:
     """
 
     layers: int
-    by_layer: pd.DataFrame
+    agreement: pd.DataFrame
     summary: pd.DataFrame
     draft: Draft
     head_in_layers: float
@@ -122,7 +121,7 @@ def measure_suitability(
         UserError: for an architecture whose layers cannot be read, and for texts that are too short.
     """
     reader = _LayerReader(model.eval())
-    measured: dict[str, list[_Readings]] = {GREEDY: [], REFERENCE: []}
+    measured: dict[str, list[np.ndarray]] = {GREEDY: [], REFERENCE: []}
     losses: list[Tensor] = []
     for text in tracked(texts, "reading layers", rows=1, shown=progress):
         tokens = torch.tensor(tokenizer(text)["input_ids"], device=model.device)
@@ -137,24 +136,21 @@ def measure_suitability(
             repetition_penalty=1.0,
             pad_token_id=tokenizer.pad_token_id or 0,
         )[0]
-        measured[GREEDY].append(reader.read(own, prompt))
-        measured[REFERENCE].append(reader.read(tokens, prompt))
-        logits = measured[REFERENCE][-1].last_logits
+        measured[GREEDY].append(reader.read(own, prompt)[0])
+        agrees, logits = reader.read(tokens, prompt)
+        measured[REFERENCE].append(agrees)
         losses.append(functional.cross_entropy(logits, tokens[prompt:], reduction="none"))
-    by_layer, summary = [], {}
+    agreement, summary = {}, {}
     for kind, parts in measured.items():
-        agrees, kl, cosine = (
-            np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("agrees", "kl", "cosine")
-        )
-        means = {"agreement": agrees.mean(axis=1), "kl": kl.mean(axis=1), "cosine": cosine.mean(axis=1)}
-        by_layer.append(pd.DataFrame({"text": kind, "layer": np.arange(1, reader.layers + 1), **means}))
-        first, saturation = agrees.argmax(axis=0) + 1, saturation_layers(agrees)
+        joined = np.concatenate(parts, axis=1)
+        agreement[kind] = joined.mean(axis=1)
+        first, saturation = joined.argmax(axis=0) + 1, saturation_layers(joined)
         summary[kind] = {"tokens": len(first), "first_agreement": first.mean(), "saturation": saturation.mean()}
     return Suitability(
         layers=reader.layers,
-        by_layer=pd.concat(by_layer, ignore_index=True),
+        agreement=pd.DataFrame(agreement, index=range(1, reader.layers + 1)),
         summary=pd.DataFrame.from_dict(summary, orient="index"),
-        draft=best_draft([reading.agrees for reading in measured[GREEDY]], reader.head_in_layers),
+        draft=best_draft(measured[GREEDY], reader.head_in_layers),
         head_in_layers=reader.head_in_layers,
         reference_loss=float(torch.cat(losses).mean()),
         uniform_loss=math.log(model.config.vocab_size),
@@ -198,16 +194,6 @@ def saturation_layers(agrees: np.ndarray) -> np.ndarray:
     return np.where(disagreeing.any(axis=0), len(agrees) - disagreeing.argmax(axis=0) + 1, 1)
 
 
-@dataclass(frozen=True)
-class _Readings:
-    """The layers' readings of the tokens of one text: arrays [L, tokens], and the logits of layer L."""
-
-    agrees: np.ndarray
-    kl: np.ndarray
-    cosine: np.ndarray
-    last_logits: Tensor
-
-
 class _LayerReader:
     """Read a stock decoder's layers through its final norm and head."""
 
@@ -228,24 +214,19 @@ class _LayerReader:
         return self.head.weight.numel() / layer
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor, prompt: int) -> _Readings:
-        """Read the predictions of every layer for the tokens after a prompt: tokens [T], T - prompt of them."""
+    def read(self, tokens: Tensor, prompt: int) -> tuple[np.ndarray, Tensor]:
+        """Return which layers predict what layer L predicts, [L, T - prompt], of tokens [T]; and logits of layer L."""
         states, logits = self._states(tokens)
-        states, logits = states[:, prompt - 1 : -1].float(), logits[prompt - 1 : -1].float()
-        last, answer = logits.log_softmax(dim=-1), logits.argmax(dim=-1)
-        agrees, kl = [], []
+        states, logits = states[:, prompt - 1 : -1], logits[prompt - 1 : -1].float()
+        predictions = []
         for normed in self.norm(states.to(self.head.weight.dtype)):
-            said = self.head(normed).float()
-            agrees.append(said.argmax(dim=-1) == answer)
-            kl.append(functional.kl_div(said.log_softmax(dim=-1), last, log_target=True, reduction="none").sum(dim=-1))
-        if not bool(agrees[-1].all()) or float(kl[-1].max()) > _SAME:
+            last = self.head(normed).float()
+            predictions.append(last.argmax(dim=-1))
+        agrees = torch.stack(predictions) == logits.argmax(dim=-1)
+        kl = functional.kl_div(last.log_softmax(dim=-1), logits.log_softmax(dim=-1), log_target=True, reduction="none")
+        if not agrees[-1].all() or float(kl.sum(dim=-1).max()) > _SAME:
             raise self._unreadable("its final norm and head do not give its own logits")
-        return _Readings(
-            torch.stack(agrees).cpu().numpy(),
-            torch.stack(kl).cpu().numpy(),
-            functional.cosine_similarity(states, states[-1:], dim=-1).cpu().numpy(),
-            logits,
-        )
+        return agrees.cpu().numpy(), logits
 
     def _states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model: states after every layer [L, T, width], before the final norm, and logits [T, vocabulary]."""

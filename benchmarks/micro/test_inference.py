@@ -1,15 +1,13 @@
 """The engine's overhead as ratios: never-exit and a sweep against the stock model, real against allowed speed-up."""
 
-from statistics import median
-
 import pytest
 import torch
-from conftest import batches_of, in_rounds, report, seconds
+from conftest import batches_of, in_rounds, ratio_of_rounds, report, seconds
 
 from baselines.references import RandomRule, StaticRule
 from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
-from consistentee.rules.signals import entropy
+from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import sweep
 
@@ -29,7 +27,7 @@ def test_never_exit_costs_what_the_stock_model_costs(benchmark, request, model, 
         lambda: seconds(lambda: [stock_encoded(model, batch, batch_size=len(batch)) for batch in batches]),
         lambda: classified(model, batches, NeverExit()),
     )
-    ratio = median(ours / theirs for ours, theirs in zip(never, stock, strict=True))
+    ratio = ratio_of_rounds(never, stock)
     benchmark.extra_info["never-exit / stock"] = ratio
     report(request, f"never-exit / stock, batch {batch_size}: {ratio:.3f} (at most 1.03)")
     benchmark.pedantic(classified, args=(model, batches[:1], NeverExit()), rounds=20, warmup_rounds=3)
@@ -43,10 +41,9 @@ def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task,
     batches, mixed = batches_of(rows, batch_size), RandomRule((model.num_layers + 1) / 2, seed=0)
     average = classify_encoded(model, rows, mixed, batch_size=32).exit_layers.double().mean().item()
     contenders = [lambda rule=rule: classified(model, batches, rule) for rule in (StaticRule(1), StaticRule(99), mixed)]
-    ratio = median(
-        (first + (average - 1) * (last - first) / (model.num_layers - 1)) / real
-        for first, last, real in zip(*in_rounds(*contenders), strict=True)
-    )
+    first, last, real = in_rounds(*contenders)
+    share = (average - 1) / (model.num_layers - 1)
+    ratio = ratio_of_rounds([one + share * (deepest - one) for one, deepest in zip(first, last, strict=True)], real)
     benchmark.extra_info["real / allowed speed-up"] = ratio
     report(
         request,
@@ -65,7 +62,7 @@ def test_a_hundred_thresholds_cost_little_more_than_one_evaluation(benchmark, re
         lambda: seconds(lambda: sweep(rules, record_trace(model, task.test, batch_size=64))),
         rounds=3,
     )
-    ratio = median(ours / theirs for ours, theirs in zip(swept, evaluated, strict=True))
+    ratio = ratio_of_rounds(swept, evaluated)
     benchmark.extra_info["100 thresholds / one evaluation"] = ratio
     report(request, f"trace and sweep of 100 thresholds / one full-depth evaluation: {ratio:.3f} (at most 1.2)")
     trace = record_trace(model, task.test, batch_size=64)

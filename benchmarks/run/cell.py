@@ -10,7 +10,7 @@ from typing import Any
 from transformers import set_seed
 
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import CellRows
+from benchmarks.kinds.kind import CellRows, TrainedCell
 from benchmarks.specs.base import BaseCellSpec, display_name
 from benchmarks.store.environment import describe_environment, now
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_record, write_rows
@@ -38,14 +38,14 @@ def run_cell(
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
         begin_stage("choosing knobs")
-        chosen = kind.choose(spec, rows, method, model, key=parts.key, store=folder.stages)
+        chosen = kind.choose(TrainedCell(spec, rows, method, model, parts.key, folder.stages))
         begin_stage("measuring")
-        measured = chosen.measure()
+        findings = chosen.findings()
         model.description.default_knob = chosen.default_knob
         record = kind.record.model_validate(
             {
                 **_common_fields(spec, parts, rows, method),
-                **measured.findings(),
+                **findings,
                 "train_seconds": train_seconds,
                 "validation_by_epoch": model.description.validation_by_epoch,
                 "command": command,
@@ -60,7 +60,7 @@ def run_cell(
             seal_model(temporary, parts.key)
         for old in cell.glob("*.parquet"):
             old.unlink()
-        tables = measured.tables()
+        tables = chosen.tables()
         for name, table in tables.items():
             write_rows(cell / name, table)
     write_record(cell / RECORD_FILE, record, [cell / name for name in tables])
@@ -74,7 +74,7 @@ def trained(
     set_seed(spec.seed)  # methods may draw from the global generators
     model = kind_named(spec.kind).build_model(spec, rows)
     recipe = spec.recipe.to_recipe(spec.seed, store, progress=progress)
-    return train_method(method, spec.method, model, rows.training, recipe).eval()
+    return train_method(method, model, rows.training, recipe).eval()
 
 
 def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], method: AnyMethod) -> dict[str, Any]:

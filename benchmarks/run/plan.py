@@ -3,6 +3,7 @@
 Never loads torch.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,25 +15,24 @@ from typing import Any
 from benchmarks.analysis.equal_cost import mixture_at
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, display_name
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
-from benchmarks.store.folders import (
-    RECORD_FILE,
-    Fault,
-    RunFolder,
-    model_fault,
-    read_cell,
-    read_failure,
-    read_timings,
-    timing_folder,
-)
-from benchmarks.store.hashes import FileHashes
+from benchmarks.store.folders import HASHES_FILE, RECORD_FILE, Fault, RunFolder, read_cell, read_failure, read_timings
+from benchmarks.store.hashes import file_fault
 from benchmarks.store.keys import key_parts, stale_reason, timing_key
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
-from benchmarks.store.stored_results import StoredCell, is_published, kind_of_results, open_results
+from benchmarks.store.stored_results import StoredCell, kind_of_results, open_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
+
+STATES = {
+    "done": "done",
+    "to run": "to run",
+    "refused": "not defined for their task",
+    "failed": "failed before (--retry-failed tries them again)",
+}
+"""The states of a cell, in words."""
 
 TimedKnobs = Mapping[str, Sequence[float]]
 """Key of a cell -> its knobs that are timed."""
@@ -45,14 +45,14 @@ class PlannedCell:
     Attributes:
         record: its result, if it is done.
         failure: the error, if it ran and failed, or if its method is not defined for the task.
-        earlier: its record, if it runs again only because its times and its trained model are missing.
+        stored: where it is published, if the run's folder lacks it.
     """
 
     spec: BaseCellSpec
     parts: KeyParts
     record: BaseRecord | None = None
     failure: FailureRecord | None = None
-    earlier: BaseRecord | None = None
+    stored: StoredCell[BaseRecord] | None = None
 
     @property
     def key(self) -> str:
@@ -67,25 +67,25 @@ class PlannedCell:
         return kind_named(self.spec.kind)
 
     @property
-    def is_missing(self) -> bool:
-        """Whether the cell has to be computed."""
-        return self.record is None and self.failure is None
+    def state(self) -> str:
+        """How far the cell is: a key of :data:`STATES`."""
+        if self.failure:
+            return "refused" if self.failure.refused else "failed"
+        return "done" if self.record else "to run"
 
     @property
-    def is_refused(self) -> bool:
-        """Whether the method is not defined for the task."""
-        return self.failure is not None and self.failure.refused
+    def is_missing(self) -> bool:
+        """Whether the cell has to be computed."""
+        return self.state == "to run"
 
 
 class Inputs:
     """The tasks and backbones of a run, each loaded or identified once."""
 
-    def __init__(self, data_dir: Path | None, hashes: FileHashes) -> None:
+    def __init__(self, data_dir: Path | None) -> None:
         self._data_dir = data_dir
-        self.hashes = hashes
         self._rows: dict[Hashable, CellRows[Any]] = {}
-        self._fingerprints: dict[Hashable, str] = {}
-        self._identity = cache(self._identify)
+        self._identity = cache(lambda kind, backbone: kind_named(kind).backbone_identity(backbone))
 
     def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
         """Return a cell's rows."""
@@ -99,28 +99,20 @@ class Inputs:
         A parameter whose name ends in ``_backbone`` names a backbone: the hashes of its files count too. Raises
         UserError if the data or a backbone cannot be found.
         """
-        if spec.rows not in self._fingerprints:
-            self._fingerprints[spec.rows] = self.rows(spec).fingerprint()
         backbone = self._identity(spec.kind, spec.backbone)
         others = {
             name: self._identity(spec.kind, value)
             for name, value in spec.parameters.items()
             if name.endswith("_backbone") and isinstance(value, str)
         }
-        return key_parts(spec, self._fingerprints[spec.rows], {**backbone, **others})
-
-    def _identify(self, kind: str, backbone: str) -> dict[str, object]:
-        return kind_named(kind).backbone_identity(backbone, self.hashes)
+        return key_parts(spec, self.rows(spec).fingerprint, {**backbone, **others})
 
 
 @dataclass(frozen=True)
 class Published:
-    """Published results of a suite, from which a run starts. They are never changed here.
+    """Published results of a suite, from which a run starts: cells by their folder in a run, timings by their file.
 
-    Attributes:
-        root: their folder; None if there are none.
-        cells: by their folder in a run.
-        timings: by their file in a run.
+    They are never changed here. ``root`` is their folder, and None if there are none.
     """
 
     root: Path | None = None
@@ -129,26 +121,17 @@ class Published:
 
     @classmethod
     def find(cls, suite: BaseSuite, root: Path | None, out: Path) -> "Published":
-        """Read the published results of a suite.
+        """Read the published results of a suite: those in ``root``, or in ``results/SUITE`` unless that is ``out``.
 
-        Args:
-            suite: the suite.
-            root: the folder; None reads ``results/SUITE`` if it exists.
-            out: the run's own folder, which does not count as published.
-
-        Raises:
-            UserError: ``root`` holds no results, or results that cannot be read or are of another kind.
+        Raises UserError if ``root`` holds no results, or if they cannot be read or are of another kind.
         """
         place = Path("results") / suite.name if root is None else root
-        found = kind_of_results(place)
-        if place.resolve() == out.resolve() or (found is None and root is None):
+        if place.resolve() == out.resolve():
             return cls()
-        if found is None:
+        if checked_kind(suite, place, "rename one of them") is None:
+            if root is None:
+                return cls()
             raise UserError(f"{place} holds no results, published or not; give another --published")
-        if found != suite.kind:
-            raise UserError(
-                f"{place} holds results of {found}, suite {suite.name!r} is {suite.kind}; rename one of them"
-            )
         kind = kind_named(suite.kind)
         results = open_results(place, kind.record, kind.timing)
         timings = dict(zip(results.timing_files, results.timings, strict=True))
@@ -158,11 +141,6 @@ class Published:
         """Return a cell if it is published under the wanted key."""
         found = self.cells.get(spec.folder.as_posix())
         return found if found is not None and stale_reason(found.record, wanted) is None else None
-
-    def timings_of(self, group: Group) -> dict[str, BaseTimingRecord]:
-        """Return the published timings of a group, by the names of their files."""
-        folder = timing_folder(*group)
-        return {Path(file).name: timing for file, timing in self.timings.items() if Path(file).parent == folder}
 
     def staleness_lines(self, planned: Iterable[PlannedCell]) -> list[str]:
         """List why published cells are not used, one line for each reason: a new recipe makes many cells stale."""
@@ -179,58 +157,50 @@ class Published:
 
 @dataclass(frozen=True)
 class Planner:
-    """Reads from disk how far a suite is. Nothing is changed there, except by ``on_fault``.
+    """Reads from disk and from published results how far a suite is.
 
-    Attributes:
-        suite: the suite.
-        folder: the run's folder.
-        inputs: tasks and backbones of the suite.
-        on_fault: called with every damaged or stale file, whose cell or timing counts as missing.
-        published: published results that count as done.
+    Nothing is changed there, except by ``on_fault``, which is called with every damaged or stale file: its cell or
+    timing counts as missing.
     """
 
     suite: BaseSuite
     folder: RunFolder
     inputs: Inputs
     on_fault: Callable[[Fault], None]
-    published: Published = Published()
+    published: Published
 
     def plan(
-        self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False, times: bool = True
+        self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False, train: bool = True
     ) -> list[PlannedCell]:
-        """Read the state of every cell of a part of the suite.
+        """Read the state of every cell of a part of the suite; with ``fresh`` all count as missing.
 
-        Args:
-            filters: the part.
-            fresh: every cell counts as missing.
-            retry_failed: failed cells count as missing.
-            times: finished cells count as missing if they have to be timed and their model is damaged or gone.
+        Without ``train`` missing cells are left out.
 
-        Raises:
-            UserError: a name or parameter is unknown, or data or a backbone cannot be found.
+        Raises UserError if a name or parameter is unknown, or data or a backbone cannot be found.
         """
         specs = expand(self.suite, filters)
         for fault in self._cells_of_other_parameters(specs):
             self.on_fault(fault)
-        planned = [self._state_of(spec, fresh=fresh, retry_failed=retry_failed) for spec in specs]
-        if times:
-            planned = [cell for members in groups_of(planned).values() for cell in self._reopened(members)]
-        return [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
+        planned = [
+            PlannedCell(spec, self.inputs.parts(spec)) if fresh else self._state_of(spec, retry_failed=retry_failed)
+            for spec in specs
+        ]
+        planned = [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
+        return [cell for cell in planned if train or not cell.is_missing]
 
-    def _state_of(self, spec: BaseCellSpec, *, fresh: bool, retry_failed: bool) -> PlannedCell:
-        parts = self.inputs.parts(spec)
-        if fresh:
-            return PlannedCell(spec, parts)
-        place = self.folder.cell(spec)
+    def _state_of(self, spec: BaseCellSpec, *, retry_failed: bool = False, in_filter: bool = True) -> PlannedCell:
+        """Read the state of a cell; one outside the run's filter keeps its place, unless a published one takes it."""
+        parts, place = self.inputs.parts(spec), self.folder.cell(spec)
         record, fault = read_cell(place, parts, kind_named(spec.kind).record)
-        if fault:
+        stored = None if record else self.published.cell(spec, parts)
+        if fault and (stored or in_filter):
             self.on_fault(fault)
-        if record is None and (stored := self.published.cell(spec, parts)):
+        if stored:
             record = stored.record
         failure = None if record else read_failure(place, parts.key)
         if failure and not failure.refused and (retry_failed or failure.may_pass):
             failure = None
-        return PlannedCell(spec, parts, record, failure)
+        return PlannedCell(spec, parts, record, failure, stored)
 
     def _cells_of_other_parameters(self, specs: Iterable[BaseCellSpec]) -> Iterator[Fault]:
         """Yield finished cells whose parameters the suite no longer lists under their label.
@@ -242,7 +212,7 @@ class Planner:
             for place in sorted(of_label.glob(f"*/{seed}")):
                 if place not in planned and (place / RECORD_FILE).is_file():
                     reason = "the suite has other parameters under this label"
-                    yield Fault(place / RECORD_FILE, "stale", reason, whole=place)
+                    yield Fault(place / RECORD_FILE, "stale", reason)
 
     def _refused_if_undefined(self, cell: PlannedCell) -> PlannedCell:
         """Build the method, so that a wrong name or parameter ends the run before any training."""
@@ -257,12 +227,7 @@ class Planner:
 
     def finished(self, specs: Iterable[BaseCellSpec]) -> list[PlannedCell]:
         """Return the finished cells among those outside a run's filter, which are timed with the others."""
-        found = []
-        for spec in specs:
-            parts = self.inputs.parts(spec)
-            record, _ = read_cell(self.folder.cell(spec), parts, kind_named(spec.kind).record)
-            found += [] if record is None else [PlannedCell(spec, parts, record)]
-        return found
+        return [cell for spec in specs if (cell := self._state_of(spec, in_filter=False)).record]
 
     def timings_of(self, group: Group) -> list[BaseTimingRecord]:
         """Return the timings of a group taken by the suite's protocol."""
@@ -270,14 +235,20 @@ class Planner:
         for fault in faults:
             self.on_fault(fault)
         key = timing_key(self.suite.timing, self.suite.kind)
-        return [timing for timing in [*found, *self.published.timings_of(group).values()] if timing.key == key]
+        return [timing for timing in [*found, *self.missing_timings(group).values()] if timing.key == key]
+
+    def missing_timings(self, group: Group) -> dict[Path, BaseTimingRecord]:
+        """Return the published timings of a group that the run's folder lacks, by the files that they would have."""
+        files = {self.folder.timings / file: timing for file, timing in self.published.timings.items()}
+        place = self.folder.timing(*group)
+        return {file: timing for file, timing in files.items() if file.parent == place and not file.exists()}
 
     def untimed(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Return the cells of a group to be timed: some knob has no times and the model is there, or no knob has any.
 
-        If the model is gone, times at knobs chosen by older rules are kept: training it again may take hours.
+        Without the model, times at knobs chosen by older rules are enough.
         """
-        wanted = knobs_to_time(cells, self.suite.timing)
+        wanted = timed_knobs([cell.record for cell in cells if cell.record], self.suite.timing)
         taken: dict[str, set[float | None]] = {}
         for timing in self.timings_of(cells[0].group):
             for contender in timing.contenders:
@@ -286,49 +257,37 @@ class Planner:
             cell
             for cell in cells
             if not taken.get(cell.key, set()).issuperset(wanted.get(cell.key, ()))
-            and (cell.key not in taken or self.lost_model(cell) is None)
+            and (cell.key not in taken or self.has_model(cell))
         ]
 
     def is_timing_due(self, cells: Sequence[PlannedCell]) -> bool:
         """Check whether a group has to be timed, now or once its missing cells are done."""
-        return any(cell.is_missing for cell in cells) or bool(self.untimed(cells))
+        return any(cell.is_missing for cell in cells) or any(map(self.has_model, self.untimed(cells)))
 
-    def lost_model(self, cell: PlannedCell) -> str | None:
-        """Describe what is wrong with the trained model of a cell, which only timing needs; None if nothing is."""
-        return model_fault(self.folder.model(cell.key))
+    def untimed_line(self, cells: Sequence[PlannedCell]) -> str | None:
+        """Name the cells of a group that cannot be timed; None if all have times or models."""
+        lost = [cell.spec.label for cell in self.untimed(cells) if not self.has_model(cell)]
+        where = " · ".join(display_name(str(part)) for part in cells[0].group)
+        remedy = "not timed, for their trained models are damaged or gone; --fresh trains them again"
+        return f"{where}: {', '.join(dict.fromkeys(lost))}: {remedy}" if lost else None
 
-    def _reopened(self, cells: Sequence[PlannedCell]) -> Iterator[PlannedCell]:
-        untimed = self.untimed(cells)
-        for cell in cells:
-            reason = self.lost_model(cell) if cell in untimed else None
-            yield cell if reason is None else replace(cell, record=None, earlier=cell.record)
-            place = self.folder.model(cell.key)
-            if reason is not None and place.is_dir():
-                self.on_fault(Fault(place, "damaged", reason, whole=place))
+    def has_model(self, cell: PlannedCell) -> bool:
+        """Check whether the trained model of a cell, which only timing needs, is there and whole."""
+        return file_fault(self.folder.model(cell.key) / HASHES_FILE, sealed=True) is None
 
 
-def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
-    """Raise UserError if a folder holds results of another kind of suite, or published results."""
-    if is_published(folder.root):
-        raise UserError(f"{folder.root} holds published results; give a folder of its own to the run, with --out")
-    found = kind_of_results(folder.root)
+def checked_kind(suite: BaseSuite, place: Path, remedy: str) -> str | None:
+    """Return the kind of the results in a folder; None if it holds none. Raises UserError if it is not the suite's."""
+    found = kind_of_results(place)
     if found not in (None, suite.kind):
-        raise UserError(
-            f"{folder.root} holds results of {found}, suite {suite.name!r} is {suite.kind}; give another --out"
-        )
+        raise UserError(f"{place} holds results of {found}, suite {suite.name!r} is {suite.kind}; {remedy}")
+    return found
 
 
 def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
-    """Summarise in one line how many cells of a suite are done and missing."""
-    done = sum(cell.record is not None for cell in planned)
-    missing = sum(cell.is_missing for cell in planned)
-    refused = sum(cell.is_refused for cell in planned)
-    failed = len(planned) - done - missing - refused
-    again = sum(cell.is_missing and cell.earlier is not None for cell in planned)
-    models_gone = f" ({again} again, for their times: the models are gone)" if again else ""
-    parts = [f"{done} done", f"{missing} to run{models_gone}"]
-    parts += [f"{refused} not defined for their task"] if refused else []
-    parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
+    """Summarise in one line how many cells of a suite are in which state."""
+    counts = Counter(cell.state for cell in planned)
+    parts = [f"{counts[state]} {words}" for state, words in STATES.items() if counts[state] or state == words]
     return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
 
 
@@ -338,11 +297,6 @@ def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
     for cell in cells:
         groups.setdefault(cell.group, []).append(cell)
     return groups
-
-
-def knobs_to_time(cells: Iterable[PlannedCell], protocol: TimingSpec) -> TimedKnobs:
-    """Choose the knobs to time of the finished cells of a group."""
-    return timed_knobs([cell.record for cell in cells if cell.record], protocol)
 
 
 def timed_knobs(records: Sequence[BaseRecord], protocol: TimingSpec) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Run jobs: each in a process of its own, here one after another, on local dask workers, or on a dask cluster.
+"""Run jobs: each in a process of its own, here, several at once, or on a dask cluster.
 
 A process of its own means clean memory and random state, and a crash that harms nothing else. Processes are forked from
 a server that has loaded the large libraries but none of this project's code: they start in a fraction of a second and
@@ -7,7 +7,6 @@ worker to another one. Cells may share a machine; timings never do: they run one
 """
 
 import faulthandler
-import logging
 import multiprocessing
 import os
 import signal
@@ -15,18 +14,20 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from benchmarks.run.jobs import Job
-from benchmarks.run.progress import StatusFile
+from benchmarks.run.jobs import AnyJob
+from benchmarks.run.progress import RunProgress, StatusFile
 from benchmarks.store.environment import usable_cores
 from benchmarks.store.folders import FAILURE_FILE
 from consistentee.errors import UserError
@@ -34,7 +35,7 @@ from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder
 from consistentee.progress import listening
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 TIMING_RESOURCE = "GPU"
 """Timings go to a worker that offers this resource, where there is one (``dask worker --resources GPU=1``)."""
@@ -53,18 +54,11 @@ _DISK_FULL = 75  # exit code: the run has to end; sysexits.h calls it a temporar
 _TERMINATED = 128 + signal.SIGTERM
 _GRACE_SECONDS = 10
 _OUTPUT_KEPT = 20_000  # last characters of the output of a process that died
-_DEATHS_ALLOWED = 10  # of local workers over one job, before the job is to blame
 SECONDS_TO_CONNECT = 10
 _SECONDS_TO_WAIT_FOR_WORKERS = 60
 _SECONDS_BETWEEN_COUNTS = 5  # of workers, which may come and go
-
-
-class Watcher(Protocol):
-    """Is called before a job runs, and after it: its result, or a note of its failure, is on disk then."""
-
-    def started(self, job: Job) -> None: ...
-
-    def ended(self, job: Job) -> None: ...
+_SECONDS_BETWEEN_LOOKS = 0.2  # at whether the run ends
+_PROCESSES = threading.Lock()  # the start of a process looks for exit codes of all, which can be read only once
 
 
 @dataclass(frozen=True)
@@ -74,122 +68,86 @@ class Schedule:
     workers: int = 1
     address: str | None = None
 
-    def run_cells(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+    def run_cells(self, jobs: Sequence[AnyJob], progress: RunProgress) -> None:
         """Run jobs that may share a machine."""
-        if not jobs:
-            return
-        if self.address is not None:
+        if jobs and self.address is not None:
             with _cluster(self.address) as client:
-                _run_side_by_side(client, jobs, watcher)
-        elif self.workers > 1 and len(jobs) > 1:
-            with _local_workers(min(self.workers, len(jobs))) as client:
-                _run_side_by_side(client, jobs, watcher)
-        else:
-            _run_here(jobs, watcher)
+                executor = client.get_executor(pure=False)
 
-    def run_timings(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+                def submit(job: AnyJob) -> Future[None]:
+                    return executor.submit(_run_in_worker, job, slots_on(client), _thread_limit())
+
+                _run_side_by_side(jobs, progress, lambda: sum(slots_on(client).values()), submit)
+        elif self.workers > 1 and len(jobs) > 1:
+            _run_in_threads(jobs, progress, min(self.workers, len(jobs)))
+        else:
+            _run_here(jobs, progress)
+
+    def run_timings(self, jobs: Sequence[AnyJob], progress: RunProgress) -> None:
         """Run jobs that must be alone, one after another, all on the same machine."""
         if jobs and self.address is not None:
             with _cluster(self.address) as client:
-                _run_alone(client, jobs, watcher)
+                _run_alone(client, jobs, progress)
         else:
-            _run_here(jobs, watcher)
+            _run_here(jobs, progress)
 
 
-def _run_here(jobs: Sequence[Job], watcher: Watcher) -> None:
+def _run_here(jobs: Sequence[AnyJob], progress: RunProgress) -> None:
     for job in jobs:
-        watcher.started(job)
+        progress.started(job)
         execute(job)
-        watcher.ended(job)
+        progress.ended(job)
 
 
-def _run_side_by_side(client: "Client", jobs: Sequence[Job], watcher: Watcher) -> None:
-    """Keep every slot of every worker busy; no more jobs are sent than there are slots, so that order can matter."""
-    from distributed import wait
+def _run_in_threads(jobs: Sequence[AnyJob], progress: RunProgress, workers: int) -> None:
+    """Run several jobs at once; each thread waits for the process of its job."""
+    threads, stopped = threads_of_a_job(workers, usable_cores(), _thread_limit()), threading.Event()
+    with _threads_sleep_while_they_wait(), ThreadPoolExecutor(workers) as executor:
+        try:
+            _run_side_by_side(
+                jobs, progress, lambda: workers, lambda job: executor.submit(execute, job, threads, stopped)
+            )
+        finally:
+            stopped.set()
 
-    waiting: list[Job] = list(jobs)
-    running: dict[Future, Job] = {}
+
+def _run_side_by_side(
+    jobs: Sequence[AnyJob],
+    progress: RunProgress,
+    count_slots: Callable[[], int],
+    submit: Callable[[AnyJob], Future[None]],
+) -> None:
+    """Keep all slots busy; no more jobs are submitted than there are slots, so that order can matter."""
+    waiting: list[AnyJob] = list(jobs)
+    running: dict[Future[None], AnyJob] = {}
     try:
         while waiting or running:
-            share = Share.of(client)
-            while waiting and len(running) < sum(share.slots_on.values()):
+            slots = count_slots()
+            while waiting and len(running) < slots:
                 job = next_job(waiting, running.values())
                 waiting.remove(job)
-                watcher.started(job)
-                running[client.submit(_run_in_worker, job, share, pure=False)] = job
+                progress.started(job)
+                running[submit(job)] = job
             if not running:  # no worker is left; others may join
                 time.sleep(_SECONDS_BETWEEN_COUNTS)
-                continue
-            try:
-                done = wait(list(running), timeout=_SECONDS_BETWEEN_COUNTS, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
-                continue
-            for future in done:
+            for future in wait(running, _SECONDS_BETWEEN_COUNTS, FIRST_COMPLETED).done:
                 job = running.pop(future)
-                _settle(future, job)
-                watcher.ended(job)
+                _settle(future.result, job)
+                progress.ended(job)
     finally:
-        client.cancel(list(running))
+        for future in running:
+            future.cancel()
 
 
-def next_job(waiting: Sequence[Job], running: Collection[Job]) -> Job:
+def next_job(waiting: Sequence[AnyJob], running: Collection[AnyJob]) -> AnyJob:
     """Choose the job to start next: of the group with the fewest running jobs, since these may want the same stage."""
     busy = Counter(job.group for job in running)
     return min(waiting, key=lambda job: busy[job.group])
 
 
-def _run_alone(client: "Client", jobs: Sequence[Job], watcher: Watcher) -> None:
-    offers = client.run(lambda dask_worker: dict(dask_worker.state.total_resources))
-    address = min(offers, key=lambda worker: (TIMING_RESOURCE not in offers[worker], worker))
-    resources = {TIMING_RESOURCE: 1} if TIMING_RESOURCE in offers[address] else None
-    whole = Share({_host(address): 1}, _thread_limit())
-    for job in jobs:
-        watcher.started(job)
-        # Were that worker to die, another one takes over.
-        future = client.submit(
-            _run_in_worker, job, whole, pure=False, workers=[address], allow_other_workers=True, resources=resources
-        )
-        _settle(future, job)
-        watcher.ended(job)
-
-
-def _settle(future: "Future", job: Job) -> None:
-    """Wait for a job; note it as failed if workers keep dying over it. Raises what ends the whole run."""
-    from distributed import KilledWorker
-
-    try:
-        future.result()
-    except KilledWorker as error:
-        job.note_failure(" ".join(f"workers keep dying over it: {error}".split()), may_pass=True)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the workers cannot run {job.name}: {type(error).__name__}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of its machine that a job may use.
-
-    Attributes:
-        slots_on: how many jobs run at once on each host.
-        thread_limit: threads a job, where the user has set OMP_NUM_THREADS.
-    """
-
-    slots_on: dict[str, int]
-    thread_limit: int | None
-
-    @classmethod
-    def of(cls, client: "Client") -> "Share":
-        """Count the slots of the workers that are there now."""
-        slots: Counter[str] = Counter()
-        for address, threads in client.nthreads().items():
-            slots[_host(address)] += threads
-        return cls(dict(slots), _thread_limit())
-
-    def threads(self, host: str, cores: int) -> int:
-        """Return the threads of torch in a job on a host with that many cores."""
-        return max(1, min(cores // self.slots_on.get(host, 1), self.thread_limit or cores))
+def threads_of_a_job(slots: int, cores: int, limit: int | None) -> int:
+    """Return the threads of torch in each of so many jobs on a machine; ``limit`` is OMP_NUM_THREADS, if it is set."""
+    return max(1, min(cores // slots, limit or cores))
 
 
 def _thread_limit() -> int | None:
@@ -197,41 +155,7 @@ def _thread_limit() -> int | None:
     return int(value) if value.isdigit() else None
 
 
-def _host(address: str) -> str:
-    return urlsplit(address).hostname or address
-
-
-def _run_in_worker(job: Job, share: Share) -> None:
-    """Run a job in a process of its own, below a dask worker."""
-    from distributed import get_worker
-
-    # Dask's workers are daemons, which may have no children, lest these outlive them; ours end with their parent.
-    multiprocessing.current_process().daemon = False
-    execute(job, share.threads(_host(get_worker().address), usable_cores()))
-
-
-@contextmanager
-def _local_workers(count: int) -> Iterator["Client"]:
-    """Start worker processes on this machine, one job each."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    settings = {
-        "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
-        "distributed.nanny.pre-spawn-environ": {},  # it would set this process's own OMP_NUM_THREADS to 1, for good
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            memory_limit=0,  # a cell is no part of the worker's own memory
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+# ---------------------------------------------------------------------------------------------- dask
 
 
 @contextmanager
@@ -253,11 +177,64 @@ def _cluster(address: str) -> Iterator["Client"]:
         yield client
 
 
-def execute(job: Job, threads: int | None = None) -> None:
+def slots_on(client: "Client") -> Counter[str]:
+    """Count how many jobs the workers that are there now run at once, by host."""
+    slots: Counter[str] = Counter()
+    for address, threads in client.nthreads().items():
+        slots[_host(address)] += threads
+    return slots
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).hostname or address
+
+
+def _run_in_worker(job: AnyJob, slots: Counter[str], limit: int | None) -> None:
+    """Run a job in a process of its own, below a dask worker."""
+    from distributed import get_worker
+
+    # Dask's workers are daemons, which may have no children, lest these outlive them; ours end with their parent.
+    multiprocessing.current_process().daemon = False
+    own_slots = max(1, slots[_host(get_worker().address)])
+    execute(job, threads_of_a_job(own_slots, usable_cores(), limit))
+
+
+def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) -> None:
+    offers = client.run(lambda dask_worker: dict(dask_worker.state.total_resources))
+    address = min(offers, key=lambda worker: (TIMING_RESOURCE not in offers[worker], worker))
+    resources = {TIMING_RESOURCE: 1} if TIMING_RESOURCE in offers[address] else None
+    # Were that worker to die, another one takes over.
+    options = {"pure": False, "workers": [address], "allow_other_workers": True, "resources": resources}
+    for job in jobs:
+        progress.started(job)
+        _settle(
+            client.submit(_run_in_worker, job, Counter({_host(address): 1}), _thread_limit(), **options).result, job
+        )
+        progress.ended(job)
+
+
+def _settle(result: Callable[[], object], job: AnyJob) -> None:
+    """Wait for a job; note it as failed if workers keep dying over it. Raises what ends the whole run."""
+    try:
+        result()
+    except UserError:
+        raise
+    except Exception as error:
+        from distributed import KilledWorker
+
+        if not isinstance(error, KilledWorker):
+            raise UserError(f"the workers cannot run {job.name}: {type(error).__name__}: {error}") from error
+        job.note_failure(" ".join(f"workers keep dying over it: {error}".split()), may_pass=True)
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def execute(job: AnyJob, threads: int | None = None, stopped: threading.Event | None = None) -> None:
     """Run a job in a process of its own, and wait for it. Its result, or a note of its failure, is on disk then.
 
-    ``threads`` are those of torch; None leaves torch's own choice. Raises DiskFullError if there is no room for the
-    result, nor for a note.
+    ``threads`` are those of torch; None leaves torch's own choice. ``stopped`` is set when the run ends early, and the
+    process with it; no failure is noted then. Raises DiskFullError if there is no room for the result, nor for a note.
     """
     make_folder(job.lock_place.parent)
     # What the process prints must not disturb the terminal, but is kept if it dies.
@@ -265,10 +242,18 @@ def execute(job: Job, threads: int | None = None) -> None:
         output = Path(file.name)
         process = _started(job, threads, output)
         try:
-            process.join()
+            has_ended = False
+            while not has_ended and not (stopped and stopped.is_set()):
+                has_ended = bool(connection.wait([process.sentinel], _SECONDS_BETWEEN_LOOKS))
+            if has_ended:
+                with _PROCESSES:
+                    process.join()
         finally:
-            _stop(process)
+            with _PROCESSES:
+                _stop(process)
             job.status.unlink(missing_ok=True)
+        if stopped and stopped.is_set():
+            return
         assert process.exitcode is not None
         if process.exitcode == _DISK_FULL:
             raise DiskFullError(job.place)
@@ -277,7 +262,7 @@ def execute(job: Job, threads: int | None = None) -> None:
             job.note_failure(_end_of_process(process.exitcode), said, may_pass=process.exitcode < 0)
 
 
-def compute_here(job: Job) -> None:
+def compute_here(job: AnyJob) -> None:
     """Compute a job in this process, unless it is done; write its result, or a note of its failure.
 
     Raises DiskFullError if there is no room for either.
@@ -290,12 +275,12 @@ def compute_here(job: Job) -> None:
         except Exception as error:  # a method may fail in any way at all; the other cells are still worth running
             if is_disk_full(error):
                 raise DiskFullError(job.place) from error
-            job.note_error(error)
+            job.note_failure(error)
         else:
             (job.place / FAILURE_FILE).unlink(missing_ok=True)
 
 
-def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
+def _started(job: AnyJob, threads: int | None, output: Path) -> BaseProcess:
     """Start the process of a job. One whose time is compared begins anew, shaped by no policy of ours."""
     context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
     if job.shares_machine and "forkserver" in multiprocessing.get_all_start_methods():
@@ -303,7 +288,8 @@ def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
         context.set_forkserver_preload(_PRELOADED)
     with _threads_sleep_while_they_wait() if job.shares_machine else nullcontext():
         process: BaseProcess = context.Process(target=_work, args=(job, threads, output), name=job.name)
-        process.start()
+        with _PROCESSES:
+            process.start()
     return process
 
 
@@ -340,7 +326,7 @@ def _end_of_process(exit_code: int) -> str:
     return f"its process was ended by signal {name}{hint}"
 
 
-def _work(job: Job, threads: int | None, output: Path) -> None:
+def _work(job: AnyJob, threads: int | None, output: Path) -> None:
     """Do a job: what runs in the new process."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process

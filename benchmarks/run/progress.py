@@ -18,7 +18,7 @@ from consistentee.files import PARTIAL
 from consistentee.progress import Position
 
 if TYPE_CHECKING:
-    from benchmarks.run.jobs import Job
+    from benchmarks.run.jobs import AnyJob
 
 SECONDS_BETWEEN_LINES = 10.0
 """Between two lines about one job, where there is no terminal."""
@@ -87,22 +87,14 @@ class RunProgress:
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
         self._total = total
-        self._done = 0
-        self._failed = 0
-        self._started = time.monotonic()
-        self._running: dict[Job, _Running] = {}
+        self._done = self._failed = 0
+        self._running: dict[AnyJob, _Running] = {}
         self._changing = threading.RLock()
         self._ended = threading.Event()
         self._reader = threading.Thread(target=self._keep_reading, daemon=True)
         self._is_live = console.is_terminal
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not self._is_live,
-        )
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        self._bars = Progress(*columns, console=console, transient=True, disable=not self._is_live)
         self._summary = self._bars.add_task("")
 
     def __enter__(self) -> Self:
@@ -118,28 +110,26 @@ class RunProgress:
             self._reader.join()
         self._bars.stop()
 
-    def started(self, job: "Job") -> None:
+    def started(self, job: "AnyJob") -> None:
         """Show that a job runs."""
         with self._changing:
             title = f"[{self._done + len(self._running) + 1}/{self._total}] {job.name}"
             if not self._is_live:
-                self._print(f"{title}{f' ({left})' if (left := self._time_left()) else ''}")
+                self._print(title)
             now = time.monotonic()
-            bar = self._bars.add_task(escape(title))
-            self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, bar)
+            self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, self._bars.add_task(escape(title)))
             self._summarise()
 
-    def ended(self, job: "Job", *lines: str, failed: bool = False) -> None:
+    def ended(self, job: "AnyJob") -> None:
         """Show how a job ended, in one line or more."""
+        (first, *others), failed = job.ending()
         with self._changing:
             running = self._running.pop(job)
             self._bars.remove_task(running.bar)
             self._done += 1
             self._failed += failed
-            seconds = f"{time.monotonic() - running.started:.0f} s"
-            first, *others = lines or ("done",)
             head = f"{running.title}: " if self._is_live else f"{running.title.partition(' ')[0]}   "
-            self._print(f"{head}{first}, {seconds}")
+            self._print(f"{head}{first}, {time.monotonic() - running.started:.0f} s")
             for line in others:
                 self._print(f"    {line}")
             self._summarise()
@@ -166,14 +156,6 @@ class RunProgress:
         self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def _summarise(self) -> None:
-        parts = [f"{self._done} of {self._total} done", f"{len(self._running)} running"]
-        parts += [f"{self._failed} failed"] if self._failed else []
-        parts += [left] if (left := self._time_left()) else []
-        self._bars.update(self._summary, description=", ".join(parts))
-
-    def _time_left(self) -> str:
-        """Estimate from the pace so far of all workers together."""
-        if not self._done:
-            return ""
-        minutes = (time.monotonic() - self._started) / self._done * (self._total - self._done) / 60
-        return f"about {max(1, round(minutes))} min left"
+        failed = f", {self._failed} failed" if self._failed else ""
+        described = f"{self._done} of {self._total} done, {len(self._running)} running{failed}"
+        self._bars.update(self._summary, description=described)

@@ -11,21 +11,12 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.run.jobs import CellJob, Job, RunContext, TimingJob
-from benchmarks.run.plan import (
-    Inputs,
-    PlannedCell,
-    Planner,
-    Published,
-    groups_of,
-    knobs_to_time,
-    refuse_another_kind,
-    summary,
-)
+from benchmarks.run.jobs import CellJob, RunContext, TimingJob
+from benchmarks.run.plan import Inputs, PlannedCell, Planner, Published, checked_kind, groups_of, summary, timed_knobs
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group
-from benchmarks.specs.suites import Filters, expand
+from benchmarks.specs.base import BaseSuite
+from benchmarks.specs.suites import Filters, Shard, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
@@ -40,19 +31,17 @@ from benchmarks.store.folders import (
     keep_timing,
     only_run,
     parse_record,
-    read_cell,
     read_failure,
     write_record,
     write_rows,
 )
-from benchmarks.store.hashes import FileHashes, file_fault, write_json, write_text
+from benchmarks.store.hashes import file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseRecord, FailureRecord
-from benchmarks.store.stored_results import StoredCell
+from benchmarks.store.records import BaseRecord
+from benchmarks.store.stored_results import StoredCell, is_published
 from consistentee.arguments import checked
-from consistentee.files import set_aside
-
-_NO_RESULT = "it left neither a record nor a note of a failure"
+from consistentee.errors import UserError
+from consistentee.files import only_one
 
 
 @dataclass(frozen=True)
@@ -85,8 +74,9 @@ def run_suite(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
-    remeasure: bool = False,
+    train: bool = True,
     times: bool = True,
+    shard: Shard | None = None,
     published_dir: Path | None = None,
     schedule: Schedule | None = None,
     console: Console | None = None,
@@ -104,8 +94,9 @@ def run_suite(
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
-        remeasure: do not take published cells as done; the end screen shows them next to the new ones.
+        train: compute the missing cells; without, only the times of finished ones are measured.
         times: measure times, after the cells; a later run can still do it.
+        shard: compute this part of the cells alone, and no times: other parts may run at once into the same folder.
         published_dir: published results to start from; by default ``results/SUITE`` if it exists.
         schedule: where cells run; by default here, one after another.
         console: where progress is printed; standard error by default.
@@ -114,188 +105,160 @@ def run_suite(
     Raises:
         UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
+    if fresh and (shard or not train):
+        raise UserError("a fresh run is of all its cells: neither of a shard, nor of times alone")
     folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
-    refuse_another_kind(suite, folder)
-    published = Published() if fresh or remeasure else Published.find(suite, published_dir, out)
-    inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
-    choices = {"fresh": fresh, "retry_failed": retry_failed, "times": times}
+    console = console or Console(stderr=True)
+    if is_published(out):
+        raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")
+    checked_kind(suite, out, "give another --out")
+
+    def put_aside(fault: Fault) -> None:
+        _print(console, fault.set_aside())
+
+    planner = Planner(suite, folder, Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
+    choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times}
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
-        recorded = Published.find(suite, published_dir, out)
-        planner = Planner(suite, folder, inputs, lambda fault: None, published)
-        lines = plan_lines(planner, filters, workers=schedule.workers, recorded=recorded, **choices)
-        return RunOutcome(plan=tuple(lines))
+        return RunOutcome(plan=tuple(plan_lines(planner, filters, workers=schedule.workers, **choices)))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
-    run = _Run(suite, folder, inputs, context, schedule, console or Console(stderr=True), published)
-    with only_run(folder):
-        return run.complete(filters, **choices)
+    with only_run(folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
+        return _Run(planner, context, schedule, console, shard).complete(filters, **choices)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class _Run:
     """One call of :func:`run_suite`."""
 
-    suite: BaseSuite
-    folder: RunFolder
-    inputs: Inputs
+    planner: Planner
     context: RunContext
     schedule: Schedule
     console: Console
-    published: Published
+    shard: Shard | None
 
-    def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, times: bool) -> RunOutcome:
-        specs = expand(self.suite, filters)
-        others = [spec for spec in expand(self.suite, replace(filters, methods=None)) if spec not in specs]
-        self.unpack([*specs, *others])
-        planner = Planner(self.suite, self.folder, self.inputs, self.put_aside)
-        planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, times=times)
-        for line in self.published.staleness_lines(planned):
-            self.print(line)
-        outside_filter = planner.finished(others)
-        self.inputs.hashes.save()
-        for cell in planned:
-            place = self.folder.cell(cell.spec)
-            if cell.failure and cell.is_refused and read_failure(place, cell.key) is None:
-                write_record(place / FAILURE_FILE, cell.failure)
-        self.print(f"{summary(self.suite, planned)}; results in {self.folder.root}")
-        if fresh:
-            shutil.rmtree(self.folder.stages, ignore_errors=True)
+    def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool, times: bool) -> RunOutcome:
+        with only_one(self.planner.folder.plan):
+            planned, outside_filter = self.prepare(filters, fresh=fresh, retry_failed=retry_failed, train=train)
         missing = {cell.key for cell in planned if cell.is_missing}
-        if missing or file_fault(self.folder.root / ENVIRONMENT_FILE, sealed=True):
-            self.describe()
         finished = self.compute(planned)
-        timings = self.due_timings(planner, finished, outside_filter, fresh=fresh) if times else []
+        timings = self.due_timings(finished, outside_filter, fresh=fresh) if times and not self.shard else []
         if timings and not missing:
-            self.describe()
-        return self.outcome(finished, missing, timing_failures=self.time(timings))
+            describe_run(self.planner.suite, self.planner.folder)
+        with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
+            self.schedule.run_timings(timings, progress)
+        failures = [(cell.spec.name, cell.failure) for cell in finished if cell.failure]
+        failures += [(job.name, failure) for job in timings if (failure := job.failure())]
+        done = {cell.key for cell in finished if cell.record}
+        table = None
+        if done:
+            from benchmarks import analysis
 
-    def print(self, line: str) -> None:
-        self.console.print(escape(line), highlight=False, soft_wrap=True)
+            with only_one(self.planner.folder.plan):
+                table = analysis.report_files(self.planner.folder.root, done & missing)
+        return RunOutcome(
+            finished=len(done),
+            computed=len(missing),
+            refused=tuple(f"{name}: {failure.error}" for name, failure in failures if failure.refused),
+            failed=tuple(f"{name}: {failure.error}" for name, failure in failures if not failure.refused),
+            table=table,
+        )
 
-    def put_aside(self, fault: Fault) -> None:
-        """Move a damaged or stale file out of the way, and print which."""
-        self.print(str(fault.set_aside()))
+    def prepare(
+        self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool
+    ) -> tuple[list[PlannedCell], list[PlannedCell]]:
+        """Plan the run and write what is known before any training.
 
-    def unpack(self, specs: Sequence[BaseCellSpec]) -> None:
-        """Copy published cells and timings that the run's folder lacks into it.
-
-        A damaged or stale cell gives way to a published one.
+        Returns the cells of this run, of its shard alone, and the finished cells outside the filter.
         """
-        if self.published.root is None:
-            return
-        keys: dict[Group, set[str]] = {}
-        cells = timings = 0
-        for spec in specs:
-            parts, place = self.inputs.parts(spec), self.folder.cell(spec)
-            keys.setdefault(spec.group, set()).add(parts.key)
-            stored = self.published.cell(spec, parts)
-            if stored is None:
-                continue
-            record, fault = read_cell(place, parts, type(stored.record))
-            if record is None:
-                if fault:
-                    self.put_aside(fault)
-                unpack_cell(stored, place)
-                cells += 1
-        protocol = timing_key(self.suite.timing, self.suite.kind)
-        for group, of_group in keys.items():
-            for name, timing in self.published.timings_of(group).items():
-                path = self.folder.timing(*group) / name
-                is_wanted = any(contender.cell_key in of_group for contender in timing.contenders)
-                if timing.key == protocol and is_wanted and not path.exists():
-                    write_record(path, timing)
-                    timings += 1
-        if cells or timings:
-            self.print(f"{cells} cells and {timings} timings taken from {self.published.root}")
+        planner, suite, folder = self.planner, self.planner.suite, self.planner.folder
+        planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, train=train)
+        specs = [cell.spec for cell in planned]
+        others = expand(suite, replace(filters, methods=None))
+        outside_filter = planner.finished(spec for spec in others if spec not in specs)
+        if not fresh:
+            self.unpack([*planned, *outside_filter])
+        for line in planner.published.staleness_lines(planned):
+            _print(self.console, line)
+        for cell in planned:
+            place = folder.cell(cell.spec)
+            if cell.failure and cell.state == "refused" and read_failure(place, cell.key) is None:
+                write_record(place / FAILURE_FILE, cell.failure)
+        _print(self.console, f"{summary(suite, planned)}; results in {folder.root}")
+        if fresh:
+            shutil.rmtree(folder.stages, ignore_errors=True)
+        if any(cell.is_missing for cell in planned) or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
+            describe_run(suite, folder)
+        if self.shard:
+            groups = [cell.group for cell in planned]
+            planned = [cell for number, cell in enumerate(planned) if self.shard.has(groups, number)]
+            _print(self.console, f"part {self.shard.number} of {self.shard.parts}: {len(planned)} of these cells")
+        return planned, outside_filter
 
-    def describe(self) -> None:
-        """Write the suite and a description of the machine into the run's folder."""
-        suite_file = self.folder.root / SUITE_FILE
-        write_text(suite_file, yaml.safe_dump(self.suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        described = {
-            "command": command_line(),
-            "environment": describe_environment(),
-            "conditions": describe_conditions(),
-        }
-        write_json(self.folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
+    def unpack(self, cells: Sequence[PlannedCell]) -> None:
+        """Copy published cells and timings that the run's folder lacks into it."""
+        suite, folder, cells_taken, timings_taken = self.planner.suite, self.planner.folder, 0, 0
+        for cell in cells:
+            if cell.stored:
+                unpack_cell(cell.stored, folder.cell(cell.spec))
+                cells_taken += 1
+        keys, protocol = {cell.key for cell in cells}, timing_key(suite.timing, suite.kind)
+        for group in groups_of(cells):
+            for path, timing in self.planner.missing_timings(group).items():
+                if timing.key == protocol and any(contender.cell_key in keys for contender in timing.contenders):
+                    write_record(path, timing)
+                    timings_taken += 1
+        if cells_taken or timings_taken:
+            place = self.planner.published.root
+            _print(self.console, f"{cells_taken} cells and {timings_taken} timings taken from {place}")
 
     def compute(self, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Run the missing cells. A failed cell is recorded, and the run goes on."""
-        jobs = [CellJob.of(self.context, cell) for cell in planned if cell.is_missing]
-        watcher = _Watcher(self.console, len(jobs))
-        with watcher.progress:
-            self.schedule.run_cells(jobs, watcher)
-        ended = []
-        for cell in planned:
-            place = self.context.folder.cell(cell.spec)
-            record, failure = watcher.records.get(place, cell.record), watcher.failures.get(place, cell.failure)
-            ended.append(replace(cell, record=record, failure=failure))
-        return ended
+        jobs = [CellJob(self.context, cell) if cell.is_missing else None for cell in planned]
+        missing = [job for job in jobs if job]
+        with RunProgress(self.console, len(missing)) as progress:
+            self.schedule.run_cells(missing, progress)
+        return [
+            replace(cell, record=job.result(), failure=job.failure()) if job else cell
+            for cell, job in zip(planned, jobs, strict=True)
+        ]
 
     def due_timings(
-        self, planner: Planner, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell], *, fresh: bool
+        self, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell], *, fresh: bool
     ) -> list[TimingJob]:
-        """List the timings that are due; finished cells outside the filter are timed with the others."""
-        jobs = []
-        outside, protocol = groups_of(outside_filter), self.suite.timing
+        """List the timings that are due; finished cells outside the filter are timed with the others.
+
+        An earlier timing is kept, instead of being overwritten, if it holds cells that cannot be timed again now.
+        """
+        planner, protocol, jobs = self.planner, self.planner.suite.timing, []
+        outside = groups_of(outside_filter)
         for group, members in groups_of(finished).items():
-            if not (fresh or planner.is_timing_due(members)):
-                continue
             done = [*members, *outside.get(group, [])]
-            wanted = knobs_to_time(done, protocol)
-            live = [cell for cell in done if wanted.get(cell.key)]
-            ready = [cell for cell in live if planner.lost_model(cell) is None]
-            for cell in planner.untimed(done):
-                if cell not in ready:
-                    self.print(
-                        f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
-                    )
-            if ready:
-                self.keep_times_of_others(group, ready, live)
-                jobs.append(TimingJob.of(self.context, tuple(ready), wanted, protocol))
+            if line := planner.untimed_line(done):
+                _print(self.console, line)
+            wanted = timed_knobs([cell.record for cell in done if cell.record], protocol)
+            ready = [cell for cell in done if wanted.get(cell.key) and planner.has_model(cell)]
+            if ready and (fresh or planner.is_timing_due(members)):
+                place = planner.folder.timing(*group)
+                old, _ = parse_record(place / TIMING_FILE, members[0].kind.timing)
+                if old and {contender.cell_key for contender in old.contenders} - {"", *(cell.key for cell in ready)}:
+                    kept = keep_timing(place)
+                    _print(self.console, f"    the earlier timing, which holds other cells, is kept as {kept.name}")
+                jobs.append(TimingJob(self.context, ready, wanted, protocol))
         return jobs
 
-    def keep_times_of_others(self, group: Group, timed: Sequence[PlannedCell], live: Sequence[PlannedCell]) -> None:
-        """Keep an earlier timing if it holds cells that cannot be timed again now, instead of overwriting it.
 
-        A timing of another protocol, or of none of today's cells, is set aside.
-        """
-        place = self.folder.timing(*group)
-        old, _ = parse_record(place / TIMING_FILE, timed[0].kind.timing)
-        others = {contender.cell_key for contender in old.contenders if contender.cell_key} if old else set()
-        others -= {cell.key for cell in timed}
-        if old and others:
-            fits = old.key == timing_key(self.suite.timing, self.suite.kind) and others & {cell.key for cell in live}
-            kept = keep_timing(place) if fits else set_aside(place / TIMING_FILE, "stale")
-            self.print(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
-
-    def time(self, timings: Sequence[TimingJob]) -> list[str]:
-        """Take the times while no cell runs; return the failures, since scores are worth keeping without times."""
-        watcher = _Watcher(self.console, len(timings))
-        with watcher.progress:
-            self.schedule.run_timings(timings, watcher)
-        return [f"{job.name}: {watcher.failures[job.place].error}" for job in timings if job.place in watcher.failures]
-
-    def outcome(
-        self, finished: Sequence[PlannedCell], computed: set[str], *, timing_failures: Sequence[str]
-    ) -> RunOutcome:
-        """Write tables and figures. ``computed`` holds the keys of the cells that this run tried to compute."""
-        with_record = {cell.key for cell in finished if cell.record}
-        lines = [(cell.is_refused, f"{cell.spec.name}: {cell.failure.error}") for cell in finished if cell.failure]
-        table = None
-        if with_record:
-            from benchmarks import analysis
-
-            table = analysis.report_files(self.folder.root, with_record & computed)
-        failed = [line for is_refused, line in lines if not is_refused]
-        return RunOutcome(
-            finished=sum(cell.record is not None for cell in finished),
-            computed=len(computed),
-            refused=tuple(line for is_refused, line in lines if is_refused),
-            failed=(*failed, *timing_failures),
-            table=table,
-        )
+def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
+    """Write the suite and a description of the machine into the run's folder."""
+    suite_file = folder.root / SUITE_FILE
+    write_text(suite_file, yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    machine = {"environment": describe_environment(), "conditions": describe_conditions()}
+    described = {"command": command_line(), **machine}
+    write_json(folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
 
 
 def unpack_cell(stored: StoredCell[BaseRecord], place: Path) -> None:
@@ -305,27 +268,3 @@ def unpack_cell(stored: StoredCell[BaseRecord], place: Path) -> None:
     for path, rows in written.items():
         write_rows(path, rows)
     write_record(place / RECORD_FILE, stored.record, written)
-
-
-class _Watcher:
-    """Reads the result of every job, or the note of its failure, and shows it."""
-
-    def __init__(self, console: Console, jobs: int) -> None:
-        self.progress = RunProgress(console, jobs)
-        self.records: dict[Path, BaseRecord] = {}
-        self.failures: dict[Path, FailureRecord] = {}
-
-    def started(self, job: Job) -> None:
-        self.progress.started(job)
-
-    def ended(self, job: Job) -> None:
-        found = job.result()
-        if found is None:
-            failure = job.failure() or job.note_failure(_NO_RESULT)
-            self.failures[job.place] = failure
-            self.progress.ended(job, f"failed: {failure.error}", failed=True)
-        elif isinstance(found, BaseRecord):
-            self.records[job.place] = found
-            self.progress.ended(job, *found.summary_lines())
-        else:
-            self.progress.ended(job)

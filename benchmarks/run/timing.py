@@ -1,7 +1,8 @@
 """Time one (task, backbone, seed): knobs of its cells and the stock model, in interleaved rounds in one process."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,6 @@ from benchmarks.specs.generation import Regrouped
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, write_record
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseContender, BaseSamples, BaseTimingRecord
-from consistentee.errors import UserError
-from consistentee.files import set_aside
 from consistentee.methods.method import get_method
 from consistentee.models.base import chosen_device
 from consistentee.progress import begin_stage
@@ -26,10 +24,7 @@ from consistentee.progress import begin_stage
 
 @dataclass(frozen=True)
 class _Timed:
-    """A contender before it is timed; ``run`` answers a batch and returns its times.
-
-    Without ``regrouped`` it answers batch by batch; regrouped runs become samples of the same contender.
-    """
+    """A knob, or the stock model, timed in step or regrouped; ``run`` answers a batch and returns its times."""
 
     cell_key: str
     label: str
@@ -46,17 +41,8 @@ def run_timing(
     folder: RunFolder,
     *,
     command: str,
-) -> BaseTimingRecord:
-    """Time finished cells of one (task, backbone, seed), and write the timing record.
-
-    Args:
-        cells: finished cells with their models on disk.
-        knobs: the knobs to time of each.
-        rows: their rows.
-        protocol: the timing protocol.
-        folder: the run's folder.
-        command: the command line of the run.
-    """
+) -> None:
+    """Time knobs of the finished cells of one (task, backbone, seed), whose models are on disk; write the record."""
     spec = cells[0].spec
     kind = kind_named(spec.kind)
     # Methods first: the file of a method may define the classifier that its model is loaded with.
@@ -69,12 +55,11 @@ def run_timing(
     before = describe_environment() | describe_conditions()
     timed = [_Timed("", kind.stock_label, None, kind.time_stock(stock, **options))]
     for cell, method, model in zip(cells, methods, models, strict=True):
-        for knob in knobs[cell.key]:
-            timed.append(_Timed(cell.key, cell.spec.label, knob, kind.time_method(method, model, knob, **options)))
-            for setting, run in kind.time_regrouped(method, model, knob, protocol, **options):
-                timed.append(_Timed(cell.key, cell.spec.label, knob, run, setting))
+        for knob, setting in product(knobs[cell.key], (None, *kind.regroupings(method, protocol))):
+            run = kind.time_method(method, model, knob, setting, **options)
+            timed.append(_Timed(cell.key, cell.spec.label, knob, run, setting))
     sizes = [protocol.batch_sizes if way.regrouped is None else [way.regrouped.in_flight] for way in timed]
-    taken = time_contenders([contender.run for contender in timed], timed_rows, protocol, sizes)
+    taken = time_contenders([way.run for way in timed], timed_rows, protocol, sizes)
     record = kind.timing.model_validate(
         {
             "key": timing_key(protocol, spec.kind),
@@ -91,48 +76,34 @@ def run_timing(
         }
     )
     write_record(folder.timing(*cells[0].group) / TIMING_FILE, record)
-    return record
 
 
 def _contenders(
-    kind: AnyKind,
-    passes: Sequence[tuple[_Timed, Mapping[int, Any]]],
-    protocol: TimingSpec,
-    rows: int,
-) -> list[BaseContender]:
-    return [
-        kind.contender(
-            cell_key=contender.cell_key,
-            label=contender.label,
-            knob=contender.knob,
-            average_layers=kind.average_layers(next(iter(by_size.values()))[0]),
-            samples=[
-                _samples(kind, way, size, min(rows, protocol.rows_at(size)), rounds)
-                for way, of_way in passes
-                if (way.cell_key, way.knob) == (contender.cell_key, contender.knob)
-                for size, rounds in of_way.items()
-            ],
+    kind: AnyKind, passes: Iterable[tuple[_Timed, Mapping[int, Any]]], protocol: TimingSpec, rows: int
+) -> list[dict[str, Any]]:
+    """Build the fields of the contenders; regrouped passes, which follow those in step, become further samples."""
+    found: dict[tuple[str, float | None], dict[str, Any]] = {}
+    for way, by_size in passes:
+        contender = found.setdefault(
+            (way.cell_key, way.knob),
+            {
+                "cell_key": way.cell_key,
+                "label": way.label,
+                "knob": way.knob,
+                "average_layers": kind.average_layers(next(iter(by_size.values()))[0]),
+                "samples": [],
+            },
         )
-        for contender, by_size in passes
-        if contender.regrouped is None
-    ]
+        for size, rounds in by_size.items():
+            batch_size, in_flight = (size, None) if way.regrouped is None else (way.regrouped.batch_size, size)
+            timed_rows = min(rows, protocol.rows_at(size))
+            contender["samples"].append(kind.samples(batch_size, timed_rows, rounds, in_flight))
+    return list(found.values())
 
 
-def _samples(kind: AnyKind, way: _Timed, size: int, rows: int, rounds: Sequence[Sequence[Any]]) -> BaseSamples:
-    """Build the samples of one run of a contender that got ``size`` rows at once."""
-    if way.regrouped is None:
-        return kind.samples(size, rows, rounds)
-    return kind.samples(way.regrouped.batch_size, rows, rounds).model_copy(update={"in_flight": size})
-
-
-def load_models(kind: AnyKind, folders: Sequence[Path], device: torch.device) -> list[Any]:
-    """Load trained models; one that cannot be loaded is set aside, so that the next run trains it again."""
+def load_models(kind: AnyKind, folders: Iterable[Path], device: torch.device) -> list[Any]:
+    """Load trained models, which may share weights. Raises UserError."""
     models: list[Any] = []
     for folder in folders:
-        try:
-            model = kind.load_model(folder, models)
-        except UserError:
-            set_aside(folder, "damaged")
-            raise
-        models.append(model.to(device).eval())
+        models.append(kind.load_model(folder, models).to(device).eval())
     return models

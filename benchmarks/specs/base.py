@@ -7,36 +7,31 @@ import hashlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from benchmarks.specs.schema import Strict, canonical_json
-from consistentee.errors import unknown_name
+from benchmarks.yaml_files import read_fields
+from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
-_ValueT = TypeVar("_ValueT", bound=Hashable)
+_ValuesT = TypeVar("_ValuesT", bound=Iterable[object])
+_SchemaT = TypeVar("_SchemaT", bound=Strict)
 
 
-def _all_different(values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
-    repeated = _repeated(values)
-    if repeated is not None:
-        raise ValueError(f"{repeated!r} is listed twice")
-    return values
-
-
-def _repeated(values: Iterable[_ValueT]) -> _ValueT | None:
-    seen: set[_ValueT] = set()
+def _all_different(values: _ValuesT) -> _ValuesT:
+    seen: set[str] = set()
     for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
+        if (text := canonical_json(value)) in seen:
+            raise ValueError(f"{value!r} is listed twice")
+        seen.add(text)
+    return values
 
 
 Unique = AfterValidator(_all_different)
@@ -58,9 +53,6 @@ class BaseOverride(Strict):
     seeds: Seeds | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
 
-    def caps(self) -> dict[str, int]:
-        return self.model_dump(exclude={"seeds", "recipe"}, exclude_none=True)
-
 
 class TaskOverride(BaseOverride):
     """Settings of one task of classification, with caps on the scored rows."""
@@ -80,8 +72,8 @@ class MethodEntry(Strict):
     label: str = Field(
         default="", max_length=200, pattern=r"^\P{C}*$", description="printable: it names curves and folders"
     )
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[JsonValue], Field(min_length=1), Unique]] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -92,26 +84,6 @@ class MethodEntry(Strict):
         if not isinstance(value, Mapping):
             raise ValueError(f"an entry is a method's name, or a mapping that has it under 'method'; got {value!r}")
         return {**value, "label": value.get("label") or label_of(str(value.get("method", "")))}
-
-    @field_validator("parameters", "grid")
-    @classmethod
-    def _plain_values(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for parameter, value in values.items():
-            try:
-                canonical_json(value)
-            except TypeError as error:  # YAML has dates, sets and bytes, which JSON cannot hold
-                raise ValueError(f"{parameter!r} is no number, text, list or mapping: {value}; quote a text") from error
-        return values
-
-    @field_validator("grid")
-    @classmethod
-    def _lists_of_different_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for parameter, values in grid.items():
-            if not values:
-                raise ValueError(f"the grid of {parameter!r} lists no values")
-            if repeated := _repeated(map(canonical_json, values)):
-                raise ValueError(f"the grid of {parameter!r} lists {repeated} twice")
-        return grid
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Yield the parameters of every cell of this entry."""
@@ -128,9 +100,7 @@ class TimingSpec(Strict):
     points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
     warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
     most_batches: int | None = Field(
-        default=None,
-        ge=1,
-        description="timed of each size, from the first rows on; by default all rows are",
+        default=None, ge=1, description="timed of each size, from the first rows on; by default all rows are"
     )
 
     def rows_at(self, batch_size: int) -> int:
@@ -216,14 +186,17 @@ class BaseSuite(Strict):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        repeated = _repeated(entry.label for entry in self.methods)
-        if repeated is not None:
-            raise ValueError(f"the label {repeated!r} is used by two entries; give one of them another label")
+        labels = [entry.label for entry in self.methods]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"the label {label!r} is used by two entries; give one of them another label")
         return self
 
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Self:
-        refuse_unknown_tasks("task_overrides", self.task_overrides, self.tasks)
+        for task in self.task_overrides:
+            if task not in self.tasks:
+                raise ValueError(str(unknown_name("task of task_overrides", task, self.tasks)))
         recipes = {f"task_overrides.{task}": override.recipe for task, override in self.task_overrides.items()}
         recipes |= {f"methods.{entry.label}": entry.recipe for entry in self.methods}
         faults = []
@@ -249,20 +222,14 @@ class BaseSuite(Strict):
                         raise ValueError(f"{other!r} and {entry.label!r} differ in their label alone on {task}")
         return self
 
-    def override_of(self, task: str) -> BaseOverride:
-        return self.task_overrides.get(task, BaseOverride())
-
     def seeds_for(self, task: str) -> tuple[int, ...]:
-        return self.override_of(task).seeds or self.seeds
-
-    def recipe_for(self, task: str, entry: MethodEntry) -> RecipeSettings | TokenRecipeSettings:
-        """Return the suite's recipe with the fields of the task and of the entry."""
-        return replace(self.recipe, **self.override_of(task).recipe | entry.recipe)
+        return self.task_overrides.get(task, BaseOverride()).seeds or self.seeds
 
     def cell(
         self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
     ) -> BaseCellSpec:
         """Return one cell; fields that suites and cells share are the suite's."""
+        override = self.task_overrides.get(task, BaseOverride())
         shared = self.cell_class.model_fields.keys() & type(self).model_fields.keys()
         of_the_cell = {
             "task": task,
@@ -271,9 +238,9 @@ class BaseSuite(Strict):
             "label": entry.label,
             "parameters": parameters,
             "seed": seed,
-            "recipe": self.recipe_for(task, entry),
+            "recipe": replace(self.recipe, **override.recipe | entry.recipe),
             **self.own_fields(task),
-            **self.override_of(task).caps(),
+            **override.model_dump(exclude={"seeds", "recipe"}, exclude_none=True),
         }
         return self.cell_class(**{name: getattr(self, name) for name in shared} | of_the_cell)
 
@@ -295,13 +262,6 @@ class SuiteSpec(BaseSuite):
     test_rows: int | None = Field(default=None, ge=1)
 
 
-def refuse_unknown_tasks(field: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise ValueError for the first task of a field that is not in the suite."""
-    for name in names:
-        if name not in known:
-            raise ValueError(str(unknown_name(f"task of {field}", name, known)))
-
-
 def label_of(method: str) -> str:
     """Return the default label of a method: its name, or the class of ``path/to/file.py:Class``."""
     return method.rpartition(":")[2] if ".py:" in method else method
@@ -321,6 +281,28 @@ def folder_name(name: str) -> str:
 def short_hash(value: Any) -> str:
     """Return the first 10 hexadecimal digits of the hash of a JSON-serialisable value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+
+
+def load_named(
+    what: str,
+    name_or_path: str | Path,
+    known: Mapping[str, Path],
+    schema_of: Callable[[dict[str, Any]], type[_SchemaT]],
+) -> _SchemaT:
+    """Read a YAML file, by its path or a known name; its fields tell its schema.
+
+    Raises UserError for an unknown name, and for a file that is not valid (the field is named).
+    """
+    path = known.get(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"}:
+            raise UserError(f"no such {what} file: {path}")
+        raise unknown_name(what, str(name_or_path), known)
+    fields = read_fields(path, what)
+    try:
+        return schema_of(fields).model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_sentence(error)}") from error
 
 
 def validation_sentence(error: ValidationError, before: str = "") -> str:

@@ -5,14 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.specs.base import (
-    BaseCellSpec,
-    BaseOverride,
-    BaseSuite,
-    BatchSizes,
-    Fractions,
-    TimingSpec,
-)
+from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, BatchSizes, Fractions, TimingSpec
 from benchmarks.specs.schema import Strict
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import TokenRecipeSettings

@@ -2,14 +2,12 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field
 
-from benchmarks.specs.base import validation_sentence
+from benchmarks.specs.base import load_named
 from benchmarks.specs.schema import Strict
-from benchmarks.yaml_files import read_fields
-from consistentee.errors import UserError, unknown_name
 
 PAPERS_DIR = Path(__file__).parents[1] / "papers"
 
@@ -17,20 +15,16 @@ PAPERS_DIR = Path(__file__).parents[1] / "papers"
 class PrintedSpeed(StrEnum):
     """The meaning of a paper's speed-ups."""
 
-    LAYERS = "layers"
-    """L / average layers: 2.0."""
-    TIME_SAVED = "time saved"
-    """A share of the wall time: -50%."""
-    NOT_STATED = "not stated"
-    """A ratio of something."""
+    LAYERS = "layers"  # L / average layers: 2.0
+    TIME_SAVED = "time saved"  # a share of the wall time: -50%
+    NOT_STATED = "not stated"  # a ratio of something
 
 
 class PrintedValue(StrEnum):
     """The values that a paper prints."""
 
     SCORE = "score"
-    POINTS = "points"
-    """Its score minus the full model's."""
+    POINTS = "points"  # the score minus the full model's
 
 
 class PaperColumn(Strict):
@@ -73,14 +67,6 @@ class PaperTable(Strict):
     paper_setting: PaperSetting = Field(description="the paper's backbone; its suite trains any backbone not listed")
     notes: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _no_column_twice(self) -> Self:
-        tasks = [column.task for column in self.columns]
-        doubled = sorted({task for task in tasks if tasks.count(task) > 1})
-        if doubled:
-            raise ValueError(f"the task {doubled[0]!r} has two columns")
-        return self
-
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels of our curves, without duplicates."""
@@ -102,11 +88,4 @@ def load_paper(name_or_path: str | Path) -> PaperTable:
 
     Raises UserError for an unknown name, and for a file that is not a valid table (the field is named).
     """
-    papers = list_papers()
-    path = papers.get(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
-        raise unknown_name("paper table", str(name_or_path), papers)
-    try:
-        return PaperTable.model_validate(read_fields(path, "paper table"))
-    except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error)}") from error
+    return load_named("paper table", name_or_path, list_papers(), lambda fields: PaperTable)

@@ -1,19 +1,18 @@
 """Suites by name or file, of any kind; and the cells they stand for."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, validation_sentence
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, MethodEntry, SuiteSpec, load_named
 from benchmarks.specs.generation import GenerationSuite
-from benchmarks.yaml_files import read_fields
-from consistentee.arguments import Texts, checked
+from consistentee.arguments import Positive, Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
 
 SUITES_DIR = Path(__file__).parents[1] / "suites"
+_METHOD_GROUPS: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
 
 
 @checked
@@ -27,6 +26,28 @@ class Filters:
     seeds: Sequence[int] | None = None
 
 
+@checked
+@dataclass(frozen=True)
+class Shard:
+    """Part ``number`` of ``parts`` of a run, as a job of a cluster. Raises UserError unless it lies in 1..parts."""
+
+    number: Positive
+    parts: Positive
+
+    def __post_init__(self) -> None:
+        if self.number > self.parts:
+            raise UserError(f"there is no part {self.number} of {self.parts}; the first is 1/{self.parts}")
+
+    def has(self, groups: Sequence[Group], cell: int) -> bool:
+        """Return whether cell number ``cell`` is of this part; ``groups`` are those of all cells.
+
+        Cells of one group share stages of training and stay together, while there are as many groups as parts.
+        """
+        distinct = list(dict.fromkeys(groups))
+        place = distinct.index(groups[cell]) if len(distinct) >= self.parts else cell
+        return place % self.parts == self.number - 1
+
+
 def list_suites() -> dict[str, Path]:
     """Return the suites that come with the package: name -> file."""
     return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
@@ -34,23 +55,35 @@ def list_suites() -> dict[str, Path]:
 
 @checked
 def load_suite(name_or_path: str | Path) -> BaseSuite:
-    """Read a suite, by its name or as the path of a YAML file.
+    """Read a suite, by its name or as the path of a YAML file; relative paths in it start at its folder, if they exist.
 
     Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
     """
-    suites = list_suites()
-    path = suites.get(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
-        if path.suffix in {".yaml", ".yml"}:
-            raise UserError(f"no such suite file: {path}")
-        raise unknown_name("suite", str(name_or_path), suites)
-    fields = read_fields(path, "suite")
     # An unknown kind is left to SuiteSpec, which names it as a fault.
-    suite = GenerationSuite if fields.get("kind") == "generation" else SuiteSpec
-    try:
-        return suite.model_validate(fields)
-    except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error)}") from error
+    suite: BaseSuite = load_named(
+        "suite",
+        name_or_path,
+        list_suites(),
+        lambda fields: GenerationSuite if fields.get("kind") == "generation" else SuiteSpec,
+    )
+    folder = Path(name_or_path).parent
+    methods = [entry.model_copy(update={"method": _beside(folder, entry.method)}) for entry in suite.methods]
+    files = {
+        "tasks": tuple(_beside(folder, task) for task in suite.tasks),
+        "task_overrides": {_beside(folder, task): override for task, override in suite.task_overrides.items()},
+        "backbones": tuple(_beside(folder, backbone) for backbone in suite.backbones),
+        "methods": tuple(methods),
+    }
+    return suite.model_copy(update=files)
+
+
+def _beside(folder: Path, name: str) -> str:
+    """Return ``name`` as seen from here, if it is the path of a task, a method or a backbone from ``folder``."""
+    file = Path(name.rpartition(":")[0] if ".py:" in name else name)
+    is_path = file.suffix in (".yaml", ".yml", ".py") or (folder / file / "config.json").is_file()
+    if file.is_absolute() or not is_path or not (folder / file).exists():
+        return name
+    return f"{os.path.relpath(folder / file)}{name[len(str(file)) :]}"
 
 
 def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
@@ -68,18 +101,12 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
         if not found and (".py:" in name or name in registered):
             found = [MethodEntry.model_validate(name)]
         if not found:
-            _refuse_other_kind(suite, name)
+            for kind, group in _METHOD_GROUPS.items():
+                if kind != suite.kind and name in available_methods(group):
+                    raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
             raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
         chosen += [entry for entry in found if entry not in chosen]
     return chosen
-
-
-def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
-    """Raise UserError for a method that is known, but to suites of the other kind."""
-    groups: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
-    for kind, group in groups.items():
-        if group != suite.method_group and name in available_methods(group):
-            raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
 
 
 def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:

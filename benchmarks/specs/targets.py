@@ -58,10 +58,8 @@ HALF = Budget(layers_at_most=0.5)
 Speedups: TypeAlias = tuple[float, float, float]
 """Three budgets, full cost / cost. Tables are sorted by the middle one."""
 
-SPEEDUPS: Speedups = (1.5, 2.0, 3.0)
-"""Of classification."""
-TEXT_SPEEDUPS: Speedups = (1.25, 1.5, 2.0)
-"""Of decoding, whose texts degrade at lower speed-ups."""
+SPEEDUPS: Speedups = (1.5, 2.0, 3.0)  # of classification
+TEXT_SPEEDUPS: Speedups = (1.25, 1.5, 2.0)  # of decoding, whose texts degrade at lower speed-ups
 
 
 def in_order(targets: Iterable[Target]) -> list[Target]:

@@ -26,12 +26,17 @@ RECORDED_LIBRARIES = (
 )
 REPOSITORY = Path(__file__).parents[2]
 _CODE_PATHS = ("consistentee", "baselines", "benchmarks", "pyproject.toml")
-_CPU_FOLDER = Path("/sys/devices/system/cpu")
 
 
 def describe_environment() -> dict[str, Any]:
     """Describe machine, system, libraries and commit, which stay the same during a run."""
+    code = [str(REPOSITORY / path) for path in _CODE_PATHS]  # changed results and texts do not count
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
     torch = sys.modules.get("torch")  # recording an environment must not cost the seconds of loading it
+    libraries: dict[str, str | None] = dict.fromkeys(RECORDED_LIBRARIES)
+    for name in libraries:
+        with suppress(PackageNotFoundError):
+            libraries[name] = version(name)
     has_gpu = torch is not None and torch.cuda.is_available()
     return {
         "cpu": _cpu_model(),
@@ -43,28 +48,21 @@ def describe_environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and has_gpu else [],
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libraries": {name: _library_version(name) for name in RECORDED_LIBRARIES},
+        "libraries": libraries,
         "threads": {
             "torch": torch.get_num_threads() if torch is not None else None,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": _uncommitted_changes(),
+        "uncommitted_changes": None if changes is None else bool(changes),
     }
 
 
 def describe_conditions() -> dict[str, Any]:
-    """Describe what changes during a run and disturbs a clock: load, clock rates, throttling, time of day."""
-    governors = _first_lines(_CPU_FOLDER / "cpu0/cpufreq", "scaling_governor")
-    throttled = _first_lines(_CPU_FOLDER, "cpu[0-9]*/thermal_throttle/core_throttle_count")
-    periods = [line.split()[-1] for line in _lines(Path("/sys/fs/cgroup/cpu.stat")) if line.startswith("nr_throttled")]
+    """Describe what changes during a run and disturbs a clock."""
     return {
         "time": now(),
         "load_average": [round(value, 2) for value in psutil.getloadavg()],
-        "cpu_mhz": _cpu_megahertz(),
-        "cpu_governor": governors[0] if governors else None,
-        "thermal_throttle_events": sum(map(int, throttled)) if throttled else None,
-        "cgroup_throttled_periods": int(periods[0]) if periods else None,
         "memory_available_gib": round(psutil.virtual_memory().available / 2**30, 1),
     }
 
@@ -98,44 +96,16 @@ def _without_home(argument: str) -> str:
     return f"{option}{equals}{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}"
 
 
-def _lines(path: Path) -> list[str]:
-    with suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8").splitlines()
-    return []
-
-
-def _first_lines(folder: Path, pattern: str) -> list[str]:
-    return [lines[0] for path in folder.glob(pattern) if (lines := _lines(path))]
-
-
 def _cpu_model() -> str:
-    lines = _lines(Path("/proc/cpuinfo"))
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
-
-
-def _cpu_megahertz() -> float | None:
-    with suppress(OSError, NotImplementedError, AttributeError):
-        frequency = psutil.cpu_freq()
-        return round(frequency.current) if frequency else None
-    return None
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
 
 
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(REPOSITORY), *arguments]
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    return None
-
-
-def _uncommitted_changes() -> bool | None:
-    """Check whether code differs from the commit; changed results and texts do not count."""
-    code = [str(REPOSITORY / path) for path in _CODE_PATHS]
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
-    return None if changes is None else bool(changes)
-
-
-def _library_version(name: str) -> str | None:
-    with suppress(PackageNotFoundError):
-        return version(name)
     return None

@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -37,18 +37,15 @@ CELLS_FILE = "cells.parquet"
 """The file of published results that has the records of all cells."""
 
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
+_SECONDS_TO_BEGIN = 30  # parts that begin together take their locks one after another
 
 
 @dataclass
 class RunFolder:
     """The layout of a run's output folder.
 
-    Attributes:
-        root: the folder.
-        weights: where large files of trained models lie once, however many models have them.
-        stages: where training keeps the stages that methods share.
-        lock: held by the run that writes here.
-        fingerprints: cache of file hashes.
+    Large files of trained models lie once in ``weights``, however many models have them; training keeps the stages that
+    methods share in ``stages``; the run that writes here holds ``lock``, and while it plans and writes tables ``plan``.
     """
 
     root: Path
@@ -56,8 +53,9 @@ class RunFolder:
     def __post_init__(self) -> None:
         self.weights = self.root / "artifacts" / "weights"
         self.stages = self.root / "artifacts" / "stages"
+        self.timings = self.root / "timings"
         self.lock = self.root / "artifacts" / "run.lock"
-        self.fingerprints = self.root / "artifacts" / "fingerprints.json"
+        self.plan = self.root / "artifacts" / "plan"
 
     def cell(self, spec: BaseCellSpec) -> Path:
         """Return the folder of a cell: record, predictions, log."""
@@ -69,60 +67,52 @@ class RunFolder:
 
     def timing(self, task: str, backbone: str, seed: int) -> Path:
         """Return the folder of the timings of one (task, backbone, seed)."""
-        return self.root / "timings" / timing_folder(task, backbone, seed)
-
-    def turn(self, key: str) -> Path:
-        """Return the path that a process locks while it computes the cell or timing of this key."""
-        return self.root / "artifacts" / "turns" / key
-
-
-def timing_folder(task: str, backbone: str, seed: int) -> Path:
-    """Return where the timing of a group lies, relative to the timings of a run."""
-    return Path(folder_name(task), folder_name(backbone), f"seed{seed}")
+        return self.timings / folder_name(task) / folder_name(backbone) / f"seed{seed}"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that cannot be used.
-
-    Attributes:
-        path: the file.
-        kind: damaged, or made from something else.
-        reason: what is wrong.
-        whole: what has to leave its place with it: the folder of a cell, or the file alone.
-        moved_to: where that was put, once it was.
-    """
+    """A file that is damaged, or made from something else."""
 
     path: Path
     kind: Literal["damaged", "stale"]
     reason: str
-    whole: Path
-    moved_to: Path | None = None
 
     def __str__(self) -> str:
-        where = f"; set aside as {self.moved_to.name}" if self.moved_to else ""
-        return f"{self.path} is {self.kind} ({self.reason}){where}"
+        return f"{self.path} is {self.kind} ({self.reason})"
 
-    def set_aside(self) -> "Fault":
-        """Move the file, with what belongs to it, out of the way; return the fault with the new place."""
-        return replace(self, moved_to=set_aside(self.whole, self.kind))
+    def set_aside(self) -> str:
+        """Move the file, or the folder of a cell whole, out of the way; describe the fault and the new place."""
+        whole = self.path.parent if self.path.name == RECORD_FILE else self.path
+        return f"{self}; set aside as {set_aside(whole, self.kind).name}"
 
 
 @contextmanager
-def only_run(folder: RunFolder) -> Iterator[None]:
-    """Keep a second run away from a results folder, and clear away what killed processes leave half-written."""
+def only_run(folder: RunFolder, part: str = "") -> Iterator[None]:
+    """Keep other runs away from a results folder, but for other ``part``s of one run, each by its own name.
+
+    A whole run clears away what killed processes leave half-written; parts do not know what is still at work.
+    """
     make_folder(folder.lock.parent)
-    lock = FileLock(folder.lock, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
-    try:
+    with ExitStack() as held:
+        try:
+            whole = held.enter_context(FileLock(folder.lock, timeout=_SECONDS_TO_BEGIN if part else 0))
+            if part:
+                held.enter_context(FileLock(folder.lock.with_name(f"part-{part}.lock"), timeout=0))
+                whole.release()
+            for other in [] if part else sorted(folder.lock.parent.glob("part-*.lock")):
+                with FileLock(other, timeout=0):
+                    pass
+        except Timeout as error:
+            raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
+        if part:
+            yield
+            return
         clear_leftovers(folder.root)
-        yield
-    finally:
-        clear_leftovers(folder.root)
-        lock.release()
+        try:
+            yield
+        finally:
+            clear_leftovers(folder.root)
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -143,11 +133,6 @@ def seal_model(folder: Path, key: str) -> None:
     """Write the hashes of all files of a saved model into its folder."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     write_json(folder / HASHES_FILE, json.dumps({"key": key}), files)
-
-
-def model_fault(folder: Path) -> str | None:
-    """Describe what is wrong with the folder of a saved model, without loading it."""
-    return file_fault(folder / HASHES_FILE, sealed=True)
 
 
 def keep_timing(folder: Path) -> Path:
@@ -182,9 +167,9 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[Re
         if damage is None and not (folder / PREDICTIONS_FILE).exists():
             damage = f"{PREDICTIONS_FILE} is missing"
     if damage:
-        return None, Fault(path, "damaged", damage, whole=folder)
+        return None, Fault(path, "damaged", damage)
     if record is not None and (reason := stale_reason(record, wanted)):
-        return None, Fault(path, "stale", reason, whole=folder)
+        return None, Fault(path, "stale", reason)
     return record, None
 
 
@@ -202,7 +187,7 @@ def read_timings(folder: Path, schema: type[TimingT]) -> tuple[list[TimingT], li
         if record:
             timings.append(record)
         else:
-            faults.append(Fault(path, "damaged", str(reason), whole=path))
+            faults.append(Fault(path, "damaged", str(reason)))
     return timings, faults
 
 

@@ -106,7 +106,7 @@ class GenerationRecord(BaseRecord):
     full_reference_nats: float | None = Field(None, description="as ReadReferences.nats, of the full model")
     curve_validation: list[ReplayPoint]
     operating_points: list[DecodingPoint]
-    peak_memory_bytes: int = Field(description="of the process, or of the GPU where there is one")
+    peak_memory_bytes: int | None = Field(None, description="of the process; no longer measured")
     calibration: None = Field(None, description="of a study that is no longer run; older records have the field")
 
     def timed_points(self, at_most: int) -> Sequence[DecodingPoint]:
@@ -121,12 +121,11 @@ class GenerationRecord(BaseRecord):
         ]
 
     def summary_lines(self) -> list[str]:
-        points = [
+        return [
             f"{self.metric} {100 * point.scores[self.metric].value:.1f} at {point.average_layers:.2f} of "
             f"{self.num_layers} layers, {100 * point.token_match.value:.0f}% of the tokens as in full"
             for point in self.operating_points
         ]
-        return points or [f"no knob stays within any budget, nor in agreement; {len(self.curve_validation)} were tried"]
 
 
 class DecodingSamples(BaseSamples):

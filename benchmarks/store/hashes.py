@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
-from consistentee.files import PARTIAL, make_folder, replacing
+from consistentee.files import PARTIAL, hash_file, make_folder, replacing
 
 LARGE_BYTES = 1_000_000
 """Smaller files of weights are not worth a link."""
@@ -20,12 +20,6 @@ LARGE_BYTES = 1_000_000
 _SEAL = re.compile(r'\{\n "sha256": "([0-9a-f]{64})"(,\n "files": (\{[^{}]*\}),\n.*)', re.DOTALL)
 _OTHER_HASH = "not the content that was written"
 _MODEL_FILES = {".json", ".safetensors", ".txt", ".model"}
-
-
-def hash_file(path: Path) -> str:
-    """Compute the SHA-256 of a file."""
-    with path.open("rb") as content:
-        return file_digest(content, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,10 +48,7 @@ def unsealed(text: str) -> tuple[str, str | None]:
 def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
     """Describe what is wrong with a JSON file that carries hashes, or which of its listed files has changed.
 
-    Args:
-        path: the file.
-        names: look at these of the listed files alone.
-        sealed: a file without hashes is a fault too, and so is none at all.
+    With ``names`` only these of the listed files count; if it is ``sealed``, it must be there and have hashes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,51 +68,16 @@ def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
     return None
 
 
-class FileHashes:
-    """Hashes of large files, remembered in one JSON file by path, size and time of change."""
-
-    def __init__(self, cache_file: Path) -> None:
-        self._cache_file = cache_file
-        self._known: dict[str, list[int | str]] = self._load()
-        self._changed = False
-
-    def _load(self) -> dict[str, list[int | str]]:
-        try:
-            text, fault = unsealed(self._cache_file.read_text(encoding="utf-8"))
-            known = {} if fault else json.loads(text)
-        except (OSError, ValueError):  # nothing but time is lost with this file
-            return {}
-        return known if isinstance(known, dict) else {}
-
-    def sha256(self, path: Path) -> str:
-        """Return the hash of a file, which is read only if it changed since the last time."""
-        status = path.stat()
-        entry: list[int | str] = [status.st_size, status.st_mtime_ns]
-        known = self._known.get(str(path))
-        if not (isinstance(known, list) and known[:2] == entry):
-            known = [*entry, hash_file(path)]
-            self._known[str(path)] = known
-            self._changed = True
-        return str(known[2])
-
-    def of_model(self, folder: Path) -> dict[str, str]:
-        """Return the hashes of the files of a pretrained model, by their place in its folder."""
-        files = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
-        return {path.relative_to(folder).as_posix(): self.sha256(path) for path in files}
-
-    def save(self) -> None:
-        """Write the cache, if there is anything new."""
-        if self._changed:
-            write_json(self._cache_file, json.dumps(self._known, indent=1))
-            self._changed = False
+def hash_model(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files of a pretrained model, by their place in its folder."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def share_weights(model: Path, pool: Path) -> None:
     """Keep equal weights of saved models once on the disk: methods that share a stage save the same backbone.
 
-    Args:
-        model: folder of a saved model, whose large files become links, if the disk has them.
-        pool: folder where each of these files lies by its hash; a damaged file there is replaced.
+    The large files of a model's folder become links to those in ``pool``, by their hash; a damaged one is replaced.
     """
     for file in sorted(model.rglob("*.safetensors")):
         if file.stat().st_size < LARGE_BYTES:

@@ -29,12 +29,7 @@ def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> Key
 
     Settings at their defaults are left out, so that a new setting makes no result stale; whoever changes a default
     raises a version. Labels, names of backbones and places of task files change no key; the hash of the rows covers
-    the name that a task gives itself.
-
-    Args:
-        spec: the cell.
-        rows: hash of the rows used.
-        backbone: what identifies it, see :attr:`benchmarks.kinds.kind.Kind.backbone_identity`.
+    the name that a task gives itself. ``rows`` is the hash of the rows used.
     """
     settings = spec.model_dump(mode="json", exclude_defaults=True, exclude={"label", "backbone", *spec.names_of_rows})
     return KeyParts(
@@ -129,42 +124,36 @@ def _version_in(path: Path | None, class_name: str) -> int | None:
 
     The class is defined in the file, or imported there by its name.
     """
-    if path is None:
-        return None
-    body = _parsed(path).body
-    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
-    if class_name not in classes:
-        return _version_of_import(path, body, class_name)
-    for node in classes[class_name].body:
-        if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(node.value, ast.Constant):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(target, ast.Name) and target.id == "version" for target in targets):
-                return int(str(node.value.value))
-    bases = (ast.unparse(base).partition("[")[0] for base in classes[class_name].bases)
-    return next((found for base in bases if (found := _version_in(path, base)) is not None), None)
-
-
-def _version_of_import(path: Path, body: list[ast.stmt], name: str) -> int | None:
-    for node in body:
+    for node in _parsed(path).body if path else ():
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            for statement in node.body:
+                match statement:
+                    case (
+                        ast.Assign(targets=[ast.Name(id="version")], value=ast.Constant(value=int(version)))
+                        | ast.AnnAssign(target=ast.Name(id="version"), value=ast.Constant(value=int(version)))
+                    ):
+                        return version
+            bases = (ast.unparse(base).partition("[")[0] for base in node.bases)
+            return next((found for base in bases if (found := _version_in(path, base)) is not None), None)
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                if name == (alias.asname or alias.name):
-                    beside = path.parents[max(node.level, 1) - 1].joinpath(*node.module.split("."))
-                    return _version_in(_file_at(beside) if node.level else _source_of(node.module), alias.name)
+                if class_name == (alias.asname or alias.name):
+                    folder = path.parents[node.level - 1] if path and node.level else None
+                    return _version_in(_source_of(node.module, folder), alias.name)
     return None
 
 
 @cache
-def _source_of(module: str) -> Path | None:
-    """Return the file of a module, found by its path in its package; None for what has none."""
+def _source_of(module: str, folder: Path | None = None) -> Path | None:
+    """Return the file of a module, found by its path below a folder, or in its package; None for what has none."""
     package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package)
-    if spec is not None and spec.submodule_search_locations:
-        return _file_at(Path(spec.submodule_search_locations[0], *rest))
-    return Path(spec.origin) if spec and spec.has_location and spec.origin and not rest else None
-
-
-def _file_at(place: Path) -> Path | None:
+    if folder is not None:
+        place = folder.joinpath(package, *rest)
+    else:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            return Path(spec.origin) if spec and spec.has_location and spec.origin and not rest else None
+        place = Path(spec.submodule_search_locations[0], *rest)
     candidates = (place.with_suffix(".py"), place / "__init__.pyi", place / "__init__.py")  # a stub has the imports
     return next((path for path in candidates if path.is_file()), None)
 

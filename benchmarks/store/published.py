@@ -22,6 +22,7 @@ from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
 TIMINGS_FILE = "timings.parquet"
 ROWS_FILES = {PREDICTIONS_FILE: "rows.parquet", VALIDATION_FILE: "validation.parquet"}
@@ -40,18 +41,14 @@ def read_texts(root: Path, file: str) -> dict[str, str]:
 
 def read_own_rows(root: Path, number: int, name: str) -> "pd.DataFrame | None":
     """Return the table of a cell, by the name of its own file; None if it has none. Raises UserError."""
-    path = root / ROWS_FILES[name]
+    path, cells = root / ROWS_FILES[name], root / CELLS_FILE
     with _readable(path):
-        cells = root / CELLS_FILE
-        schema = _schemas(cells, cells.stat().st_mtime_ns, name)[number]
-        if schema is None:
+        written = _schemas(cells, cells.stat().st_mtime_ns, name)[number]
+        if written is None:
             return None
-        schema = pa.ipc.read_schema(pa.py_buffer(schema))
-        changed = path.stat().st_mtime_ns
-        # The rows of a cell lie in the first row group whose last cell is not before it.
-        group = next((group for group, last in enumerate(_last_cells(path, changed)) if number <= last), 0)
-        rows = _group(path, changed, group)
-        first, end = np.searchsorted(rows[CELL_COLUMN].to_numpy(), [number, number + 1])
+        schema = pa.ipc.read_schema(pa.py_buffer(written))
+        rows, cell = _rows(path, path.stat().st_mtime_ns)
+        first, end = np.searchsorted(cell, [number, number + 1])
         own = rows.slice(first, end - first)
         table = pa.table([_cast(own[field.name], field.type) for field in schema], schema=schema)
         return table.to_pandas(use_threads=False, ignore_metadata=True)  # a third of the time; the index is the default
@@ -78,18 +75,11 @@ def _schemas(path: Path, changed: int, name: str) -> list[bytes | None]:
     return list(table[name].to_pylist()) if name in table.column_names else [None] * len(table)
 
 
-@lru_cache(maxsize=8)
-def _last_cells(path: Path, changed: int) -> list[int]:
-    """Return the last cell of every row group."""
-    metadata = pq.read_metadata(path)
-    cells = [metadata.row_group(group).column(0).statistics for group in range(metadata.num_row_groups)]
-    return [cell.max for cell in cells if cell]
-
-
-@lru_cache(maxsize=8)
-def _group(path: Path, changed: int, group: int) -> pa.Table:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read_row_group(group)
+@lru_cache(maxsize=4)
+def _rows(path: Path, changed: int) -> "tuple[pa.Table, NDArray[np.int32]]":
+    """Read the rows of all cells, and the number of the cell of each, which rises."""
+    table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
+    return table, table[CELL_COLUMN].to_numpy()
 
 
 @contextmanager
@@ -99,6 +89,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; publish the run again") from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:_SHOWN]
         raise UserError(f"{path} cannot be read as published results: {reason}") from error

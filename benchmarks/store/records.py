@@ -15,9 +15,6 @@ from benchmarks.specs.schema import Strict, canonical_json
 from benchmarks.specs.targets import SPEEDUPS, Speedups, Target
 from consistentee.versions import Kind
 
-SIGNAL_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Levels of :attr:`OperatingPoint.signal_quantiles`."""
-
 
 class KeyParts(Strict):
     """All that a cell's results depend on, see :func:`benchmarks.store.keys.key_parts`."""
@@ -75,11 +72,7 @@ class OperatingPoint(BaseOperatingPoint):
     flops: float = Field(description="floating point operations of all test rows, padding not counted")
     live_rows: int = Field(description="test rows that were classified live, 0 for a rule that needs labels")
     live_disagreements: int = Field(description="rows whose live exit layer or answer differs from the replay")
-    signal_quantiles: list[list[float]] = Field(
-        default=[],
-        description="SIGNAL_QUANTILES over test rows of what the rule compares with its threshold, at layer 1, 2, ..., "
-        "L - 1; empty if the rule does not say",
-    )
+    signal_quantiles: list[list[float]] = Field(default=[], description="of the rule's signal; no longer measured")
 
 
 class HullPoint(Strict):
@@ -267,6 +260,11 @@ class BaseTimingRecord(Strict):
     environment_after: dict[str, object]
     command: str
     finished_at: str
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all rounds of all contenders."""
+        return sum(samples.total_seconds for contender in self.contenders for samples in contender.samples)
 
 
 class TimingRecord(BaseTimingRecord):

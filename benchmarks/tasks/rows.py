@@ -3,7 +3,7 @@
 A faulty cell is named by file and line.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from consistentee.data.instances import Text
 from consistentee.data.prompts import Prompt
 from consistentee.errors import UserError, shown, unencodable
+
+_BODY = "\0body\0"
+"""Marks the place of a prompt's body while the other fields are filled in."""
 
 Column = str | int
 """A column by its name, or by its place (the first is 1) where the file has no header."""
@@ -36,96 +39,72 @@ class TextRow:
     """A row whose answer is a text.
 
     Attributes:
-        place: where it stands, for messages: ``file:line``.
         fields: what goes into the prompt, by the names that templates use; "" where the cell is empty.
         response: the answer; "" where the cell is empty, or where the task has no such column.
     """
 
-    place: str
     fields: dict[str, str]
     response: str
 
 
+def text_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
+    """Return a cell as text, "" for null. Raises UserError for what is missing, and for what is no text or number."""
+    if column not in cells:
+        raise UserError(f"{place}: no column {column!r}; it has {', '.join(map(str, cells))}")
+    value = cells[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise UserError(f"{place}: column {column!r} must hold text, got {shown(value)}")
+    if fault := unencodable(str(value)):
+        raise UserError(f"{place}: the text in column {column!r} {fault}")
+    return str(value)
+
+
 def sentence_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a text, as it is. Raises UserError for what is missing, empty or no text."""
-    text = cells.get(column)
-    if text is None:
-        raise UserError(f"{place}: no text in column {column!r}")
-    if not isinstance(text, str):
-        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
+    """Return a text, as it is. Raises UserError for one that is empty, too."""
+    text = text_cell(place, cells, column)
     if not text.strip():
         raise UserError(f"{place}: empty text in column {column!r}")
-    return _encodable(place, text, column)
+    return text
 
 
 def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a label without the spaces around it. Raises UserError for what is missing, empty or nested."""
-    label = cells.get(column)
-    if label is None or (isinstance(label, str) and not label.strip()):
+    """Return a label without the spaces around it. Raises UserError for one that is empty, too."""
+    label = text_cell(place, cells, column).strip()
+    if not label:
         raise UserError(f"{place}: missing label in column {column!r}")
-    if isinstance(label, (dict, list)):
-        raise UserError(f"{place}: the label in column {column!r} must be a text or a number, got {shown(label)}")
-    return _encodable(place, str(label).strip(), column)
-
-
-def optional_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a text, "" for null. Raises UserError for what is missing, and for what is neither text nor number."""
-    if column not in cells:
-        raise UserError(f"{place}: no column {column!r}; it has {', '.join(map(str, cells))}")
-    text = cells[column]
-    if text is None:
-        return ""
-    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
-    return _encodable(place, str(text), column)
-
-
-def _encodable(place: str, text: str, column: Column) -> str:
-    if fault := unencodable(text):
-        raise UserError(f"{place}: the text in column {column!r} {fault}")
-    return text
+    return label
 
 
 @dataclass(frozen=True)
 class Template:
     """Text with places for fields, ``{article}``; a brace that is text is written twice.
 
-    Attributes:
-        pieces: some text, and the field that follows it, None where more text does.
+    Raises ValueError for a faulty one: without a field, with one twice, with formats.
     """
 
-    pieces: tuple[tuple[str, str | None], ...]
+    text: str
 
-    @classmethod
-    def parse(cls, text: str) -> "Template":
-        """Return the template. Raises ValueError for a faulty one: without a field, with one twice, with formats."""
-        pieces = []
-        for literal, field, layout, conversion in Formatter().parse(text):
+    def __post_init__(self) -> None:
+        for _, field, layout, conversion in Formatter().parse(self.text):
             if field is not None and (not field.isidentifier() or layout or conversion):
                 raise ValueError(f"{{{field}}} is not the name of a field; write a brace that is text twice")
-            pieces.append((literal, field))
-        template = cls(tuple(pieces))
-        if not template.fields:
+        if not self.fields:
             raise ValueError("a template needs a field, as in {question}")
-        if len(set(template.fields)) < len(template.fields):
-            raise ValueError(f"a field stands twice in {text!r}")
-        return template
+        if len(set(self.fields)) < len(self.fields):
+            raise ValueError(f"a field stands twice in {self.text!r}")
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names, in order."""
-        return tuple(field for _, field in self.pieces if field is not None)
+        return tuple(field for _, field, _, _ in Formatter().parse(self.text) if field is not None)
 
     def prompt(self, values: Mapping[str, str], cut_field: str | None = None) -> Prompt:
         """Return the prompt made of ``values``, all that the template needs.
 
         What may be cut of it is ``cut_field``, or the last field where the template has no such field.
         """
-        body = cut_field if cut_field is not None and cut_field in self.fields else self.fields[-1]
-        place = [field for _, field in self.pieces].index(body)
-
-        def filled(pieces: Sequence[tuple[str, str | None]]) -> str:
-            return "".join(text + (values[field] if field is not None else "") for text, field in pieces)
-
-        before = filled(self.pieces[:place]) + self.pieces[place][0]
-        return Prompt(before, values[body], filled(self.pieces[place + 1 :]))
+        body = cut_field if cut_field in self.fields else self.fields[-1]
+        before, _, after = self.text.format(**{**values, body: _BODY}).partition(_BODY)
+        return Prompt(before, values[body], after)

@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.tasks.rows import Column, Row, Template, TextRow, label_cell, optional_cell, sentence_cell
+from benchmarks.tasks.rows import Column, Row, Template, TextRow, label_cell, sentence_cell, text_cell
 from benchmarks.yaml_files import read_fields
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError, unknown_name
@@ -135,19 +135,13 @@ class BaseTaskSpec(Strict):
 class Columns(RowColumns):
     """Where a row keeps its text (one column, or two for a pair) and its label."""
 
-    text: Column | list[Column]
+    text: Column | Annotated[list[Column], Field(min_length=2, max_length=2)]
     label: Column
 
     @property
     def text_columns(self) -> list[Column]:
         """The one or two columns of text."""
         return self.text if isinstance(self.text, list) else [self.text]
-
-    @model_validator(mode="after")
-    def _one_or_two_texts(self) -> "Columns":
-        if len(self.text_columns) not in (1, 2):
-            raise ValueError("text takes one column, or a list of two")
-        return self
 
     @property
     def columns(self) -> list[Column]:
@@ -225,11 +219,11 @@ class TextColumns(RowColumns):
     def row(self, place: str, cells: Mapping[Any, Any]) -> TextRow:
         """Return the row, its texts without the spaces around them."""
         fields = {name: self._field(name, place, cells) for name in self.fields}
-        response = "" if self.response is None else optional_cell(place, cells, self.response).strip()
-        return TextRow(place, fields, response)
+        response = "" if self.response is None else text_cell(place, cells, self.response).strip()
+        return TextRow(fields, response)
 
     def _field(self, name: str, place: str, cells: Mapping[Any, Any]) -> str:
-        text = optional_cell(place, cells, self.fields[name])
+        text = text_cell(place, cells, self.fields[name])
         before, after = self.unwrap.get(name, ("", ""))
         if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
             column = self.fields[name]
@@ -266,23 +260,20 @@ class TextTaskSpec(BaseTaskSpec):
     files: TextFiles | None = None
     hub: TextHub | None = None
 
-    @field_validator("template")
-    @classmethod
-    def _templates_can_be_read(cls, template: str | list[str]) -> str | list[str]:
-        texts = [template] if isinstance(template, str) else template
-        if not texts:
-            raise ValueError("give at least one template")
-        for text in texts:
-            Template.parse(text)
-        return template
+    @property
+    def template_texts(self) -> list[str]:
+        """The templates as they are written, in order."""
+        return [self.template] if isinstance(self.template, str) else self.template
 
     @property
     def templates(self) -> list[Template]:
-        """The templates, in order."""
-        return [Template.parse(text) for text in ([self.template] if isinstance(self.template, str) else self.template)]
+        """The templates, in order. Raises ValueError for a faulty one."""
+        return [Template(text) for text in self.template_texts]
 
     @model_validator(mode="after")
     def _fields_and_responses_agree(self) -> "TextTaskSpec":
+        if not self.template:
+            raise ValueError("give at least one template")
         used = {field for template in self.templates for field in template.fields}
         if self.cut_field is not None and self.cut_field not in used:
             raise ValueError(f"no template has the cut_field {self.cut_field}")
@@ -301,17 +292,15 @@ class TextTaskSpec(BaseTaskSpec):
 
 AnyTaskSpec = TaskSpec | TextTaskSpec
 
-_KINDS: dict[str, type[TaskSpec] | type[TextTaskSpec]] = {"classification": TaskSpec, "text": TextTaskSpec}
-
 
 def read_spec(path: Path) -> AnyTaskSpec:
     """Return the task described by a YAML file. Raises UserError that names the file and the key at fault."""
     fields = read_fields(path, "task")
     kind = str(fields.get("kind", "classification"))
-    if kind not in _KINDS:
-        raise UserError(f"{path}: {unknown_name('kind', kind, _KINDS)}")
+    if kind not in ("classification", "text"):
+        raise UserError(f"{path}: {unknown_name('kind', kind, ('classification', 'text'))}")
     try:
-        return _KINDS[kind].model_validate(fields)
+        return TextTaskSpec.model_validate(fields) if kind == "text" else TaskSpec.model_validate(fields)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'the task'}: {e['msg'].lower()}" for e in error.errors()]
         raise UserError(f"{path} is not a task: {'; '.join(faults)}") from error

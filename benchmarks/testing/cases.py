@@ -1,35 +1,35 @@
 """Cases: a method of either kind, trained on a tiny model and a toy task, and the runs of it that checks compare."""
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import set_seed
 
 from benchmarks.testing.decoders import TinyDecoders, make_text_task, random_prompts
 from benchmarks.testing.encoders import TinyModels, make_task, random_texts
-from benchmarks.testing.faults import FIT_SECTION, KNOB_SECTION, BrokenContractError, any_error_is
-from benchmarks.testing.reference import counted_calls, counted_work, reference_logits, reported_work, stock_tokens
-from benchmarks.testing.watching import WatchedRule
+from benchmarks.testing.report import FIT_SECTION, KNOB_SECTION, BrokenContractError, any_error_is
+from benchmarks.testing.watching import WatchedRule, counted_calls, reference_logits, stock_tokens
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify, classify_encoded
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.owed_tokens import KVPolicy
-from consistentee.methods.method import AnyMethod, Method, TokenMethod
-from consistentee.methods.token_methods import VocabularyMethod
+from consistentee.methods.method import AnyMethod
+from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import Recorded, replay, sweep
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 ROWS = 40
@@ -53,8 +53,11 @@ TOKEN_RECIPE = TokenRecipe(
 FEW = 4
 """Prompts, if each is continued alone: enough to find a fault, in half the time."""
 
-ModelT = TypeVar("ModelT", bound=MultiExitModel | MultiExitDecoder)
-TraceT = TypeVar("TraceT", bound=Trace | TokenTrace)
+ModelT = TypeVar("ModelT", MultiExitModel, MultiExitDecoder)
+
+
+ExitsAndAnswers = tuple[Tensor, Tensor]
+"""Exit layers [N] and answers [N, ...]."""
 
 
 class Row(NamedTuple):
@@ -65,8 +68,8 @@ class Row(NamedTuple):
 
 
 @dataclass
-class Case(ABC, Generic[ModelT, TraceT]):
-    """A trained method, texts that it has not seen, and their trace.
+class Case:
+    """A trained method of either kind, texts that it has not seen, and their trace.
 
     Class attributes:
         row, text: what one row of the trace and one text are called.
@@ -80,10 +83,9 @@ class Case(ABC, Generic[ModelT, TraceT]):
     method: AnyMethod
     family: str
     models: Any
-    model: ModelT
-    trace: TraceT
+    model: MultiExitModel | MultiExitDecoder
+    trace: Trace | TokenTrace
     texts: Sequence[Any]
-    _done: dict[Any, Any] = field(default_factory=dict, repr=False, kw_only=True)
 
     @cached_property
     def values(self) -> list[float]:
@@ -93,13 +95,12 @@ class Case(ABC, Generic[ModelT, TraceT]):
     @cached_property
     def knobs(self) -> list[float]:
         """The first value, some whose average exits are spread over the range, and the last."""
-        values = self.values
-        places = torch.arange(len(values), dtype=torch.float)
+        places = torch.arange(len(self.values), dtype=torch.float)
         with suppress(Exception):  # for a rule that cannot be replayed; another check reports it
-            places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
+            places = sweep([self.rule(value) for value in self.values], self.trace).float().mean(dim=1)
         wanted = places.min() + torch.tensor(self.tried_depths) * (places.max() - places.min())
         nearest = (places.unsqueeze(0) - wanted.unsqueeze(1)).abs().argmin(dim=1).tolist()
-        return [values[i] for i in sorted({0, *nearest, len(values) - 1})]
+        return [self.values[i] for i in sorted({0, *nearest, len(self.values) - 1})]
 
     @property
     def middle_knob(self) -> float:
@@ -110,11 +111,7 @@ class Case(ABC, Generic[ModelT, TraceT]):
         """Return a fresh rule."""
         return self.method.rule(self.model, knob)
 
-    def with_model(self, model: ModelT) -> Self:
-        """Return the same case with another model."""
-        return replace(self, model=model, _done={})
-
-    def replayed(self, knob: float, trace: TraceT | None = None, rule: ExitRule | None = None) -> Tensor:
+    def replayed(self, knob: float, trace: Recorded | None = None, rule: ExitRule | None = None) -> Tensor:
         """Replay a rule: exit layers [N]. Raises BrokenContractError if the rule fails on a trace."""
         with any_error_is("the rule cannot be replayed on a trace"):
             return replay(rule or self.rule(knob), self.trace if trace is None else trace)
@@ -124,49 +121,9 @@ class Case(ABC, Generic[ModelT, TraceT]):
         with any_error_is("the rule cannot be replayed on a trace"):
             return sweep([self.rule(value) for value in values], self.trace)
 
-    @abstractmethod
-    def trained_again(self) -> Self:
-        """Train the method once more, in the same way."""
-
-    @abstractmethod
-    def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
-        """Run all texts live, in one batch."""
-
-    @abstractmethod
-    def live_run(self, knob: float) -> tuple[Tensor, Tensor, TraceT]:
-        """Run all texts live: exit layers [N], answers [N, ...], and the trace that must replay them."""
-
-    @abstractmethod
-    def answers_at(self, trace: TraceT, exits: Tensor) -> Tensor:
-        """Return the answers [N, ...] of a replay."""
-
-    @abstractmethod
-    def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:
-        """Yield what surrounds texts, the decisions on each text alone, and those in these surroundings."""
-
-    @abstractmethod
-    def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
-        """Yield how texts are run, the stock model's answers, and those of a rule that never exits."""
-
-    @abstractmethod
-    def work(self, knob: float) -> Iterator[tuple[int, int]]:
-        """Run texts live, and yield how many layers ran, by hooks, and how many are reported."""
-
-    @abstractmethod
-    def modules_by_layer(self) -> Iterator[tuple[str, int, nn.Module]]:
-        """Yield the modules that belong to one layer each: owner, layer, module."""
-
-    @abstractmethod
-    def first_exit(self, knob: float) -> int:
-        """Return the layer at which a rule without memory can let every row exit."""
-
-    @abstractmethod
-    def alone_and_together(self, knob: float) -> tuple[list[int], list[int], TraceT]:
-        """Return live exits of rows alone and in one batch, and the trace that must give them."""
-
-    @abstractmethod
-    def one_by_one(self, trace: TraceT) -> Iterator[TraceT]:
-        """Cut a trace into those of single rows."""
+    def reloaded(self, folder: Path) -> Self:
+        """Return the same case with a model that is loaded from a folder."""
+        return replace(self, model=type(self.model).from_pretrained(folder))
 
 
 def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:
@@ -184,12 +141,28 @@ def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:
 
 
 @dataclass
-class InstanceCase(Case[MultiExitModel, Trace]):
+class InstanceCase(Case):
     """A method of classification."""
 
-    row: ClassVar[str] = "row"
-    text: ClassVar[str] = "row"
-    tried_depths: ClassVar[tuple[float, ...]] = (0.3, 0.7)
+    row = text = "row"
+    tried_depths = (0.3, 0.7)
+
+    model: MultiExitModel
+    trace: Trace
+
+    @classmethod
+    def train(
+        cls, method: Any, family: str, models: TinyModels, *, rows: int = ROWS, regression: bool = False
+    ) -> "InstanceCase":
+        """Train as a run would on a toy task of 3 classes, or a regression, and record the trace of other texts.
+
+        Raises BrokenContractError if the method cannot be trained.
+        """
+        task = make_task(regression=regression)
+        model = fitted(method, models.model(family, num_labels=task.num_labels), task, RECIPE)
+        texts = random_texts(rows, seed=9)
+        trace = record_trace(model, Split("unseen", texts, [i % 3 for i in range(rows)]))
+        return cls(method, family, models, model, trace, texts)
 
     def live(
         self, knob: float, texts: Sequence[Text] | None = None, watched: WatchedRule | None = None, **options: Any
@@ -199,184 +172,154 @@ class InstanceCase(Case[MultiExitModel, Trace]):
         with watched.failures_described(knob, self.model.num_layers):
             return classify(self.model, self.texts if texts is None else texts, watched, **options)
 
-    def alone(self, knob: float) -> Predictions:
-        """Classify every text without neighbours; computed once a knob."""
-        if knob not in self._done:
-            self._done[knob] = self.live(knob, batch_size=1)
-        found: Predictions = self._done[knob]
-        return found
-
-    def trained_again(self) -> "InstanceCase":
-        return train_case(self.method, self.family, self.models)
-
     def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
+        """Run all texts live, in one batch."""
         return _rows_of(self.live(knob, watched=watched, batch_size=ROWS))
 
-    def live_run(self, knob: float) -> tuple[Tensor, Tensor, Trace]:
-        live = self.live(knob, batch_size=ROWS)
-        return live.exit_layers, torch.cat([live.logits, live.layers_run.unsqueeze(1)], dim=1), self.trace
-
-    def answers_at(self, trace: Trace, exits: Tensor) -> Tensor:
-        return torch.cat([trace.logits_at(exits), trace.layers_run(exits).unsqueeze(1)], dim=1)
+    def live_and_replayed(self, knob: float) -> tuple[ExitsAndAnswers, ExitsAndAnswers]:
+        """Run all texts live in one batch, and replay them."""
+        live, exits = self.live(knob, batch_size=ROWS), self.replayed(knob)
+        answers = torch.cat([live.logits, live.layers_run.unsqueeze(1)], dim=1)
+        replayed = torch.cat([self.trace.logits_at(exits), self.trace.layers_run(exits).unsqueeze(1)], dim=1)
+        return (live.exit_layers, answers), (exits, replayed)
 
     def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:
-        alone = _rows_of(self.alone(knob))
+        """Yield what surrounds texts, the decisions on each text alone, and those in these surroundings."""
+        alone = _rows_of(self.live(knob, batch_size=1))
         yield "among other rows", alone, self.decided(knob)
         moved = self.live(knob, [*reversed(self.texts), "w1 " * 60], batch_size=7, sort_by_length=False)
         yield "in another order, with a longer row", alone[::-1], _rows_of(moved)[:-1]
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
+        """Yield how texts are run, the stock model's answers, and those of a rule that never exits."""
         encodings = self.model.tokenize(self.texts[:18])
         for size in (1, 8):
             ours = classify_encoded(self.model, encodings, NeverExit(), batch_size=size).logits
             yield f"at batch size {size}", reference_logits(self.model, encodings, size).unbind(), ours.unbind()
 
     def work(self, knob: float) -> Iterator[tuple[int, int]]:
-        with counted_work(self.model) as counts:
-            live = self.live(knob, batch_size=1 if isinstance(self.model.stepper, TokenExitStepper) else 7)
-        yield sum(counts), reported_work(self.model, self.trace, live)
-
-    def modules_by_layer(self) -> Iterator[tuple[str, int, nn.Module]]:
-        model = self.model
-        owners = {"classifier": model.classifiers, "pooler": model.poolers}
-        owners |= {f"head {name!r}": model.head(name).modules_by_layer for name in model.exit_heads}
-        for owner, modules in owners.items():
-            if len(modules) == model.num_layers:  # else it is shared by layers
-                yield from ((owner, layer, module) for layer, module in enumerate(modules, start=1))
+        """Run texts live, and yield how many layers ran, by hooks, and how many are reported."""
+        tokens_exit = isinstance(self.model.stepper, TokenExitStepper)
+        with counted_calls(self.model) as calls:
+            live = self.live(knob, batch_size=1 if tokens_exit else 7)
+        if tokens_exit:
+            yield sum(map(math.prod, calls)), round(float((live.layers_run * self.trace.lengths).sum()))
+        else:
+            yield sum(rows for rows, *_ in calls), int(live.exit_layers.sum())
 
     def first_exit(self, knob: float) -> int:
+        """Return the layer at which a rule without memory can let every row exit."""
         return max(1, companion_layers(self.model))  # a cascade's first exit is its companion's last layer
 
-    def alone_and_together(self, knob: float) -> tuple[list[int], list[int], Trace]:
-        together = self.live(knob, batch_size=ROWS)
-        return self.alone(knob).exit_layers.tolist(), together.exit_layers.tolist(), self.trace
-
-    def one_by_one(self, trace: Trace) -> Iterator[Trace]:
-        names = [item.name for item in fields(trace) if not item.name.startswith("_")]
-        for row in range(len(trace)):
-            yield replace(trace, **{n: _cut(getattr(trace, n), row, len(trace)) for n in names}, _views={})
-
-
-def train_case(method: Method, family: str, models: TinyModels, rows: int = ROWS) -> InstanceCase:
-    """Train a method as a run would, on a toy task of 3 classes. Raises BrokenContractError if that fails."""
-    model = fitted(method, models.model(family), make_task(), RECIPE)
-    texts = random_texts(rows, seed=9)
-    trace = record_trace(model, Split("unseen", texts, [i % 3 for i in range(rows)]))
-    return InstanceCase(method, family, models, model, trace, texts)
+    def alone_and_together(self, knob: float) -> tuple[list[int], list[int], Recorded, list[Recorded]]:
+        """Return live exits of rows alone and in one batch, the trace of all rows, and those of single rows."""
+        alone, together = (self.live(knob, batch_size=size).exit_layers.tolist() for size in (1, ROWS))
+        singles: list[Recorded] = [record_trace(self.model, Split("unseen", [text], [0])) for text in self.texts]
+        return alone, together, self.trace, singles
 
 
 def _rows_of(live: Predictions) -> list[Row]:
     return [Row([layer], logits) for layer, logits in zip(live.exit_layers.tolist(), live.logits, strict=True)]
 
 
-def _cut(value: Any, row: int, rows: int) -> Any:
-    """Cut one row out of a value that has the rows first."""
-    if isinstance(value, dict):
-        return {name: _cut(item, row, rows) for name, item in value.items()}
-    has_rows = isinstance(value, list) or (isinstance(value, Tensor) and value.ndim)
-    return value[row : row + 1] if has_rows and len(value) == rows else value
-
-
 @dataclass
-class TokenCase(Case[MultiExitDecoder, TokenTrace]):
+class TokenCase(Case):
     """A method of generation. The trace is of the texts that the full model writes."""
 
-    row: ClassVar[str] = "token"
-    text: ClassVar[str] = "prompt"
-    tried_depths: ClassVar[tuple[float, ...]] = (0.5,)
+    row = "token"
+    text = "prompt"
+    tried_depths = (0.5,)
 
     method: TokenMethod
+    model: MultiExitDecoder
+    trace: TokenTrace
     prompts: list[list[int]]
+
+    @classmethod
+    def train(cls, method: Any, family: str, models: TinyDecoders, recipe: TokenRecipe = TOKEN_RECIPE) -> "TokenCase":
+        """Train as a run would on a toy task, and record the trace of what the full model writes after other prompts.
+
+        Raises BrokenContractError if the method cannot be trained.
+        """
+        model = fitted(method, models.model(family), make_text_task(), recipe)
+        texts = random_prompts(PROMPTS, seed=9)
+        prompts = model.encode(texts)
+        full = generate_encoded(model, prompts, NeverExit(), max_new_tokens=NEW_TOKENS)
+        rows = list(zip(prompts, (tokens.tolist() for tokens in full.tokens), strict=True))
+        trace = record_tokens(model, rows, dtype=model.dtype)
+        return cls(method, family, models, model, trace, texts, prompts)
 
     @cached_property
     def stock(self) -> list[Tensor]:
-        """The tokens that the stock model's own ``generate`` writes after each prompt; once for equal weights."""
-        known: dict[str, list[Tensor]] = self.models.stock_texts
-        weights = self.model.backbone_fingerprint()
-        if weights not in known:
-            known[weights] = [torch.tensor(stock_tokens(self.model, prompt, NEW_TOKENS)) for prompt in self.prompts]
-        return known[weights]
+        """The tokens that the stock model's own ``generate`` writes after each prompt."""
+        return [torch.tensor(stock_tokens(self.model, prompt, NEW_TOKENS)) for prompt in self.prompts]
 
     def model_at(self, knob: float) -> MultiExitDecoder:
         """Return the decoder at one value of the knob."""
         return self.method.model_at(self.model, knob)
 
-    def live(self, knob: float, kv: KVPolicy, batch_size: int = PROMPTS) -> Generations:
-        """Continue the prompts of the case; done once for every way of doing so."""
-        if (knob, kv, batch_size) not in self._done:
-            self._done[knob, kv, batch_size] = self.continued(self.prompts, knob, kv=kv, batch_size=batch_size)
-        found: Generations = self._done[knob, kv, batch_size]
-        return found
-
-    def continued(
-        self, prompts: Sequence[Sequence[int]], knob: float, watched: WatchedRule | None = None, **options: Any
+    def live(
+        self,
+        knob: float,
+        prompts: Sequence[Sequence[int]] | None = None,
+        watched: WatchedRule | None = None,
+        batch_size: int = PROMPTS,
+        **options: Any,
     ) -> Generations:
-        """Continue prompts. Raises BrokenContractError if the rule fails."""
-        watched = watched or WatchedRule(self.rule(knob))
+        """Continue prompts, by default all. Raises BrokenContractError if the rule fails."""
+        watched, prompts = watched or WatchedRule(self.rule(knob)), self.prompts if prompts is None else prompts
+        options |= {"max_new_tokens": NEW_TOKENS, "batch_size": batch_size}
         with watched.failures_described(knob, self.model.num_layers):
-            return generate_encoded(self.model_at(knob), prompts, watched, max_new_tokens=NEW_TOKENS, **options)
+            return generate_encoded(self.model_at(knob), prompts, watched, **options)
 
     def swept(self, values: Sequence[float]) -> Tensor:
         return super().swept(values)[:, self.trace.may_exit]
 
-    def trained_again(self) -> "TokenCase":
-        return train_token_case(self.method, self.family, self.models)
-
     def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
-        return texts_of(self.continued(self.prompts, knob, watched, kv=self.method.kv, batch_size=PROMPTS))
+        return texts_of(self.live(knob, watched=watched, kv=self.method.kv))
 
     def trace_of(self, written: Generations, knob: float) -> TokenTrace:
         """Record the trace of texts written after the prompts of the case at one value of the knob."""
         rows = list(zip(self.prompts, (tokens.tolist() for tokens in written.tokens), strict=True))
         return record_tokens(self.model_at(knob), rows)
 
-    def live_run(self, knob: float) -> tuple[Tensor, Tensor, TokenTrace]:
-        live = self.live(knob, "exact")  # keys and values that are projected instead are not in a trace
-        return torch.cat(live.exit_layers), torch.cat(live.tokens), self.trace_of(live, knob)
-
-    def answers_at(self, trace: TokenTrace, exits: Tensor) -> Tensor:
+    def live_and_replayed(self, knob: float) -> tuple[ExitsAndAnswers, ExitsAndAnswers]:
+        """Run all texts live with exact keys and values, because a trace has no projected ones, and replay them."""
+        live = self.live(knob, kv="exact")
+        trace = self.trace_of(live, knob)
+        exits = self.replayed(knob, trace)
         candidates = self.method.candidates if isinstance(self.method, VocabularyMethod) else None
         places = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
-        return named_tokens(trace, candidates).gather(1, places.unsqueeze(1)).squeeze(1)
+        named = named_tokens(trace, candidates).gather(1, places.unsqueeze(1)).squeeze(1)
+        return (torch.cat(live.exit_layers), torch.cat(live.tokens)), (exits, named)
 
     def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:
         backwards = [[5] * 40, *reversed(self.prompts)]
         exact: list[KVPolicy] = ["exact"] if knob == self.middle_knob else []
         for kv in dict.fromkeys([self.method.kv, *exact]):
-            alone = texts_of(self.continued(self.prompts[:FEW], knob, kv=kv, batch_size=1))
-            yield "among other prompts", alone, texts_of(self.live(knob, kv))[:FEW]
-            regrouped = texts_of(self.continued(backwards, knob, kv=kv, batch_size=2, in_flight=PROMPTS - 3))
+            alone = texts_of(self.live(knob, self.prompts[:FEW], kv=kv, batch_size=1))
+            yield "among other prompts", alone, texts_of(self.live(knob, kv=kv))[:FEW]
+            regrouped = texts_of(self.live(knob, backwards, kv=kv, batch_size=2, in_flight=PROMPTS - 3))
             yield "in another order, with a longer prompt, regrouped", alone, regrouped[: -FEW - 1 : -1]
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
         for size in (1, PROMPTS):
-            options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "batch_size": size}
-            yield (
-                f"at batch size {size}",
-                self.stock,
-                generate_encoded(self.model, self.prompts, NeverExit(), **options).tokens,
-            )
+            ours = generate_encoded(
+                self.model, self.prompts, NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=size
+            ).tokens
+            yield f"at batch size {size}", self.stock, ours
 
     def work(self, knob: float) -> Iterator[tuple[int, int]]:
         few, model = self.prompts[:FEW], self.model_at(knob)
         with counted_calls(model) as calls:
-            projected = self.continued(few, knob, kv="propagate", batch_size=FEW)
+            projected = self.live(knob, few, kv="propagate")
         # Every prompt has more than one token: a call with one token a row is decoding.
         yield sum(rows for rows, tokens in calls if tokens == 1), int(projected.layer_calls)
         with counted_calls(model) as calls:
-            exact = self.continued(few, knob, kv="exact", batch_size=1)
+            exact = self.live(knob, few, kv="exact", batch_size=1)
         late = sum(int(layers.sum()) for layers in exact.late_layers)
         prompts = sum(len(prompt) for prompt in few) * model.num_layers
-        yield sum(rows * tokens for rows, tokens in calls), prompts + int(exact.layer_calls) + late
-
-    def modules_by_layer(self) -> Iterator[tuple[str, int, nn.Module]]:
-        model = self.model
-        for layer in model.exit_layers[:-1]:
-            yield "exit adapter", layer, model.adapter(layer)
-        for name in model.exit_heads:
-            modules = model.head(name).modules_by_layer
-            if len(modules) == model.num_layers:  # else it is shared by layers
-                yield from ((f"head {name!r}", layer, module) for layer, module in enumerate(modules, start=1))
+        yield sum(map(math.prod, calls)), prompts + int(exact.layer_calls) + late
 
     def first_exit(self, knob: float) -> int:
         """Return the first exit at which the rule reads anything, or else the first exit."""
@@ -384,28 +327,17 @@ class TokenCase(Case[MultiExitDecoder, TokenTrace]):
         self.replayed(knob, rule=watched)
         return min(watched.reading_layers.intersection(exits[:-1]), default=exits[0])
 
-    def alone_and_together(self, knob: float) -> tuple[list[int], list[int], TokenTrace]:
-        """Texts written alone may end elsewhere."""
-        alone, together = (self.live(knob, "exact", size) for size in (1, PROMPTS))
+    def alone_and_together(self, knob: float) -> tuple[list[int], list[int], Recorded, list[Recorded]]:
+        """Texts written alone may end elsewhere; the traces are of these."""
+        alone, together = (self.live(knob, kv="exact", batch_size=size) for size in (1, PROMPTS))
         layers = [torch.cat(run.exit_layers).tolist() for run in (alone, together)]
-        return layers[0], layers[1], self.trace_of(alone, knob)
-
-    def one_by_one(self, trace: TokenTrace) -> Iterator[TokenTrace]:
-        return (trace.select(token) for token in torch.arange(len(trace)).split(1))
-
-
-def train_token_case(
-    method: TokenMethod, family: str, models: TinyDecoders, recipe: TokenRecipe = TOKEN_RECIPE
-) -> TokenCase:
-    """Train a method as a run would, on a toy task. Raises BrokenContractError if that fails."""
-    model = fitted(method, models.model(family), make_text_task(), recipe)
-    texts = random_prompts(PROMPTS, seed=9)
-    prompts = model.encode(texts)
-    full = generate_encoded(model, prompts, NeverExit(), max_new_tokens=NEW_TOKENS)
-    rows = list(zip(prompts, (tokens.tolist() for tokens in full.tokens), strict=True))
-    return TokenCase(method, family, models, model, record_tokens(model, rows, dtype=model.dtype), texts, prompts)
+        trace = self.trace_of(alone, knob)
+        return layers[0], layers[1], trace, [trace.select(token) for token in torch.arange(len(trace)).split(1)]
 
 
 def texts_of(written: Generations) -> list[Row]:
     """Return the exit layers and the new tokens of each text."""
     return [Row(layers.tolist(), tokens) for layers, tokens in zip(written.exit_layers, written.tokens, strict=True)]
+
+
+AnyCase = InstanceCase | TokenCase

@@ -1,80 +1,71 @@
 """check-backbone: what must hold of an encoder before methods are compared on it, checked on its real weights.
 
 A check returns what it found in a few words, or raises BrokenContractError. They run in their order up to the first
-that fails, because most depend on those before. Checks of methods run too, with a rule that exits by a hash of the row.
+that fails, because most depend on those before. Checks of methods run too, with rows that exit at random layers.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
 from rich.progress import track
-from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from benchmarks.testing.cases import InstanceCase
-from benchmarks.testing.checks import (
-    a_rows_result_is_its_own,
-    layers_counted_are_layers_run,
-    never_exit_is_the_stock_model,
-    replay_is_reality,
-    saved_and_loaded_it_is_the_same,
-)
+from baselines.references import Random
+from benchmarks.testing import checks
+from benchmarks.testing.cases import AnyCase, InstanceCase
 from benchmarks.testing.encoders import random_texts, with_random_classifiers
-from benchmarks.testing.faults import BrokenContractError, any_error_is
-from benchmarks.testing.reference import reference_logits
-from benchmarks.testing.report import Finding, Report
+from benchmarks.testing.report import BrokenContractError, Finding, Report, any_error_is
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
 from consistentee.backbones.encoders import STEPPERS
-from consistentee.backbones.token_exits import TokenExitStepper
-from consistentee.data.encoding import Batch, Encoding
-from consistentee.data.instances import Split, TaskData, Text
-from consistentee.engine.classify import classify_encoded
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
+from consistentee.data.encoding import Batch
+from consistentee.data.instances import Split, Text
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, State
-from consistentee.rules.view import LayerView
 from consistentee.traces.instance_trace import record_trace
-from consistentee.training.recipe import Recipe
 
 ROWS = 33
 """One more than a batch of 32, so that the last batch has one row."""
 _SAME_BATCH = 1e-5
 """Relative difference allowed between two ways to compute the same batch."""
-_OTHER_BATCH = 1e-4
-"""Relative difference allowed between batches, which sum in another order."""
 _LOOK_AT_THE_STEPPER = (
     "Look at step(), compact() and layer_module() of its family in consistentee/backbones/encoders.py"
 )
 _FEWEST_WORDS = 20
 _LONGEST_RUN = 2048
-_COUNTED_TOKENS = 32
 
 
 @dataclass
 class Encoder:
-    """A folder that should hold an encoder and its tokenizer; ``config`` is its stock configuration."""
+    """A folder that should hold an encoder and its tokenizer. What cannot be loaded raises BrokenContractError."""
 
     name: str
     found: ResolvedBackbone
-    config: Any
+
+    @cached_property
+    def config(self) -> Any:
+        """The stock configuration, of a family that can be run layer by layer."""
+        with any_error_is(f"{self.found.path}/config.json cannot be read as a configuration"):
+            config = AutoConfig.from_pretrained(self.found.path, trust_remote_code=False)
+        if config.model_type not in STEPPERS:
+            fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
+            raise BrokenContractError(fault, f"supported are {', '.join(sorted(STEPPERS))}")
+        return config
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The stock tokenizer. Raises BrokenContractError if there is none that transformers can load."""
+        """The stock tokenizer."""
         advice = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) in the folder of config.json"
         with any_error_is("no tokenizer can be loaded", advice=advice):
             return AutoTokenizer.from_pretrained(self.found.path, trust_remote_code=False)
 
     @cached_property
     def stock(self) -> tuple[Any, list[str]]:
-        """The stock model, and the names of weights that its files do not hold. Raises BrokenContractError."""
+        """The stock model, and the names of weights that its files do not hold."""
         transformers.utils.logging.disable_progress_bar()
         with any_error_is("the weights cannot be loaded", advice="Fetch or save them again"):
             options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
@@ -89,10 +80,10 @@ class Encoder:
 
     @cached_property
     def case(self) -> InstanceCase:
-        """A case for the checks of methods: that model, and a rule that exits by a hash of the row."""
+        """A case for the checks of methods: that model, and a rule that exits at random layers."""
         texts = self.texts(ROWS)
         trace = record_trace(self.model, Split("unseen", texts, [0] * ROWS))
-        return InstanceCase(_HashMethod(), self.config.model_type, None, self.model, trace, texts)
+        return InstanceCase(Random(), self.config.model_type, None, self.model, trace, texts)
 
     @cached_property
     def words(self) -> list[str]:
@@ -103,44 +94,14 @@ class Encoder:
         return random.Random(11).sample(known, min(400, len(known)))
 
     def texts(self, count: int, *, pairs: bool = False) -> list[Text]:
-        """Return texts of 1 to 24 known words, single or pairs."""
+        """Return texts of 1 to 24 known words, single or pairs; the same at every call."""
         return random_texts(count, seed=11, pairs=pairs, longest=24, words=self.words)
 
-    def encodings(self, *, pairs: bool = False, count: int = ROWS) -> list[Encoding]:
-        """Return rows of mixed lengths; the same at every call."""
-        return self.model.tokenize(self.texts(count, pairs=pairs))
 
-
-class ExitByHash(ExitRule):
-    """Rows exit at layers that their tokens alone decide, spread over all layers."""
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Exit at layer 1 + key % L."""
-        return view.row_keys % view.num_layers < view.layer
-
-
-@dataclass(frozen=True)
-class _HashMethod(Method):
-    """No training; exits by hash at the first value of the knob, full depth at the second."""
-
-    name: ClassVar[str] = "exits by hash"
-    paper: ClassVar[str] = "none"
-    knob: ClassVar[Knob] = Knob("full depth", (0.0, 1.0))
-
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        return model
-
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        return NeverExit() if knob else ExitByHash()
-
-
-def _check_close(pair: tuple[Tensor, Tensor], within: float, fault: str, example: str, advice: str = "") -> float:
-    """Return the largest difference, relative if values exceed 1. Raises BrokenContractError if it is too large."""
-    ours, theirs = pair
-    found = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1))
-    if not found <= within:  # true for NaN, too
-        raise BrokenContractError(fault, example.format(f"{found:.2g}"), advice)
-    return found
+def the_architecture_is_supported(encoder: Encoder) -> str:
+    """The configuration is of a family that can be run layer by layer."""
+    config = encoder.config
+    return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
 
 
 def the_weights_are_complete(encoder: Encoder) -> str:
@@ -148,11 +109,9 @@ def the_weights_are_complete(encoder: Encoder) -> str:
     backbone, missing = encoder.stock
     missing = [name for name in missing if not name.startswith("pooler.")]
     if missing:
-        raise BrokenContractError(
-            "weights are missing, and would be random",
-            f"{len(missing)} of them, {missing[0]} the first",
-            "Are the files those of this architecture, without a prefix that transformers does not know?",
-        )
+        example = f"{len(missing)} of them, {missing[0]} the first"
+        advice = "Are the files those of this architecture, without a prefix that transformers does not know?"
+        raise BrokenContractError("weights are missing, and would be random", example, advice)
     infinite = [name for name, tensor in backbone.state_dict().items() if not tensor.isfinite().all()]
     if infinite:
         raise BrokenContractError("weights are not finite", infinite[0], "Fetch or save them again")
@@ -175,164 +134,98 @@ def the_tokenizer_fits(encoder: Encoder) -> str:
         fault = "the tokenizer makes tokens that the embeddings lack"
         raise BrokenContractError(fault, example, "Is it the tokenizer of this model?")
     if getattr(encoder.model.stepper, "reserved_positions", 0) and tokenizer.pad_token_id != config.pad_token_id:
-        raise BrokenContractError(
-            "tokenizer and configuration name different padding tokens",
-            f"{tokenizer.pad_token_id} and {config.pad_token_id}; positions are counted from the latter",
-        )
-    first = encoder.encodings(pairs=True, count=1)[0]
-    pairs = "token types" if first.token_type_ids and len(set(first.token_type_ids)) > 1 else "separators alone"
-    return f"{largest + 1} tokens, padding is {tokenizer.pad_token!r}, {pairs} separate the texts of a pair"
+        example = f"{tokenizer.pad_token_id} and {config.pad_token_id}; positions are counted from the latter"
+        raise BrokenContractError("tokenizer and configuration name different padding tokens", example)
+    return f"{largest + 1} tokens, padding is {tokenizer.pad_token!r}"
 
 
 def the_pooling_is_known(encoder: Encoder) -> str:
     """Report how the tokens of a layer become one vector, and which file defines it."""
     found = encoder.found
-    pooling = {"mean": "mean of the tokens", "cls": "first token"}[found.pooling]
+    pooling = {"mean": "mean of the tokens", "cls": "first token"}[found.pooling] + " and the pooler" * found.pooler
     if encoder.name in list_backbones():
         reason = "as the catalogue defines it"
     elif (Path(found.path) / "1_Pooling" / "config.json").is_file():
         reason = "as 1_Pooling/config.json defines it"
     else:
         reason = f"no file defines it, and {encoder.config.model_type} models are usually read so"
-    if not found.pooler:
-        return f"{pooling}: {reason}"
-    lacks = any(name.startswith("pooler.") for name in encoder.stock[1])
-    return f"{pooling} and the pooler: {reason}" + ("; the files hold no pooler: it starts at random" if lacks else "")
+    lacks = found.pooler and any(name.startswith("pooler.") for name in encoder.stock[1])
+    return f"{pooling}: {reason}" + "; the files hold no pooler: it starts at random" * lacks
 
 
-@torch.no_grad()
-def stepped_is_stock(encoder: Encoder) -> str:
+def stepped_is_stock(encoder: Encoder) -> None:
     """Layer by layer, stepping gives the hidden states of the stock forward: single texts and pairs, padded or not."""
-    worst = 0.0
     for pairs in (False, True):
-        rows = encoder.encodings(pairs=pairs, count=8)
+        rows = encoder.model.tokenize(encoder.texts(8, pairs=pairs))
         for batch in (rows[:1], rows[1:2], rows):
-            worst = max(worst, _compare_layers(encoder.model, encoder.model.collate(batch)))
-    return f"hidden states differ by at most {worst:.1g}"
-
-
-def _compare_layers(model: MultiExitModel, batch: Batch) -> float:
-    worst, real = 0.0, batch.padding_mask.unsqueeze(-1)
-    for layer, (ours, theirs) in enumerate(zip(_stepped(model, batch), _stock_states(model, batch), strict=True), 1):
-        fault = "run layer by layer, the model is not the stock model"
-        where = f"the hidden states of layer {layer} of {model.num_layers} differ by {{}}"
-        example = f"{where} in a batch of {len(batch.lengths)}"
-        worst = max(
-            worst, _check_close((ours * real, theirs * real), _SAME_BATCH, fault, example, _LOOK_AT_THE_STEPPER)
-        )
-    return worst
-
-
-def _stepped(model: MultiExitModel, batch: Batch) -> Iterator[Tensor]:
-    hidden, context = model.stepper.begin(batch)
-    for layer in range(1, model.num_layers + 1):
-        hidden = model.stepper.step(layer, hidden, context)
-        yield hidden
-
-
-def _stock_states(model: MultiExitModel, batch: Batch) -> tuple[Tensor, ...]:
-    return model.backbone(**batch.model_inputs, output_hidden_states=True).hidden_states[1:]
+            _compare_layers(encoder.model, encoder.model.collate(batch))
 
 
 @torch.no_grad()
+def _compare_layers(model: MultiExitModel, batch: Batch) -> None:
+    real = batch.padding_mask.unsqueeze(-1)
+    stock = model.backbone(**batch.model_inputs, output_hidden_states=True).hidden_states[1:]
+    hidden, context = model.stepper.begin(batch)
+    for layer, theirs in enumerate(stock, start=1):
+        hidden = model.stepper.step(layer, hidden, context)
+        difference = float(((hidden - theirs) * real).abs().max() / (theirs * real).abs().max().clamp_min(1))
+        if not difference <= _SAME_BATCH:  # true for NaN, too
+            where = f"the hidden states of layer {layer} of {model.num_layers} differ by {difference:.2g}"
+            example = f"{where} in a batch of {len(batch.lengths)}"
+            fault = "run layer by layer, the model is not the stock model"
+            raise BrokenContractError(fault, example, _LOOK_AT_THE_STEPPER)
+
+
 def long_texts_are_cut(encoder: Encoder) -> str:
     """A text beyond the limit is cut to it, and a row of that length runs."""
     model, limit = encoder.model, encoder.model.stepper.position_limit
     words = " ".join([str(text) for text in encoder.texts(8)] * (1 + limit // 8))
-    row = model.tokenize([words], max_length=2 * limit)[0]
+    (row,) = model.tokenize([words], max_length=2 * limit)
     if len(row) != limit:
         example = f"it has {len(row)} tokens, and the limit is {limit}"
         raise BrokenContractError("a text beyond the limit is not cut to it", example)
-    if limit > _LONGEST_RUN:
-        row = model.tokenize([words], max_length=_LONGEST_RUN)[0]
+    (row,) = model.tokenize([words], max_length=min(limit, _LONGEST_RUN))
     with any_error_is(f"a row of the longest length cannot be run: {len(row)} tokens"):
         _compare_layers(model, model.collate([row]))
-    usual = encoder.tokenizer.model_max_length
-    return f"{limit} tokens" + (f"; its tokenizer is set to {usual}" if usual < limit else "")
+    return f"{limit} tokens"
 
 
-def tokens_may_exit(encoder: Encoder) -> str:
-    """If the family lets tokens exit by themselves, that equals the stock layers with exited states put back."""
-    model, before = encoder.model, encoder.model.stepper
-    schedule = torch.arange(model.backbone.config.vocab_size) % model.num_layers + 1
-    encodings = encoder.encodings(count=8)
-    try:
-        model.use_stepper(TokenExitStepper.over(before, schedule))
-        ours = classify_encoded(model, encodings, NeverExit(), batch_size=8).logits
-        theirs = reference_logits(model, encodings, batch_size=8)
-    except UserError as error:
-        return f"{error}, so hashee cannot run"
-    finally:
-        model.use_stepper(before)
-    fault = "where tokens exit by themselves, a layer is not the stock layer"
-    advice = "parts() of the family's stepper must name the modules that the stock layer is made of"
-    _check_close((ours, theirs), _OTHER_BATCH, fault, "logits differ by {}", advice)
-    return "supported"
-
-
-def _of_methods(check: Callable[[Any], None]) -> Callable[[Encoder], str]:
+def _of_methods(check: Callable[[AnyCase], None]) -> Callable[[Encoder], None]:
     """Return a check of methods as one of an encoder."""
 
-    def run(encoder: Encoder) -> str:
+    def run(encoder: Encoder) -> None:
         try:
             check(encoder.case)
         except BrokenContractError as error:
             raise BrokenContractError(error.fault, error.example, _LOOK_AT_THE_STEPPER) from error
-        return ""
 
     return run
 
 
-CHECKS: dict[str, Callable[[Encoder], str]] = {
+CHECKS: dict[str, Callable[[Encoder], str | None]] = {
+    "the architecture is supported": the_architecture_is_supported,
     "the weights are complete": the_weights_are_complete,
     "the tokenizer fits": the_tokenizer_fits,
     "pooling": the_pooling_is_known,
     "stepped, full depth = the stock model": stepped_is_stock,
-    "never exit = the stock model": _of_methods(never_exit_is_the_stock_model),
-    "replay = reality": _of_methods(replay_is_reality),
-    "a row's result is its own": _of_methods(a_rows_result_is_its_own),
-    "layers counted = layers run": _of_methods(layers_counted_are_layers_run),
-    "saved and loaded, the same": _of_methods(saved_and_loaded_it_is_the_same),
+    "never exit = the stock model": _of_methods(checks.never_exit_is_the_stock_model),
+    "replay = reality": _of_methods(checks.replay_is_reality),
+    "a row's result is its own": _of_methods(checks.a_rows_result_is_its_own),
+    "layers counted = layers run": _of_methods(checks.layers_counted_are_layers_run),
+    "saved and loaded, the same": _of_methods(checks.saved_and_loaded_it_is_the_same),
     "long texts are cut": long_texts_are_cut,
-    "tokens may exit by themselves": tokens_may_exit,
 }
 
 
 def check_backbone(name: str, *, progress: bool = False) -> Report:
-    """Run all checks on a pretrained encoder; files that are not there yet are fetched.
+    """Run all checks on a pretrained encoder, up to the first that fails; files that are not there yet are fetched.
 
-    Args:
-        name: a name of the catalogue, a directory, or a hub id.
-        progress: show a progress bar.
-
-    Raises:
-        UserError: there is no backbone of that name.
+    Raises UserError if there is no backbone of that name: one of the catalogue, a directory, or a hub id.
     """
-    found, supported = resolve(name), Finding("the architecture is supported")
-    findings = [supported]
-    with supported.recorded():
-        config = _encoder_config(found.path)
-        supported.found = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
-        findings += run_checks(CHECKS, Encoder(name, found, config), progress=progress)
-    holds, broken = "methods can be compared on it", "methods cannot be compared on it"
-    return Report(name, found.path, findings, holds, broken)
-
-
-def _encoder_config(folder: str) -> Any:
-    with any_error_is(f"{folder}/config.json cannot be read as a configuration"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type not in STEPPERS:
-        fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
-        raise BrokenContractError(fault, f"supported are {', '.join(sorted(STEPPERS))}")
-    return config
-
-
-def run_checks(checks: Mapping[str, Callable[[Any], str]], subject: Any, *, progress: bool = False) -> list[Finding]:
-    """Run checks in their order, up to the first that fails."""
-    findings = [Finding(title) for title in checks]
+    encoder, findings = Encoder(name, resolve(name)), [Finding(title) for title in CHECKS]
     for finding in track(findings, description="checking", disable=not progress, transient=True):
-        with finding.recorded():
-            finding.found = checks[finding.title](subject)
+        finding.run(partial(CHECKS[finding.title], encoder))
         if finding.faults:
             break
-    return findings
+    holds, broken = "methods can be compared on it", "methods cannot be compared on it"
+    return Report(name, encoder.found.path, findings, holds, broken)

@@ -14,19 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.testing.cases import (
-    FEW,
-    NEW_TOKENS,
-    RECIPE,
-    Case,
-    InstanceCase,
-    Row,
-    TokenCase,
-    fitted,
-    texts_of,
-)
+from benchmarks.testing.cases import FEW, NEW_TOKENS, AnyCase, InstanceCase, Row, TokenCase, texts_of
 from benchmarks.testing.encoders import make_task
-from benchmarks.testing.faults import (
+from benchmarks.testing.report import (
     COUNTS_FROM_0,
     FIT_SECTION,
     KNOB_SECTION,
@@ -34,20 +24,15 @@ from benchmarks.testing.faults import (
     TOKEN_SECTION,
     BrokenContractError,
     any_error_is,
-    looks_at_neighbours,
     state_breaks,
 )
-from benchmarks.testing.reference import eager_tokens
 from benchmarks.testing.watching import WatchedRule, attributes_of, modules_of_later_layers
-from consistentee.engine.classify import classify
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod
-from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import replay
+from consistentee.methods.method import AnyMethod
+from consistentee.methods.token_methods import TokenMethod
 
-AnyCase = Case[Any, Any]
 _CLOSE = 1e-4
 
 
@@ -103,11 +88,11 @@ def replay_is_reality(case: AnyCase) -> None:
     The next check compares that run with those in batches of other sizes.
     """
     for knob in case.knobs:
-        exits, answers, trace = case.live_run(knob)
-        if not torch.equal(case.replayed(knob, trace), exits):
+        (exits, answers), (replayed, replayed_answers) = case.live_and_replayed(knob)
+        if not torch.equal(replayed, exits):
             fault = f"the same {case.row} gets other exits each time the rule is asked"
             raise why_exits_differ(case, knob) or BrokenContractError(fault, f"knob {knob:g}", "Does it draw numbers?")
-        if not _alike(case.answers_at(trace, exits), answers):
+        if not _alike(replayed_answers, answers):
             fault = "live and replayed answers differ at the same exit layer"
             advice = "An exit must give a row the same answer live and in a full-depth pass"
             raise BrokenContractError(fault, f"knob {knob:g}", advice)
@@ -118,15 +103,15 @@ def a_rows_result_is_its_own(case: AnyCase) -> None:
     for knob in case.knobs:
         for where, alone, together in case.neighbourhoods(knob):
             for number, rows in enumerate(zip(alone, together, strict=True), start=1):
-                _check_same_row(case, knob, where, number, rows)
+                _check_same_row(case, knob, f"{case.text} {number}", where, rows)
 
 
-def _check_same_row(case: AnyCase, knob: float, where: str, number: int, rows: tuple[Row, Row]) -> None:
-    (one, other), name = rows, f"{case.text} {number}"
-    if (place := first_difference(one.layers, other.layers)) is not None:
+def _check_same_row(case: AnyCase, knob: float, name: str, where: str, rows: tuple[Row, Row]) -> None:
+    one, other = rows
+    if (place := _first_difference(one.layers, other.layers)) is not None:
         row = f"token {place + 1} of {name}" if isinstance(case, TokenCase) else name
-        layers = [_layer_at(each.layers, place) for each in (one, other)]
-        raise why_exits_differ(case, knob) or looks_at_neighbours(row, layers[0], layers[1], knob, where)
+        layers = [_layer_at(each.layers, place) for each in rows]
+        raise why_exits_differ(case, knob) or _looks_at_neighbours(row, layers, f"{where} (knob {knob:g})")
     if not _alike(one.answers, other.answers):
         raise BrokenContractError(
             f"the answer to a {case.text} depends on its neighbours at the same exit layers",
@@ -140,7 +125,7 @@ def why_exits_differ(case: AnyCase, knob: float) -> BrokenContractError | None:
     In a replay no row leaves its batch, and one row alone has no neighbours: comparing the combinations separates the
     causes.
     """
-    live_alone, live_together, trace = case.alone_and_together(knob)
+    live_alone, live_together, trace, singles = case.alone_and_together(knob)
     rule = case.rule(knob)
     before, together = attributes_of(rule), case.replayed(knob, trace, rule).tolist()
     after, again = attributes_of(rule), case.replayed(knob, trace, rule).tolist()
@@ -152,15 +137,16 @@ def why_exits_differ(case: AnyCase, knob: float) -> BrokenContractError | None:
             "What a rule remembers must lie in `state`, which begins anew with start()",
             STATE_SECTION,
         )
-    alone = torch.cat([case.replayed(knob, one) for one in case.one_by_one(trace)]).tolist()
-    if (row := first_difference(alone, together)) is not None:
-        return looks_at_neighbours(f"{case.row} {row + 1}", alone[row], together[row], knob, "among other rows")
-    if (row := first_difference(live_alone, live_together)) is not None:
+    alone = torch.cat([case.replayed(knob, one) for one in singles]).tolist()
+    if (row := _first_difference(alone, together)) is not None:
+        layers = [alone[row], together[row]]
+        return _looks_at_neighbours(f"{case.row} {row + 1}", layers, f"among other rows (knob {knob:g})")
+    if (row := _first_difference(live_alone, live_together)) is not None:
         return state_breaks(
             f"{case.row} {row + 1} exits at layer {_layer_at(live_alone, row)} alone but at layer "
             f"{_layer_at(live_together, row)} once other rows have left (knob {knob:g})"
         )
-    if (row := first_difference(live_alone, alone)) is not None:
+    if (row := _first_difference(live_alone, alone)) is not None:
         return BrokenContractError(
             "the rule reads something that a trace does not hold as it is live",
             f"{case.row} {row + 1} exits at layer {alone[row]} in a replay but at {live_alone[row]} live "
@@ -169,7 +155,16 @@ def why_exits_differ(case: AnyCase, knob: float) -> BrokenContractError | None:
     return None
 
 
-def first_difference(first: Sequence[Any], second: Sequence[Any]) -> int | None:
+def _looks_at_neighbours(row: str, layers: Sequence[object], where: str) -> BrokenContractError:
+    """Return the error for a row whose exit layer, alone and together with others, depends on these."""
+    return BrokenContractError(
+        "the rule looks at its batch neighbours",
+        f"{row} exits at layer {layers[0]} alone but at layer {layers[1]} {where}",
+        "Decide each row from that row alone: reduce over the last dimension, not the first, and leave padding out",
+    )
+
+
+def _first_difference(first: Sequence[Any], second: Sequence[Any]) -> int | None:
     """Return the first place where two sequences differ, or None; the shorter one differs where it ends."""
     shared = min(len(first), len(second))
     places = (place for place in range(shared) if first[place] != second[place])
@@ -195,7 +190,7 @@ def layers_counted_are_layers_run(case: AnyCase) -> None:
 def layers_count_from_one(case: AnyCase) -> None:
     """At layer t, counted from 1, a rule uses no classifier, pooler, exit adapter or head of a later layer."""
     watched = WatchedRule(case.rule(case.knobs[-1]))
-    with modules_of_later_layers(case.modules_by_layer(), watched) as later:
+    with modules_of_later_layers(case.model, watched) as later:
         case.decided(case.knobs[-1], watched)
     if later:
         advice = "Layers count from 1, lists from 0: what belongs to view.layer stands at view.layer - 1"
@@ -277,7 +272,7 @@ def knobs_out_of_range_are_refused(case: AnyCase) -> None:
 
 def same_seed_same_numbers(case: AnyCase) -> None:
     """7: trained again with the same seed, the method has the same weights."""
-    weights, repeated = case.model.state_dict(), case.trained_again().model.state_dict()
+    weights, repeated = case.model.state_dict(), case.train(case.method, case.family, case.models).model.state_dict()
     for name in weights:
         if name not in repeated or not torch.equal(weights[name], repeated[name]):
             example, advice = f"{name} differs between two trainings", "Seed what you draw with recipe.seed"
@@ -288,9 +283,9 @@ def saved_and_loaded_it_is_the_same(case: AnyCase) -> None:
     """7: a model that is saved and loaded gives the same exits and answers."""
     with tempfile.TemporaryDirectory() as folder:
         case.model.save_pretrained(Path(folder) / "model")
-        advice = "What a method adds must be known to the model: add_head(), use_pooler(), use_adapters() see to it"
+        advice = "What a method adds must be known to the model: add_head(), use_pooler() see to it"
         with any_error_is("a saved model cannot be loaded", FIT_SECTION, advice):
-            loaded = case.with_model(type(case.model).from_pretrained(Path(folder) / "model"))
+            loaded = case.reloaded(Path(folder) / "model")
     knob = case.middle_knob
     for before, after in zip(case.decided(knob), loaded.decided(knob), strict=True):
         if before.layers != after.layers or not torch.equal(before.answers, after.answers):
@@ -304,11 +299,11 @@ def saved_and_loaded_it_is_the_same(case: AnyCase) -> None:
 
 def other_tasks_work_or_are_refused(case: AnyCase) -> None:
     """A task that a method is not defined for is refused by name, before any training; a regression may work."""
-    method, task = case.method, make_task(regression=True)
-    if method.supports_regression and isinstance(case, InstanceCase):
-        return _check_regression(case)
+    method: AnyMethod = case.method
+    if isinstance(case, InstanceCase) and method.supports_regression:
+        return replay_is_reality(InstanceCase.train(method, case.family, case.models, regression=True))
     try:
-        method.check_task(task)
+        method.check_task(make_task(regression=True))
     except UserError:
         return None
     if isinstance(case, TokenCase):
@@ -317,33 +312,6 @@ def other_tasks_work_or_are_refused(case: AnyCase) -> None:
         fault = "check_task() takes a regression that is not supported"
         advice = "Set supports_regression, or do not override check_task()"
     raise BrokenContractError(fault, "", advice, FIT_SECTION)
-
-
-def _check_regression(case: InstanceCase) -> None:
-    method, task = case.method, make_task(regression=True)
-    model = fitted(method, case.models.model(case.family, num_labels=1), task, RECIPE)
-    trace = record_trace(model, task.test)
-    for knob in (method.knob_values(model)[0], method.knob_values(model)[-1]):
-        exits = replay(method.rule(model, knob), trace)
-        live = classify(model, task.test.texts, method.rule(model, knob))
-        same = torch.equal(live.exit_layers, exits)
-        if not (same and _alike(live.predictions, trace.predictions(exits))):
-            what = "answers" if same else "exits"
-            raise BrokenContractError(f"on a regression, live {what} are not the replayed ones", f"knob {knob:g}")
-
-
-def no_hole_in_the_cache(case: TokenCase) -> None:
-    """6: texts equal those of a decoder without batches that fills skipped layers at once."""
-    for knob in case.knobs:
-        live = texts_of(case.live(knob, "propagate"))[:FEW]
-        for number, (prompt, row) in enumerate(zip(case.prompts, live, strict=False), start=1):
-            eager = eager_tokens(case.model_at(knob), prompt, case.rule(knob), NEW_TOKENS)
-            if (row.answers.tolist(), row.layers) != eager:
-                raise BrokenContractError(
-                    "filling skipped layers late and at once gives other texts",
-                    f"prompt {number}, knob {knob:g}",
-                    "What the rule decides must depend on the view and its state alone",
-                )
 
 
 def generate_keeps_to_the_texts(case: TokenCase) -> None:
@@ -358,16 +326,16 @@ def _faults_of_generate(case: TokenCase) -> Iterator[tuple[str, str, str]]:
         written = _generated(case, case.texts, knob)
         alone = [_generated(case, [text], knob).tokens[0].tolist() for text in case.texts[:FEW]]
         together = [tokens.tolist() for tokens in written.tokens]
-        if (place := first_difference(together[:FEW], alone)) is not None:
+        if (place := _first_difference(together[:FEW], alone)) is not None:
             example = f"prompt {place + 1} goes on with other tokens alone than among others (knob {knob:g})"
             yield "generate() lets a text depend on its neighbours", example, ""
         if any(len(row.answers) != len(row.layers) for row in texts_of(written)):
             yield "generate() must give every new token an exit layer", "", ""
         if isinstance(written, SpeculativeGenerations) and not case.method.drafts:
             example = f"a replay would not know the layers that it calls (knob {knob:g})"
-            advice = "Say drafts: ClassVar[bool] = True in the class"
+            advice = "Set drafts: ClassVar[bool] = True in the class"
             yield "generate() drafts and verifies, and the method does not say so", example, advice
-    if (place := first_difference([tokens.tolist() for tokens in case.stock], together)) is not None:
+    if (place := _first_difference([tokens.tolist() for tokens in case.stock], together)) is not None:
         fault = "at the last value of the knob, generate() must write the stock model's text"
         yield fault, f"prompt {place + 1} goes on with other tokens (knob {case.knobs[-1]:g})", ""
 
@@ -391,6 +359,5 @@ CHECKS = (
 )
 TOKEN_CHECKS = (
     *CHECKS,
-    Check("no hole in the cache", no_hole_in_the_cache),
     Check("generate() keeps to the texts", generate_keeps_to_the_texts, every_family=False),
 )

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -19,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from benchmarks.testing.encoders import random_texts, save_random_model
 from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
@@ -63,26 +62,17 @@ def make_decoder_tokenizer(pad_token: bool = True) -> PreTrainedTokenizerFast:
 
 
 class TinyDecoders:
-    """Tiny decoders by family; their backbones (4 layers, width 32, random) are written to a folder once.
-
-    Attributes:
-        stock_texts: what stock models have written, by a hash of their weights.
-    """
+    """Tiny decoders by family; their backbones (4 layers, width 32, random) are written to a folder once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.stock_texts: dict[str, list[Tensor]] = {}
 
     def backbone(self, family: str = "llama", *, pad_token: bool = True) -> Path:
         """Return the directory of a small random decoder and its tokenizer."""
         directory = self._folder / (family if pad_token else f"{family}-without-padding")
         if not directory.is_dir():
-            transformers.utils.logging.disable_progress_bar()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(7)
-                config = DECODER_CONFIGS[family]()
-                config.initializer_range = 0.3  # layers that differ from each other, and a next token that varies
-                AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+            # Layers differ from each other, and the next token varies.
+            save_random_model(AutoModelForCausalLM, DECODER_CONFIGS[family](), directory, spread=0.3)
             make_decoder_tokenizer(pad_token).save_pretrained(directory)
         return directory
 
@@ -101,8 +91,7 @@ class TinyDecoders:
 
 def random_prompts(count: int, seed: int = 0, longest: int = 20) -> list[str]:
     """Return texts of 1 to ``longest`` words."""
-    generator = random.Random(seed)
-    return [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]
+    return [str(text) for text in random_texts(count, seed, longest=longest, words=WORDS)]
 
 
 def make_text_task(rows: int = 40) -> TextTask:

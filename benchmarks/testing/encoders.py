@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (
     AlbertConfig,
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
@@ -69,6 +70,17 @@ def make_tokenizer(uses_token_types: bool) -> PreTrainedTokenizerFast:
     )
 
 
+def save_random_model(
+    auto: type[AutoModel] | type[AutoModelForCausalLM], config: PretrainedConfig, directory: Path, spread: float
+) -> None:
+    """Write a model whose layers differ from each other; the same at every call."""
+    transformers.utils.logging.disable_progress_bar()
+    config.initializer_range = spread
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        auto.from_config(config).save_pretrained(directory)
+
+
 class TinyModels:
     """Tiny models by family; their backbones (4 layers, width 32, random) are written to a folder once."""
 
@@ -79,12 +91,7 @@ class TinyModels:
         """Return the directory of a small random model and its tokenizer."""
         directory = self._folder / family
         if not directory.is_dir():
-            transformers.utils.logging.disable_progress_bar()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(7)
-                config = CONFIGS[family]()
-                config.initializer_range = 0.1  # layers of a random model that differ from each other
-                AutoModel.from_config(config).save_pretrained(directory)
+            save_random_model(AutoModel, CONFIGS[family](), directory, spread=0.1)
             make_tokenizer(family in ("bert", "electra", "albert")).save_pretrained(directory)
         return directory
 

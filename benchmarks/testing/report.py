@@ -1,28 +1,82 @@
-"""Findings of checks, and the table that shows them with every fault once."""
+"""Findings of checks: what is broken, how it showed, what to do about it; and the table that shows each fault once."""
 
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
+import consistentee
 from benchmarks.terminal import add_columns, add_row, plain_table
-from benchmarks.testing.faults import BrokenContractError, described
+from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+RULE_SECTION = "What a rule may read"
+STATE_SECTION = "What a rule remembers"
+KNOB_SECTION = "The knob"
+FIT_SECTION = "Training"
+TOKEN_SECTION = "Methods of generation"
+
+COUNTS_FROM_0 = "the rule or its knob counts layers from 0"
+
+_NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]
+
+
+class BrokenContractError(AssertionError):
+    """Something that must hold does not.
+
+    Attributes:
+        fault: what is wrong; several checks may find the same fault.
+        example: how it showed.
+        advice: what to do about it.
+        section: the section of docs/add_a_method.md that explains it.
+    """
+
+    def __init__(self, fault: str, example: str = "", advice: str = "", section: str = RULE_SECTION) -> None:
+        self.fault, self.example, self.advice, self.section = fault, example, advice, section
+        super().__init__(". ".join(part for part in (f"{fault}: {example}" if example else fault, advice) if part))
+
+
+def state_breaks(example: str) -> BrokenContractError:
+    """Return the error for a state that is wrong after rows have left the batch."""
+    return BrokenContractError(
+        "the rule's state breaks when rows leave the batch",
+        example,
+        "What a rule remembers must lie in `state`, as tensors with the rows first, and not on the rule itself: the "
+        "engine drops the part of the rows that leave",
+        STATE_SECTION,
+    )
+
+
+def described(error: BaseException) -> str:
+    """Describe an exception, with the last line outside of the library and torch: the author's own code."""
+    sentence = " ".join(str(error).split())
+    what = sentence if isinstance(error, UserError) else f"{type(error).__name__}: {sentence}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in _NOT_THE_AUTHORS)]
+    return f"{what} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else what
+
+
+@contextmanager
+def any_error_is(fault: str, section: str = RULE_SECTION, advice: str = "") -> Iterator[None]:
+    """Raise BrokenContractError for whatever is raised in the block: an author's code may fail in any way."""
+    try:
+        yield
+    except BrokenContractError:
+        raise
+    except Exception as error:
+        raise BrokenContractError(fault, described(error), advice, section) from error
+
 
 @dataclass
 class Finding:
-    """The outcome of one check.
-
-    Attributes:
-        title: what must hold.
-        found: what was found, in a few words.
-        runs: how often the check was run.
-        faults: of the runs that failed.
-    """
+    """The outcome of one check: ``title`` must hold, ``found`` is what the last run found, in a few words."""
 
     title: str
     found: str = ""
@@ -37,16 +91,14 @@ class Finding:
             return "fail"
         return "pass" if self.runs else "not run"
 
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Record the time of a run of the check, and its failure, whatever it raises."""
+    def run(self, check: Callable[[], str | None]) -> None:
+        """Run the check; record what it found, its time, and its failure, whatever it raises."""
         start = time.perf_counter()
         try:
-            yield
+            with any_error_is("the check cannot be finished"):
+                self.found = check() or ""
         except BrokenContractError as error:
             self.faults.append(error)
-        except Exception as error:  # a user's method or model may fail in any way
-            self.faults.append(BrokenContractError("the check cannot be finished", described(error)))
         self.runs += 1
         self.seconds += time.perf_counter() - start
 
@@ -57,8 +109,8 @@ class Report:
 
     Attributes:
         heading: what was checked, and on what.
-        guide: the page that explains faults, or an empty text.
         holds, broken: the last line if nothing failed, and if something did.
+        guide: the page that explains faults, or an empty text.
     """
 
     subject: str
@@ -75,16 +127,17 @@ class Report:
 
     def fault_lines(self) -> list[str]:
         """Return every fault once, as it showed first, with the checks that found it and where to look."""
-        found: dict[str, list[tuple[str, BrokenContractError]]] = {}
+        first: dict[str, BrokenContractError] = {}
+        titles: dict[str, list[str]] = {}
         for finding in self.findings:
             for fault in finding.faults:
-                found.setdefault(fault.fault, []).append((finding.title, fault))
-        lines = []
-        for faults in found.values():
-            titles = ", ".join(dict.fromkeys(title for title, _ in faults))
-            look = f' See "{faults[0][1].section}" in {self.guide}.' if self.guide else ""
-            lines.append(f"{faults[0][1]}.\n  Found by: {titles}.{look}\n")
-        return lines
+                first.setdefault(fault.fault, fault)
+                titles.setdefault(fault.fault, []).append(finding.title)
+        return [
+            f"{error}.\n  Found by: {', '.join(dict.fromkeys(titles[fault]))}."
+            + (f' See "{error.section}" in {self.guide}.\n' if self.guide else "\n")
+            for fault, error in first.items()
+        ]
 
     def table(self) -> "Group":
         """Return the table of checks, and every fault under it."""

@@ -1,11 +1,19 @@
-"""WatchedRule, which records how a rule is asked and what it reads; and hooks on the calls of modules."""
+"""Watch rules and layers while texts run, and run the stock model beside them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
-from benchmarks.testing.faults import BrokenContractError, described, state_breaks
+from benchmarks.testing.report import BrokenContractError, described, state_breaks
+from consistentee.backbones.encoders import stepper_for
+from consistentee.backbones.token_exits import TokenExitStepper
+from consistentee.data.encoding import Encoding
+from consistentee.engine.classify import stock_encoded
+from consistentee.models.classifiers import RecordedLayer
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 
@@ -14,9 +22,7 @@ class WatchedRule(ExitRule):
     """Pass every question on to a rule, and check its state.
 
     Attributes:
-        rule: the rule.
-        reading_layers: layers at which it makes the view compute anything.
-        rows_at_start, rows_now: rows of the batch when it began, and when the rule was last asked.
+        reading_layers: layers at which the rule makes the view compute anything.
         layer: the layer at which the rule is being asked, or failed; else 0.
     """
 
@@ -24,18 +30,19 @@ class WatchedRule(ExitRule):
         self.rule = rule
         self.reads_history = rule.reads_history
         self.reading_layers: set[int] = set()
-        self.rows_at_start = self.rows_now = self.layer = 0
+        self.layer = 0
+        self._rows_at_start = self._rows_now = 0
 
     def start(self, rows: int, num_layers: int) -> State:
         """Return the rule's state. Raises BrokenContractError if its tensors do not have the rows first."""
-        self.rows_at_start, self.layer = rows, 0
+        self._rows_at_start, self.layer = rows, 0
         state = self.rule.start(rows, num_layers)
         _check_state(state, rows)
         return state
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Ask the rule. Raises BrokenContractError for a state that the engine could not cut."""
-        self.rows_now, self.layer = view.rows, view.layer
+        self._rows_now, self.layer = view.rows, view.layer
         computed = len(vars(view))
         exits = self.rule.should_exit(view, state)
         self.layer = 0
@@ -52,9 +59,9 @@ class WatchedRule(ExitRule):
         except BrokenContractError:
             raise
         except Exception as error:  # a user's rule may fail in any way
-            left = self.rows_at_start - self.rows_now
+            left = self._rows_at_start - self._rows_now
             if self.layer and left:
-                gone = f"{left} of {self.rows_at_start} rows have left"
+                gone = f"{left} of {self._rows_at_start} rows have left"
                 example = f"it fails at layer {self.layer} once {gone} (knob {knob:g}): {described(error)}"
                 raise state_breaks(example) from error
             where = f"at layer {self.layer} of {layers}, counted from 1, " if self.layer else ""
@@ -71,18 +78,9 @@ def _check_state(state: State, rows: int) -> None:
             raise state_breaks(f"the state {name!r} {found} while {rows} rows are active")
 
 
-@contextmanager
-def modules_of_later_layers(modules: Iterable[tuple[str, int, nn.Module]], watched: WatchedRule) -> Iterator[list[str]]:
-    """Record each call of a module (owner, layer, module) whose layer is after the one that a rule is asked at."""
-    later: list[str] = []
-
-    def note(owner: str, layer: int) -> None:
-        if 0 < watched.layer < layer:
-            later.append(f"at layer {watched.layer} the rule used the {owner} of layer {layer}")
-
-    notes = [(module, lambda *_, owner=owner, layer=layer: note(owner, layer)) for owner, layer, module in modules]
-    with watched_calls(notes):
-        yield later
+def attributes_of(rule: ExitRule) -> dict[str, str]:
+    """Return a rule's attributes as text; one that changes is something that the rule remembers on itself."""
+    return {name: repr(value) for name, value in vars(rule).items()}
 
 
 @contextmanager
@@ -96,6 +94,76 @@ def watched_calls(watchers: Iterable[tuple[nn.Module, Callable[..., None]]]) -> 
             hook.remove()
 
 
-def attributes_of(rule: ExitRule) -> dict[str, str]:
-    """Return a rule's attributes as text; one that changes is something that the rule remembers on itself."""
-    return {name: repr(value) for name, value in vars(rule).items()}
+@contextmanager
+def modules_of_later_layers(model: MultiExitModel | MultiExitDecoder, watched: WatchedRule) -> Iterator[list[str]]:
+    """Record each call of a module that belongs to a later layer than the one that a rule is asked at."""
+    later: list[str] = []
+
+    def note(owner: str, layer: int) -> None:
+        if 0 < watched.layer < layer:
+            later.append(f"at layer {watched.layer} the rule used the {owner} of layer {layer}")
+
+    with watched_calls((module, lambda *_, of=of: note(*of)) for module, *of in _modules_by_layer(model)):
+        yield later
+
+
+def _modules_by_layer(model: MultiExitModel | MultiExitDecoder) -> Iterator[tuple[nn.Module, str, int]]:
+    """Yield module, owner and layer of what belongs to one layer each."""
+    owners: dict[str, Sequence[nn.Module] | nn.ModuleList] = {}
+    if isinstance(model, MultiExitModel):
+        owners = {"classifier": model.classifiers, "pooler": model.poolers}
+    else:
+        yield from ((model.adapter(layer), "exit adapter", layer) for layer in model.exit_layers[:-1])
+    owners |= {f"head {name!r}": model.head(name).modules_by_layer for name in model.exit_heads}
+    for owner, modules in owners.items():
+        if len(modules) == model.num_layers:  # else layers share them
+            yield from ((module, owner, layer) for layer, module in enumerate(modules, start=1))
+
+
+@contextmanager
+def counted_calls(model: MultiExitModel | MultiExitDecoder) -> Iterator[list[tuple[int, ...]]]:
+    """Record rows and tokens of each row, padding included, of every call of a stock layer, by hooks.
+
+    If tokens exit by themselves, the tokens are those that the layer updates.
+    """
+    calls: list[tuple[int, ...]] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
+        calls.append(tuple(inputs[0].shape[:-1]))
+
+    stepper, layers = model.stepper, range(1, model.num_layers + 1)
+    if isinstance(stepper, TokenExitStepper):
+        modules = [stepper.parts(layer).query for layer in layers]
+    else:
+        modules = [stepper.layer_module(layer) for layer in layers]
+    with watched_calls((module, count) for module in dict.fromkeys(modules)):  # layers may share a module
+        yield calls
+
+
+@torch.no_grad()
+def reference_logits(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> Tensor:
+    """Return the logits [N, classes] of the model without exits: the stock backbone's own forward.
+
+    If tokens exit by themselves: the stock layers, run on all tokens, with the states of exited ones put back.
+    """
+    if not isinstance(model.stepper, TokenExitStepper):
+        return stock_encoded(model, encodings, batch_size=batch_size)
+    stock, logits = stepper_for(model.backbone), []
+    for start in range(0, len(encodings), batch_size):
+        batch = model.collate(encodings[start : start + batch_size])
+        exits = model.stepper.token_exits.schedule[batch.input_ids].unsqueeze(-1)
+        hidden, context = stock.begin(batch)
+        for layer in range(1, model.num_layers + 1):
+            hidden = torch.where(exits >= layer, stock.step(layer, hidden, context), hidden)
+        pooled = model.pool(model.num_layers, hidden, batch.padding_mask)
+        logits.append(model.classify(model.num_layers, RecordedLayer(pooled.unsqueeze(1))))
+    return torch.cat(logits)
+
+
+@torch.no_grad()
+def stock_tokens(model: MultiExitDecoder, prompt: Sequence[int], new_tokens: int) -> list[int]:
+    """Return the tokens that the stock model's own ``generate`` writes greedily after one prompt."""
+    tokens = torch.tensor([prompt], device=model.device)
+    mask, limits = torch.ones_like(tokens), {"max_new_tokens": new_tokens, "pad_token_id": model.pad_id}
+    written = model.backbone.generate(tokens, attention_mask=mask, do_sample=False, **limits)
+    return written[0, len(prompt) :].tolist()

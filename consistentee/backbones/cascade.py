@@ -22,7 +22,6 @@ COMPANION = "companion"
 
 # Capitals, accents and punctuation: where tokenizers of one vocabulary still part ways.
 _PROBE = "Does Zürich's 3.5% naïvely rise? ONE, two: three_4!"
-_PROBED_ENTRIES = 200
 
 
 @dataclass
@@ -143,10 +142,7 @@ def check_same_tokens(first: Any, second: Any) -> None:
     """Raise UserError unless two tokenizers turn texts into the same tokens."""
     if first is second:
         return
-    vocabulary = first.get_vocab()
-    if vocabulary != second.get_vocab():
+    if first.get_vocab() != second.get_vocab():
         raise UserError("a companion must have the vocabulary of its model, and this one has another")
-    known = " ".join(sorted(vocabulary)[:: max(1, len(vocabulary) // _PROBED_ENTRIES)])
-    probes = ((_PROBE,), (known,), (known.upper(), _PROBE))  # the last one is a pair
-    if any(first(*texts)["input_ids"] != second(*texts)["input_ids"] for texts in probes):
+    if any(first(*texts)["input_ids"] != second(*texts)["input_ids"] for texts in ((_PROBE,), (_PROBE, _PROBE))):
         raise UserError("a companion must have the tokenizer of its model, and this one cuts the same text differently")

@@ -18,9 +18,6 @@ class Backbone:
     """A pretrained model known by name.
 
     Attributes:
-        name: as users type it.
-        layers: number of transformer layers.
-        width: size of a hidden state.
         source: files shipped in packages, or a hub id.
         licence: of the weights.
         pooling: how a layer's tokens become one vector: the way an encoder was trained; None for a decoder.
@@ -129,9 +126,7 @@ def resolve_decoder(name: str) -> str:
     if known is not None and known.kind == "encoder":
         raise UserError(f"{name!r} is an encoder: it classifies text and generates none; see MultiExitModel")
     file = Path(name).expanduser()
-    if known is None and file.suffix == ".gguf" and not file.is_dir():
-        if not file.is_file():
-            raise UserError(f"no such file: {name}")
+    if known is None and file.suffix == ".gguf" and file.is_file():
         return str(gguf.dequantised(file))
     folder = _folder_of(name, known, "decoder")
     files = sorted(folder.glob("*.gguf"))
@@ -151,7 +146,7 @@ def _folder_of(name: str, known: Backbone | None, kind: Kind) -> Path:
         return directory
     if known is None and not _HUB_ID.fullmatch(name):
         if "/" in name or "\\" in name:
-            raise UserError(f"no such directory: {name}")
+            raise UserError(f"no such file or directory: {name}")
         raise unknown_name("backbone", name, list_backbones())
     return _from_hub(name, kind)
 
@@ -175,18 +170,12 @@ def _from_hub(name: str, kind: Kind) -> Path:
 def _describe(directory: Path) -> ResolvedBackbone:
     """Return how a directory's model is read: as sentence-transformers or its architecture defines it."""
     config = check_pretrained(directory)
-    pooling = _sentence_transformers_pooling(directory / "1_Pooling" / "config.json")
-    if pooling is not None:
-        return ResolvedBackbone(str(directory), pooling, pooler=False)
-    return ResolvedBackbone(str(directory), "cls", pooler=config.get("model_type") in _FAMILIES_WITH_POOLER)
-
-
-def _sentence_transformers_pooling(path: Path) -> Pooling | None:
+    path = directory / "1_Pooling" / "config.json"
     if not path.exists():
-        return None
-    config = read_json(path)
-    if config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean":
-        return "mean"
-    if config.get("pooling_mode_cls_token") or config.get("pooling_mode") == "cls":
-        return "cls"
+        return ResolvedBackbone(str(directory), "cls", pooler=config.get("model_type") in _FAMILIES_WITH_POOLER)
+    asked = read_json(path)
+    if asked.get("pooling_mode_mean_tokens") or asked.get("pooling_mode") == "mean":
+        return ResolvedBackbone(str(directory), "mean", pooler=False)
+    if asked.get("pooling_mode_cls_token") or asked.get("pooling_mode") == "cls":
+        return ResolvedBackbone(str(directory), "cls", pooler=False)
     raise UserError(f"{path} asks for a pooling that is neither mean nor cls; give the pooling explicitly")

@@ -26,15 +26,12 @@ def logits_among(head: nn.Linear, states: Tensor, tokens: Tensor) -> Tensor:
     The weights of these tokens are gathered, for as many rows at a time as take 64 MB in float32.
     """
     at_a_time = max(NUMBERS_AT_A_TIME // (tokens.shape[1] * states.shape[1]), 1)
-    parts = zip(states.split(at_a_time), tokens.split(at_a_time), strict=True)
-    products = [_products(head.weight, *part) for part in parts]
+    products = []
+    for some_states, some_tokens in zip(states.split(at_a_time), tokens.split(at_a_time), strict=True):
+        gathered = head.weight.index_select(0, some_tokens.flatten()).view(*some_tokens.shape, -1)
+        products.append(torch.bmm(gathered, some_states.unsqueeze(2)).squeeze(2))
     logits = products[0] if len(products) == 1 else torch.cat(products)
     return logits if head.bias is None else logits + head.bias[tokens]
-
-
-def _products(weight: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
-    gathered = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
-    return torch.bmm(gathered, states.unsqueeze(2)).squeeze(2)
 
 
 class KeysValues(Protocol):
@@ -120,9 +117,10 @@ class DecoderStepper(ABC):
     @property
     def position_limit(self) -> int:
         """Maximum number of tokens of prompt and text; at most the sliding window of the attention, if there is one."""
-        window = _sliding_window(self.config)
+        window = getattr(self.config, "sliding_window", None)
+        layer_types = getattr(self.config, "layer_types", None) or ["sliding_attention"]
         limit = int(self.config.max_position_embeddings)
-        return limit if window is None else min(limit, window)
+        return limit if window is None or "sliding_attention" not in layer_types else min(limit, int(window))
 
     @property
     def kv_heads(self) -> int:
@@ -137,9 +135,7 @@ class DecoderStepper(ABC):
     def check_length(self, tokens: int) -> None:
         """Raise UserError if a row of ``tokens`` tokens is too long for the model."""
         if tokens > self.position_limit:
-            window = _sliding_window(self.config)
-            why = "its sliding attention window" if self.position_limit == window else "its positions"
-            raise UserError(f"{tokens} tokens are more than this model reads at once: {self.position_limit} ({why})")
+            raise UserError(f"{tokens} tokens are more than the {self.position_limit} that this model reads at once")
 
     def layer_module(self, layer: int) -> nn.Module:
         """Return the stock module that is layer ``layer`` (1-based)."""
@@ -334,9 +330,3 @@ def decoder_stepper_for(backbone: Any) -> DecoderStepper:
     """Return the stepper of a stock causal language model. Raises UserError for a family that has none."""
     check_decoder_family(backbone.config.model_type)
     return DECODER_STEPPERS[backbone.config.model_type](backbone)
-
-
-def _sliding_window(config: Any) -> int | None:
-    window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"]
-    return None if window is None or "sliding_attention" not in layer_types else int(window)

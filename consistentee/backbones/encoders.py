@@ -37,11 +37,8 @@ class Context:
 class LayerParts:
     """The modules of a stock layer, for callers that run only some tokens (see ``token_exits.py``).
 
-    Attributes:
-        query, key, value: projections of the attention, of hidden states [..., width].
-        dropout: of the attention's weights.
-        finish: the rest of the layer, token by token: (output of the attention [tokens, width], input of the layer
-            [tokens, width]) -> output of the layer.
+    ``dropout`` is that of the attention's weights; ``finish`` the rest of the layer, token by token: (output of the
+    attention [tokens, width], input of the layer [tokens, width]) -> output of the layer.
     """
 
     query: nn.Module

@@ -54,11 +54,9 @@ class TokenExits(nn.Module):
 
 @dataclass(frozen=True)
 class TokenContext(Context):
-    """Inputs of the layers of a model whose tokens exit.
+    """Inputs of the layers of a model whose tokens exit: with the exit layers of all tokens, int64 [rows, tokens].
 
-    Attributes:
-        exit_layers: of every token, 0 for padding: int64 [rows, tokens]. It stays on the CPU, where the live tokens
-            are listed, so that no layer waits for a device.
+    They are 0 for padding, and stay on the CPU, where live tokens are listed, so that no layer waits for a device.
     """
 
     exit_layers: Tensor

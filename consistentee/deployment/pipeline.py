@@ -9,7 +9,8 @@ from consistentee.arguments import Number, checked
 from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.methods.method import Method, TokenMethod, code_file, get_method
+from consistentee.methods.method import Method, code_file, get_method
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -17,7 +18,7 @@ from consistentee.rules.exit_rule import ExitRule
 
 ModelT = TypeVar("ModelT", MultiExitModel, MultiExitDecoder)
 
-_HOLDS: dict[type, str] = {
+_HOLDS: dict[type[MultiExitModel] | type[MultiExitDecoder], str] = {
     MultiExitModel: "a model of classification, which writes no text; see `consistentee predict`",
     MultiExitDecoder: "a decoder, which labels no text; see `consistentee generate`",
 }
@@ -34,7 +35,7 @@ def load_saved(
     """Load a model that ``consistentee train`` or a run of a suite has saved, its method, and the knob to use.
 
     Args:
-        folder, model_class: folder and class of the model.
+        folder, model_class: where the model is, and its class.
         knob: by default the one chosen in training.
         method_name: use the rule of another method, with that method's default parameters.
         allow_code: import the Python file that the folder names as its method. Without it, only registered methods
@@ -110,14 +111,12 @@ class Classifier:
         if self.model.num_labels == 1:
             values = found.predictions.tolist()
             return [{"score": value, "exit_layer": layer} for value, layer in zip(values, layers, strict=True)]
+        names = self.model.label_names or [str(label) for label in range(self.model.num_labels)]
         scores, labels = found.logits.softmax(dim=-1).max(dim=-1)
         return [
-            {"label": self._name(label), "score": score, "exit_layer": layer}
+            {"label": names[label], "score": score, "exit_layer": layer}
             for label, score, layer in zip(labels.tolist(), scores.tolist(), layers, strict=True)
         ]
-
-    def _name(self, label: int) -> str:
-        return self.model.label_names[label] if self.model.label_names else str(label)
 
 
 @dataclass(frozen=True)
@@ -159,5 +158,4 @@ def pipeline(
         assert isinstance(found, TokenMethod)
         return Writer(decoder.to(device), found, chosen)
     encoder, method, chosen = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
-    encoder.to(device)
-    return Classifier(encoder, method.rule(encoder, chosen))
+    return Classifier(encoder.to(device), method.rule(encoder, chosen))

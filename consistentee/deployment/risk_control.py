@@ -12,7 +12,7 @@ cautious one on. Rows must be drawn as the later ones are, and unused before.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,18 +59,14 @@ def upper_confidence(losses: ArrayLike, risk: float, delta: float, highest: floa
     the promise hold for all of them at once.
     """
     table = _checked(losses, risk, delta, highest)
-    return _unbroken(_log_wealth(table, risk, delta, highest) >= math.log(1 / delta))
-
-
-def _log_wealth(losses: Losses, risk: float, delta: float, highest: float) -> NDArray[np.float64]:
-    """Return the logarithm of the highest wealth that each knob's bet ever had: [knobs]."""
-    rows = len(losses)
+    rows, knobs = table.shape
     time = np.arange(1, rows + 1)[:, None]
-    mean = (0.5 + losses.cumsum(axis=0)) / (time + 1)
-    variance = (0.25 + ((losses - mean) ** 2).cumsum(axis=0)) / (time + 1)
-    variance_before = np.vstack([np.full((1, losses.shape[1]), 0.25), variance[:-1]])  # a bet must not see its own row
+    mean = (0.5 + table.cumsum(axis=0)) / (time + 1)
+    variance = (0.25 + ((table - mean) ** 2).cumsum(axis=0)) / (time + 1)
+    variance_before = np.vstack([np.full((1, knobs), 0.25), variance[:-1]])  # a bet must not see its own row
     stake = np.minimum(1 / highest, np.sqrt(2 * math.log(1 / delta) / (rows * variance_before)))
-    return np.log1p(-stake * (losses - risk)).cumsum(axis=0).max(axis=0)
+    log_wealth = np.log1p(-stake * (table - risk)).cumsum(axis=0)
+    return _unbroken(log_wealth.max(axis=0) >= math.log(1 / delta))
 
 
 def tested(losses: ArrayLike, risk: float, delta: float, highest: float) -> int:
@@ -81,8 +77,7 @@ def tested(losses: ArrayLike, risk: float, delta: float, highest: float) -> int:
     """
     scaled = np.clip(_checked(losses, risk, delta, highest), 0.0, None) / highest
     p_value = binomial if np.isin(scaled, (0.0, 1.0)).all() else hoeffding_bentkus
-    found = learn_then_test(scaled, delta=risk / highest, epsilon=delta, p_value=p_value)
-    return found.chosen if found.accepted else -1
+    return learn_then_test(scaled, delta=risk / highest, epsilon=delta, p_value=p_value)
 
 
 def _checked(losses: ArrayLike, risk: float, delta: float, highest: float) -> Losses:
@@ -104,44 +99,32 @@ _SAME = 1e-9  # sums of squares of the same numbers differ by rounding
 
 @dataclass(frozen=True)
 class RiskLoss:
-    """The loss of a row's early answer against the answer at full depth.
+    """The loss of a row's early answer against the answer at full depth, and the highest loss there can be.
 
-    Attributes:
-        of: (probabilities at the exit, those at full depth, labels) -> losses: [rows, classes] twice, [rows] -> [rows].
-        highest: the highest loss there can be.
+    ``of``: (probabilities at the exit, those at full depth, labels) -> losses: [rows, classes] twice, [rows] -> [rows].
     """
 
     of: Callable[[Tensor, Tensor, Tensor], Tensor]
     highest: float
 
 
-def performance_gap(probs: Tensor, full: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where only the early answer is wrong, -1 where only the full model's is, else 0."""
-    return (probs.argmax(dim=-1) != labels).double() - (full.argmax(dim=-1) != labels).double()
+def _wrong(probs: Tensor, labels: Tensor) -> Tensor:
+    return (probs.argmax(dim=-1) != labels).double()
 
 
-def inconsistency(probs: Tensor, full: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where the early answer is not the full model's. The labels play no part."""
-    return (probs.argmax(dim=-1) != full.argmax(dim=-1)).double()
-
-
-def brier_gap(probs: Tensor, full: Tensor, labels: Tensor) -> Tensor:
-    """Return by how much the early probabilities have the worse Brier score, in -2..2."""
-    target = torch.nn.functional.one_hot(labels, probs.shape[-1])
-    return (probs - target).square().sum(dim=-1) - (full - target).square().sum(dim=-1)
-
-
-def brier_inconsistency(probs: Tensor, full: Tensor, labels: Tensor) -> Tensor:
-    """Return the squared distance of the early probabilities from the full model's, in 0..2. Labels play no part."""
-    return (probs - full).square().sum(dim=-1)
+def _brier(probs: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared distances of probabilities from others, or from classes, in 0..2."""
+    targets = targets if targets.ndim == probs.ndim else torch.nn.functional.one_hot(targets, probs.shape[-1])
+    return (probs - targets).square().sum(dim=-1)
 
 
 RISK_LOSSES = {
-    "gap": RiskLoss(performance_gap, 1.0),
-    "consistency": RiskLoss(inconsistency, 1.0),
-    "brier-gap": RiskLoss(brier_gap, 2.0),
-    "brier-consistency": RiskLoss(brier_inconsistency, 2.0),
+    "gap": RiskLoss(lambda probs, full, labels: _wrong(probs, labels) - _wrong(full, labels), 1.0),
+    "consistency": RiskLoss(lambda probs, full, _: _wrong(probs, full.argmax(dim=-1)), 1.0),
+    "brier-gap": RiskLoss(lambda probs, full, labels: _brier(probs, labels) - _brier(full, labels), 2.0),
+    "brier-consistency": RiskLoss(lambda probs, full, _: _brier(probs, full), 2.0),
 }
+"""Losses against the full model: points lost or won, answers changed; and the same of probabilities."""
 
 
 def check_names(bound: str = "ucb", loss: str = "gap") -> None:
@@ -154,25 +137,16 @@ def check_names(bound: str = "ucb", loss: str = "gap") -> None:
 
 @dataclass(frozen=True)
 class KnobRisks:
-    """A method replayed over its whole knob, from the most cautious value on.
+    """A method replayed over its whole knob, from the most cautious value on, at which every row runs to full depth.
 
-    Attributes:
-        knobs: [knobs]; at the first, every row runs to full depth.
-        losses: of every row at every knob: [rows, knobs].
-        layers: the average exit layer at every knob: [knobs].
-        highest: the highest loss there can be.
+    ``losses`` are [rows, knobs] and ``layers``, the average exit layers, [knobs]; ``highest`` is the highest loss there
+    can be.
     """
 
     knobs: tuple[float, ...]
     losses: NDArray[np.float64]
     layers: NDArray[np.float64]
     highest: float
-
-    def joined(self, other: "KnobRisks") -> "KnobRisks":
-        """Return the same method on these rows and on others."""
-        losses = np.concatenate([self.losses, other.losses])
-        shares = len(self.losses) / len(losses), len(other.losses) / len(losses)
-        return replace(self, losses=losses, layers=shares[0] * self.layers + shares[1] * other.layers)
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,8 @@ def classify(
 ) -> Predictions:
     """Classify texts (single sentences, or pairs); ``rule`` decides at which layer each leaves the model.
 
-    Args:
-        model: a trained multi-exit model.
-        texts: ``str`` or ``(str, str)``.
-        rule: the exit rule, from ``method.rule(model, knob)``.
-        batch_size: rows a batch.
-        max_length: tokens a row; by default the model's own.
-        sort_by_length: batch rows of similar length together; the answers keep the order of ``texts``.
+    ``max_length`` cuts texts to so many tokens, by default the model's own number. ``sort_by_length`` batches rows of
+    similar length together; the answers keep the order of ``texts``.
 
     Raises:
         UserError: an argument is wrong, single texts and pairs are mixed, or the rule reads what only a trace has.

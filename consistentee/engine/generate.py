@@ -1,8 +1,7 @@
 """Batched early-exit generation: a rule decides where every token leaves, and finished rows leave the batch."""
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -13,77 +12,14 @@ from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.in_flight import InFlight
 from consistentee.engine.owed_tokens import KVPolicy
-from consistentee.engine.prompt_batch import ReadPrompts
 from consistentee.engine.sampling import Sampling
+from consistentee.engine.token_batch import ReadPrompts
 from consistentee.engine.token_decoder import TokenDecoder, Writing
-from consistentee.engine.transcript import EndedBy, Endings, Latency, Stream, Transcript, clock
+from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
-
-
-@dataclass
-class InStep:
-    """Prompts that are continued, a batch of them at a time: every row of a batch goes on by one token a step.
-
-    Attributes:
-        transcripts: one a prompt.
-        prefill_seconds: spent on prompts so far, the first new tokens included.
-    """
-
-    model: MultiExitDecoder
-    prompts: Sequence[Sequence[int]]
-    transcripts: Sequence[Transcript]
-    writing: Writing
-    prefill_seconds: float = 0.0
-
-    def run(self) -> Iterator[Transcript]:
-        """Write all texts, and yield each as soon as it has ended."""
-        began, most = time.perf_counter(), self.writing.max_new_tokens
-        size = self.writing.batch_size
-        chunks = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
-        steps = Steps("decoding", len(chunks) * most)
-        for chunk in chunks:
-            yield from self._write_batch(self.prompts[chunk], self.transcripts[chunk], began, steps)
-            steps.leave_out(most - max(len(row.tokens) for row in self.transcripts[chunk]))
-
-    def _write_batch(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[Transcript], began: float, steps: Steps
-    ) -> Iterator[Transcript]:
-        start = clock(self.model.device)
-        decoder = TokenDecoder(self.model, prompts, self.writing)
-        queued = time.perf_counter() - began
-        tokens = decoder.prefill()
-        first_token = time.perf_counter() - began
-        ended = self._add(rows, tokens, [self.model.num_layers] * len(rows), decoder)
-        self.prefill_seconds += clock(self.model.device) - start
-        while True:
-            now = time.perf_counter() - began
-            for transcript in ended:
-                transcript.latency = Latency(queued, first_token, now)
-            steps.add(1, len(rows))
-            yield from ended
-            rows = [transcript for transcript in rows if transcript.ended_by is None]
-            if not rows:
-                return
-            ended = self._add(rows, *decoder.step(), decoder)
-
-    def _add(
-        self, rows: Sequence[Transcript], tokens: list[int], exit_layers: list[int], decoder: TokenDecoder
-    ) -> list[Transcript]:
-        """Add a token to every row, drop the rows that it has ended from the decoder, and return them."""
-        for transcript, token, layer in zip(rows, tokens, exit_layers, strict=True):
-            transcript.add(token, layer)
-        staying = [place for place, transcript in enumerate(rows) if transcript.ended_by is None]
-        if len(staying) == len(rows):
-            return []
-        for place, transcript in enumerate(rows):
-            if transcript.ended_by is not None:
-                transcript.late_layers = decoder.late_layers(place, transcript.exit_layers)
-        if staying:
-            decoder.keep(staying)
-        return [transcript for transcript in rows if transcript.ended_by is not None]
 
 
 @dataclass(frozen=True)
@@ -101,8 +37,7 @@ class Generations:
         prompt_tokens: number of tokens of each prompt.
         prefill_seconds: time spent on prompts, the first new tokens included.
         decode_seconds: time spent on all further tokens.
-        latencies: when each prompt was read, and when its first and last new tokens were there; empty where that was
-            not noted.
+        completed_seconds: when the last token of each text was there, since all of them were asked.
     """
 
     texts: list[str]
@@ -113,7 +48,7 @@ class Generations:
     prompt_tokens: list[int]
     prefill_seconds: float
     decode_seconds: float
-    latencies: list[Latency] = field(default_factory=list, kw_only=True)
+    completed_seconds: list[float] = field(default_factory=list, kw_only=True)
 
     @classmethod
     def of(
@@ -135,7 +70,7 @@ class Generations:
             prompt_tokens=[len(prompt) for prompt in prompts],
             prefill_seconds=prefill_seconds,
             decode_seconds=decode_seconds,
-            latencies=[transcript.latency for transcript in transcripts if transcript.latency is not None],
+            completed_seconds=[transcript.completed_seconds for transcript in transcripts],
             **more,
         )
 
@@ -179,11 +114,9 @@ def generate(
     at the model's exits but the last.
 
     Args:
-        model: a multi-exit decoder.
-        prompts: texts.
+        model, prompts, batch_size, sort_by_length: answers keep the order of ``prompts``, however they are batched.
         rule: the exit rule; a row is a token that is being decoded.
         max_new_tokens: of each row; 0 gives empty texts.
-        batch_size: rows a batch.
         in_flight: rows under way, of which a batch runs at a time: rows that leave go on with their next token at once,
             those that stay wait until a batch of them is there, and a prompt takes the place of a text that has ended.
             Texts and exit layers are the same. None lets the rows of a batch go in step until all have ended.
@@ -192,10 +125,8 @@ def generate(
             the skipped tokens with the later one (FREE), which gives those of full depth.
         sampling: how to draw tokens; by default the likeliest is taken.
         stop: strings that end a text.
-        max_prompt_tokens: cut longer prompts to so many tokens.
-        keep: which end of a cut prompt stays.
+        max_prompt_tokens, keep: cut longer prompts to so many tokens, and keep this end.
         stream: called with every new token.
-        sort_by_length: batch prompts of similar length together; the answers keep the order of ``prompts``.
         read: prompts that this model has read in other calls, and what it reads in this one: whoever decodes the same
             prompts by several rules reads them once. Not for rows in flight.
 
@@ -240,44 +171,58 @@ def generate_encoded(
 
     ``end_at_eos=False`` goes on behind tokens that end a text, so that all texts are equally long.
     """
+    model.eval()
+    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, read)
+    check_prompts(model, rows, max_new_tokens)
+    _check_engine(model, writing, in_flight)
+    start = clock(model.device)
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
     transcripts = [Transcript(row, model.decode, endings, stream) for row in range(len(rows))]
-    in_order = sorted(transcripts, key=lambda transcript: len(rows[transcript.row])) if sort_by_length else transcripts
-    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, read)
-    start = clock(model.device)
-    engine = _engine(model, rows, in_order, writing, in_flight)
-    for _ in engine.run():
-        pass
-    decode_seconds = clock(model.device) - start - engine.prefill_seconds
-    return Generations.of(transcripts, rows, prefill_seconds=engine.prefill_seconds, decode_seconds=decode_seconds)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]) if sort_by_length else 0)
+    texts = [(rows[row], transcripts[row]) for row in order if max_new_tokens]
+    if in_flight is None or not texts:
+        prefill_seconds = _write_in_step(model, texts, writing)
+    else:
+        prefill_seconds = InFlight(model, texts, writing, in_flight).run()
+    decode_seconds = clock(model.device) - start - prefill_seconds
+    return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
 
 
-@checked
-def stream_texts(
-    model: MultiExitDecoder,
-    prompts: Texts,
-    rule: ExitRule,
-    *,
-    max_new_tokens: NotNegative = 64,
-    batch_size: Positive = 8,
-    in_flight: Positive | None = None,
-    kv: KVPolicy = "propagate",
-    sampling: Sampling | None = None,
-    stop: Texts = (),
-    max_prompt_tokens: Positive | None = None,
-    keep: Keep = "end",
-    stream: Stream | None = None,
-) -> Iterator[Transcript]:
-    """As :func:`generate`, text by text: yield each as soon as it has ended, in whatever order that is.
+def _write_in_step(
+    model: MultiExitDecoder, texts: Sequence[tuple[Sequence[int], Transcript]], writing: Writing
+) -> float:
+    """Continue prompts a batch at a time, every row by one token a step; return the seconds spent on prompts."""
+    most, size, prefill_seconds = writing.max_new_tokens, writing.batch_size, 0.0
+    starts = range(0, len(texts), size)
+    steps = Steps("decoding", len(starts) * most)
+    for start in starts:
+        began = clock(model.device)
+        prompts, chunk = zip(*texts[start : start + size], strict=True)
+        decoder = TokenDecoder(model, prompts, writing)
+        rows = _add_tokens(chunk, decoder.prefill(), [model.num_layers] * len(chunk), decoder)
+        prefill_seconds += clock(model.device) - began
+        steps.add(1, len(chunk))
+        while rows:
+            steps.add(1, len(rows))
+            rows = _add_tokens(rows, *decoder.step(), decoder)
+        steps.leave_out(most - max(len(row.tokens) for row in chunk))
+    return prefill_seconds
 
-    What has been yielded is not lost when a later text fails, and closing the generator ends the work.
-    """
-    rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
-    endings = Endings(model.end_tokens, stop, max_new_tokens)
-    transcripts = [Transcript(row, model.decode, endings, stream) for row in range(len(rows))]
-    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling)
-    engine = _engine(model, rows, transcripts, writing, in_flight)
-    return engine.run() if max_new_tokens else iter(transcripts)
+
+def _add_tokens(
+    rows: Sequence[Transcript], tokens: list[int], exit_layers: list[int], decoder: TokenDecoder
+) -> list[Transcript]:
+    """Add a token to every row, drop the rows that it has ended from the decoder, and return the others."""
+    for transcript, token, layer in zip(rows, tokens, exit_layers, strict=True):
+        transcript.add(token, layer)
+    staying = [place for place, transcript in enumerate(rows) if transcript.ended_by is None]
+    if len(staying) < len(rows):
+        for place, transcript in enumerate(rows):
+            if transcript.ended_by is not None:
+                transcript.late_layers = decoder.late_layers(place, transcript.exit_layers)
+        if staying:
+            decoder.keep(staying)
+    return [rows[place] for place in staying]
 
 
 def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -295,16 +240,7 @@ def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_ne
             )
 
 
-def _engine(
-    model: MultiExitDecoder,
-    rows: Sequence[Sequence[int]],
-    transcripts: Sequence[Transcript],
-    writing: Writing,
-    in_flight: int | None,
-) -> InStep | InFlight:
-    """Return what writes texts in a given order; whatever can be wrong with the input is seen before any work."""
-    model.eval()
-    check_prompts(model, rows, writing.max_new_tokens)
+def _check_engine(model: MultiExitDecoder, writing: Writing, in_flight: int | None) -> None:
     if model.closing and writing.kv == "exact":
         raise UserError(
             "kv='exact' gives skipped layers the keys and values of full depth, and closing layers have theirs from "
@@ -317,12 +253,6 @@ def _engine(
         )
     if in_flight is not None and writing.read is not None:
         raise UserError("rows in flight are read one after the other; prompts that were read before go in step")
-    if not writing.max_new_tokens:
-        transcripts = []
-    prompts = [rows[transcript.row] for transcript in transcripts]
-    if in_flight is None or not prompts:
-        return InStep(model, prompts, transcripts, writing)
-    return InFlight(model, prompts, transcripts, writing, in_flight)
 
 
 def _integers(numbers: Sequence[int]) -> Tensor:

@@ -5,8 +5,7 @@ runs one stage after the other: the layers up to each exit, and, wherever it lea
 closing layers, if there are any, and the LM head. Between two stages it waits for company.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.owed_tokens import owed_tokens
 from consistentee.engine.sampling import choose_tokens
-from consistentee.engine.slots import Slots
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.engine.token_decoder import (
     Writing,
     answers_at_once,
@@ -26,7 +25,7 @@ from consistentee.engine.token_decoder import (
     start_rule,
     state_behind_exit,
 )
-from consistentee.engine.transcript import Latency, Transcript, clock
+from consistentee.engine.transcript import Transcript, clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.rules.exit_rule import State
@@ -44,41 +43,31 @@ class Texts:
     """
 
     def __init__(
-        self,
-        model: MultiExitDecoder,
-        transcripts: Sequence[Transcript],
-        slots: int,
-        writing: Writing,
+        self, model: MultiExitDecoder, texts: Sequence[tuple[Sequence[int], Transcript]], slots: int, writing: Writing
     ) -> None:
-        """``transcripts``: of all prompts, under way or not."""
+        """``texts``: all prompts and what is written behind them, under way or not."""
         self.newest = torch.zeros(slots, dtype=torch.long, device=model.device)
         self.left = np.zeros(slots, dtype=np.int64)
-        self._transcripts = transcripts
+        self._texts = texts
         self._sampling = writing.sampling
         self._row = np.full(slots, _FREE)
         self._key = np.zeros(slots, dtype=np.int64)
         self._place = np.zeros(slots, dtype=np.int64)
-        self._queued, self._first = np.zeros(slots), np.zeros(slots)
-        self._began = time.perf_counter()
         self._max_new_tokens = writing.max_new_tokens
-        self._steps = Steps("decoding", len(transcripts) * writing.max_new_tokens)
-
-    @property
-    def taken(self) -> RowNumbers:
-        """Slots that a text is written in."""
-        return np.flatnonzero(self._row != _FREE)
+        self._steps = Steps("decoding", len(texts) * writing.max_new_tokens)
 
     @property
     def free(self) -> RowNumbers:
         return np.flatnonzero(self._row == _FREE)
 
-    def begin(self, slots: RowNumbers, rows: Sequence[int], prompts: Sequence[Sequence[int]], layer: int) -> None:
-        """Begin the texts behind some prompts, rows ``rows`` of all, whose first token is read off layer ``layer``."""
+    def begin(self, slots: RowNumbers, rows: Sequence[int], layer: int) -> list[Sequence[int]]:
+        """Begin rows ``rows`` of all texts, whose first token is read off layer ``layer``; return their prompts."""
+        prompts = [self._texts[row][0] for row in rows]
         self._row[slots] = rows
         self._key[slots] = [prompt_key(prompt) for prompt in prompts]
         self._place[slots] = 0
         self.left[slots] = layer
-        self._queued[slots] = time.perf_counter() - self._began
+        return prompts
 
     def keys(self, slots: RowNumbers) -> list[int]:
         return self._key[slots].tolist()
@@ -92,21 +81,18 @@ class Texts:
         tokens = choose_tokens(self._sampling, logits, self.keys(slots), self.places(slots))
         self.newest[torch.from_numpy(slots).to(tokens.device)] = tokens
         chosen = tokens.tolist()
-        now = time.perf_counter() - self._began
-        self._first[slots] = np.where(self._place[slots] == 0, now, self._first[slots])
         self._place[slots] += 1
-        transcripts = [self._transcripts[row] for row in self._row[slots]]
+        transcripts = [self.of(slot) for slot in slots]
         for transcript, token, layer in zip(transcripts, chosen, self.left[slots].tolist(), strict=True):
             transcript.add(token, layer)
         self._steps.add(len(chosen), len(chosen))
         ended = slots[[transcript.ended_by is not None for transcript in transcripts]]
         for slot in ended.tolist():
-            self.of(slot).latency = Latency(float(self._queued[slot]), float(self._first[slot]), now)
             self._steps.leave_out(self._max_new_tokens - len(self.of(slot).tokens))
         return ended
 
     def of(self, slot: int) -> Transcript:
-        return self._transcripts[int(self._row[slot])]
+        return self._texts[int(self._row[slot])][1]
 
     def end(self, slots: RowNumbers) -> None:
         self._row[slots] = _FREE
@@ -177,28 +163,24 @@ class InFlight:
     Attributes:
         slots: the keys and values of those under way.
         texts: what is written in each slot.
-        prefill_seconds: spent on prompts so far, the first new tokens included.
     """
 
     def __init__(
         self,
         model: MultiExitDecoder,
-        prompts: Sequence[Sequence[int]],
-        transcripts: Sequence[Transcript],
+        texts: Sequence[tuple[Sequence[int], Transcript]],
         writing: Writing,
         in_flight: int,
     ) -> None:
-        """Make room for ``in_flight`` rows, or for all if they are fewer; ``transcripts``: one a prompt.
+        """Make room for ``in_flight`` rows, or for all if they are fewer; ``texts``: prompts with their transcripts.
 
         Raises UserError where the room cannot be had.
         """
-        slots, new_columns = min(in_flight, len(prompts)), writing.max_new_tokens - 1
-        self.slots = Slots(model, slots, max(map(len, prompts)) + new_columns)
-        self.texts = Texts(model, transcripts, slots, writing)
-        self.prefill_seconds = 0.0
+        slots, new_columns = min(in_flight, len(texts)), writing.max_new_tokens - 1
+        self.slots = TokenBatch(model, slots, max(len(prompt) for prompt, _ in texts) + new_columns)
+        self.texts = Texts(model, texts, slots, writing)
         self._model = model
-        self._prompts = prompts
-        self._unread = iter(range(len(prompts)))
+        self._unread = iter(range(len(texts)))
         self._rule = writing.rule
         self._batch_size = writing.batch_size
         self._stretches = model.stretches
@@ -213,39 +195,34 @@ class InFlight:
         self._states: list[State] = [{} for _ in self._stretches]
         self._past = self._hidden.new_zeros(slots, self._head, model.width) if self._rule.reads_history else None
 
-    def run(self) -> Iterator[Transcript]:
-        """Write all texts, and yield each as soon as it has ended. All slots are free behind this, however it ends."""
-        try:
-            while True:
-                if len(self.texts.free) and (rows := list(islice(self._unread, self._room()))):
-                    yield from self._read(rows)
-                elif len(self._waiting):
-                    yield from self._run_stage(*self._waiting.take())
-                else:
-                    return
-        finally:
-            self._end(self.texts.taken)
-
-    def _room(self) -> int:
-        return min(len(self.texts.free), self._batch_size)
+    def run(self) -> float:
+        """Write all texts; return the seconds spent on prompts, the first new tokens included."""
+        prefill_seconds = 0.0
+        while True:
+            free = self.texts.free[: self._batch_size]
+            if len(free) and (rows := list(islice(self._unread, len(free)))):
+                start = clock(self._model.device)
+                self._read(free[: len(rows)], rows)
+                prefill_seconds += clock(self._model.device) - start
+            elif len(self._waiting):
+                self._run_stage(*self._waiting.take())
+            else:
+                return prefill_seconds
 
     @torch.inference_mode()
-    def _read(self, rows: list[int]) -> list[Transcript]:
-        start = clock(self._model.device)
-        slots, prompts = self.texts.free[: len(rows)], [self._prompts[row] for row in rows]
-        self.texts.begin(slots, rows, prompts, self._model.num_layers)
+    def _read(self, slots: RowNumbers, rows: list[int]) -> None:
+        prompts = self.texts.begin(slots, rows, self._model.num_layers)
         self._waiting.enter(slots)
         hidden = self.slots.read(self.slots.rows(slots), prompts)
-        ended = self._add_tokens(slots, self._model.logits(self._model.num_layers, hidden))
-        self.prefill_seconds += clock(self._model.device) - start
-        return ended
+        self._add_tokens(slots, self._model.logits(self._model.num_layers, hidden))
 
     @torch.inference_mode()
-    def _run_stage(self, stage: int, slots: RowNumbers) -> list[Transcript]:
+    def _run_stage(self, stage: int, slots: RowNumbers) -> None:
         rows = self.slots.rows(slots)
         if stage == self._head:
-            context = self.slots.context(rows)
-            return self._add_tokens(slots, logits_behind_exits(self._model, self.slots, rows.of(self._hidden), context))
+            left, context = rows.of(self._hidden), self.slots.context(rows)
+            self._add_tokens(slots, logits_behind_exits(self._model, self.slots, left, context))
+            return
         if stage == 0:
             self.slots.begin(rows)
         context, layers = self.slots.context(rows), self._stretches[stage]
@@ -265,7 +242,8 @@ class InFlight:
         staying = np.delete(np.arange(len(slots)), leaving)
         if len(staying):
             self._stay(rows.take(staying), torch.from_numpy(staying).to(hidden.device), view, state, stage)
-        return self._leave(rows.take(leaving), leaving, view) if leaving else []
+        if leaving:
+            self._leave(rows.take(leaving), leaving, view)
 
     def _stay(self, rows: Rows, places: Tensor, view: TokenView, state: State, stage: int) -> None:
         rows.put(self._hidden, view.hidden[places, 0])
@@ -278,28 +256,22 @@ class InFlight:
             rows.put(self._past[:, : stage + 1], view.history[places])
         self._waiting.put(rows.numbers, stage + 1)
 
-    def _leave(self, rows: Rows, places: list[int], view: TokenView) -> list[Transcript]:
-        """Let the rows at some places of a view leave; return the texts that have ended, if their tokens are known."""
+    def _leave(self, rows: Rows, places: list[int], view: TokenView) -> None:
+        """Let the rows at some places of a view leave."""
         self.texts.left[rows.numbers] = view.layer
         if view.layer < view.num_layers:
             self._owed.leave(rows, view.hidden[places])
         if answers_at_once(self._model, view):
-            return self._add_tokens(rows.numbers, view.logits_of(places))
-        rows.put(self._hidden, state_behind_exit(self._model, view, places))
-        self._waiting.put(rows.numbers, self._head)
-        return []
+            self._add_tokens(rows.numbers, view.logits_of(places))
+        else:
+            rows.put(self._hidden, state_behind_exit(self._model, view, places))
+            self._waiting.put(rows.numbers, self._head)
 
-    def _add_tokens(self, slots: RowNumbers, logits: Tensor) -> list[Transcript]:
+    def _add_tokens(self, slots: RowNumbers, logits: Tensor) -> None:
         ended = self.texts.add_tokens(slots, logits)
         self._waiting.put(np.setdiff1d(slots, ended), 0)
-        transcripts = [self.texts.of(slot) for slot in ended.tolist()]
-        for slot, transcript in zip(ended.tolist(), transcripts, strict=True):
-            prompt_columns = int(self.slots.prompt_columns[slot])
-            ledger, layers = self.slots.cache.ledger, transcript.exit_layers
-            transcript.late_layers = late_layers(ledger, slot, prompt_columns, layers)
-        self._end(ended)
-        return transcripts
-
-    def _end(self, slots: RowNumbers) -> None:
-        self.texts.end(slots)
-        self.slots.free(slots)
+        for slot in ended.tolist():
+            transcript = self.texts.of(slot)
+            transcript.late_layers = late_layers(self.slots, slot, transcript.exit_layers)
+        self.texts.end(ended)
+        self.slots.free(ended)

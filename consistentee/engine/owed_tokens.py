@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.cache import Rows
-from consistentee.engine.prompt_batch import TokenBatch
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]
@@ -32,9 +32,8 @@ class OwedTokens(ABC):
 
     def leave(self, rows: Rows, hidden: Tensor) -> None:
         """Note the hidden states [rows, 1, width] with which the newest tokens of some rows leave before layer L."""
-        device = self.batch.device
-        row_index, newest = (torch.from_numpy(n).to(device) for n in (rows.numbers, self.batch.newest(rows)))
-        self.states[row_index, self.batch.places(row_index, newest)] = hidden[:, 0]
+        places = self.batch.newest(rows) - self.batch.prompt_columns[rows.numbers]
+        self.states[rows.on_device(rows.numbers), rows.on_device(places)] = hidden[:, 0]
 
     def keep(self, rows: Rows) -> None:
         self.states = rows.of(self.states).clone()
@@ -59,9 +58,9 @@ class Propagation(OwedTokens):
         owed = cache.owed(layers[0], rows, self.batch.newest(rows))
         if owed is None:
             return self.batch.run(layers, hidden, context)
-        token = (owed.row_index, owed.column_index)
-        states = self.states[owed.row_index, self.batch.places(*token)].unsqueeze(0)
-        rotation = self.batch.rotation(self.batch.positions_of(*token).unsqueeze(0))
+        places = self.batch.places(owed.row_index, owed.column_index)
+        states = self.states[owed.row_index, places].unsqueeze(0)
+        rotation = self.batch.rotation(owed.column_index.unsqueeze(0))
         for layer in layers:
             cache.fill(layer, owed, *stepper.keys_values(layer, states, rotation))
             hidden = stepper.step(layer, hidden, context)
@@ -80,7 +79,7 @@ class DeferredRun(OwedTokens):
         if (starts == batch.newest(rows)).all():
             return batch.run(layers, hidden, context)
         span = batch.span(rows, starts)
-        row_index = torch.from_numpy(rows.numbers).to(batch.device).unsqueeze(1)
+        row_index = rows.on_device(rows.numbers).unsqueeze(1)
         places = batch.places(row_index, span.columns[:, :-1]).clamp_min_(0)
         waiting = self.states[row_index, places]
         tokens = batch.run(layers, torch.cat([waiting, hidden], dim=1), span.context)

@@ -16,7 +16,7 @@ from consistentee.arguments import Fraction, NotNegative, Positive, Texts, check
 from consistentee.backbones.decoders import DecoderContext, KeysValues
 from consistentee.data.prompts import Keep
 from consistentee.engine.generate import Generations, check_prompts
-from consistentee.engine.prompt_batch import PromptBatch
+from consistentee.engine.token_batch import TokenBatch
 from consistentee.engine.transcript import Endings, Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import SkippedSublayers
@@ -116,9 +116,7 @@ class SpeculativeGenerations(Generations):
 
     Attributes:
         draft_layer: the exit that drafted; 0 where the model without some sublayers did.
-        num_layers: L.
-        drafted: number of tokens that were drafted for each row.
-        accepted: number of drafted tokens that became part of the text.
+        drafted, accepted: numbers of tokens that were drafted for each row, and that became part of its text.
         passes: number of passes through the remaining layers, each of which gives one token besides the accepted ones.
         drafter_in_layers: what a branch, or the model without some sublayers, costs as a drafter besides the layers up
             to ``draft_layer``, in layers; 0 where an exit drafts.
@@ -171,8 +169,7 @@ def generate_speculatively(
     Texts are continued one after the other: the rows of a batch would accept drafts of different lengths.
 
     Args:
-        model: a multi-exit decoder.
-        prompts: texts.
+        model, prompts: texts, and what continues them.
         draft_layer: the exit that drafts, before layer L; its branch drafts where it has one.
         skipped: in place of ``draft_layer``, the sublayers without which the model drafts.
         draft_tokens: number of tokens a draft, at most.
@@ -227,14 +224,6 @@ def generate_speculatively(
     )
 
 
-def check_drafts(draft_tokens: int, threshold: float) -> None:
-    """Raise UserError for drafts of no token, or a threshold that is no probability."""
-    if draft_tokens < 1:
-        raise UserError(f"a draft must have at least 1 token, got {draft_tokens}")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"the threshold that ends a draft is a probability, got {threshold:g}")
-
-
 @dataclass(kw_only=True)
 class _SpeculativeRow:
     model: MultiExitDecoder
@@ -256,8 +245,8 @@ class _SpeculativeRow:
             return
         device = self.model.device
         start = clock(device)
-        more_layers = self.drafter.cached_layers
-        batch = PromptBatch(self.model, [self.prompt], self.max_new_tokens - 1, more_layers=more_layers)
+        columns = len(self.prompt) + self.max_new_tokens - 1
+        batch = TokenBatch(self.model, 1, columns, more_layers=self.drafter.cached_layers)
         self._add([self._prefill(batch)])
         prefilled = clock(device)
         while self.transcript.ended_by is None:
@@ -266,13 +255,13 @@ class _SpeculativeRow:
         self.decode_seconds = clock(device) - prefilled
 
     @torch.inference_mode()
-    def _prefill(self, batch: PromptBatch) -> int:
+    def _prefill(self, batch: TokenBatch) -> int:
         hidden, _ = self._read(batch, torch.tensor(self.prompt, device=batch.device))
         last = self._verify(batch, hidden)[:, -1]
         return int(self.model.logits(self.model.num_layers, last).argmax(dim=-1))
 
     @torch.inference_mode()
-    def _draft_and_verify(self, batch: PromptBatch) -> tuple[list[int], list[int]]:
+    def _draft_and_verify(self, batch: TokenBatch) -> tuple[list[int], list[int]]:
         """Return a draft, and the tokens of layer L in place of each of its tokens and after the last."""
         # Beside an accepted draft the full model gives one token more.
         length = min(self.draft_tokens, self.max_new_tokens - len(self.transcript.tokens) - 1)
@@ -290,28 +279,26 @@ class _SpeculativeRow:
         written = torch.cat([*draft, answers.argmax(dim=-1)]).tolist()
         return written[: len(draft)], written[len(draft) :]
 
-    def _read(self, batch: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, batch: TokenBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
-        begin = batch.cache.length
-        batch.cache.ledger.advance(len(tokens))
-        context = batch.context(batch.all_rows(), begin, begin + len(tokens))
+        batch.begin(batch.rows(), len(tokens))
+        context = batch.context(batch.rows(), len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
         hidden = batch.run(range(1, self.draft_layer + 1), hidden, context)
         return hidden, self.drafter.read(hidden, context)
 
-    def _verify(self, batch: PromptBatch, hidden: Tensor) -> Tensor:
+    def _verify(self, batch: TokenBatch, hidden: Tensor) -> Tensor:
         """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
-        end = batch.cache.length
         if self.drafter.provisional:
-            batch.cache.ledger.take_back(end - hidden.shape[1])
+            batch.cache.ledger.take_back(hidden.shape[1])
         deep = range(self.draft_layer + 1, self.model.num_layers + 1)
-        return batch.run(deep, hidden, batch.context(batch.all_rows(), end - hidden.shape[1], end))
+        return batch.run(deep, hidden, batch.context(batch.rows(), hidden.shape[1]))
 
-    def _accept(self, batch: PromptBatch, draft: list[int], answers: list[int]) -> None:
+    def _accept(self, batch: TokenBatch, draft: list[int], answers: list[int]) -> None:
         agreed = 0
         while agreed < len(draft) and draft[agreed] == answers[agreed]:
             agreed += 1
-        batch.cache.ledger.rewind(batch.cache.length - len(draft) + agreed)
+        batch.cache.ledger.rewind(len(draft) - agreed)
         self.drafted += len(draft)
         self.accepted += min(agreed, self._add(answers[: agreed + 1]))
         self.passes += 1

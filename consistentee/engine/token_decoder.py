@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import Ledger, RowNumbers, Rows
+from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
-from consistentee.engine.prompt_batch import PromptBatch, ReadPrompts, TokenBatch
 from consistentee.engine.sampling import Sampling, choose_tokens
+from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.traces.token_view import TokenView, prompt_key
@@ -41,7 +41,7 @@ class TokenDecoder:
         self._model = model
         self._prompts = prompts
         self._writing = writing
-        self.batch = PromptBatch(model, prompts, new_columns)
+        self.batch = TokenBatch(model, len(prompts), max(map(len, prompts)) + new_columns)
         self._owed = owed_tokens(writing.kv, self.batch, new_columns)
         self._keys = [prompt_key(prompt) for prompt in prompts]
         self._newest = torch.empty(0)
@@ -51,8 +51,9 @@ class TokenDecoder:
     def prefill(self) -> list[int]:
         """Run the prompts at full depth, and return the first new token of each row."""
         read = self._writing.read
-        hidden = self.batch.prefill() if read is None else read.states(self.batch, self._prompts)
-        logits = self._model.logits(self._model.num_layers, hidden[:, 0])
+        batch, prompts = self.batch, self._prompts
+        hidden = batch.read(batch.rows(), prompts) if read is None else read.states(batch, prompts)
+        logits = self._model.logits(self._model.num_layers, hidden)
         self._newest = choose_tokens(self._writing.sampling, logits, self._keys, [0] * len(self._keys))
         return self._newest.tolist()
 
@@ -61,9 +62,9 @@ class TokenDecoder:
         """Read the newest token of each row, and return the next ones and the layers that they were read off."""
         model, batch, rule = self._model, self.batch, self._writing.rule
         self._step += 1
-        batch.cache.ledger.advance(1)
-        rows, keys = batch.all_rows(), self._keys
-        context = context_of_all = self._context(rows)
+        rows, keys = batch.rows(), self._keys
+        batch.begin(rows)
+        context = context_of_all = batch.context(rows)
         hidden = batch.stepper.embed(self._newest.unsqueeze(1), context.positions)
         state = start_rule(rule, model, len(rows))
         past = hidden.new_empty(len(rows), 0, model.width) if rule.reads_history else None
@@ -93,11 +94,11 @@ class TokenDecoder:
                 staying = np.delete(np.arange(view.rows), leaving)
                 kept = torch.from_numpy(staying).to(model.device)
                 rows, keys = rows.take(staying), [keys[place] for place in staying]
-                hidden, context = hidden.index_select(0, kept), self._context(rows)
+                hidden, context = hidden.index_select(0, kept), batch.context(rows)
                 state = {name: tensor.index_select(0, kept) for name, tensor in state.items()}
                 past = past if past is None else past.index_select(0, kept)
         if waiting:
-            rows = batch.all_rows().take(sorted(waiting))
+            rows = batch.rows().take(sorted(waiting))
             logits = logits_behind_exits(model, batch, rows.of(left_with), context_of_all)
             self._choose(tokens, rows.numbers, logits)
         self._newest = tokens
@@ -108,12 +109,8 @@ class TokenDecoder:
         chosen = choose_tokens(self._writing.sampling, logits, keys, [self._step] * len(keys))
         Rows(rows, tokens.device).put(tokens, chosen)
 
-    def _context(self, rows: Rows) -> DecoderContext:
-        column = self.batch.cache.length - 1
-        return self.batch.context(rows, column, column + 1)
-
     def keep(self, places: list[int]) -> None:
-        rows = self.batch.all_rows().take(places)
+        rows = self.batch.rows().take(places)
         self.batch.keep(rows)
         self._owed.keep(rows)
         self._newest = rows.of(self._newest)
@@ -121,7 +118,7 @@ class TokenDecoder:
 
     def late_layers(self, place: int, exit_layers: Sequence[int]) -> list[int]:
         """Return how many layers the token read for each new token has got late, given where these left."""
-        return late_layers(self.batch.cache.ledger, place, self.batch.prompt_columns, exit_layers)
+        return late_layers(self.batch, place, exit_layers)
 
 
 def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
@@ -157,11 +154,11 @@ def logits_behind_exits(model: MultiExitDecoder, batch: TokenBatch, left: Tensor
     return model.logits(model.num_layers, batch.run(model.closing, left.unsqueeze(1), context)[:, 0])
 
 
-def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequence[int]) -> list[int]:
+def late_layers(batch: TokenBatch, row: int, exit_layers: Sequence[int]) -> list[int]:
     """Return, for each new token of a row, how many layers the token read for it was given after it left.
 
     The first is read off the prompt, which leaves nothing for later. ``exit_layers``: of all new tokens.
     """
-    read = prompt_columns + np.arange(len(exit_layers) - 1)
-    cached = (ledger.stored[:, row] > read[:, None]).sum(axis=1)
+    read = batch.prompt_columns[row] + np.arange(len(exit_layers) - 1)
+    cached = (batch.cache.ledger.stored[:, row] > read[:, None]).sum(axis=1)
     return [0, *(cached - np.array(exit_layers[1:], dtype=np.int64)).tolist()]

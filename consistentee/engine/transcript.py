@@ -17,21 +17,6 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@dataclass(frozen=True)
-class Latency:
-    """When something became of a prompt, in seconds since it was asked together with the others.
-
-    Attributes:
-        queued: its prompt began to be read.
-        first_token: its first new token was there.
-        completed: its last one was.
-    """
-
-    queued: float
-    first_token: float
-    completed: float
-
-
 EndedBy = Literal["eos", "length", "stop"]
 """What ended a text: a token that ends texts, the number of new tokens, or a stop string."""
 
@@ -43,9 +28,7 @@ class NewToken:
     """One new token, as a stream gets it.
 
     Attributes:
-        row: place of its prompt among those asked.
-        step: its place among the row's new tokens, from 0.
-        token: its id.
+        row, step: places of its prompt among those asked, and of the token among the row's new ones, from 0.
         text: what can now be added to the row's text. A character is held back until it is whole, and what may be the
             start of a stop string until it is known not to be: all pieces together are the row's text.
         exit_layer: 1-based.
@@ -97,7 +80,7 @@ class Transcript:
     """The new tokens of one row, with their exit layers, and the layers that were filled in after each of them left.
 
     Attributes:
-        latency: noted by the engine once the row has ended.
+        completed_seconds: when the last token was there, since this transcript was begun; 0 before.
     """
 
     def __init__(
@@ -109,11 +92,12 @@ class Transcript:
         self.exit_layers: list[int] = []
         self.late_layers: list[int] = []
         self.ended_by: EndedBy | None = None if endings.max_new_tokens else "length"
-        self.latency: Latency | None = None
+        self.completed_seconds = 0.0
         self._decode = decode
         self._endings = endings
         self._stream = stream
         self._told = 0
+        self._began = time.perf_counter()
 
     @property
     def text(self) -> str:
@@ -126,12 +110,15 @@ class Transcript:
         self.tokens.append(token)
         self.exit_layers.append(exit_layer)
         self.late_layers.append(0)
+        text = self._decode(self.tokens) if self._endings.stop else ""
         if token in self._endings.tokens:
             self.ended_by = "eos"
-        elif self._endings.stop and self._has_stop_string():
+        elif any(string in text for string in self._endings.stop):
             self.ended_by = "stop"
         elif len(self.tokens) == self._endings.max_new_tokens:
             self.ended_by = "length"
+        if self.ended_by is not None:
+            self.completed_seconds = time.perf_counter() - self._began
         if self._stream is not None:
             self._stream(self.news())
 
@@ -145,7 +132,3 @@ class Transcript:
         self._told += len(piece)
         step = len(self.tokens) - 1
         return NewToken(self.row, step, self.tokens[-1], piece, self.exit_layers[-1], self.ended_by)
-
-    def _has_stop_string(self) -> bool:
-        text = self._decode(self.tokens)
-        return any(string in text for string in self._endings.stop)

@@ -10,7 +10,7 @@ prompts, the mean of a loss in 0..1, is at most ``delta``. It needs no model and
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,26 +19,8 @@ from scipy.stats import binom
 from consistentee.data.metrics import rouge
 from consistentee.errors import UserError
 
-LAMBDAS = tuple(round(1 - 0.05 * step, 2) for step in range(21))
-"""CALM's grid, from the most cautious threshold, 1, down to 0 in steps of 0.05."""
-
 Losses = NDArray[np.float64]
 """[prompts, thresholds], each in 0..1, the thresholds from the most cautious one on."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The result of Learn-then-Test.
-
-    Attributes:
-        chosen: index of the last accepted threshold; 0, the most cautious one, if none was accepted.
-        accepted: whether any threshold was accepted; if not, nothing is guaranteed.
-        p_values: of every tested threshold, including the one that ended the search.
-    """
-
-    chosen: int
-    accepted: bool
-    p_values: tuple[float, ...]
 
 
 def hoeffding_bentkus(mean_loss: float, count: int, delta: float) -> float:
@@ -68,81 +50,20 @@ PValue = Callable[[float, int, float], float]
 """(mean loss, number of losses, delta) -> p-value of "the risk is above delta"."""
 
 
-def learn_then_test(
-    losses: ArrayLike, delta: float, epsilon: float = 0.05, p_value: PValue = hoeffding_bentkus
-) -> Calibration:
-    """Test from the most cautious threshold down and choose the last one before the first failure.
+def learn_then_test(losses: ArrayLike, delta: float, epsilon: float = 0.05, p_value: PValue = hoeffding_bentkus) -> int:
+    """Test from the most cautious threshold down; return the index of the last one before the first failure, or -1.
 
     This order bounds the probability of a wrong guarantee by ``epsilon`` without a correction for the number of tests.
+    With -1 nothing is guaranteed: use the most cautious threshold.
 
     ``delta`` is the accepted risk, ``epsilon`` the accepted probability of a broken guarantee. Raises UserError for
     losses outside of 0..1, no prompts, or a delta or epsilon outside of 0..1.
     """
     checked = checked_losses(losses, low=0.0, high=1.0)
     check_shares(delta=delta, epsilon=epsilon)
-    p_values: list[float] = []
-    for mean_loss in checked.mean(axis=0):
-        p_values.append(p_value(float(mean_loss), len(checked), delta))
-        if p_values[-1] > epsilon:
-            break
-    accepted = sum(value <= epsilon for value in p_values)
-    return Calibration(max(accepted - 1, 0), accepted > 0, tuple(p_values))
-
-
-@dataclass(frozen=True)
-class SplitStudy:
-    """How often a chosen threshold broke its guarantee over random splits of the prompts.
-
-    Attributes:
-        share: of splits whose risk on the held-out prompts was above delta.
-        sampling_error: one-sided 95% sampling error of ``share`` for an exact ``epsilon``.
-        chosen: the index chosen in each split: int [splits].
-        risks: the mean loss of the held-out prompts at that threshold: float [splits].
-    """
-
-    share: float
-    sampling_error: float
-    chosen: NDArray[np.int64]
-    risks: Losses
-
-
-Pick = Callable[[Losses, float, float], int]
-"""(losses of the calibration prompts, delta, epsilon) -> index of a threshold."""
-
-
-def _by_learn_then_test(losses: Losses, delta: float, epsilon: float) -> int:
-    return learn_then_test(losses, delta, epsilon).chosen
-
-
-def split_study(
-    losses: ArrayLike,
-    delta: float,
-    epsilon: float = 0.05,
-    splits: int = 50,
-    seed: int = 0,
-    *,
-    calibration_share: float = 0.5,
-    pick: Pick = _by_learn_then_test,
-) -> SplitStudy:
-    """Choose a threshold on a random part of the prompts and measure the risk on the others, repeatedly.
-
-    ``calibration_share`` is the share of the prompts for the choice, by ``pick``; the others are held out. Raises
-    UserError as ``pick`` does, and for fewer than two prompts.
-    """
-    checked = checked_losses(losses)
-    if len(checked) < 2:
-        raise UserError("a split into calibration and held-out prompts needs at least two prompts")
-    first_held_out = min(max(round(calibration_share * len(checked)), 1), len(checked) - 1)
-    generator = np.random.default_rng(seed)
-    chosen, risks = [], []
-    for _ in range(splits):
-        order = generator.permutation(len(checked))
-        index = pick(checked[order[:first_held_out]], delta, epsilon)
-        chosen.append(index)
-        risks.append(checked[order[first_held_out:], index].mean())
-    share = float(np.mean(np.array(risks) > delta))
-    error = 1.645 * math.sqrt(epsilon * (1 - epsilon) / splits)
-    return SplitStudy(share, error, np.array(chosen), np.array(risks))
+    means = checked.mean(axis=0).tolist()
+    passing = takewhile(lambda mean_loss: p_value(mean_loss, len(checked), delta) <= epsilon, means)
+    return len(list(passing)) - 1
 
 
 def checked_losses(losses: ArrayLike, *, low: float = -math.inf, high: float = math.inf) -> Losses:
@@ -165,13 +86,4 @@ def check_shares(**shares: float) -> None:
 def textual_losses(texts: Sequence[str], full_texts: Sequence[str]) -> Losses:
     """Compute 1 - ROUGE-L to the full model's texts: [prompts], 0 for equal texts (CALM, textual consistency)."""
     equal = np.array([text == full for text, full in zip(texts, full_texts, strict=True)], dtype=bool)
-    return np.where(equal, 0.0, 1 - _rouge_l(full_texts, texts))
-
-
-def risk_losses(texts: Sequence[str], full_texts: Sequence[str], references: Sequence[str]) -> Losses:
-    """Compute the ROUGE-L lost against the reference, at least 0: [prompts] (CALM, risk consistency)."""
-    return np.maximum(0.0, _rouge_l(references, full_texts) - _rouge_l(references, texts))
-
-
-def _rouge_l(references: Sequence[str], texts: Sequence[str]) -> Losses:
-    return rouge(references, texts, ["rougeL"])["rougeL"]
+    return np.where(equal, 0.0, 1 - rouge(full_texts, texts, ["rougeL"])["rougeL"])

@@ -1,7 +1,7 @@
 """Method, the interface every early-exit method has; and how methods are found by name, file or entry point.
 
 The interface is one for both kinds of rows: ``Method[Model, Task, Recipe]``. Without parameters, ``Method`` is that of
-classification; :class:`TokenMethod` is that of generation, in which a decoded token exits. Nothing here loads torch.
+classification; :class:`consistentee.TokenMethod` is that of generation. Nothing here loads torch.
 """
 
 import dataclasses
@@ -23,15 +23,13 @@ from typing_extensions import TypeVar
 
 from consistentee.arguments import Number, check_fields, checked
 from consistentee.data.instances import TaskData
-from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_json
 from consistentee.training.recipe import ExitNetwork, Recipe, TokenRecipe
 
 if TYPE_CHECKING:
-    from consistentee.engine.generate import Generations
+    from consistentee.data.prompts import TextTask
     from consistentee.models.base import MultiExit
-    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
 
@@ -44,7 +42,7 @@ TOKEN_ENTRY_POINT_GROUP: Final = "consistentee.token_methods"
 MethodGroup = Literal["consistentee.methods", "consistentee.token_methods"]
 
 ModelT = TypeVar("ModelT", bound="MultiExit", default="MultiExitModel")
-TaskT = TypeVar("TaskT", bound=TaskData | TextTask, default=TaskData)
+TaskT = TypeVar("TaskT", bound="TaskData | TextTask", default=TaskData)
 RecipeT = TypeVar("RecipeT", bound=Recipe | TokenRecipe, default=Recipe)
 
 
@@ -141,9 +139,8 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         """
         if knob is not None:
             self.check_knob(model, knob)
-        notes: Any = model.description
-        notes.method_name, notes.method_parameters = _name_of_class(type(self)), self.parameters
-        notes.default_knob = None if knob is None else float(knob)
+        _note(self, model)
+        model.description.default_knob = None if knob is None else float(knob)
         model.save_pretrained(folder)
 
 
@@ -188,78 +185,22 @@ class JointMethod(Method):
         return model
 
 
-@dataclass(frozen=True)
-class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
-    """How to train a decoder's exits, which rule, which knob; subclasses as those of :class:`Method`.
-
-    Class attributes besides Method's:
-        kv: fills the keys and values of skipped layers, see :func:`consistentee.generate`.
-        drafts: the method drafts and verifies. Its layers depend on the accepted tokens, so it is run, not replayed.
-    """
-
-    kv: ClassVar[Literal["propagate", "exact"]] = "propagate"
-    drafts: ClassVar[bool] = False
-
-    @property
-    def asks_exits(self) -> bool:
-        """Whether its rule, draft or branch needs an exit's prediction before the token exits."""
-        return False
-
-    def check_model(self, model: "MultiExitDecoder") -> None:
-        """Raise UserError if the method needs predictions that do not exist before closing layers."""
-        if self.asks_exits and model.closing:
-            raise UserError(
-                f"{self.name} needs the prediction of an exit before a token exits there, and here none exists before "
-                "the closing layers: train it on a decoder without closing layers"
-            )
-
-    def check_task(self, task: TextTask) -> None:
-        """Raise UserError for a task that is not a text task."""
-        if not isinstance(task, TextTask):
-            raise UserError(
-                f"{self.name} lets tokens exit while a text is written; {getattr(task, 'name', task)!r} asks for labels"
-            )
-
-    def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
-        """Train the exits in the shared stage."""
-        from consistentee.training.decoder import train_exits
-
-        train_exits(model, task, recipe)
-        return model
-
-    def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
-        """Return the decoder for a knob: ``model``, or a shallower one (:class:`consistentee.DecoderStack`)."""
-        return model
-
-    def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
-        """Generate a text for every prompt at one value of the knob.
-
-        ``options`` are those of :func:`consistentee.generate` except ``kv``. Methods that decode differently override
-        this.
-        """
-        from consistentee.engine.generate import generate
-
-        return generate(self.model_at(model, knob), prompts, self.rule(model, knob), kv=self.kv, **options)
-
-
-def train_method(
-    method: Method[ModelT, TaskT, RecipeT], name: str, model: ModelT, task: TaskT, recipe: RecipeT
-) -> ModelT:
-    """Check task and model, fit ``method``, and note in the model its task and method.
-
-    ``name`` is the name for :func:`get_method`, so that a saved model finds its rule again; of a file the absolute path
-    is noted.
-    """
+def train_method(method: Method[ModelT, TaskT, RecipeT], model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:
+    """Check task and model, fit ``method``, and note in the model its task and method."""
     method.check_task(task)
     method.check_model(model)
     model = method.fit(model, task, dataclasses.replace(recipe, method=_identity(method)))
-    notes: Any = model.description
-    notes.task_name = task.name
-    notes.method_name = _absolute_name(name)
-    notes.method_parameters = method.parameters
+    model.description.task_name = task.name
+    _note(method, model)
     if isinstance(recipe, Recipe):
-        notes.max_length = recipe.max_length
+        model.description.max_length = recipe.max_length  # type: ignore[attr-defined]
     return model
+
+
+def _note(method: AnyMethod, model: "MultiExit") -> None:
+    """Note a method in a model, so that the saved model finds its rule again."""
+    model.description.method_name = _name_of_class(type(method))
+    model.description.method_parameters = method.parameters
 
 
 def _identity(method: AnyMethod) -> str:
@@ -323,11 +264,6 @@ def _name_of_class(method_class: type[AnyMethod]) -> str:
     if file is None or "." in method_class.__qualname__:
         raise UserError(f"{method_class.__qualname__} cannot be found again; define it at the top level of a file")
     return f"{Path(file).resolve()}:{method_class.__qualname__}"
-
-
-def _absolute_name(name: str) -> str:
-    path = code_file(name)
-    return name if path is None else f"{Path(path).resolve()}:{name.rpartition(':')[2]}"
 
 
 def code_file(name: str) -> str | None:

@@ -14,8 +14,9 @@ with one model; in both, a higher price never makes a row run longer:
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,8 +26,8 @@ from torch.nn import functional
 from consistentee.errors import UserError
 from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 from consistentee.rules.view import LayerView
+from consistentee.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 
 POLICY = "policy"
 INITIAL_BIAS = -1.5
@@ -46,53 +47,27 @@ class PolicyRule(ExitRule):
 
     Args:
         reads: the inputs of the policy.
+        logit: (outputs of the policy's head, view) -> logit of P(exit), [rows].
         threshold: on P(exit).
-        alpha: the price of a layer if the policy reads it; 0 never exits, infinity always.
     """
 
-    def __init__(self, reads: PolicyInputs, threshold: float = 0.5, alpha: float | None = None) -> None:
+    def __init__(
+        self, reads: PolicyInputs, logit: Callable[[Tensor, LayerView], Tensor], threshold: float = 0.5
+    ) -> None:
         self.reads = reads
+        self.logit = logit
         self.threshold = threshold
-        self.log_alpha = None if alpha is None else (math.log(alpha) if alpha > 0 else -math.inf)
 
     def start(self, rows: int, num_layers: int) -> State:
         return {"previous": torch.full((rows,), -1)} if self.reads != "state" else {}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return self.compared_value(view, state) > self.threshold
-
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
         extra = None
         if self.reads != "state":
             answers = view.predictions
             extra = confidence_features(view.probs, answers, state["previous"] if view.layer > 1 else None)
             state["previous"] = answers
-        return self.logit(view.head(POLICY, extra), view).sigmoid()
-
-    def logit(self, output: Tensor, view: LayerView) -> Tensor:
-        """Convert the head's output for the rows of a view to the logit of P(exit): [rows]."""
-        return policy_logit(output, self.log_alpha)
-
-
-class LadderRule(PolicyRule):
-    """Exit by the policy of a rung.
-
-    Args:
-        reads, threshold: see :class:`PolicyRule`.
-        rungs: index of the price at steps 0, 1, ... of a text, 0 being the lowest; the last one holds for all later
-            steps, and in classification.
-    """
-
-    def __init__(self, reads: PolicyInputs, rungs: Sequence[int], threshold: float = 0.5) -> None:
-        super().__init__(reads, threshold)
-        self.rungs = tuple(rungs)
-
-    def logit(self, output: Tensor, view: LayerView) -> Tensor:
-        logits = rung_logits(output)
-        if len(self.rungs) == 1:
-            return logits[..., self.rungs[0]]
-        rungs = torch.tensor(self.rungs, device=view.device)[view.steps.clamp_max(len(self.rungs) - 1)]
-        return logits.gather(-1, rungs.unsqueeze(-1)).squeeze(-1)
+        return self.logit(view.head(POLICY, extra), view).sigmoid() > self.threshold
 
 
 class Prices(ABC):
@@ -124,7 +99,7 @@ class OnePrice(Prices):
         return [(torch.full((len(outputs),), self.alpha).to(outputs.device), outputs.sigmoid())]
 
     def rule(self, reads: PolicyInputs, knob: float) -> PolicyRule:
-        return PolicyRule(reads, threshold=knob if knob > 0 else float("-inf"))
+        return PolicyRule(reads, lambda output, view: output, threshold=knob if knob > 0 else -math.inf)
 
 
 @dataclass(frozen=True)
@@ -145,7 +120,8 @@ class DrawnPrices(Prices):
         return [(alpha, policy_logit(outputs, alpha.log().unsqueeze(1)).sigmoid())]
 
     def rule(self, reads: PolicyInputs, knob: float) -> PolicyRule:
-        return PolicyRule(reads, alpha=float("inf") if knob >= ALWAYS else knob)
+        log_alpha = math.inf if knob >= ALWAYS else math.log(knob) if knob > 0 else -math.inf
+        return PolicyRule(reads, lambda output, view: policy_logit(output, log_alpha))
 
 
 @dataclass(frozen=True)
@@ -189,21 +165,17 @@ class PriceLadder(Prices):
         """
         rung = self._nearest(knob, (*self.prices, ALWAYS)) if knob > 0 else 0
         if knob == 0 or rung == self.rungs:  # P(exit) is not above 1, and above -1
-            return LadderRule(reads, (0,), threshold=-1.0 if knob else 1.0)
-        return LadderRule(reads, [self._nearest(knob * factor, self.prices) for factor in rise])
+            return PolicyRule(reads, partial(logit_of_rungs, [0]), threshold=-1.0 if knob else 1.0)
+        rungs = [self._nearest(knob * factor, self.prices) for factor in rise]
+        return PolicyRule(reads, partial(logit_of_rungs, rungs))
 
     @staticmethod
     def _nearest(price: float, prices: Sequence[float]) -> int:
         return min(range(len(prices)), key=lambda rung: abs(math.log(prices[rung] / price)))
 
 
-def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
-    """Convert a head's output [..., 2] and the log of a price to the logit of P(exit): [...].
-
-    ``log_alpha``: None for a policy that does not read the price; its output is [...], the logit itself.
-    """
-    if log_alpha is None:
-        return output
+def policy_logit(output: Tensor, log_alpha: float | Tensor) -> Tensor:
+    """Convert a head's output [..., 2] and the log of a price to the logit of P(exit): [...]."""
     base, slope = output.unbind(dim=-1)
     # A weight that underflows to 0 would turn a price of 0 or infinity into NaN.
     return base + functional.softplus(slope).clamp_min(torch.finfo(slope.dtype).tiny) * log_alpha
@@ -212,6 +184,19 @@ def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
 def rung_logits(output: Tensor) -> Tensor:
     """Convert the head's output to logits of P(exit) at increasing prices, which increase: [..., K]."""
     return torch.cat([output[..., :1], functional.softplus(output[..., 1:])], dim=-1).cumsum(dim=-1)
+
+
+def logit_of_rungs(rungs: Sequence[int], output: Tensor, view: LayerView) -> Tensor:
+    """Convert the head's output [rows, K] to the logit of P(exit) at the price of each row's step: [rows].
+
+    ``rungs``: index of the price at steps 0, 1, ... of a text, 0 being the lowest; the last one holds for all later
+    steps, and in classification.
+    """
+    logits = rung_logits(output)
+    if len(rungs) == 1:
+        return logits[..., rungs[0]]
+    at_step = torch.tensor(rungs, device=view.device)[view.steps.clamp_max(len(rungs) - 1)]
+    return logits.gather(-1, at_step.unsqueeze(-1)).squeeze(-1)
 
 
 def policy_spec(reads: PolicyInputs, outputs: int, initial_bias: float = INITIAL_BIAS) -> HeadSpec:

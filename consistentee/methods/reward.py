@@ -1,4 +1,4 @@
-"""Exit distribution, reward of an exit, and policy gradient: exact or by REINFORCE (ConsistentEE, section 3)."""
+"""Memorized Layer, exit distribution, reward, and policy gradient: exact or by REINFORCE (ConsistentEE, section 3)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,6 +11,16 @@ Estimator = Literal["exact", "reinforce"]
 """The policy gradient: from the expected reward in closed form, or from sampled exits."""
 
 _THRESHOLDS_DRAWN = 8
+
+
+def memorized_layer(correct: Tensor) -> Tensor:
+    """Compute the Memorized Layer, the first from which on every classifier is right, or L (section 3.3).
+
+    bool [rows, L] -> int64 [rows], from 1.
+    """
+    layers = correct.shape[1]
+    right_to_the_end = correct.flip(dims=[1]).long().cumprod(dim=1).sum(dim=1)
+    return (layers - right_to_the_end + 1).clamp(max=layers)
 
 
 def rewards(

@@ -1,24 +1,73 @@
-"""Base classes of methods of generation: rules that read the LM head, and drafts that the full model verifies."""
+"""Base classes of methods of generation, in which a decoded token exits. Nothing here loads torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import Field, PositiveInt
 
 from consistentee.arguments import Fraction
 from consistentee.data.prompts import TextTask
-from consistentee.engine.generate import Generations, generate
-from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
-from consistentee.methods.method import Knob, TokenMethod
-from consistentee.models.decoder.branches import SkippedSublayers
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, StaticRule
-from consistentee.rules.schedules import SHIFTS, DepthThresholdRule, check_exit_layer, shifted_thresholds
-from consistentee.rules.vocabulary import prune_vocabulary
-from consistentee.training.decoder import train_exits
+from consistentee.methods.method import Knob, Method
 from consistentee.training.recipe import TokenRecipe
+
+if TYPE_CHECKING:
+    from consistentee.engine.generate import Generations
+    from consistentee.models.decoder.branches import SkippedSublayers
+    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+    from consistentee.rules.exit_rule import ExitRule
+
+
+@dataclass(frozen=True)
+class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
+    """How to train a decoder's exits, which rule, which knob; subclasses as those of :class:`consistentee.Method`.
+
+    Class attributes besides Method's:
+        kv: fills the keys and values of skipped layers, see :func:`consistentee.generate`.
+        drafts: the method drafts and verifies. Its layers depend on the accepted tokens, so it is run, not replayed.
+        asks_exits: its rule, draft or branch needs an exit's prediction before the token exits.
+    """
+
+    kv: ClassVar[Literal["propagate", "exact"]] = "propagate"
+    drafts: ClassVar[bool] = False
+    asks_exits: ClassVar[bool] = False
+
+    def check_model(self, model: "MultiExitDecoder") -> None:
+        """Raise UserError if the method needs predictions that do not exist before closing layers."""
+        if self.asks_exits and model.closing:
+            raise UserError(
+                f"{self.name} needs the prediction of an exit before a token exits there, and here none exists before "
+                "the closing layers: train it on a decoder without closing layers"
+            )
+
+    def check_task(self, task: TextTask) -> None:
+        """Raise UserError for a task that is not a text task."""
+        if not isinstance(task, TextTask):
+            raise UserError(
+                f"{self.name} lets tokens exit while a text is written; {getattr(task, 'name', task)!r} asks for labels"
+            )
+
+    def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
+        """Train the exits in the shared stage."""
+        from consistentee.training.decoder import train_exits
+
+        train_exits(model, task, recipe)
+        return model
+
+    def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
+        """Return the decoder for a knob: ``model``, or a shallower one (:class:`consistentee.DecoderStack`)."""
+        return model
+
+    def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
+        """Generate a text for every prompt at one value of the knob.
+
+        ``options`` are those of :func:`consistentee.generate` except ``kv``. Methods that decode differently override
+        this.
+        """
+        from consistentee.engine.generate import generate
+
+        return generate(self.model_at(model, knob), prompts, self.rule(model, knob), kv=self.kv, **options)
 
 
 @dataclass(frozen=True)
@@ -30,14 +79,14 @@ class VocabularyMethod(TokenMethod):
             :mod:`consistentee.rules.vocabulary`; None for the whole vocabulary.
     """
 
-    candidates: Annotated[int, Field(ge=2)] | None = field(default=None, kw_only=True, repr=False)  # see stage keys
+    asks_exits: ClassVar[bool] = True
 
-    @property
-    def asks_exits(self) -> bool:
-        return True
+    candidates: Annotated[int, Field(ge=2)] | None = field(default=None, kw_only=True)
 
-    def pruned(self, rule: ExitRule) -> ExitRule:
+    def pruned(self, rule: "ExitRule") -> "ExitRule":
         """Restrict a rule to the candidates after its first exit, if ``candidates`` is set."""
+        from consistentee.rules.vocabulary import prune_vocabulary
+
         return prune_vocabulary(rule, self.candidates)
 
 
@@ -47,20 +96,20 @@ class DepthThresholdMethod(VocabularyMethod):
 
     Class attributes:
         thresholds: by share of the depth, see :func:`consistentee.rules.schedules.shifted_thresholds`; the knob
-            shifts the log-odds of all of them, and 0 gives the paper's.
+            shifts the log-odds of all of them: 0 gives the paper's, the ends make every threshold 0 or 1.
     """
 
-    knob: ClassVar[Knob] = Knob("shift", SHIFTS)
+    knob: ClassVar[Knob] = Knob("shift", (-20.0, *(step / 4 for step in range(-32, 33)), 40.0))
     thresholds: ClassVar[Sequence[tuple[float, float]]]
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the backbone, if the recipe does, with equal weights of all exits at every step, on labels alone."""
-        equally = replace(recipe, exit_weights="equal", exit_curriculum="all", layer_dropout=0.0, taught_share=0.0)
-        train_exits(model, task, equally)
-        return model
+    def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
+        """Train the backbone, if the recipe does, with equal weights of all exits, on labels alone."""
+        return super().fit(model, task, replace(recipe, exit_weights="equal", layer_dropout=0.0, taught_share=0.0))
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":
         """Exit by the paper's thresholds with log-odds shifted by ``knob``."""
+        from consistentee.rules.schedules import DepthThresholdRule, shifted_thresholds
+
         return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))
 
 
@@ -68,7 +117,7 @@ class DraftedBy(TypedDict, total=False):
     """The drafter, as options of :func:`generate_speculatively`; empty without drafts."""
 
     draft_layer: int
-    skipped: SkippedSublayers
+    skipped: "SkippedSublayers"
 
 
 @dataclass(frozen=True)
@@ -86,24 +135,30 @@ class DraftingMethod(TokenMethod):
     draft_tokens: PositiveInt = 4
     threshold: Fraction = 0.0
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: "MultiExitDecoder") -> Sequence[float]:
         """Return the exit layers; the last one decodes with the full model, without drafts."""
         return tuple(float(layer) for layer in model.exit_layers)
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":
         """Exit at the draft layer, ``knob``."""
+        from consistentee.rules.exit_rule import StaticRule
+        from consistentee.rules.schedules import check_exit_layer
+
         return StaticRule(check_exit_layer(model, knob))
 
-    def drafter(self, model: MultiExitDecoder, knob: float) -> DraftedBy:
+    def drafter(self, model: "MultiExitDecoder", knob: float) -> DraftedBy:
         """Return the drafter as options of :func:`generate_speculatively`; empty at full depth."""
         return {} if knob == model.num_layers else {"draft_layer": round(knob)}
 
-    def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
+    def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
         """Generate the full model's texts with the drafter of ``knob``; see :func:`generate_speculatively`.
 
         Texts are generated one by one: ``batch_size``, ``sort_by_length`` and ``read`` have no effect. Raises UserError
         for ``sampling`` and ``in_flight``.
         """
+        from consistentee.engine.generate import generate
+        from consistentee.engine.speculation import generate_speculatively
+
         rule, drafter = self.rule(model, knob), self.drafter(model, knob)
         if not drafter:
             return generate(model, prompts, rule, **options)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, cast
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,13 +25,13 @@ from consistentee.backbones.pretrained import (
     reading,
 )
 from consistentee.errors import UserError, unknown_name
+from consistentee.files import hash_tensors
 from consistentee.models.heads import ExitHeads, HeadSpec
 
 FORMAT_VERSION = 1
 BACKBONE_FOLDER = "backbone"
 TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS_FILE = "model.safetensors"
-_HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 Precision = Literal["float32", "bfloat16"]
 """Type in which the matrix products of layers are computed while they are trained."""
@@ -76,8 +75,6 @@ class Description:
         file: name of the description's file in a saved folder.
 
     Attributes:
-        task_name, method_name, method_parameters, default_knob: the task and the method it was trained with.
-        heads: learned heads by name.
         validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
             ``joint``, the mean over exits, and ``last-exit``, which is the full model's.
     """
@@ -92,10 +89,6 @@ class Description:
     default_knob: float | None = None
     heads: dict[str, HeadSpec] = field(default_factory=dict)
     validation_by_epoch: dict[str, list[float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -117,12 +110,8 @@ class Description:
             raise UserError(f"{path} cannot be read: {field_name}: {first['msg']}") from error
 
 
-class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags=["early-exit"]):
-    """A stock model whose layers are run one by one, with exits and the learned heads of methods.
-
-    Class attributes:
-        description_class: class of the descriptions of this kind of model.
-    """
+class MultiExit(nn.Module, ABC):
+    """A stock model whose layers are run one by one, with exits and the learned heads of methods."""
 
     description_class: ClassVar[type[Description]]
 
@@ -205,7 +194,15 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     @abstractmethod
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of all that determines outputs; ``with_heads=False`` excludes the learned heads."""
+        """Return a hash of all that determines outputs.
+
+        ``with_heads=False`` excludes the learned heads, on which neither hidden states nor logits depend.
+        """
+
+    def _hash_weights(self, with_heads: bool) -> str:
+        excluded = () if with_heads else ("exit_heads.",)
+        weights = self._own_weights().items()
+        return hash_tensors({name: tensor for name, tensor in weights if not name.startswith(excluded)})
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
@@ -215,38 +212,32 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
         """Return the weights that are saved with the model."""
         return self.state_dict()
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_directory.mkdir(parents=True, exist_ok=True)
-        self._save_backbone(save_directory)
-        self.tokenizer.save_pretrained(save_directory / TOKENIZER_FOLDER)
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as safetensors and JSON into a folder, which is made if needed."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_backbone(folder)
+        self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
         weights = {name: tensor.contiguous() for name, tensor in self._own_weights().items()}
-        save_file(weights, save_directory / WEIGHTS_FILE)
-        text = json.dumps(self.description.to_json(), indent=2)
-        (save_directory / self.description.file).write_text(text, encoding="utf-8")
+        save_file(weights, folder / WEIGHTS_FILE)
+        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self.description)}, indent=2)
+        (folder / self.description.file).write_text(text, encoding="utf-8")
 
     @abstractmethod
     def _save_backbone(self, folder: Path) -> None:
         """Write the files from which the stock model is rebuilt."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Load a saved model.
-
-        Args:
-            pretrained_model_name_or_path: a folder, or an id on the Hugging Face hub.
-            options: for the hub ``revision``, ``cache_dir``, ``force_download``, ``local_files_only``, ``token``; for a
-                decoder ``backbone``, a directory with the backbone if it is not where it was.
+    def from_pretrained(cls, folder: str | Path, *, backbone: str | Path | None = None) -> Self:
+        """Load a saved model; ``backbone`` is the directory with a decoder's backbone if it is not where it was.
 
         Raises UserError that names the file if something is missing, damaged or not finite.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
-            folder = Path(str(snapshot_download(str(pretrained_model_name_or_path), **hub_options)))
+        folder = Path(folder)
         description = cls.description_class.read(folder)
         weights = read_weights(folder / WEIGHTS_FILE)
         with reading(folder / description.file):
-            model = cls._without_weights(folder, description, weights, options)
+            model = cls._without_weights(folder, description, weights, backbone)
             for name, spec in description.heads.items():
                 model.add_head(name, spec)
         with reading(folder / WEIGHTS_FILE):
@@ -271,7 +262,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
     @classmethod
     @abstractmethod
     def _without_weights(
-        cls, folder: Path, description: Any, weights: dict[str, Tensor], options: dict[str, Any]
+        cls, folder: Path, description: Any, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
         """Return the model of a saved folder before its own weights are in it, and without its learned heads."""
 

@@ -1,16 +1,5 @@
 """Internal classifiers of exits, in kinds that differ in how much of the model they read.
 
-* ``linear`` reads the pooled vector of its layer; nearly every method uses it;
-* ``mlp`` has a tanh layer of the same width before it, as the pooler of BERT;
-* ``shared`` is one linear classifier for all layers (PALBERT, Balagansky & Gavrilov, NeurIPS 2022);
-* ``attention`` reads every token of its layer (FastBERT, Liu et al., ACL 2020);
-* ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
-  al., NAACL 2021);
-* ``ensemble`` reads the pooled vectors of its layer and of all before, and the logits of the classifiers there (ZTW,
-  Wolczyk et al., NeurIPS 2021);
-* ``product`` multiplies the answers of its layer and of all before (Jazbec et al., NeurIPS 2023);
-* ``class-means`` answers with the class whose mean is nearest (E2CM, Goermez et al., IJCNN 2022).
-
 A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`CLASSIFIER_KINDS` under its name
 before a model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
 ``forward`` reads, and from the two class attributes that declare it.
@@ -37,8 +26,7 @@ class ClassifierSpec:
 
     Attributes:
         kind: a name in :data:`CLASSIFIER_KINDS`.
-        width: inner width, for the kinds that have one.
-        attention_heads: number of attention heads, for the kinds with attention.
+        width, attention_heads: inner width and number of heads, for the kinds that have them.
         at_last_layer: whether layer L has this kind too. If not, its classifier is linear, and the full model is the
             stock one, as for the other methods.
     """
@@ -82,33 +70,21 @@ class ReadableLayer(Protocol):
         """``pooled`` of layers 1..t: [rows, t, width]."""
 
 
+NO_TOKENS = torch.empty(0)
+"""Stands for token states that were not kept."""
+
+
+@dataclass(frozen=True)
 class RecordedLayer:
     """A layer of a finished pass: pooled vectors, and token states if they were kept."""
 
-    def __init__(self, history: Tensor, hidden: Tensor | None = None, padding_mask: Tensor | None = None) -> None:
-        self.history = history
-        self._hidden = hidden
-        self._padding_mask = padding_mask
+    history: Tensor
+    hidden: Tensor = NO_TOKENS
+    padding_mask: Tensor = NO_TOKENS
 
     @property
     def pooled(self) -> Tensor:
         return self.history[:, -1]
-
-    @property
-    def hidden(self) -> Tensor:
-        """Hidden states [rows, tokens, width]. Raises UserError if only pooled vectors were kept."""
-        return _kept(self._hidden)
-
-    @property
-    def padding_mask(self) -> Tensor:
-        """Mask of the real tokens. Raises UserError if only pooled vectors were kept."""
-        return _kept(self._padding_mask)
-
-
-def _kept(tokens: Tensor | None) -> Tensor:
-    if tokens is None:
-        raise UserError("a classifier that reads every token cannot answer from pooled vectors; run it on tokens")
-    return tokens
 
 
 class InternalClassifier(nn.Module, ABC):
@@ -164,7 +140,10 @@ class MLPClassifier(InternalClassifier):
 
 
 class SharedClassifier(InternalClassifier):
-    """Pooled vector, dropout, and one linear layer for all exits, which belongs to the first."""
+    """Pooled vector, dropout, and one linear layer for all exits, which belongs to the first.
+
+    Source: PALBERT, Balagansky & Gavrilov, NeurIPS 2022.
+    """
 
     def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
         super().__init__(spec, place)
@@ -178,10 +157,11 @@ class SharedClassifier(InternalClassifier):
 
 
 class AttentionClassifier(InternalClassifier):
-    """FastBERT's (section 3.1): a narrow projection, self-attention, pooling, a layer of the same width, the output.
+    """FastBERT's: a narrow projection, self-attention, pooling, a layer of the same width, the output.
 
-    The attention sees the real tokens alone, and they are pooled as the backbone pools. The hidden layer comes after
-    the pooling, with a tanh, as in BERT's own pooler; there is no residual connection.
+    Source: Liu et al., ACL 2020, section 3.1. The attention sees the real tokens alone, and they are pooled as the
+    backbone pools. The hidden layer comes after the pooling, with a tanh, as in BERT's own pooler; there is no residual
+    connection.
     """
 
     reads_tokens: ClassVar[bool] = True
@@ -232,8 +212,9 @@ class LayerGate(nn.Module):
 class PastFutureClassifier(InternalClassifier):
     """GPFEE's classifier: gated states of all layers so far, and gated predictions of the states of later layers.
 
-    A later state is predicted as the current one plus a step; the steps come from one narrow hidden layer, so that
-    the predictors of all exits together stay small. Layer L has no future, and reads the past.
+    Source: Liao et al., NAACL 2021. A later state is predicted as the current one plus a step; the steps come from one
+    narrow hidden layer, so that the predictors of all exits together stay small. Layer L has no future, and reads the
+    past.
     """
 
     reads_history: ClassVar[bool] = True
@@ -263,9 +244,9 @@ class PastFutureClassifier(InternalClassifier):
 class EnsembleClassifier(InternalClassifier):
     """ZTW's classifier: a linear head that also reads the previous head's logits, and a geometric mean of all heads.
 
-    Every head reads the normalised logits of the one before, which its gradient does not reach. The answer of layer m
-    is ``softmax(mean_{j<=m} exp(a_j) log p_j + b)``. Earlier heads belong to the other exits' classifiers and are not
-    saved again; their logits are computed again from the pooled vectors.
+    Source: Wolczyk et al., NeurIPS 2021. Every head reads the normalised logits of the one before, which its gradient
+    does not reach. The answer of layer m is ``softmax(mean_{j<=m} exp(a_j) log p_j + b)``. Earlier heads belong to the
+    other exits' classifiers and are not saved again; their logits are computed again from the pooled vectors.
     """
 
     reads_history: ClassVar[bool] = True
@@ -299,7 +280,7 @@ class EnsembleClassifier(InternalClassifier):
 class ProductClassifier(LinearClassifier):
     """Product of experts: linear classifiers whose logits f_j give ``prod_{j<=m} softplus(f_j)^(j/L)``.
 
-    Earlier classifiers belong to the other exits and are not saved again.
+    Source: Jazbec et al., NeurIPS 2023. Earlier classifiers belong to the other exits and are not saved again.
     """
 
     reads_history: ClassVar[bool] = True
@@ -323,7 +304,7 @@ class ProductClassifier(LinearClassifier):
 class ClassMeansClassifier(InternalClassifier):
     """E2CM's classifier: minus the distance from each class mean, divided by the average distance of training rows.
 
-    Nothing is trained by gradients: a method sets means and average distances.
+    Source: Goermez et al., IJCNN 2022. Nothing is trained by gradients: a method sets means and average distances.
     """
 
     def __init__(self, spec: ClassifierSpec, place: Exit) -> None:

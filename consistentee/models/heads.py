@@ -14,12 +14,10 @@ class HeadSpec:
     """A small network that reads the pooled vector of a layer.
 
     Attributes:
-        outputs: number of outputs for a row.
         hidden: width of a hidden layer with GELU, or None for a linear head.
         shared: one module for all layers, instead of one a layer.
         extra_inputs: further inputs that the rule concatenates to the pooled vector.
         reads_pooled: whether the pooled vector is an input at all.
-        initial_bias: bias of the output layer at the start.
     """
 
     outputs: Positive = 1
@@ -58,20 +56,16 @@ class ExitHeads(nn.Module):
         return output.squeeze(-1) if self.spec.outputs == 1 else output
 
 
+@torch.no_grad()
 def set_factors(heads: ExitHeads, factors: Tensor) -> None:
     """Put numbers [L] into heads of the kind :data:`FACTORS`."""
-    with torch.no_grad():
-        for weight, factor in zip(_factor_weights(heads), factors, strict=True):
-            weight.fill_(factor)
+    for module, factor in zip(heads.modules_by_layer, factors, strict=True):
+        module.get_parameter("weight").fill_(factor)
 
 
 def factors_of(heads: ExitHeads) -> list[float]:
     """Return the numbers of layers 1..L that :func:`set_factors` has put in."""
-    return [weight.item() for weight in _factor_weights(heads)]
-
-
-def _factor_weights(heads: ExitHeads) -> list[Tensor]:
-    return [module.get_parameter("weight") for module in heads.modules_by_layer]
+    return [module.get_parameter("weight").item() for module in heads.modules_by_layer]
 
 
 def _network(spec: HeadSpec, inputs: int) -> nn.Module:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from consistentee.arguments import Number, Positive, checked
 from consistentee.errors import UserError
-from consistentee.rules.signals import Signal
 from consistentee.rules.view import LayerView
+from consistentee.signals import Signal
 
 State = dict[str, Tensor]
 """Per-row state of a rule: every tensor has the rows first. The engine drops the rows that exit."""
@@ -33,13 +33,6 @@ class ExitRule:
         Not called at the last layer, where every row stops.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
-
-    def compared_value(self, view: LayerView, state: State) -> Tensor | None:
-        """Return the value that the rule compares with its threshold, for plots: float [rows], or None.
-
-        Called in place of :meth:`should_exit`, and may update ``state`` in place.
-        """
-        return None
 
 
 def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
@@ -83,9 +76,6 @@ class ThresholdRule(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         value = self.signal(view)
         return value > self.threshold if self.exit_when == "above" else value < self.threshold
-
-    def compared_value(self, view: LayerView, state: State) -> Tensor:
-        return self.signal(view)
 
 
 @checked

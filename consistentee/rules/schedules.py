@@ -11,8 +11,8 @@ from torch import Tensor
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView
+from consistentee.signals import top_probability
 
 _USUAL_LENGTH = 64
 
@@ -45,13 +45,6 @@ def mean_layers(model: MultiExitDecoder) -> tuple[float, ...]:
 def text_length(model: MultiExitDecoder, horizon: int | None) -> int:
     """Return the number of tokens of a schedule: ``horizon``, else the length the model was trained with, else 64."""
     return horizon or model.description.max_new_tokens or _USUAL_LENGTH
-
-
-FIRST_EXIT, FULL_DEPTH = -20.0, 40.0
-"""Shifts that make every threshold 0 (the first exit) or 1 (full depth)."""
-
-SHIFTS = (FIRST_EXIT, *(step / 4 for step in range(-32, 33)), FULL_DEPTH)
-"""Values of the knob, from earliest to latest exits; 0 gives the paper's thresholds."""
 
 
 class DepthThresholdRule(ExitRule):

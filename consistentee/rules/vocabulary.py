@@ -7,10 +7,12 @@ full head. A confidence over K tokens is larger, so thresholds have to be chosen
 """
 
 from functools import cached_property
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
-from consistentee.errors import UserError
+from consistentee.arguments import checked
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView, best_among
 
@@ -18,7 +20,8 @@ CANDIDATES = "candidates"
 """Name of the candidates in the state of a rule: int64 [rows, K], after the first exit that was read."""
 
 
-def prune_vocabulary(rule: ExitRule, candidates: int | None) -> ExitRule:
+@checked
+def prune_vocabulary(rule: ExitRule, candidates: Annotated[int, Field(ge=2)] | None) -> ExitRule:
     """Restrict a rule to the logits of ``candidates`` tokens after its first exit; None returns the rule itself.
 
     The rule must read all exits from some layer on, or none. Raises UserError for fewer than two candidates.
@@ -26,17 +29,10 @@ def prune_vocabulary(rule: ExitRule, candidates: int | None) -> ExitRule:
     return rule if candidates is None else PrunedVocabularyRule(rule, candidates)
 
 
-def check_candidates(candidates: int | None) -> None:
-    """Raise UserError for fewer than two candidates, which have no confidence."""
-    if candidates is not None and candidates < 2:
-        raise UserError(f"a vocabulary is pruned to at least 2 candidates, got {candidates}")
-
-
 class PrunedVocabularyRule(ExitRule):
     """Apply another rule to the candidates, which are part of each token's state."""
 
     def __init__(self, rule: ExitRule, candidates: int) -> None:
-        check_candidates(candidates)
         self.rule = rule
         self.candidates = candidates
         self.reads_history = rule.reads_history
@@ -46,9 +42,6 @@ class PrunedVocabularyRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return self.rule.should_exit(CandidatesView(view, state, self.candidates), state)
-
-    def compared_value(self, view: LayerView, state: State) -> Tensor | None:
-        return self.rule.compared_value(CandidatesView(view, state, self.candidates), state)
 
 
 class CandidatesView(LayerView):

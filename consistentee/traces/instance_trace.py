@@ -126,12 +126,12 @@ def record_outputs(
     *,
     batch_size: int = 64,
     store: Path | None = None,
-    progress: str | None = None,
+    progress: bool = False,
 ) -> LayerOutputs:
     """Run ``model`` at full depth, in eval mode, over tokenised rows: all layers of all rows, in order, on the CPU.
 
     Rows of similar length go together. ``store`` is a folder where outputs are kept, so that methods that share a model
-    share its pass; None keeps nothing. ``progress`` is the title of a progress bar, or None for none.
+    share its pass; None keeps nothing. ``progress`` shows a progress bar.
     """
     run = partial(_record, model, encodings, ("vectors", "pooled", "logits"), batch_size, progress)
     tensors = run() if store is None else computed_once(_outputs_file(store, model, encodings, batch_size), run)
@@ -144,7 +144,7 @@ def record_logits(
     *,
     batch_size: int = 64,
     store: Path | None = None,
-    progress: str | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """Return every layer's logits at full depth: float [rows, L, classes]. Neither states nor logits are stored.
 
@@ -165,14 +165,14 @@ def _record(
     encodings: Sequence[Encoding],
     names: Sequence[str],
     batch_size: int,
-    progress: str | None,
+    progress: bool,
 ) -> dict[str, Tensor]:
     """Return some of the fields of :class:`LayerOutputs` for all rows; ``pooled`` only where it is not ``vectors``."""
     model.eval()
     order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
     recorded: dict[str, Tensor] = {}
     starts = range(0, len(order), batch_size)
-    for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
+    for start in tracked(starts, "tracing", rows=batch_size, shown=progress):
         rows = order[start : start + batch_size]
         outputs = model(model.collate([encodings[i] for i in rows]))
         for name in names:
@@ -201,8 +201,7 @@ def record_trace(
     ``store`` is a folder where full-depth passes are kept, see :func:`record_outputs`.
     """
     encodings = model.tokenize(split.texts, max_length)
-    title = f"tracing {split.name}" if progress else None
-    outputs = record_outputs(model, encodings, batch_size=batch_size, store=store, progress=title)
+    outputs = record_outputs(model, encodings, batch_size=batch_size, store=store, progress=progress)
     signals, heads = {"pooled": outputs.pooled}, {name: model.head(name) for name in model.exit_heads}
     for name, head in heads.items():
         if head.spec.extra_inputs == 0:

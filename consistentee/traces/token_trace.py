@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from consistentee.arguments import NotNegative, Positive, checked
-from consistentee.data.prompts import Keep, PromptSplit
+from consistentee.arguments import Positive, checked
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, best_among, likeliest, predictions_of
-from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows, tokens_read
+from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
 CHUNK = 256
@@ -152,30 +151,6 @@ class TokenTraceView(TokenView):
 
 
 @checked
-def record_token_trace(
-    model: MultiExitDecoder,
-    split: PromptSplit,
-    *,
-    max_prompt_tokens: Positive | None,
-    max_new_tokens: NotNegative,
-    keep: Keep = "end",
-    batch_size: Positive = 16,
-    dtype: torch.dtype = torch.float16,
-    store: Path | None = None,
-    progress: bool = False,
-) -> TokenTrace:
-    """Run ``model`` at full depth over the prompts and references of a split, once; see :func:`record_tokens`.
-
-    Adapters and learned heads do not matter here, and may be trained afterwards. ``max_prompt_tokens``,
-    ``max_new_tokens`` and ``keep`` cut the rows, see :func:`encode_rows`. Raises UserError for a prompt that is empty,
-    or cannot be cut.
-    """
-    rows = encode_rows(model, split, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, keep=keep)
-    title = f"tracing {split.name}" if progress else None
-    return record_tokens(model, rows, batch_size=batch_size, dtype=dtype, store=store, progress=title)
-
-
-@checked
 def record_tokens(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
@@ -183,17 +158,17 @@ def record_tokens(
     batch_size: Positive = 16,
     dtype: torch.dtype = torch.float32,
     store: Path | None = None,
-    progress: str | None = None,
+    progress: bool = False,
 ) -> TokenTrace:
     """Run ``model`` at full depth, in eval mode, over prompts and given responses (a reference's, or generated ones).
 
     Args:
         model: whose hidden states are recorded.
-        rows: prompts and responses, as tokens.
+        rows: prompts and responses, as tokens (of a split: :func:`consistentee.traces.token_rows.encode_rows`).
         batch_size: rows a batch; rows of similar length go together.
         dtype: of the hidden states kept. float16 halves the memory; states beyond its range stay float32.
         store: folder where passes are kept, so that methods that share a backbone share its pass; None keeps nothing.
-        progress: title of a progress bar, or None for none.
+        progress: show a progress bar.
 
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
@@ -226,10 +201,10 @@ def recorded_states(
     rows: Sequence[TokenRow],
     *,
     whole_rows: bool,
-    batch_size: int,
+    batch_size: int = 16,
     dtype: torch.dtype,
     store: Path | None,
-    progress: str | None,
+    progress: bool,
 ) -> Tensor:
     """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :func:`record_tokens`.
 
@@ -264,7 +239,7 @@ def _record(
     *,
     batch_size: int,
     dtype: torch.dtype,
-    progress: str | None,
+    progress: bool,
 ) -> Tensor:
     model.eval()
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
@@ -272,7 +247,7 @@ def _record(
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     starts = range(0, len(order), batch_size)
-    for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
+    for start in tracked(starts, "tracing", rows=batch_size, shown=progress):
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)
@@ -312,66 +287,3 @@ def named_tokens(trace: TokenTrace, candidates: int | None = None) -> Tensor:
             named.append(best_among(logits if pruned is None else logits.gather(1, pruned), pruned))
         parts.append(torch.stack(named, dim=1).cpu())
     return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class RowBatch:
-    """Whole rows, padded on the right, on the model's device.
-
-    Attributes:
-        rows: the tokens, and which of them give the response.
-        hidden: hidden states after the exit layers: float32 [rows, T, exits, width]; 0 for padding.
-    """
-
-    rows: TokenRows
-    hidden: Tensor
-
-
-@dataclass(frozen=True)
-class RowStates:
-    """The hidden states of whole rows, prompts included, for exits that attend to earlier tokens, as branches do.
-
-    Attributes:
-        rows: prompts and responses.
-        hidden: of every token that is read, row by row: float16 or float32, [tokens, exits, width].
-        model: whose states they are.
-    """
-
-    rows: Sequence[TokenRow]
-    hidden: Tensor
-    model: MultiExitDecoder = field(repr=False)
-
-    def batch(self, numbers: Sequence[int]) -> RowBatch:
-        batch = collate_rows(self.model, [self.rows[number] for number in numbers])
-        hidden = torch.zeros(*batch.tokens.shape, *self.hidden.shape[1:], device=self.model.device)
-        hidden[batch.padding_mask] = torch.cat([self._by_row[number] for number in numbers]).to(hidden)
-        return RowBatch(batch, hidden)
-
-    @cached_property
-    def _by_row(self) -> tuple[Tensor, ...]:
-        return self.hidden.split([tokens_read(row) for row in self.rows])
-
-    def fingerprint(self) -> str:
-        tokens = torch.tensor([token for prompt, response in self.rows for token in (*prompt, *response)])
-        lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in self.rows])
-        return hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})
-
-
-def record_rows(
-    model: MultiExitDecoder,
-    rows: Sequence[TokenRow],
-    *,
-    batch_size: int = 16,
-    store: Path | None = None,
-    progress: str | None = None,
-) -> RowStates:
-    """Keep the states of all tokens in half precision; arguments and errors as of :func:`record_tokens`.
-
-    Raises ValueError where there are closing layers, which look back on states of their own at every exit.
-    """
-    if model.closing:
-        raise ValueError("rows of a decoder with closing layers have no one state at an exit")
-    hidden = recorded_states(
-        model, rows, whole_rows=True, batch_size=batch_size, dtype=compact_dtype(model), store=store, progress=progress
-    )
-    return RowStates(rows, hidden, model)

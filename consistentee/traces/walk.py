@@ -64,9 +64,8 @@ def sweep(rules: Sequence[ExitRule], trace: Recorded) -> Tensor:
 
 @checked
 def replay(rule: ExitRule, trace: Recorded) -> Tensor:
-    """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N]."""
+    """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N].
+
+    Tokens that may not exit early have layer L.
+    """
     return sweep([rule], trace)[0]
-
-
-replay_tokens, sweep_tokens = replay, sweep
-"""Names of the same for a TokenTrace: exit layers of its tokens, L for those that may not exit."""

@@ -1,10 +1,15 @@
+from consistentee.training.branches import train_branches as train_branches
 from consistentee.training.decoder import (
-    train_branches as train_branches,
+    StateBatch as StateBatch,
     train_exits as train_exits,
     train_last_token_exit as train_last_token_exit,
     train_learned_head as train_learned_head,
 )
 from consistentee.training.encoder import (
+    FeatureBatch as FeatureBatch,
+    FeatureSource as FeatureSource,
+    TokenBatch as TokenBatch,
+    TokenSource as TokenSource,
     cached_rows as cached_rows,
     depth_weighted_loss as depth_weighted_loss,
     distillation_loss as distillation_loss,
@@ -18,20 +23,10 @@ from consistentee.training.encoder import (
     train_early_exits as train_early_exits,
     train_heads as train_heads,
     train_jointly as train_jointly,
-    train_jointly_on as train_jointly_on,
     train_last_exit as train_last_exit,
-    train_last_exit_on as train_last_exit_on,
     training_source as training_source,
     use_exit_network as use_exit_network,
 )
-from consistentee.training.loop import run_stage as run_stage
+from consistentee.training.loop import Stage as Stage, run_stage as run_stage
 from consistentee.training.recipe import ExitNetwork as ExitNetwork
-from consistentee.training.sources import (
-    FeatureBatch as FeatureBatch,
-    FeatureSource as FeatureSource,
-    TokenBatch as TokenBatch,
-    TokenSource as TokenSource,
-)
-from consistentee.training.stage import Stage as Stage
 from consistentee.training.token_answers import exit_answers as exit_answers
-from consistentee.training.token_sources import StateBatch as StateBatch

@@ -6,44 +6,52 @@ One loss, a weighted mean of the exits' cross-entropies through the LM head, is 
 * equal weights: LITE (Varshney et al., 2024, arXiv 2310.18581), and sorted fine-tuning (SoFT, Kavehzadeh et al.,
   2024, arXiv 2309.08968), whose "sub-models" are the first layers with the one norm and LM head. The two differ in
   exits, data and length, not in the loss;
-* weights in proportion to the square of depth, layer dropout, and a curriculum of exits: LayerSkip (Elhoushi et al.,
-  2024, arXiv 2404.16710, section 4.1). With the curriculum "rotational" one exit learns at a step besides the last,
-  each in turn; with "gradual" exits join one by one, from the deepest to the shallowest, until half of the steps are
-  done. Its schedule of the dropout over time is for training from scratch and is left out, as in its fine-tuning.
-
-With "drawn" exits, every token of a response exits at a random exit and learns there, in a pass that computes what
-decoding computes. The other losses only show texts that exit at one layer as a whole. Under a rule, a later token that
-runs deeper reads keys and values that skipped layers got from the state at an exit (state propagation: CALM, section
-3.3.1). A token then needs the LM head once, not once for each exit.
+* weights in proportion to the square of depth, and layer dropout: LayerSkip (Elhoushi et al., 2024, arXiv 2404.16710,
+  section 4.1). Its schedule of the dropout over time is for training from scratch and is left out, as in its
+  fine-tuning.
 
 The stage takes hours where the others take minutes. It is shared by all methods that need the same one, and resumes.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from consistentee.errors import UserError
+from consistentee.files import hash_json
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.traces.token_rows import TokenRow
+from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
 from consistentee.training.head_loss import probabilities, weighted_cross_entropy
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
-from consistentee.training.stage import Stage
-from consistentee.training.token_sources import DrawnRows, StepRows
+from consistentee.training.loop import Stage, run_stage
+from consistentee.training.recipe import ExitWeights, TokenRecipe, drawn
 
-RowsLoss = Callable[[MultiExitDecoder, StepRows], Tensor]
+RowsLoss = Callable[[MultiExitDecoder, TokenRows], Tensor]
 """A loss that runs the backbone: (model, rows of a step) -> scalar."""
 
-ONE_EXIT_A_ROW = 0.5
-"""Share of the rows whose tokens all exit at the same layer, as under a static rule."""
-
 _POWERS: dict[ExitWeights, int] = {"equal": 0, "depth": 1, "squared depth": 2}
-_SEEDS_APART = 10_000  # of the rows that runs of one stage draw; suites have fewer seeds
+
+
+class DrawnRows:
+    """Prompts with responses, drawn at random: as many as a stage takes."""
+
+    def __init__(self, model: MultiExitDecoder, rows: Sequence[TokenRow], draws: int, seed: int) -> None:
+        self.model = model
+        self.rows = rows
+        answered = [number for number, (_, response) in enumerate(rows) if len(response)]
+        self.numbers = drawn(torch.tensor(answered, dtype=torch.long), draws, seed)
+        self.lengths = torch.tensor([sum(map(len, rows[i])) for i in self.numbers.tolist()])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, rows: Tensor, step: int) -> TokenRows:
+        return collate_rows(self.model, [self.rows[i] for i in self.numbers[rows].tolist()])
+
+    def fingerprint(self) -> str:
+        return hash_json([[list(part) for part in self.rows[i]] for i in self.numbers.tolist()])
 
 
 def train_backbone(
@@ -64,21 +72,18 @@ def train_backbone(
     if recipe.trains == "lora":
         model.add_lora(recipe.lora_rank, seed=recipe.seed)
         backbone = model.lora_weights
-    stage: Stage[MultiExitDecoder, StepRows] = Stage(
+    stage: Stage[MultiExitDecoder, TokenRows] = Stage(
         name=f"{name}-{recipe.trains}",
         loss=loss,
         trains=(*backbone, *also_trains),
-        epochs=1,
         batch_size=recipe.backbone_batch_size,
         learning_rate=recipe.backbone_learning_rate,
         head_learning_rate=recipe.exit_learning_rate,
         details=_settings_of(loss),
         shared=True,
     )
-    for run in range(1 + recipe.backbone_restarts):
-        seed = recipe.seed + run * _SEEDS_APART
-        source = DrawnRows(model, rows, recipe.backbone_steps, recipe.backbone_batch_size, seed)
-        run_stage(model, source, stage, recipe.for_loop())
+    source = DrawnRows(model, rows, recipe.backbone_steps * recipe.backbone_batch_size, recipe.seed)
+    run_stage(model, source, stage, recipe)
     if recipe.trains == "lora":
         model.merge_lora()  # so that a layer costs as much as a stock layer
 
@@ -90,59 +95,30 @@ def _settings_of(loss: RowsLoss) -> dict[str, object]:
     return {"loss": getattr(loss, "__qualname__", repr(loss))}
 
 
-@dataclass(frozen=True)
-class ExitLosses:
-    """Which exits learn, and the weights of their losses: see :class:`consistentee.TokenRecipe`."""
-
-    weights: ExitWeights
-    curriculum: ExitCurriculum
-    layer_dropout: float
-
-    def weights_at(self, exit_layers: Sequence[int], step: int, done: float) -> Tensor:
-        """Compute the weight of each exit at a step, after a share ``done`` of the steps: [exits], with sum 1."""
-        weights = torch.tensor(exit_weights(exit_layers, _POWERS[self.weights]))
-        early = len(exit_layers) - 1
-        if self.curriculum == "rotational" and early:
-            weights[:-1] *= torch.arange(early) == step % early
-        elif self.curriculum == "gradual":
-            weights[: max(early - int(done * 2 * (early + 1)), 0)] = 0.0
-        return weights / weights.sum()
-
-
 def exit_weights(exit_layers: Sequence[int], power: int = 1) -> list[float]:
     """Compute the weight of each exit in a joint loss, in proportion to a power of its depth, with sum 1."""
     weights = [layer**power for layer in exit_layers]
     return [weight / sum(weights) for weight in weights]
 
 
-def loss_of(recipe: TokenRecipe) -> RowsLoss:
-    """Return the loss of all exits that a recipe asks for.
+def joint_loss(
+    weighting: ExitWeights, taught_share: float, layer_dropout: float, model: MultiExitDecoder, batch: TokenRows
+) -> Tensor:
+    """Compute the weighted mean cross-entropy of the exits, the last one included.
 
-    Raises UserError for drawn exits with a teacher (no token is at both exits) or with layer dropout.
+    Exits below L learn ``taught_share`` of it from the distribution of layer L, the rest from labels. Layer L learns
+    from labels, and its distribution gets no gradient from the exits that it teaches (self-distillation: Zhang et al.,
+    "Be Your Own Teacher", 2019, arXiv 1905.08094, section 3).
     """
-    losses = ExitLosses(recipe.exit_weights, recipe.exit_curriculum, recipe.layer_dropout)
-    if recipe.exit_curriculum == "drawn":
-        if recipe.taught_share or recipe.layer_dropout:
-            raise UserError(
-                "drawn exits have no teacher, and skip layers already: leave taught_share and layer_dropout at 0"
-            )
-        return partial(drawn_loss, losses)
-    return partial(taught_loss, recipe.taught_share, losses) if recipe.taught_share else partial(joint_loss, losses)
-
-
-def joint_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
-    """Compute the weighted mean cross-entropy of the exits, the last one included."""
-    states, weights = _states_and_weights(losses, model, batch)
-    return loss_at_exits(model, states, batch.targets, weights)
-
-
-def taught_loss(taught_share: float, losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
-    """Compute the same mean; exits below L learn this share from the distribution of layer L, the rest from labels.
-
-    Layer L learns from labels, and its distribution gets no gradient from the exits that it teaches
-    (self-distillation: Zhang et al., "Be Your Own Teacher", 2019, arXiv 1905.08094, section 3).
-    """
-    states, weights = _states_and_weights(losses, model, batch)
+    if layer_dropout:
+        states = states_with_layer_dropout(model, batch, layer_dropout)
+    else:
+        states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
+    states = states[batch.gives_response]  # [tokens, exits, width]
+    weights = torch.tensor(exit_weights(model.exit_layers, _POWERS[weighting])).to(states) / len(states)
+    weights = weights.expand(len(states), -1)
+    if not taught_share:
+        return loss_at_exits(model, states, batch.targets, weights)
     last = model.exit_layers[-1]
     wanted = probabilities(model.head_state(last, states[:, -1]).detach(), model.head_weight(last), model.precision)
     wanted.mul_(taught_share)
@@ -153,17 +129,7 @@ def taught_loss(taught_share: float, losses: ExitLosses, model: MultiExitDecoder
     return loss_at_exits(model, states, batch.targets, of_last) + loss_at_exits(model, states, wanted, of_early)
 
 
-def _states_and_weights(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> tuple[Tensor, Tensor]:
-    """Return the states before response tokens, [tokens, exits, width], and the weights of their losses."""
-    if losses.layer_dropout:
-        states = states_with_layer_dropout(model, batch, losses.layer_dropout)
-    else:
-        states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
-    weights = losses.weights_at(model.exit_layers, batch.number, batch.done).to(states)
-    return states[batch.gives_response], weights.expand(len(batch.targets), -1) / len(batch.targets)
-
-
-def last_exit_loss(model: MultiExitDecoder, batch: StepRows) -> Tensor:
+def last_exit_loss(model: MultiExitDecoder, batch: TokenRows) -> Tensor:
     """Compute the cross-entropy of the last exit, with which a model without exits is fine-tuned."""
     states = model.last_states(batch.tokens, batch.padding_mask)[batch.gives_response]
     last, weights = model.exit_layers[-1], states.new_full((len(states),), 1 / len(states))
@@ -201,7 +167,7 @@ def skip_probability(layer: int, num_layers: int, dropout: float) -> float:
     return dropout * (math.exp((layer - 1) * math.log(2) / max(num_layers - 1, 1)) - 1)
 
 
-def states_with_layer_dropout(model: MultiExitDecoder, batch: StepRows, dropout: float) -> Tensor:
+def states_with_layer_dropout(model: MultiExitDecoder, batch: TokenRows, dropout: float) -> Tensor:
     """Run all layers, each row skipping some at random: hidden states [rows, tokens, exits, width].
 
     Raises UserError for a model with closing layers, whose exits skip layers already.
@@ -216,46 +182,3 @@ def states_with_layer_dropout(model: MultiExitDecoder, batch: StepRows, dropout:
         if layer in model.exit_layers:
             states.append(hidden)
     return torch.stack(states, dim=2)
-
-
-def drawn_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
-    """Compute the mean cross-entropy of response tokens, each at an exit drawn by the weights."""
-    weights = losses.weights_at(model.exit_layers, batch.number, batch.done)
-    exits = draw_exits(model.exit_layers, weights, batch.may_exit)
-    hidden = states_at_exits(model, batch.tokens, batch.padding_mask, exits)
-    exited_at, states = exits[batch.gives_response], hidden[batch.gives_response]
-    losses_at = []
-    for layer in model.exit_layers:
-        here = exited_at == layer
-        read, targets = model.head_state(layer, states[here]), batch.targets[here]
-        shares = read.new_full((len(read),), 1 / len(states))
-        losses_at.append(weighted_cross_entropy(read, model.head_weight(layer), targets, shares, model.precision))
-    return torch.stack(losses_at).sum()
-
-
-def draw_exits(exit_layers: tuple[int, ...], weights: Tensor, may_exit: Tensor) -> Tensor:
-    """Draw the layer at which every token exits, which is L if it may not exit early: int64 [rows, T].
-
-    ``weights`` are the probabilities of the exits.
-    """
-    rows, columns = may_exit.shape
-    of_token = weights.multinomial(rows * columns, replacement=True).view(rows, columns)
-    of_row = weights.multinomial(rows, replacement=True).unsqueeze(1)
-    drawn = torch.where(torch.rand(rows, 1) < ONE_EXIT_A_ROW, of_row, of_token)
-    layers = torch.tensor(exit_layers)[drawn].to(may_exit.device)
-    return torch.where(may_exit, layers, exit_layers[-1])
-
-
-def states_at_exits(model: MultiExitDecoder, tokens: Tensor, padding_mask: Tensor, exits: Tensor) -> Tensor:
-    """Run whole rows as decoding does if tokens exit at given layers; return the states at their exits.
-
-    Layers that a token skips get its keys and values from the state at its exit. Arguments are [rows, T]; states are
-    [rows, T, width].
-    """
-    hidden, context = model.stepper.begin(tokens, padding_mask)
-    closing = len(model.closing)
-    for layer in range(1, model.num_layers + 1):
-        after = model.run_layer(layer, hidden, context)
-        skips = (layer > exits - closing) & (layer <= model.num_layers - closing)
-        hidden = torch.where(skips.unsqueeze(-1), hidden, after)
-    return hidden

@@ -1,33 +1,160 @@
-"""Stages of classification that several methods share, and the losses they are made of."""
+"""Stages of classification that several methods share: their rows, their losses, and the stages."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
+from consistentee.data.encoding import Batch, Encoding, fingerprint
+from consistentee.data.instances import Label, TaskData
+from consistentee.data.metrics import score
 from consistentee.errors import UserError
+from consistentee.files import hash_json, hash_tensors
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
+from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import ExitNetwork, Recipe
-from consistentee.training.sources import (
-    FeatureBatch,
-    FeatureSource,
-    TokenBatch,
-    TokenSource,
-    ValidationJudge,
-    label_tensor,
-)
-from consistentee.training.stage import BatchT, Source, Stage
+from consistentee.training.loop import Stage, precision_used, run_stage
+from consistentee.training.recipe import ExitNetwork, PrecisionSetting, Recipe
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
 _HELD_OUT_SEED = 0
+
+
+# Rows
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Instances as tokens: ``labels`` [rows], ``rows`` [rows], their numbers in the source, and the step, from 0."""
+
+    tokens: Batch
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Instances as cached features of a frozen backbone; other fields as in :class:`TokenBatch`."""
+
+    outputs: LayerOutputs
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class ValidationJudge:
+    """The score of a model on validation rows: the mean over exits, or that of the last exit."""
+
+    encodings: Sequence[Encoding]
+    labels: Sequence[Label]
+    metric: str
+    precision: PrecisionSetting
+    every_exit: bool = True
+
+    def __call__(self, model: MultiExitModel) -> float:
+        with model.layers_in(precision_used(self.precision, model.device)):
+            answers = predictions_of(record_logits(model, self.encodings))
+        scored = answers if self.every_exit else answers[:, -1:]
+        return fmean(score(self.metric, self.labels, answer) for answer in scored.T.numpy())
+
+    def fingerprint(self) -> str:
+        return hash_json([fingerprint(self.encodings), list(self.labels), self.metric, self.every_exit])
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Instances as tokens.
+
+    Attributes:
+        labels: class indices or targets, [N].
+        judge: scores a model that learns from all of the rows.
+    """
+
+    model: MultiExitModel
+    encodings: Sequence[Encoding]
+    labels: Tensor
+    judge: ValidationJudge | None = None
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        return torch.tensor([len(encoding) for encoding in self.encodings])
+
+    def select(self, rows: Tensor) -> "TokenSource":
+        """Return some of the rows, given by their numbers, without a judge."""
+        return TokenSource(self.model, [self.encodings[i] for i in rows.tolist()], self.labels[rows])
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    def batch(self, rows: Tensor, step: int) -> TokenBatch:
+        tokens = self.model.collate([self.encodings[i] for i in rows.tolist()])
+        return TokenBatch(tokens, self.labels[rows].to(self.model.device), rows, step)
+
+    def fingerprint(self) -> str:
+        return hash_json([fingerprint(self.encodings), self.labels.tolist()])
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Instances as cached features of a frozen backbone; ``labels`` as in :class:`TokenSource`."""
+
+    model: MultiExitModel
+    outputs: LayerOutputs
+    labels: Tensor
+
+    lengths = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor, step: int) -> FeatureBatch:
+        device = self.model.device
+        parts = (self.outputs.vectors, self.outputs.pooled, self.outputs.logits)
+        outputs = LayerOutputs(*(part[rows].to(device) for part in parts))
+        return FeatureBatch(outputs, self.labels[rows].to(device), rows, step)
+
+    def fingerprint(self) -> str:
+        tensors = (self.outputs.vectors, self.outputs.logits, self.labels)
+        return hash_tensors({str(i): tensor for i, tensor in enumerate(tensors)})
+
+
+def label_tensor(labels: Sequence[Label]) -> Tensor:
+    """Turn class indices into int64 [N], or numeric targets into float32 [N]."""
+    tensor = torch.tensor(labels)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
+    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
+    model.description.max_length = recipe.max_length
+    rows, validation = recipe.training_rows(task.train), task.validation
+    encodings = model.tokenize(validation.texts, recipe.max_length)
+    judge = ValidationJudge(encodings, validation.labels, task.metric, recipe.precision)
+    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
+
+
+def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
+    """Split training rows into rows to train on, and a ``share`` of them, at least one, that is held out.
+
+    The split depends on the number of rows alone: not on a seed, and not on validation rows.
+    Raises UserError if no row is left to train on.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
+    count = max(1, round(share * len(source)))
+    if count >= len(source):
+        raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
+    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
+
+
+# Losses
 
 
 def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,26 +186,7 @@ def distillation_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return temperature**2 * divergences.sum(dim=(1, 2)).mean()
 
 
-def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
-    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
-    model.description.max_length = recipe.max_length
-    rows, validation = recipe.training_rows(task.train), task.validation
-    encodings = model.tokenize(validation.texts, recipe.max_length)
-    judge = ValidationJudge(encodings, validation.labels, task.metric, recipe.precision)
-    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
-
-
-def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
-    """Split training rows into rows to train on, and a ``share`` of them, at least one, that is held out.
-
-    The split depends on the number of rows alone: not on a seed, and not on validation rows.
-    Raises UserError if no row is left to train on.
-    """
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
-    count = max(1, round(share * len(source)))
-    if count >= len(source):
-        raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
-    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
+# Stages that run the backbone
 
 
 def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe) -> None:
@@ -87,29 +195,22 @@ def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe
         model.use_classifier(ClassifierSpec(network, at_last_layer=False), recipe.seed)
 
 
-# Stages that run the backbone
+def train_jointly(model: MultiExitModel, rows: TaskData | TokenSource, recipe: Recipe) -> None:
+    """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE.
 
-
-def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
-    """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE."""
-    train_jointly_on(model, training_source(model, task, recipe), recipe)
-
-
-def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    """As :func:`train_jointly`, on rows that are tokens already."""
+    ``rows``: a task, or its training rows from :func:`training_source`.
+    """
+    source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
     stage = token_stage("joint", _joint_loss, recipe, shared=True)
-    if model.reads_tokens and recipe.attention_epochs:
-        stage = replace(stage, epochs=recipe.attention_epochs)
     run_stage(model, source, replace(stage, judge=source.judge), recipe)
 
 
-def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
-    """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT)."""
-    train_last_exit_on(model, training_source(model, task, recipe), recipe)
+def train_last_exit(model: MultiExitModel, rows: TaskData | TokenSource, recipe: Recipe) -> None:
+    """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT).
 
-
-def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    """As :func:`train_last_exit`, on rows that are tokens already."""
+    ``rows``: see :func:`train_jointly`.
+    """
+    source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
     judge = None if source.judge is None else replace(source.judge, every_exit=False)
     stage = token_stage("last-exit", _last_exit_loss, recipe, shared=True)
     run_stage(model, source, replace(stage, judge=judge), recipe)
@@ -162,8 +263,7 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
 
     They are up to 8 L d bytes a row, which is 74 KB for BERT-base, and memory-mapped above 1 GiB.
     """
-    title = "caching features" if recipe.progress else None
-    return record_outputs(model, source.encodings, store=recipe.store, progress=title)
+    return record_outputs(model, source.encodings, store=recipe.store, progress=recipe.progress)
 
 
 def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
@@ -171,13 +271,12 @@ def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) 
 
     Neither states nor logits are stored; a pass that :func:`recorded_features` stored is read.
     """
-    title = "asking exits" if recipe.progress else None
-    return record_logits(model, source.encodings, store=recipe.store, progress=title)
+    return record_logits(model, source.encodings, store=recipe.store, progress=recipe.progress)
 
 
 def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:
     """Return the features of the training rows under the model as it is: a source for :func:`train_heads`."""
-    return FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+    return FeatureSource(model, recorded_features(model, source, recipe), source.labels)
 
 
 def early_exits(model: MultiExitModel, *patterns: str) -> tuple[str, ...]:
@@ -196,8 +295,9 @@ def train_early_exits(
 ) -> None:
     """Train the exits before layer L on a frozen model that is fine-tuned already.
 
-    If the backbone has a pooler, every exit gets its own. Exits with attention run the backbone, for the recipe's
-    ``attention_epochs``; others learn from cached features, for its ``frozen_steps``. The frozen model has no dropout.
+    If the backbone has a pooler, every exit gets its own. Exits with attention run the backbone, for 5/3 of the
+    recipe's epochs (FastBERT); others learn from cached features, for its ``frozen_steps``. The frozen model has no
+    dropout.
 
     Args:
         model: changed in place.
@@ -219,14 +319,14 @@ def train_early_exits(
         name=name,
         loss=partial(_of_tokens, loss),
         trains=early_exits(model, "classifiers.{}."),
-        epochs=recipe.attention_epochs or math.ceil(recipe.epochs * 5 / 3),
+        epochs=math.ceil(recipe.epochs * 5 / 3),
         batch_size=recipe.batch_size,
         learning_rate=recipe.head_learning_rate,
-        head_learning_rate=recipe.head_learning_rate,
         details={"loss": loss.__qualname__},
         dropout=False,
+        judge=source.judge,
     )
-    run_stage(model, source, replace(stage, judge=source.judge), recipe)
+    run_stage(model, source, stage, recipe)
 
 
 def _of_tokens(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel, batch: TokenBatch) -> Tensor:
@@ -239,8 +339,8 @@ def _of_features(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel
 
 def train_heads(
     model: MultiExitModel,
-    source: Source[BatchT],
-    loss: Callable[[MultiExitModel, BatchT], Tensor],
+    source: FeatureSource,
+    loss: Callable[[MultiExitModel, FeatureBatch], Tensor],
     recipe: Recipe,
     *,
     name: str,
@@ -249,8 +349,7 @@ def train_heads(
 ) -> None:
     """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
 
-    ``source`` has cached features; or tokens, if the loss runs the frozen backbone itself. ``name``, ``trains`` and
-    ``details``: see :class:`consistentee.training.stage.Stage`.
+    ``name``, ``trains`` and ``details``: see :class:`consistentee.training.Stage`.
     """
     steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
     stage = Stage(
@@ -260,7 +359,6 @@ def train_heads(
         epochs=math.ceil(recipe.frozen_steps / steps_per_epoch),
         batch_size=recipe.frozen_batch_size,
         learning_rate=recipe.frozen_learning_rate,
-        head_learning_rate=recipe.frozen_learning_rate,
         details=details or {},
         dropout=False,
     )

@@ -8,12 +8,16 @@ hyperparameters, the loss, the version of training. Its weights are kept under t
 Until it ends, checkpoints are kept; an interrupted stage resumes from the last one with the same result.
 """
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +27,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from consistentee.errors import UserError
-from consistentee.files import load_tensors, only_one, save_tensors
-from consistentee.models.base import MultiExit, chosen_device
+from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.models.base import MultiExit, Precision, chosen_device
 from consistentee.progress import tracked
-from consistentee.training.precision import onednn_products, precision_used
-from consistentee.training.recipe import Recipe
-from consistentee.training.stage import BatchT, ModelT, Source, Stage, stage_key
+from consistentee.training.recipe import BaseSettings, PrecisionSetting, Recipe, TokenRecipe
+from consistentee.versions import TRAINING_VERSION, users_code
 
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints; fewer if steps take long."""
@@ -40,8 +43,79 @@ _BATCHES_SORTED_TOGETHER = 16
 
 _SCORES = "validation_by_epoch/"
 
+_OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
-def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
+ModelT = TypeVar("ModelT", bound=MultiExit)
+ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
+AnyRecipe = Recipe | TokenRecipe
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class Source(Protocol[BatchT_co]):
+    """A number of rows, which a stage reads in batches."""
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Tokens of every row [N]; None if batches have no padding, or rows come in an order of their own."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def batch(self, rows: Tensor, step: int) -> BatchT_co:
+        """Return the given rows, padded, on the model's device."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of all rows."""
+        ...
+
+
+class Judge(Protocol[ModelT_contra]):
+    """A score of a model on validation rows."""
+
+    def __call__(self, model: ModelT_contra, /) -> float:
+        """Score the model as it is."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of the rows and of the score."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ModelT, BatchT]):
+    """A loss on some of the model's weights.
+
+    Attributes:
+        name: for progress bars and the store.
+        loss: (model, batch of the source) -> scalar.
+        trains: prefixes of the names of the weights that change; all others are frozen.
+        epochs, batch_size: how long.
+        learning_rate: peak rate of the backbone, if it is trained.
+        head_learning_rate: peak rate of everything else; by default the same.
+        details: what else the loss depends on (hyperparameters, tensors), for the key.
+        shared: keep the weights in the store, for the next method that needs the same stage.
+        dropout: train mode; a stage on cached features has no use for it.
+        judge: scores the model after every epoch, for the model's description. It changes neither weights nor key.
+    """
+
+    name: str
+    loss: Callable[[ModelT, BatchT], Tensor]
+    trains: tuple[str, ...]
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float | None = None
+    epochs: int = 1
+    details: Mapping[str, object] = field(default_factory=dict)
+    shared: bool = False
+    dropout: bool = True
+    judge: Judge[ModelT] | None = None
+
+
+def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that need the same stage at the same time take
@@ -72,7 +146,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 
 
 def _train(
-    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
+    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
 ) -> None:
     precision = precision_used(recipe.precision, model.device)
     with onednn_products(model.device):
@@ -125,7 +199,7 @@ def _freeze_all_but(model: MultiExit, prefixes: tuple[str, ...]) -> dict[str, nn
 
 
 def _parameter_groups(
-    parameters: dict[str, nn.Parameter], stage: Stage[ModelT, BatchT], recipe: Recipe
+    parameters: dict[str, nn.Parameter], stage: Stage[ModelT, BatchT], recipe: AnyRecipe
 ) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
@@ -133,21 +207,23 @@ def _parameter_groups(
     return [
         {
             "params": members,
-            "lr": stage.learning_rate if in_backbone else stage.head_learning_rate,
+            "lr": stage.learning_rate if in_backbone else stage.head_learning_rate or stage.learning_rate,
             "weight_decay": recipe.weight_decay if is_matrix else 0.0,
         }
         for (in_backbone, is_matrix), members in groups.items()
     ]
 
 
-def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
+def _schedule(optimizer: AdamW, recipe: AnyRecipe, first_step: int, total_steps: int) -> LambdaLR:
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # read by a schedule that does not start at 0
     warmup_steps = int(recipe.warmup_ratio * total_steps)
     return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
 
 
-def _batches(source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, first_step: int) -> Iterator[Tensor]:
+def _batches(
+    source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, first_step: int
+) -> Iterator[Tensor]:
     """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
     for epoch in range(first_step // steps_per_epoch, stage.epochs):
@@ -233,3 +309,99 @@ def _resume(
     if "random_state_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_state_cuda"])
     return int(tensors["step"])
+
+
+def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:
+    """Return a hash of everything that the result depends on: the model as it is, rows, settings, loss, versions."""
+    settings = (
+        stage.name,
+        stage.trains,
+        stage.epochs,
+        stage.batch_size,
+        stage.learning_rate,
+        stage.head_learning_rate or stage.learning_rate,
+    )
+    parts = {
+        "model": model.fingerprint(),
+        "rows": source.fingerprint(),
+        "stage": settings,
+        "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
+        "recipe": {setting.name: getattr(recipe, setting.name) for setting in fields(BaseSettings)},
+        "seed": recipe.seed,
+        "loss": _name_of(stage.loss, recipe.method),
+        "training_version": TRAINING_VERSION,
+        "dropout": stage.dropout,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
+    """Return what identifies a loss.
+
+    Losses of this package are covered by TRAINING_VERSION: their name. Losses of a method: also the method. A user's
+    loss: also the text of its file, since no version is raised for it.
+    """
+    function = loss.func if isinstance(loss, partial) else loss
+    module = function.__module__
+    if module.startswith(_OWN_PACKAGE):
+        return [function.__qualname__]
+    return [function.__qualname__, method, *users_code([module])]
+
+
+# Precision of products
+
+
+def precision_used(setting: PrecisionSetting, device: torch.device) -> Precision:
+    """Return the precision that a setting stands for on this machine."""
+    if setting != "auto":
+        return setting
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether layers train faster in bfloat16 than in float32: as a rule on GPUs, with AMX, and on AMD's CPUs.
+
+    On Intel's CPUs with avx512_bf16 and no AMX they take twice as long, and far longer where it is emulated.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    is_amd = str(found.get("cpu_name")).startswith("AMD")
+    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and is_amd))
+
+
+@contextmanager
+def onednn_products(device: torch.device) -> Iterator[None]:
+    """Inside the block, let oneDNN multiply float32 matrices on a CPU, if it does so in float32.
+
+    torch uses MKL unless less precise products are allowed. Then it uses oneDNN, which on most processors multiplies in
+    float32 anyway, with faster code; results are equal up to rounding.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type != "cpu" or before != "highest" or not onednn_keeps_float32():
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def onednn_keeps_float32() -> bool:
+    """Multiply matrices of some sizes and compare: bfloat16 would be off by a thousandth."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return all(_is_float32_product(size, generator) for size in (16, 128, 512))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def _is_float32_product(size: int, generator: torch.Generator) -> bool:
+    left, right = torch.rand(2, size, size, generator=generator)
+    exact = left.double() @ right.double()
+    return bool(((left @ right).double() / exact - 1).abs().max() < 1e-5)

@@ -4,7 +4,7 @@ A suite and the command line set the *settings*; a recipe adds the fields of one
 suites and cells are read fast.
 """
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,13 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from consistentee.arguments import checked
 from consistentee.data.instances import Split
-from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-    from consistentee.traces.token_rows import TokenRow
     from consistentee.traces.token_trace import TokenTrace
 
 Trains = Literal["exits", "lora", "all"]
@@ -28,17 +25,8 @@ Trains = Literal["exits", "lora", "all"]
 Target = Literal["label", "full model"]
 """The target of an exit: the next token of the response, or the distribution of the last exit."""
 
-ExitStart = Literal["least squares", "stock"]
-"""Start of untrained exits: the least-squares map onto the states of layer L, or the identity."""
-
 ExitWeights = Literal["depth", "squared depth", "equal"]
 """Weights of the exits' losses while the backbone learns: proportional to this power of depth."""
-
-ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
-"""Which exits learn at a step besides the last: all; one, each in turn; or more and more, the deepest first.
-
-"drawn": every token at a random exit, in a pass that computes what decoding computes.
-"""
 
 ExitNetwork = Literal["linear", "mlp", "attention"]
 """Network of the exits before layer L; that of layer L is linear.
@@ -48,7 +36,7 @@ pooler, a linear exit reads it.
 """
 
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
-"""Precision of the layers' products in training; "auto" is the faster one on the machine."""
+"""Precision of the layers' products in training; "auto" is the one that is faster on such a machine."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -72,7 +60,7 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BaseSettings:
-    """Settings of both kinds of recipe."""
+    """Settings of both kinds of recipe, which the training loop reads."""
 
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors have none")
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="part of the steps; the rate then decays to 0")
@@ -88,9 +76,6 @@ class RecipeSettings(BaseSettings):
     """The fields of a :class:`Recipe` that a suite sets."""
 
     epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
-    attention_epochs: int | None = Field(
-        default=None, ge=1, description="of joint training and of exits alone if exits attend; by default of the method"
-    )
     batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the backbone")
     head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of everything on top")
@@ -113,7 +98,6 @@ class TokenRecipeSettings(BaseSettings):
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
     max_new_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
     trains: Trains = Field(default="exits", description="what learns: exits on a frozen backbone, LoRA too, or all")
-    exit_start: ExitStart = Field(default="least squares", description="what untrained exits start from")
     target: Target = Field(default="full model", description="what exits on a frozen backbone learn to predict")
     exit_steps: int = Field(default=300, ge=0, description="of the exit adapters")
     exit_batch_size: int = Field(default=128, ge=1, description="tokens, of the exit adapters")
@@ -128,7 +112,6 @@ class TokenRecipeSettings(BaseSettings):
     backbone_steps: int = Field(default=200, ge=0, description="of the stage that runs the backbone, where it learns")
     backbone_batch_size: int = Field(default=4, ge=1, description="rows, of that stage")
     backbone_learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of that stage")
-    backbone_restarts: int = Field(default=0, ge=0, description="times that stage runs again, from the peak rate on")
     lora_rank: int = Field(default=16, ge=1, description="rank of the updates, for trains=lora")
     taught_share: float = Field(
         default=0.0,
@@ -137,14 +120,12 @@ class TokenRecipeSettings(BaseSettings):
         description="of the targets of exits below L: predictions of L; the rest is labels",
     )
     exit_weights: ExitWeights = Field(default="depth", description="of the exits' losses while the backbone learns")
-    exit_curriculum: ExitCurriculum = Field(default="all", description="which exits learn at a step of that stage")
     layer_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="probability that a row skips layer L in that stage, 0 at layer 1"
     )
     traced_rows: int | None = Field(
         default=None, ge=1, description="training rows that exits and heads learn from; by default all"
     )
-    trace_batch_size: int = Field(default=16, ge=1, description="rows a batch when states are cached")
 
     def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "TokenRecipe":
         """Return the recipe of one run."""
@@ -165,7 +146,7 @@ class Recipe(RecipeSettings, OneRun):
     * ``group_by_length``: hardly any token is padding; where lengths differ much, training takes half the time. Batches
       are then not drawn quite independently.
     * ``precision``: ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with avx512_bf16, and half as fast as float32
-      on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` times both, once on a machine, and takes the faster.
+      on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` chooses by the kind of processor.
       Everything that is measured afterwards is in float32.
     """
 
@@ -184,33 +165,9 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
 
     * Each step of the exits runs the LM head once for every exit; for learned heads it runs on each of ``head_tokens``
       at every exit, once.
-    * ``backbone_restarts``: each run starts from the weights of the last, with its whole schedule and newly drawn rows
-      (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each is kept, so that a recipe with one more
-      restart continues from the backbone of one with fewer.
-    * ``taught_share``, ``exit_weights``, ``exit_curriculum``, ``layer_dropout``: see
-      :mod:`consistentee.training.decoder_backbone`.
+    * ``taught_share``, ``exit_weights``, ``layer_dropout``: see :mod:`consistentee.training.decoder_backbone`.
     * ``traced_rows``: a row of a hundred tokens takes half a megabyte.
     """
-
-    def for_loop(self) -> Recipe:
-        """Return the fields that the training loop of both kinds reads."""
-        shared = [field.name for declared in (BaseSettings, OneRun) for field in fields(declared)]
-        return Recipe(**{name: getattr(self, name) for name in shared})
-
-    def training_rows(self, model: "MultiExitDecoder", task: TextTask) -> "list[TokenRow]":
-        """Return the training rows that this recipe uses, as tokens; the model notes how long they may be."""
-        from consistentee.traces.token_rows import encode_rows
-
-        noted = model.description
-        noted.max_prompt_tokens = self.max_prompt_tokens or task.max_prompt_tokens
-        noted.max_new_tokens = self.max_new_tokens or task.max_new_tokens
-        return encode_rows(
-            model,
-            task.train.capped(self.max_rows, seed=0),
-            max_prompt_tokens=noted.max_prompt_tokens,
-            max_new_tokens=noted.max_new_tokens,
-            keep=task.keep,
-        )
 
     def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
         """Draw the tokens of a trace that learned heads are trained on: their numbers, int64 [at most head_tokens]."""

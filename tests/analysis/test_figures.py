@@ -18,7 +18,7 @@ from benchmarks.analysis.figures import (
 )
 from benchmarks.analysis.frames import load_results
 from consistentee.errors import UserError
-from consistentee.methods.hardness import memorized_layer
+from consistentee.methods.reward import memorized_layer
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def keys_of(run: Path) -> set[str]:
 
 def cells_of(run: Path, measured: set[str], folders: list[Path]):
     own = load_results(run)
-    board = compared_with_published(own, measured, folders)
+    board = compared_with_published(own, folders)
     return board, board_table(board, own, measured).cells.set_index("method")
 
 
@@ -55,7 +55,7 @@ def printed(run: Path, measured: set[str], folders: list[Path]) -> str:
 
 def test_what_was_measured_is_marked_among_the_published(everything, small_run):
     board, cells = cells_of(small_run, keys_of(small_run), [everything / "published"])
-    assert set(cells.index) == SHOWN | {"pabee (stored)"}
+    assert set(cells.index) == SHOWN
     assert cells.index[cells[" "] == ">"].tolist() == ["pabee"]
     found = comparison_of(load_results(everything / "run")).headline.set_index(["method", "budget"])
     for label in SHOWN:

@@ -158,9 +158,12 @@ def test_unknown_formats_are_named(quick):
         render(quick, "latx")
 
 
-def test_several_folders_are_read_as_one(results):
-    both = load_folders([results.folder, QUICK])
-    assert {record.task for record in both.records} == {"mcid", "rte", "movie-snippets"}
+def test_several_folders_are_one_table(results, tmp_path):
+    found = load_folders([results.folder, QUICK], ["deebert"])
+    assert {record.task for record in found.records} == {"mcid", "rte", "movie-snippets"}
+    assert "movie-snippets" in render(found, "md")
+    with pytest.raises(UserError, match="holds no results"):
+        load_folders([results.folder, tmp_path / "nothing"])
 
 
 def test_without_a_full_model_there_is_no_headline(results):

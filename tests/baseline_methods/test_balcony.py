@@ -6,13 +6,8 @@ from conftest import make_text_task, random_prompts
 from torch import nn
 
 from baselines.balcony import Balcony
-from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts
-from benchmarks.kinds.text_evaluation import replay_points
-from benchmarks.measure.decoding_flops import DecodingFlops
-from benchmarks.testing.reference import stock_tokens
-from consistentee.data.prompts import PromptSplit
+from benchmarks.testing.watching import stock_tokens
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(5, seed=6)
@@ -39,27 +34,3 @@ def test_texts_are_those_of_a_stock_model_of_these_layers(tiny_decoder, family):
     for out in written:
         assert [tokens.tolist() for tokens in out.tokens] == expected
         assert torch.cat(out.exit_layers).unique().tolist() == [3]
-
-
-def test_replays_are_of_the_decoder_that_writes(tiny_decoder):
-    """Untrained, the exit behind layer 3 is layer 4; every exit costs one layer more than it has before it."""
-    model = trained(tiny_decoder(), steps=0)
-    prompts = Prompts(PromptSplit("test", PROMPTS, [" ba"] * len(PROMPTS)), [False] * len(PROMPTS))
-    decoder = PromptDecoder(model, BALCONY, "key", max_new_tokens=NEW_TOKENS, batch_size=4, store=None)
-    points = replay_points(decoder, prompts)
-    assert [(point.knob, point.average_layers) for point in points] == [(1.0, 2.0), (2.0, 3.0), (3.0, 4.0), (4.0, 4.0)]
-    assert points[0].agreement < 1
-    assert [point.agreement for point in points[2:]] == [1.0, 1.0]
-    assert decoder.at(1.0, prompts).average_layers == 2.0
-
-
-def test_operations_are_those_of_the_layers_that_run(tiny_decoder):
-    model = trained(tiny_decoder(), steps=0)
-    whole, part = DecodingFlops(model), DecodingFlops(DecoderStack(model, 2))
-    assert part.layers == [*whole.layers[:2], whole.layers[3]]
-    assert part.head == whole.head
-    written = BALCONY.generate(model, PROMPTS, 2.0, max_new_tokens=NEW_TOKENS)
-    head = whole.head * written.decoded_tokens
-    counted = part.decoding(written, BALCONY.rule(model, 2.0), "propagate")
-    assert 4 * (counted - head) == 3 * (whole.full_decoding(written) - head)
-    assert part.prefill([5]) - part.head == 3 * (whole.prefill([5]) - whole.head) / 4

@@ -38,7 +38,7 @@ def trace(tiny_model) -> Trace:
 def test_scores_add_up_while_the_answer_stays_and_start_again_where_it_changes(trace):
     rule = ExpertsRule(1.0)
     state = rule.start(2, 4)
-    scores = torch.stack([rule.compared_value(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
+    scores = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
     torch.testing.assert_close(scores, SCORES)
 
 

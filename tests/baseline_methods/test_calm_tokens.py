@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from baselines.calm import CALMTokensClassifier, DecayingThresholdRule, agreement
 from consistentee.methods.method import get_method
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.traces.token_trace import TokenTraceView, record_tokens
 from consistentee.traces.walk import replay
+from consistentee.training.decoder import training_rows
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_answers import exit_answers
 
@@ -84,7 +85,7 @@ def test_confidence_learns_who_will_agree_and_changes_nothing_else(tiny_decoder)
     weights = model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in shared.items())
     assert {name.split(".")[0] for name in weights.keys() - shared.keys()} == {"exit_heads"}
-    trace = record_tokens(model, RECIPE.training_rows(model, task))
+    trace = record_tokens(model, training_rows(model, task, RECIPE))
     trace = trace.select(trace.may_exit)
     agrees = agreement(exit_answers(trace).predictions)
     states = model.state(trace.speaking)

@@ -8,7 +8,6 @@ from torch import nn
 from transformers import AlbertConfig, AutoModel, BertConfig
 
 from baselines.cascade_bert import CascadeBERT, difficulty_loss
-from baselines.references import Full
 from benchmarks.measure.flops import FlopModel
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
@@ -16,9 +15,8 @@ from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.encoder.cascade import add_companion, companion_layers, companion_of_first_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.rules.signals import top_probability
+from consistentee.signals import top_probability
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import Recipe
@@ -120,24 +118,6 @@ class TestEngine:
         assert ran
 
 
-class TestModel:
-    def test_poolers_of_both_models_are_kept(self, cascade):
-        model, companion, full = cascade(pooling="cls", pooler="shared")
-        weights = [dense.weight for dense in model.poolers]
-        assert all(torch.equal(weight, companion.poolers[0].weight) for weight in weights[:COMPANION])
-        assert all(torch.equal(weight, full.poolers[0].weight) for weight in weights[COMPANION:])
-        assert len(weights) == model.num_layers
-
-    def test_a_companion_comes_once_and_before_learned_heads(self, cascade, tiny_model):
-        model, companion, _ = cascade()
-        with pytest.raises(ValueError, match="once"):
-            add_companion(model, companion)
-        headed = tiny_model()
-        headed.add_head("gate", HeadSpec())
-        with pytest.raises(ValueError, match="before any learned head"):
-            add_companion(headed, companion)
-
-
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
@@ -198,16 +178,6 @@ class TestCascadeBERT:
         assert exits.tolist() == [COMPANION if c > threshold else COMPANION + DEPTH for c in confidence.tolist()]
         assert 0 < (exits == COMPANION).sum() < len(trace)
 
-    def test_the_full_models_stage_is_shared(self, tiny_model, tmp_path):
-        recipe = Recipe(**{**RECIPE.__dict__, "store": tmp_path})
-        Full().fit(tiny_model("bert"), make_task(), recipe)
-        (stored,) = tmp_path.glob("last-exit-*.safetensors")
-        written = stored.stat().st_mtime_ns
-        CascadeBERT(companion_layers=COMPANION).fit(tiny_model("bert"), make_task(), recipe)
-        assert stored.stat().st_mtime_ns == written
-        others = [path for path in tmp_path.glob("last-exit-*.safetensors") if path != stored]
-        assert len(others) == CascadeBERT().folds, "the others are small models that judge held-out rows"
-
     @pytest.mark.parametrize(("depth", "expected"), [(1, 1)])
     def test_a_companion_of_another_backbone(self, tiny_model, tmp_path, depth, expected):
         folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
@@ -217,13 +187,3 @@ class TestCascadeBERT:
         assert (model.description.companion_name or "").startswith(folder)
         with pytest.raises(UserError, match="fewer than its model's 4"):
             CascadeBERT(companion_layers=4).fit(tiny_model("bert"), make_task(), RECIPE)
-
-    def test_a_companion_of_other_vocabulary_is_refused_before_any_training(self, tiny_model, tmp_path):
-        folder = save_backbone(tmp_path, small_config(tiny_model))
-        text = (tmp_path / "tokenizer.json").read_text()
-        (tmp_path / "tokenizer.json").write_text(text.replace('"w7"', '"other"'))
-        model = tiny_model("bert")
-        before = model.fingerprint()
-        with pytest.raises(UserError, match="vocabulary"):
-            CascadeBERT(companion_backbone=folder).fit(model, make_task(), RECIPE)
-        assert model.fingerprint() == before

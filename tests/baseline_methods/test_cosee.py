@@ -6,14 +6,7 @@ import pytest
 import torch
 from conftest import make_task
 
-from baselines.cosee import (
-    COSEE,
-    SIGNALS,
-    consistency_oriented_loss,
-    exit_weights,
-    normalised_energy,
-    ranking_loss,
-)
+from baselines.cosee import COSEE, SIGNALS, consistency_oriented_loss, exit_weights, normalised_energy, ranking_loss
 from consistentee.methods.reward import simulated_exits
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay

@@ -5,7 +5,7 @@ import torch
 from conftest import make_task
 
 from baselines.de3_bert import DE3BERT, distance_enhanced_entropy, distance_ratio, harmonic
-from consistentee.rules.signals import normalised_entropy
+from consistentee.signals import normalised_entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
 

@@ -5,7 +5,7 @@ import torch
 from conftest import VOCABULARY, make_task
 from hypothesis import given, strategies as st
 
-from baselines.hashee import HashEE, frequency_buckets, occurrence_buckets
+from baselines.hashee import HashEE, frequency_buckets
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.training.recipe import Recipe
@@ -21,18 +21,9 @@ def test_buckets_have_equal_numbers_of_the_tokens_seen():
     assert frequency_buckets(counts, 8)[[1, 4, 2, 3]].tolist() == [0, 1, 2, 3]  # fewer tokens than buckets
 
 
-def test_buckets_may_have_equal_shares_of_the_occurrences():
-    counts = torch.tensor([0, 4, 1, 1, 2, 0])
-    seen = [1, 4, 2, 3]
-    assert occurrence_buckets(counts, 2)[seen].tolist() == [0, 1, 1, 1]
-    assert occurrence_buckets(counts, 4)[seen].tolist() == [0, 2, 3, 3]
-    assert occurrence_buckets(counts, 1)[seen].tolist() == [0] * 4
-
-
-@pytest.mark.parametrize("cut", [frequency_buckets, occurrence_buckets])
 @given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=20), buckets=st.integers(1, 6))
-def test_a_more_frequent_token_is_never_in_a_later_bucket(cut, counts, buckets):
-    found = cut(torch.tensor(counts), buckets).tolist()
+def test_a_more_frequent_token_is_never_in_a_later_bucket(counts, buckets):
+    found = frequency_buckets(torch.tensor(counts), buckets).tolist()
     assert min(found) == 0
     for first, bucket in zip(counts, found, strict=True):
         assert all(bucket <= b for other, b in zip(counts, found, strict=True) if other < first)
@@ -51,9 +42,6 @@ def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
         (3, 2): [1, 1, 2, 2, 3, 3, 3, 3],
         (1, 1): [1] * 8,
     }
-    for buckets, expected in ((None, [1, 2, 3, 4, 4, 4, 4, 4]), (2, [1, 1, 3, 3, 3, 4, 4, 4])):
-        schedule = HashEE(buckets=buckets, equal_shares="occurrences").schedule(model, rows)
-        assert schedule[tokens].tolist() == expected  # before the tokens are 0, 4, 6, 8, 9 of 10 occurrences
 
 
 @pytest.mark.parametrize(

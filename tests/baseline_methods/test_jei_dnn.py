@@ -64,7 +64,7 @@ def test_rows_leave_where_half_of_the_mass_still_there_leaves(tiny_model):
     trace = Trace(torch.randn(2, 4, 3), lengths, {"pooled": pooled}, lengths, lengths, {"gate": gate})
     rule = MassRule(0.5)
     state = rule.start(2, 4)
-    shares = torch.stack([rule.compared_value(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
+    shares = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
     torch.testing.assert_close(shares, torch.tensor([[0.4, 0.4 / 0.6, 1.0]] * 2))
     assert [replay(MassRule(share), trace).tolist() for share in (0.3, 0.5, 0.9, 1.001)] == [
         [k] * 2 for k in (1, 2, 3, 4)

@@ -7,15 +7,13 @@ from torch import nn
 
 from baselines.kangaroo import Kangaroo
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import ReadPrompts
 from consistentee.engine.sampling import Sampling
-from consistentee.engine.speculation import BranchDrafter, SpeculativeGenerations, generate_speculatively
+from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.engine.token_batch import ReadPrompts
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import record_tokens
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(4, seed=5)
@@ -51,32 +49,11 @@ def full_text(model: MultiExitDecoder) -> Generations:
     return generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
 
 
-def check_counts(out: SpeculativeGenerations, draft_tokens: int) -> None:
-    for tokens, accepted, count, passes in zip(out.tokens, out.accepted, out.drafted, out.passes, strict=True):
-        assert 0 <= accepted <= count <= passes * draft_tokens
-        assert accepted + passes >= len(tokens) - 1 >= accepted
-
-
 def endless(model: MultiExitDecoder) -> MultiExitDecoder:
     """Let a model write on behind tokens that end a text."""
     model.backbone.generation_config.eos_token_id = None
     model.tokenizer.eos_token = None
     return model
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_texts_are_those_of_the_full_model(drafting_decoder, family):
-    model = drafting_decoder(family)
-    full = full_text(model)
-    rates = []
-    for draft_layer, draft_tokens, threshold in ((2, 3, 0.0), (3, 6, 0.3)):
-        out = drafted(model, draft_layer=draft_layer, draft_tokens=draft_tokens, threshold=threshold)
-        assert [t.tolist() for t in out.tokens] == [t.tolist() for t in full.tokens]
-        assert (out.texts, out.ended_by, out.prompt_tokens) == (full.texts, full.ended_by, full.prompt_tokens)
-        assert torch.cat(out.exit_layers).unique().tolist() == [4]
-        check_counts(out, draft_tokens)
-        rates.append(out.acceptance_rate)
-    assert 0 < max(rates) < 1, "some drafts are accepted, and some are not"
 
 
 def test_an_adapter_that_always_agrees(drafting_decoder):
@@ -98,42 +75,6 @@ def test_an_adapter_that_never_agrees(drafting_decoder):
     # A draft is as long as what is left to write, less the token that follows it: 3 six times, then 2, 1 and 0.
     assert out.drafted == [6 * 3 + 2 + 1] * 4
     assert out.texts == full_text(model).texts
-
-
-def first_drafts(model: MultiExitDecoder, prompt: str, said: list[int], threshold: float):
-    """Return a text, and of each pass what is drafted first, by its place in the text; ``said``: all drafted tokens."""
-    said.clear()
-    told: list[int] = []  # of every token of the text, how many had been drafted by then
-    options = {"draft_layer": 2, "draft_tokens": 3, "threshold": threshold, "max_new_tokens": NEW_TOKENS}
-    out = generate_speculatively(model, [prompt], stream=lambda _: told.append(len(said)), **options)
-    last_of_pass = [place for place in range(len(told) - 1) if told[place] != told[place + 1]]
-    return out, {place + 1: said[told[place]] for place in last_of_pass}
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_keys_and_values_are_right_behind_every_rejection(drafting_decoder, monkeypatch, threshold):
-    """The first draft of each pass is what layers and adapter say of the whole text so far, read anew."""
-    model = endless(drafting_decoder())
-    said: list[int] = []
-    true_logits = BranchDrafter.logits
-
-    def logits(self, state):
-        answer = true_logits(self, state)
-        said.append(int(answer.argmax()))
-        return answer
-
-    monkeypatch.setattr(BranchDrafter, "logits", logits)
-    checked = accepted = rejected = 0
-    for prompt in PROMPTS:
-        out, firsts = first_drafts(model, prompt, said, threshold)
-        trace = record_tokens(DecoderStack(model, 2), [(model.encode([prompt])[0], out.tokens[0].tolist())])
-        with torch.no_grad():
-            named = trace.model.logits(3, trace.states(0, torch.arange(len(trace)))).argmax(-1)
-        assert firsts == {place: int(named[place]) for place in firsts}
-        checked += len(firsts)
-        accepted += sum(out.accepted)
-        rejected += sum(out.drafted) - sum(out.accepted)
-    assert min(checked, accepted, rejected) >= 4
 
 
 def test_the_adapter_reads_every_token_once_and_is_counted(drafting_decoder):

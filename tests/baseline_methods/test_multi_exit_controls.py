@@ -14,8 +14,8 @@ from consistentee.methods.method import get_method
 from consistentee.models.classifiers import RecordedLayer
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import sweep
+from consistentee.training.encoder import TokenBatch
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
 
@@ -67,7 +67,7 @@ def test_a_product_multiplies_the_exits_so_far(tiny_model):
     model = ProductOfExperts().fit(tiny_model(), make_task(), RECIPE)
     joint = get_method("pabee").fit(tiny_model(), make_task(), RECIPE)
     history = torch.randn(5, 3, model.width)
-    said = torch.stack([joint.classify_pooled(t, history[:, t - 1]) for t in (1, 2, 3)], dim=1)
+    said = torch.stack([joint.classify(t, RecordedLayer(history[:, :t])) for t in (1, 2, 3)], dim=1)
     weighted = torch.nn.functional.softplus(said) ** torch.tensor([1 / 4, 2 / 4, 3 / 4]).view(1, 3, 1)
     products = weighted.prod(dim=1)
     answers = model.classifier(3)(RecordedLayer(history)).softmax(dim=-1)
@@ -102,7 +102,7 @@ def test_the_score_is_the_share_that_no_class_reads(tiny_model):
 @pytest.mark.parametrize("network", ["linear", "mlp", "attention"])
 @pytest.mark.parametrize("name", ["deebert", "fastbert", "pabee", "mixed"])
 def test_the_network_of_exits_is_a_parameter_and_layer_l_keeps_its_own(tiny_model, name, network):
-    recipe, task = Recipe(**{**vars(RECIPE), "attention_epochs": 1, "frozen_steps": 4}), make_task()
+    recipe, task = Recipe(**{**vars(RECIPE), "frozen_steps": 4}), make_task()
     model = get_method(name, classifier=network).fit(tiny_model(), task, recipe)
     kinds = [type(classifier).__name__.removesuffix("Classifier").lower() for classifier in model.classifiers]
     assert kinds == [network] * 3 + ["linear"]
@@ -110,13 +110,6 @@ def test_the_network_of_exits_is_a_parameter_and_layer_l_keeps_its_own(tiny_mode
         full = get_method("full").fit(tiny_model(), task, recipe)
         last = [record_trace(each, task.test, max_length=32).logits[:, -1] for each in (model, full)]
         assert torch.equal(*last)
-
-
-def test_attention_exits_learn_for_their_own_epochs(tiny_model):
-    recipe = Recipe(**{**vars(RECIPE), "attention_epochs": 3})
-    for name, stage in (("deebert", "off-ramps"), ("pabee", "joint")):
-        model = get_method(name, classifier="attention").fit(tiny_model(), make_task(), recipe)
-        assert len(model.description.validation_by_epoch[stage]) == 3
 
 
 def test_berxit_exits_by_confidence_too(tiny_model):

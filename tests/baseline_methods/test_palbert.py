@@ -6,8 +6,6 @@ from conftest import make_task
 
 from baselines.palbert import PALBERT, QuantileRule, divergence, geometric, leaving_probabilities
 from consistentee.methods.reward import exit_distribution
-from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
 
@@ -34,20 +32,5 @@ def test_the_rule_leaves_by_the_distribution_that_training_has_shaped(tiny_model
     torch.testing.assert_close(masses.sum(dim=1), torch.ones(len(trace)))
     rule = QuantileRule(0.5, model.width)
     state = rule.start(len(trace), model.num_layers)
-    left = torch.stack([rule.compared_value(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
+    left = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
     torch.testing.assert_close(left, masses.cumsum(dim=1)[:, :3])
-
-
-def test_one_classifier_answers_at_every_layer_and_is_saved_once(tiny_model, tmp_path):
-    model = tiny_model()
-    model.use_classifier(ClassifierSpec("shared"))
-    assert [name for name in model.state_dict() if name.startswith("classifiers.")] == [
-        "classifiers.0.output.weight",
-        "classifiers.0.output.bias",
-    ]
-    layer = RecordedLayer(torch.randn(3, 1, model.width, generator=torch.Generator().manual_seed(0)))
-    model.save_pretrained(tmp_path / "model")
-    loaded = MultiExitModel.from_pretrained(tmp_path / "model")
-    with torch.no_grad():
-        answers = [one.classify(t, layer) for one in (model, loaded) for t in (1, 2, 3, 4)]
-    assert all(torch.equal(answer, answers[0]) for answer in answers)

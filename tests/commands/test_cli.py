@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +17,15 @@ from typer.testing import CliRunner
 from benchmarks.analysis.figures import FigureKind
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
-from benchmarks.commands import doctor, inventory
+from benchmarks.commands import doctor
 from benchmarks.run.pool import Schedule
 from consistentee.backbones import hub
 from consistentee.backbones.catalog import Backbone
 from consistentee.backbones.wheels import Shipment
 from consistentee.errors import UserError
-from consistentee.methods import method as methods
 
 COMMANDS = sorted(get_group(app).commands)
+HEAVY = ("torch", "transformers", "pandas", "matplotlib", "sklearn", "scipy")
 QUICK = Path(__file__).parents[2] / "results" / "quick"
 
 
@@ -82,30 +81,30 @@ def test_parameters_are_read_as_yaml():
 @pytest.mark.parametrize(("words", "shown"), [(["--help"], "Examples"), (["new-method", "gate"], "written: gate.py")])
 def test_help_and_new_method_are_quick_and_load_nothing_heavy(words, shown, tmp_path):
     program = f"import sys; from benchmarks.cli import main; sys.argv = ['consistentee', *{words}]\n"
-    program += "try: main()\nexcept SystemExit: pass\n"
-    program += "print('HEAVY', [m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'sklearn', 'scipy') "
-    program += "if m in sys.modules])"
-    assert min(_seconds(program, shown, tmp_path) for _ in range(2)) < 0.7
-
-
-def _seconds(program, shown, folder):
-    """Return what a program takes of the processor: a busy machine does not make it slow to start."""
-    (folder / "gate.py").unlink(missing_ok=True)
-    before = os.times()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
-    assert "HEAVY []" in done.stdout
-    assert shown in done.stdout
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    program += f"try: main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+    seconds = []
+    for attempt in ("first", "second"):
+        (tmp_path / attempt).mkdir()
+        before = os.times()
+        done = in_a_process(program, tmp_path / attempt)
+        after = os.times()  # of the processor: a busy machine does not make a program slow to start
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert shown in done
+        assert done.endswith("[]\n")
+    assert min(seconds) < 0.7
 
 
 def test_the_help_of_every_command_loads_nothing_heavy(tmp_path):
     program = "import sys; from typer.testing import CliRunner; from benchmarks.cli import app\n"
     program += f"codes = {{CliRunner().invoke(app, [name, '--help']).exit_code for name in {COMMANDS}}}\n"
-    program += "heavy = [m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'scipy') if m in sys.modules]\n"
-    program += "print(codes, heavy)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout == "{0} []\n"
+    program += f"print(codes, [m for m in {HEAVY} if m in sys.modules])"
+    assert in_a_process(program, tmp_path) == "{0} []\n"
+
+
+def in_a_process(program: str, folder: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder
+    ).stdout
 
 
 def test_every_command_teaches_by_example():
@@ -142,24 +141,11 @@ def test_run_on_a_cluster(runs):
     assert call("run", "quick", "--workers", "0").exit_code == 2
 
 
-def test_results_need_a_folder(runs, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    done = call("run", "quick", "--out", tmp_path / "file")
-    assert (done.exit_code, "is a file" in done.output, runs.calls) == (2, True, [])
-
-
-def test_dry_run_prints_the_plan(runs):
-    runs.outcome.plan = ("the plan", "its estimate")
-    done = call("run", "quick", "--dry-run")
-    assert done.output == "the plan\nits estimate\n"
-    assert runs.calls[0][2]["dry_run"]
-
-
 def test_run_names_failures_and_ends_with_1(runs):
-    runs.outcome = SimpleNamespace(table="THE TABLE", refused=("a: no",), failed=("b: ValueError: no",), plan=())
+    runs.outcome = SimpleNamespace(table="THE TABLE", refused=("a: no",), failed=("b: ValueError: no",), plan=("A",))
     done = call("run", "quick")
     assert done.exit_code == 1
-    for text in ("THE TABLE", "failed: b: ValueError: no", "not defined: a"):
+    for text in ("A\n", "THE TABLE", "failed: b: ValueError: no", "not defined: a"):
         assert text in done.output
 
 
@@ -194,15 +180,13 @@ def test_errors_are_one_sentence_and_an_exit_code(runs, error, code, said):
         ("fetch mcid", "shipped in no package"),
         ("table no-such-folder", "holds no results"),
         (f"table {__file__}", "is a file"),
-        ("plot no-such-folder", "holds no results"),
+        (f"run quick --out {__file__}", "is a file"),
         ("predict no-such-folder text", "no such model folder"),
         ("table no-such-folder --methods mine/", "no such folder of methods: mine/"),
         ("check-method nowhere.py:Mine", "no such method file: nowhere.py"),
-        ("check-method deebart", "did you mean 'deebert'"),
         ("check-method full --families bertt", "did you mean 'bert'"),
         ("check-task mcdi", "did you mean 'mcid'"),
         ("check-task nowhere.yaml", "no such task file: nowhere.yaml"),
-        ("new-method 3d", "cannot name a method"),
         ("new-method deebert", "registered already"),
         ("train mcid --method deebart --out x", "did you mean 'deebert'"),
         ("train mcid --method deebert --param a --out x", "--param takes key=value"),
@@ -272,9 +256,8 @@ def test_table_over_several_folders(results):
     assert (of_texts.exit_code, "holds results of generation" in of_texts.output) == (2, True)
 
 
-def test_reproduce_lists_papers_and_shows_both_numbers(monkeypatch):
+def test_reproduce_shows_both_numbers(monkeypatch):
     monkeypatch.chdir(QUICK.parents[1])
-    assert "consistentee-glue" in call("reproduce").output
     done = call("reproduce", "consistentee-glue", "--backbones", "minilm-l6", "--format", "csv")
     assert done.exit_code == 0, done.output
     assert "our_backbone" in done.stdout.splitlines()[0]
@@ -296,10 +279,10 @@ def test_figures_of_some_take_no_place_of_the_complete_ones(tmp_path, drawn):
 # ---------------------------------------------------------------------------------------------- list
 
 
-def test_list_names_all_four_kinds_and_where_rows_come_from():
+def test_list_names_all_kinds_and_where_rows_come_from():
     done = call("list")
     assert done.exit_code == 0
-    for name in ("consistentee", "minilm-l6", "quick", "Methods", "Tasks", "Backbones", "Suites"):
+    for name in ("consistentee", "minilm-l6", "quick", "deebert-glue", "Methods", "Tasks", "Backbones", "Suites"):
         assert name in done.output
     sources = {line.split()[0]: line.rstrip() for line in done.output.splitlines() if line.split()}
     assert sources["mcid"].endswith("--data")
@@ -307,81 +290,56 @@ def test_list_names_all_four_kinds_and_where_rows_come_from():
     assert "package, " in sources["movie-snippets"]
 
 
-BROKEN_PLUGINS = {
-    "ends_the_process": ("raise SystemExit(3)", "SystemExit: 3"),
-    "lacks_a_module": ("import nothing_like_it", "No module named 'nothing_like_it'"),
-    "cannot_be_read": ("class Mine(:", "SyntaxError"),
-    "knows_no_class": ("", "has no attribute 'Mine'"),
-    "is_no_method": ("Mine = 3", "is not a subclass of consistentee.Method"),
-    "says_little": (
-        "from consistentee import Method\nclass Mine(Method):\n    name = paper = 'x'\n    knob = 'x'\n",
+BROKEN_METHODS = {
+    "ends_the_process.py": ("raise SystemExit(3)", "SystemExit: 3"),
+    "cannot_be_read.py": ("class Mine(:", "SyntaxError"),
+    "says_little.py": (
+        "from baselines.pabee import PABEE\nclass Mine(PABEE):\n    knob = 'x'\n",
         "must be a consistentee.Knob",
-    ),
-    "is_half_done": (
-        "from consistentee import Knob, Method\nclass Mine(Method):\n"
-        "    name = paper = 'x'\n    knob = Knob('k', (1.0,))\n",
-        "does not define fit and rule",
     ),
 }
 
 
-def test_broken_plugins_are_listed_with_the_reason(monkeypatch, tmp_path):
-    for name, (source, _) in BROKEN_PLUGINS.items():
-        (tmp_path / f"{name}.py").write_text(source)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    points = {name: EntryPoint(name, f"{name}:Mine", "consistentee.methods") for name in BROKEN_PLUGINS}
-    points["full"] = EntryPoint("full", "baselines.references:Full", "consistentee.methods")
-    for module in (inventory, methods):
-        stand_in = lambda group=methods.ENTRY_POINT_GROUP: points if group == methods.ENTRY_POINT_GROUP else {}  # noqa: E731
-        monkeypatch.setattr(module, "available_methods", stand_in)
-    done = call("list", "methods")
+def test_broken_methods_are_listed_with_the_reason(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, (source, _) in BROKEN_METHODS.items():
+        Path(name).write_text(source)
+    done = call("list", "methods", "--methods", *BROKEN_METHODS, "nowhere.py")
     assert done.exit_code == 0
-    shown = " ".join(done.output.split())
-    assert shown.count("unavailable") == len(BROKEN_PLUGINS)
-    for _, reason in BROKEN_PLUGINS.values():
-        assert reason in shown
-    assert "the backbone itself" in shown
+    assert done.output.count("unavailable") == len(BROKEN_METHODS) + 1
+    for reason in (*(reason for _, reason in BROKEN_METHODS.values()), "no such method file", "the backbone itself"):
+        assert reason in " ".join(done.output.split())
 
 
 @pytest.fixture
-def plugin_folder(tmp_path):
+def gates(tmp_path) -> Path:
+    """Write a folder of two methods and a file that has none."""
     folder = tmp_path / "mine"
     folder.mkdir()
     assert call("new-method", "early gate", "--out", folder).exit_code == 0
     assert call("new-method", "LateGate", "--out", folder / "another_name.py").exit_code == 0
-    (folder / "broken.py").write_text("raise SystemExit('no')")
     (folder / "shared.py").write_text("LEARNING_RATE = 1")
     return folder
 
 
-def test_methods_of_a_folder_are_listed_and_the_broken_file_with_its_reason(plugin_folder, monkeypatch):
-    monkeypatch.chdir(plugin_folder.parent)
-    done = call("list", "methods", "--methods", "mine/", "nowhere.py")
-    assert done.exit_code == 0
-    for text in ("SystemExit: no", "no such method file"):
-        assert text in done.output
-    (plugin_folder / "broken.py").unlink()
-    done = call("list", "methods", "--methods", "mine/")
-    for text in ("early_gate.py:EarlyGate", "another_name.py:LateGate"):
-        assert text in done.output
+def test_commands_take_the_methods_of_a_folder_and_of_a_file(runs, gates):
+    listed = call("list", "methods", "--methods", f"{gates}/").output
+    assert call("run", "quick", "--methods", "full", f"{gates}/").exit_code == 0
+    assert call("run", "quick", "--methods", gates / "early_gate.py").exit_code == 0
+    names = [f"{gates}/another_name.py:LateGate", f"{gates}/early_gate.py:EarlyGate"]
+    assert [filters.methods for _, filters, _ in runs.calls] == [["full", *names], names[1:]]
+    assert all(name in listed.replace("\n", "") for name in ("LateGate", "EarlyGate"))
+    (gates / "broken.py").write_text("raise SystemExit('no')")
+    done = call("run", "quick", "--methods", "full", f"{gates}/")
+    assert (done.exit_code, f"{gates}/broken.py cannot be imported" in done.output) == (2, True)
 
 
-def test_run_takes_the_methods_of_a_folder_and_of_a_file(runs, plugin_folder):
-    done = call("run", "quick", "--methods", "full", f"{plugin_folder}/")
-    assert (done.exit_code, f"{plugin_folder}/broken.py cannot be imported" in done.output) == (2, True)
-    (plugin_folder / "broken.py").unlink()
-    assert call("run", "quick", "--methods", "full", f"{plugin_folder}/").exit_code == 0
-    assert call("run", "quick", "--methods", plugin_folder / "early_gate.py").exit_code == 0
-    gates = [f"{plugin_folder}/another_name.py:LateGate", f"{plugin_folder}/early_gate.py:EarlyGate"]
-    assert [filters.methods for _, filters, _ in runs.calls] == [["full", *gates], gates[1:]]
-
-
-def test_check_method_ends_with_1_where_the_contract_is_broken(plugin_folder):
-    source = (plugin_folder / "early_gate.py").read_text()
-    (plugin_folder / "early_gate.py").write_text(
+def test_check_method_ends_with_1_where_the_contract_is_broken(gates):
+    source = (gates / "early_gate.py").read_text()
+    (gates / "early_gate.py").write_text(
         source.replace("    def rule(", "    def check_knob(self, model, knob):\n        pass\n\n    def rule(")
     )
-    broken = call("check-method", plugin_folder / "early_gate.py", "--families", "bert", "--param", "hidden=8")
+    broken = call("check-method", gates / "early_gate.py", "--families", "bert", "--param", "hidden=8")
     assert broken.exit_code == 1
     assert "rule() takes knobs that are out of range" in broken.output
     assert "the contract is broken" in broken.output

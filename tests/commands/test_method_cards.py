@@ -1,25 +1,22 @@
 """Method cards: read from the classes of the project's methods and of anybody's, broken ones too."""
 
-import re
-
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands.inventory import method_card
+from benchmarks.commands import inventory
 from benchmarks.commands.own_methods import write_method
 from consistentee.methods.method import available_methods, method_class_of
 
 
 def card(name: str) -> dict[str, str]:
-    return method_card(method_class_of(name))
+    return inventory.method_card(method_class_of(name))
 
 
 def test_a_card_has_the_words_of_the_class():
     assert card("berxit") == {
         "what": "Alternating training, learning-to-exit or confidence rule.",
         "paper": "Xin et al., BERxiT, EACL 2021",
-        "year": "2021",
         "version": "1",
         "training": "Train backbone, classifiers and the guess in one stage, whose steps alternate.",
         "rule": "Exit where the uncertainty is below knob.",
@@ -27,6 +24,7 @@ def test_a_card_has_the_words_of_the_class():
         "parameters": "exit_when='sure'",
         "supports": "classification",
     }
+    assert card("pabee")["knob"].endswith(", adapted to the model")
 
 
 @pytest.mark.parametrize(
@@ -43,11 +41,6 @@ def test_kinds_of_tasks_and_of_decoding(name, supports):
     assert card(name)["supports"] == supports
 
 
-def test_parameters_and_their_defaults():
-    assert "dropout=0.1" in card("layerskip")["parameters"]
-    assert card("pabee")["knob"].endswith(", adapted to the model")
-
-
 @pytest.mark.parametrize("group", ["consistentee.methods", "consistentee.token_methods"])
 def test_every_method_says_how_it_trains_and_exits(group):
     cards = {name: card(name) for name in available_methods(group)}
@@ -55,14 +48,11 @@ def test_every_method_says_how_it_trains_and_exits(group):
 
 
 def test_the_command_shows_cards_of_files_and_of_broken_ones(tmp_path, monkeypatch):
-    from benchmarks.commands import inventory
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inventory, "available_methods", lambda group="": ["token-static"] if group else [])
     write_method("gate")
     (tmp_path / "broken.py").write_text("raise SystemExit(1)")
     done = CliRunner().invoke(app, ["list", "methods", "--detail", "--methods", "gate.py", "broken.py"])
     assert done.exit_code == 0, done.output
-    assert "unpublished" in done.output
-    assert re.search(r"token-static.*generation; keys and values", done.output, re.DOTALL)
-    assert "broken.py: unavailable: broken.py cannot be imported: SystemExit: 1" in done.output
+    for text in ("gate.py:Gate", "unpublished", "token-static", "broken.py cannot be imported: SystemExit: 1"):
+        assert text in done.output

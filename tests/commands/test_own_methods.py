@@ -1,26 +1,26 @@
-"""new-method: one file that works, under any spelling of a name, and never over another file."""
+"""new-method: one file that works, under any spelling of a name, and never over another file; and methods of files."""
 
 import pytest
 
-from benchmarks.commands.own_methods import MethodNames, find_methods, names_of, write_method
+from benchmarks.commands.own_methods import find_methods, words_of, write_method
 from benchmarks.testing.check_method import check_method
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
 
 @pytest.mark.parametrize("text", ["early-gate", "EarlyGate", "early gate", "early_gate", "Early-Gate", "earlyGate"])
-def test_every_spelling_of_a_name_gives_the_same_three(text):
-    assert names_of(text) == MethodNames("early-gate", "early_gate", "EarlyGate")
+def test_every_spelling_of_a_name_has_the_same_words(text):
+    assert words_of(text) == ["early", "gate"]
+
+
+def test_abbreviations_stay_words():
+    assert words_of("HTTPGate2") == ["http", "gate2"]
 
 
 @pytest.mark.parametrize("text", ["", "-", "3d", "a/b", "class", "gâte", "a.b", "../up"])
 def test_what_python_cannot_use_is_no_name(text):
     with pytest.raises(UserError, match="cannot name a method"):
-        names_of(text)
-
-
-def test_abbreviations_stay_words():
-    assert names_of("HTTPGate2").name == "http-gate2"
+        words_of(text)
 
 
 def test_the_file_is_short_and_passes_the_contract(tmp_path):
@@ -37,15 +37,11 @@ def test_the_file_is_short_and_passes_the_contract(tmp_path):
     assert report.passed, report.fault_lines()
 
 
-def test_it_never_overwrites(tmp_path):
-    write_method("gate", tmp_path / "gate.py")
+def test_it_never_overwrites_and_names_places_that_cannot_be_written(tmp_path):
     (tmp_path / "gate.py").write_text("mine")
     with pytest.raises(UserError, match=r"gate\.py exists already"):
         write_method("gate", tmp_path)
     assert (tmp_path / "gate.py").read_text() == "mine"
-
-
-def test_places_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(UserError, match=r"must be a \.py file, or a folder that exists"):
         write_method("gate", tmp_path / "gate.txt")
     with pytest.raises(UserError, match=r"nowhere/gate\.py cannot be written: No such file"):
@@ -58,7 +54,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 def test_names_cost_nothing_and_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "consistentee").mkdir()  # a folder may have a method's name: only a slash makes it one
-    assert find_methods(["consistentee", "full", "mine.py:Mine"]).names == ["consistentee", "full", "mine.py:Mine"]
+    assert find_methods(["consistentee", "full", "mine.py:Mine"]) == ["consistentee", "full", "mine.py:Mine"]
 
 
 def test_a_folder_gives_all_its_methods_and_no_imported_or_unfinished_one(tmp_path):
@@ -68,20 +64,10 @@ def test_a_folder_gives_all_its_methods_and_no_imported_or_unfinished_one(tmp_pa
         "class Unfinished(Method):\n    name = paper = 'x'\n\n"
         "class Second(DeeBERT):\n    name = 'second'\n\nclass _Base(DeeBERT):\n    pass\n"
     )
-    found = find_methods([f"{tmp_path}/"])
-    assert found.names == [f"{tmp_path}/gate.py:Gate", f"{tmp_path}/more.py:Second"]
-    assert found.unavailable == []
+    assert find_methods([f"{tmp_path}/"]) == [f"{tmp_path}/gate.py:Gate", f"{tmp_path}/more.py:Second"]
 
 
-def test_two_methods_that_tables_could_not_tell_apart_are_refused(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        write_method("gate", tmp_path / folder)
-    with pytest.raises(UserError, match="would have the same name in tables"):
-        find_methods([f"{tmp_path}/a/", f"{tmp_path}/b/gate.py"])
-
-
-def test_two_files_of_one_name_are_two_modules(tmp_path):
+def test_files_of_one_name_are_modules_of_their_own_and_not_in_one_table(tmp_path):
     for folder, paper in (("a", "first"), ("b", "second")):
         (tmp_path / folder).mkdir()
         name = write_method("gate", tmp_path / folder)
@@ -89,6 +75,8 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
         path.write_text(path.read_text().replace("unpublished", paper))
         assert get_method(name).paper == paper
     assert type(get_method(f"{tmp_path}/a/gate.py:Gate")).__module__ != type(get_method(name)).__module__
+    with pytest.raises(UserError, match="would have the same name in tables"):
+        find_methods([f"{tmp_path}/a/", f"{tmp_path}/b/gate.py"])
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,7 @@ def test_predict_shows_label_probability_layer_and_time(trained):
     assert 1 <= int(layer) <= 4
     assert float(milliseconds) > 0
     assert "patience=3" in call("predict", trained, "w1", "--knob", "3").output
-
-
-def test_predict_takes_pairs(trained):
-    assert call("predict", trained, "--pair", "w1", "w2").exit_code == 0
-    assert "w1 | w2" in call("predict", trained, "w1\tw2").output
+    assert "w1 | w2" in call("predict", trained, "--pair", "w1", "w2").output
 
 
 @pytest.mark.parametrize(
@@ -58,8 +54,6 @@ def test_predict_takes_pairs(trained):
     [
         (["w1", "--knob", "77"], "must lie in"),
         (["--pair", "w1"], "even number"),
-        (["a\tb\tc"], "one tab"),
-        ([" "], "an empty text"),
         (["--pair", "", "w1"], "an empty text"),
     ],
 )
@@ -72,10 +66,7 @@ METHOD_WITH_A_KIND = """
 from consistentee.models.classifiers import CLASSIFIER_KINDS, ClassifierSpec, LinearClassifier
 from consistentee.methods.method import method_class_of
 
-class Mine(LinearClassifier):
-    "A kind of a user's own."
-
-CLASSIFIER_KINDS["mine"] = Mine
+CLASSIFIER_KINDS["mine"] = LinearClassifier
 
 class Patient(method_class_of("pabee")):
     def fit(self, model, task, recipe):
@@ -88,37 +79,31 @@ def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_
     (tmp_path / "mine.py").write_text(METHOD_WITH_A_KIND)
     shipped = dict(classifiers.CLASSIFIER_KINDS)
     monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(shipped))
-    monkeypatch.chdir(tmp_path)
-    options = ("--method", "mine.py:Patient", "--backbone", tiny_backbone("bert"), "--out", "model")
-    done = call("train", task_file, *options, *QUICK)
-    assert done.exit_code == 0, done.output
+    options = ("--method", f"{tmp_path}/mine.py:Patient", "--backbone", tiny_backbone("bert"))
+    done = call("train", task_file, *options, "--out", tmp_path / "model", *QUICK)
+    assert (done.exit_code, "--allow-code" in done.output) == (0, True), done.output
     monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", shipped)  # as in a new process
-    monkeypatch.chdir(tmp_path.parent)
-    assert "--allow-code" in done.output
-    refused = call("predict", tmp_path / "model", "w1 w2")
-    assert refused.exit_code == 2
-    assert f"a method in {tmp_path / 'mine.py'}" in " ".join(refused.output.split())
+    assert call("predict", tmp_path / "model", "w1 w2").exit_code == 2
     done = call("predict", tmp_path / "model", "w1 w2", "--allow-code")
-    assert done.exit_code == 0, done.output
-    assert "w1 w2" in done.output
+    assert (done.exit_code, "w1 w2" in done.output) == (0, True), done.output
 
 
 def test_risk_control_chooses_the_stored_knob(task_file, tiny_backbone, tmp_path):
     """Nothing can be proven of the few validation rows at 1 %; at 90 % anything can."""
     options = ("--method", "calm-softmax", "--backbone", tiny_backbone("bert"), *QUICK, "--out", tmp_path / "model")
-    done = call("train", task_file, *options, "--risk", "0.01", "--bound", "ltt")
+    done = call("train", task_file, *options, "--risk", "0.01")
     assert done.exit_code == 0, done.output
     assert "no early exit is proven" in " ".join(done.output.split())  # lines break where the console ends
     assert ModelDescription.read(tmp_path / "model").default_knob == 1.0
-    done = call("train", task_file, *options, "--risk", "0.9", "--loss", "consistency")
+    done = call("train", task_file, *options, "--risk", "0.9")
     assert done.exit_code == 0, done.output
-    assert "consistency loss of at most 0.9, by ucb" in " ".join(done.output.split())
+    assert "at most 90.00% of points lost" in " ".join(done.output.split())
     assert ModelDescription.read(tmp_path / "model").default_knob < 1.0
-    refused = call("train", task_file, *options, "--risk", "0.1", "--bound", "crx")
-    assert (refused.exit_code, "did you mean 'crc'" in refused.output) == (2, True)
+    refused = call("train", task_file, *options, "--risk", "2")
+    assert (refused.exit_code, "between 0 and 1" in refused.output) == (2, True)
 
 
-def test_risk_shows_every_bound_and_its_promise(task_file, trained):
+def test_risk_shows_every_bound(task_file, trained):
     done = call("risk", trained, task_file, "--risk", "0.3", "0.9")
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.output.splitlines() if line.strip().startswith(("gap", "consistency"))]
@@ -128,12 +113,13 @@ def test_risk_shows_every_bound_and_its_promise(task_file, trained):
         for risk in ("30", "90")
         for bound in ("crc", "ucb", "ltt")
     ]
-    studied = call("risk", trained, task_file, "--risk", "0.3", "--splits", "5", "--loss", "gap")
-    assert studied.exit_code == 0, studied.output
-    lines = [line.split() for line in studied.output.splitlines() if line.strip().startswith("gap")]
-    assert [line[-1] for line in lines] == ["kept"] * 3
-    assert call("risk", trained, "movie-snippets", "--risk", "0.3").exit_code == 2
-    assert "--risk takes numbers" in call("risk", trained, task_file, "--risk", "low").output
+    for arguments, message in (
+        (["--risk", "0.3", "--loss", "gaps"], "did you mean 'gap'"),
+        (["--risk", "low"], "risk"),
+    ):
+        refused = call("risk", trained, task_file, *arguments)
+        assert (refused.exit_code, message in refused.output) == (2, True)
+    assert "was trained for task 'toy'" in call("risk", trained, "movie-snippets", "--risk", "0.3").output
 
 
 def test_the_help_of_train_names_every_setting():
@@ -143,12 +129,6 @@ def test_the_help_of_train_names_every_setting():
             assert f"{field.name}=" in shown
     for line in ("epochs=3", "precision=float32|bfloat16|auto", "max_rows=1000", "group_by_length=false"):
         assert line in shown
-
-
-def test_train_never_writes_over_other_files(tmp_path):
-    (tmp_path / "precious").write_text("mine")
-    done = call("train", "mcid", "--method", "pabee", "--out", tmp_path)
-    assert (done.exit_code, "holds other files" in done.output) == (2, True)
 
 
 def test_a_method_that_reads_labels_cannot_predict(trained):

@@ -49,16 +49,6 @@ def test_the_body_is_cut_and_never_the_instruction():
     assert fit_prompt(by_word, prompt, 6, "end") == [0, 8, 4, 3, 2, 8]
 
 
-def test_a_plain_string_is_all_body():
-    assert cut_prompt(by_word, "one two  three", 3) == "one two"
-    assert cut_prompt(by_word, "one two  three", 3, "end") == "two  three"
-
-
-def test_text_without_spaces_is_cut_within():
-    assert cut_prompt(by_character, "x" * 100, 50) == "x" * 48
-    assert cut_prompt(by_character, "y" * 76 + "x" * 24, 30, "end") == "y" * 4 + "x" * 24
-
-
 @pytest.mark.parametrize("limit", [4, 1, 0])
 def test_an_instruction_that_leaves_no_room_is_refused(limit):
     with pytest.raises(UserError, match=rf"may have {limit} tokens, but 'Sum up: \.\.\. !' leaves no room"):
@@ -99,12 +89,6 @@ def test_a_split_says_which_prompts_were_cut():
     assert list(fitting.prompts) == ["a b", "b", "b c"]
     assert cut == [True, False, False]
     assert split.cut(by_word, None) == (split, [False] * 3)
-
-
-def test_task_caps_every_split():
-    task = make_text_task().capped(train=3, test=2)
-    assert [len(s) for s in (task.train, task.validation, task.test)] == [3, 4, 2]
-    assert task.metric == "rougeL"
 
 
 def test_faulty_tasks_are_refused():

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import make_task, random_prompts, random_texts
+from conftest import random_prompts, random_texts
 from typer.testing import CliRunner
 
 import consistentee as ee
@@ -37,18 +37,6 @@ def test_a_classifier_answers_as_classify_does(tiny_model, tmp_path):
     assert len(classifier(("w1", "w2"))) == 1
 
 
-def test_a_method_saves_what_it_has_trained(tiny_model, tmp_path):
-    method = ee.get_method("calm-softmax", classifier="mlp")
-    model = method.fit(tiny_model(), make_task(), ee.Recipe(epochs=1, max_length=32))
-    method.save(model, tmp_path / "model", knob=0.41)
-    texts = random_texts(12)
-    found = ee.classify(model, texts, method.rule(model, 0.41))
-    answers = ee.pipeline(tmp_path / "model")(texts)
-    assert [answer["exit_layer"] for answer in answers] == found.exit_layers.tolist()
-    with pytest.raises(UserError, match="knob"):
-        method.save(model, tmp_path / "other", knob=7)
-
-
 def test_a_method_in_a_file_is_saved_with_its_place(tiny_model, tmp_path):
     source = "from baselines.pabee import PABEE\n\nclass Mine(PABEE):\n    name = 'mine'\n"
     (tmp_path / "mine.py").write_text(source)
@@ -57,19 +45,6 @@ def test_a_method_in_a_file_is_saved_with_its_place(tiny_model, tmp_path):
     with pytest.raises(UserError, match="allow_code"):
         ee.pipeline(tmp_path / "model")
     assert ee.pipeline(tmp_path / "model", allow_code=True)("w1")[0]["exit_layer"] >= 2
-
-
-def test_a_regression_has_a_value_and_no_label(tiny_model, tmp_path):
-    folder = saved(tiny_model("bert", num_labels=1), tmp_path / "model", "pabee")
-    answers = ee.pipeline(folder)(["w1 w2", "w3"])
-    model = ee.MultiExitModel.from_pretrained(folder)
-    method = ee.get_method("pabee")
-    knob = method.knob_values(model)[len(method.knob_values(model)) // 2]
-    found = ee.classify(model, ["w1 w2", "w3"], method.rule(model, knob))
-    assert answers == [
-        {"score": value, "exit_layer": layer}
-        for value, layer in zip(found.predictions.tolist(), found.exit_layers.tolist(), strict=True)
-    ]
 
 
 def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):

@@ -5,10 +5,7 @@ import pytest
 import torch
 from conftest import make_task
 
-from benchmarks.commands.predict import promise_is_kept, study_promise
-from benchmarks.kinds.classification import Classification
-from benchmarks.tasks.loader import load_classification_task
-from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, KnobRisks, control_risk, knob_risks
+from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, control_risk, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.traces.instance_trace import record_trace
@@ -88,20 +85,6 @@ def test_promises_are_kept_on_losses_of_known_risk(bound, kind):
             assert risks.mean() <= tolerated + 1.645 * risks.std() / draws**0.5
         else:
             assert np.mean(risks > tolerated) <= 0.1 + 1.645 * (0.1 * 0.9 / draws) ** 0.5
-
-
-def test_the_study_counts_broken_promises_of_a_choice_by_the_mean(monkeypatch):
-    def by_the_mean(losses, risk, delta, highest):
-        return int(np.flatnonzero(losses.mean(axis=0) <= risk).max())
-
-    pool = KnobRisks(tuple(range(10)), drawn(6000, np.random.default_rng(0), "consistency"), np.ones(10), 1.0)
-    monkeypatch.setitem(BOUNDS, "mean", by_the_mean)
-    near = float(pool.losses[:, 4].mean())  # a knob whose risk is just what is tolerated
-    broken = study_promise(pool, "mean", near, 0.1)
-    assert broken.share > 0.3
-    assert not promise_is_kept(broken, "mean", near, 0.1)
-    for bound in ("crc", "ucb", "ltt"):
-        assert promise_is_kept(study_promise(pool, bound, near, 0.1), bound, near, 0.1)
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -186,22 +169,3 @@ def test_names_and_regressions_are_refused(traced, tiny_model):
     regression = tiny_model("bert", num_labels=1)
     with pytest.raises(UserError, match="regression"):
         control_risk(method, regression, record_trace(regression, make_task(regression=True).test), 0.1)
-
-
-@pytest.mark.real
-@pytest.mark.timeout(1800)
-def test_promises_are_kept_on_a_trained_model(tmp_path):
-    from benchmarks.commands.train import train_model
-
-    task = load_classification_task("movie-snippets")
-    for name in ("deebert", "pabee", "consistentee"):
-        settings = {"max_rows": 2000, "epochs": 2, "max_length": 64, "group_by_length": True}
-        train_model("movie-snippets", name, {}, backbone="minilm-l6", out=tmp_path / name, settings=settings)
-        model, method = Classification().load_model(tmp_path / name), get_method(name)
-        traces = [record_trace(model, split) for split in (task.validation, task.test)]
-        for loss in ("gap", "consistency"):
-            parts = [knob_risks(method, model, trace, loss) for trace in traces]
-            for risk in (0.02, 0.05):
-                for bound in BOUNDS:
-                    study = study_promise(parts[0].joined(parts[1]), bound, risk, 0.1)
-                    assert promise_is_kept(study, bound, risk, 0.1), (name, loss, risk, bound)

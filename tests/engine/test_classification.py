@@ -7,10 +7,10 @@ import torch
 from conftest import random_prompts, random_texts
 from torch import Tensor
 
-from consistentee.engine.classify import classify, classify_encoded, stock_encoded
+from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
-from consistentee.rules.signals import top_probability
+from consistentee.signals import top_probability
 
 
 class ByKey(ExitRule):
@@ -69,16 +69,6 @@ def test_a_rule_pays_only_for_what_it_reads(tiny_model, monkeypatch):
     asked.clear()
     classify(model, ["w1"], ThresholdRule(top_probability, 2.0, exit_when="above"))
     assert asked == [1, 2, 3, 4]
-
-
-def test_stock_and_never_exit_agree_sorted_or_not(tiny_model):
-    model = tiny_model()
-    encodings = model.tokenize(random_texts(13))
-    stock = stock_encoded(model, encodings, batch_size=4)
-    for sort in (False, True):
-        ours = classify_encoded(model, encodings, NeverExit(), batch_size=4, sort_by_length=sort)
-        torch.testing.assert_close(ours.logits, stock, rtol=1e-5, atol=1e-5)
-        assert torch.equal(ours.predictions, stock.argmax(dim=1))
 
 
 @pytest.fixture(params=["instances", "tokens"])

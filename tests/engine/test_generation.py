@@ -75,18 +75,6 @@ def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decod
     assert out.decode_seconds > 0
 
 
-def test_a_rule_is_asked_at_exits_before_the_last_alone(tiny_decoder):
-    asked = []
-
-    class Asked(ExitRule):
-        def should_exit(self, view, state):
-            asked.append((view.step, view.layer))
-            return torch.zeros(view.rows, dtype=torch.bool)
-
-    generate(tiny_decoder(exit_layers=(2, 3)), PROMPTS[:2], Asked(), max_new_tokens=3)
-    assert asked == [(1, 2), (1, 3), (2, 2), (2, 3)]
-
-
 def head_calls(model, rule) -> list[int]:
     """Return how many rows every call of the LM head reads, while six tokens are written behind four prompts."""
     rows = []

@@ -1,13 +1,11 @@
 """Prompts that are read once for several knobs: nothing that is written depends on it."""
 
 import pytest
-import torch
 from conftest import random_prompts
 
 from baselines.references import RandomRule
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import PromptBatch, ReadPrompts
-from consistentee.errors import UserError
+from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule
 
@@ -20,13 +18,8 @@ OPTIONS = {"max_new_tokens": 6, "batch_size": 4}
 def passes(monkeypatch) -> list[int]:
     """Rows of every batch of prompts that layers have run on."""
     rows: list[int] = []
-    prefill = PromptBatch.prefill
-
-    def counted(batch: PromptBatch) -> torch.Tensor:
-        rows.append(len(batch))
-        return prefill(batch)
-
-    monkeypatch.setattr(PromptBatch, "prefill", counted)
+    read = TokenBatch.read
+    monkeypatch.setattr(TokenBatch, "read", lambda batch, *prompts: rows.append(len(batch)) or read(batch, *prompts))
     return rows
 
 
@@ -51,17 +44,6 @@ def test_rules_that_share_a_reading_write_what_each_writes_alone(tiny_decoder, p
     assert passes == [4, 4, 1], "the first rule has read for all"
 
 
-def test_other_prompts_batches_and_models_are_read(tiny_decoder, passes):
-    model, other, read = tiny_decoder("llama"), tiny_decoder("gpt2"), ReadPrompts()
-    expected = written(generate(other, PROMPTS, RULES[1], **OPTIONS))
-    generate(model, PROMPTS, RULES[1], read=read, **OPTIONS)
-    passes.clear()
-    assert written(generate(other, PROMPTS, RULES[1], read=read, **OPTIONS)) == expected
-    generate(model, PROMPTS[::-1], RULES[1], read=read, max_new_tokens=6, batch_size=4, sort_by_length=False)
-    generate(model, PROMPTS, RULES[1], read=read, max_new_tokens=6, batch_size=9)
-    assert passes == [4, 4, 1, 4, 4, 1, 9]
-
-
 @pytest.mark.parametrize("batches", [0, 1, 2])
 def test_what_finds_no_room_is_read_again(tiny_decoder, passes, batches):
     model = tiny_decoder()
@@ -73,8 +55,3 @@ def test_what_finds_no_room_is_read_again(tiny_decoder, passes, batches):
     for _ in range(2):
         assert written(generate(model, prompts, RULES[2], read=read, **options)) == expected
     assert len(passes) == 2 + 2 - batches
-
-
-def test_rows_in_flight_read_by_themselves(tiny_decoder):
-    with pytest.raises(UserError, match="in flight"):
-        generate(tiny_decoder(), PROMPTS, RULES[1], read=ReadPrompts(), in_flight=8, **OPTIONS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from consistentee.engine.sampling import Sampling, choose_tokens
+from consistentee.engine.sampling import Sampling
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, -torch.inf])
 
@@ -36,7 +36,3 @@ def test_a_draw_depends_on_seed_prompt_and_step_alone():
     assert together.tolist() == alone
     assert together.tolist() != Sampling(seed=6).choose(logits, keys, [2] * 64).tolist()
     assert together.tolist() != Sampling(seed=5).choose(logits, keys, [3] * 64).tolist()
-
-
-def test_without_sampling_the_likeliest_is_taken():
-    assert choose_tokens(None, LOGITS.expand(2, -1), [1, 2], [0, 0]).tolist() == [1, 1]

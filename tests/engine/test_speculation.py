@@ -6,6 +6,7 @@ from conftest import random_prompts
 
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
 PROMPTS = random_prompts(4, seed=5)
@@ -13,12 +14,11 @@ NEW_TOKENS = 10
 
 
 @pytest.fixture
-def agreeing_decoder(tiny_decoder):
+def agreeing_decoder(tiny_decoder_backbone):
     """Return a function: family -> a model whose deep layers change so little that drafts are often accepted."""
 
     def build(family: str = "llama"):
-        model = tiny_decoder(family)
-        model.use_adapters("norm")
+        model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter="norm")
         with torch.no_grad():
             for layer in (3, 4):
                 for name, parameter in model.stepper.layer_module(layer).named_parameters():

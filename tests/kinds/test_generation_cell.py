@@ -14,17 +14,14 @@ from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from benchmarks.kinds import prompt_decoder
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts, from_tensors, to_tensors
+from benchmarks.kinds.prompt_decoder import PromptDecoder, from_tensors, to_tensors
 from benchmarks.kinds.text_evaluation import (
     choose_points,
-    drafted_points,
-    exit_histogram,
-    layers_by_position,
     read_references,
     replay_points,
 )
 from benchmarks.measure.decoding_clock import stock_times
-from benchmarks.measure.text_scores import record_references, reference_losses, score_generations
+from benchmarks.measure.text_scores import record_references, reference_losses
 from benchmarks.run.timing import load_models
 from benchmarks.specs.generation import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
@@ -32,10 +29,9 @@ from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.prompt_batch import PromptBatch
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.errors import UserError
-from consistentee.methods.method import TokenMethod
+from consistentee.engine.token_batch import TokenBatch
+from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
@@ -47,9 +43,9 @@ def model(tiny_decoder: Callable[..., MultiExitDecoder]) -> MultiExitDecoder:
     return tiny_decoder("llama")
 
 
-def prompts_of(count: int = 4, seed: int = 0) -> Prompts:
+def prompts_of(count: int = 4, seed: int = 0) -> PromptSplit:
     texts = random_prompts(count, seed=seed, longest=6)
-    return Prompts(PromptSplit("test", texts, [" ba be bi"] * count), [False] * count)
+    return PromptSplit("test", texts, [" ba be bi"] * count)
 
 
 def decoder_of(model, method=None, store=None, tokens: int = 6) -> PromptDecoder:
@@ -66,8 +62,8 @@ def equal(first: Generations, second: Generations) -> bool:
 
 def test_prompts_are_read_once_for_all_knobs(model, monkeypatch):
     read = []
-    prefill = PromptBatch.prefill
-    monkeypatch.setattr(PromptBatch, "prefill", lambda batch: read.append(len(batch)) or prefill(batch))
+    real = TokenBatch.read
+    monkeypatch.setattr(TokenBatch, "read", lambda batch, *rows: read.append(len(batch)) or real(batch, *rows))
     prompts, decoder = prompts_of(6), decoder_of(model)
     decoder.full(prompts)
     texts = {knob: decoder.at(knob, prompts) for knob in (1.0, 2.0, 4.0)}
@@ -101,7 +97,7 @@ def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
     assert {knob: p.average_layers for knob, p in points.items()} == {k: k for k in (1.0, 2.0, 3.0, 4.0)}
     assert points[4.0].agreement == 1.0
     agreed = []
-    for prompt, tokens in zip(model.encode(prompts.texts), full.tokens, strict=True):
+    for prompt, tokens in zip(model.encode(prompts.prompts), full.tokens, strict=True):
         row = torch.tensor([[*prompt, *tokens.tolist()]])
         hidden = model.exit_states(row, torch.ones_like(row, dtype=torch.bool)).speaking[0, :, 0]
         said = model.logits(1, hidden).argmax(dim=-1)
@@ -140,19 +136,12 @@ def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
     assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
 
 
-def test_methods_that_draft_are_run_and_not_replayed(model):
-    points = drafted_points(decoder_of(model, LayerSkip(draft_tokens=2)), prompts_of())
-    assert [p.agreement for p in points] == [1.0] * 4
-    written = LayerSkip(draft_tokens=2).generate(model, prompts_of().texts, 1.0, max_new_tokens=6, batch_size=4)
-    assert points[0].average_layers == written.average_layers
-
-
 # ---------------------------------------------------------------------------------------------- kept texts
 
 
 @pytest.mark.parametrize("drafts", [False, True])
 def test_texts_survive_the_store(model, drafts):
-    prompts = prompts_of().texts
+    prompts = prompts_of().prompts
     if drafts:
         written = generate_speculatively(model, prompts, draft_layer=2, max_new_tokens=5)
     else:
@@ -183,39 +172,6 @@ def test_texts_are_decoded_once_for_what_they_depend_on(model, tmp_path: Path, m
     assert asked == [2.0, 3.0, 2.0, 2.0]
 
 
-def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path, monkeypatch):
-    prompts = prompts_of()
-    full = decoder_of(model, store=tmp_path).full(prompts)
-    monkeypatch.setattr(prompt_decoder, "generate", lambda *_, **__: pytest.fail("decoded again"))
-    assert equal(decoder_of(model, TokenFull(), store=tmp_path).full(prompts), full)
-
-
-# ---------------------------------------------------------------------------------------------- counts and scores
-
-
-def test_exit_layers_by_position_and_in_all():
-    written = Generations(
-        texts=["", "", ""],
-        tokens=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
-        exit_layers=[torch.tensor([4]), torch.tensor([4, 1, 3]), torch.tensor([4, 2])],
-        late_layers=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
-        ended_by=["eos"] * 3,
-        prompt_tokens=[1, 1, 1],
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-    )
-    assert layers_by_position(written) == ([1.5, 3.0], [2, 1])
-    assert exit_histogram(written, 4) == [1, 1, 1, 0]
-
-
-def test_texts_are_scored_against_references_and_the_full_model(model):
-    prompts = prompts_of(2)
-    full = generate(model, prompts.texts, NeverExit(), max_new_tokens=6)
-    scores = score_generations(full, full, [full.texts[0], "nothing like it"], ["rougeL", "rouge1"])
-    assert scores.reference["rougeL"].tolist() == [1.0, 0.0]
-    assert scores.full_text.tolist() == scores.match.tolist() == [1.0, 1.0]
-
-
 # ---------------------------------------------------------------------------------------------- the clock
 
 
@@ -241,10 +197,10 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     setting = Regrouped(batch_size=2, in_flight=5)
     protocol = DecodingTimingSpec(batch_sizes=(2, 5), regrouped=(setting,))
     in_step = Generation().time_method(TokenStatic(), model, 2.0, max_new_tokens=4)
-    ((found, regrouping),) = Generation().time_regrouped(TokenStatic(), model, 2.0, protocol, max_new_tokens=4)
+    assert Generation().regroupings(TokenStatic(), protocol) == (setting,)
+    regrouping = Generation().time_method(TokenStatic(), model, 2.0, setting, max_new_tokens=4)
     prompts = random_prompts(5, seed=5)
     times = [in_step(prompts), regrouping(prompts)]
-    assert found == setting
     assert asked == [(5, None), (2, 5)]
     for one in times:
         assert one.layer_calls == 2 * times[0].decoded_tokens > 0
@@ -253,7 +209,7 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     assert samples.layers_a_token == Generation().average_layers(times) == 2
     assert samples.completed_seconds == [pytest.approx(times[0].completed, abs=1e-9)] * 3
     assert samples.head_seconds == []
-    assert Generation().time_regrouped(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
+    assert Generation().regroupings(LayerSkip(), protocol) == ()
 
 
 def test_the_full_model_stands_for_the_stock_model(model):
@@ -262,13 +218,6 @@ def test_the_full_model_stands_for_the_stock_model(model):
     other = copy.copy(model)
     assert Generation().stock_model([static, full], [other, model]) is model, "whichever was named first"
     assert Generation().stock_model([static, static], [other, model]) is other
-
-
-def test_what_no_exit_saves_is_timed_beside_the_stock_model(model):
-    times = Generation().time_stock(model, max_new_tokens=4)(random_prompts(3, seed=5))
-    assert times.head is not None
-    assert times.head > 0
-    assert times.completed == [times.prefill + times.decoding] * 3
 
 
 def test_models_on_one_backbone_share_it(model, tmp_path: Path):
@@ -282,7 +231,10 @@ def test_models_on_one_backbone_share_it(model, tmp_path: Path):
     written = [generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)]
     assert equal(written[0], written[2])
     assert equal(written[1], written[2])
-    (tmp_path / "1" / "multi_exit_decoder.json").write_text("{")
-    with pytest.raises(UserError):
-        load_models(Generation(), folders, torch.device("cpu"))
-    assert (tmp_path / "1.damaged-1").is_dir()
+
+
+def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path, monkeypatch):
+    prompts = prompts_of()
+    full = decoder_of(model, store=tmp_path).full(prompts)
+    monkeypatch.setattr(prompt_decoder, "generate", lambda *_, **__: pytest.fail("decoded again"))
+    assert equal(decoder_of(model, TokenFull(), store=tmp_path).full(prompts), full)

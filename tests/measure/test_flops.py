@@ -1,20 +1,19 @@
 """FLOPs: the counter against the closed formula, every family against its stock model, rules pay for what they read."""
 
-import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import OracleRule
-from benchmarks.measure.flops import TOKEN_COUNTS, FlopModel, TokenPolynomial
+from benchmarks.measure.flops import ALL_LIVE, FlopModel, RowCost
 from benchmarks.measure.operations import count_operations, eager_attention
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
-from consistentee.rules.signals import entropy, head_probability
+from consistentee.signals import entropy, head_probability
 
 WIDTH, INNER, CLASSES = 32, 64, 3
 
@@ -61,25 +60,17 @@ def test_rules_pay_for_what_they_read(tiny_model):
         assert flops.row_flops([n], [exit_layer], rule).tolist() == [expected], rule
 
 
-def test_rows_add_up_whatever_they_are_beside(tiny_model):
-    flops = FlopModel(tiny_model("bert"))
-    rule = ThresholdRule(entropy, 0.5, "below")
-    lengths, exits = np.array([3, 9, 30, 12]), np.array([1, 4, 2, 3])
-    together = flops.row_flops(lengths, exits, rule)
-    alone = [flops.row_flops([n], [e], rule)[0] for n, e in zip(lengths, exits, strict=True)]
-    assert together.tolist() == alone
-
-
 def test_a_rule_that_reads_labels_is_refused_live(tiny_model):
     with pytest.raises(Exception, match="reads the true labels"):
         FlopModel(tiny_model("bert")).rule_cost(OracleRule(1))
 
 
 def test_counts_off_the_polynomial_are_noticed():
-    cubic = [n**3 for n in TOKEN_COUNTS]
     with pytest.raises(ValueError, match="not quadratic"):
-        TokenPolynomial.fit(cubic)
-    assert TokenPolynomial.fit([5 + 2 * n + 7 * n * n for n in TOKEN_COUNTS]) == TokenPolynomial(5, 2, 7)
+        RowCost.fit([n**3 for n, _ in ALL_LIVE])
+    assert RowCost.fit([5 + 2 * n + 7 * n * n for n, _ in ALL_LIVE]) == RowCost(5, 2, 7)
+    points = [*ALL_LIVE, (8, 3), (12, 5)]
+    assert RowCost.fit([5 + 2 * m + 7 * n * m + 4 * (n - m) for n, m in points], points) == RowCost(5, 2, 7, 4)
 
 
 def test_a_layer_of_live_tokens_is_the_closed_formula(tiny_model):

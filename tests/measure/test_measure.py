@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 
 from benchmarks.kinds.classification import BatchTime, Classification
 from benchmarks.measure import clock as measure
-from benchmarks.measure.clock import passes_of_round, time_contenders, timed
+from benchmarks.measure.clock import time_contenders, timed
 from benchmarks.specs.base import TimingSpec
 
 ROWS = list(range(5))
@@ -26,12 +25,6 @@ class Recorder:
     def __call__(self, batch: Sequence[int]) -> int:
         self.calls.append((self.name, list(batch), gc.isenabled()))
         return len(batch)
-
-
-@given(st.integers(0, 10), st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True))
-def test_every_round_holds_every_contender_once(round_number, contenders, sizes):
-    passes = passes_of_round(round_number, contenders, sizes)
-    assert sorted(passes) == sorted(itertools.product(sizes, range(contenders)))
 
 
 def test_rows_keep_their_order_and_warm_up_is_not_timed():

@@ -28,15 +28,15 @@ def test_layers_are_read_through_the_final_norm_and_head(stock):
     found = measure_suitability(model, tokenizer, TEXTS, new_tokens=5)
     assert found.layers == 4
     lengths = [len(tokenizer(text)["input_ids"]) for text in TEXTS]
-    assert found.tokens["reference"] == sum(length - length // 3 for length in lengths)
+    assert found.summary.tokens["reference"] == sum(length - length // 3 for length in lengths)
     tokens = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
     prompt = tokens.shape[1] // 3
     states = model(tokens, output_hidden_states=True).hidden_states[1:-1]  # the last one is normed already
     logits = [*(model.lm_head(model.model.norm(state)) for state in states), model(tokens).logits]
     answers = torch.stack([each[0, prompt - 1 : -1].argmax(dim=-1) for each in logits])
     expected = (answers == answers[-1]).float().mean(dim=1)
-    one = measure_suitability(model, tokenizer, TEXTS[:1], new_tokens=5).by_layer
-    torch.testing.assert_close(torch.tensor(one[one.text == "reference"].agreement.to_numpy()).float(), expected)
+    one = measure_suitability(model, tokenizer, TEXTS[:1], new_tokens=5).agreement
+    torch.testing.assert_close(torch.tensor(one["reference"].to_numpy()).float(), expected)
 
 
 def test_first_agreement_and_saturation():
@@ -60,7 +60,7 @@ def test_the_cheapest_draft_by_hand():
 def test_a_random_model_is_unsuited(stock):
     found = measure_suitability(*stock, TEXTS, new_tokens=5)
     assert found.judgement.startswith("unsuited")
-    assert found.by_layer.query("layer == 4").agreement.tolist() == [1, 1]
+    assert found.agreement.loc[4].tolist() == [1, 1]
 
 
 def test_a_family_without_a_stepper_can_be_read(stock):
@@ -76,23 +76,25 @@ def test_a_model_without_a_head_that_can_be_found_is_refused(stock, monkeypatch)
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_command_writes_a_table_a_figure_and_json(tiny_decoder, tiny_decoder_backbone, tmp_path, trained):
+def test_the_command_shows_a_table_and_writes_json(tiny_decoder, tiny_decoder_backbone, tmp_path, trained):
     folder = tiny_decoder_backbone("llama")
     if trained:
         folder = tmp_path / "trained"
         tiny_decoder("llama").save_pretrained(folder)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    arguments = ["suitability", str(folder), "--texts", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "out")]
+    arguments = [
+        "suitability",
+        str(folder),
+        "--texts",
+        str(tmp_path / "texts.txt"),
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "first layer that agrees" in result.output
-    numbers = json.loads((tmp_path / "out" / "suitability.json").read_text())
+    numbers = json.loads((tmp_path / "out.json").read_text())
     assert numbers["layers"] == 4
-    assert {row["text"] for row in numbers["by_layer"]} == {GREEDY, "reference"}
-    assert (tmp_path / "out" / "suitability.png").stat().st_size > 10_000
-
-
-def test_texts_that_are_missing_are_named(tiny_decoder_backbone):
-    result = CliRunner().invoke(app, ["suitability", str(tiny_decoder_backbone("llama")), "--texts", "none.txt"])
-    assert result.exit_code == 2
-    assert "none.txt" in result.output
+    assert set(numbers["agreement"]) == set(numbers["summary"]) == {GREEDY, "reference"}
+    missing = CliRunner().invoke(app, ["suitability", str(folder), "--texts", "none.txt"])
+    assert (missing.exit_code, "none.txt" in missing.output) == (2, True)

@@ -7,7 +7,6 @@ import torch
 from conftest import make_text_task
 from torch.nn import functional
 
-from consistentee.engine.generate import generate_encoded
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import tokens
 from consistentee.methods.consistent_ee.instances import ConsistentEE
@@ -18,12 +17,12 @@ from consistentee.methods.policy import ALWAYS, POLICY, policy_outputs
 from consistentee.methods.reward import exit_shares, policy_loss, rewards
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import sweep
 from consistentee.training import decoder
+from consistentee.training.decoder import DrawnTokens, training_rows
 from consistentee.training.head_loss import top_probabilities
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_answers import exit_answers
-from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=4,
@@ -55,8 +54,7 @@ def with_policy(tiny_decoder):
 
 def all_states(trace):
     """Return all tokens of a trace as one batch, in their order."""
-    source = DrawnTokens(trace, torch.arange(len(trace)), len(trace), seed=0)
-    return source.batch(source.tokens.argsort(), 0)
+    return DrawnTokens(trace, torch.arange(len(trace))).batch(torch.arange(len(trace)), 0)
 
 
 def changed(model, before):
@@ -76,10 +74,11 @@ class TestAnswers:
         named = logits.argmax(-1)
         answers = exit_answers(trace, with_confidence=True)
         assert torch.equal(answers.predictions, named)
-        for judge, wanted in (("label", trace.targets), ("full model", named[:, 1])):
-            expected = -logits.log_softmax(-1).gather(-1, wanted[:, None, None].expand(-1, 2, 1)).squeeze(-1)
-            torch.testing.assert_close(answers.losses(judge), expected)
-            assert torch.equal(answers.correct(judge), named == wanted[:, None])
+        expected = -logits.log_softmax(-1).gather(-1, trace.targets[:, None, None].expand(-1, 2, 1)).squeeze(-1)
+        torch.testing.assert_close(answers.losses, expected)
+        assert torch.equal(answers.correct, named == trace.targets[:, None])
+        assert torch.equal(ConsistentEETokens().costs(answers), answers.losses)
+        assert torch.equal(ConsistentEETokens(reward_loss="error").costs(answers), (~answers.correct).float())
         assert torch.equal(answers.confidence[:, 1, 3], (named[:, 0] == named[:, 1]).float())
         assert exit_answers(trace).confidence is None
 
@@ -89,21 +88,11 @@ class TestAnswers:
         first = exit_answers(trace, store=tmp_path)
         with monkeypatch.context() as patch:
             patch.setattr(model, "logits", lambda *_: pytest.fail("the store was not used"))
-            assert torch.equal(exit_answers(trace, store=tmp_path).label_losses, first.label_losses)
+            assert torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
         with torch.no_grad():
             for parameter in model.exit_adapters.parameters():
                 parameter.add_(0.1)
-        assert not torch.equal(exit_answers(trace, store=tmp_path).label_losses, first.label_losses)
-
-    def test_costs_are_judged_by_labels_or_the_full_model(self, tiny_decoder):
-        answers = exit_answers(record_tokens(tiny_decoder(), ROWS))
-        named, label = answers.predictions, answers.targets.unsqueeze(1)
-        by_label = ConsistentEETokens(reward_loss="error").costs(answers)
-        by_full_model = ConsistentEETokens(reward_loss="error", judged_by="full model").costs(answers)
-        assert torch.equal(by_label, (named != label).float())
-        assert torch.equal(by_full_model, (named != named[:, -1:]).float())
-        assert torch.equal(ConsistentEETokens(judged_by="full model").costs(answers), answers.full_model_losses)
-        assert torch.equal(ConsistentEETokens().costs(answers), answers.label_losses)
+        assert not torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
 
 
 class TestStages:
@@ -115,7 +104,7 @@ class TestStages:
         model = with_policy(method)
         trace = record_tokens(model, LONG_ROWS)
         answers, batch = exit_answers(trace, with_confidence=reads != "state"), all_states(trace)
-        hardness = memorized_exit_layer(answers.correct("label"), model.exit_layers)
+        hardness = memorized_exit_layer(answers.correct, model.exit_layers)
         torch.manual_seed(0)
         loss = method.policy_stage_loss(answers, hardness, model, batch)
 
@@ -137,7 +126,7 @@ class TestStages:
         monkeypatch.setattr(tokens, "policy_loss", lambda p, reward, *_: given.append(reward) or p.sum())
         method.policy_stage_loss(answers, hardness, model, all_states(trace))
         price = 0.5 * (1 - hardness / 4)
-        expected = -answers.label_losses - torch.stack([price * 3, price * 4], dim=1)
+        expected = -answers.losses - torch.stack([price * 3, price * 4], dim=1)
         torch.testing.assert_close(given[0], expected)
 
     def test_prompts_and_first_tokens_are_outside_of_the_reward(self, tiny_decoder, monkeypatch):
@@ -147,7 +136,7 @@ class TestStages:
         (trace,) = asked
         assert len(trace) == RECIPE.head_tokens
         assert trace.step.min() == 1
-        responses = {token for _, response in RECIPE.training_rows(model, make_text_task()) for token in response[1:]}
+        responses = {token for _, response in training_rows(model, make_text_task(), RECIPE) for token in response[1:]}
         assert set(trace.targets.tolist()) <= responses
 
     def test_third_stage_trains_exits_and_fits_the_policy_again(self, tiny_decoder, monkeypatch):
@@ -173,27 +162,9 @@ class TestStages:
             )
             torch.testing.assert_close(method.exit_consistent_loss("label", answers, model, batch), expected)
 
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"estimator": "reinforce", "reward": "vanilla"},
-            {"reward_loss": "error", "judged_by": "full model"},
-            {"policy_reads": "confidence", "consistent_steps": 2},
-        ],
-        ids=str,
-    )
-    def test_options_train(self, tiny_decoder, options):
-        method = ConsistentEETokens(**options)
-        model = method.fit(tiny_decoder(), make_text_task(), RECIPE)
-        assert set(replay(method.rule(model, 0.5), record_tokens(model, ROWS)).tolist()) <= set(model.exit_layers)
-
     def test_exits_without_weights_have_no_third_stage(self, tiny_decoder):
         with pytest.raises(UserError, match="consistent_steps"):
             ConsistentEETokens(consistent_steps=2).fit(tiny_decoder(adapter="shared"), make_text_task(), RECIPE)
-
-    def test_a_decoder_without_early_exits_needs_no_policy(self, tiny_decoder):
-        model = ConsistentEETokens().fit(tiny_decoder(exit_layers=()), make_text_task(), RECIPE)
-        assert replay(ConsistentEETokens().rule(model, 0.5), record_tokens(model, ROWS)).tolist() == [4] * 5
 
 
 class TestPrices:
@@ -226,19 +197,6 @@ class TestPrices:
         for never_or_always in (0.0, ALWAYS):
             rules = [method.rule(model, never_or_always) for method in (LADDER, rising)]
             assert torch.equal(*sweep(rules, trace))
-
-    def test_a_price_that_rises_decodes_alike_at_every_batch_and_in_flight(self, with_policy):
-        method = replace(LADDER, price_rise=100.0, horizon=6)
-        model = with_policy(method, exit_layers=(1, 3))
-        prompts, rule = [[2, 7, 9], [2, 8], [2, 5, 6, 11], [2, 30]], method.rule(model, 0.1)
-        alone, together, in_flight = (
-            generate_encoded(model, prompts, rule, max_new_tokens=6, **options)
-            for options in ({"batch_size": 1}, {"batch_size": 4}, {"batch_size": 2, "in_flight": 3})
-        )
-        for found in (together, in_flight):
-            assert [t.tolist() for t in found.tokens] == [t.tolist() for t in alone.tokens]
-            assert [e.tolist() for e in found.exit_layers] == [e.tolist() for e in alone.exit_layers]
-        assert torch.cat(list(alone.exit_layers)).unique().numel() > 1
 
     def test_higher_prices_give_earlier_exits(self, tiny_decoder):
         recipe = replace(RECIPE, head_steps=60, head_batch_size=32, head_learning_rate=3e-2)
@@ -280,9 +238,3 @@ class TestTuned:
             before = before or model.clone_weights()
         assert len(list(tmp_path.glob("backbone-all-*.safetensors"))) == 1
         assert len(list(tmp_path.glob("where-tokens-leave-all-*.safetensors"))) == 2
-
-    def test_on_a_frozen_backbone_adapters_learn(self, tiny_decoder):
-        models = [tiny_decoder(), tiny_decoder()]
-        for model, at_exit in zip(models, (0.0, 1.0), strict=True):
-            ConsistentEETokensTuned(at_exit=at_exit).fit(model, make_text_task(), RECIPE)
-        assert changed(models[0], models[1].clone_weights()) == {"exit_adapters", "exit_heads"}

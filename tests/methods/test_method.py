@@ -16,7 +16,7 @@ MINE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 from consistentee import Knob, Method, ThresholdRule
-from consistentee.rules.signals import margin
+from consistentee.signals import margin
 from consistentee.training.encoder import train_jointly
 
 @dataclass(frozen=True)
@@ -36,22 +36,11 @@ class Mine(Method):
 '''
 
 
-def test_a_trained_model_notes_the_absolute_path_of_its_method(tiny_model, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    model = train_method(get_method("mine.py:Mine"), "mine.py:Mine", tiny_model(), make_task(), Recipe(epochs=1))
-    assert model.description.method_name == f"{tmp_path / 'mine.py'}:Mine"
-    monkeypatch.chdir(tmp_path.parent)
-    assert get_method(model.description.method_name).name == "mine"
-    model = train_method(get_method("full"), "full", tiny_model(), make_task(), Recipe(epochs=1))
-    assert model.description.method_name == "full"
-
-
 def test_methods_and_tasks_of_different_kinds_are_refused(tiny_model, tiny_decoder):
     with pytest.raises(UserError, match="deebert answers with labels, and task 'toy-text' asks for texts"):
-        train_method(get_method("deebert"), "deebert", tiny_model(), make_text_task(), Recipe())
+        train_method(get_method("deebert"), tiny_model(), make_text_task(), Recipe())
     with pytest.raises(UserError, match=r"token-full lets tokens exit.*'toy' asks for labels"):
-        train_method(get_method("token-full"), "token-full", tiny_decoder(), make_task(), TokenRecipe())
+        train_method(get_method("token-full"), tiny_decoder(), make_task(), TokenRecipe())
     with pytest.raises(UserError, match="deebert is not defined for a regression, and task 'toy' is one"):
         get_method("deebert").fit(tiny_model(num_labels=1), make_task(regression=True), Recipe())
     with pytest.raises(UserError, match="knob 'layer'"):
@@ -75,13 +64,14 @@ def test_unknown_names_get_the_nearest():
         get_method("consistentee", alhpa=1)
 
 
-def test_a_method_in_a_file(tmp_path, tiny_model):
+def test_a_method_in_a_file(tmp_path, tiny_model, monkeypatch):
     path = tmp_path / "mine.py"
     path.write_text(textwrap.dedent(MINE))
-    method = get_method(f"{path}:Mine", scale=0.5)
+    monkeypatch.chdir(tmp_path)
+    method = get_method("mine.py:Mine", scale=0.5)
     assert method.parameters == {"scale": 0.5}
     recipe = Recipe(epochs=1, max_length=24)
-    model = train_method(method, f"{path}:Mine", tiny_model(), make_task(), recipe)
+    model = train_method(method, tiny_model(), make_task(), recipe)
     assert model.description.method_name == f"{path}:Mine"
     assert model.description.method_parameters == {"scale": 0.5}
     assert (model.description.task_name, model.max_length) == ("toy", 24)
@@ -126,7 +116,7 @@ def test_stages_of_a_users_method_are_told_apart_by_its_file(tmp_path, tiny_mode
             "    def fit(self, model, task, recipe):\n        raise RuntimeError(recipe.method)\n"
         )
         with pytest.raises(RuntimeError, match="consistentee 1 ") as error:
-            train_method(get_method(f"{path}:Mine"), f"{path}:Mine", tiny_model(), make_task(), Recipe())
+            train_method(get_method(f"{path}:Mine"), tiny_model(), make_task(), Recipe())
         return str(error.value)
 
     assert told("1") == told("1") != told("2")
@@ -136,35 +126,17 @@ REFUSED = [
     ("balcony", {"layers": 1}, "unknown parameter"),
     ("beem", {"held_out": 1.0}, "held_out"),
     ("calm-tokens-softmax", {"candidates": 1}, "candidates"),
-    ("calm-tokens-softmax", {"tau": -1.0}, "tau"),
     ("cascade-bert", {"folds": 1}, "folds"),
-    ("cascade-bert", {"margin": -0.1}, "margin"),
     ("consistentee", {"alpha": "a lot"}, "'alpha'"),
-    ("consistentee", {"alpha": -0.1}, "alpha"),
     ("consistentee", {"estimator": "reinforce", "rollouts": 1}, "rollouts"),
-    ("consistentee", {"joint_epochs": -1}, "joint_epochs"),
     ("consistentee", {"reward": "hardnes"}, "'reward'"),
     ("consistentee-distilled", {"at_exit": 1.5}, "at_exit"),
-    ("consistentee-distilled", {"backbone_rate": 0.0}, "backbone_rate"),
-    ("consistentee-ladder", {"lowest_price": 0.0}, "ladder"),
     ("consistentee-ladder", {"lowest_price": 2.0, "highest_price": 1.0}, "ladder"),
     ("consistentee-ladder", {"rungs": 1}, "ladder"),
     ("consistentee-tokens", {"candidates": 8}, "vocabulary"),
     ("consistentee-tokens-curve", {"lowest_alpha": 2.0}, "lowest alpha"),
     ("consistentee-tokens-ladder", {"price_rise": 0.0}, "price_rise"),
-    ("consistentee-tokens-ladder", {"price_rise": 2.0, "horizon": 0}, "horizon"),
-    ("consistentee-tokens-tuned", {"at_exit": 1.5}, "at_exit"),
-    ("consistentee-tokens-tuned", {"steps": 0}, "steps"),
-    ("cosee", {"thresholds": 0}, "thresholds"),
-    ("de3-bert", {"width": 1}, "width"),
     ("eenet", {"budget": 3}, "budget"),
-    ("f-pabee", {"patience": 0}, "patience"),
-    ("jei-dnn", {"price": -1}, "price"),
-    ("kangaroo", {"draft_tokens": 0}, "draft_tokens"),
-    ("layerskip", {"dropout": 1.0}, "dropout"),
-    ("leebert", {"held_out": 1.0}, "held_out"),
-    ("palbert", {"rate": 1.0}, "rate"),
-    ("pcee-bert", {"patience": 0}, "patience"),
     ("swift", {"search_tokens": 1}, "search_tokens"),
 ]
 

@@ -1,13 +1,15 @@
 """Reward, exit distribution, the two estimators of the policy gradient, and the Memorized Layer."""
 
 import torch
-from conftest import make_task
 from hypothesis import given, settings, strategies as st
 
-from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer
-from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
-from consistentee.training.encoder import training_source
-from consistentee.training.recipe import Recipe
+from consistentee.methods.reward import (
+    exact_policy_loss,
+    exit_distribution,
+    memorized_layer,
+    reinforce_policy_loss,
+    rewards,
+)
 
 probabilities = st.integers(0, 2**31).map(
     lambda seed: torch.rand(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -81,19 +83,8 @@ def test_reward_carries_no_gradient_into_the_losses():
     assert p.grad is not None
 
 
-class TestMemorizedLayer:
-    @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=8))
-    def test_definition(self, rows):
-        """The smallest l such that layers l..L are all right; L if the last one is wrong."""
-        for row, found in zip(rows, memorized_layer(torch.tensor(rows)).tolist(), strict=True):
-            candidates = [layer for layer in range(1, 6) if all(row[layer - 1 :])]
-            assert found == (min(candidates) if candidates else 5)
-
-    def test_cross_fitting_judges_every_row_and_leaves_the_model_alone(self, tiny_model):
-        model = tiny_model("bert")
-        before = model.clone_weights()
-        recipe = Recipe(epochs=1, batch_size=16, max_length=16, max_rows=16)
-        layers = cross_fitted_memorized_layer(model, training_source(model, make_task(), recipe), recipe, folds=2)
-        assert layers.shape == (16,)
-        assert 1 <= layers.min() <= layers.max() <= model.num_layers
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=8))
+def test_memorized_layer_is_the_first_from_which_on_all_are_right_or_the_last(rows):
+    for row, found in zip(rows, memorized_layer(torch.tensor(rows)).tolist(), strict=True):
+        candidates = [layer for layer in range(1, 6) if all(row[layer - 1 :])]
+        assert found == (min(candidates) if candidates else 5)

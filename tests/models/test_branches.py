@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_text_task, random_prompts
+from conftest import random_prompts
 from torch import nn
 from torch.nn import functional
 
@@ -12,8 +12,7 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import record_rows
-from consistentee.training.decoder import branch_logits, branch_loss, train_branches
+from consistentee.training.branches import branch_logits, branch_loss, record_rows
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(6, seed=4)
@@ -69,8 +68,6 @@ def test_branches_are_saved_with_the_model(tiny_decoder, tmp_path):
             generate(DecoderStack(m, layer), PROMPTS, NeverExit(), max_new_tokens=6).texts for m in (model, loaded)
         )
         assert mine == its
-    with pytest.raises(UserError, match="save the decoder"):
-        DecoderStack(model, 1).save_pretrained(tmp_path / "part")
 
 
 def test_a_branch_leaves_at_an_exit(tiny_decoder):
@@ -100,30 +97,3 @@ def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):
                 losses.append(functional.cross_entropy(said, wanted, reduction="none"))
         by_hand = torch.stack([torch.cat(losses[place::3]).mean() for place in range(3)]).mean()
     torch.testing.assert_close(together, by_hand)
-
-
-def test_training_moves_branches_alone_towards_the_full_model(tiny_decoder):
-    model, task = tiny_decoder(), make_text_task()
-    train_branches(model, task, RECIPE, lambda layer: LAST)
-    assert list(model.description.branches) == [1, 2, 3]
-    fresh = tiny_decoder()
-    for layer in (1, 2, 3):
-        fresh.add_branch(layer, LAST)
-    batch = record_rows(fresh, RECIPE.training_rows(fresh, task)).batch(range(20))
-    with torch.no_grad():
-        assert branch_loss(model, batch) < branch_loss(fresh, batch) - 0.02
-    before, after = fresh.state_dict(), model.state_dict()
-    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {"branches"}
-
-
-def test_stages_are_stored_and_shared(tiny_decoder, tmp_path):
-    recipe = TokenRecipe(branch_steps=2, branch_batch_size=4, store=tmp_path)
-    models = [tiny_decoder() for _ in range(2)]
-    for model in models:
-        train_branches(model, make_text_task(), recipe, lambda layer: LAST)
-    first, second = models
-    assert first.fingerprint() == second.fingerprint()
-    assert len(list(tmp_path.glob("branches-*.safetensors"))) == 1
-    train_branches(second, make_text_task(), recipe, lambda layer: BranchSpec(layer + 1, with_mlp=False))
-    assert len(list(tmp_path.glob("branches-*.safetensors"))) == 2

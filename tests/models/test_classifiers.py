@@ -2,18 +2,14 @@
 
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_task, random_texts
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.flops import FlopModel
-from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
 from consistentee.models import classifiers
@@ -27,10 +23,9 @@ from consistentee.models.classifiers import (
 )
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
-from consistentee.rules.signals import entropy
+from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
-from consistentee.versions import code_of
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
 SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in CLASSIFIER_KINDS}
@@ -167,14 +162,6 @@ class TestVectors:
         torch.testing.assert_close(again.logits, outputs.logits)
         torch.testing.assert_close(again.pooled, outputs.pooled)
 
-    def test_one_vector_serves_those_that_read_no_more(self, tiny_model, kind):
-        model, vector = model_with(tiny_model, kind), torch.randn(2, WIDTH)
-        if kind in ("linear", "mlp", "shared", "class-means"):
-            assert torch.equal(model.classify_pooled(2, vector), model.classifier(2)(RecordedLayer(vector[:, None])))
-        else:
-            with pytest.raises(UserError, match=f"{kind} classifier of layer 2 reads more"):
-                model.classify_pooled(2, vector)
-
 
 class TestChoosing:
     """use_classifier, and the description it leaves."""
@@ -188,15 +175,6 @@ class TestChoosing:
         texts = random_texts(12)
         for rule in (NeverExit(), ByKey()):
             assert torch.equal(classify(model, texts, rule).logits, classify(again, texts, rule).logits)
-
-    def test_the_last_one_may_stay_as_it_is(self, tiny_model, kind):
-        model = tiny_model()
-        last = model.classifiers[-1]
-        model.use_classifier(ClassifierSpec(kind, at_last_layer=False))
-        assert model.classifiers[-1] is last
-        assert all(isinstance(classifier, CLASSIFIER_KINDS[kind]) for classifier in model.classifiers[:-1])
-        model.use_classifier(ClassifierSpec(kind))
-        assert model.classifiers[-1] is not last
 
     def test_what_cannot_be_built_is_named(self, tiny_model):
         model = tiny_model()
@@ -249,13 +227,6 @@ class TestOwnKind:
         assert fingerprint(OWN_KIND) == before
         assert fingerprint(OWN_KIND.replace("self.output(layer.pooled)", "2 * self.output(layer.pooled)")) != before
 
-    def test_a_module_within_counts_by_its_file(self):
-        class Part(nn.Linear):
-            """A module of this file."""
-
-        assert code_of(nn.ModuleList([Part(1, 1)])) == [Path(__file__).read_text()]
-        assert code_of(nn.ModuleList([nn.Linear(1, 1)])) == []
-
 
 def pooling_cost(n: int, pooling: str, width: int = WIDTH) -> int:
     return 2 * n * width if pooling == "mean" else 0
@@ -302,14 +273,6 @@ class TestFlops:
             "product": 2 * linear_cost(n, pooling),
         }
         assert flops.row_flops([n], [2], StaticRule(2)).tolist() == [before + answer[kind]]
-
-    def test_of_full_depth_are_what_the_counter_sees_in_the_stock_model(self, tiny_model, kind, pooling):
-        model, tokens = model_with(tiny_model, kind, pooling=pooling, pooler="shared"), 17
-        flops = FlopModel(model)
-        model.backbone.set_attn_implementation("eager")
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model.stock_logits(model.collate([Encoding([5] * tokens, [0] * tokens)]))
-        assert flops.full_flops([tokens]).tolist() == [counter.get_total_flops()]
 
 
 class MaxOfAll(InternalClassifier):

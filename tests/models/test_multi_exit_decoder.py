@@ -53,12 +53,6 @@ class TestExits:
         stock = model.backbone.lm_head(model.state(hidden))
         assert all(torch.equal(model.logits(layer, hidden), stock) for layer in model.exit_layers)
 
-    def test_adapters_are_checked(self, tiny_decoder):
-        with pytest.raises(UserError, match=r"unknown adapter .* 'lowrank'; did you mean 'low-rank'"):
-            tiny_decoder(adapter="lowrank")
-        with pytest.raises(UserError, match=r"rank of .* must be at least 1, got 0"):
-            tiny_decoder().use_adapters("low-rank", rank=0)
-
 
 class TestText:
     def test_prompts_keep_the_special_tokens(self, tiny_decoder):
@@ -95,13 +89,6 @@ class TestText:
         assert rows == usual.encode(random_prompts(5))
         for other in logits[1:]:
             torch.testing.assert_close(other, logits[0])
-
-    def test_a_padding_token_that_the_model_does_not_know_counts_as_none(self, tiny_decoder):
-        model = tiny_decoder(pad_token=False)
-        model.tokenizer.add_special_tokens({"pad_token": "<added>"})
-        assert model.tokenizer.pad_token_id == model.stepper.vocabulary
-        assert model.pad_id == tiny_decoder(pad_token=False).pad_id == 0
-        assert tiny_decoder().pad_id == 1
 
     def test_end_tokens_are_those_of_the_stock_generate(self, tiny_decoder):
         model = tiny_decoder()
@@ -146,19 +133,12 @@ class TestFiles:
         saved = str(tmp_path / "saved")
         assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(saved)), all_logits(model))
         (tmp_path / "stock").rename(tmp_path / "moved")
-        with pytest.raises(UserError, match="saved without its backbone, which cannot be had: no such directory"):
+        with pytest.raises(
+            UserError, match="saved without its backbone, which cannot be had: no such file or directory"
+        ):
             MultiExitDecoder.from_pretrained(saved)
         again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
         assert torch.equal(all_logits(again), all_logits(model))
-
-    def test_encoders_and_other_decoders_are_refused_before_their_weights_are_read(self, tiny_backbone, tmp_path):
-        with pytest.raises(UserError, match="'bert' is an encoder"):
-            MultiExitDecoder.from_backbone(str(tiny_backbone("bert")))
-        (tmp_path / "config.json").write_text('{"model_type": "opt"}')
-        (tmp_path / "model.safetensors").write_bytes(b"")
-        (tmp_path / "tokenizer.json").write_text("{}")
-        with pytest.raises(UserError, match="no layer-stepping for decoders of architecture 'opt'"):
-            MultiExitDecoder.from_backbone(str(tmp_path))
 
     def test_folders_that_lack_something_are_named(self, tiny_decoder_backbone, tmp_path):
         """Nothing random stands in for weights that are not there, such as the LM head of a bare model."""
@@ -189,7 +169,6 @@ class TestFingerprint:
     def test_hidden_states_depend_on_the_backbone_alone(self, tiny_decoder):
         model = tiny_decoder()
         before = model.backbone_fingerprint()
-        model.use_adapters("norm")
         model.add_head("gate", HeadSpec())
         assert model.backbone_fingerprint() == before
         assert tiny_decoder(exit_layers=[2]).backbone_fingerprint() != before
@@ -211,23 +190,13 @@ class TestLora:
         train_a_little(model, model.lora_weights)
         assert not torch.allclose(all_logits(model), before)
 
-    def test_stepping_and_propagation_use_it(self, tiny_decoder, family):
-        model = tiny_decoder(family)
-        hidden, context = model.stepper.begin(torch.tensor([[5, 9, 12]]), torch.ones(1, 3, dtype=torch.bool))
-        before = model.stepper.keys_values(2, hidden, context.rotation)[1]
-        model.add_lora(rank=2)
-        train_a_little(model, model.lora_weights)
-        assert not torch.allclose(model.stepper.keys_values(2, hidden, context.rotation)[1], before)
-        tokens, mask = pad(model.encode(random_prompts(5)), "left")
-        last = model.logits(4, model.exit_states(tokens, mask).speaking[:, :, -1])
-        torch.testing.assert_close(last[mask], model.stock_logits(tokens, mask)[mask])
-
     def test_save_and_load(self, tiny_decoder, tmp_path, family):
         with_backbone = family == "llama"
         model = tiny_decoder(family)
         model.add_lora(rank=2, targets=["c_proj"] if family == "gpt2" else ["k_proj", "down_proj"])
         train_a_little(model, model.lora_weights)
-        model.save_pretrained(tmp_path / "saved", with_backbone=with_backbone)
+        model.description.with_backbone = with_backbone
+        model.save_pretrained(tmp_path / "saved")
         again = MultiExitDecoder.from_pretrained(tmp_path / "saved")
         assert again.description == model.description
         assert torch.equal(all_logits(again), all_logits(model))

@@ -7,72 +7,26 @@ from pathlib import Path
 import pytest
 import typer
 from documents import DOCUMENTS, ROOT, blocks_of
-from small_suite import carry_out_here, write_task
-from typer.testing import CliRunner
 
 import benchmarks
 import consistentee as ee
 import consistentee.signals
 import consistentee.training
-from benchmarks.analysis.tables import load_folders, render
 from benchmarks.cli import app
 from benchmarks.commands.own_methods import write_method
-from benchmarks.run import pool
-from benchmarks.specs import suites
-from benchmarks.specs.base import TimingSpec
 from benchmarks.testing.check_method import check_method
-from benchmarks.testing.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
+from benchmarks.testing.report import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
-from consistentee.training.recipe import RecipeSettings
 
 GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
 CODE = [block.source for block in blocks_of("docs/add_a_method.md", "python")]
-COMMANDS = blocks_of("docs/add_a_method.md", "sh")[0].source
 
 
 def test_the_method_of_the_guide_is_what_new_method_writes_and_is_short(tmp_path):
     written = write_method("gate", tmp_path).rpartition(":")[0]
     assert CODE[0] == Path(written).read_text(encoding="utf-8")
     assert len(CODE[0].splitlines()) <= 60
-
-
-@pytest.fixture
-def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
-    """Let the name ``quick`` mean that suite on a toy task and a tiny backbone; results go below ``tmp_path``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pool, "execute", carry_out_here)
-    quick = suites.load_suite("quick")
-    timing = TimingSpec(rows=8, batch_sizes=(1, 4))
-    suite = quick.model_copy(
-        update={"tasks": (str(write_task(tmp_path, "toy")),), "backbones": (str(tiny_backbone("bert")),)}
-        | {
-            "recipe": RecipeSettings(epochs=1, max_length=24, frozen_steps=4),
-            "timing": timing,
-            "bootstrap_resamples": 100,
-        }
-    )
-    monkeypatch.setattr(suites, "load_suite", {"quick": suite}.__getitem__)
-
-
-def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quick_suite):
-    others = ["run", "quick", "--methods", "full", "majority", "static", "calm-softmax"]  # published of the real suite
-    assert CliRunner().invoke(app, others, env={"CONSISTENTEE_DATA": ""}).exit_code == 0
-    shown = COMMANDS.splitlines()
-    shorter = {"check-method": ["--families", "bert"]}
-    printed = {}
-    for command, *arguments in (line.split()[1:] for line in shown):
-        words = [command, *arguments, *shorter.get(command, [])]
-        done = CliRunner().invoke(app, words, env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
-        assert done.exit_code == 0, f"{command}: {done.output}"
-        printed[command] = done.output
-    assert list(printed) == ["new-method", "check-method", "run", "table"]
-    assert "all checks pass" in printed["check-method"]
-    assert "Gate" in printed["table"]
-    assert list(Path("runs/quick").glob("*.png"))
-    found = load_folders([Path("runs/quick")])
-    assert {"Gate", "calm-softmax"} <= set(found.labels_to_compare)
-    assert "| Gate | confidence=" in render(found, "all")
 
 
 def test_the_rule_and_the_kind_of_classifier_of_the_guide_pass_the_contract(tmp_path, monkeypatch):

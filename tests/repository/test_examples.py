@@ -3,40 +3,33 @@
 By default with tiny models and toy tasks under the names of real ones, ``tox -e real`` as they stand.
 """
 
-import configparser
-import importlib.util
 import json
 import re
 import shutil
 import sys
-import tomllib
 import types
-from collections.abc import Callable
 from pathlib import Path
 
-import distributed.cli.dask_scheduler
-import distributed.cli.dask_worker
 import pytest
 import typer
 from documents import DOCUMENTS, LANGUAGES, ROOT, Block, blocks_of, commands_of
-from packaging.requirements import Requirement
 from records_by_hand import write_results
 from small_generation_suite import write_text_task
-from small_suite import write_task
+from small_suite import carry_out_here, write_task
 from typer.testing import CliRunner
 
 import benchmarks
+from benchmarks.analysis.tables import render
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised
 from benchmarks.commands.publish import publish_run
+from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import BaseSuite, TimingSpec
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.models import classifiers
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
-
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 SMALL = {
     "movie-snippets": "toy.yaml",
@@ -45,6 +38,9 @@ SMALL = {
     "smollm2-135m": "tiny-decoder",
 }
 """What stands for what when examples run small."""
+
+PROGRAMS = {"consistentee", "consistentee-lm-eval", "tox", "python", "dask"}
+"""The programs that examples call; only the first one is run or its arguments read."""
 
 
 def parse_consistentee(words: list[str]) -> None:
@@ -55,59 +51,19 @@ def parse_consistentee(words: list[str]) -> None:
     commands[command].make_context(command, arguments, resilient_parsing=False)
 
 
-def parse_tox(words: list[str]) -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "tox.ini")
-    option, names = words
-    assert option == "-e"
-    assert {f"testenv:{name}" for name in names.split(",")} <= set(config.sections())
-
-
-def parse_python(words: list[str]) -> None:
-    assert words[:3] == ["-m", "pip", "install"]
-    for name in (word for word in words[3:] if word != "-e"):
-        extras = Requirement(name.replace(".", PROJECT["name"], 1)).extras
-        assert extras <= set(PROJECT["optional-dependencies"])
-
-
-def parse_dask(words: list[str]) -> None:
-    commands = {"scheduler": distributed.cli.dask_scheduler.main, "worker": distributed.cli.dask_worker.main}
-    commands[words[0]].make_context(words[0], words[1:])
-
-
-def parse_lm_eval(words: list[str]) -> None:
-    if importlib.util.find_spec("lm_eval") is None:
-        return  # the extra of that name
-    from lm_eval.__main__ import HarnessCLI
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lm_eval", *words])
-        HarnessCLI().parse_args()
-
-
-PARSERS: dict[str, Callable[[list[str]], None]] = {
-    "consistentee": parse_consistentee,
-    "consistentee-lm-eval": parse_lm_eval,
-    "tox": parse_tox,
-    "python": parse_python,
-    "dask": parse_dask,
-}
-"""The programs that examples call. What runs for real is ``consistentee``."""
-
-
 def parse(block: Block) -> None:
     for program, *words in commands_of(block.source):
-        assert program in PARSERS, f"{block.place}: no test knows {program}"
-        PARSERS[program](words)
+        assert program in PROGRAMS, f"{block.place}: no test knows {program}"
+        if program == "consistentee":
+            parse_consistentee(words)
 
 
 def run_commands(source: str, place: str) -> None:
     for program, *words in commands_of(source):
-        if program != "consistentee":
-            PARSERS[program](words)
-            continue
-        done = CliRunner().invoke(app, words, env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"}, catch_exceptions=False)
-        assert done.exit_code == 0, f"{place}: {words[0]}: {done.output}"
+        if program == "consistentee":
+            environment = {"CONSISTENTEE_DATA": "", "COLUMNS": "200"}
+            done = CliRunner().invoke(app, words, env=environment, catch_exceptions=False)
+            assert done.exit_code == 0, f"{place}: {words[0]}: {done.output}"
 
 
 def run_python(source: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +173,27 @@ def test_no_block_escapes():
     for block in (block for document in DOCUMENTS for block in blocks_of(document)):
         assert block.language in LANGUAGES, f"{block.place}: say ```sh, ```python, ```yaml, or ```text (output)"
         assert not block.test or any(f"def {block.test}(" in file for file in files), f"{block.place}: no {block.test}"
+
+
+def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_suites, monkeypatch):
+    monkeypatch.setattr(pool, "execute", carry_out_here)
+    others = ["run", "quick", "--methods", "full", "majority", "static", "calm-softmax"]  # published of the real suite
+    assert CliRunner().invoke(app, others, env={"CONSISTENTEE_DATA": ""}).exit_code == 0
+    shown = blocks_of("docs/add_a_method.md", "sh")[0].source.splitlines()
+    shorter = {"check-method": ["--families", "bert"]}
+    printed = {}
+    for command, *arguments in (line.split()[1:] for line in shown):
+        words = [command, *arguments, *shorter.get(command, [])]
+        done = CliRunner().invoke(app, words, env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+        assert done.exit_code == 0, f"{command}: {done.output}"
+        printed[command] = done.output
+    assert list(printed) == ["new-method", "check-method", "run", "table"]
+    assert "all checks pass" in printed["check-method"]
+    assert "Gate" in printed["table"]
+    assert list(Path("runs/quick").glob("*.png"))
+    found = benchmarks.load_results("runs/quick")
+    assert {"Gate", "calm-softmax"} <= set(found.labels_to_compare)
+    assert "| Gate | confidence=" in render(found, "all")
 
 
 def test_the_suite_of_the_guide_loads(tmp_path):

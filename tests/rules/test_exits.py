@@ -8,9 +8,9 @@ from hypothesis import given, strategies as st
 
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, OneLayerRule, ThresholdRule
-from consistentee.rules.signals import entropy, margin, normalised_entropy, top_probability
 from consistentee.rules.view import predictions_of
 from consistentee.rules.vocabulary import prune_vocabulary
+from consistentee.signals import entropy, margin, normalised_entropy, top_probability
 from consistentee.traces.instance_trace import Trace
 
 

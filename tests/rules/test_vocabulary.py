@@ -5,14 +5,13 @@ import torch
 from conftest import make_text_task, random_prompts
 
 from baselines.calm import DecayingThresholdRule
-from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones import decoders
 from consistentee.backbones.decoders import logits_among
 from consistentee.engine.generate import generate
 from consistentee.methods.method import get_method
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
-from consistentee.rules.signals import entropy, margin, top_probability
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
+from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
@@ -64,9 +63,6 @@ class TestColumns:
 
 
 class TestRule:
-    def test_none_leaves_the_rule_as_it_is(self):
-        assert prune_vocabulary(rule := NeverExit(), None) is rule
-
     def test_first_exit_fixes_the_candidates_and_later_ones_read_no_more(self, model):
         hidden, rule = torch.randn(3, 1, 32), prune_vocabulary(ThresholdRule(margin, 2.0, "above"), 4)
         state = rule.start(3, 4)
@@ -117,14 +113,6 @@ class TestTexts:
         assert torch.equal(replay(pruned, trace), exits)
         named = named_tokens(trace, candidates).gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
         assert torch.equal(named, torch.cat(out.tokens))
-
-
-def test_later_exits_cost_so_many_columns(model):
-    width, vocabulary, adapter = 32, model.stepper.vocabulary, 2 * 2 * 32 * 16
-    cost = DecodingFlops(model).exit_cost(prune_vocabulary(ThresholdRule(margin, 0.5, "above"), 7), step=1)
-    later = 2 * width * 7 + adapter
-    assert cost.reading == {1: 2 * width * vocabulary + adapter, 2: later, 3: later, 4: 0}
-    assert cost.answering == {1: 0, 2: 0, 3: 0, 4: 2 * width * vocabulary}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from small_suite import wait_until
 
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
-from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
+from benchmarks.store.folders import RECORD_FILE
 from consistentee.errors import UserError
 
 
@@ -90,18 +90,6 @@ def test_rows_of_the_table_add_up_to_the_record(finished_once):
             assert table[f"rougeL_{number}"].mean() == pytest.approx(point.scores["rougeL"].value)
 
 
-def test_methods_that_draft_are_counted_in_layer_calls(finished_once):
-    (point,) = finished_once.records()["layerskip"].operating_points
-    assert point.token_match.value == 1.0
-    drafts, knob = point.speculation, point.knob
-    if drafts is None:  # nothing is drafted at full depth
-        assert knob == 4
-    else:
-        calls = (drafts.drafted + drafts.passes) * knob + drafts.passes * (4 - knob)
-        assert point.average_layers == pytest.approx(calls / point.decoded_tokens)
-        assert point.decode_flops > 0
-
-
 def test_changed_settings_and_rows_make_results_stale(finished):
     assert sum(line.startswith("done") for line in finished.plan()) == len(METHODS)
     changed = finished.plan(changes={"max_new_tokens": 4})
@@ -114,34 +102,6 @@ def test_changed_settings_and_rows_make_results_stale(finished):
     finally:
         data.write_text(text)
     assert sum("is stale (the rows of the task are others)" in line for line in lines) == len(METHODS)
-
-
-def test_lost_model_is_made_again_only_if_a_timing_needs_it(finished):
-    key = finished.records()["token-full"].key
-    os.truncate(finished.out / "artifacts" / "models" / key / "model.safetensors", 200)
-    assert not any(line.startswith(("to run", "again")) for line in finished.plan())
-    next(finished.out.rglob(TIMING_FILE)).unlink()
-    (line,) = [line for line in finished.plan() if line.startswith("again")]
-    assert "token-full" in line
-
-
-@pytest.mark.usefixtures("untimed")
-def test_damaged_record_is_made_again_and_nothing_else(finished):
-    before = finished.results()
-    os.truncate(finished.folder_of("token-static") / RECORD_FILE, 200)
-    kept = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")}
-    outcome = finished.run()
-    assert (outcome.finished, outcome.computed) == (4, 1)
-    assert "is damaged" in finished.said
-    assert finished.results() == before
-    changed = {path for path, stamp in kept.items() if path.exists() and path.stat().st_mtime_ns != stamp}
-    assert not [path for path in changed if path.name == RECORD_FILE and "token-static" not in str(path)]
-
-
-def test_suite_of_the_other_kind_keeps_out_of_the_folder(finished):
-    for dry_run in (False, True):
-        with pytest.raises(UserError, match="holds results of generation, suite 'quick' is classification"):
-            run_suite(load_suite("quick"), out=finished.out, dry_run=dry_run)
 
 
 @pytest.fixture
@@ -171,3 +131,9 @@ def test_method_of_classification_is_refused(bench, monkeypatch):
     method.write_text("from baselines.references import Full\n\nclass Mine(Full):\n    ...\n")
     outcome = bench.run(Filters(methods=[f"{method}:Mine"]))
     assert "full answers with labels, and task 'toy-text' asks for texts" in outcome.refused[0]
+
+
+def test_suite_of_the_other_kind_keeps_out_of_the_folder(finished):
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match="holds results of generation, suite 'quick' is classification"):
+            run_suite(load_suite("quick"), out=finished.out, dry_run=dry_run)

@@ -13,12 +13,10 @@ from rich.console import Console
 
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run import progress as status
-from benchmarks.run.progress import RunProgress, StatusFile, in_words, read_status
+from benchmarks.run.progress import RunProgress, StatusFile, read_status
 from benchmarks.specs.base import TimingSpec
-from consistentee.engine.generate import generate
 from consistentee.files import clear_leftovers
-from consistentee.progress import Position, Steps, begin_stage, listening, tracked
-from consistentee.rules.exit_rule import NeverExit
+from consistentee.progress import Position, begin_stage, listening, tracked
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
 from consistentee.training.encoder import train_jointly
@@ -43,20 +41,6 @@ class TestWhatLoopsSay:
             ("spelling", 4, 5, 2, 8),
             ("spelling", 5, 5, 3, 12),
         ]
-
-    def test_needless_steps_are_left_out(self):
-        heard = []
-        with listening(heard.append):
-            steps = Steps("decoding", 10)
-            steps.leave_out(4)
-            steps.add(3, rows=6)
-        assert (heard[-1].done, heard[-1].total) == (3, 6)
-
-    def test_pace_counts_what_this_process_did(self):
-        position = Position("training", done=60, total=100, steps=10, rows=320, seconds=5.0)
-        assert position.rows_per_second == 64
-        assert position.seconds_left == 20
-        assert Position("training", done=50, total=100).seconds_left is None
 
     def test_training_and_tracing_say_where_they_are_and_keys_do_not_see_it(self, tiny_model, tmp_path):
         task, recipe = make_task(), Recipe(epochs=2, batch_size=16, max_length=32)
@@ -89,14 +73,6 @@ class TestWhatLoopsSay:
             train_jointly(tiny_model(), make_task(), recipe)
         assert (heard[0].done, heard[0].steps) == (3, 0)
         assert heard[-1].done == heard[-1].total == heard[-1].steps + 3
-
-    def test_decoding_counts_steps_and_leaves_out_what_ended_texts_need_not(self, tiny_decoder):
-        heard: list[Position] = []
-        with listening(heard.append):
-            written = generate(tiny_decoder(), PROMPTS, NeverExit(), max_new_tokens=5, batch_size=2)
-        assert {p.stage for p in heard} == {"decoding"}
-        assert heard[0].total == 10
-        assert heard[-1].rows == sum(map(len, written.tokens))
 
     def test_what_is_timed_is_not_disturbed(self):
         heard: list[Position] = []
@@ -140,18 +116,6 @@ class TestTheStatusFile:
         clear_leftovers(tmp_path)
         assert not path.exists()
 
-    @pytest.mark.parametrize(
-        ("position", "words"),
-        [
-            (Position("loading"), "loading"),
-            (Position("training", 3, 8), "training, step 3 of 8"),
-            (Position("training", 3, 8, 2, 64, 48.0), "training, step 3 of 8, 1.3 rows/s, 2.0 min left"),
-            (Position("training", 3, 8, 2, 64, 0.5), "training, step 3 of 8, 128 rows/s, 0.0 min left"),
-        ],
-    )
-    def test_in_words(self, position, words):
-        assert in_words(position) == words
-
 
 @dataclass(frozen=True, eq=False)
 class Named:
@@ -159,6 +123,9 @@ class Named:
 
     name: str
     status: Path
+
+    def ending(self) -> tuple[list[str], bool]:
+        return ["accuracy 80.0"], False
 
 
 class TestWhatTheRunShows:
@@ -173,7 +140,7 @@ class TestWhatTheRunShows:
         StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
         for now in (1015, 1020.2, 1021, 1030.3):
             shown.update(now)
-        shown.ended(job, "accuracy 80.0")
+        shown.ended(job)
         shown.update(1050)
         assert console.file.getvalue().splitlines() == [
             "[1/2] toy · full",
@@ -182,16 +149,6 @@ class TestWhatTheRunShows:
             "[1/2] toy · full, 30 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
             "[1/2]   accuracy 80.0, 0 s",
         ]
-
-    def test_on_a_terminal_the_live_table_says_it(self, tmp_path):
-        console = Console(file=io.StringIO(), width=200, force_terminal=True)
-        job = Named("toy · [full]", tmp_path / ".a.status.partial")
-        StatusFile(job.status)(Position("tracing", 1, 4))
-        with RunProgress(console, 1) as shown:
-            shown.started(job)
-            shown.update(0.0)
-            shown.ended(job)
-        assert "toy · [full]: tracing, step 1 of 4" in console.file.getvalue()
 
 
 def test_saying_how_far_it_has_come_loads_nothing():

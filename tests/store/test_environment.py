@@ -6,9 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from benchmarks.store import environment, hashes
+from benchmarks.store import environment
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
-from benchmarks.store.hashes import FileHashes
 
 
 def test_environment_is_json_and_tells_what_matters_and_nobodys_name():
@@ -28,22 +27,6 @@ def test_command_line_loses_folders(tmp_path, monkeypatch):
     arguments = ["/usr/bin/consistentee", "run", "quick", "--out", str(inside), f"--data={outside}", "--seeds", "1"]
     assert command_line(arguments) == "consistentee run quick --out out/quick --data=data --seeds 1"
     assert command_line(["/somewhere/benchmarks/cli/__main__.py", "doctor"]) == "consistentee doctor"
-
-
-def test_file_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
-    file, cache = tmp_path / "weights", tmp_path / "deep" / "cache.json"
-    file.write_text("one")
-    found = FileHashes(cache)
-    first = found.sha256(file)
-    found.save()
-    again = FileHashes(cache)
-    monkeypatch.setattr(hashes, "hash_file", None)  # reading again would fail
-    assert again.sha256(file) == first
-    monkeypatch.undo()
-    file.write_text("two!")
-    assert again.sha256(file) != first
-    cache.write_text("{broken")
-    assert FileHashes(cache).sha256(file) == again.sha256(file)
 
 
 def test_changes_count_where_they_are_code(tmp_path, monkeypatch):

@@ -1,30 +1,24 @@
 """Text tasks: their YAMLs, templates, dropped rows, cut splits, sources."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 import yaml
 from documents import ROOT
-from hypothesis import given, strategies as st
 from task_files import TEXTS, balanced, lines, questions, write_task, write_text_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands.inventory import fetch_by_name
 from benchmarks.tasks import loader
 from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import (
     load_classification_task,
     load_task,
     load_text_task,
-    task_shipment,
 )
 from benchmarks.tasks.rows import Template
-from benchmarks.tasks.specs import TaskSpec, TextFiles, TextMetricName, TextTaskSpec
+from benchmarks.tasks.specs import TaskSpec, TextFiles, TextTaskSpec
 from consistentee.backbones.hub import HubUnreachableError
-from consistentee.data.metrics import TEXT_METRICS
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 
@@ -40,7 +34,7 @@ def no_data_directory(monkeypatch, tmp_path, request):
 
 
 def test_a_template_is_filled_and_knows_what_may_be_cut():
-    template = Template.parse("{{{article}}}\n\nQuestion: {question}\nAnswer:")
+    template = Template("{{{article}}}\n\nQuestion: {question}\nAnswer:")
     assert template.fields == ("article", "question")
     values = {"article": "long", "question": "why?"}
     assert template.prompt(values) == "{long}\n\nQuestion: why?\nAnswer:"
@@ -65,17 +59,7 @@ def test_a_template_is_filled_and_knows_what_may_be_cut():
 )
 def test_faulty_templates_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        Template.parse(text)
-
-
-LITERAL = st.text(st.sampled_from("{}a\n "), max_size=8)
-
-
-@given(before=LITERAL, value=LITERAL, after=LITERAL)
-def test_whatever_stands_around_a_field_stays(before, value, after):
-    escaped = [text.replace("{", "{{").replace("}", "}}") for text in (before, after)]
-    prompt = Template.parse(f"{escaped[0]}{{x}}{escaped[1]}").prompt({"x": value})
-    assert (prompt.before, prompt.body, prompt.after) == (before, value, after)
+        Template(text)
 
 
 # ---------------------------------------------------------------------------------------------- the YAML files
@@ -87,12 +71,10 @@ def test_whatever_stands_around_a_field_stays(before, value, after):
         ({"kind": "texts"}, r"mine\.yaml: unknown kind 'texts'; did you mean 'text'"),
         ({"label": "x"}, r"mine\.yaml is not a task: label: extra inputs"),
         ({"metrics": ["accuracy"]}, "metrics.0: input should be 'rouge1'"),
-        ({"template": "none"}, "template: value error, a template needs a field"),
+        ({"template": "none"}, "value error, a template needs a field"),
         ({"template": []}, "give at least one template"),
         ({"template": "{other}"}, "the templates have the fields other, but the columns are given of question"),
         ({"cut_field": "article"}, "no template has the cut_field article"),
-        ({"keep": "middle"}, "keep: input should be 'start' or 'end'"),
-        ({"max_new_tokens": 0}, "max_new_tokens: input should be greater than or equal to 1"),
         ({"continuation": {"minimum_words": 12}}, "give response, the column of the answer, or continuation"),
         ({"files": None}, "give files or hub"),
         ({"files": {**TEXTS, "response": None}}, "give response, the column of the answer, or continuation"),
@@ -208,16 +190,6 @@ def test_a_continuation_divides_sentences(tmp_path, monkeypatch):
     }
 
 
-def test_the_continuation_task_shares_its_package_with_the_snippets(monkeypatch):
-    assert task_shipment("nyt-continuation") == task_shipment("movie-snippets")
-    fetched = []
-    monkeypatch.setattr(
-        "benchmarks.commands.inventory.fetch", lambda shipment: fetched.append(shipment.name) or Path("place")
-    )
-    assert fetch_by_name("nyt-continuation") == "place"
-    assert fetched == ["movie-snippets"]
-
-
 def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
     def unreachable(question, repository):
         raise HubUnreachableError("no answer")
@@ -249,8 +221,8 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
     path = write_text_task(tmp_path, contents, files, max_prompt_tokens=16, max_new_tokens=8)
     report = check_task(str(path))
     assert report.errors == []
-    assert report.lengths["train"].tolist() == [3] * 151
-    assert report.response_lengths["test"].tolist() == [20] * 120
+    assert report.rows.query("split == 'train'")["length"].tolist() == [3] * 151
+    assert report.rows.query("split == 'test'")["response_length"].tolist() == [20] * 120
     assert report.warnings == [
         "100% of the prompts of test have more than 16 words: they are cut, and the start stays",
         "100% of the responses of test have more than 8 words: they cannot be written to the end",
@@ -259,28 +231,8 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
     ]
     done = check(path)
     assert done.exit_code == 0, done.output
-    for text in ("mine, version 1: prompts and responses, scored by rougeL", "Responses", "with another response"):
-        assert text in done.output
-
-
-def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr("consistentee.backbones.catalog.resolve_decoder", lambda name: name)
-    monkeypatch.setattr(
-        "consistentee.backbones.pretrained.read_tokenizer",
-        lambda _: lambda text: SimpleNamespace(input_ids=text.encode()),
-    )
-    path = write_text_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
-    report = check_task(str(path), backbone="bytes")
-    assert report.lengths["train"].min() == len("Q: q0\nA:")
-    assert report.unit == "tokens of bytes"
-    splits = ("train", "validation", "test")
-    assert len(report.errors) == len(splits)
-    for error, split in zip(report.errors, splits, strict=True):
-        assert error.startswith(f"row 1 of {split}: a prompt may have 5 tokens, but 'Q: ...\\nA:' leaves no room")
-
-
-def test_metrics_are_those_of_the_library():
-    assert set(get_args(TextMetricName)) == set(TEXT_METRICS)
+    for text in ("mine, version 1: prompts and responses, scored by rougeL", "Responses"):
+        assert text in " ".join(done.output.split())
 
 
 def test_every_field_of_a_task_is_documented():

@@ -7,7 +7,7 @@ from conftest import make_task, random_texts
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ThresholdRule
-from consistentee.rules.signals import entropy
+from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
 
 THRESHOLDS = [1.2, 1.0, 0.95, 0.9, 0.0]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
-from consistentee.rules.signals import entropy, margin, top_probability
+from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay, sweep, walk
 

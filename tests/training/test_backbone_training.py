@@ -1,45 +1,32 @@
-"""Training a decoder's backbone: losses at its exits, through the LM head; drawn exits; the stage and its rows."""
+"""Training a decoder's backbone: losses at its exits, through the LM head; the stage and its rows."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from conftest import make_text_task
 from torch.nn import functional
 
-from baselines.references import RandomRule
-from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training import head_loss
-from consistentee.training.decoder import train_exits, train_last_token_exit
+from consistentee.training.decoder import train_exits, train_last_token_exit, training_rows
 from consistentee.training.decoder_backbone import (
-    ExitLosses,
-    draw_exits,
-    drawn_loss,
+    DrawnRows,
     exit_weights,
     joint_loss,
     last_exit_loss,
-    loss_of,
     skip_probability,
-    states_at_exits,
     states_with_layer_dropout,
-    taught_loss,
 )
 from consistentee.training.head_loss import weighted_cross_entropy
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnRows, StepRows
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, trains="all", backbone_steps=3, backbone_learning_rate=3e-3)
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
-DEPTH = ExitLosses("depth", "all", 0.0)
-
-
-def step_rows(model, rows=ROWS, number=0, done=0.0):
-    return StepRows(**vars(collate_rows(model, rows)), number=number, done=done)
 
 
 def changed(model, before):
@@ -79,16 +66,6 @@ class TestCrossEntropyThroughTheHead:
             assert not torch.equal(ours, theirs)
             torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0.05)
 
-    def test_a_frozen_head_gets_no_gradient(self, parts):
-        states, head, targets, weights = parts
-        weighted_cross_entropy(states, head.detach(), targets, weights).backward()
-        assert states.grad is not None
-        assert head.grad is None
-
-    def test_a_nearly_impossible_token_has_a_finite_loss(self):
-        head, target = torch.tensor([[0.0], [900.0]]), torch.tensor([0])
-        assert weighted_cross_entropy(torch.ones(1, 1), head, target, torch.ones(1)) == 900.0
-
 
 class TestLosses:
     @pytest.mark.parametrize("adapter", ["low-rank", "head", "shared"])
@@ -101,21 +78,21 @@ class TestLosses:
                 for index, layer in enumerate((2, 4)):
                     logits = model.logits(layer, states[column, index])
                     expected += functional.cross_entropy(logits, torch.tensor(target)).item() * layer / 6 / 5
-        batch = step_rows(model)
-        assert joint_loss(DEPTH, model, batch).item() == pytest.approx(expected, rel=1e-4)
+        batch = collate_rows(model, ROWS)
+        assert joint_loss("depth", 0.0, 0.0, model, batch).item() == pytest.approx(expected, rel=1e-4)
         batch.tokens[~batch.padding_mask] = 11
-        assert joint_loss(DEPTH, model, batch).item() == pytest.approx(expected, rel=1e-4)
+        assert joint_loss("depth", 0.0, 0.0, model, batch).item() == pytest.approx(expected, rel=1e-4)
 
     @pytest.mark.parametrize("adapter", ["low-rank", "head", "shared"])
     def test_exits_are_taught_by_the_last_which_learns_labels(self, tiny_decoder, adapter):
         model = tiny_decoder(exit_layers=(2,), adapter=adapter)
-        batch = step_rows(model)
+        batch = collate_rows(model, ROWS)
         states = model.exit_states(batch.tokens, batch.padding_mask).speaking[batch.gives_response]
         early, last = model.logits(2, states[:, 0]), model.logits(4, states[:, 1])
         taught = functional.cross_entropy(early, last.detach().softmax(dim=-1))
         labels = [functional.cross_entropy(logits, batch.targets) for logits in (early, last)]
         expected = (0.7 * taught + 0.3 * labels[0]) * 2 / 6 + labels[1] * 4 / 6
-        found = taught_loss(0.7, DEPTH, model, batch)
+        found = joint_loss("depth", 0.7, 0.0, model, batch)
         torch.testing.assert_close(found, expected)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         gradients = [torch.autograd.grad(loss, weights, allow_unused=True) for loss in (found, expected)]
@@ -126,28 +103,14 @@ class TestLosses:
 
     def test_the_last_exit_alone_is_the_stock_models_loss(self, tiny_decoder):
         model = tiny_decoder(exit_layers=(4,), adapter="shared")
-        batch = step_rows(model)
+        batch = collate_rows(model, ROWS)
         logits = model.stock_logits(batch.tokens, batch.padding_mask)[batch.gives_response]
         expected = functional.cross_entropy(logits, batch.targets)
-        for loss in (
-            last_exit_loss(model, batch),
-            taught_loss(0.7, DEPTH, model, batch),
-            drawn_loss(DEPTH, model, batch),
-        ):
+        for loss in (last_exit_loss(model, batch), joint_loss("depth", 0.7, 0.0, model, batch)):
             torch.testing.assert_close(loss, expected)
 
     def test_weights_of_exits(self):
         assert [exit_weights((1, 3), power) for power in (0, 1, 2)] == [[0.5, 0.5], [0.25, 0.75], [0.1, 0.9]]
-        rotational = ExitLosses("depth", "rotational", 0.0)
-        weights = [rotational.weights_at((1, 3, 4), step, 0.0).tolist() for step in range(3)]
-        assert weights[0] == weights[2] == pytest.approx([1 / 5, 0, 4 / 5])
-        assert weights[1] == pytest.approx([0, 3 / 7, 4 / 7])
-        gradual = ExitLosses("equal", "gradual", 0.0)
-        learning = [
-            gradual.weights_at((1, 2, 3, 4), 0, done).count_nonzero().item() for done in (0, 0.13, 0.26, 0.4, 1)
-        ]
-        assert learning == [1, 2, 3, 4, 4]
-        assert gradual.weights_at((1, 2, 3, 4), 0, 0.13).tolist() == pytest.approx([0, 0, 0.5, 0.5])
 
     def test_deeper_layers_are_dropped_more_often(self, tiny_decoder):
         """p = dropout * (2 ** ((l - 1) / (L - 1)) - 1)."""
@@ -155,7 +118,7 @@ class TestLosses:
         assert skip_probability(3, 5, 0.2) == pytest.approx(0.2 * (math.sqrt(2) - 1))
         assert skip_probability(5, 5, 0.2) == pytest.approx(0.2)
         model = tiny_decoder()
-        batch = step_rows(model)
+        batch = collate_rows(model, ROWS)
         stock = model.exit_states(batch.tokens, batch.padding_mask).speaking
         assert torch.equal(states_with_layer_dropout(model, batch, 0.0), stock)
         torch.manual_seed(1)
@@ -164,73 +127,6 @@ class TestLosses:
         skipped = (passes[:, :, :, 1] == passes[:, :, :, 0]).flatten(2).all(-1)  # [passes, rows]: layer 2
         assert float(skipped.double().mean()) == pytest.approx(skip_probability(2, 4, 1.0), abs=0.13)
         assert (skipped[:, 0] != skipped[:, 1]).any(), "rows skip layers together"
-
-
-class TestDrawnExits:
-    """Exits of tokens of one text are drawn: the backbone is trained on the states that decoding has."""
-
-    STACKS = ({"exit_layers": [1, 2, 3]}, {"adapter": "shared", "exit_layers": [2, 3], "closing_layers": 1})
-
-    @pytest.mark.parametrize("stack", STACKS, ids=["skip the end", "skip the middle"])
-    @pytest.mark.parametrize("family", DECODER_FAMILIES)
-    def test_states_are_those_that_decoding_has(self, tiny_decoder, family, stack):
-        """The exits of a text's tokens predict again the tokens that were written."""
-        model, prompts = tiny_decoder(family, **stack), random_prompts(5, seed=3)
-        out = generate(model, prompts, RandomRule(2.6, seed=1), max_new_tokens=8, batch_size=3)
-        rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(model.encode(prompts), out.tokens, strict=True)]
-        batch = collate_rows(model, rows)
-        exits = torch.full_like(batch.tokens, model.num_layers)
-        exits[batch.gives_response] = torch.cat(out.exit_layers)
-        assert len(exits[batch.may_exit].unique()) == len(model.exit_layers)
-        states = states_at_exits(model, batch.tokens, batch.padding_mask, exits)[batch.gives_response]
-        layers = exits[batch.gives_response].tolist()
-        found = [int(model.logits(layer, state).argmax()) for layer, state in zip(layers, states, strict=True)]
-        assert found == torch.cat(out.tokens).tolist()
-
-    @pytest.mark.parametrize("adapter", ["low-rank", "head", "shared"])
-    def test_loss_by_hand(self, tiny_decoder, adapter):
-        model, losses = tiny_decoder(exit_layers=[2, 3], adapter=adapter), ExitLosses("squared depth", "all", 0.0)
-        batch = step_rows(model, [(prompt, [*response, *range(20, 30)]) for prompt, response in ROWS])
-        torch.manual_seed(5)
-        found = drawn_loss(losses, model, batch)
-        torch.manual_seed(5)
-        exits = draw_exits(model.exit_layers, losses.weights_at(model.exit_layers, 0, 0.0), batch.may_exit)
-        states = states_at_exits(model, batch.tokens, batch.padding_mask, exits)[batch.gives_response]
-        layers = exits[batch.gives_response].tolist()
-        assert len(set(layers)) > 1
-        logits = torch.stack([model.logits(layer, state) for layer, state in zip(layers, states, strict=True)])
-        torch.testing.assert_close(found, functional.cross_entropy(logits, batch.targets))
-
-    def test_half_of_the_rows_exit_at_one_layer_the_others_token_by_token(self):
-        torch.manual_seed(0)
-        weights, may_exit = torch.tensor([0.2, 0.3, 0.5]), torch.ones(4000, 12, dtype=torch.bool)
-        may_exit[:, :4] = False
-        exits = draw_exits((2, 3, 4), weights, may_exit)
-        assert (exits[:, :4] == 4).all(), "a prompt runs at full depth"
-        drawn = exits[:, 4:]
-        shares = [(drawn == layer).double().mean().item() for layer in (2, 3, 4)]
-        assert shares == pytest.approx(weights.tolist(), abs=0.02)
-        assert (drawn == drawn[:, :1]).all(dim=1).double().mean().item() == pytest.approx(0.5, abs=0.03)
-
-    def test_a_backbone_learns_so(self, tiny_decoder):
-        settings = {"exit_curriculum": "drawn", "exit_weights": "equal", "exit_steps": 0}
-        recipe = replace(RECIPE, backbone_steps=30, **settings)
-        model, task = tiny_decoder(**self.STACKS[1]), make_text_task()
-        batch = step_rows(model, recipe.training_rows(model, task)[:16])
-
-        def loss() -> float:
-            torch.manual_seed(0)
-            with torch.no_grad():
-                return loss_of(recipe)(model, batch).item()
-
-        before = loss()
-        train_exits(model, task, recipe)
-        assert loss() < 0.8 * before
-
-    @pytest.mark.parametrize("setting", [{"taught_share": 0.5}, {"layer_dropout": 0.1}])
-    def test_no_teacher_and_no_dropout(self, setting):
-        with pytest.raises(UserError, match="at 0"):
-            loss_of(TokenRecipe(exit_curriculum="drawn", **setting))
 
 
 class TestTheStage:
@@ -242,7 +138,7 @@ class TestTheStage:
 
         @torch.no_grad()
         def losses():
-            trace = record_tokens(model, recipe.training_rows(model, replace(task, train=task.test)))
+            trace = record_tokens(model, training_rows(model, replace(task, train=task.test), recipe))
             of_exits = [
                 model.logits(layer, trace.states(i, trace.may_exit)) for i, layer in enumerate(model.exit_layers)
             ]
@@ -252,7 +148,7 @@ class TestTheStage:
         trace = train_exits(model, task, recipe)
         assert changed(model, before) == {"backbone"}
         assert (losses() < first - 0.2).all()
-        again = record_tokens(model, recipe.training_rows(model, task))
+        again = record_tokens(model, training_rows(model, task, recipe))
         assert trace.speaking.dtype == torch.float16
         torch.testing.assert_close(trace.speaking.float(), again.speaking, atol=2e-2, rtol=2e-2)  # not in bfloat16
 
@@ -270,7 +166,7 @@ class TestTheStage:
         assert same(weights, models[1].state_dict()), "from the store"
 
     def test_every_setting_is_a_stage_of_its_own_and_is_trained_once(self, tiny_decoder, tmp_path):
-        changes = [{}, {"exit_weights": "equal"}, {"exit_curriculum": "rotational"}, {"taught_share": 0.5}]
+        changes = [{}, {"exit_weights": "equal"}, {"taught_share": 0.5}]
         weights = []
         for change in (*changes, changes[1]):
             model = tiny_decoder()
@@ -295,33 +191,10 @@ class TestTheStage:
         assert len(steps) == RECIPE.backbone_steps
         assert same(*(model.backbone.state_dict() for model in others))
 
-    def test_a_restart_continues_from_the_stage_of_a_recipe_without(self, tiny_decoder, tmp_path, monkeypatch):
-        drawn, real = [], DrawnRows.batch
-
-        def watched(source, rows, step):
-            drawn.append(source.numbers[rows].tolist())
-            return real(source, rows, step)
-
-        monkeypatch.setattr(DrawnRows, "batch", watched)
-
-        def trained(restarts, store):
-            model = tiny_decoder(adapter="shared")
-            train_exits(model, make_text_task(), replace(RECIPE, backbone_restarts=restarts, store=store))
-            return model.state_dict()
-
-        once, taken = trained(0, tmp_path), len(drawn)
-        twice = trained(1, tmp_path)
-        assert len(drawn) == 2 * taken, "the first run comes from the store"
-        assert drawn[:taken] != drawn[taken:], "rows are drawn anew"
-        assert not same(once, twice)
-        assert same(twice, trained(1, None)), "as from the start"
-
     def test_rows_without_a_response_are_not_drawn(self, tiny_decoder):
-        source = DrawnRows(tiny_decoder(), [([2, 7], []), *ROWS], steps=3, batch_size=2, seed=0)
+        source = DrawnRows(tiny_decoder(), [([2, 7], []), *ROWS], draws=6, seed=0)
         assert 0 not in source.numbers
-        batch = source.batch(torch.tensor([0, 1]), 1)
-        assert batch.targets.numel() == 5
-        assert (batch.number, batch.done) == (1, pytest.approx(1 / 3))
+        assert source.batch(torch.tensor([0, 1]), 1).targets.numel() == 5
 
     def test_few_rows_may_be_traced_of_those_that_the_backbone_learns_from(self, tiny_decoder):
         trace = train_exits(tiny_decoder(), make_text_task(), replace(RECIPE, traced_rows=4))

@@ -16,9 +16,8 @@ from conftest import make_task
 from consistentee.files import DiskFullError, clear_leftovers, load_tensors, only_one, save_tensors
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
-from consistentee.training.encoder import train_jointly
+from consistentee.training.encoder import TokenSource, train_jointly
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenSource
 
 HOLD = """
 import sys, time

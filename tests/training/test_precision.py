@@ -1,49 +1,29 @@
-"""The precision of training: what a machine takes, remembers, and never changes for it."""
+"""The precision of training: what a machine takes, and products of float32 by oneDNN."""
 
 import pytest
 import torch
 
-from consistentee.training import precision
-from consistentee.training.precision import Speed, measure_speed, onednn_products, precision_used, remembered_speed
+from consistentee.training import loop
+from consistentee.training.loop import onednn_products, precision_used
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """Let the machine be measured anew, and return the folder where that is remembered."""
-    monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path))
-    remembered_speed.cache_clear()
-    yield tmp_path / "precision"
-    remembered_speed.cache_clear()
-
-
-@pytest.mark.parametrize(("speed", "faster"), [(Speed(100, 300), "bfloat16"), (Speed(100, 1), "float32")])
-def test_auto_is_the_faster_one_on_this_machine_which_is_measured_once(cache, monkeypatch, speed, faster):
-    monkeypatch.setattr(precision, "measure_speed", lambda device: speed)
-    assert precision_used("auto", CPU) == faster
+@pytest.mark.parametrize(
+    ("found", "precision"),
+    [
+        ({"cpu_name": "AMD EPYC 9555", "avx512_bf16": True}, "bfloat16"),
+        ({"cpu_name": "AMD EPYC 7763", "avx512_bf16": False}, "float32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "float32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bfloat16"),
+        ({}, "float32"),
+    ],
+    ids=str,
+)
+def test_auto_is_bfloat16_where_processors_are_fast_in_it(monkeypatch, found, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert precision_used("auto", CPU) == precision
     assert [precision_used(fixed, CPU) for fixed in ("float32", "bfloat16")] == ["float32", "bfloat16"]
-    remembered_speed.cache_clear()  # as in the next process
-    monkeypatch.setattr(precision, "measure_speed", lambda device: pytest.fail("it was not remembered"))
-    assert remembered_speed(CPU) == speed
-
-
-@pytest.mark.parametrize("damaged", ["{", '{"float64": 1}'])
-def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, damaged):
-    cache.mkdir()
-    (cache / f"{precision.machine_name(CPU)}.json").write_text(damaged)
-    monkeypatch.setattr(precision, "measure_speed", lambda device: Speed(1, 2))
-    assert remembered_speed(CPU) == Speed(1, 2)
-
-
-def test_measuring_leaves_the_generator_and_the_precision_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    speed = measure_speed(CPU)
-    assert torch.equal(torch.rand(3), expected)
-    assert min(speed.float32, speed.bfloat16) > 0
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 class TestOneDnn:
@@ -60,7 +40,7 @@ class TestOneDnn:
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
     def test_it_is_asked_only_where_it_keeps_float32(self, monkeypatch):
-        monkeypatch.setattr(precision, "onednn_keeps_float32", lambda: False)
+        monkeypatch.setattr(loop, "onednn_keeps_float32", lambda: False)
         with onednn_products(CPU):
             assert torch.get_float32_matmul_precision() == "highest"
 

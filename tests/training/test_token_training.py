@@ -9,9 +9,8 @@ from conftest import make_text_task
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder import exit_loss, train_exits, train_learned_head
+from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_learned_head, training_rows
 from consistentee.training.recipe import TokenRecipe, drawn
-from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=15, exit_batch_size=16, exit_learning_rate=2e-2, head_steps=5, head_batch_size=16, backbone_steps=3
@@ -26,23 +25,20 @@ def changed(model, before):
 
 def loss_of_exits(model, task, target):
     """Return the mean loss of the exits below L on test tokens that may exit."""
-    rows = RECIPE.training_rows(model, replace(task, train=task.test))
+    rows = training_rows(model, replace(task, train=task.test), RECIPE)
     trace = record_tokens(model, rows)
-    batch = DrawnTokens(trace, trace.may_exit, len(trace.may_exit), seed=0)
+    batch = DrawnTokens(trace, trace.may_exit)
     with torch.no_grad():
         return exit_loss(target, model, batch.batch(torch.arange(len(batch)), 0)).item()
 
 
 @pytest.mark.parametrize("adapter", ["norm", "low-rank", "head"])
-def test_least_squares_start_is_nearer_to_the_full_model(tiny_decoder_backbone, adapter):
-    task, losses = make_text_task(), []
-    for start in ("stock", "least squares"):
-        model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone("llama")), adapter=adapter)
-        before = model.clone_weights()
-        train_exits(model, task, replace(RECIPE, exit_steps=0, exit_start=start))
-        assert changed(model, before) == (set() if start == "stock" else {"exit_adapters"})
-        losses.append(loss_of_exits(model, task, "full model"))
-    assert losses[1] < losses[0] - 0.1
+def test_exits_start_nearer_to_the_full_model_than_stock_ones(tiny_decoder_backbone, adapter):
+    model, task = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone("llama")), adapter=adapter), make_text_task()
+    before, stock = model.clone_weights(), loss_of_exits(model, task, "full model")
+    train_exits(model, task, replace(RECIPE, exit_steps=0))
+    assert changed(model, before) == {"exit_adapters"}
+    assert loss_of_exits(model, task, "full model") < stock - 0.1
 
 
 @pytest.mark.parametrize("target", ["label", "full model"])
@@ -55,7 +51,7 @@ def test_exits_learn_and_neither_backbone_nor_first_tokens_take_part(tiny_decode
         places.append(source.trace.step[source.tokens[rows]])
         return real(source, rows, step)
 
-    settings = {"target": target, "exit_start": "stock", "exit_steps": 30, "max_new_tokens": 5}
+    settings = {"target": target, "exit_steps": 30, "max_new_tokens": 5}
     with monkeypatch.context() as patch:
         patch.setattr(DrawnTokens, "batch", watched)
         train_exits(model, task, replace(RECIPE, **settings))
@@ -71,7 +67,7 @@ def test_exit_loss_by_hand(tiny_decoder):
     """Two exits below L, after layers 1 and 3: their weights are 1/4 and 3/4."""
     model = tiny_decoder(exit_layers=(1, 3))
     trace = record_tokens(model, ROWS)
-    batch = DrawnTokens(trace, trace.may_exit, 3, seed=0).batch(torch.arange(3), 0)
+    batch = DrawnTokens(trace, trace.may_exit[:3]).batch(torch.arange(3), 0)
     first, third, last = (
         model.logits(layer, batch.speaking[:, i]).log_softmax(-1) for i, layer in enumerate((1, 3, 4))
     )

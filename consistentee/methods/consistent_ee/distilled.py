@@ -38,7 +38,7 @@ from consistentee.training import (
     recorded_logits,
     run_stage,
     token_stage,
-    train_last_exit_on,
+    train_last_exit,
     training_source,
 )
 
@@ -76,7 +76,7 @@ class ConsistentEEDistilled(Method):
 
     def teach_exits(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
         """Run both stages on tokenised rows."""
-        train_last_exit_on(model, source, recipe)
+        train_last_exit(model, source, recipe)
         teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
         if self.classifier != "linear":
             model.use_classifier(ClassifierSpec(self.classifier, at_last_layer=False), recipe.seed)
@@ -98,8 +98,8 @@ class ConsistentEEDistilled(Method):
 class ConsistentEEDistilledCurve(ConsistentEECurve):
     """The exits of consistentee-distilled with the policy of consistentee-curve: one policy for all prices of a layer.
 
-    Exits are trained with that method's defaults. There is no stage 3 and no cross-fitting: ``alpha``,
-    ``joint_epochs``, ``joint_learning_rate``, ``refit_policy`` and ``folds`` have no effect.
+    Exits are trained with that method's defaults. There is no stage 3: ``alpha``, ``joint_epochs``,
+    ``joint_learning_rate`` and ``refit_policy`` have no effect.
     """
 
     name: ClassVar[str] = "consistentee-distilled-curve"
@@ -107,13 +107,12 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
     version: ClassVar[int] = 3
 
     policy_reads: PolicyInputs = "state+confidence"
-    memorized_layer: Literal["train"] = "train"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Distil into the exits, then fit the policy to them."""
         source = training_source(model, task, recipe)
         ConsistentEEDistilled().teach_exits(model, source, recipe)
-        self.learn_policy(model, source, None, recipe)
+        self.learn_policy(model, source, recipe)
         return model
 
 

@@ -22,7 +22,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData
-from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer_of
 from consistentee.methods.policy import (
     ALWAYS,
     INITIAL_BIAS,
@@ -34,7 +33,7 @@ from consistentee.methods.policy import (
     policy_outputs,
     policy_spec,
 )
-from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
+from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer, policy_loss, rewards
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.signals import even_log_odds
 from consistentee.training import (
@@ -44,11 +43,10 @@ from consistentee.training import (
     TokenSource,
     cached_rows,
     layer_losses,
-    recorded_logits,
     run_stage,
     token_stage,
     train_heads,
-    train_jointly_on,
+    train_jointly,
     training_source,
 )
 
@@ -71,12 +69,9 @@ class ConsistentEE(Method):
             layers which only make a right answer more certain do not pay.
         estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits for each row.
         rollouts: K of REINFORCE.
-        memorized_layer: measured on the rows the model was trained on ("train", the paper), or on held-out folds.
-        folds: number of folds of the cross-fitting.
         policy_reads: "state" is the paper's; "state+confidence" adds the classifier's confidence; "confidence" reads
             only that.
         initial_bias: of the policy's output; P(exit) starts at its sigmoid.
-        cached: run stage 2 on cached features instead of running the frozen backbone again.
         policy_epochs: length of stage 2 in epochs, in batches of 32 with a peak rate of 3e-4, as the authors' code;
             None for the recipe's steps, batches and rate of frozen stages.
         joint_epochs, joint_learning_rate: of stage 3; the rate is the backbone's, and the heads' is in the recipe's
@@ -93,11 +88,8 @@ class ConsistentEE(Method):
     reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
     estimator: Estimator = "exact"
     rollouts: Annotated[int, Field(ge=2)] = 8
-    memorized_layer: Literal["train", "cross-fitted"] = "train"
-    folds: Annotated[int, Field(ge=2)] = 3
     policy_reads: PolicyInputs = "state+confidence"
     initial_bias: float = INITIAL_BIAS
-    cached: bool = True
     policy_epochs: PositiveInt | None = None
     joint_epochs: NonNegativeInt = 1
     joint_learning_rate: PositiveFloat = 3e-5
@@ -115,35 +107,24 @@ class ConsistentEE(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run stages 1 to 3, and fit the policy again if ``refit_policy``."""
         source = training_source(model, task, recipe)
-        cross_fitted = None
-        if self.reward == "hardness" and self.memorized_layer == "cross-fitted":
-            cross_fitted = cross_fitted_memorized_layer(model, source, recipe, self.folds)
-        train_jointly_on(model, source, recipe)
-        hardness = self.learn_policy(model, source, cross_fitted, recipe)
+        train_jointly(model, source, recipe)
+        hardness = self.learn_policy(model, source, recipe)
         if self.joint_epochs:
             self._train_consistently(model, source, hardness, recipe)
             if self.refit_policy:
-                rows = cached_rows(model, source, recipe) if self.cached else source
-                self._fit_policy(model, rows, hardness, recipe)
+                self._fit_policy(model, cached_rows(model, source, recipe), hardness, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if P(exit) > knob; the paper uses 0.5."""
         return self.prices.rule(self.policy_reads, knob)
 
-    def learn_policy(
-        self, model: MultiExitModel, source: TokenSource, cross_fitted: Tensor | None, recipe: Recipe
-    ) -> Tensor | None:
-        """Add the policy, fit it to the current exits (stage 2), and return the rows' Memorized Layer, if used.
-
-        ``cross_fitted`` is a Memorized Layer [rows] measured before; None for that of these exits.
-        """
+    def learn_policy(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor | None:
+        """Add the policy, fit it to the current exits (stage 2), and return the rows' Memorized Layer, if used."""
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
-        rows = cached_rows(model, source, recipe) if self.cached else source
-        hardness = cross_fitted
-        if self.reward == "hardness" and hardness is None:
-            answers = rows.outputs.logits if isinstance(rows, FeatureSource) else recorded_logits(model, source, recipe)
-            hardness = memorized_layer_of(answers, source.labels)
+        rows = cached_rows(model, source, recipe)
+        correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
+        hardness = memorized_layer(correct) if self.reward == "hardness" else None
         self._fit_policy(model, rows, hardness, recipe)
         return hardness
 
@@ -151,9 +132,7 @@ class ConsistentEE(Method):
         """Return the shape of the policy."""
         return policy_spec(self.policy_reads, self.prices.outputs, self.initial_bias)
 
-    def _fit_policy(
-        self, model: MultiExitModel, rows: FeatureSource | TokenSource, hardness: Tensor | None, recipe: Recipe
-    ) -> None:
+    def _fit_policy(self, model: MultiExitModel, rows: FeatureSource, hardness: Tensor | None, recipe: Recipe) -> None:
         loss = partial(self.policy_stage_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
         if self.policy_epochs is not None:
@@ -161,16 +140,9 @@ class ConsistentEE(Method):
             recipe = replace(recipe, frozen_steps=steps, frozen_batch_size=32, frozen_learning_rate=3e-4)
         train_heads(model, rows, loss, recipe, name="policy", trains=_POLICY_WEIGHTS, details=details)
 
-    def policy_stage_loss(
-        self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
-    ) -> Tensor:
-        """Compute L_pi, averaged over the prices; on tokens the frozen model runs first."""
-        if isinstance(batch, FeatureBatch):
-            outputs = batch.outputs
-        else:
-            with torch.no_grad():
-                outputs = model(batch.tokens)
-        return torch.stack([loss for _, loss in self._policies(hardness, model, outputs, batch)]).mean()
+    def policy_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+        """Compute L_pi, averaged over the prices."""
+        return torch.stack([loss for _, loss in self._policies(hardness, model, batch.outputs, batch)]).mean()
 
     def _train_consistently(
         self, model: MultiExitModel, source: TokenSource, hardness: Tensor | None, recipe: Recipe

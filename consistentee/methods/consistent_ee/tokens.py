@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee import ExitRule, HeadSpec, Knob, MultiExitDecoder, TextTask, TokenRecipe, TokenTrace, UserError
-from consistentee.methods.hardness import memorized_layer
 from consistentee.methods.policy import (
     ALWAYS,
     POLICY,
@@ -40,10 +39,10 @@ from consistentee.methods.policy import (
     Prices,
     policy_spec,
 )
-from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
+from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer, policy_loss, rewards
 from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.signals import even_log_odds
-from consistentee.training import StateBatch, exit_answers, train_exits, train_learned_head
+from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
 from consistentee.training.decoder import ADAPTERS, train_on_states, wanted_answers
 from consistentee.training.recipe import Target
 from consistentee.training.token_answers import ExitAnswers
@@ -61,8 +60,6 @@ class ConsistentEETokens(VocabularyMethod):
         alpha: the price of a layer, in nats (of errors with ``reward_loss="error"``).
         reward: "hardness" makes layers cheap for tokens that are memorized late; "vanilla" prices all alike.
         reward_loss: the cost of a token: its "cross-entropy" (the paper's), or 1 for each "error".
-        judged_by: the right answer in reward and Memorized Layer: the response's next token (the paper's), or the
-            prediction of the last exit.
         estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits a token.
         rollouts: K of REINFORCE.
         policy_reads: "state" is the paper's; "state+confidence" adds the exit's confidence, at the cost of the LM head
@@ -77,7 +74,6 @@ class ConsistentEETokens(VocabularyMethod):
     alpha: NonNegativeFloat = 0.02
     reward: Literal["hardness", "vanilla"] = "hardness"
     reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
-    judged_by: Target = "label"
     estimator: Estimator = "exact"
     rollouts: Annotated[int, Field(ge=2)] = 4
     policy_reads: PolicyInputs = "state"
@@ -94,9 +90,9 @@ class ConsistentEETokens(VocabularyMethod):
         """The prices of a layer that the policy is trained for."""
         return OnePrice(self.alpha)
 
-    @property
-    def asks_exits(self) -> bool:
-        return self.policy_reads != "state"
+    def check_model(self, model: MultiExitDecoder) -> None:
+        if self.policy_reads != "state":
+            super().check_model(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit if P(exit) > knob; the paper uses 0.5."""
@@ -118,7 +114,7 @@ class ConsistentEETokens(VocabularyMethod):
         answers = self._answers(trace, recipe)
         hardness = None
         if self.reward == "hardness":
-            hardness = memorized_exit_layer(answers.correct(self.judged_by), model.exit_layers)
+            hardness = memorized_exit_layer(answers.correct, model.exit_layers)
         self._fit_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
             self._fit_exits_at_drawn_exits(trace, answers, recipe)
@@ -135,17 +131,17 @@ class ConsistentEETokens(VocabularyMethod):
         return replace(spec, hidden=None) if self.policy_reads == "state" else spec
 
     def _answers(self, trace: TokenTrace, recipe: TokenRecipe) -> ExitAnswers:
-        title = "asking exits" if recipe.progress else None
-        reads_confidence = self.policy_reads != "state"
         return exit_answers(
-            trace, with_confidence=reads_confidence, candidates=self.candidates, store=recipe.store, progress=title
+            trace,
+            with_confidence=self.policy_reads != "state",
+            candidates=self.candidates,
+            store=recipe.store,
+            progress=recipe.progress,
         )
 
     def costs(self, answers: ExitAnswers) -> Tensor:
         """Compute the cost of each exit's answer in the reward: float [N, exits]."""
-        if self.reward_loss == "cross-entropy":
-            return answers.losses(self.judged_by)
-        return (~answers.correct(self.judged_by)).float()
+        return answers.losses if self.reward_loss == "cross-entropy" else (~answers.correct).float()
 
     def policies(self, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch) -> Policies:
         """Compute the price of a layer [tokens] and P(exit) [tokens, exits], 1 at the last, for every trained price."""
@@ -163,7 +159,7 @@ class ConsistentEETokens(VocabularyMethod):
         self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
     ) -> None:
         loss = partial(self.policy_stage_loss, answers, hardness)
-        details = {**self._settings(), "costs": self.costs(answers), "hardness": hardness}
+        details = {"method": repr(self), "costs": self.costs(answers), "hardness": hardness}
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
 
     def policy_stage_loss(
@@ -180,18 +176,15 @@ class ConsistentEETokens(VocabularyMethod):
         return torch.stack(losses).mean()
 
     def _fit_exits_at_drawn_exits(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
-        train_on_states(
-            trace,
-            torch.arange(len(trace)),
-            partial(self.exit_consistent_loss, recipe.target, answers),
-            recipe,
+        stage = Stage(
             name="exit-consistent",
+            loss=partial(self.exit_consistent_loss, recipe.target, answers),
             trains=(ADAPTERS,),
-            steps=self.consistent_steps,
             batch_size=recipe.exit_batch_size,
             learning_rate=recipe.exit_learning_rate / 2,
-            details={**self._settings(), "target": recipe.target},
+            details={"method": repr(self), "target": recipe.target},
         )
+        train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
 
     def exit_consistent_loss(
         self, target: Target, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch
@@ -207,11 +200,6 @@ class ConsistentEETokens(VocabularyMethod):
             logits = model.logits(layer, batch.speaking[here, index])
             total = total + functional.cross_entropy(logits, wanted[here], reduction="sum")
         return total / len(batch.tokens)
-
-    def _settings(self) -> dict[str, object]:
-        """Describe the parameters in a stage's key. "agree" differs from older stages, which compared places."""
-        pruning = {} if self.candidates is None else {"candidates": self.candidates, "agree": "tokens"}
-        return {"method": repr(self), **pruning}
 
 
 @dataclass(frozen=True)

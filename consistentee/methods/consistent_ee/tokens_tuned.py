@@ -23,11 +23,11 @@ from consistentee import MultiExitDecoder, TextTask, TokenRecipe, TokenTrace
 from consistentee.arguments import Fraction
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
-from consistentee.training import StateBatch, train_exits
-from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states
+from consistentee.traces.token_rows import TokenRows
+from consistentee.training import Stage, StateBatch, train_exits
+from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states, training_rows
 from consistentee.training.decoder_backbone import loss_at_exits, train_backbone
 from consistentee.training.head_loss import top_probabilities
-from consistentee.training.token_sources import StepRows
 
 _NAME = "where-tokens-leave"
 
@@ -56,12 +56,11 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
         if recipe.trains == "exits":
             self._train_adapters(trace, recipe)
             return trace
-        rows = recipe.training_rows(model, task)
+        rows = training_rows(model, task, recipe)
         shorter = replace(
             recipe,
             backbone_steps=ceil(recipe.backbone_steps * self.steps),
             backbone_learning_rate=recipe.backbone_learning_rate * self.rate,
-            backbone_restarts=0,
             exit_learning_rate=recipe.exit_learning_rate * self.rate,
         )
         loss = partial(loss_of_rows, self.at_exit)
@@ -69,22 +68,19 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
         return cached_states(model, rows[: recipe.traced_rows], recipe)
 
     def _train_adapters(self, trace: TokenTrace, recipe: TokenRecipe) -> None:
-        train_on_states(
-            trace,
-            trace.may_exit,
-            partial(loss_of_states, self.at_exit),
-            recipe,
+        stage = Stage(
             name=_NAME,
+            loss=partial(loss_of_states, self.at_exit),
             trains=(ADAPTERS,),
-            steps=ceil(recipe.exit_steps * self.steps),
             batch_size=recipe.exit_batch_size,
             learning_rate=recipe.exit_learning_rate * self.rate,
             details={"at_exit": self.at_exit},
             shared=True,
         )
+        train_on_states(trace, trace.may_exit, ceil(recipe.exit_steps * self.steps), stage, recipe)
 
 
-def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: StepRows) -> Tensor:
+def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: TokenRows) -> Tensor:
     """Compute the loss of a batch of rows, through the backbone."""
     states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
     return loss_where_tokens_leave(at_exit, model, states[batch.gives_response], batch.targets)

@@ -23,10 +23,7 @@ class DecoderDescription(Description):
         backbone_name: a name of the catalogue, an absolute path, or a hub id.
         backbone_hash: of the weights that were loaded under this name.
         exit_layers: 1-based, increasing; the last one is L.
-        adapter, rank: what the exits below L have of their own.
-        closing_layers: the last layers that every token runs, wherever it exits; see
-            :meth:`consistentee.MultiExitDecoder.from_backbone`.
-        lora: low-rank adaptation of the backbone, or None.
+        closing_layers: see :meth:`consistentee.MultiExitDecoder.from_backbone`.
         branches: decoder layers of their own behind some exit layers.
         skipped: sublayers that drafts leave out, by their share of all that may be skipped, in per cent.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.

@@ -35,12 +35,8 @@ def add_lora(backbone: nn.Module, spec: LoraSpec) -> None:
     absent = sorted(set(spec.targets) - linear.keys())
     if absent or not spec.targets:
         raise UserError(f"the backbone has no modules named {absent} for LoRA; it has {', '.join(sorted(linear))}")
-    transposed = {isinstance(linear[target], Conv1D) for target in spec.targets}
-    if len(transposed) > 1:
-        raise UserError(f"LoRA cannot adapt {', '.join(spec.targets)} at once: their weights lie in different ways")
-    config = LoraConfig(
-        r=spec.rank, lora_alpha=spec.rank, target_modules=list(spec.targets), fan_in_fan_out=transposed.pop()
-    )
+    transposed = isinstance(linear[spec.targets[0]], Conv1D)
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.rank, target_modules=list(spec.targets), fan_in_fan_out=transposed)
     inject_adapter_in_model(config, backbone)
     backbone.requires_grad_(True)  # as the weights of a model are; stages say which of them they train
 

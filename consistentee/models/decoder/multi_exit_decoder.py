@@ -137,8 +137,6 @@ class MultiExitDecoder(MultiExit):
         )
         return type(self)(self.stepper, self.tokenizer, stock)
 
-    # ------------------------------------------------------------------------------------------------- what it is
-
     @property
     def exit_layers(self) -> tuple[int, ...]:
         """The layers that a token may leave at: 1-based, increasing, the last one is L."""
@@ -179,8 +177,6 @@ class MultiExitDecoder(MultiExit):
         """
         padding = self.tokenizer.pad_token_id
         return int(padding) if padding is not None and padding < self.stepper.vocabulary else 0
-
-    # ------------------------------------------------------------------------------------------------- exits and heads
 
     def state(self, hidden: Tensor) -> Tensor:
         """Return what learned heads read of hidden states [..., width]: the stock final norm of them."""
@@ -224,17 +220,6 @@ class MultiExitDecoder(MultiExit):
             raise UserError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
         return cast(ExitAdapter, self.exit_adapters[str(layer)])
 
-    @checked
-    def use_adapters(self, kind: AdapterKind, rank: Positive = 128, seed: int = 0) -> None:
-        """Give the exits untrained adapters of another kind, whose weights ``seed`` seeds.
-
-        Raises UserError for an unknown kind, a rank below 1, and weights for exits with closing layers.
-        """
-        check_closing_layers(self.description.closing_layers, self.exit_layers, kind)
-        self.description.adapter, self.description.rank = kind, rank
-        with new_weights(seed):
-            self.exit_adapters = self._build_adapters().train(self.training)
-
     def _build_adapters(self) -> nn.ModuleDict:
         kind, rank = self.description.adapter, self.description.rank
         return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
@@ -268,13 +253,9 @@ class MultiExitDecoder(MultiExit):
     def add_lora(self, rank: Positive = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
         """Add a trainable low-rank path to some modules of every layer; it changes nothing until it is trained.
 
-        Layer L reads the adapted layers too: it is the stock model's own only while they give zero.
-
-        Args:
-            rank: number of directions.
-            targets: last parts of the modules' names, by default the projections of the attention's queries and
-                values, or the joint projection where there is one.
-            seed: seeds the new weights.
+        Layer L reads the adapted layers too: it is the stock model's own only while they give zero. ``targets`` are the
+        last parts of the modules' names, by default the projections of the attention's queries and values, or the joint
+        projection where there is one.
 
         Raises UserError without peft (the extra ``lora``), for targets that the backbone lacks, a rank below 1, and
         where there is LoRA already.
@@ -297,16 +278,12 @@ class MultiExitDecoder(MultiExit):
         """Texts of LoRA's weights, for a stage that trains them; empty without LoRA."""
         return tuple(name for name, _ in self.named_parameters() if is_lora(name))
 
-    # ------------------------------------------------------------------------------------------------- text and tokens
-
     @checked
     def encode(self, prompts: Texts, max_tokens: Positive | None = None, keep: Keep = "end") -> list[list[int]]:
         """Tokenise prompts, with the special tokens that the tokenizer adds.
 
-        Args:
-            prompts: texts.
-            max_tokens: cut each to this many tokens, the special ones included, which are never cut.
-            keep: which end of a long text is kept.
+        ``max_tokens`` cuts each to this many tokens, the special ones included, which are never cut; ``keep`` names the
+        end that is kept.
 
         Raises UserError for a prompt without any token, for one text in place of a list of them, and where the special
         tokens alone are too many.
@@ -330,8 +307,6 @@ class MultiExitDecoder(MultiExit):
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Return the text of some tokens [T], without special tokens."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    # ------------------------------------------------------------------------------------------------- full depth
 
     def stock_logits(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         """Run the stock model's own forward: int64 [rows, tokens] -> [rows, tokens, vocabulary].
@@ -388,16 +363,9 @@ class MultiExitDecoder(MultiExit):
         with self._layers_precision():
             return self.stepper.step(layer, hidden, context).to(self.dtype)
 
-    # ------------------------------------------------------------------------------------------------- weights
-
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of what a pass gives: weights, exits, configuration, and the version of the engine.
-
-        ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
-        """
-        heads = () if with_heads else ("exit_heads.",)
-        kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
-        return hash_json([self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter])
+        """Return a hash of what a pass gives: weights, exits, configuration, and the version of the engine."""
+        return hash_json([self.backbone_fingerprint(), self._hash_weights(with_heads), self.description.adapter])
 
     def backbone_fingerprint(self) -> str:
         """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
@@ -413,26 +381,6 @@ class MultiExitDecoder(MultiExit):
         weights = self.state_dict()
         return {name: tensor for name, tensor in weights.items() if is_lora(name) or not name.startswith("backbone.")}
 
-    # ------------------------------------------------------------------------------------------------- files
-
-    def save_pretrained(
-        self, save_directory: str | Path, *, with_backbone: bool | None = None, **options: Any
-    ) -> str | None:
-        """Save the model as safetensors and JSON.
-
-        The weights of a backbone that is as it was loaded are not written again: its name and a hash are, and loading
-        takes them from there.
-
-        Args:
-            save_directory: a folder, made if needed.
-            with_backbone: write the backbone's weights too; by default where they were trained, or came from such a
-                folder themselves. Do so before pushing a model whose backbone is a directory of yours.
-            options: as for ``huggingface_hub.ModelHubMixin.save_pretrained``.
-        """
-        if with_backbone is not None:
-            self.description.with_backbone = with_backbone
-        return super().save_pretrained(save_directory, **options)
-
     def _try_out(self) -> Tensor:
         if not all(isinstance(token, int) for token in self.end_tokens):
             raise ValueError(f"the tokens that end a text must be numbers, not {set(self.end_tokens)}")
@@ -442,6 +390,10 @@ class MultiExitDecoder(MultiExit):
         return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
 
     def _save_backbone(self, folder: Path) -> None:
+        """Write the weights of a backbone that was trained, or came from such a folder; else name and hash are enough.
+
+        Set ``description.with_backbone`` before giving away a model whose backbone is a directory of yours.
+        """
         current = hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
             self.description.with_backbone = True
@@ -452,12 +404,11 @@ class MultiExitDecoder(MultiExit):
 
     @classmethod
     def _without_weights(
-        cls, folder: Path, description: DecoderDescription, weights: dict[str, Tensor], options: dict[str, Any]
+        cls, folder: Path, description: DecoderDescription, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
-        """Read a decoder whose backbone was not saved; the option ``backbone`` is its place now, if it moved."""
         from consistentee.backbones.catalog import resolve_decoder
 
-        name = options.get("backbone") or description.backbone_name
+        name = str(backbone or description.backbone_name)
         try:
             source = str(folder / BACKBONE_FOLDER) if description.with_backbone else resolve_decoder(name)
         except UserError as error:
@@ -465,14 +416,14 @@ class MultiExitDecoder(MultiExit):
                 f"{folder} was saved without its backbone, which cannot be had: {error}; if it lies elsewhere now, say "
                 "so with from_pretrained(..., backbone=DIRECTORY)"
             ) from error
-        backbone = _load_backbone(source)
-        if hash_backbone(backbone) != description.backbone_hash:
+        stock = _load_backbone(source)
+        if hash_backbone(stock) != description.backbone_hash:
             raise UserError(
                 f"the backbone {source} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
         tokenizer = cls._saved_tokenizer(folder)
-        model = cls(decoder_stepper_for(backbone), tokenizer, description)
+        model = cls(decoder_stepper_for(stock), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)
         for layer, spec in description.branches.items():

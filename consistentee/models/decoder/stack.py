@@ -1,10 +1,7 @@
 """DecoderStack: the first layers of a decoder and the branch behind them, as a shallower decoder."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.decoder.branches import Branch
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -34,9 +31,3 @@ class DecoderStack(MultiExitDecoder):
 
     def backbone_fingerprint(self) -> str:
         return hash_json([super().backbone_fingerprint(), hash_tensors(self._branches[0].state_dict())])
-
-    def save_pretrained(
-        self, save_directory: str | Path, *, with_backbone: bool | None = None, **options: Any
-    ) -> str | None:
-        """Raise UserError: the decoder that this is a part of can be saved."""
-        raise UserError("a part of a decoder cannot be saved alone: save the decoder, whose branches go with it")

@@ -18,9 +18,10 @@ from consistentee.backbones.encoders import EncoderStepper, check_encoder_family
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
-from consistentee.files import hash_json, hash_tensors
+from consistentee.files import hash_json
 from consistentee.models.base import BACKBONE_FOLDER, Description, MultiExit, new_weights
 from consistentee.models.classifiers import (
+    NO_TOKENS,
     ClassifierSpec,
     InternalClassifier,
     LinearClassifier,
@@ -41,12 +42,9 @@ class ModelDescription(Description):
 
     Attributes:
         num_labels: number of classes, or 1 for a regression.
-        pooling, pooler: what the classifiers read of a layer.
-        backbone_name: where the stock model came from.
         label_names: class names, in the order of the logits; may be empty.
         max_length: number of tokens that texts are cut to.
         companion_name: where the weights of the companion came from; None where there is none.
-        classifier: which classifiers the exits have.
     """
 
     kind: ClassVar[str] = "model"
@@ -230,7 +228,7 @@ class MultiExitModel(MultiExit):
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether some classifier reads every token of its layer, and not the pooled vector alone."""
+        """Whether some classifier reads every token of its layer."""
         return any(classifier.reads_tokens for classifier in self.classifiers)
 
     @checked
@@ -246,7 +244,7 @@ class MultiExitModel(MultiExit):
         return collate(encodings, self.tokenizer.pad_token_id, self.device)
 
     def pool_tokens(self, hidden: Tensor, padding_mask: Tensor) -> Tensor:
-        """Turn [rows, tokens, width] into [rows, width]: the mean of the real tokens, or the first token."""
+        """Pool tokens as the description names it: see :func:`consistentee.models.classifiers.pool_tokens`."""
         return pool_tokens(hidden, padding_mask, self.description.pooling)
 
     def apply_pooler(self, layer: int, vector: Tensor) -> Tensor:
@@ -264,14 +262,6 @@ class MultiExitModel(MultiExit):
         """Return the logits of the internal classifier of layer ``layer``, whatever it reads: [rows, classes]."""
         return self.classifier(layer)(readable)
 
-    def classify_pooled(self, layer: int, pooled: Tensor) -> Tensor:
-        """As :meth:`classify`, of the pooled vector [rows, width]. Raises UserError where that is not all it reads."""
-        classifier = self.classifier(layer)
-        if classifier.reads_tokens or classifier.reads_history:
-            kind = self.description.classifier.kind
-            raise UserError(f"the {kind} classifier of layer {layer} reads more than the pooled vector of its layer")
-        return classifier(RecordedLayer(pooled.unsqueeze(1)))
-
     def forward(self, batch: Batch, *, cut_after: Collection[int] = ()) -> LayerOutputs:
         """Run all layers on all rows, for training and tracing.
 
@@ -285,7 +275,7 @@ class MultiExitModel(MultiExit):
             with self._layers_precision():
                 hidden = self.stepper.step(layer, hidden, context).to(dtype)
             vectors.append(self.pool_tokens(hidden, context.padding_mask))
-            states.append(hidden if keeps_tokens else None)
+            states.append(hidden if keeps_tokens else NO_TOKENS)
             if layer in cut_after:
                 hidden = hidden.detach()
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
@@ -295,9 +285,11 @@ class MultiExitModel(MultiExit):
 
         Raises UserError if a classifier reads every token.
         """
-        return self._read(vectors, [None] * self.num_layers, None)
+        if self.reads_tokens:
+            raise UserError("a classifier that reads every token cannot answer from pooled vectors; run it on tokens")
+        return self._read(vectors, [NO_TOKENS] * self.num_layers, NO_TOKENS)
 
-    def _read(self, vectors: Tensor, states: Sequence[Tensor | None], padding_mask: Tensor | None) -> LayerOutputs:
+    def _read(self, vectors: Tensor, states: Sequence[Tensor], padding_mask: Tensor) -> LayerOutputs:
         layers = range(1, self.num_layers + 1)
         pooled = vectors
         if len(self.poolers):
@@ -319,24 +311,20 @@ class MultiExitModel(MultiExit):
         """Return a hash of all that determines outputs: weights, pooling, configuration and engine version.
 
         A user's own kind of classifier counts with its code, and a backbone without the place it was loaded from.
-        ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
         """
-        heads = () if with_heads else ("exit_heads.",)
-        weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
         configs = [_config_without_place(backbone.config) for backbone in self.backbones]
         shapes = [self.description.pooling, asdict(self.description.classifier), *configs]
         versions = [ENGINE_VERSION["classification"], *code_of(self.classifiers)]
         libraries = [torch.__version__, transformers.__version__]
-        return hash_json([hash_tensors(weights), *shapes, self.device.type, *versions, *libraries])
+        return hash_json([self._hash_weights(with_heads), *shapes, self.device.type, *versions, *libraries])
 
     def _build_classifiers(self, spec: ClassifierSpec) -> nn.ModuleList:
-        description = self.description
         return build_classifiers(
             spec,
             num_layers=self.num_layers,
             width=self.width,
-            num_labels=description.num_labels,
-            pooling=description.pooling,
+            num_labels=self.num_labels,
+            pooling=self.description.pooling,
             dropout=_dropout_of(self.backbone.config),
         )
 
@@ -354,17 +342,14 @@ class MultiExitModel(MultiExit):
 
     @classmethod
     def _without_weights(
-        cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], options: dict[str, Any]
+        cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
         tokenizer = cls._saved_tokenizer(folder)
         return cls(_saved_stepper(folder, weights), tokenizer, description)
 
 
 class _StockLayer:
-    """The last layer of a stock forward, pooled only for classifiers that read it so.
-
-    ``states``: hidden states of layers 1..L, or of layer L alone where its classifier reads no history.
-    """
+    """The last of some layers of a stock forward, pooled only for classifiers that read it so."""
 
     def __init__(self, model: MultiExitModel, states: Sequence[Tensor], padding_mask: Tensor) -> None:
         self._model = model

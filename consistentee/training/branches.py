@@ -1,0 +1,143 @@
+"""Train branches, exits with a decoder layer of their own, on the cached states of whole rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data.prompts import TextTask
+from consistentee.files import hash_tensors
+from consistentee.models.base import chosen_device
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
+from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
+from consistentee.traces.token_trace import compact_dtype, recorded_states
+from consistentee.training.decoder import train_exits, training_rows
+from consistentee.training.loop import Stage, run_stage
+from consistentee.training.recipe import TokenRecipe, drawn
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Whole rows, padded on the right, on the model's device.
+
+    Attributes:
+        rows: the tokens, and which of them give the response.
+        hidden: hidden states after the exit layers: float32 [rows, T, exits, width]; 0 for padding.
+    """
+
+    rows: TokenRows
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class RowStates:
+    """The hidden states of whole rows, prompts included, for exits that attend to earlier tokens. A source of a stage.
+
+    Attributes:
+        rows: prompts and responses.
+        hidden: of every token that is read, row by row: float16 or float32, [tokens, exits, width].
+        model: whose states they are.
+        numbers: the rows in the order of the source: int64.
+    """
+
+    rows: Sequence[TokenRow]
+    hidden: Tensor
+    model: MultiExitDecoder = field(repr=False)
+    numbers: Tensor
+
+    lengths = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, rows: Tensor, step: int = 0) -> RowBatch:
+        numbers = self.numbers[rows].tolist()
+        batch = collate_rows(self.model, [self.rows[number] for number in numbers])
+        hidden = torch.zeros(*batch.tokens.shape, *self.hidden.shape[1:], device=self.model.device)
+        hidden[batch.padding_mask] = torch.cat([self._by_row[number] for number in numbers]).to(hidden)
+        return RowBatch(batch, hidden)
+
+    @cached_property
+    def _by_row(self) -> tuple[Tensor, ...]:
+        return self.hidden.split([tokens_read(row) for row in self.rows])
+
+    def fingerprint(self) -> str:
+        tokens = torch.tensor([token for prompt, response in self.rows for token in (*prompt, *response)])
+        lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in self.rows])
+        states = hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})
+        return hash_tensors({"drawn": self.numbers}) + states
+
+
+def record_rows(
+    model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Path | None = None, progress: bool = False
+) -> RowStates:
+    """Keep the states of all tokens in half precision; arguments and errors as of :func:`consistentee.record_tokens`.
+
+    Raises ValueError for closing layers, which read states of their own at every exit.
+    """
+    if model.closing:
+        raise ValueError("rows of a decoder with closing layers have no one state at an exit")
+    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store, progress=progress)
+    return RowStates(rows, hidden, model, torch.arange(len(rows)))
+
+
+def train_branches(
+    model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe, spec_at: Callable[[int], BranchSpec]
+) -> None:
+    """Add a branch, an exit with a decoder layer of its own, to every exit below L, and train all together.
+
+    They learn the distribution of the last exit, on cached states of whole rows. Backbone and LM head are frozen; if
+    the recipe trains the backbone, that comes before, in the stage that all methods share.
+    ``spec_at`` gives the branch of an exit layer.
+    """
+    if recipe.trains != "exits":
+        train_exits(model, task, recipe)
+    model.to(chosen_device())
+    for layer in model.exit_layers[:-1]:
+        model.add_branch(layer, spec_at(layer))
+    rows = [row for row in training_rows(model, task, recipe)[: recipe.traced_rows] if len(row[1])]
+    draws = recipe.branch_steps * recipe.branch_batch_size
+    if not draws or not rows or not model.branches:
+        return
+    used = drawn(torch.arange(len(rows)), min(draws, len(rows)), recipe.seed).sort().values.tolist()
+    states = record_rows(model, [rows[number] for number in used], store=recipe.store, progress=recipe.progress)
+    stage: Stage[MultiExitDecoder, RowBatch] = Stage(
+        name="branches",
+        loss=branch_loss,
+        trains=("branches.",),
+        batch_size=recipe.branch_batch_size,
+        learning_rate=recipe.branch_learning_rate,
+        shared=True,
+        dropout=False,
+    )
+    source = replace(states, numbers=drawn(states.numbers, draws, recipe.seed))
+    run_stage(model, source, stage, recipe)
+
+
+def branch_loss(model: MultiExitDecoder, batch: RowBatch) -> Tensor:
+    """Compute the cross-entropy of branches with the last exit, mean over response tokens and branches.
+
+    It is KL(last exit || branch) plus a constant, the entropy of the last exit.
+    """
+    gives_response = batch.rows.gives_response
+    with torch.no_grad():
+        wanted = model.logits(model.num_layers, batch.hidden[:, :, -1][gives_response]).softmax(dim=-1)
+    losses = [
+        functional.cross_entropy(branch_logits(model, layer, batch.hidden[:, :, index], batch), wanted)
+        for index, layer in enumerate(model.exit_layers[:-1])
+    ]
+    return torch.stack(losses).mean()
+
+
+def branch_logits(model: MultiExitDecoder, layer: int, hidden: Tensor, batch: RowBatch) -> Tensor:
+    """Compute the logits of a branch for the tokens before a response's: [rows, T, width] -> [N, vocabulary]."""
+    stack = DecoderStack(model, layer)
+    _, context = stack.stepper.begin(batch.rows.tokens, batch.rows.padding_mask)
+    state = stack.stepper.step(stack.num_layers, hidden, context)[batch.rows.gives_response]
+    return stack.logits(stack.num_layers, state)
