@@ -337,11 +337,8 @@ def write_figures(
 ) -> tuple[list[Path], list[str]]:
     """Write figures with their captions, ``NAME.png`` and ``NAME.txt``; the same results make the same files.
 
-    Returns:
-        The files of figures, and a line for each that cannot be drawn.
-
-    Raises:
-        UserError: the format is none of png (300 dots an inch), pdf and svg.
+    Return the files of figures, and a line for each that cannot be drawn. Raises UserError if the format is none of
+    png (300 dots an inch), pdf and svg.
     """
     from matplotlib import rc_context
 
