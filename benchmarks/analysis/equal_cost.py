@@ -467,11 +467,8 @@ class EqualCost:
         """Test the variants of ConsistentEE at the middle budget, means over tasks, corrected by Holm's procedure.
 
         Every variant is tested against every named peer, and the best variant against the best other method: best by
-        these very test scores, which flatters both.
-
-        Returns:
-            A line for each pair: ``method``, ``against``, ``points``, ``low``, ``high``, ``p``, ``p_holm``, ``wins``,
-            ``losses`` (tasks where the first has more points, fewer).
+        these very test scores, which flatters both. A line for each pair has ``method``, ``against``, ``points``,
+        ``low``, ``high``, ``p``, ``p_holm``, ``wins`` and ``losses`` (tasks where the first has more points, fewer).
         """
         lines = []
         for first, second in self._pairs():

@@ -35,8 +35,6 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 GREY = "0.45"
 LEADING, MOST_OF_OURS = 5, 3
 _HALF = 0.5
-_ACROSS, _ANNOTATED = 3, 12
-"""Heat maps in a row of the page, and layers up to which they fit and show percentages."""
 _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _WIDEST = {"classification": 4.0, "generation": 2.0}
 """The largest speed-up that a printed figure of curves shows."""
@@ -249,15 +247,11 @@ def exits_figure(results: Results) -> "Figure | None":
     if found.empty:
         return None
     order = [label for label in named if label in set(found["label"])]
-    layers = range(1, found["layer"].max() + 1)
-    tables = {}
-    for place, (task, own) in enumerate(found.groupby("task", sort=False)):
-        shares = own.pivot(index="label", columns="layer", values="share").reindex(index=order, columns=layers)
-        averages = own.groupby("label")["layers"].first().map("{:.1f}".format)
-        leftmost = place % (_ACROSS if len(layers) <= _ANNOTATED else 1) == 0
-        texts = [f"{display_name(label) if leftmost else ''}  {averages.get(label, '   ')}" for label in order]
-        tables[str(task)] = shares.set_axis(texts, axis=0)
-    return _heatmaps(tables, len(layers), "")
+    shares = {
+        str(task): own.pivot(index="label", columns="layer", values="share").reindex(order).rename(index=display_name)
+        for task, own in found.groupby("task", sort=False)
+    }
+    return _heatmaps(shares, "")
 
 
 def memorized_figure(results: Results) -> "Figure | None":
@@ -265,41 +259,26 @@ def memorized_figure(results: Results) -> "Figure | None":
     if results.kind == "generation":
         return None
     depth = int(results.tasks["num_layers"].mode().iloc[0])
-    points, tables = half_points(results), {}
+    layers, points, tables = range(1, depth + 1), half_points(results), {}
     for label in leading_labels(results):
         own = points[(points["label"] == label) & (points["num_layers"] == depth)]
         known = [table for chosen in own["chosen"] if (table := memorized_against_exit(results, chosen)) is not None]
         if known:
             counts = np.sum([table[:, :depth] for table in known], axis=0)
-            rows = counts.sum(axis=1)
-            texts = [f"{memorized}  ({count:.0f})" for memorized, count in enumerate(rows, start=1)]
-            tables[display_name(label)] = pd.DataFrame(counts / np.maximum(rows, 1)[:, None], index=texts)
-    return _heatmaps(tables, depth, "Memorized Layer (rows)") if tables else None
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            tables[display_name(label)] = pd.DataFrame(shares, layers, layers)
+    return _heatmaps(tables, "Memorized Layer") if tables else None
 
 
-def _heatmaps(tables: Mapping[str, pd.DataFrame], layers: int, beside: str) -> "Figure":
-    """Draw tables of shares by exit layer as heat maps, the larger shares in percent."""
+def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str) -> "Figure":
+    """Draw tables of shares by exit layer as heat maps."""
     import seaborn as sns
 
-    annotated = layers <= _ANNOTATED
-    across, step = (min(len(tables), _ACROSS), 1) if annotated else (1, 5)
+    across = min(len(tables), 3)
     height = 0.14 * max(len(table) for table in tables.values()) + 0.45
-    figure, panels = _panels(list(tables), across, (TEXT_WIDTH, -(-len(tables) // across) * height))
+    figure, panels = _panels(list(tables), across, (TEXT_WIDTH, -(-len(tables) // across) * height), sharey=True)
     for axes, table in zip(panels, tables.values(), strict=True):
-        texts = table.map(lambda share: f"{100 * share:.0f}" if share >= 0.05 else "")
-        sns.heatmap(
-            table,
-            ax=axes,
-            vmin=0,
-            vmax=1,
-            cmap="Blues",
-            cbar=False,
-            linewidths=0.4,
-            annot=texts if annotated else None,
-            fmt="",
-            annot_kws={"fontsize": 6, "in_layout": False},
-        )
-        axes.set_xticks(np.arange(0, layers, step) + 0.5, [str(t) for t in range(1, layers + 1, step)])
+        sns.heatmap(table, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, linewidths=0.4)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="", ylabel="")
     figure.supxlabel("exit layer", fontsize=8)
@@ -325,15 +304,15 @@ FIGURES = (
     ),
     FigureKind(
         "exits",
-        "Percentage of test rows that exit at each layer, at the knob chosen for half of the layers on validation "
-        "rows; after the name, the average layer.",
+        "Share of test rows that exit at each layer, from none (white) to all (dark blue), at the knob chosen for half "
+        "of the layers on validation rows.",
         "no method has a knob within a budget",
         exits_figure,
     ),
     FigureKind(
         "memorized",
-        "Percentage of test rows of each Memorized Layer (the first from which on every classifier is right; the "
-        "last one for rows that it gets wrong; in brackets, how many rows) that exit at each layer, at the knob for "
+        "Share of test rows of each Memorized Layer (the first from which on every classifier is right; the last one "
+        "for rows that it gets wrong) that exit at each layer, from none (white) to all (dark blue), at the knob for "
         "half of the layers. Left of the diagonal rows exit too early, right of it they waste layers.",
         "the records do not hold the answers of every layer",
         memorized_figure,
@@ -358,11 +337,8 @@ def write_figures(
 ) -> tuple[list[Path], list[str]]:
     """Write figures with their captions, ``NAME.png`` and ``NAME.txt``; the same results make the same files.
 
-    Returns:
-        The files of figures, and a line for each that cannot be drawn.
-
-    Raises:
-        UserError: the format is none of png (300 dots an inch), pdf and svg.
+    Return the files of figures, and a line for each that cannot be drawn. Raises UserError if the format is none of
+    png (300 dots an inch), pdf and svg.
     """
     from matplotlib import rc_context
 

@@ -50,14 +50,7 @@ _Line = dict[str, Any]
 
 @dataclass(eq=False)
 class Results:
-    """The results of one or several folders.
-
-    Attributes:
-        folder: the (first) folder.
-        kind: classification or generation.
-        cells, timings: the records.
-        faults: what could not be read or compared, one sentence each.
-    """
+    """The results of one or several folders; ``faults`` name what could not be read or compared."""
 
     folder: Path
     kind: Literal["classification", "generation"]
@@ -160,11 +153,9 @@ class Results:
         return self._predictions[cell]
 
     def answers(self, knob: Any, measure: str | None = None) -> Answers | None:
-        """Return labels and answers of the test rows at a knob; None where they were not kept.
+        """Return labels and answers of the test rows at a line of :attr:`knobs`; None where they were not kept.
 
-        Args:
-            knob: its place in the index of :attr:`knobs`.
-            measure: in generation, the score of texts; by default the task's.
+        ``measure`` is, in generation, the score of texts; by default the task's.
         """
         columns = self.predictions(int(self.column("cell")[knob]))
         if columns is None:
@@ -242,14 +233,9 @@ class Results:
 def load_results(
     folder: Path | str, labels: Collection[str] | None = None, tasks: Collection[str] | None = None
 ) -> Results:
-    """Read a results folder, of a run or published.
+    """Read a results folder, of a run or published; only some labels and tasks if given, see :meth:`Results.only`.
 
-    Args:
-        folder: the folder.
-        labels, tasks: only these, see :meth:`Results.only`.
-
-    Raises:
-        UserError: there are no results that can be read, or none of a label or task.
+    Raises UserError if there are no results that can be read, or none of a label or task.
     """
     root = Path(folder)
     found: StoredResults[Any, Any]
