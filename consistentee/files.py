@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -219,7 +220,10 @@ def _map_tensors(path: Path) -> "dict[str, Tensor]":
     with path.open("rb") as file:
         header_bytes = 8 + int.from_bytes(file.read(8), "little")
         described = json.loads(file.read(header_bytes - 8))
-        content = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0))
+        if sys.platform == "linux":
+            content = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | 0x4000)  # MAP_NORESERVE
+        else:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     dtypes = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
     tensors = {}
     for name, part in described.items():

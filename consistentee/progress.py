@@ -15,10 +15,8 @@ class Position:
     """How far a stage has come.
 
     Attributes:
-        stage: what is being done.
         done, total: steps; 0 of 0 where they are not counted.
         steps, rows: done in ``seconds``, which a stage that goes on from a checkpoint did not spend on all of ``done``.
-        seconds: since the stage began, or went on.
     """
 
     stage: str

@@ -51,11 +51,9 @@ class DecoderContext:
 
     Attributes:
         positions: int64 [rows, T].
-        rotation: result of :meth:`DecoderStepper.rotation`.
         attention_mask: the mask of the stock layer for the attention in use (sdpa: bool [rows, 1, T, columns]). With
             None, one new token attends to the whole cache, and several tokens without a cache attend causally; several
             tokens after cached ones need a mask.
-        cache: of keys and values, or None.
     """
 
     positions: Tensor
@@ -71,9 +69,6 @@ def positions_of(padding_mask: Tensor) -> Tensor:
 
 class DecoderStepper(ABC):
     """Run a stock causal language model one layer at a time.
-
-    Args:
-        backbone: a model of ``AutoModelForCausalLM``.
 
     Class attributes:
         lora_targets: the modules of a layer that usually get low-rank adapters.

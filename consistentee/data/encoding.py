@@ -40,14 +40,9 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows.
+    """Rows, padded on the right: int64 [rows, tokens]. The mask is True for real tokens.
 
-    Attributes:
-        input_ids: int64 [rows, tokens], padded on the right.
-        padding_mask: bool [rows, tokens], True for real tokens.
-        token_type_ids: int64 [rows, tokens] or None.
-        lengths: number of real tokens a row, as integers, so that cutting columns never waits for a device.
-        encodings: the rows.
+    ``lengths`` are the numbers of real tokens, as integers, so that cutting columns never waits for a device.
     """
 
     input_ids: Tensor

@@ -151,14 +151,10 @@ class KnobRisks:
 
 @dataclass(frozen=True)
 class ControlledKnob:
-    """The knob that risk control chose.
+    """The knob that risk control chose, for ``method.rule``, and what it costs on the calibration rows.
 
-    Attributes:
-        knob: to be given to ``method.rule``.
-        proven: whether the promise is proven of this knob; else it is the most cautious one, full depth, which loses
-            nothing whatever the rows.
-        mean_loss, average_layers: at this knob, on the calibration rows.
-        rows: number of calibration rows.
+    ``proven``: whether the promise is proven of this knob; else it is the most cautious one, full depth, which loses
+    nothing whatever the rows.
     """
 
     knob: float

@@ -33,10 +33,8 @@ class Generations:
             gives.
         late_layers: for each new token, how many layers the token that was read for it has been given its keys and
             values in after it left, int64: projected from its state with ``kv="propagate"``, run with ``"exact"``.
-        ended_by: what ended each text.
         prompt_tokens: number of tokens of each prompt.
-        prefill_seconds: time spent on prompts, the first new tokens included.
-        decode_seconds: time spent on all further tokens.
+        prefill_seconds, decode_seconds: spent on prompts, the first new tokens included, and on all further tokens.
         completed_seconds: when the last token of each text was there, since all of them were asked.
     """
 

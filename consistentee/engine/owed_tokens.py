@@ -41,11 +41,8 @@ class OwedTokens(ABC):
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
         """Run layers between two exits on the newest tokens of some rows, and pay first what these rows owe them.
 
-        Args:
-            layers: 1-based. All of them are owed the same columns, because no row leaves in between.
-            hidden: [rows, 1, width], what enters the first of these layers.
-            rows: the rows that have come this far.
-            context: of their newest tokens.
+        All layers (1-based) are owed the same columns, because no row leaves in between. ``hidden`` [rows, 1, width]
+        enters the first of them; ``context`` is that of the newest tokens.
         """
 
 

@@ -122,8 +122,7 @@ class MultiExitModel(MultiExit):
             pooling, pooler: override what the catalogue knows of the backbone.
             seed: seeds the new weights.
 
-        Raises:
-            UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
+        Raises UserError for an unknown name, weights that cannot be had, and an architecture that is not supported.
         """
         if label_names and len(label_names) != num_labels:
             raise UserError(f"there are {len(label_names)} label_names for {num_labels} classes")
