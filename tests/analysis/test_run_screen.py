@@ -101,7 +101,7 @@ def test_what_differs_in_more_than_the_method_is_not_compared(everything, small_
     record = next(small_run.rglob("record.json"))
     assert old in record.read_text()
     record.write_text(unsealed(record.read_text())[0].replace(old, new))
-    board = compared_with_published(load_results(small_run), set(), [everything / "published"])
+    board = compared_with_published(load_results(small_run), [everything / "published"])
     assert {record.label for record in board.records} == {"pabee"}
 
 
