@@ -111,6 +111,25 @@ def _deeper(point):
     )
 
 
+def test_test_rows_pay_the_budget_exactly():
+    """Test rows run fewer layers than validation rows: the weight counts the layers of test rows."""
+
+    def deeper(point):
+        first, *middle, last = point.exit_histogram
+        return point.model_copy(update={"exit_histogram": [first // 2, *middle, last + first - first // 2]})
+
+    records = [
+        record.model_copy(update={"curve_validation": [deeper(point) for point in record.curve_validation]})
+        if record.label == "deebert"
+        else record
+        for record in made_up_suite()
+    ]
+    found = EqualCost(results_of(records)).per_seed
+    met = found[found["reach"] == Reach.MET]
+    assert met["layers"].to_numpy() == pytest.approx(LAYERS / met["speedup"].to_numpy())
+    assert {"deebert", "static"} <= set(met["label"])
+
+
 def test_who_is_below_a_budget_mixes_with_full_depth():
     """The best knob on validation rows costs 3 layers: at 4 layers, a third of the rows run full depth."""
     points = [curve_point(0.1, 3.0, 0.9), curve_point(0.2, 6.0, 0.84)]
