@@ -48,7 +48,7 @@ benchmarks.draw_figure("exits", mcid)
 some = mcid.knobs[mcid.knobs["label"].isin(["consistentee-curve", "deebert", "pabee", "static"])].copy()
 some["layer ratio"] = some["num_layers"] / some["layers"]
 some["accuracy, %"] = 100 * some["score"]
-sns.relplot(some, x="layer ratio", y="accuracy, %", hue="label", style="seed", height=3.5, aspect=1.4)
+grid = sns.relplot(some, x="layer ratio", y="accuracy, %", hue="label", style="seed", height=3.5, aspect=1.4)
 
 # %% [markdown]
 # Does the clock follow the layers? On the diagonal, measured and allowed speed-up are equal.
@@ -57,4 +57,4 @@ sns.relplot(some, x="layer ratio", y="accuracy, %", hue="label", style="seed", h
 timed = results.knobs.dropna(subset=["speedup_b1"]).copy()
 timed["allowed"] = timed["num_layers"] / timed["layers"]
 assert timed["speedup_b1"].corr(timed["allowed"], method="spearman") > 0.8
-sns.relplot(timed, x="allowed", y="speedup_b1", hue="task", height=3.5, aspect=1.4)
+grid = sns.relplot(timed, x="allowed", y="speedup_b1", hue="task", height=3.5, aspect=1.4)

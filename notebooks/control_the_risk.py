@@ -6,7 +6,6 @@
 #   kernelspec: {display_name: Python 3, language: python, name: python3}
 # ---
 
-
 # %% [markdown]
 # # Choose the knob by the loss you accept
 #
@@ -14,7 +13,7 @@
 # that training has not seen, so that early exits lose at most what you accept. Here with DeeBERT on movie snippets;
 # backbone and data come from the package index (86 MB, kept in the user cache).
 
-# %%
+# %% tags=["nbval-ignore-output"]
 # %matplotlib inline
 import pandas as pd
 import seaborn as sns
@@ -25,7 +24,7 @@ import consistentee as ee
 task = benchmarks.load_task("movie-snippets")
 method = ee.get_method("deebert")
 model = ee.MultiExitModel.from_backbone("minilm-l6", len(task.label_names), label_names=task.label_names)
-model = method.fit(model, task, ee.Recipe(epochs=1, max_rows=640, frozen_steps=200, max_length=32, learning_rate=1e-4))
+model = method.fit(model, task, ee.Recipe(epochs=2, max_rows=2000, frozen_steps=300, max_length=32, learning_rate=1e-4))
 
 # %% [markdown]
 # One pass over a split records all layers; any knob is then replayed in milliseconds.

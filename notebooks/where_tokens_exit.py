@@ -6,14 +6,13 @@
 #   kernelspec: {display_name: Python 3, language: python, name: python3}
 # ---
 
-
 # %% [markdown]
 # # Where tokens exit
 #
 # In decoding the row that exits is a token. First a few tokens of SmolLM2-135M, live and without any training, then the
 # published comparison. Backbone and text come from the package index (125 MB, kept in the user cache).
 
-# %%
+# %% tags=["nbval-ignore-output"]
 # %matplotlib inline
 from pathlib import Path
 
@@ -32,7 +31,7 @@ for prompt, text in zip(prompts, full.texts, strict=True):
 # token; from the second on every token has a layer of its own. These exits are not trained: they read the model's own
 # LM head, which answers poorly below the last layers, so the texts soon differ.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 method = ee.get_method("calm-tokens-softmax")
 for threshold in (1.0, 0.6, 0.3):
     out = method.generate(model, prompts, knob=threshold, max_new_tokens=12)
@@ -40,8 +39,8 @@ for threshold in (1.0, 0.6, 0.3):
     print("  ", out.exit_layers[0].tolist(), out.texts[0])
 
 # %% [markdown]
-# `consistentee suitability smollm2-135m` shows layer by layer why: half of the tokens are decided in the last four of
-# 30 layers. Trained exits change that. The published suite trains the backbone with exits and decodes four tasks:
+# `consistentee suitability smollm2-135m` shows why, layer by layer: at layer 26 of 30 only 41% of the tokens are those
+# of layer 30. Trained exits change that. The published suite trains the backbone with exits and decodes four tasks:
 # points of ROUGE-L against the full model, at 1.25, 1.5 and 2 times the speed in layers.
 
 # %%

@@ -18,6 +18,8 @@ def write(source: Path) -> None:
     NotebookClient(notebook, timeout=1800, record_timing=False, resources={"metadata": {"path": FOLDER}}).execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
+        if cell.cell_type == "code":  # warnings and bars name folders of this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for data in (output.data for output in cell.get("outputs", []) if "data" in output):
             if "image/png" in data:
                 data["image/png"] = with_few_colours(data["image/png"])
