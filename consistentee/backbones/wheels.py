@@ -52,11 +52,11 @@ def _pip_settings() -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     settings = {}
-    for line in reversed(listed.splitlines()):  # in order: global ones, of downloads, of the environment
-        name, _, value = line.partition("=")
-        section, _, key = name.rpartition(".")
-        if section in ("global", "download", ":env:"):
-            settings[key] = ast.literal_eval(value)
+    for section in ("global.", "download.", ":env:."):  # the later ones override; pip's versions list them in any order
+        for line in listed.splitlines():
+            name, _, value = line.partition("=")
+            if name.startswith(section):
+                settings[name.removeprefix(section)] = ast.literal_eval(value)
     return settings
 
 
