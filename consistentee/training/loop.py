@@ -363,7 +363,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.6 has none
+    found: dict[str, object] = dict(capabilities()) if device.type == "cpu" else {}
     is_amd = str(found.get("cpu_name")).startswith("AMD")
     return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and is_amd))
 
