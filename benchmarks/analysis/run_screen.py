@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.equal_cost import comparison_of
-from benchmarks.analysis.frames import Results, load_results, merge
+from benchmarks.analysis.frames import Results, load_results, merge, protocol
 from benchmarks.analysis.provenance import clock_caveats
 from benchmarks.analysis.rendering import INTERVALS_NOTE, OVER_NOTE, Column, Table, to_terminal
 from benchmarks.analysis.tables import headline_table, terminal_tables
+from benchmarks.specs.schema import canonical_json
+from benchmarks.store.records import BaseRecord
 from benchmarks.store.stored_results import is_published, kind_of_results
 from consistentee.errors import UserError
 
@@ -54,7 +56,7 @@ def published_folders() -> list[Path]:
 
 def compared_with_published(own: Results, folders: Iterable[Path]) -> Results:
     """Merge a run with what is published and comparable; a curve of the run takes the place of a published one."""
-    wanted = {(record.task, record.backbone, record.seed) for record in own.records}
+    wanted = {_identity(record) for record in own.records}
     curves = {(record.task, record.label) for record in own.records}
     found, faults = [own], []
     for folder in folders:
@@ -65,14 +67,17 @@ def compared_with_published(own: Results, folders: Iterable[Path]) -> Results:
             continue
         cells = []
         for cell in [] if stored is None else stored.cells:
-            record = cell.record
-            if (record.task, record.backbone, record.seed) in wanted and (record.task, record.label) not in curves:
+            if _identity(cell.record) in wanted and (cell.record.task, cell.record.label) not in curves:
                 cells.append(cell)
         if stored is not None and cells:
             found.append(replace(stored.with_cells(cells), faults=[]))
     board = merge(found)
     board.faults += faults
     return board
+
+
+def _identity(record: BaseRecord) -> str:
+    return canonical_json([record.task, record.backbone, record.seed, protocol(record)])
 
 
 def board_table(board: Results, own: Results, just_computed: Collection[str]) -> Table | None:
