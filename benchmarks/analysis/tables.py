@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.equal_cost import choose, comparison_of, headline
+from benchmarks.analysis.equal_cost import comparison_of, headline
 from benchmarks.analysis.frames import (
     CURVE,
     FULL,
@@ -37,6 +37,7 @@ from benchmarks.analysis.rendering import (
     to_markdown,
 )
 from benchmarks.analysis.statistics import score_interval
+from benchmarks.specs.knob_choice import choose
 from benchmarks.specs.targets import Target, in_order, in_words
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import replacing

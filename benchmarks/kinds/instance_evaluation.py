@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.analysis.equal_cost import choose_all, concave_hull
 from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.kind import TrainedCell
 from benchmarks.measure.flops import FlopModel
 from benchmarks.specs.base import CellSpec
+from benchmarks.specs.knob_choice import choose_all, concave_hull
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE, VALIDATION_FILE
 from benchmarks.store.records import CurvePoint, HullPoint, OperatingPoint

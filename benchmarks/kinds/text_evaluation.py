@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.analysis.equal_cost import choose_all, mixture_at
 from benchmarks.kinds.kind import CellRows, TrainedCell
 from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.decoding_flops import DecodingFlops
@@ -27,6 +26,7 @@ from benchmarks.measure.text_scores import (
     score_generations,
 )
 from benchmarks.specs.generation import GenerationCellSpec
+from benchmarks.specs.knob_choice import choose_all, mixture_at
 from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferences, ReplayPoint, Speculation

@@ -12,10 +12,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.equal_cost import mixture_at
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, display_name
+from benchmarks.specs.knob_choice import mixture_at
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
 from benchmarks.store.folders import HASHES_FILE, RECORD_FILE, Fault, RunFolder, read_cell, read_failure, read_timings

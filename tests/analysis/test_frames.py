@@ -14,8 +14,9 @@ from records_by_hand import (
     write_results,
 )
 
-from benchmarks.analysis.equal_cost import EqualCost, Reach, comparison_of, headline
+from benchmarks.analysis.equal_cost import EqualCost, comparison_of, headline
 from benchmarks.analysis.frames import load_results, merge
+from benchmarks.specs.knob_choice import Reach
 from benchmarks.store.hashes import unsealed
 from consistentee.errors import UserError
 

@@ -6,11 +6,11 @@ import pytest
 from conftest import make_task
 from records_by_hand import parts_by_hand
 
-from benchmarks.analysis.equal_cost import concave_hull
 from benchmarks.kinds.instance_evaluation import choose_knobs
 from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec
+from benchmarks.specs.knob_choice import concave_hull
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import LOG_FILE, PREDICTIONS_FILE, VALIDATION_FILE, RunFolder, read_cell, read_rows
 from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from benchmarks.analysis.equal_cost import Reach, choose, concave_hull, mixture_at
+from benchmarks.specs.knob_choice import Reach, choose, concave_hull, mixture_at
 from benchmarks.specs.targets import (
     FAITHFUL,
     HALF,
