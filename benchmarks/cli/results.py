@@ -98,14 +98,19 @@ def run(
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
     outcome = run_suite(
         spec,
-        Filters(tasks, None if methods is None else find_methods(methods), backbones, seeds),
+        Filters(
+            tasks,
+            None if methods is None else find_methods(methods),
+            backbones,
+            seeds,
+            None if shard is None else _shard(shard),
+        ),
         out=out or Path("runs") / spec.name,
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
         train=not only_timing,
         times=timing,
-        shard=None if shard is None else _shard(shard),
         published_dir=published,
         schedule=Schedule(workers, scheduler),
         dry_run=dry_run,

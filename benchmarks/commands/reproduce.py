@@ -7,7 +7,7 @@ from benchmarks.analysis.frames import FULL, Results, load_results
 from benchmarks.analysis.paper_tables import Comparison
 from benchmarks.run.pool import Schedule
 from benchmarks.run.sweep import run_suite
-from benchmarks.specs.base import display_name, folder_name
+from benchmarks.specs.base import folder_name, short_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, load_paper
 from benchmarks.specs.suites import load_suite, select_methods
 from benchmarks.store.stored_results import kind_of_results
@@ -74,7 +74,7 @@ def compare_with_ours(
         results = _results_of(table, setting, out)
         command = f"consistentee reproduce {name} --run --backbones {setting.backbone} --data DATA"
         labels = tuple(_labels(table, setting))
-        found.append(Comparison(table, display_name(setting.backbone), results, labels, command))
+        found.append(Comparison(table, short_name(setting.backbone), results, labels, command))
         faults |= dict.fromkeys([] if results is None else results.faults)
     known = [comparison for comparison in found if comparison.results is not None and comparison.results.cells]
     return found if backbones is not None else known or found[:1], list(faults)
@@ -92,7 +92,7 @@ def _folder(table: PaperTable, setting: PaperSetting, out: Path | None) -> Path:
 
 def _results_of(table: PaperTable, setting: PaperSetting, out: Path | None) -> Results | None:
     """Return the records of a backbone: a run begins with what is published, so its folder holds all of it."""
-    tasks, backbone = {column.task for column in table.columns}, display_name(setting.backbone)
+    tasks, backbone = {column.task for column in table.columns}, short_name(setting.backbone)
     for place in (_folder(table, setting, out), _PUBLISHED / setting.suite):
         if kind_of_results(place) == "classification":
             results = load_results(place)

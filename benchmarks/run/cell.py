@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import CellRows, TrainedCell
-from benchmarks.specs.base import BaseCellSpec, display_name
+from benchmarks.specs.base import BaseCellSpec, short_name
 from benchmarks.store.environment import describe_environment, now
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_record, write_rows
 from benchmarks.store.hashes import share_weights
@@ -87,8 +87,8 @@ def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], met
         "task_version": task.version,
         "metric": task.metric,
         "task_notes": task.notes,
-        "backbone": display_name(spec.backbone),
-        "method": display_name(spec.method),
+        "backbone": short_name(spec.backbone),
+        "method": short_name(spec.method),
         "label": spec.label,
         "parameters": method.parameters,
         "knob_name": method.knob.name,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
-from benchmarks.specs.base import Group, TimingSpec, display_name
+from benchmarks.specs.base import Group, TimingSpec, short_name
 from benchmarks.store.environment import now
 from benchmarks.store.folders import (
     FAILURE_FILE,
@@ -164,7 +164,7 @@ class TimingJob(Job[BaseTimingRecord]):
         self.protocol = protocol
         group, key = cells[0].group, timing_key(protocol, cells[0].spec.kind)
         points = sum(len(knobs[cell.key]) for cell in cells)
-        name = f"timing {' · '.join(display_name(str(part)) for part in group)}: {points} knobs and the stock model"
+        name = f"timing {' · '.join(short_name(str(part)) for part in group)}: {points} knobs and the stock model"
         super().__init__(context, name, key, group, context.folder.timing(*group))
 
     def read(self) -> BaseTimingRecord | None:

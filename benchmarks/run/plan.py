@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, display_name
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, short_name
 from benchmarks.specs.knob_choice import mixture_at
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
@@ -174,7 +174,7 @@ class Planner:
     ) -> list[PlannedCell]:
         """Read the state of every cell of a part of the suite; with ``fresh`` all count as missing.
 
-        Without ``train`` missing cells are left out.
+        Without ``train`` missing cells are left out. All shards together have the cells of a plan without a shard.
 
         Raises UserError if a name or parameter is unknown, or data or a backbone cannot be found.
         """
@@ -186,7 +186,12 @@ class Planner:
             for spec in specs
         ]
         planned = [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
-        return [cell for cell in planned if train or not cell.is_missing]
+        groups = [spec.group for spec in specs]
+        return [
+            cell
+            for number, cell in enumerate(planned)
+            if (train or not cell.is_missing) and (filters.shard is None or filters.shard.has(groups, number))
+        ]
 
     def _state_of(self, spec: BaseCellSpec, *, retry_failed: bool = False, in_filter: bool = True) -> PlannedCell:
         """Read the state of a cell; one outside the run's filter keeps its place, unless a published one takes it."""
@@ -267,7 +272,7 @@ class Planner:
     def untimed_line(self, cells: Sequence[PlannedCell]) -> str | None:
         """Name the cells of a group that cannot be timed; None if all have times or models."""
         lost = [cell.spec.label for cell in self.untimed(cells) if not self.has_model(cell)]
-        where = " · ".join(display_name(str(part)) for part in cells[0].group)
+        where = " · ".join(short_name(str(part)) for part in cells[0].group)
         remedy = "not timed, for their trained models are damaged or gone; --fresh trains them again"
         return f"{where}: {', '.join(dict.fromkeys(lost))}: {remedy}" if lost else None
 

@@ -16,7 +16,7 @@ from benchmarks.run.plan import Inputs, PlannedCell, Planner, Published, checked
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
 from benchmarks.specs.base import BaseSuite
-from benchmarks.specs.suites import Filters, Shard, expand
+from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
@@ -76,7 +76,6 @@ def run_suite(
     retry_failed: bool = False,
     train: bool = True,
     times: bool = True,
-    shard: Shard | None = None,
     published_dir: Path | None = None,
     schedule: Schedule | None = None,
     console: Console | None = None,
@@ -89,14 +88,13 @@ def run_suite(
 
     Args:
         suite: see :func:`benchmarks.specs.suites.load_suite`.
-        filters: which part of the suite to run.
+        filters: which part of the suite to run. Shards may run at once into one folder; they take no times.
         out: the run's folder.
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
         train: compute the missing cells; without, only the times of finished ones are measured.
         times: measure times, after the cells; a later run can still do it.
-        shard: compute this part of the cells alone, and no times: other parts may run at once into the same folder.
         published_dir: published results to start from; by default ``results/SUITE`` if it exists.
         schedule: where cells run; by default here, one after another.
         console: where progress is printed; standard error by default.
@@ -105,9 +103,12 @@ def run_suite(
     Raises:
         UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
+    folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
+    shard = filters.shard
     if fresh and (shard or not train):
         raise UserError("a fresh run is of all its cells: neither of a shard, nor of times alone")
-    folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
+    if not train and (shard or not times):
+        raise UserError("there is nothing to do: no training is wanted, and no times are taken")
     console = console or Console(stderr=True)
     if is_published(out):
         raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")
@@ -117,14 +118,14 @@ def run_suite(
         _print(console, fault.set_aside())
 
     planner = Planner(suite, folder, Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
-    choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times}
+    choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times and shard is None}
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
         return RunOutcome(plan=tuple(plan_lines(planner, filters, workers=schedule.workers, **choices)))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
     with only_run(folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
-        return _Run(planner, context, schedule, console, shard).complete(filters, **choices)
+        return _Run(planner, context, schedule, console).complete(filters, **choices)
 
 
 def _print(console: Console, line: str) -> None:
@@ -139,14 +140,13 @@ class _Run:
     context: RunContext
     schedule: Schedule
     console: Console
-    shard: Shard | None
 
     def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool, times: bool) -> RunOutcome:
         with only_one(self.planner.folder.plan):
             planned, outside_filter = self.prepare(filters, fresh=fresh, retry_failed=retry_failed, train=train)
         missing = {cell.key for cell in planned if cell.is_missing}
         finished = self.compute(planned)
-        timings = self.due_timings(finished, outside_filter, fresh=fresh) if times and not self.shard else []
+        timings = self.due_timings(finished, outside_filter, fresh=fresh) if times else []
         if timings and not missing:
             describe_run(self.planner.suite, self.planner.folder)
         with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
@@ -173,7 +173,7 @@ class _Run:
     ) -> tuple[list[PlannedCell], list[PlannedCell]]:
         """Plan the run and write what is known before any training.
 
-        Returns the cells of this run, of its shard alone, and the finished cells outside the filter.
+        Returns the cells of this run, and the finished cells outside the filter.
         """
         planner, suite, folder = self.planner, self.planner.suite, self.planner.folder
         planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, train=train)
@@ -193,10 +193,6 @@ class _Run:
             shutil.rmtree(folder.stages, ignore_errors=True)
         if any(cell.is_missing for cell in planned) or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
             describe_run(suite, folder)
-        if self.shard:
-            groups = [cell.group for cell in planned]
-            planned = [cell for number, cell in enumerate(planned) if self.shard.has(groups, number)]
-            _print(self.console, f"part {self.shard.number} of {self.shard.parts}: {len(planned)} of these cells")
         return planned, outside_filter
 
     def unpack(self, cells: Sequence[PlannedCell]) -> None:

@@ -12,7 +12,7 @@ from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.plan import PlannedCell, TimedKnobs
-from benchmarks.specs.base import TimingSpec, display_name
+from benchmarks.specs.base import TimingSpec, short_name
 from benchmarks.specs.generation import Regrouped
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, write_record
@@ -64,7 +64,7 @@ def run_timing(
         {
             "key": timing_key(protocol, spec.kind),
             "task": rows.task.name,
-            "backbone": display_name(spec.backbone),
+            "backbone": short_name(spec.backbone),
             "seed": spec.seed,
             "rounds": protocol.rounds,
             **options,

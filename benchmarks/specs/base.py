@@ -130,7 +130,7 @@ class BaseCellSpec(Strict, ABC):
         """A readable name."""
         values = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
         method = f"{self.label} ({values})" if values else self.label
-        return f"{display_name(self.task)} · {display_name(self.backbone)} · {method} · seed {self.seed}"
+        return f"{short_name(self.task)} · {short_name(self.backbone)} · {method} · seed {self.seed}"
 
     @property
     def group(self) -> Group:
@@ -267,14 +267,14 @@ def label_of(method: str) -> str:
     return method.rpartition(":")[2] if ".py:" in method else method
 
 
-def display_name(name: str) -> str:
+def short_name(name: str) -> str:
     """Return the name for tables and records: an absolute path without its folders."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def folder_name(name: str) -> str:
     """Convert a name (a hub id, a path) to a folder's name; a changed name gets a hash, to stay unique."""
-    safe = re.sub(r"[^\w.+-]+", "-", display_name(name)).strip("-.")
+    safe = re.sub(r"[^\w.+-]+", "-", short_name(name)).strip("-.")
     return safe if safe == name else f"{safe}-{short_hash(name)}"
 
 

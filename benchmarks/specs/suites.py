@@ -17,17 +17,6 @@ _METHOD_GROUPS: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "
 
 @checked
 @dataclass(frozen=True)
-class Filters:
-    """The part of a suite to run; None keeps the suite's own choice."""
-
-    tasks: Texts | None = None
-    methods: Texts | None = None
-    backbones: Texts | None = None
-    seeds: Sequence[int] | None = None
-
-
-@checked
-@dataclass(frozen=True)
 class Shard:
     """Part ``number`` of ``parts`` of a run, as a job of a cluster. Raises UserError unless it lies in 1..parts."""
 
@@ -46,6 +35,18 @@ class Shard:
         distinct = list(dict.fromkeys(groups))
         place = distinct.index(groups[cell]) if len(distinct) >= self.parts else cell
         return place % self.parts == self.number - 1
+
+
+@checked
+@dataclass(frozen=True)
+class Filters:
+    """The part of a suite to run; None keeps the suite's own choice, and all of its cells."""
+
+    tasks: Texts | None = None
+    methods: Texts | None = None
+    backbones: Texts | None = None
+    seeds: Sequence[int] | None = None
+    shard: Shard | None = None
 
 
 def list_suites() -> dict[str, Path]:

@@ -90,6 +90,8 @@ def test_times_may_be_left_to_a_later_run(bench):
     outcome = bench.run(changes=changes, train=False)
     assert (outcome.finished, outcome.computed, set(bench.records())) == (2, 0, {"full", "majority"})
     assert bench.timed_labels() == [{"stock model", "full", "majority"}]
+    with pytest.raises(UserError, match="nothing to do"):
+        bench.run(changes=changes, train=False, times=False)
 
 
 def test_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
