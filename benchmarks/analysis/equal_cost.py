@@ -37,7 +37,7 @@ Task = tuple[str, str]
 """A task and a backbone."""
 
 RESAMPLES = 10_000
-PEERS = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")
+TESTED_AGAINST = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")
 """The methods that variants of ConsistentEE are tested against by name, where they were run."""
 
 
@@ -333,9 +333,10 @@ class EqualCost:
     def contrasts(self) -> pd.DataFrame:
         """Test the variants of ConsistentEE at the middle budget, means over tasks, corrected by Holm's procedure.
 
-        Every variant is tested against every named peer, and the best variant against the best other method: best by
-        these very test scores, which flatters both. A line for each pair has ``method``, ``against``, ``points``,
-        ``low``, ``high``, ``p``, ``p_holm``, ``wins`` and ``losses`` (tasks where the first has more points, fewer).
+        Every variant is tested against the methods of :data:`TESTED_AGAINST`, and the best variant against the best
+        other method: best by these very test scores, which flatters both. A line for each pair has ``method``,
+        ``against``, ``points``, ``low``, ``high``, ``p``, ``p_holm``, ``wins`` and ``losses`` (tasks where the first
+        has more points, fewer).
         """
         lines = []
         for first, second in self._pairs():
@@ -356,7 +357,7 @@ class EqualCost:
         variants = [label for label in ranked if is_core(methods[label])]
         others = [x for x in ranked if x not in variants and role_of(methods[x]) not in REFERENCES]
         best = list(zip(variants[:1], others[:1], strict=False))
-        pairs = [(variant, peer) for variant in variants for peer in others if methods[peer] in PEERS]
+        pairs = [(variant, other) for variant in variants for other in others if methods[other] in TESTED_AGAINST]
         return [*(pair for pair in pairs if pair not in best), *best]
 
 

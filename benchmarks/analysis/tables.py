@@ -148,7 +148,7 @@ def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
 
 
 def contrast_table(results: Results) -> Table | None:
-    """Return the tests of ConsistentEE's variants against peers at the middle budget; None where there is no pair."""
+    """Return the tests of ConsistentEE's variants against others at the middle budget; None where there is no pair."""
     comparison = comparison_of(results)
     found = comparison.contrasts()
     if found["points"].isna().all():

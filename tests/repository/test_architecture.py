@@ -1,4 +1,4 @@
-"""The house: dependencies run one way, between packages, wings, rooms and files; and importing it costs nothing."""
+"""Dependencies run one way, between packages, folders and files, and importing a package costs nothing."""
 
 import ast
 import subprocess
@@ -119,5 +119,5 @@ def test_public_names_resolve():
 
 
 def test_no_room_of_the_tests_has_the_name_of_a_package():
-    """Else imports may find the room in place of the package: both are on the path of a test."""
+    """Else imports may find the module in place of the package: both are on the path of a test."""
     assert not {path.name for path in (ROOT / "tests").iterdir()} & set(PACKAGES)
