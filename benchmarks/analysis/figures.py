@@ -278,7 +278,11 @@ def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str) -> "Figure":
     height = 0.14 * max(len(table) for table in tables.values()) + 0.45
     figure, panels = _panels(list(tables), across, (TEXT_WIDTH, -(-len(tables) // across) * height), sharey=True)
     for axes, table in zip(panels, tables.values(), strict=True):
-        sns.heatmap(table, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, linewidths=0.4)
+        # Ticks are set here: seaborn would draw the figure for every label, to see which labels overlap.
+        ticks = {"xticklabels": False, "yticklabels": False}
+        sns.heatmap(table, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, linewidths=0.4, **ticks)
+        axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
+        axes.set_yticks(np.arange(len(table)) + 0.5, table.index)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="", ylabel="")
     figure.supxlabel("exit layer", fontsize=8)

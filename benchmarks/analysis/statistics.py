@@ -92,10 +92,11 @@ def resample_counts(rows: int, resamples: int, seed: int) -> NDArray[np.uint8]:
 
 def resampled_scores(metric: str, terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Score all resamples of the rows: [points, resamples] of the points' terms [points, N, terms]."""
-    flat = np.moveaxis(terms, 1, -1).reshape(-1, terms.shape[1])
+    # Points share terms: those of the labels alone, and the answers of the same exits.
+    flat, places = np.unique(np.moveaxis(terms, 1, -1).reshape(-1, terms.shape[1]), axis=0, return_inverse=True)
     counts = resample_counts(terms.shape[1], resamples, seed)
     parts = [flat @ counts[start : start + RESAMPLES].T.astype(float) for start in range(0, resamples, RESAMPLES)]
-    means = np.concatenate(parts, axis=1).reshape(len(terms), -1, resamples) / terms.shape[1]
+    means = (np.concatenate(parts, axis=1) / terms.shape[1])[places.ravel()].reshape(len(terms), -1, resamples)
     return score_of_terms(metric, np.moveaxis(means, 1, -1))
 
 
@@ -124,13 +125,14 @@ def score_of_mixture(
 
 def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
     """Draw as many seeds as there are, with replacement, once a resample, and average [seeds, resamples] over them."""
-    seeds, resamples = scores.shape
-    return scores[0] if seeds == 1 else np.take_along_axis(scores, _drawn(seeds, resamples, seed), 0).mean(axis=0)
+    return scores[0] if len(scores) == 1 else np.asarray((scores * _weights(*scores.shape, seed)).sum(axis=0))
 
 
 @lru_cache(maxsize=4)
-def _drawn(seeds: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds)).T
+def _weights(seeds: int, resamples: int, seed: int) -> Floats:
+    """Return the share of each seed among those that were drawn, [seeds, resamples]."""
+    drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds))
+    return np.asarray((drawn == np.arange(seeds)[:, None, None]).mean(axis=2))
 
 
 def interval(samples: Floats) -> tuple[float, float]:
