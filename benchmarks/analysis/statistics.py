@@ -92,12 +92,21 @@ def resample_counts(rows: int, resamples: int, seed: int) -> NDArray[np.uint8]:
 
 def resampled_scores(metric: str, terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Score all resamples of the rows: [points, resamples] of the points' terms [points, N, terms]."""
-    # Points share terms: those of the labels alone, and the answers of the same exits.
-    flat, places = np.unique(np.moveaxis(terms, 1, -1).reshape(-1, terms.shape[1]), axis=0, return_inverse=True)
-    counts = resample_counts(terms.shape[1], resamples, seed)
-    parts = [flat @ counts[start : start + RESAMPLES].T.astype(float) for start in range(0, resamples, RESAMPLES)]
-    means = (np.concatenate(parts, axis=1) / terms.shape[1])[places.ravel()].reshape(len(terms), -1, resamples)
+    flat = np.moveaxis(terms, 1, -1).reshape(-1, terms.shape[1])
+    if resamples > RESAMPLES:
+        counts = resample_counts(terms.shape[1], resamples, seed)
+        parts = [flat @ counts[start : start + RESAMPLES].T.astype(float) for start in range(0, resamples, RESAMPLES)]
+        sums = np.concatenate(parts, axis=1)
+    else:
+        sums = flat @ _float_counts(terms.shape[1], resamples, seed)
+    means = (sums / terms.shape[1]).reshape(len(terms), -1, resamples)
     return score_of_terms(metric, np.moveaxis(means, 1, -1))
+
+
+@lru_cache(maxsize=2)
+def _float_counts(rows: int, resamples: int, seed: int) -> Floats:
+    """Keep counts as [rows, resamples] for the many scores of a task: to convert them takes longer than the product."""
+    return resample_counts(rows, resamples, seed).T.astype(float)
 
 
 def over_any_task(samples: Floats | None) -> Floats | None:
