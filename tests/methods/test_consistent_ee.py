@@ -8,7 +8,7 @@ import torch
 from conftest import make_task
 
 from consistentee.methods.consistent_ee import distilled, instances
-from consistentee.methods.consistent_ee.distilled import ConsistentEEDistilled
+from consistentee.methods.consistent_ee.distilled import JointDistillation
 from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
 from consistentee.methods.method import get_method
@@ -155,7 +155,7 @@ class TestDistilled:
         teacher = torch.full((6, logits.shape[-1]), 1 / logits.shape[-1]).log()
 
         def loss(share):
-            return distilled.taught_loss(ConsistentEEDistilled(at_exit=0.0, distilled=share), teacher, model, batch)
+            return distilled.taught_loss(JointDistillation(at_exit=0.0, distilled=share), teacher, model, batch)
 
         divergence = (teacher.exp().unsqueeze(1) * (teacher.unsqueeze(1) - logits.log_softmax(dim=-1))).sum(dim=-1)
         torch.testing.assert_close(loss(0.0), layer_losses(logits, batch.labels).mean())

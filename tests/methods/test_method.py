@@ -130,7 +130,7 @@ REFUSED = [
     ("consistentee", {"alpha": "a lot"}, "'alpha'"),
     ("consistentee", {"estimator": "reinforce", "rollouts": 1}, "rollouts"),
     ("consistentee", {"reward": "hardnes"}, "'reward'"),
-    ("consistentee-distilled", {"at_exit": 1.5}, "at_exit"),
+    ("joint-distillation", {"at_exit": 1.5}, "at_exit"),
     ("consistentee-ladder", {"lowest_price": 2.0, "highest_price": 1.0}, "ladder"),
     ("consistentee-ladder", {"rungs": 1}, "ladder"),
     ("consistentee-tokens", {"candidates": 8}, "vocabulary"),

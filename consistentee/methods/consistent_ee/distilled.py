@@ -1,7 +1,7 @@
-"""consistentee-distilled: exits distilled from the fine-tuned model, each mostly on the rows that exit there.
+"""joint-distillation: exits distilled from the fine-tuned model while the backbone moves, mostly where rows exit.
 
-This is not ConsistentEE's algorithm: it has no policy, no Memorized Layer and no reward. It keeps the principle that
-only the classifier at a row's exit has to be right, for all operating points at once, in two stages:
+This method is ours, and it is not ConsistentEE: it has no policy, no Memorized Layer and no reward. It shares the
+principle that only the classifier at a row's exit has to be right, for all operating points at once, in two stages:
 
 1. The stock model is fine-tuned (shared with DeeBERT and FastBERT). Its outputs for the training rows are the teacher.
 2. Backbone and exits are trained together, the backbone at half the rate. At every layer a row's loss is half its
@@ -47,7 +47,7 @@ _FASTEST = 1e-3
 
 
 @dataclass(frozen=True)
-class ConsistentEEDistilled(Method):
+class JointDistillation(Method):
     """Distillation into exits, weighted by where rows exit; confidence rule.
 
     Attributes:
@@ -58,8 +58,8 @@ class ConsistentEEDistilled(Method):
         epochs_share: length of the second stage, as a share of the recipe's epochs.
     """
 
-    name: ClassVar[str] = "consistentee-distilled"
-    paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) for all exits at once, distilled from the fine-tuned model"
+    name: ClassVar[str] = "joint-distillation"
+    paper: ClassVar[str] = "ours: FastBERT's exits (ACL 2020), distilled while the backbone moves"
     version: ClassVar[int] = 3
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
@@ -96,7 +96,7 @@ class ConsistentEEDistilled(Method):
 
 @dataclass(frozen=True)
 class ConsistentEEDistilledCurve(ConsistentEECurve):
-    """The exits of consistentee-distilled with the policy of consistentee-curve: one policy for all prices of a layer.
+    """The exits of joint-distillation with the policy of consistentee-curve: one policy for all prices of a layer.
 
     Exits are trained with that method's defaults. There is no stage 3: ``alpha``, ``joint_epochs``,
     ``joint_learning_rate`` and ``refit_policy`` have no effect.
@@ -111,12 +111,12 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Distil into the exits, then fit the policy to them."""
         source = training_source(model, task, recipe)
-        ConsistentEEDistilled().teach_exits(model, source, recipe)
+        JointDistillation().teach_exits(model, source, recipe)
         self.learn_policy(model, source, recipe)
         return model
 
 
-def taught_loss(method: ConsistentEEDistilled, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def taught_loss(method: JointDistillation, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
     """Compute the mean over rows of the label's and the teacher's losses, weighted by where rows exit.
 
     ``teacher``: log-probabilities of the fine-tuned model on all training rows, [N, classes].

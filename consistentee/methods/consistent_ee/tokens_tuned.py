@@ -1,6 +1,6 @@
 """consistentee-tokens-tuned: exits and backbone learn most from the tokens that exit there.
 
-The principle of ``consistentee-distilled`` for tokens and the whole curve:
+The principle of ``joint-distillation`` for tokens and the whole curve:
 
 1. all exits together (the shared stage: with LITE's weights, LITE's backbone);
 2. a short stage at a lower rate: a share ``at_exit`` of a token's weight goes to the exits that it takes with random
