@@ -53,7 +53,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, _CLICK_ERROR):
         return _EXIT_USER_ERROR, f"error: {error.format_message()} (add --help to see what there is)"
     if isinstance(error, KeyboardInterrupt):
-        return _EXIT_INTERRUPTED, "interrupted; what was finished is kept, and the next run goes on from there"
+        return _EXIT_INTERRUPTED, str(error) or "interrupted"
     return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
 
 

@@ -1,25 +1,42 @@
-"""Train one model of either kind outside a suite, and save it."""
+"""Train one model of either kind outside a suite, and save it. What is interrupted goes on later."""
 
+import io
+import shutil
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
+from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import TrainedCell
 from benchmarks.run.cell import trained
+from benchmarks.run.plan import Inputs
+from benchmarks.run.progress import StageProgress
+from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.testing.decoders import TinyDecoders, make_text_task
+from benchmarks.testing.encoders import TinyModels, make_task
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
-from consistentee.methods.method import code_file, get_method
+from consistentee.methods.method import AnyMethod, code_file, get_method
+from consistentee.progress import Position, begin_stage, listening
 from consistentee.traces.instance_trace import record_trace
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+UNFINISHED = ".training"
+"""Folder, below that of the model, of the stages and checkpoints of a training that has not ended."""
 
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
 
@@ -41,7 +58,11 @@ def train_model(
     Everything else has the defaults of a suite: exits, caps on what is decoded, budgets. With a ``risk``,
     :func:`consistentee.control_risk` chooses the knob on the validation rows: training has not seen them.
 
-    Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files.
+    Finished stages and checkpoints are kept in ``out`` until the model is saved. After an interruption, the same
+    arguments continue from there; with others the training begins anew.
+
+    Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files;
+    KeyboardInterrupt, with a sentence on what is kept, when it is interrupted.
     """
     if risk is not None:
         check_shares(risk=risk)
@@ -64,21 +85,35 @@ def train_model(
     )
     if risk is not None and name != "classification":
         raise UserError("--risk is for tasks of labels")
-    if out.is_dir() and any(out.iterdir()) and not (out / kind.model_file).is_file():
+    unfinished = out / UNFINISHED
+    if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
     (spec,) = expand(suite)
-    rows = kind.load_rows(spec, data_dir)
+    inputs = Inputs(data_dir)
+    rows = inputs.rows(spec)
     method.check_task(rows.task)
-    model = trained(spec, rows, method, progress=True)
-    chosen = kind.choose(TrainedCell(spec, rows, method, model))
-    knob, why = chosen.default_knob, ""
-    if risk is not None:
-        found = control_risk(method, model, record_trace(model, rows.task.validation), risk)
-        knob, why = found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
-        if not found.proven:
-            why = " (full depth: no early exit is proven to lose as little)"
-    model.description.default_knob = knob
-    model.save_pretrained(out)
+    key = inputs.parts(spec).key
+    store = unfinished / key[:16]
+    if any(store.glob("*.safetensors")):
+        print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
+    try:
+        with StageProgress(Console(stderr=True), stages_of(method, spec)) as progress, listening(progress):
+            begin_stage("loading the backbone")
+            model = trained(spec, rows, method, store=store, keep_stages=True)
+            begin_stage("choosing knobs")
+            chosen = kind.choose(TrainedCell(spec, rows, method, model, key, store))
+            knob, why = chosen.default_knob, ""
+            if risk is not None:
+                found = control_risk(method, model, record_trace(model, rows.task.validation, store=store), risk)
+                knob, why = found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
+                if not found.proven:
+                    why = " (full depth: no early exit is proven to lose as little)"
+        model.description.default_knob = knob
+        (out / kind.model_file).unlink(missing_ok=True)  # an old description does not fit the weights written next
+        model.save_pretrained(out)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_interrupted(store)) from error
+    shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
     points = chosen.columns()
@@ -88,3 +123,32 @@ def train_model(
     for point, targets, numbers in points:
         add_row(table, f"{point:.4g}", in_words(targets), *numbers.values())
     return table
+
+
+def stages_of(method: AnyMethod, spec: BaseCellSpec) -> list[str]:
+    """List the titles of a method's training stages, by training a tiny model for a step each; empty if that fails."""
+    steps = [field.name for field in fields(spec.recipe) if field.name == "epochs" or field.name.endswith("_steps")]
+    short = {name: min(getattr(spec.recipe, name), 1) for name in steps}
+    recipe = replace(spec.recipe, **short, precision="float32").to_recipe(spec.seed)
+    titles: list[str] = []
+
+    def note(position: Position) -> None:
+        if position.steps == 0 and position.stage.startswith("training "):
+            titles.append(position.stage)
+
+    with TemporaryDirectory() as folder, suppress(Exception), redirect_stdout(io.StringIO()), listening(note):
+        if spec.kind == "generation":
+            method.fit(TinyDecoders(Path(folder)).model(), make_text_task(), recipe)
+        else:
+            method.fit(TinyModels(Path(folder)).model(), make_task(), recipe)
+        return titles
+    return []
+
+
+def _interrupted(store: Path) -> str:
+    files = [path.name for path in store.glob("*.safetensors") if not path.name.startswith(("outputs-", "hidden-"))]
+    checkpoints = sum(".checkpoint." in name for name in files)
+    kept = [f"{len(files) - checkpoints} finished stages", "a checkpoint" if checkpoints else ""]
+    if not files:
+        return "interrupted before a stage or a checkpoint was finished; the same command begins again"
+    return f"interrupted; {' and '.join(filter(None, kept))} are kept in {store.parent}, and the same command continues"

@@ -20,6 +20,7 @@ from benchmarks.store.records import BaseRecord, KeyParts
 from consistentee.files import replacing
 from consistentee.methods.method import AnyMethod, get_method, train_method
 from consistentee.progress import begin_stage
+from consistentee.training.loop import collected_losses
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def run_cell(
     with _log_to(cell / LOG_FILE):
         _logger.info("%s, key %s", spec.name, parts.key)
         started = time.perf_counter()
-        model = trained(spec, rows, method, store=folder.stages)
+        with collected_losses() as losses:
+            model = trained(spec, rows, method, store=folder.stages)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
         begin_stage("choosing knobs")
@@ -48,6 +50,7 @@ def run_cell(
                 **findings,
                 "train_seconds": train_seconds,
                 "validation_by_epoch": model.description.validation_by_epoch,
+                "losses": losses,
                 "command": command,
                 "environment": describe_environment(),
                 "finished_at": now(),
@@ -68,12 +71,12 @@ def run_cell(
 
 
 def trained(
-    spec: BaseCellSpec, rows: CellRows[Any], method: AnyMethod, *, store: Path | None = None, progress: bool = False
+    spec: BaseCellSpec, rows: CellRows[Any], method: AnyMethod, *, store: Path | None = None, keep_stages: bool = False
 ) -> Any:
-    """Train the model of a cell; ``store`` is the folder of the stages that cells share."""
+    """Train the model of a cell; ``store`` is the folder of the stages that cells share, or of all its stages."""
     set_seed(spec.seed)  # methods may draw from the global generators
     model = kind_named(spec.kind).build_model(spec, rows)
-    recipe = spec.recipe.to_recipe(spec.seed, store, progress=progress)
+    recipe = spec.recipe.to_recipe(spec.seed, store, keep_stages=keep_stages)
     return train_method(method, model, rows.training, recipe).eval()
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run: a table that updates itself on a terminal, lines anywhere else.
+"""Progress of a run or of one training: updates itself on a terminal, lines anywhere else.
 
 The process of a job writes its position into a status file at most once a second; the run reads it.
 """
@@ -6,6 +6,7 @@ The process of a job writes its position into a status file at most once a secon
 import json
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -25,6 +26,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 _SECONDS_BETWEEN_READS = 1.0
 _SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class StatusFile:
@@ -68,6 +70,50 @@ def in_words(position: Position) -> str:
     if (left := position.seconds_left) is not None:
         parts.append(f"{left / 60:.1f} min left")
     return ", ".join(parts)
+
+
+class StageProgress:
+    """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else.
+
+    A line is printed when a training stage begins, and every ten seconds. A context manager.
+
+    Args:
+        console: where it is shown.
+        stages: titles of the training stages to come, in order; empty if they are not known.
+    """
+
+    def __init__(self, console: Console, stages: Sequence[str]) -> None:
+        self._console, self._stages = console, stages
+        self._number = 0
+        self._next = 0.0
+        self._line = console.status("starting") if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._line:
+            self._line.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._line:
+            self._line.stop()
+
+    def __call__(self, position: Position) -> None:
+        begins = position.steps == 0 and position.stage in self._stages[self._number :]
+        if begins:  # stages that the store has already are passed over
+            self._number = self._stages.index(position.stage, self._number) + 1
+        now = time.monotonic()
+        if now < self._next and not begins:
+            return
+        words, count = in_words(position), len(self._stages)
+        if self._number and position.stage == self._stages[self._number - 1]:
+            words = f"stage {self._number} of {count}: {words}"
+        if position.seconds_left is not None and (not count or self._number < count):
+            words += " in this stage"  # the pace of later stages is not known
+        if self._line:
+            self._line.update(escape(words))
+        else:
+            self._console.print(escape(words), highlight=False, soft_wrap=True)
+        self._next = now + (_SECONDS_BETWEEN_UPDATES if self._line else SECONDS_BETWEEN_LINES)
 
 
 @dataclass

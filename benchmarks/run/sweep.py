@@ -124,8 +124,12 @@ def run_suite(
 
         return RunOutcome(plan=tuple(plan_lines(planner, filters, workers=schedule.workers, **choices)))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
-    with only_run(folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
-        return _Run(planner, context, schedule, console).complete(filters, **choices)
+    try:
+        with only_run(folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
+            return _Run(planner, context, schedule, console).complete(filters, **choices)
+    except KeyboardInterrupt as error:
+        kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command continues"
+        raise KeyboardInterrupt(kept) from error
 
 
 def _print(console: Console, line: str) -> None:

@@ -121,6 +121,9 @@ class BaseRecord(Strict, ABC):
         description="score on validation rows after each epoch of the stages that many methods share: joint (mean over "
         "exits) and last-exit",
     )
+    losses: dict[str, list[Annotated[float, AfterValidator(lambda loss: float(f"{loss:.4g}"))]]] = Field(
+        default={}, description="mean training loss in up to 50 equal parts of every stage, by its name"
+    )
     training_precision: Literal["float32", "bfloat16"] | None = Field(
         None,
         description="that layers were trained in, never compared; None where it was not asked, or not recorded yet",

@@ -4,8 +4,9 @@ A *stage* is a loss on some of the model's weights. Its rows come from a *source
 cached features (a frozen backbone has run once).
 
 With a store, a stage is identified by a key that covers all it depends on: the weights it starts from, the rows, the
-hyperparameters, the loss, the version of training. Its weights are kept under this key if methods share the stage.
-Until it ends, checkpoints are kept; an interrupted stage resumes from the last one with the same result.
+hyperparameters, the loss, the version of training. Its weights are kept under this key if methods share the stage, or
+if the recipe keeps all stages. Until it ends, checkpoints are kept; an interrupted stage resumes from the last one with
+the same result.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -41,7 +43,13 @@ CHECKPOINT_SECONDS = 300.0
 _BATCHES_SORTED_TOGETHER = 16
 """Enough to remove nearly all padding, few enough that a batch's rows still come from everywhere."""
 
+LOSS_POINTS = 50
+"""Most points of the curve of a stage's loss."""
+
 _SCORES = "validation_by_epoch"
+_LOSSES = "losses"
+
+_losses: ContextVar[dict[str, list[float]] | None] = ContextVar("losses", default=None)
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
@@ -135,20 +143,26 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         stored = load_tensors(final)
         if stored is not None:
             _put_scores(model, stage, stored)
+            if _LOSSES in stored:  # stages of earlier versions have none
+                _note_losses(stage.name, stored.pop(_LOSSES))
             model.load_state_dict(stored, strict=False)  # the key covers all other weights
             model.eval()
         else:
-            _train(model, source, stage, recipe, checkpoint)
-            if stage.shared:
+            losses = _train(model, source, stage, recipe, checkpoint)
+            if stage.shared or recipe.keep_stages:
                 weights = {name: w for name, w in model.state_dict().items() if name.startswith(stage.trains)}
                 weights = {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
-                save_tensors(weights | _scores_of(model, stage), final)
+                save_tensors(weights | _curves_of(model, stage, losses), final)
         checkpoint.unlink(missing_ok=True)
 
 
 def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
-) -> None:
+) -> Tensor:
+    """Train a stage; return sum and number of the losses in each of up to :data:`LOSS_POINTS` equal parts, [2, parts].
+
+    :func:`collected_losses` gets the means.
+    """
     precision = precision_used(recipe.precision, model.device)
     with onednn_products(model.device):
         parameters = _freeze_all_but(model, stage.trains)
@@ -159,7 +173,9 @@ def _train(
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             model.description.validation_by_epoch.pop(stage.name, None)
-            first_step = _resume(checkpoint, model, stage, parameters, optimizer)
+            first_step, losses = _resume(checkpoint, model, stage, parameters, optimizer)
+            if losses is None:
+                losses = torch.zeros(2, min(LOSS_POINTS, total_steps), dtype=torch.float64)
             scheduler = _schedule(optimizer, recipe, first_step, total_steps)
             batches = _batches(source, stage, recipe, first_step)
             steps = range(first_step, total_steps)
@@ -168,10 +184,10 @@ def _train(
                 batch = source.batch(next(batches), step)
                 with model.layers_in(precision):
                     loss = stage.loss(model, batch)
-                if not torch.isfinite(loss):
-                    raise UserError(
-                        f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate"
-                    )
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise UserError(f"the loss of stage {stage.name!r} is {value} at step {step + 1}; lower the rate")
+                losses[:, step * losses.shape[1] // total_steps] += losses.new_tensor([value, 1])
                 loss.backward()
                 clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
                 optimizer.step()
@@ -181,11 +197,32 @@ def _train(
                     _judge(model, stage)
                 is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
                 if checkpoint is not None and is_due and step + 1 < total_steps:
-                    _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _scores_of(model, stage))
+                    _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _curves_of(model, stage, losses))
                     saved_at = time.monotonic()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
+    _note_losses(stage.name, losses)
+    return losses
+
+
+@contextmanager
+def collected_losses() -> Iterator[dict[str, list[float]]]:
+    """Collect the loss of every stage in the block: mean losses in equal parts of its steps, by the stage's name."""
+    found: dict[str, list[float]] = {}
+    token = _losses.set(found)
+    try:
+        yield found
+    finally:
+        _losses.reset(token)
+
+
+def _note_losses(stage: str, losses: Tensor) -> None:
+    found = _losses.get()
+    if found is not None and losses.numel():
+        again = sum(name.partition(" (")[0] == stage for name in found)
+        means = losses[0] / losses[1]  # a checkpoint of an earlier version has not counted its parts
+        found[f"{stage} ({again + 1})" if again else stage] = means[losses[1] > 0].tolist()
 
 
 def _freeze_all_but(model: MultiExit, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -255,23 +292,24 @@ def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
     model.description.validation_by_epoch.setdefault(stage.name, []).append(score)
 
 
-def _scores_of(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    """Return the model's validation scores as a tensor, if there are any."""
+def _curves_of(model: ModelT, stage: Stage[ModelT, BatchT], losses: Tensor) -> dict[str, Tensor]:
+    """Return the model's validation scores and the losses as tensors, if there are any."""
     scores = model.description.validation_by_epoch.get(stage.name)
-    return {} if scores is None else {_SCORES: torch.tensor(scores, dtype=torch.float64)}
+    curves = {} if scores is None else {_SCORES: torch.tensor(scores, dtype=torch.float64)}
+    return curves | {_LOSSES: losses} if losses.numel() else curves
 
 
 def _put_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, Tensor]) -> None:
-    """Move the scores of :func:`_scores_of` from stored tensors to the model."""
+    """Move the scores of :func:`_curves_of` from stored tensors to the model."""
     if _SCORES in tensors:
         model.description.validation_by_epoch[stage.name] = tensors.pop(_SCORES).tolist()
 
 
 def _save_checkpoint(
-    path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, scores: dict[str, Tensor]
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, curves: dict[str, Tensor]
 ) -> None:
-    """Write weights, optimiser moments, random state, step and scores: plain tensors, no pickle."""
-    tensors = scores | {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
+    """Write weights, optimiser moments, random state, step, scores and losses: plain tensors, no pickle."""
+    tensors = curves | {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
@@ -288,11 +326,11 @@ def _resume(
     stage: Stage[ModelT, BatchT],
     parameters: dict[str, nn.Parameter],
     optimizer: AdamW,
-) -> int:
-    """Load a checkpoint, if there is one, and return the step to continue from."""
+) -> tuple[int, Tensor | None]:
+    """Load a checkpoint, if there is one, and return the step to continue from and the losses so far."""
     tensors = None if path is None else load_tensors(path)
     if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
-        return 0  # no checkpoint, or one of another version
+        return 0, None  # no checkpoint, or one of another version
     _put_scores(model, stage, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -305,7 +343,7 @@ def _resume(
     torch.set_rng_state(tensors["random_state"])
     if "random_state_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_state_cuda"])
-    return int(tensors["step"])
+    return int(tensors["step"]), tensors.get(_LOSSES)
 
 
 def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:

@@ -49,12 +49,14 @@ class OneRun:
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared passes, shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.
+        keep_stages: keep every finished stage in the store, and not only those that methods share.
         method: identifies the method that trains; stages with losses of its own are stored under it.
     """
 
     seed: int = 0
     store: Path | None = None
     progress: bool = False
+    keep_stages: bool = False
     method: str = ""
 
 
@@ -85,9 +87,9 @@ class RecipeSettings(BaseSettings):
     max_rows: int | None = Field(default=None, ge=1, description="cap on training rows")
     max_length: int = Field(default=128, ge=3, description="tokens a row")
 
-    def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "Recipe":
+    def to_recipe(self, seed: int, store: Path | None = None, *, keep_stages: bool = False) -> "Recipe":
         """Return the recipe of one run."""
-        return Recipe(**asdict(self), seed=seed, store=store, progress=progress)
+        return Recipe(**asdict(self), seed=seed, store=store, keep_stages=keep_stages)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -127,9 +129,9 @@ class TokenRecipeSettings(BaseSettings):
         default=None, ge=1, description="training rows that exits and heads learn from; by default all"
     )
 
-    def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "TokenRecipe":
+    def to_recipe(self, seed: int, store: Path | None = None, *, keep_stages: bool = False) -> "TokenRecipe":
         """Return the recipe of one run."""
-        return TokenRecipe(**asdict(self), seed=seed, store=store, progress=progress)
+        return TokenRecipe(**asdict(self), seed=seed, store=store, keep_stages=keep_stages)
 
 
 @checked
