@@ -123,6 +123,8 @@ def cell(
         curve_test=curve,
         operating_points=list(points),
         train_seconds=1.0,
+        validation_by_epoch={"joint": [0.5, 0.75]},
+        losses={"joint": [1.0, 0.5, 0.25, 0.125], "heads": [2.0, len(label) / 10]},
         command="consistentee run made-up",
         environment=ENVIRONMENT,
         finished_at="2026-01-01T00:00:00+00:00",

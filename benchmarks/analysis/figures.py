@@ -1,4 +1,5 @@
-"""Print figures, by seaborn over the frames of results: equal cost, curves, exit layers, Memorized Layers.
+"""Print figures, by seaborn over the frames of results: equal cost, curves, exit layers, Memorized Layers,
+training.
 
 Figures fit the text of a paper as they are, with letters of 7 to 8 points and colours that colour-blind eyes tell
 apart. Each has a file with its caption.
@@ -15,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
-from benchmarks.analysis.frames import REFERENCES, STATIC, TASK, Results, is_core, role_of
+from benchmarks.analysis.frames import LOSS, REFERENCES, STATIC, TASK, Results, is_core, role_of
 from benchmarks.analysis.rendering import display_name
 from benchmarks.analysis.tables import chosen_knobs, task_names, write_text
 from benchmarks.specs.targets import Budget
@@ -34,6 +35,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 """Okabe and Ito's colours ("Color Universal Design", 2008) without yellow, which is too pale on paper; and brown."""
 GREY = "0.45"
 LEADING, MOST_OF_OURS = 5, 3
+MOST_PANELS = 12
 _HALF = 0.5
 _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _WIDEST = {"classification": 4.0, "generation": 2.0}
@@ -270,6 +272,36 @@ def memorized_figure(results: Results) -> "Figure | None":
     return _heatmaps(tables, "Memorized Layer") if tables else None
 
 
+def training_figure(results: Results) -> "Figure | None":
+    """Draw loss and validation score of every stage of training, a line a run; colours are tasks, or methods of one."""
+    import seaborn as sns
+
+    found = results.training
+    if found.empty:
+        return None
+    names = found["labels"].map(lambda own: display_name(own[0]) if len(own) == 1 else "several methods")
+    names = task_names(results, found) if len(results.tasks) > 1 else names
+    found = found.assign(name=names, panel=found["stage"] + ": " + found["curve"])
+    runs = found.groupby("panel", sort=False)["run"].nunique().sort_values(ascending=False, kind="stable")
+    panels = list(runs.index[:MOST_PANELS])
+    across = min(3, len(panels))
+    hues = found.loc[found["panel"].isin(panels), "name"].unique()
+    shades = COLOURS if len(hues) <= len(COLOURS) else sns.color_palette("husl", len(hues))
+    colours = dict(zip(hues, shades, strict=False))
+    rows = -(-len(panels) // across)
+    figure, grid = _panels(panels, across, (TEXT_WIDTH, 1.5 * rows + 0.5))
+    for axes, panel in zip(grid, panels, strict=True):
+        own = found[found["panel"] == panel]
+        style = {"units": "run", "estimator": None, "linewidth": 0.8, "markersize": 2, "legend": False}
+        style["marker"] = None if panel.endswith(LOSS) else "o"
+        sns.lineplot(own, x="done", y="value", hue="name", palette=colours, ax=axes, **style)
+        axes.set(xlim=(0, 102), xlabel="", ylabel="")
+    handles = [grid[0].plot([], [], color=colour, label=name)[0] for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    figure.supxlabel("percent of the stage", fontsize=8)
+    return figure
+
+
 def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str) -> "Figure":
     """Draw tables of shares by exit layer as heat maps."""
     import seaborn as sns
@@ -320,6 +352,13 @@ FIGURES = (
         "half of the layers. Left of the diagonal rows exit too early, right of it they waste layers.",
         "the records do not hold the answers of every layer",
         memorized_figure,
+    ),
+    FigureKind(
+        "training",
+        "Mean training loss in equal parts of a stage, and score on validation rows after its epochs; a line is a "
+        f"stage of one seed, of all methods that share it. Of many stages the {MOST_PANELS} with most lines.",
+        "the records hold no curve of training",
+        training_figure,
     ),
 )
 

@@ -10,7 +10,7 @@ where they were timed. In generation only operating points were decoded: other k
 
 `rows` has a line for every test row at every knob whose answers were kept. `times` has a line for everything that was
 timed, batch size and round: ``seconds`` (a row, or a decoded token), ``stock_seconds`` (the stock model in the same
-round) and what else the clock recorded.
+round) and what else the clock recorded. A fourth frame, ``training``, has the curves of training.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +40,9 @@ TASK = ["task", "backbone"]
 CURVE = [*TASK, "label"]
 NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 """Scores of texts besides the task's: the loss of a reference's token, and agreement with the full model's text."""
+
+LOSS, VALIDATION = "loss", "validation score"
+"""The curves of training."""
 
 Answers = tuple[NDArray[Any], NDArray[Any]]
 """Labels and answers of the test rows, as :mod:`benchmarks.analysis.statistics` takes them."""
@@ -100,6 +103,26 @@ class Results:
             frame["exit_layer"] = next((layers for layers in exits if layers is not None), None)
             frames.append(frame.assign(**{name: knob[name] for name in (*CURVE, "seed", "cell", "place", "knob")}))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """A line for every point of the curves of training; a stage that methods share is there once.
+
+        Columns: ``task``, ``backbone``, ``seed``, ``stage``, ``curve`` (loss, or validation score), ``labels``
+        (those that have it), ``run`` (a number for each curve), ``done`` (percent of the stage) and ``value``.
+        """
+        labels: dict[tuple[Any, ...], dict[str, None]] = {}
+        for record in self.records:
+            for curve, stages, middle in ((LOSS, record.losses, 0.5), (VALIDATION, record.validation_by_epoch, 0)):
+                for stage, values in stages.items():
+                    run = (record.task, record.backbone, record.seed, stage, curve, middle, *values)
+                    labels.setdefault(run, {})[record.label] = None
+        lines = [
+            (*run[:5], tuple(own), number, 100 * (place - run[5]) / len(run[6:]), value)
+            for number, (run, own) in enumerate(labels.items())
+            for place, value in enumerate(run[6:], start=1)
+        ]
+        return pd.DataFrame(lines, columns=[*TASK, "seed", "stage", "curve", "labels", "run", "done", "value"])
 
     @cached_property
     def methods(self) -> dict[str, str]:

@@ -82,6 +82,7 @@ def render(results: Results) -> str:
         "#headline-chart": _headline_chart(results),
         "#curves-chart": _curves_chart(results, points),
         "#exits-chart": _exits_chart(results),
+        "#training-chart": _training_chart(results),
     }
     warnings: dict[str, list[str]] = {}
     for subject, text in caveats(results):
@@ -314,6 +315,41 @@ def _exits_chart(results: Results) -> dict[str, Any] | None:
         .add_params(alt.param(name="exit_task", value=tasks[0], bind=select))
     )
     return _spec(chart, frame)
+
+
+def _training_chart(results: Results) -> dict[str, Any] | None:
+    """Draw loss or validation score of every stage of training, means over seeds; the task and the curve are chosen."""
+    found = results.training
+    if found.empty:
+        return None
+    own = found["labels"].str.join(", ")
+    several = found.assign(own=own).groupby("stage")["own"].transform("nunique") > 1
+    found = found.assign(
+        task=task_names(results, found), stage=found["stage"].where(~several, found["stage"] + " · " + own)
+    )
+    frame = found.groupby(["task", "stage", "curve", "done"], sort=False)["value"].mean().reset_index().round(4)
+    selects = [
+        alt.param(
+            name=f"training_{name}",
+            value=frame[name].iloc[0],
+            bind=alt.binding_select(options=list(frame[name].unique()), name=name, element="#training-controls"),
+        )
+        for name in ("task", "curve")
+    ]
+    x = alt.X("done:Q", title="percent of the stage", axis=alt.Axis(grid=False))
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
+    colour = alt.Color("stage:N", legend=alt.Legend(title="stage", symbolLimit=0, columns=1, labelLimit=260))
+    tooltip = ["stage:N", alt.Tooltip("done:Q", format=".0f"), alt.Tooltip("value:Q", format=".3g")]
+    chart = (
+        alt.Chart(_ROWS)
+        .mark_line(point=True)
+        .encode(x=x, y=y, color=colour, tooltip=tooltip)
+        .transform_flatten(list(frame))
+        .transform_filter("datum.task == training_task && datum.curve == training_curve")
+        .properties(width="container", height=300, description="Training")
+        .add_params(*selects)
+    )
+    return _spec(chart, frame, as_columns=True)
 
 
 def _methods_axis(sort: alt.EncodingSortField) -> alt.Y:

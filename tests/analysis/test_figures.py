@@ -51,7 +51,7 @@ def test_files_have_captions_and_are_the_same_twice(results, tmp_path):
 def test_every_kind_is_drawn(results, kind):
     figure = draw_figure(kind.name, results)
     titles = {axes.get_title() for axes in figure.axes}
-    assert titles & {"mcid", "mean of 2 tasks", "PABEE"}
+    assert titles & {"mcid", "mean of 2 tasks", "PABEE", "joint: loss"}
 
 
 def test_unknown_formats_and_figures_are_named(results, tmp_path):
@@ -66,6 +66,20 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
     paths, missing = write_figures(alone, tmp_path, ["equal-cost", "memorized"])
     assert paths == []
     assert [line.partition(":")[0] for line in missing] == ["equal-cost", "memorized"]
+
+
+def test_curves_of_training(results, tmp_path):
+    shared = results.training[results.training["stage"] == "joint"]
+    assert set(shared["labels"].map(len)) == {len(results.methods)}, "a shared stage is there once"
+    loss = shared[(shared["curve"] == "loss") & (shared["task"] == "rte")]
+    assert loss[["done", "value"]].to_numpy().tolist() == [[12.5, 1.0], [37.5, 0.5], [62.5, 0.25], [87.5, 0.125]]
+    assert shared.loc[shared["curve"] != "loss", "done"].tolist() == [50, 100, 50, 100]
+    figure = draw_figure("training", results)
+    assert [axes.get_title() for axes in figure.axes] == ["heads: loss", "joint: loss", "joint: validation score"]
+    lines = [line.get_xydata().tolist() for line in figure.axes[1].get_lines()]
+    assert lines.count(loss[["done", "value"]].to_numpy().tolist()) == 2
+    older = results_of([r.model_copy(update={"losses": {}, "validation_by_epoch": {}}) for r in made_up_suite()])
+    assert write_figures(older, tmp_path, ["training"])[1] == ["training: the records hold no curve of training"]
 
 
 def test_exit_shares_and_memorized_layers_by_hand(results):

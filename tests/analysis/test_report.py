@@ -125,7 +125,7 @@ def driver():
 def opened(driver, place):
     """Open a page and wait for its charts and tables."""
     driver.get(place.as_uri())
-    wait_until(driver, lambda: len(driver.find_elements("css selector", ".chart svg.marks")) == 3)
+    wait_until(driver, lambda: len(driver.find_elements("css selector", ".chart svg.marks")) == 4)
     wait_until(driver, lambda: driver.find_elements("css selector", "table.dataTable"))
     return driver
 
@@ -202,6 +202,8 @@ def test_tasks_and_scores_are_chosen(browser):
     score = Select(browser.find_element("css selector", "#curve-controls [name='measure']"))
     score.select_by_visible_text("score, %")
     wait_until(browser, lambda: "score, %" in words(browser, place))
+    curve = Select(browser.find_element("css selector", "#training-controls [name='training_curve']"))
+    changes(browser, "#training-chart", lambda: curve.select_by_visible_text("validation score"), "mark-symbol")
     exits = Select(browser.find_element("css selector", "#exit-controls [name='exit_task']"))
     changes(browser, "#exits-chart", lambda: exits.select_by_visible_text("sst2"), "mark-rect")
 

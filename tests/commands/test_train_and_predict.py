@@ -1,12 +1,18 @@
 """One classifier outside a suite: ``consistentee train``, ``predict`` and ``risk``."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
+from safetensors.torch import load_file
 from small_suite import write_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
+from benchmarks.commands import train
+from benchmarks.kinds.classification import Classification
 from consistentee.models import classifiers
 from consistentee.models.encoder.multi_exit_model import ModelDescription, MultiExitModel
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
@@ -139,3 +145,80 @@ def test_a_method_that_reads_labels_cannot_predict(trained):
     model.save_pretrained(folder)
     done = call("predict", folder, "w1")
     assert (done.exit_code, "cannot predict" in done.output) == (2, True)
+
+
+# ---------------------------------------------------------------------------------------------- interruptions
+
+_DIES_IN_ITS_SECOND_STAGE = """
+import os, signal, sys
+from benchmarks.cli import main
+from consistentee.training import loop
+train, stages = loop._train, []
+def train_or_die(model, source, stage, *rest):
+    stages.append(stage.name)
+    if len(stages) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train(model, source, stage, *rest)
+loop._train = train_or_die
+main()
+"""
+
+
+@pytest.fixture
+def deebert(task_file, tiny_backbone):
+    """The arguments of a training of two stages, of which methods share the first."""
+    return ("train", task_file, "--method", "deebert", "--backbone", tiny_backbone("bert"), *QUICK, "frozen_steps=9")
+
+
+def weights_of(folder):
+    return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def test_killed_between_stages_it_ends_as_if_it_had_not_been(deebert, tmp_path):
+    straight = call(*deebert, "--out", tmp_path / "straight")
+    assert straight.exit_code == 0, straight.output
+    assert "stage 1 of 2: training last-exit, step 0 of" in straight.stderr
+    assert "stage 2 of 2: training off-ramps, step 0 of" in straight.stderr
+    command = [sys.executable, "-c", _DIES_IN_ITS_SECOND_STAGE, *deebert, "--out", tmp_path / "killed"]
+    environment = {**os.environ, "CONSISTENTEE_DATA": ""}
+    killed = subprocess.run(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    other = call(*deebert, "epochs=2", "--out", tmp_path / "killed", "--risk", "7")
+    assert other.exit_code == 2, "what is wrong is refused as ever"
+    resumed = call(*deebert, "--out", tmp_path / "killed")
+    assert resumed.exit_code == 0, resumed.output
+    assert "continuing the interrupted training" in resumed.stderr
+    assert "training last-exit" not in resumed.stderr
+    assert "stage 2 of 2: training off-ramps, step 0 of" in resumed.stderr
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "straight")
+    description = ModelDescription.read(tmp_path / "killed")
+    assert description == ModelDescription.read(tmp_path / "straight"), "the knob is the same, too"
+    assert not (tmp_path / "killed" / train.UNFINISHED).exists()
+
+
+def test_ctrl_c_says_what_is_kept_and_other_settings_begin_anew(deebert, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "trained", interrupt)
+        early = call(*deebert, "--out", out)
+        assert (early.exit_code, "before a stage or a checkpoint was finished" in early.stderr) == (130, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "choose", interrupt)
+        late = call(*deebert, "--out", out)
+    assert late.exit_code == 130
+    assert f"2 finished stages are kept in {out / train.UNFINISHED}, and the same command continues" in late.stderr
+    assert call("predict", out, "w1").exit_code == 2, "there is no model yet"
+    other = call(*deebert, "frozen_steps=12", "--out", out)
+    assert other.exit_code == 0, other.output
+    assert "continuing" not in other.stderr
+    assert call("predict", out, "w1").exit_code == 0
+
+
+def test_a_rehearsal_that_fails_leaves_stages_without_numbers(deebert, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "make_task", lambda: 1 / 0)
+    done = call(*deebert, "--out", tmp_path / "model")
+    assert done.exit_code == 0, done.output
+    assert "stage 1 of" not in done.stderr

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run import progress as status
-from benchmarks.run.progress import RunProgress, StatusFile, read_status
+from benchmarks.run.progress import RunProgress, StageProgress, StatusFile, read_status
 from benchmarks.specs.base import TimingSpec
 from consistentee.files import clear_leftovers
 from consistentee.progress import Position, begin_stage, listening, tracked
@@ -149,6 +149,43 @@ class TestWhatTheRunShows:
             "[1/2] toy · full, 30 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
             "[1/2]   accuracy 80.0, 0 s",
         ]
+
+
+class TestWhatATrainingShows:
+    def test_stages_are_numbered_and_lines_come_every_ten_seconds(self, monkeypatch):
+        clock = SimpleNamespace(now=100.0)
+        monkeypatch.setattr(status.time, "monotonic", lambda: clock.now)
+        console = Console(file=io.StringIO(), width=200)
+        with StageProgress(console, ["training a", "training b", "training a", "training c"]) as tell:
+            for now, position in (
+                (100, Position("loading")),
+                (101, Position("training a", 0, 8)),
+                (104, Position("training a", 2, 8, 2, 64, 3.0)),
+                (111, Position("training a", 4, 8, 4, 128, 10.0)),
+                (112, Position("tracing", 0, 3)),
+                (122, Position("tracing", 1, 3, 1, 64, 6.0)),
+                (123, Position("training a", 3, 8)),  # b was done before the interruption
+                (124, Position("training c", 0, 8)),
+                (134, Position("training c", 4, 8, 4, 128, 12.0)),
+            ):
+                clock.now = now
+                tell(position)
+        assert console.file.getvalue().splitlines() == [
+            "loading",
+            "stage 1 of 4: training a, step 0 of 8",
+            "stage 1 of 4: training a, step 4 of 8, 13 rows/s, 0.2 min left in this stage",
+            "tracing, step 1 of 3, 11 rows/s, 0.2 min left in this stage",
+            "stage 3 of 4: training a, step 3 of 8",
+            "stage 4 of 4: training c, step 0 of 8",
+            "stage 4 of 4: training c, step 4 of 8, 11 rows/s, 0.2 min left",
+        ]
+
+    def test_a_terminal_has_one_line(self):
+        console = Console(file=io.StringIO(), width=200, force_terminal=True)
+        with StageProgress(console, []) as tell:
+            tell(Position("training [a]", 1, 8, 1, 32, 1.0))
+            shown = tell._line.renderable.text.plain
+        assert shown == "training [a], step 1 of 8, 32 rows/s, 0.1 min left in this stage"
 
 
 def test_saying_how_far_it_has_come_loads_nothing():

@@ -26,7 +26,7 @@ from consistentee.training.encoder import (
     train_jointly,
     training_source,
 )
-from consistentee.training.loop import run_stage
+from consistentee.training.loop import collected_losses, run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16)
@@ -96,7 +96,8 @@ class TestTheLoop:
     def test_interrupted_it_ends_as_if_it_had_not_been(self, kinds, name, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
         kind, grouped = kinds[name], {"group_by_length": True}
-        straight = kind.trained(**grouped)
+        with collected_losses() as losses:
+            straight = kind.trained(**grouped)
         steps, real = [], kind.source.batch
 
         def interrupted(source, rows, step):
@@ -109,7 +110,9 @@ class TestTheLoop:
         with pytest.raises(KeyboardInterrupt):
             kind.trained(store=tmp_path, **grouped)
         assert len(list(tmp_path.glob("*.checkpoint.safetensors"))) == 1
-        resumed = kind.trained(store=tmp_path, **grouped)
+        with collected_losses() as losses_again:
+            resumed = kind.trained(store=tmp_path, **grouped)
+        assert losses_again == losses
         assert steps == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7], "training resumes from the last checkpoint"
         assert same(straight, resumed)
         scores = (model.description.validation_by_epoch for model in (straight, resumed))
@@ -122,6 +125,26 @@ class TestTheLoop:
         monkeypatch.setattr(loop, "save_tensors", lambda tensors, _: written.append(tensors.get("step")))
         train_last_token_exit(tiny_decoder(), make_text_task(), replace(TOKEN_RECIPE, store=tmp_path))
         assert written == [1, 2, None], "the last one is the stage's result"
+
+    def test_every_stage_has_a_curve_of_its_loss(self, kind, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "LOSS_POINTS", 4)
+        noted = []
+        for _ in range(2):  # the second time, shared stages come from the store
+            with collected_losses() as losses:
+                kind.trained(store=tmp_path)
+                kind.trained(seed=1)
+            noted.append(losses)
+        assert noted[0] == noted[1]
+        assert {kind.stage, f"{kind.stage} (2)"} <= noted[0].keys(), "a name that is there already gets a number"
+        assert max(map(len, noted[0].values())) == 4
+
+    def test_the_points_of_a_curve_are_means_of_the_losses(self, tiny_model, monkeypatch):
+        monkeypatch.setattr(loop, "LOSS_POINTS", 2)
+        model, source = tiny_model(), training_source(tiny_model(), make_task(rows=48), RECIPE)
+        stage = token_stage("counted", lambda model, batch: 0 * own_loss(model, batch) + batch.step, RECIPE)
+        with collected_losses() as losses:
+            run_stage(model, source, stage, RECIPE)
+        assert losses == {"counted": [1.0, 4.0]}  # of the steps 0 to 5
 
     def test_a_loss_that_is_not_finite_is_named(self, tiny_model):
         model = tiny_model()
@@ -140,6 +163,14 @@ class TestTheStore:
             patch.setattr("consistentee.training.loop.TRAINING_VERSION", -1)
             with pytest.raises(pytest.fail.Exception, match="the store was not used"):
                 kind.trained(store=tmp_path)
+
+    def test_a_recipe_can_keep_all_stages(self, tiny_model, tmp_path):
+        recipe, stage = replace(RECIPE, epochs=1, store=tmp_path), token_stage("mine", own_loss, RECIPE)
+        for keep_stages in (False, True):
+            model = tiny_model()
+            source = training_source(model, make_task(rows=16), recipe)
+            run_stage(model, source, stage, replace(recipe, keep_stages=keep_stages))
+            assert len(list(tmp_path.glob("mine-*.safetensors"))) == keep_stages
 
     def test_auto_is_kept_as_the_precision_it_took(self, tiny_model, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "precision_used", lambda setting, device: setting.replace("auto", "bfloat16"))
