@@ -242,7 +242,7 @@ class CALMTokensClassifier(_CALMTokens):
         trace = trace.select(recipe.tokens_for_heads(trace))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
-        agrees = agreement(exit_answers(trace, store=recipe.store, progress=recipe.progress).predictions)
+        agrees = agreement(exit_answers(trace, store=recipe.store).predictions)
         loss = partial(_token_agreement_loss, agrees)
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=_CONFIDENCE, details={"agrees": agrees})
         return model

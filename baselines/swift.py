@@ -115,8 +115,7 @@ class SWIFT(DraftingMethod):
         found = {}
         for share in map(round, self.knob.values):
             search = LayerSetSearch(model.num_layers, share / 100, seed=recipe.seed)
-            title = f"searching {share}%" if recipe.progress else None
-            places, score = search.run(texts.score, self, progress=title)
+            places, score = search.run(texts.score, self, f"searching {share}%")
             found[str(share)] = torch.from_numpy(places)
             _logger.info("%d %% of sublayers: %d skipped, score %.3f", share, places.sum(), score)
         return found
@@ -182,12 +181,12 @@ class LayerSetSearch:
         self._scores: dict[bytes, float] = {}
 
     def run(
-        self, score: Callable[[SkippedSublayers], float], limits: SWIFT, *, progress: str | None = None
+        self, score: Callable[[SkippedSublayers], float], limits: SWIFT, title: str = "searching"
     ) -> tuple[Places, float]:
-        """Return the best set and its score; ``progress`` is the title of a progress bar, None for none."""
+        """Return the best set and its score; ``title`` is that of its progress."""
         best, best_score, failures = self.first(), -math.inf, 0
         sets = min(limits.max_sets, math.comb(2 * self._inner, self._count))
-        for number in tracked(range(sets), progress or "searching", rows=1, shown=progress is not None):
+        for number in tracked(range(sets), title, rows=1):
             if best_score > limits.good_enough or failures == limits.max_failures:
                 break
             guesses = number % _GUESSED_EVERY == 0

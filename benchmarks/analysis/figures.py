@@ -273,30 +273,25 @@ def memorized_figure(results: Results) -> "Figure | None":
 
 
 def training_figure(results: Results) -> "Figure | None":
-    """Draw loss and validation score of every stage of training, a line a run; colours are tasks, or methods of one."""
+    """Draw loss and validation score of every stage of training, a line a run; colours are tasks."""
     import seaborn as sns
 
     found = results.training
     if found.empty:
         return None
-    names = found["labels"].map(lambda own: display_name(own[0]) if len(own) == 1 else "several methods")
-    names = task_names(results, found) if len(results.tasks) > 1 else names
-    found = found.assign(name=names, panel=found["stage"] + ": " + found["curve"])
+    found = found.assign(task=task_names(results, found), panel=found["stage"] + ": " + found["curve"])
     runs = found.groupby("panel", sort=False)["run"].nunique().sort_values(ascending=False, kind="stable")
-    panels = list(runs.index[:MOST_PANELS])
-    across = min(3, len(panels))
-    hues = found.loc[found["panel"].isin(panels), "name"].unique()
-    shades = COLOURS if len(hues) <= len(COLOURS) else sns.color_palette("husl", len(hues))
-    colours = dict(zip(hues, shades, strict=False))
-    rows = -(-len(panels) // across)
-    figure, grid = _panels(panels, across, (TEXT_WIDTH, 1.5 * rows + 0.5))
+    panels, tasks = sorted(runs.index[:MOST_PANELS]), list(found["task"].unique())
+    shades = COLOURS if len(tasks) <= len(COLOURS) else sns.color_palette("husl", len(tasks))
+    colours, across = dict(zip(tasks, shades, strict=False)), min(3, len(panels))
+    figure, grid = _panels(panels, across, (TEXT_WIDTH, 1.5 * -(-len(panels) // across) + 0.5))
     for axes, panel in zip(grid, panels, strict=True):
-        own = found[found["panel"] == panel]
         style = {"units": "run", "estimator": None, "linewidth": 0.8, "markersize": 2, "legend": False}
         style["marker"] = None if panel.endswith(LOSS) else "o"
-        sns.lineplot(own, x="done", y="value", hue="name", palette=colours, ax=axes, **style)
+        own = found[found["panel"] == panel]
+        sns.lineplot(own, x="done", y="value", hue="task", palette=colours, ax=axes, **style)
         axes.set(xlim=(0, 102), xlabel="", ylabel="")
-    handles = [grid[0].plot([], [], color=colour, label=name)[0] for name, colour in colours.items()]
+    handles = [grid[0].plot([], [], color=colour, label=task)[0] for task, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("percent of the stage", fontsize=8)
     return figure

@@ -41,6 +41,8 @@ CURVE = [*TASK, "label"]
 NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 """Scores of texts besides the task's: the loss of a reference's token, and agreement with the full model's text."""
 
+ROUNDS = 3
+"""Fewer rounds of times show no spread."""
 LOSS, VALIDATION = "loss", "validation score"
 """The curves of training."""
 
@@ -108,21 +110,23 @@ class Results:
     def training(self) -> pd.DataFrame:
         """A line for every point of the curves of training; a stage that methods share is there once.
 
-        Columns: ``task``, ``backbone``, ``seed``, ``stage``, ``curve`` (loss, or validation score), ``labels``
-        (those that have it), ``run`` (a number for each curve), ``done`` (percent of the stage) and ``value``.
+        Columns: ``task``, ``backbone``, ``seed``, ``stage`` (with a method, where methods differ in it), ``curve``
+        (loss, or validation score), ``run`` (a number for each curve), ``done`` (percent of the stage) and ``value``.
         """
-        labels: dict[tuple[Any, ...], dict[str, None]] = {}
+        runs: dict[tuple[Any, ...], str] = {}
         for record in self.records:
-            for curve, stages, middle in ((LOSS, record.losses, 0.5), (VALIDATION, record.validation_by_epoch, 0)):
+            for curve, stages in ((LOSS, record.losses), (VALIDATION, record.validation_by_epoch)):
                 for stage, values in stages.items():
-                    run = (record.task, record.backbone, record.seed, stage, curve, middle, *values)
-                    labels.setdefault(run, {})[record.label] = None
+                    runs.setdefault((record.task, record.backbone, record.seed, stage, curve, *values), record.label)
         lines = [
-            (*run[:5], tuple(own), number, 100 * (place - run[5]) / len(run[6:]), value)
-            for number, (run, own) in enumerate(labels.items())
-            for place, value in enumerate(run[6:], start=1)
+            (*run[:5], label, number, 100 * (place + (0.5 if run[4] == LOSS else 1)) / len(run[5:]), value)
+            for number, (run, label) in enumerate(runs.items())
+            for place, value in enumerate(run[5:])
         ]
-        return pd.DataFrame(lines, columns=[*TASK, "seed", "stage", "curve", "labels", "run", "done", "value"])
+        found = pd.DataFrame(lines, columns=[*TASK, "seed", "stage", "curve", "label", "run", "done", "value"])
+        differ = found.groupby([*TASK, "seed", "stage", "curve"])["run"].transform("nunique") > 1
+        differ = differ.groupby(found["stage"]).transform("any")
+        return found.assign(stage=found["stage"].where(~differ, found["stage"] + " · " + found.pop("label")))
 
     @cached_property
     def methods(self) -> dict[str, str]:
@@ -157,6 +161,11 @@ class Results:
     def batch_sizes(self) -> list[int]:
         """The batch sizes that were timed, rows in step."""
         return sorted(map(int, self.times.loc[~self.times["regroups"].astype(bool), "batch_size"].unique()))
+
+    @property
+    def clock_mark(self) -> str:
+        """The mark of times in tables: * if some were taken in fewer than three rounds."""
+        return "*" if any(timing.rounds < ROUNDS for timing in self.timings) else ""
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of :attr:`knobs` as an array."""

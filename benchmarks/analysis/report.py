@@ -7,6 +7,7 @@ data, which is put into the finished specification: Altair copies and checks all
 
 import importlib.metadata
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -322,19 +323,13 @@ def _training_chart(results: Results) -> dict[str, Any] | None:
     found = results.training
     if found.empty:
         return None
-    own = found["labels"].str.join(", ")
-    several = found.assign(own=own).groupby("stage")["own"].transform("nunique") > 1
-    found = found.assign(
-        task=task_names(results, found), stage=found["stage"].where(~several, found["stage"] + " · " + own)
-    )
+    found = found.assign(task=task_names(results, found))
     frame = found.groupby(["task", "stage", "curve", "done"], sort=False)["value"].mean().reset_index().round(4)
+    values = {name: list(frame[name].unique()) for name in ("task", "curve")}
+    binding = partial(alt.binding_select, element="#training-controls")
     selects = [
-        alt.param(
-            name=f"training_{name}",
-            value=frame[name].iloc[0],
-            bind=alt.binding_select(options=list(frame[name].unique()), name=name, element="#training-controls"),
-        )
-        for name in ("task", "curve")
+        alt.param(name=f"training_{name}", value=own[0], bind=binding(options=own, name=name))
+        for name, own in values.items()
     ]
     x = alt.X("done:Q", title="percent of the stage", axis=alt.Axis(grid=False))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))

@@ -24,6 +24,7 @@ from benchmarks.analysis.frames import (
 from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
+    FEW_ROUNDS_NOTE,
     INTERVALS_NOTE,
     METRIC_NAMES,
     MOST_LINES,
@@ -51,7 +52,7 @@ def headline_table(results: Results) -> Table | None:
     found, of_texts = comparison.headline, results.kind == "generation"
     if found["points"].isna().all():
         return None
-    frame = marked(found)
+    frame = marked(found).assign(clock_mark=results.clock_mark)
     middle, tasks = comparison.middle, len(comparison.compared)
     one = " · ".join(comparison.compared[0])
     missing = sorted(set(results.labels_to_compare) - set(found["method"]))
@@ -73,7 +74,7 @@ def headline_table(results: Results) -> Table | None:
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f"),
             *(
-                Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f")
+                Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f", mark="clock_mark")
                 for size in results.batch_sizes
             ),
             Column(f"vs. static {middle:g}x", f"static {middle:g}x"),
@@ -93,7 +94,7 @@ def headline_table(results: Results) -> Table | None:
             f"Any task: tasks are resampled, too. {OVER_NOTE}",
             "Own last exit: points against it. FLOPs, clock: full model / method, b = batch size; full depth that was "
             "not counted or timed counts as the full model. vs. static: tasks on which it is significantly better / "
-            "worse than a static exit.",
+            f"worse than a static exit.{FEW_ROUNDS_NOTE if results.clock_mark else ''}",
         ],
     )
 
@@ -276,7 +277,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
-    own["shown_task"] = task_names(results, own)
+    own["shown_task"], own["clock_mark"] = task_names(results, own), results.clock_mark
     metric = own["metric"].iloc[0] if task else "score"
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
@@ -293,14 +294,15 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
             Column("FLOPs ratio", "flops_ratio", ".2f"),
             *(Column(f"tokens/s b{size}", f"tokens_per_second_b{size}", ".1f") for size in sizes),
             *(Column(f"ms/row b{size}", f"ms_b{size}", ".2f") for size in sizes),
-            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in sizes),
+            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f", mark="clock_mark") for size in sizes),
             Column("chosen for", "short"),
             *([] if task else [Column("knob", "shown_knob")]),
         ],
         notes=[
             "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
             "(≤50%), or the fewest layers within a point of the full model (-1 pt) or with so many answers of the full "
-            "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size.",
+            "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size."
+            f"{FEW_ROUNDS_NOTE if results.clock_mark else ''}",
             *(_notes_of_task(results, task) if task else []),
         ],
     )

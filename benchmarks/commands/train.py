@@ -35,9 +35,7 @@ from consistentee.traces.instance_trace import record_trace
 if TYPE_CHECKING:
     from rich.table import Table
 
-UNFINISHED = ".training"
-"""Folder, below that of the model, of the stages and checkpoints of a training that has not ended."""
-
+UNFINISHED = ".training"  # below the folder of the model
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
 
 
@@ -97,7 +95,8 @@ def train_model(
     if any(store.glob("*.safetensors")):
         print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
     try:
-        with StageProgress(Console(stderr=True), stages_of(method, spec)) as progress, listening(progress):
+        progress = StageProgress(Console(stderr=True), stages_of(method, spec))
+        with progress, listening(progress):
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
             begin_stage("choosing knobs")
@@ -137,18 +136,13 @@ def stages_of(method: AnyMethod, spec: BaseCellSpec) -> list[str]:
             titles.append(position.stage)
 
     with TemporaryDirectory() as folder, suppress(Exception), redirect_stdout(io.StringIO()), listening(note):
-        if spec.kind == "generation":
-            method.fit(TinyDecoders(Path(folder)).model(), make_text_task(), recipe)
-        else:
-            method.fit(TinyModels(Path(folder)).model(), make_task(), recipe)
+        tiny = TinyDecoders(Path(folder)) if spec.kind == "generation" else TinyModels(Path(folder))
+        method.fit(tiny.model(), make_text_task() if spec.kind == "generation" else make_task(), recipe)
         return titles
     return []
 
 
 def _interrupted(store: Path) -> str:
-    files = [path.name for path in store.glob("*.safetensors") if not path.name.startswith(("outputs-", "hidden-"))]
-    checkpoints = sum(".checkpoint." in name for name in files)
-    kept = [f"{len(files) - checkpoints} finished stages", "a checkpoint" if checkpoints else ""]
-    if not files:
+    if not any(store.glob("*.safetensors")):
         return "interrupted before a stage or a checkpoint was finished; the same command begins again"
-    return f"interrupted; {' and '.join(filter(None, kept))} are kept in {store.parent}, and the same command continues"
+    return f"interrupted; finished stages and checkpoints are kept in {store.parent}, and the same command continues"

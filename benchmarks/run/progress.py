@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 from consistentee.files import PARTIAL
 from consistentee.progress import Position
@@ -26,7 +27,6 @@ SECONDS_BETWEEN_LINES = 10.0
 
 _SECONDS_BETWEEN_READS = 1.0
 _SECONDS_BETWEEN_WRITES = 1.0
-_SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class StatusFile:
@@ -72,30 +72,18 @@ def in_words(position: Position) -> str:
     return ", ".join(parts)
 
 
-class StageProgress:
+class StageProgress(Status):
     """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else.
 
-    A line is printed when a training stage begins, and every ten seconds. A context manager.
-
-    Args:
-        console: where it is shown.
-        stages: titles of the training stages to come, in order; empty if they are not known.
+    A line is printed when one of the ``stages`` begins, and every ten seconds. These are the titles of the training
+    stages to come, in order; empty if they are not known.
     """
 
     def __init__(self, console: Console, stages: Sequence[str]) -> None:
-        self._console, self._stages = console, stages
+        super().__init__("starting", console=console)
+        self._stages = stages
         self._number = 0
         self._next = 0.0
-        self._line = console.status("starting") if console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._line:
-            self._line.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._line:
-            self._line.stop()
 
     def __call__(self, position: Position) -> None:
         begins = position.steps == 0 and position.stage in self._stages[self._number :]
@@ -109,11 +97,11 @@ class StageProgress:
             words = f"stage {self._number} of {count}: {words}"
         if position.seconds_left is not None and (not count or self._number < count):
             words += " in this stage"  # the pace of later stages is not known
-        if self._line:
-            self._line.update(escape(words))
+        self._next = now + (_SECONDS_BETWEEN_WRITES if self.console.is_terminal else SECONDS_BETWEEN_LINES)
+        if self.console.is_terminal:
+            self.update(escape(words))
         else:
-            self._console.print(escape(words), highlight=False, soft_wrap=True)
-        self._next = now + (_SECONDS_BETWEEN_UPDATES if self._line else SECONDS_BETWEEN_LINES)
+            self.console.print(escape(words), highlight=False, soft_wrap=True)
 
 
 @dataclass

@@ -107,7 +107,8 @@ def run_suite(
     shard = filters.shard
     if fresh and (shard or not train):
         raise UserError("a fresh run is of all its cells: neither of a shard, nor of times alone")
-    if not train and (shard or not times):
+    times = times and shard is None and suite.timing.rounds > 0
+    if not train and not times:
         raise UserError("there is nothing to do: no training is wanted, and no times are taken")
     console = console or Console(stderr=True)
     if is_published(out):
@@ -118,7 +119,7 @@ def run_suite(
         _print(console, fault.set_aside())
 
     planner = Planner(suite, folder, Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
-    choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times and shard is None}
+    choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times}
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 

@@ -92,9 +92,9 @@ class MethodEntry(Strict):
 
 
 class TimingSpec(Strict):
-    """How knobs are timed, in rounds interleaved with the stock model."""
+    """How knobs are timed, in rounds interleaved with the stock model. ``none`` stands for no rounds: no times."""
 
-    rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
+    rounds: int = Field(default=3, ge=0, description="fewer than 3 show no spread, and tables mark their times")
     batch_sizes: BatchSizes = (1, 32)
     rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
     points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
@@ -102,6 +102,11 @@ class TimingSpec(Strict):
     most_batches: int | None = Field(
         default=None, ge=1, description="timed of each size, from the first rows on; by default all rows are"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return {"rounds": 0} if value in (None, "none") else value
 
     def rows_at(self, batch_size: int) -> int:
         """Return the maximum number of rows timed at a batch size."""

@@ -9,7 +9,7 @@ from consistentee.arguments import Number, checked
 from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.methods.method import Method, code_file, get_method
+from consistentee.methods.method import AnyMethod, Method, code_file, get_method
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -81,6 +81,26 @@ def holds(folder: Path, model_class: type[MultiExitModel] | type[MultiExitDecode
     return (folder / model_class.description_class.file).is_file()
 
 
+@checked
+def load(
+    folder: str | Path, *, knob: Number | None = None, allow_code: bool = False
+) -> tuple[MultiExitModel | MultiExitDecoder, AnyMethod, float]:
+    """Load what ``Method.save``, ``consistentee train`` or a run has saved: a model, its method and the knob to use.
+
+    Args:
+        folder: of the model.
+        knob: of its method; by default the one it was saved with.
+        allow_code: import the Python file that the folder names as its method; only registered methods without it.
+
+    Raises UserError if the folder holds no trained model, names a method in a file without ``allow_code``, or the knob
+    is out of range.
+    """
+    folder = Path(folder).expanduser()
+    if holds(folder, MultiExitDecoder):
+        return load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
+    return load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
+
+
 class Classified(TypedDict):
     """The answer to one text: a label and its probability; for a regression, a value as the score alone."""
 
@@ -139,23 +159,19 @@ class Writer:
 
 @checked
 def pipeline(
-    model: str | Path, *, knob: Number | None = None, device: str = "cpu", allow_code: bool = False
+    model: str | Path, *, knob: Number | None = None, device: str | None = None, allow_code: bool = False
 ) -> Classifier | Writer:
     """Load a saved model that answers texts: a :class:`Classifier`, or a :class:`Writer` for a decoder.
 
     Args:
-        model: a folder that ``consistentee train`` or a run of a suite has saved.
-        knob: of its method; by default the one chosen in training.
-        device: where it runs.
-        allow_code: import the Python file that the folder names as its method; only registered methods without it.
-
-    Raises UserError if the folder holds no trained model, names a method in a file without ``allow_code``, or the knob
-    is out of range.
+        model: folder, as for :func:`load`.
+        knob, allow_code: as for :func:`load`, and so are the errors.
+        device: where it runs; by default on an accelerator, if there is one, or where CONSISTENTEE_DEVICE says.
     """
-    folder = Path(model).expanduser()
-    if holds(folder, MultiExitDecoder):
-        decoder, found, chosen = load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
-        assert isinstance(found, TokenMethod)
-        return Writer(decoder.to(device), found, chosen)
-    encoder, method, chosen = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
-    return Classifier(encoder.to(device), method.rule(encoder, chosen))
+    found, method, chosen = load(model, knob=knob, allow_code=allow_code)
+    if device is not None:
+        found.to(device)
+    if isinstance(found, MultiExitDecoder):
+        assert isinstance(method, TokenMethod)
+        return Writer(found, method, chosen)
+    return Classifier(found, method.rule(found, chosen))

@@ -126,13 +126,13 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         return dataclasses.asdict(self)
 
     @checked
-    def save(self, model: ModelT, folder: str | Path, knob: Number | None = None) -> None:
-        """Save a model that this method has trained, for :func:`consistentee.pipeline` and the commands of one model.
+    def save(self, model: ModelT, knob: Number | None, folder: str | Path) -> None:
+        """Save a model that this method has trained, for ``consistentee.load``, ``pipeline`` and the command line.
 
         Args:
             model: as :meth:`fit` returned it.
-            folder: is made.
             knob: the value to use by default; None for the middle one.
+            folder: is made.
 
         Raises:
             UserError: the knob is out of range, or the method's class is not in a file that can be read again.

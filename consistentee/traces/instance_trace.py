@@ -121,37 +121,27 @@ class TraceView(LayerView):
 
 
 def record_outputs(
-    model: MultiExitModel,
-    encodings: Sequence[Encoding],
-    *,
-    batch_size: int = 64,
-    store: Path | None = None,
-    progress: bool = False,
+    model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int = 64, store: Path | None = None
 ) -> LayerOutputs:
     """Run ``model`` at full depth, in eval mode, over tokenised rows: all layers of all rows, in order, on the CPU.
 
     Rows of similar length go together. ``store`` is a folder where outputs are kept, so that methods that share a model
-    share its pass; None keeps nothing. ``progress`` shows a progress bar.
+    share its pass; None keeps nothing.
     """
-    run = partial(_record, model, encodings, ("vectors", "pooled", "logits"), batch_size, progress)
+    run = partial(_record, model, encodings, ("vectors", "pooled", "logits"), batch_size)
     tensors = run() if store is None else computed_once(_outputs_file(store, model, encodings, batch_size), run)
     return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
 
 
 def record_logits(
-    model: MultiExitModel,
-    encodings: Sequence[Encoding],
-    *,
-    batch_size: int = 64,
-    store: Path | None = None,
-    progress: bool = False,
+    model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int = 64, store: Path | None = None
 ) -> Tensor:
     """Return every layer's logits at full depth: float [rows, L, classes]. Neither states nor logits are stored.
 
     The arguments are those of :func:`record_outputs`; a pass that it stored is read, and not run again.
     """
     stored = None if store is None else load_tensors(_outputs_file(store, model, encodings, batch_size))
-    return (stored or _record(model, encodings, ("logits",), batch_size, progress))["logits"]
+    return (stored or _record(model, encodings, ("logits",), batch_size))["logits"]
 
 
 def _outputs_file(store: Path, model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> Path:
@@ -161,18 +151,14 @@ def _outputs_file(store: Path, model: MultiExitModel, encodings: Sequence[Encodi
 
 @torch.no_grad()
 def _record(
-    model: MultiExitModel,
-    encodings: Sequence[Encoding],
-    names: Sequence[str],
-    batch_size: int,
-    progress: bool,
+    model: MultiExitModel, encodings: Sequence[Encoding], names: Sequence[str], batch_size: int
 ) -> dict[str, Tensor]:
     """Return some of the fields of :class:`LayerOutputs` for all rows; ``pooled`` only where it is not ``vectors``."""
     model.eval()
     order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
     recorded: dict[str, Tensor] = {}
     starts = range(0, len(order), batch_size)
-    for start in tracked(starts, "tracing", rows=batch_size, shown=progress):
+    for start in tracked(starts, "tracing", rows=batch_size):
         rows = order[start : start + batch_size]
         outputs = model(model.collate([encodings[i] for i in rows]))
         for name in names:
@@ -194,14 +180,13 @@ def record_trace(
     batch_size: Positive = 64,
     max_length: Positive | None = None,
     store: Path | None = None,
-    progress: bool = False,
 ) -> Trace:
     """Run ``model`` once at full depth over a split, and keep the outputs of every layer for every row.
 
     ``store`` is a folder where full-depth passes are kept, see :func:`record_outputs`.
     """
     encodings = model.tokenize(split.texts, max_length)
-    outputs = record_outputs(model, encodings, batch_size=batch_size, store=store, progress=progress)
+    outputs = record_outputs(model, encodings, batch_size=batch_size, store=store)
     signals, heads = {"pooled": outputs.pooled}, {name: model.head(name) for name in model.exit_heads}
     for name, head in heads.items():
         if head.spec.extra_inputs == 0:

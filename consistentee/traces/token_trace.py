@@ -158,7 +158,6 @@ def record_tokens(
     batch_size: Positive = 16,
     dtype: torch.dtype = torch.float32,
     store: Path | None = None,
-    progress: bool = False,
 ) -> TokenTrace:
     """Run ``model`` at full depth, in eval mode, over prompts and given responses (a reference's, or generated ones).
 
@@ -168,14 +167,11 @@ def record_tokens(
         batch_size: rows a batch; rows of similar length go together.
         dtype: of the hidden states kept. float16 halves the memory; states beyond its range stay float32.
         store: folder where passes are kept, so that methods that share a backbone share its pass; None keeps nothing.
-        progress: show a progress bar.
 
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
     """
-    states = recorded_states(
-        model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store, progress=progress
-    )
+    states = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
     speaking = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
@@ -204,7 +200,6 @@ def recorded_states(
     batch_size: int = 16,
     dtype: torch.dtype,
     store: Path | None,
-    progress: bool,
 ) -> Tensor:
     """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :func:`record_tokens`.
 
@@ -214,7 +209,7 @@ def recorded_states(
     if not rows:
         raise UserError("there are no rows to record")
     check_rows(model, rows)
-    run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype, progress=progress)
+    run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype)
     if store is None:
         return run()
     described = [[list(prompt), list(response)] for prompt, response in rows]
@@ -233,13 +228,7 @@ def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
 
 @torch.no_grad()
 def _record(
-    model: MultiExitDecoder,
-    rows: Sequence[TokenRow],
-    whole_rows: bool,
-    *,
-    batch_size: int,
-    dtype: torch.dtype,
-    progress: bool,
+    model: MultiExitDecoder, rows: Sequence[TokenRow], whole_rows: bool, *, batch_size: int, dtype: torch.dtype
 ) -> Tensor:
     model.eval()
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
@@ -247,7 +236,7 @@ def _record(
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     starts = range(0, len(order), batch_size)
-    for start in tracked(starts, "tracing", rows=batch_size, shown=progress):
+    for start in tracked(starts, "tracing", rows=batch_size):
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)

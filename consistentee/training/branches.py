@@ -74,16 +74,14 @@ class RowStates:
         return hash_tensors({"drawn": self.numbers}) + states
 
 
-def record_rows(
-    model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Path | None = None, progress: bool = False
-) -> RowStates:
+def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Path | None = None) -> RowStates:
     """Keep the states of all tokens in half precision; arguments and errors as of :func:`consistentee.record_tokens`.
 
     Raises ValueError for closing layers, which read states of their own at every exit.
     """
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
-    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store, progress=progress)
+    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)
     return RowStates(rows, hidden, model, torch.arange(len(rows)))
 
 
@@ -106,7 +104,7 @@ def train_branches(
     if not draws or not rows or not model.branches:
         return
     used = drawn(torch.arange(len(rows)), min(draws, len(rows)), recipe.seed).sort().values.tolist()
-    states = record_rows(model, [rows[number] for number in used], store=recipe.store, progress=recipe.progress)
+    states = record_rows(model, [rows[number] for number in used], store=recipe.store)
     stage: Stage[MultiExitDecoder, RowBatch] = Stage(
         name="branches",
         loss=branch_loss,

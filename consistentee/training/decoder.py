@@ -122,7 +122,7 @@ def train_last_token_exit(model: MultiExitDecoder, task: TextTask, recipe: Token
 
 def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
     """Record the states of some rows at the exits, in float16 (float64 if the model is), and keep them in the store."""
-    return record_tokens(model, rows, dtype=compact_dtype(model), store=recipe.store, progress=recipe.progress)
+    return record_tokens(model, rows, dtype=compact_dtype(model), store=recipe.store)
 
 
 @torch.no_grad()

@@ -263,7 +263,7 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
 
     They are up to 8 L d bytes a row, which is 74 KB for BERT-base, and memory-mapped above 1 GiB.
     """
-    return record_outputs(model, source.encodings, store=recipe.store, progress=recipe.progress)
+    return record_outputs(model, source.encodings, store=recipe.store)
 
 
 def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
@@ -271,7 +271,7 @@ def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) 
 
     Neither states nor logits are stored; a pass that :func:`recorded_features` stored is read.
     """
-    return record_logits(model, source.encodings, store=recipe.store, progress=recipe.progress)
+    return record_logits(model, source.encodings, store=recipe.store)
 
 
 def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:

@@ -143,8 +143,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         stored = load_tensors(final)
         if stored is not None:
             _put_scores(model, stage, stored)
-            if _LOSSES in stored:  # stages of earlier versions have none
-                _note_losses(stage.name, stored.pop(_LOSSES))
+            _note_losses(stage.name, stored.pop(_LOSSES, torch.empty(2, 0)))  # earlier versions kept none
             model.load_state_dict(stored, strict=False)  # the key covers all other weights
             model.eval()
         else:
@@ -159,10 +158,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
 ) -> Tensor:
-    """Train a stage; return sum and number of the losses in each of up to :data:`LOSS_POINTS` equal parts, [2, parts].
-
-    :func:`collected_losses` gets the means.
-    """
+    """Train a stage; return sums and numbers of the losses in up to :data:`LOSS_POINTS` equal parts, [2, parts]."""
     precision = precision_used(recipe.precision, model.device)
     with onednn_products(model.device):
         parameters = _freeze_all_but(model, stage.trains)

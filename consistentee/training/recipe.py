@@ -48,7 +48,7 @@ class OneRun:
     Attributes:
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared passes, shared stages and checkpoints are kept; None keeps nothing.
-        progress: show a progress bar.
+        progress: show a progress bar of each stage.
         keep_stages: keep every finished stage in the store, and not only those that methods share.
         method: identifies the method that trains; stages with losses of its own are stored under it.
     """

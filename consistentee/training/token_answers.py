@@ -45,7 +45,6 @@ def exit_answers(
     with_confidence: bool = False,
     candidates: int | None = None,
     store: Path | None = None,
-    progress: bool = False,
 ) -> ExitAnswers:
     """Compute the answer of every exit to every token of a trace, in chunks of tokens.
 
@@ -55,9 +54,8 @@ def exit_answers(
         candidates: number of tokens to which exits between the first and the last are restricted, the likeliest of the
             first exit; None for the whole vocabulary. Losses are always those of the whole vocabulary.
         store: folder to keep the answers in, for methods that share exits and tokens.
-        progress: show a progress bar.
     """
-    ask = partial(_ask, trace, with_confidence, candidates, progress)
+    ask = partial(_ask, trace, with_confidence, candidates)
     if store is None:
         return ExitAnswers(**ask())
     parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, candidates]
@@ -66,9 +64,9 @@ def exit_answers(
 
 
 @torch.no_grad()
-def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None, progress: bool) -> dict[str, Tensor]:
+def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:
     answered: dict[str, list[Tensor]] = {}
-    for tokens in tracked(torch.arange(len(trace)).split(CHUNK), "asking exits", rows=CHUNK, shown=progress):
+    for tokens in tracked(torch.arange(len(trace)).split(CHUNK), "asking exits", rows=CHUNK):
         for name, tensor in _ask_about(trace, tokens, with_confidence, candidates).items():
             answered.setdefault(name, []).append(tensor.cpu())
     return {"targets": trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()}}

@@ -197,7 +197,7 @@ def test_killed_between_stages_it_ends_as_if_it_had_not_been(deebert, tmp_path):
 
 
 def test_ctrl_c_says_what_is_kept_and_other_settings_begin_anew(deebert, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     out = tmp_path / "model"
@@ -209,7 +209,10 @@ def test_ctrl_c_says_what_is_kept_and_other_settings_begin_anew(deebert, tmp_pat
         patch.setattr(Classification, "choose", interrupt)
         late = call(*deebert, "--out", out)
     assert late.exit_code == 130
-    assert f"2 finished stages are kept in {out / train.UNFINISHED}, and the same command continues" in late.stderr
+    assert (
+        f"finished stages and checkpoints are kept in {out / train.UNFINISHED}, and the same command continues"
+        in late.stderr
+    )
     assert call("predict", out, "w1").exit_code == 2, "there is no model yet"
     other = call(*deebert, "frozen_steps=12", "--out", out)
     assert other.exit_code == 0, other.output

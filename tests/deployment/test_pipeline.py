@@ -41,7 +41,7 @@ def test_a_method_in_a_file_is_saved_with_its_place(tiny_model, tmp_path):
     source = "from baselines.pabee import PABEE\n\nclass Mine(PABEE):\n    name = 'mine'\n"
     (tmp_path / "mine.py").write_text(source)
     method = ee.get_method(f"{tmp_path / 'mine.py'}:Mine")
-    method.save(tiny_model(), tmp_path / "model")
+    method.save(tiny_model(), None, tmp_path / "model")
     with pytest.raises(UserError, match="allow_code"):
         ee.pipeline(tmp_path / "model")
     assert ee.pipeline(tmp_path / "model", allow_code=True)("w1")[0]["exit_layer"] >= 2

@@ -184,7 +184,7 @@ class TestWhatATrainingShows:
         console = Console(file=io.StringIO(), width=200, force_terminal=True)
         with StageProgress(console, []) as tell:
             tell(Position("training [a]", 1, 8, 1, 32, 1.0))
-            shown = tell._line.renderable.text.plain
+            shown = tell.renderable.text.plain
         assert shown == "training [a], step 1 of 8, 32 rows/s, 0.1 min left in this stage"
 
 

@@ -136,7 +136,6 @@ class ConsistentEETokens(VocabularyMethod):
             with_confidence=self.policy_reads != "state",
             candidates=self.candidates,
             store=recipe.store,
-            progress=recipe.progress,
         )
 
     def costs(self, answers: ExitAnswers) -> Tensor:
