@@ -32,6 +32,8 @@ def test_a_classifier_answers_as_classify_does(tiny_model, tmp_path):
     assert [answer["exit_layer"] for answer in answers] == found.exit_layers.tolist()
     assert [answer["score"] for answer in answers] == found.logits.softmax(dim=-1).amax(dim=-1).tolist()
     assert len(set(found.exit_layers.tolist())) > 1
+    loaded, method, knob = ee.load(folder)
+    assert (type(loaded), method, knob) == (ee.MultiExitModel, ee.get_method("calm-softmax"), 0.5)
     assert ee.pipeline(folder)(texts) != answers  # the stored knob is another one
     assert classifier(texts[0])[0].keys() == {"label", "score", "exit_layer"}
     assert len(classifier(("w1", "w2"))) == 1
@@ -56,6 +58,7 @@ def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
     assert [answer["generated_text"] for answer in answers] == [
         prompt + text for prompt, text in zip(prompts, found.texts, strict=True)
     ]
+    assert ee.load(folder, knob=0.7)[1:] == (ee.get_method("token-entropy"), 0.7)
     assert [answer["exit_layers"] for answer in answers] == [layers.tolist() for layers in found.exit_layers]
     assert ee.pipeline(folder)(prompts[0], max_new_tokens=6) == answers[:1]
 

@@ -94,6 +94,20 @@ def test_times_may_be_left_to_a_later_run(bench):
         bench.run(changes=changes, train=False, times=False)
 
 
+def test_a_suite_may_have_no_times_or_those_of_one_round(bench):
+    changes = {"methods": ["full", "static"], "timing": "none"}
+    assert bench.run(changes=changes).computed == 2
+    assert bench.timed_labels() == []
+    assert not [line for line in bench.plan(changes=changes) if line.startswith(("to time", "timing"))]
+    with pytest.raises(UserError, match="nothing to do"):
+        bench.run(changes=changes, train=False)
+    changes["timing"] = {"rounds": 1, "rows": 4, "batch_sizes": [1], "warmup_batches": 0}
+    bench.run(changes=changes, train=False)
+    page = (bench.out / "table.md").read_text()
+    assert "fewer than three rounds" in page
+    assert re.search(r"\d\.\d\d\\\*", page), "the times are marked"
+
+
 def test_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
     before = stamps(finished.out, "*.json")
     code = (

@@ -60,7 +60,7 @@ def test_cells_train_on_their_own_task_or_on_a_common_one():
         ({"test_prompts": 0}, "test_prompts"),
         ({"methods": ["token-full", "token-full"]}, "label 'token-full' is used by two entries"),
         ({"task_overrides": {"alpaka": {"test_prompts": 8}}}, "unknown task of task_overrides 'alpaka'.*mean 'alpaca'"),
-        ({"timing": {"rounds": 2}}, "timing.rounds"),
+        ({"timing": {"rounds": -1}}, "timing.rounds"),
         ({"timing": {"regrouped": [{"batch_size": 8, "in_flight": 8}]}}, "8 in flight must be more than a batch, 8"),
         ({"timing": {"regrouped": [{"batch_size": 8, "in_flight": 32}]}}, "must be among batch_sizes"),
     ],

@@ -145,7 +145,7 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
             "differ in their label alone",
         ),
         ({"budgets": [0.5, 1.5]}, "budgets.1: Input should be less"),
-        ({"timing": {"rounds": 2}}, "timing.rounds"),
+        ({"timing": {"rounds": -1}}, "timing.rounds"),
         ({"timing": {"batch_sizes": [1, 1]}}, "batch_sizes: .*1 is listed twice"),
     ],
 )
