@@ -50,7 +50,10 @@ def chosen_device() -> torch.device:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # its clock and its random state are used
+        return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"the device {name!r} cannot be used: {reason}; give auto, cpu, cuda, cuda:1 or mps") from error
