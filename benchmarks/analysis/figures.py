@@ -282,8 +282,7 @@ def training_figure(results: Results) -> "Figure | None":
     found = found.assign(task=task_names(results, found), panel=found["stage"] + ": " + found["curve"])
     runs = found.groupby("panel", sort=False)["run"].nunique().sort_values(ascending=False, kind="stable")
     panels, tasks = sorted(runs.index[:MOST_PANELS]), list(found["task"].unique())
-    shades = COLOURS if len(tasks) <= len(COLOURS) else sns.color_palette("husl", len(tasks))
-    colours, across = dict(zip(tasks, shades, strict=False)), min(3, len(panels))
+    colours, across = dict(zip(tasks, sns.color_palette("husl", len(tasks)), strict=True)), min(3, len(panels))
     figure, grid = _panels(panels, across, (TEXT_WIDTH, 1.5 * -(-len(panels) // across) + 0.5))
     for axes, panel in zip(grid, panels, strict=True):
         style = {"units": "run", "estimator": None, "linewidth": 0.8, "markersize": 2, "legend": False}

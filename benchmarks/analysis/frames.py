@@ -41,8 +41,6 @@ CURVE = [*TASK, "label"]
 NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 """Scores of texts besides the task's: the loss of a reference's token, and agreement with the full model's text."""
 
-ROUNDS = 3
-"""Fewer rounds of times show no spread."""
 LOSS, VALIDATION = "loss", "validation score"
 """The curves of training."""
 
@@ -165,7 +163,7 @@ class Results:
     @property
     def clock_mark(self) -> str:
         """The mark of times in tables: * if some were taken in fewer than three rounds."""
-        return "*" if any(timing.rounds < ROUNDS for timing in self.timings) else ""
+        return "*" if any(timing.rounds < 3 for timing in self.timings) else ""
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of :attr:`knobs` as an array."""

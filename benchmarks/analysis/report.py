@@ -327,10 +327,7 @@ def _training_chart(results: Results) -> dict[str, Any] | None:
     frame = found.groupby(["task", "stage", "curve", "done"], sort=False)["value"].mean().reset_index().round(4)
     values = {name: list(frame[name].unique()) for name in ("task", "curve")}
     binding = partial(alt.binding_select, element="#training-controls")
-    selects = [
-        alt.param(name=f"training_{name}", value=own[0], bind=binding(options=own, name=name))
-        for name, own in values.items()
-    ]
+    selects = [alt.param(f"training_{n}", v[0], bind=binding(options=v, name=n)) for n, v in values.items()]
     x = alt.X("done:Q", title="percent of the stage", axis=alt.Axis(grid=False))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     colour = alt.Color("stage:N", legend=alt.Legend(title="stage", symbolLimit=0, columns=1, labelLimit=260))

@@ -56,11 +56,10 @@ def train_model(
     Everything else has the defaults of a suite: exits, caps on what is decoded, budgets. With a ``risk``,
     :func:`consistentee.control_risk` chooses the knob on the validation rows: training has not seen them.
 
-    Finished stages and checkpoints are kept in ``out`` until the model is saved. After an interruption, the same
-    arguments continue from there; with others the training begins anew.
+    Finished stages and checkpoints are kept in ``out`` until the model is saved. After an interruption the same
+    arguments continue from there; others begin anew.
 
-    Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files;
-    KeyboardInterrupt, with a sentence on what is kept, when it is interrupted.
+    Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files.
     """
     if risk is not None:
         check_shares(risk=risk)
@@ -111,7 +110,8 @@ def train_model(
         (out / kind.model_file).unlink(missing_ok=True)  # an old description does not fit the weights written next
         model.save_pretrained(out)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(_interrupted(store)) from error
+        kept = "finished stages and checkpoints" if any(store.glob("*.safetensors")) else "nothing yet"
+        raise KeyboardInterrupt(f"interrupted; kept in {unfinished}: {kept}; the same command continues") from error
     shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
@@ -140,9 +140,3 @@ def stages_of(method: AnyMethod, spec: BaseCellSpec) -> list[str]:
         method.fit(tiny.model(), make_text_task() if spec.kind == "generation" else make_task(), recipe)
         return titles
     return []
-
-
-def _interrupted(store: Path) -> str:
-    if not any(store.glob("*.safetensors")):
-        return "interrupted before a stage or a checkpoint was finished; the same command begins again"
-    return f"interrupted; finished stages and checkpoints are kept in {store.parent}, and the same command continues"

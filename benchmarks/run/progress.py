@@ -75,8 +75,7 @@ def in_words(position: Position) -> str:
 class StageProgress(Status):
     """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else.
 
-    A line is printed when one of the ``stages`` begins, and every ten seconds. These are the titles of the training
-    stages to come, in order; empty if they are not known.
+    ``stages``: titles of the training stages to come, in order; empty if they are not known.
     """
 
     def __init__(self, console: Console, stages: Sequence[str]) -> None:
