@@ -273,8 +273,9 @@ class EqualCost:
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
         Columns: ``method`` (the label), ``budget``, ``points``, ``low`` and ``high`` (95% interval over these tasks),
         ``low_tasks`` and ``high_tasks`` (over any task), ``own_last_exit`` (points against it), ``score``, ``kept``
-        in percent, ``tasks``, ``seeds`` (of the task with fewest), ``layers``, ``over``, ``better_than_static`` and
-        ``worse_than_static`` (on how many tasks, significantly), and geometric means of measured ratios.
+        in percent, ``tasks``, ``seeds`` (of the task with fewest), ``layers``, ``over`` and ``under`` (the budget),
+        ``better_than_static`` and ``worse_than_static`` (on how many tasks, significantly), and geometric means of
+        measured ratios.
         """
         found = self.by_task
         of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
@@ -285,7 +286,8 @@ class EqualCost:
         means = 100 * groups[["points", "own_last_exit", "score"]].mean()
         means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean(skipna=False))
         means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
-        means["layers"], means["over"] = groups["layers"].mean(), groups["over"].any()
+        means["layers"] = groups["layers"].mean()
+        means[["over", "under"]] = groups[["over", "under"]].any()
         for name in self._ratios:
             means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
         bounds = [self._bounds(label, budget) for label, budget in means.index]

@@ -52,6 +52,11 @@ def over_or_under(found: pd.DataFrame) -> pd.Series:
     return found["over"].map({True: "†", False: ""}) + found["under"].map({True: "‡", False: ""})
 
 
+def note_on_marks(found: pd.DataFrame) -> str:
+    """Explain the marks that lines may have; ‡ only where one has it."""
+    return f"{OVER_NOTE} {UNDER_NOTE}" if found["under"].any() else OVER_NOTE
+
+
 @dataclass(frozen=True)
 class Column:
     """A column: its heading, and the columns of the frame with its value, its interval and what is written behind it.

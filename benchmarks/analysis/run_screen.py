@@ -9,14 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.analysis.equal_cost import comparison_of
-from benchmarks.analysis.frames import Results, load_results, merge, protocol
+import numpy as np
+
+from benchmarks.analysis.equal_cost import EqualCost, comparison_of
+from benchmarks.analysis.frames import FULL, Results, load_results, merge, protocol
 from benchmarks.analysis.provenance import clock_caveats
-from benchmarks.analysis.rendering import INTERVALS_NOTE, OVER_NOTE, Column, Table, to_terminal
+from benchmarks.analysis.rendering import INTERVALS_NOTE, Column, Table, note_on_marks, to_terminal
 from benchmarks.analysis.tables import headline_table, terminal_tables
+from benchmarks.kinds import kind_named
+from benchmarks.specs.base import BaseCellSpec
+from benchmarks.specs.knob_choice import Reach
 from benchmarks.specs.schema import canonical_json
+from benchmarks.store.folders import RECORD_FILE, parse_record
 from benchmarks.store.records import BaseRecord
-from benchmarks.store.stored_results import is_published, kind_of_results
+from benchmarks.store.stored_results import StoredCell, is_published, kind_of_results
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +52,26 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
         Text(f"  consistentee table {out_dir}   every operating point, with intervals and milliseconds"),
         Text("  consistentee new-method mine   a method of your own, in one file"),
     )
+
+
+def reached(run: Path, spec: BaseCellSpec, record: BaseRecord) -> str:
+    """Describe a cell of a run at the middle budget: points against the full model if it is there, and the score."""
+    kind, (task, backbone, *_, seed) = kind_named(record.key_parts.kind), spec.folder.parts
+    cells = [StoredCell(record, run, spec.folder.as_posix())]
+    for place in [Path(task, backbone, name, "default", seed) for name in (FULL, f"token-{FULL}")]:
+        full, _ = parse_record(run / "cells" / place / RECORD_FILE, kind.record)
+        cells += [StoredCell(full, run, place.as_posix())] if full and place != spec.folder else []
+    comparison = EqualCost(Results(run, record.key_parts.kind, cells, []))
+    found = comparison.per_seed
+    found = found[(found["label"] == record.label) & (found["speedup"] == comparison.middle)]
+    if found.empty:
+        return "done"
+    point = found.iloc[0]
+    score = f"{record.metric} {100 * point['score']:.1f}"
+    if point["reach"] != Reach.MET:
+        return f"{score} at {point['layers']:.2f} of {record.num_layers} layers"
+    points = "" if np.isnan(point["points"]) else f"{100 * point['points']:+.1f} points, "
+    return f"{points}{score} at {comparison.middle:g}x"
 
 
 def published_folders() -> list[Path]:
@@ -82,7 +108,7 @@ def _identity(record: BaseRecord) -> str:
 
 def board_table(board: Results, own: Results, just_computed: Collection[str]) -> Table | None:
     """Return the headline in short, with a mark at what was measured just now; None without a full model."""
-    table, middle = headline_table(board), comparison_of(board).middle
+    table, middle, found = headline_table(board), comparison_of(board).middle, comparison_of(board).headline
     if table is None:
         return None
     measured = {record.label for record in own.records if record.key in just_computed}
@@ -90,8 +116,12 @@ def board_table(board: Results, own: Results, just_computed: Collection[str]) ->
     published = dict.fromkeys(cell.root.name for cell in board.cells if cell.root != own.folder)
     notes = [
         f"At {middle:g}x 1/{middle:g} of the layers run, on average over rows; 0.0 is as good as the full model. "
-        f"{INTERVALS_NOTE} Clock: the stock model's time / the method's, row by row (batch 1). {OVER_NOTE}"
+        f"{INTERVALS_NOTE} Clock: the stock model's time / the method's, row by row (batch 1). {note_on_marks(found)}"
     ]
+    missed = found[found["over"] | found["under"]].to_dict("records")
+    if missed:
+        layers = [f"{line['method']} {line['layers']:.1f} at {line['budget']:g}x" for line in missed]
+        notes.append(f"Layers where a budget was not met: {', '.join(layers)}.")
     if published:
         others = ", ".join(published)
         notes.append(f"> measured just now; the others are stored ({others}), with the clocks of their machines.")

@@ -32,6 +32,7 @@ from benchmarks.analysis.rendering import (
     UNDER_NOTE,
     Column,
     Table,
+    note_on_marks,
     over_or_under,
     to_csv,
     to_latex,
@@ -91,7 +92,7 @@ def headline_table(results: Results) -> Table | None:
             "vertex) are mixed so that test rows run exactly that"
             + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
             f"{INTERVALS_NOTE if found['low'].notna().any() else 'The answers that intervals need were not kept.'} "
-            f"Any task: tasks are resampled, too. {OVER_NOTE}",
+            f"Any task: tasks are resampled, too. {note_on_marks(found)}",
             "Own last exit: points against it. FLOPs, clock: full model / method, b = batch size; full depth that was "
             "not counted or timed counts as the full model. vs. static: tasks on which it is significantly better / "
             f"worse than a static exit.{FEW_ROUNDS_NOTE if results.clock_mark else ''}",
@@ -106,7 +107,7 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
     static = [f"{b:.0f} / {w:.0f}" if ok else None for (b, w), ok in zip(counts.to_numpy(), known, strict=True)]
     bounds = found[["low_tasks", "high_tasks"]].to_numpy()
     any_task = [None if np.isnan(low) else f"[{low:+.1f}, {high:+.1f}]" for low, high in bounds]
-    marked = found.assign(mark=found["over"].map({True: "†", False: ""}), static=static, any=any_task)
+    marked = found.assign(mark=over_or_under(found), static=static, any=any_task)
     order = marked["method"].drop_duplicates()
     wide = marked.pivot(index="method", columns="budget").loc[order]
     wide.columns = [f"{name} {budget:g}x" for name, budget in wide.columns]
@@ -394,7 +395,7 @@ def render(results: Results, table_format: str) -> str:
 
 def headline_csv(results: Results) -> str:
     """Return ``headline.csv``: a line for every method and budget, points and percent rounded to four decimals."""
-    found = headline(results)
+    found = headline(results).drop(columns="under")
     if results.kind == "generation" and not found.empty:
         scores = text_scores(results)
         of_compared = pd.MultiIndex.from_frame(scores[TASK]).isin(comparison_of(results).compared)

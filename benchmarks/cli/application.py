@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from consistentee.errors import UserError, printable
+from consistentee.errors import UserError, printable, unknown_name
 
 _CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # of the click that Typer carries
 
@@ -30,8 +30,14 @@ class Commands(TyperGroup):
         """Rewrite the arguments into the form that the parser knows."""
         return super().parse_args(ctx, normalised(args, self.commands))
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name and the command of the arguments, and the arguments after it."""
+        if args[0] not in self.commands:
+            raise unknown_name("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run a command. Exit codes: 2 for what the user can mend, 130 for Ctrl-C, 1 for anything else."""
+        """Run a command. Exit codes: 2 for errors that the user can fix, 130 for Ctrl-C, 1 for anything else."""
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
@@ -50,6 +56,10 @@ def _explained(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the sentence for an error."""
     if isinstance(error, UserError):
         return _EXIT_USER_ERROR, f"error: {error}"
+    if isinstance(error, _CLICK_ERROR) and hasattr(error, "option_name") and error.ctx is not None:
+        options = [name for option in error.ctx.command.params for name in (*option.opts, *option.secondary_opts)]
+        known = [name for name in (*options, *_OF_ALL_COMMANDS) if name.startswith("-")]
+        return _EXIT_USER_ERROR, f"error: {unknown_name('option', error.option_name, known)}"
     if isinstance(error, _CLICK_ERROR):
         return _EXIT_USER_ERROR, f"error: {error.format_message()} (add --help to see what there is)"
     if isinstance(error, KeyboardInterrupt):
@@ -111,7 +121,7 @@ app = typer.Typer(
         "consistentee run cpu-6-layers --data DATA --tasks mcid rte",
         "consistentee table runs/quick",
         "consistentee doctor",
-        "Exit codes: 0 done, 1 something failed, 2 something you can mend, 130 interrupted.",
+        "Exit codes: 0 done, 1 something failed, 2 an error that you can fix, 130 interrupted.",
     ),
 )
 

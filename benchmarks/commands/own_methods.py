@@ -60,7 +60,7 @@ def find_methods(places: Sequence[str]) -> list[str]:
     seen: dict[str, str] = {}
     for name in (name for place in places for name in _methods_of(place)):
         if (other := seen.setdefault(label_of(name), name)) != name:
-            raise UserError(f"{other} and {name} would have the same name in tables; rename one of the classes")
+            raise UserError(f"{other} and {name} are both called {label_of(name)!r}; change one `name`")
     return list(seen.values())
 
 

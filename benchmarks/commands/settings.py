@@ -27,7 +27,7 @@ def checked_settings(declared: type[SettingsT], values: Mapping[str, Any]) -> Se
     try:
         return declared(**values)
     except ValidationError as error:
-        raise UserError(f"--set {validation_sentence(error)}") from error
+        raise UserError(f"--set {validation_sentence(error, declared)}") from error
 
 
 def explained_settings() -> Table:

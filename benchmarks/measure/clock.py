@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks.specs.base import TimingSpec
-from consistentee.progress import listening, tracked
+from consistentee.progress import Steps, listening
 
 Row = TypeVar("Row")
 Sample = TypeVar("Sample")
@@ -39,11 +39,12 @@ def time_contenders(
     """
     sizes = [protocol.batch_sizes] * len(contenders) if sizes is None else sizes
     taken: list[dict[int, list[list[Sample]]]] = [{size: [] for size in own} for own in sizes]
+    passes = sum(size in own for own in sizes for size in protocol.batch_sizes)
+    progress = Steps(f"{protocol.rounds} rounds of timing", protocol.rounds * passes)
     for round_number in range(protocol.rounds):
         gc.collect()
         order = [(round_number + place) % len(contenders) for place in range(len(contenders))]
-        passes = [(size, one) for size in protocol.batch_sizes for one in order if size in sizes[one]]
-        for size, contender in tracked(passes, f"round {round_number + 1} of {protocol.rounds}", rows=len(rows)):
+        for size, contender in [(size, one) for size in protocol.batch_sizes for one in order if size in sizes[one]]:
             run = contenders[contender]
             timed_rows = rows[: protocol.rows_at(size)]
             batches = [timed_rows[start : start + size] for start in range(0, len(timed_rows), size)]
@@ -52,6 +53,7 @@ def time_contenders(
                     run(batch)
                 with _garbage_collection_off():
                     taken[contender][size].append([run(batch) for batch in batches])
+            progress.add(1, len(timed_rows))
     return taken
 
 

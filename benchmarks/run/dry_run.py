@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import median
 
 from benchmarks.run.plan import PlannedCell, Planner, groups_of, summary
-from benchmarks.specs.base import short_name
+from benchmarks.specs.base import group_name, short_name
 from benchmarks.specs.suites import Filters
 from benchmarks.store.folders import Fault
 
@@ -42,7 +42,7 @@ def plan_lines(
         *planner.published.staleness_lines(planned),
         f"{summary(planner.suite, planned)}; results in {planner.folder.root}",
         *(f"{cell.state:8} {cell.spec.name}" for cell in planned),
-        *(f"to time  {' · '.join(short_name(str(part)) for part in cells[0].group)}" for cells in due),
+        *(f"to time  {group_name(cells[0].group)}" for cells in due),
         *(line for cells in groups if (line := planner.untimed_line(cells))),
         *_estimate("training", [(*names(cell), cell.spec.label) for cell in missing], trained, workers),
         *_estimate("timing", [names(cells[0]) for cells in due], timed),

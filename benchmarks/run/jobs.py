@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
-from benchmarks.specs.base import Group, TimingSpec, short_name
+from benchmarks.specs.base import Group, TimingSpec, group_name
 from benchmarks.store.environment import now
 from benchmarks.store.folders import (
     FAILURE_FILE,
@@ -98,7 +98,11 @@ class Job(ABC, Generic[ResultT]):
         if found is None:
             failure = self.failure() or self.note_failure("it left neither a record nor a note of a failure")
             return [f"failed: {failure.error}"], True
-        return found.summary_lines() if isinstance(found, BaseRecord) else ["done"], False
+        return self.describe(found), False
+
+    def describe(self, _found: ResultT) -> list[str]:
+        """Describe the result in a line or two."""
+        return ["done"]
 
     def note_failure(self, error: Exception | str, details: str = "", *, may_pass: bool = False) -> FailureRecord:
         """Write in one sentence why there is no result, with a traceback in which this machine's folders are shortened.
@@ -150,6 +154,11 @@ class CellJob(Job[BaseRecord]):
             raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
         run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
 
+    def describe(self, found: BaseRecord) -> list[str]:
+        from benchmarks.analysis.run_screen import reached
+
+        return [reached(self.context.folder.root, self.cell.spec, found), *found.warnings()]
+
 
 class TimingJob(Job[BaseTimingRecord]):
     """The timing of one group: finished cells whose models are on disk, and the knobs to time."""
@@ -164,7 +173,7 @@ class TimingJob(Job[BaseTimingRecord]):
         self.protocol = protocol
         group, key = cells[0].group, timing_key(protocol, cells[0].spec.kind)
         points = sum(len(knobs[cell.key]) for cell in cells)
-        name = f"timing {' · '.join(short_name(str(part)) for part in group)}: {points} knobs and the stock model"
+        name = f"timing {group_name(group)}: {points} knobs and the stock model"
         super().__init__(context, name, key, group, context.folder.timing(*group))
 
     def read(self) -> BaseTimingRecord | None:

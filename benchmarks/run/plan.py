@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, short_name
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, group_name
 from benchmarks.specs.knob_choice import mixture_at
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
@@ -272,9 +272,8 @@ class Planner:
     def untimed_line(self, cells: Sequence[PlannedCell]) -> str | None:
         """Name the cells of a group that cannot be timed; None if all have times or models."""
         lost = [cell.spec.label for cell in self.untimed(cells) if not self.has_model(cell)]
-        where = " · ".join(short_name(str(part)) for part in cells[0].group)
         remedy = "not timed, for their trained models are damaged or gone; --fresh trains them again"
-        return f"{where}: {', '.join(dict.fromkeys(lost))}: {remedy}" if lost else None
+        return f"{group_name(cells[0].group)}: {', '.join(dict.fromkeys(lost))}: {remedy}" if lost else None
 
     def has_model(self, cell: PlannedCell) -> bool:
         """Check whether the trained model of a cell, which only timing needs, is there and whole."""

@@ -109,10 +109,11 @@ class _Running:
     started: float
     next_line: float
     bar: TaskID
+    place: tuple[str, int] | None = None
 
 
 class RunProgress:
-    """Shows how many jobs are done, running, failed and left, and the position of the running ones.
+    """Show how many jobs are done, running, failed and left, and the position of the running ones.
 
     A context manager: inside its block a thread reads the status files once a second.
     """
@@ -168,17 +169,17 @@ class RunProgress:
             self._summarise()
 
     def update(self, now: float) -> None:
-        """Show the positions of the running jobs; without a terminal at most one line a job in ten seconds."""
+        """Show the positions of running jobs; without a terminal in a line a job every ten seconds, if it advanced."""
         with self._changing:
             for job, running in self._running.items():
                 if not self._is_live and now < running.next_line:
                     continue
-                position = read_status(job.status)
-                words = "starting" if position is None else in_words(position)
+                position = read_status(job.status) or Position("starting")
+                words, place = in_words(position), (position.stage, position.done)
                 if self._is_live:
                     self._bars.update(running.bar, description=escape(f"{running.title}: {words}"), refresh=True)
-                else:
-                    running.next_line = now + SECONDS_BETWEEN_LINES
+                elif place != running.place:  # a job that stands still does not repeat its line
+                    running.place, running.next_line = place, now + SECONDS_BETWEEN_LINES
                     self._print(f"{running.title}, {now - running.started:.0f} s: {words}")
 
     def _keep_reading(self) -> None:

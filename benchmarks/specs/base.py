@@ -9,11 +9,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
+from benchmarks.specs.method_files import stated_value
 from benchmarks.specs.schema import Strict, canonical_json
 from benchmarks.yaml_files import read_fields
 from consistentee.errors import UserError, unknown_name
@@ -209,7 +211,7 @@ class BaseSuite(Strict):
             try:
                 replace(self.recipe, **recipe)
             except ValidationError as error:
-                faults.append(validation_sentence(error, f"{place}.recipe."))
+                faults.append(validation_sentence(error, type(self.recipe), f"{place}.recipe."))
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -268,17 +270,43 @@ class SuiteSpec(BaseSuite):
 
 
 def label_of(method: str) -> str:
-    """Return the default label of a method: its name, or the class of ``path/to/file.py:Class``."""
-    return method.rpartition(":")[2] if ".py:" in method else method
+    """Return the default label of a method: its name; of ``file.py:Class`` the name that the class states, or Class."""
+    file, _, class_name = method.rpartition(".py:")
+    stated = stated_value(Path(f"{file}.py"), class_name, "name") if file else None
+    return stated if isinstance(stated, str) and stated else class_name
+
+
+def own_name(task: str) -> str:
+    """Return the name that a task's YAML file gives to the task; any other name as it is."""
+    path = Path(task).expanduser()
+    is_file = path.suffix in (".yaml", ".yml") and path.is_file()
+    return _name_in(path.resolve(), path.stat().st_mtime_ns) or task if is_file else task
+
+
+@cache
+def _name_in(path: Path, _written: int) -> str | None:
+    try:
+        name = read_fields(path, "task").get("name")
+    except UserError:  # it is raised again where the task is loaded
+        return None
+    return name if isinstance(name, str) else None
 
 
 def short_name(name: str) -> str:
-    """Return the name for tables and records: an absolute path without its folders."""
+    """Return the name for tables and records: a task's own name, and of another absolute path the last part."""
+    name = own_name(name)
     return Path(name).name if Path(name).is_absolute() else name
+
+
+def group_name(group: Group) -> str:
+    """Return a readable name of a group."""
+    task, backbone, seed = group
+    return f"{short_name(task)} · {short_name(backbone)} · seed {seed}"
 
 
 def folder_name(name: str) -> str:
     """Convert a name (a hub id, a path) to a folder's name; a changed name gets a hash, to stay unique."""
+    name = own_name(name)
     safe = re.sub(r"[^\w.+-]+", "-", short_name(name)).strip("-.")
     return safe if safe == name else f"{safe}-{short_hash(name)}"
 
@@ -293,8 +321,9 @@ def load_named(
     name_or_path: str | Path,
     known: Mapping[str, Path],
     schema_of: Callable[[dict[str, Any]], type[_SchemaT]],
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> _SchemaT:
-    """Read a YAML file, by its path or a known name; its fields tell its schema.
+    """Read a YAML file, by its path or a known name; its fields, once prepared, define its schema.
 
     Raises UserError for an unknown name, and for a file that is not valid (the field is named).
     """
@@ -303,20 +332,41 @@ def load_named(
         if path.suffix in {".yaml", ".yml"}:
             raise UserError(f"no such {what} file: {path}")
         raise unknown_name(what, str(name_or_path), known)
-    fields = read_fields(path, what)
+    fields = prepare(read_fields(path, what))
+    schema = schema_of(fields)
     try:
-        return schema_of(fields).model_validate(fields)
+        return schema.model_validate(fields)
     except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error)}") from error
+        raise UserError(f"{path}: {validation_sentence(error, schema)}") from error
 
 
-def validation_sentence(error: ValidationError, before: str = "") -> str:
-    """Describe in one sentence what is wrong with a file: every field, below ``before``, and its fault."""
+def validation_sentence(error: ValidationError, schema: object, before: str = "") -> str:
+    """Describe in one sentence what is wrong with a file of a schema: every field, below ``before``, and its fault."""
     faults, places = [], [fault["loc"] for fault in error.errors()]
     for fault in error.errors():
         here = fault["loc"]
         if fault["type"] == "too_short" and any(place[: len(here)] == here for place in places if place != here):
             continue  # items with faults of their own are not counted
-        field = ".".join(str(part) for part in fault["loc"])
-        faults.append(f"{before}{field}: {fault['msg']}" if field else fault["msg"])
+        words = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            *here, key = fault["loc"]
+            words = str(unknown_name("key", str(key), _keys_at(schema, here)))
+        elif fault["type"] == "literal_error" and (choices := re.findall("'(.*?)'", fault["ctx"]["expected"])):
+            words = str(unknown_name("value", str(fault["input"]), choices))
+        field = f"{before}{'.'.join(map(str, here))}".rstrip(".")
+        faults.append(f"{field}: {words}" if field else words)
     return "; ".join(faults)
+
+
+def _keys_at(schema: object, place: Iterable[str | int]) -> Iterable[str]:
+    """Return the keys of the model at a place in a schema; numbers of items and keys of mappings are passed over."""
+    fields = _fields_in(schema)
+    for part in place:
+        fields = _fields_in(fields[part].annotation) if part in fields else fields
+    return fields
+
+
+def _fields_in(annotation: object) -> Mapping[Any, Any]:
+    """Return the fields of a model, or of the first one in an annotation such as ``tuple[Model, ...]``."""
+    found: Mapping[Any, Any] = getattr(annotation, "__pydantic_fields__", {})
+    return found or next((fields for part in get_args(annotation) if (fields := _fields_in(part))), {})

@@ -1,17 +1,19 @@
 """Suites by name or file, of any kind; and the cells they stand for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, MethodEntry, SuiteSpec, load_named
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, MethodEntry, SuiteSpec, load_named, own_name
 from benchmarks.specs.generation import GenerationSuite
 from consistentee.arguments import Positive, Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
 
 SUITES_DIR = Path(__file__).parents[1] / "suites"
+_WITH_PATHS = ("tasks", "task_overrides", "backbones", "methods")
 _METHOD_GROUPS: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
 
 
@@ -60,31 +62,32 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
 
     Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
     """
+
+    def prepare(fields: dict[str, Any]) -> dict[str, Any]:
+        folder = Path(name_or_path).parent
+        return {name: _beside(folder, value) if name in _WITH_PATHS else value for name, value in fields.items()}
+
     # An unknown kind is left to SuiteSpec, which names it as a fault.
-    suite: BaseSuite = load_named(
+    return load_named(
         "suite",
         name_or_path,
         list_suites(),
         lambda fields: GenerationSuite if fields.get("kind") == "generation" else SuiteSpec,
+        prepare,
     )
-    folder = Path(name_or_path).parent
-    methods = [entry.model_copy(update={"method": _beside(folder, entry.method)}) for entry in suite.methods]
-    files = {
-        "tasks": tuple(_beside(folder, task) for task in suite.tasks),
-        "task_overrides": {_beside(folder, task): override for task, override in suite.task_overrides.items()},
-        "backbones": tuple(_beside(folder, backbone) for backbone in suite.backbones),
-        "methods": tuple(methods),
-    }
-    return suite.model_copy(update=files)
 
 
-def _beside(folder: Path, name: str) -> str:
-    """Return ``name`` as seen from here, if it is the path of a task, a method or a backbone from ``folder``."""
-    file = Path(name.rpartition(":")[0] if ".py:" in name else name)
+def _beside(folder: Path, value: Any) -> Any:
+    """Return a value of a suite with its paths (of tasks, methods, backbones), which start at ``folder``, from here."""
+    if isinstance(value, Mapping):
+        return {_beside(folder, key): _beside(folder, item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return [_beside(folder, item) for item in value] if isinstance(value, list) else value
+    file = Path(value.rpartition(":")[0] if ".py:" in value else value)
     is_path = file.suffix in (".yaml", ".yml", ".py") or (folder / file / "config.json").is_file()
     if file.is_absolute() or not is_path or not (folder / file).exists():
-        return name
-    return f"{os.path.relpath(folder / file)}{name[len(str(file)) :]}"
+        return value
+    return f"{os.path.relpath(folder / file)}{value[len(str(file)) :]}"
 
 
 def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
@@ -101,6 +104,8 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
         found = labelled or [entry for entry in suite.methods if entry.method == name]
         if not found and (".py:" in name or name in registered):
             found = [MethodEntry.model_validate(name)]
+            if (label := found[0].label) != name and label in {*registered, *(entry.label for entry in suite.methods)}:
+                raise UserError(f"{name} is called {label!r}, as another method is; change its `name`")
         if not found:
             for kind, group in _METHOD_GROUPS.items():
                 if kind != suite.kind and name in available_methods(group):
@@ -111,12 +116,20 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
 
 
 def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
-    """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
+    """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row.
+
+    Tasks may be named as in the suite or by their own names. Raises UserError if two of them have the same name.
+    """
     filters = filters or Filters()
     methods = select_methods(suite, filters.methods)
+    by_name: dict[str, str] = {}
+    for task in suite.tasks:
+        if (other := by_name.setdefault(own_name(task), task)) != task:
+            raise UserError(f"{other} and {task} are both called {own_name(task)!r}; change one `name`")
+    tasks = suite.tasks if filters.tasks is None else [by_name.get(own_name(task), task) for task in filters.tasks]
     return [
         suite.cell(entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
-        for task in (suite.tasks if filters.tasks is None else filters.tasks)
+        for task in tasks
         for backbone in (suite.backbones if filters.backbones is None else filters.backbones)
         for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
         for entry in methods

@@ -218,4 +218,4 @@ def parse_text(text: str, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str 
             if wrong["loc"] == ("schema_version",):
                 expected = schema.model_fields["schema_version"].default
                 return None, f"schema version {wrong['input']}, this version reads {expected}"
-        return None, validation_sentence(error)
+        return None, validation_sentence(error, schema)

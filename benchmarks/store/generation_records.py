@@ -120,13 +120,6 @@ class GenerationRecord(BaseRecord):
             for point in self.operating_points
         ]
 
-    def summary_lines(self) -> list[str]:
-        return [
-            f"{self.metric} {100 * point.scores[self.metric].value:.1f} at {point.average_layers:.2f} of "
-            f"{self.num_layers} layers, {100 * point.token_match.value:.0f}% of the tokens as in full"
-            for point in self.operating_points
-        ]
-
 
 class DecodingSamples(BaseSamples):
     """Samples of one contender: reading prompts and writing after them, apart."""

@@ -7,12 +7,12 @@ source: nothing is imported, so that planning a run loads no torch.
 
 import ast
 import hashlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from benchmarks.specs.base import BaseCellSpec, TimingSpec, label_of
+from benchmarks.specs.base import BaseCellSpec, TimingSpec
+from benchmarks.specs.method_files import parsed, source_of, stated_version
 from benchmarks.specs.schema import canonical_json
 from benchmarks.store.records import BaseRecord, KeyParts
 from consistentee.errors import UserError, unknown_name
@@ -34,7 +34,7 @@ def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> Key
     settings = spec.model_dump(mode="json", exclude_defaults=True, exclude={"label", "backbone", *spec.names_of_rows})
     return KeyParts(
         kind=spec.kind,
-        settings={**settings, "method": label_of(spec.method)},
+        settings={**settings, "method": spec.method.rpartition(".py:")[2]},
         rows=rows,
         backbone=backbone,
         method_version=method_version(spec.method),
@@ -107,68 +107,22 @@ def method_version(name: str) -> int | str:
     """
     if ".py:" in name:
         file, _, class_name = name.rpartition(":")
-        code, inherited = _hash_of_code(Path(file)), _version_in(Path(file), class_name)
+        code, inherited = _hash_of_code(Path(file)), stated_version(Path(file), class_name)
         return code if inherited is None else f"{code}-{inherited}"
     methods = available_methods(ENTRY_POINT_GROUP) | available_methods(TOKEN_ENTRY_POINT_GROUP)
     if name not in methods:
         raise unknown_name("method", name, methods)
     module, class_name = methods[name].module, methods[name].attr
-    found = _version_in(_source_of(module), class_name)
+    found = stated_version(source_of(module), class_name)
     if found is None:
         raise UserError(f"{name}: no class {class_name} that states a version is found in the source of {module}")
     return found
 
 
-def _version_in(path: Path | None, class_name: str) -> int | None:
-    """Return the ``version`` that a class states, or the first of its bases that states one; None if none does.
-
-    The class is defined in the file, or imported there by its name.
-    """
-    for node in _parsed(path).body if path else ():
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            for statement in node.body:
-                match statement:
-                    case (
-                        ast.Assign(targets=[ast.Name(id="version")], value=ast.Constant(value=int(version)))
-                        | ast.AnnAssign(target=ast.Name(id="version"), value=ast.Constant(value=int(version)))
-                    ):
-                        return version
-            bases = (ast.unparse(base).partition("[")[0] for base in node.bases)
-            return next((found for base in bases if (found := _version_in(path, base)) is not None), None)
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                if class_name == (alias.asname or alias.name):
-                    folder = path.parents[node.level - 1] if path and node.level else None
-                    return _version_in(_source_of(node.module, folder), alias.name)
-    return None
-
-
-@cache
-def _source_of(module: str, folder: Path | None = None) -> Path | None:
-    """Return the file of a module, found by its path below a folder, or in its package; None for what has none."""
-    package, *rest = module.split(".")
-    if folder is not None:
-        place = folder.joinpath(package, *rest)
-    else:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            return Path(spec.origin) if spec and spec.has_location and spec.origin and not rest else None
-        place = Path(spec.submodule_search_locations[0], *rest)
-    candidates = (place.with_suffix(".py"), place / "__init__.pyi", place / "__init__.py")  # a stub has the imports
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _parsed(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as Python: {error}") from error
-
-
 def _hash_of_code(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"no such method file: {path}")
-    tree = _parsed(path)
+    tree = parsed(path)
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)

@@ -141,9 +141,9 @@ class BaseRecord(Strict, ABC):
     def mixable_knobs(self) -> list[MixableKnob]:
         """List the knobs that mixtures at equal cost may use; empty in records that predate mixtures."""
 
-    @abstractmethod
-    def summary_lines(self) -> list[str]:
-        """Summarise the result in a line or two, while a run goes on."""
+    def warnings(self) -> list[str]:
+        """Return what a run says about the result besides its score, a line each."""
+        return []
 
 
 class CellRecord(BaseRecord):
@@ -168,14 +168,12 @@ class CellRecord(BaseRecord):
         hull = [self.curve_validation[point.place] for point in self.hull]
         return [MixableKnob(point.knob, point.average_layers, point.scores[self.metric]) for point in hull]
 
-    def summary_lines(self) -> list[str]:
-        deepest = max(self.curve_test, key=lambda point: point.average_layers)
-        score = f"{self.metric} {100 * deepest.scores[self.metric]:.1f}"
-        lines = [f"{score} at {deepest.average_layers:.2f} of {self.num_layers} layers"]
-        for point in self.operating_points:
-            if point.live_disagreements:
-                lines.append(f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}")
-        return lines
+    def warnings(self) -> list[str]:
+        return [
+            f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}"
+            for point in self.operating_points
+            if point.live_disagreements
+        ]
 
 
 class FailureRecord(Strict):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from benchmarks.specs.base import validation_sentence
 from benchmarks.tasks.rows import Column, Row, Template, TextRow, label_cell, sentence_cell, text_cell
 from benchmarks.yaml_files import read_fields
 from consistentee.data.prompts import Keep
@@ -299,8 +300,8 @@ def read_spec(path: Path) -> AnyTaskSpec:
     kind = str(fields.get("kind", "classification"))
     if kind not in ("classification", "text"):
         raise UserError(f"{path}: {unknown_name('kind', kind, ('classification', 'text'))}")
+    schema = TextTaskSpec if kind == "text" else TaskSpec
     try:
-        return TextTaskSpec.model_validate(fields) if kind == "text" else TaskSpec.model_validate(fields)
+        return schema.model_validate(fields)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc'])) or 'the task'}: {e['msg'].lower()}" for e in error.errors()]
-        raise UserError(f"{path} is not a task: {'; '.join(faults)}") from error
+        raise UserError(f"{path} is not a task: {validation_sentence(error, schema)}") from error

@@ -75,7 +75,7 @@ def test_files_of_one_name_are_modules_of_their_own_and_not_in_one_table(tmp_pat
         path.write_text(path.read_text().replace("unpublished", paper))
         assert get_method(name).paper == paper
     assert type(get_method(f"{tmp_path}/a/gate.py:Gate")).__module__ != type(get_method(name)).__module__
-    with pytest.raises(UserError, match="would have the same name in tables"):
+    with pytest.raises(UserError, match="are both called 'gate'; change one `name`"):
         find_methods([f"{tmp_path}/a/", f"{tmp_path}/b/gate.py"])
 
 

@@ -84,8 +84,8 @@ class TestWhatLoopsSay:
         protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=1)
         with listening(heard.append):
             taken = time_contenders([contender, contender], ["a", "b"], protocol)
-        assert {p.stage for p in heard} == {"round 1 of 3", "round 2 of 3", "round 3 of 3"}
-        assert heard[-1].done == heard[-1].total == 4
+        assert {(p.stage, p.total) for p in heard} == {("3 rounds of timing", 12)}  # the time left is of all rounds
+        assert [p.done for p in heard] == list(range(13))
         for by_size in taken:
             assert all(len(set(batches)) == 1 for rounds in by_size.values() for batches in rounds)
 
@@ -138,15 +138,17 @@ class TestWhatTheRunShows:
         for now in (1001, 1009.9, 1010.1):
             shown.update(now)
         StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
-        for now in (1015, 1020.2, 1021, 1030.3):
+        for now in (1015, 1020.2, 1021, 1030.3, 1040.4):  # the process stands still for 20 seconds
             shown.update(now)
+        StatusFile(job.status)(Position("training joint", 31, 50, 31, 992, 33.0))
+        shown.update(1041)
         shown.ended(job)
         shown.update(1050)
         assert console.file.getvalue().splitlines() == [
             "[1/2] toy · full",
             "[1/2] toy · full, 10 s: starting",
             "[1/2] toy · full, 20 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
-            "[1/2] toy · full, 30 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
+            "[1/2] toy · full, 41 s: training joint, step 31 of 50, 30 rows/s, 0.3 min left",
             "[1/2]   accuracy 80.0, 0 s",
         ]
 

@@ -323,7 +323,7 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     assert (outcome.finished, outcome.computed, outcome.failed) == (5, 4, ())
     for label, reason in {
         "full": "is damaged (Invalid JSON",
-        "oracle": "is damaged (surprise: Extra inputs",
+        "oracle": "is damaged (unknown key 'surprise'",
         "calm-softmax": "is damaged (schema version 0",
         "Mine": "is stale (the file of Mine has changed",
     }.items():

@@ -49,7 +49,7 @@ def test_cells_train_on_their_own_task_or_on_a_common_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": {"epochs": 3}}, "recipe.epochs: Unexpected keyword"),
+        ({"recipe": {"epochs": 3}}, "recipe: unknown key 'epochs'"),
         ({"exits": {"adapter": "linear"}}, "exits.adapter"),
         ({"exits": {"closing_layers": 2}}, "closing_layers have adapter 'shared', not 'low-rank'"),
         (

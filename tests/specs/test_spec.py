@@ -9,8 +9,9 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
-from benchmarks.specs.base import SuiteSpec, folder_name
+from benchmarks.specs.base import SuiteSpec, folder_name, label_of
 from benchmarks.specs.suites import Filters, Shard, expand, list_suites, load_suite
+from benchmarks.store.keys import key_parts
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError
@@ -59,18 +60,39 @@ def written(folder: Path, **changes: object) -> Path:
 
 def test_paths_in_a_suite_start_at_its_folder(tmp_path, monkeypatch):
     (tmp_path / "suites" / "model").mkdir(parents=True)
-    for file in ("mine.yaml", "gate.py", "model/config.json"):
-        (tmp_path / "suites" / file).touch()
+    (tmp_path / "suites" / "mine.yaml").write_text("name: tickets")
+    (tmp_path / "suites" / "gate.py").write_text('class Gate:\n    name: ClassVar[str] = "gate"\n')
+    (tmp_path / "suites" / "model" / "config.json").touch()
     changes = {"tasks": ["mine.yaml", "rte"], "backbones": ["model"], "methods": ["full", "gate.py:Gate"]}
     suite_file = tmp_path / "suites" / "s.yaml"
     suite_file.write_text(yaml.safe_dump({**SUITE, **changes, "task_overrides": {"mine.yaml": {"seeds": [3]}}}))
     monkeypatch.chdir(tmp_path)
     loaded = load_suite("suites/s.yaml")
     assert (loaded.tasks, loaded.backbones) == (("suites/mine.yaml", "rte"), ("suites/model",))
-    assert [entry.method for entry in loaded.methods] == ["full", "suites/gate.py:Gate"]
+    assert [(entry.method, entry.label) for entry in loaded.methods] == [
+        ("full", "full"),
+        ("suites/gate.py:Gate", "gate"),
+    ]
     assert loaded.seeds_for("suites/mine.yaml") == (3,)
+    assert expand(loaded, Filters(tasks=["./suites/mine.yaml"], methods=["gate"]))[0].seed == 3
     monkeypatch.chdir(tmp_path / "suites")
     assert load_suite("s.yaml").tasks == ("mine.yaml", "rte")
+    by_name = expand(loaded := load_suite("s.yaml"), Filters(tasks=["tickets"]))
+    assert {(cell.task, cell.name.split(" · ")[0], cell.folder.parts[0]) for cell in by_name} == {
+        ("mine.yaml", "tickets", "tickets")
+    }
+    (tmp_path / "suites" / "mine.yaml").write_text("name: rte")
+    with pytest.raises(UserError, match=r"mine\.yaml and rte are both called 'rte'"):
+        expand(loaded)
+
+
+def test_a_method_of_a_file_is_labelled_by_the_name_that_its_class_states(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n name = 'my-gate'\nclass Child(Mine):\n pass\nclass Copy:\n name = 'deebert'\n")
+    assert [label_of(name) for name in (f"{file}:Mine", f"{file}:Child", "deebert")] == ["my-gate", "Child", "deebert"]
+    assert key_parts(expand(suite(), Filters(methods=[f"{file}:Mine"]))[0], "", {}).settings["method"] == "Mine"
+    with pytest.raises(UserError, match="is called 'deebert', as another method is; change its `name`"):
+        expand(suite(), Filters(methods=[f"{file}:Copy"]))
 
 
 @pytest.mark.parametrize("name", sorted(list_suites()))
@@ -125,7 +147,7 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"colour": "red"}, "colour: Extra inputs"),
+        ({"colour": "red"}, "unknown key 'colour'"),
         ({"tasks": []}, "tasks"),
         ({"seeds": [0, -1]}, r"seeds\.1: Input should be greater than or equal to 0"),
         ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
@@ -163,9 +185,10 @@ def test_all_faults_of_recipes_are_named(tmp_path):
     with pytest.raises(UserError) as raised:
         load_suite(written(tmp_path, methods=methods, task_overrides=overrides))
     places = ["task_overrides.rte.recipe.max_length", "task_overrides.sst2.recipe.max_length"]
-    places += ["methods.full.recipe.epohcs", "methods.p.recipe.epochs"]
+    places += ["methods.p.recipe.epochs"]
     sentence = str(raised.value)
-    assert sentence.count(";") == 3
+    assert "methods.full.recipe: unknown key 'epohcs'; did you mean 'epochs'?; " in sentence
+    assert sentence.count(";") == 4
     assert all(f" {place}: " in sentence for place in places)
 
 

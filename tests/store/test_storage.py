@@ -113,7 +113,7 @@ def test_place_that_cannot_be_written(tmp_path):
         (lambda f: (f / RECORD_FILE).write_text((f / RECORD_FILE).read_text()[:100]), "Invalid JSON"),
         (lambda f: (f / RECORD_FILE).write_bytes(b"\xff\xfe"), "unreadable"),
         (lambda f: (f / RECORD_FILE).write_text('{"schema_version": 99}'), "schema version 99"),
-        (lambda f: (f / RECORD_FILE).write_text('{"extra": 1, "schema_version": 1}'), "extra: Extra inputs"),
+        (lambda f: (f / RECORD_FILE).write_text('{"extra": 1, "schema_version": 1}'), "unknown key 'extra'"),
         (lambda f: os.truncate(f / PREDICTIONS_FILE, 60), PREDICTIONS_FILE),
         (lambda f: (f / PREDICTIONS_FILE).unlink(), PREDICTIONS_FILE),
     ],

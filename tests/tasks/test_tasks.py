@@ -49,8 +49,8 @@ def test_unknown_task_gets_the_nearest_known_ones():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"metric": "accuracy"}, r"mine\.yaml is not a task: metric: extra inputs"),
-        ({"metrics": ["bleu"]}, "metrics.0: input should be 'accuracy'"),
+        ({"metric": "accuracy"}, r"mine\.yaml is not a task: unknown key 'metric'; did you mean 'metrics'"),
+        ({"metrics": ["bleu"]}, "metrics.0: unknown value 'bleu'; known: accuracy"),
         ({"files": None}, "give files or hub"),
         ({"metrics": ["pearson"]}, "pearson and spearman go with target number"),
         ({"metrics": ["f1"]}, "f1 needs two labels"),

@@ -69,9 +69,9 @@ def test_faulty_templates_are_refused(text, message):
     ("keys", "message"),
     [
         ({"kind": "texts"}, r"mine\.yaml: unknown kind 'texts'; did you mean 'text'"),
-        ({"label": "x"}, r"mine\.yaml is not a task: label: extra inputs"),
-        ({"metrics": ["accuracy"]}, "metrics.0: input should be 'rouge1'"),
-        ({"template": "none"}, "value error, a template needs a field"),
+        ({"label": "x"}, r"mine\.yaml is not a task: unknown key 'label'"),
+        ({"metrics": ["accuracy"]}, "metrics.0: unknown value 'accuracy'; known: rouge1"),
+        ({"template": "none"}, "is not a task: a template needs a field"),
         ({"template": []}, "give at least one template"),
         ({"template": "{other}"}, "the templates have the fields other, but the columns are given of question"),
         ({"cut_field": "article"}, "no template has the cut_field article"),
