@@ -56,22 +56,19 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
 
 def reached(run: Path, spec: BaseCellSpec, record: BaseRecord) -> str:
     """Describe a cell of a run at the middle budget: points against the full model if it is there, and the score."""
-    kind, (task, backbone, *_, seed) = kind_named(record.key_parts.kind), spec.folder.parts
-    cells = [StoredCell(record, run, spec.folder.as_posix())]
-    for place in [Path(task, backbone, name, "default", seed) for name in (FULL, f"token-{FULL}")]:
-        full, _ = parse_record(run / "cells" / place / RECORD_FILE, kind.record)
-        cells += [StoredCell(full, run, place.as_posix())] if full and place != spec.folder else []
-    comparison = EqualCost(Results(run, record.key_parts.kind, cells, []))
-    found = comparison.per_seed
-    found = found[(found["label"] == record.label) & (found["speedup"] == comparison.middle)]
-    if found.empty:
-        return "done"
-    point = found.iloc[0]
-    score = f"{record.metric} {100 * point['score']:.1f}"
-    if point["reach"] != Reach.MET:
-        return f"{score} at {point['layers']:.2f} of {record.num_layers} layers"
-    points = "" if np.isnan(point["points"]) else f"{100 * point['points']:+.1f} points, "
-    return f"{points}{score} at {comparison.middle:g}x"
+    kind, own = record.key_parts.kind, spec.folder
+    places = {own, *(own.parents[2] / name / "default" / own.name for name in (FULL, f"token-{FULL}"))}
+    found = [(place, parse_record(run / "cells" / place / RECORD_FILE, kind_named(kind).record)[0]) for place in places]
+    cells = [StoredCell(one, run, str(place)) for place, one in found if one]
+    middle = record.compared_at[1]
+    points = EqualCost(Results(run, kind, cells, []), [middle]).per_seed
+    for point in points[points["label"] == record.label].to_dict("records"):
+        score = f"{record.metric} {100 * point['score']:.1f}"
+        if point["reach"] != Reach.MET:
+            return f"{score} at {point['layers']:.2f} of {record.num_layers} layers"
+        against_full = "" if np.isnan(point["points"]) else f"{100 * point['points']:+.1f} points, "
+        return f"{against_full}{score} at {middle:g}x"
+    return "done"
 
 
 def published_folders() -> list[Path]:

@@ -18,8 +18,6 @@ from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, avai
 if TYPE_CHECKING:
     from rich.table import Table
 
-_FILLED = {"propagate": "propagated", "exact": "computed exactly, later"}
-
 
 def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
     """Return the table of one kind of name, or of all; with the methods of some files and folders (``places``).
@@ -141,7 +139,6 @@ def method_card(method: type[AnyMethod]) -> dict[str, str]:
         "rule": _summary(method.rule, Method.rule),
         "knob": f"{method.knob.name}, {usual}{by_model}",
         "parameters": ", ".join(map(_without_type, inspect.signature(method).parameters.values())),
-        "supports": _supports(method),
     }
     return {heading: text for heading, text in card.items() if text}
 
@@ -154,14 +151,3 @@ def _summary(described: object, inherited: object) -> str:
 
 def _without_type(parameter: inspect.Parameter) -> str:
     return str(parameter.replace(annotation=inspect.Parameter.empty))
-
-
-def _supports(method: type[AnyMethod]) -> str:
-    if not issubclass(method, TokenMethod):
-        regression = ", regression" if method.supports_regression else ""
-        return f"classification{regression}" + ("; replayed on a trace only" if method.replay_only else "")
-    if method.generate is not TokenMethod.generate:
-        return "generation, with a decoding loop of its own"
-    if method.model_at is not TokenMethod.model_at:
-        return "generation, with a decoder of its own for every value of the knob"
-    return f"generation; keys and values of skipped layers are {_FILLED[method.kv]}"

@@ -34,8 +34,7 @@ def plan_lines(
     timed = [((timing.task, timing.backbone), timing.total_seconds) for timing in timings]
 
     def names(cell: PlannedCell) -> tuple[str, str]:
-        """Return the names that task and backbone of a cell have in records."""
-        return planner.inputs.rows(cell.spec).task.name, short_name(cell.spec.backbone)
+        return short_name(cell.spec.task), short_name(cell.spec.backbone)
 
     return [
         *faults,

@@ -272,8 +272,8 @@ class SuiteSpec(BaseSuite):
 def label_of(method: str) -> str:
     """Return the default label of a method: its name; of ``file.py:Class`` the name that the class states, or Class."""
     file, _, class_name = method.rpartition(".py:")
-    stated = stated_value(Path(f"{file}.py"), class_name, "name") if file else None
-    return stated if isinstance(stated, str) and stated else class_name
+    path = Path(f"{file}.py")
+    return str((file and path.is_file() and stated_value(path, class_name, "name")) or class_name)
 
 
 def own_name(task: str) -> str:

@@ -8,45 +8,29 @@ from pathlib import Path
 from consistentee.errors import UserError
 
 
-def stated_value(path: Path, class_name: str, attribute: str) -> object:
-    """Return the constant that a class of a file assigns to an attribute in its own body; None if it does not.
+def stated_value(path: Path | None, class_name: str, attribute: str, *, inherited: bool = False) -> object:
+    """Return the constant that a class assigns to an attribute in its body, or the first of its bases that does.
 
-    Raises UserError for a file that is not Python.
-    """
-    for node in parsed(path).body if path.is_file() else ():
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            return _constant(node, attribute)
-    return None
-
-
-def stated_version(path: Path | None, class_name: str) -> int | None:
-    """Return the ``version`` that a class states, or the first of its bases that states one; None if none does.
-
-    The class is defined in the file, or imported there by its name. Raises UserError for a file that is not Python.
+    The class is defined in the file, or imported there by its name. None if there is no such constant; bases count if
+    it may be ``inherited``. Raises UserError for a file that is not Python.
     """
     for node in parsed(path).body if path else ():
         if isinstance(node, ast.ClassDef) and node.name == class_name:
-            version = _constant(node, "version")
-            if isinstance(version, int):
-                return version
-            bases = (ast.unparse(base).partition("[")[0] for base in node.bases)
-            return next((found for base in bases if (found := stated_version(path, base)) is not None), None)
-        if isinstance(node, ast.ImportFrom) and node.module:
+            for statement in node.body:
+                match statement:
+                    case (
+                        ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value))
+                        | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value))
+                    ) if name == attribute:
+                        return value
+            bases = [ast.unparse(base).partition("[")[0] for base in node.bases if inherited]
+            found = (stated_value(path, base, attribute, inherited=True) for base in bases)
+            return next((value for value in found if value is not None), None)
+        if isinstance(node, ast.ImportFrom) and node.module and inherited:
             for alias in node.names:
                 if class_name == (alias.asname or alias.name):
                     folder = path.parents[node.level - 1] if path and node.level else None
-                    return stated_version(source_of(node.module, folder), alias.name)
-    return None
-
-
-def _constant(node: ast.ClassDef, attribute: str) -> object:
-    for statement in node.body:
-        match statement:
-            case (
-                ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value))
-                | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value))
-            ) if name == attribute:
-                return value
+                    return stated_value(source_of(node.module, folder), alias.name, attribute, inherited=True)
     return None
 
 

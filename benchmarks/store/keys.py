@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.specs.base import BaseCellSpec, TimingSpec
-from benchmarks.specs.method_files import parsed, source_of, stated_version
+from benchmarks.specs.method_files import parsed, source_of, stated_value
 from benchmarks.specs.schema import canonical_json
 from benchmarks.store.records import BaseRecord, KeyParts
 from consistentee.errors import UserError, unknown_name
@@ -107,16 +107,21 @@ def method_version(name: str) -> int | str:
     """
     if ".py:" in name:
         file, _, class_name = name.rpartition(":")
-        code, inherited = _hash_of_code(Path(file)), stated_version(Path(file), class_name)
+        code, inherited = _hash_of_code(Path(file)), _stated_version(Path(file), class_name)
         return code if inherited is None else f"{code}-{inherited}"
     methods = available_methods(ENTRY_POINT_GROUP) | available_methods(TOKEN_ENTRY_POINT_GROUP)
     if name not in methods:
         raise unknown_name("method", name, methods)
     module, class_name = methods[name].module, methods[name].attr
-    found = stated_version(source_of(module), class_name)
+    found = _stated_version(source_of(module), class_name)
     if found is None:
         raise UserError(f"{name}: no class {class_name} that states a version is found in the source of {module}")
     return found
+
+
+def _stated_version(path: Path | None, class_name: str) -> int | None:
+    found = stated_value(path, class_name, "version", inherited=True)
+    return found if isinstance(found, int) else None
 
 
 def _hash_of_code(path: Path) -> str:

@@ -22,23 +22,8 @@ def test_a_card_has_the_words_of_the_class():
         "rule": "Exit where the uncertainty is below knob.",
         "knob": "uncertainty, 1 to 0 (75 values)",
         "parameters": "exit_when='sure'",
-        "supports": "classification",
     }
     assert card("pabee")["knob"].endswith(", adapted to the model")
-
-
-@pytest.mark.parametrize(
-    ("name", "supports"),
-    [
-        ("pabee", "classification, regression"),
-        ("oracle", "classification; replayed on a trace only"),
-        ("token-full", "generation; keys and values of skipped layers are propagated"),
-        ("layerskip", "generation, with a decoding loop of its own"),
-        ("balcony", "generation, with a decoder of its own for every value of the knob"),
-    ],
-)
-def test_kinds_of_tasks_and_of_decoding(name, supports):
-    assert card(name)["supports"] == supports
 
 
 @pytest.mark.parametrize("group", ["consistentee.methods", "consistentee.token_methods"])
