@@ -1,4 +1,4 @@
-"""The command itself: one group, options of several words, errors as one sentence and an exit code; shared options."""
+"""The command: one group, options that take several words, errors as one sentence and an exit code, shared options."""
 
 import errno
 import os
@@ -71,8 +71,8 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
     """Return arguments as the parser takes them.
 
     ``--tasks a b,c`` becomes ``--tasks a --tasks b --tasks c`` for the options of ``commands`` whose value is a list,
-    which take all words up to the next option; and ``--debug``, ``--device`` and ``--threads`` may stand anywhere.
-    Nothing after ``--`` is touched.
+    which take all words up to the next option. ``--debug``, ``--device`` and ``--threads`` may stand anywhere.
+    Arguments after ``--`` stay as they are.
     """
     end = args.index("--") if "--" in args else len(args)
     words, of_all = list(args[:end]), []
@@ -98,7 +98,7 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a command's help: a line an example."""
+    """Return the end of a command's help: one example a line."""
     return "\n\n".join(["Examples:", *lines])
 
 
@@ -205,7 +205,7 @@ DataOption = Annotated[
         envvar="CONSISTENTEE_DATA",
         exists=True,
         file_okay=False,
-        help="Folder with data files; looked into before packages and the hub.",
+        help="Folder with data files, searched before packages and the hub.",
     ),
 ]
 TasksOption = Annotated[list[str] | None, several("--tasks", "Only these tasks.")]
@@ -222,5 +222,5 @@ WorkersOption = Annotated[
     int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
 ]
 AllowCodeOption = Annotated[
-    bool, typer.Option("--allow-code", help="Run the Python file that the folder names as its method; trust it first.")
+    bool, typer.Option("--allow-code", help="Permit the Python file of the model's method to run, if you trust it.")
 ]

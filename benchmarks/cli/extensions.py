@@ -1,4 +1,4 @@
-"""Commands for what users bring (methods, tasks and backbones of their own), and for what is on this machine."""
+"""Commands for methods, tasks and backbones of users, and for this machine."""
 
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,14 @@ machine_command = partial(app.command, rich_help_panel="This machine")
     epilog=examples("consistentee new-method early-gate", "consistentee new-method EarlyGate --out methods/gate.py"),
 )
 def new_method(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: early-gate, EarlyGate.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, such as early-gate or EarlyGate.")],
     out: Annotated[Path | None, typer.Option("--out", help="File to write.", show_default="early_gate.py here")] = None,
 ) -> None:
-    """Write a working method with a learned exit head in one file, to make your own from."""
+    """Write a working method with a learned exit head into one file, as a start for your own."""
     from benchmarks.commands.own_methods import write_method
 
     method = write_method(name, out)
-    print(f"written: {method}\n\nMake it yours; it works as it is. Then:")
+    print(f"written: {method}\n\nIt works as it is. Edit it, then:")
     print(f"  consistentee check-method {method}\n  consistentee run quick --methods {method}")
 
 
@@ -43,7 +43,7 @@ def new_method(
         "consistentee check-method mine.py:Mine",
         "consistentee check-method deebert --families bert mpnet",
         "consistentee check-method free --families llama gpt2",
-        "Exit codes: 0 all checks pass, 1 the contract is broken, 2 the method cannot be loaded.",
+        "Exit codes: 0 all checks pass, 1 a check fails, 2 the method cannot be loaded.",
     ),
 )
 def check_method(
@@ -54,7 +54,7 @@ def check_method(
     families: Annotated[list[str] | None, several("--families", "Encoder or decoder families.")] = None,
     param: ParametersOption = None,
 ) -> None:
-    """Put a method under the contract on tiny models, in less than a minute: what fails, and where to look."""
+    """Check a method on tiny models, in less than a minute: name what fails and the section that explains it."""
     from benchmarks.commands.own_methods import find_methods
     from benchmarks.testing.check_method import check_method as check
     from consistentee.methods.method import get_method
@@ -72,7 +72,7 @@ def check_method(
     epilog=examples(
         "consistentee check-task tickets.yaml",
         "consistentee check-task mcid --data DATA",
-        "Exit codes: 0 nothing spoils the scores, 1 something does, 2 there is no such task.",
+        "Exit codes: 0 no errors, 1 something would distort the scores, 2 there is no such task.",
     ),
 )
 def check_task(
@@ -83,7 +83,7 @@ def check_task(
     ] = None,
     data: DataOption = None,
 ) -> None:
-    """Read every row of a task: sizes, labels, lengths, leakage between splits; what is wrong, in plain words."""
+    """Check a task: read every row, and show sizes, labels, lengths and texts that occur in two splits."""
     from benchmarks.tasks.check import check_task as check, report_tables
 
     report = check(task, data, backbone)
@@ -96,7 +96,7 @@ def check_task(
     epilog=examples(
         "consistentee check-backbone minilm-l6",
         "consistentee check-backbone path/to/my-encoder",
-        "Exit codes: 0 all checks pass, 1 something is wrong with it, 2 there is no such backbone.",
+        "Exit codes: 0 all checks pass, 1 a check fails, 2 there is no such backbone.",
     ),
 )
 def check_backbone(
@@ -104,7 +104,7 @@ def check_backbone(
         str, typer.Argument(metavar="BACKBONE", help="A name of the catalogue, a directory, or a hub id.")
     ],
 ) -> None:
-    """Check on real weights what must hold of a pretrained encoder before methods are compared on it."""
+    """Check a pretrained encoder, with its real weights, before methods are compared on it."""
     from benchmarks.testing.check_backbone import check_backbone as check
 
     report = check(backbone, progress=True)
@@ -131,7 +131,7 @@ def list_names(
     ] = None,
     detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
 ) -> None:
-    """Show the methods, tasks, backbones, suites and tables of papers that can be named."""
+    """List methods, tasks, backbones, suites and tables of papers."""
     from benchmarks.commands.inventory import cards, inventories
 
     for shown in cards(methods or ()) if detail else inventories(kind, methods or ()):
@@ -151,7 +151,7 @@ def fetch(
 
 @machine_command(epilog=examples("consistentee doctor", "consistentee doctor --data DATA"))
 def doctor(data: DataOption = None) -> None:
-    """Check this machine: versions, threads, cache and disk, data, hub; and say what would help."""
+    """Check this machine: versions, threads, cache and disk, data, hub; give advice."""
     from benchmarks.commands import doctor as examination
 
     findings = examination.examine(data)

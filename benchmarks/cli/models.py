@@ -1,4 +1,4 @@
-"""Commands of one model: train it, choose its knob by risk, predict and write with it."""
+"""Commands of one model: train it, choose its knob by risk control, predict and generate with it."""
 
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from benchmarks.terminal import output_console
 command = partial(app.command, rich_help_panel="One model")
 
 
-class TeachesSettings(TyperCommand):
+class HelpWithSettings(TyperCommand):
     """A command whose help ends with the fields of ``--set``."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -35,7 +35,7 @@ class TeachesSettings(TyperCommand):
 
 
 @command(
-    cls=TeachesSettings,
+    cls=HelpWithSettings,
     epilog=examples(
         "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
         "consistentee train mcid --method consistentee --param alpha=0.1 --set epochs=6 --data DATA --out my-model",
@@ -61,7 +61,7 @@ def train(
     settings: Annotated[
         list[str] | None, several("--set", "How to train: the fields are listed below.", "KEY=VALUE ...")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the training.")] = 0,
     risk: Annotated[
         float | None,
         typer.Option("--risk", help="Store the earliest knob proven (UCB, 0.9) to lose at most this share of points."),
@@ -95,16 +95,16 @@ def risk(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task that it was trained for.")],
     *,
-    risks: Annotated[list[float], several("--risk", "Mean losses that are tolerated.")],
-    delta: Annotated[float, typer.Option("--delta", help="Tolerated chance that the promise is broken.")] = 0.1,
+    risks: Annotated[list[float], several("--risk", "Mean losses that you accept.")],
+    delta: Annotated[float, typer.Option("--delta", help="Probability that a bound may fail.")] = 0.1,
     losses: Annotated[
         list[str] | None,
-        several("--loss", "Of a row: brier-gap, brier-consistency, ...", show_default="gap consistency"),
+        several("--loss", "gap, consistency, brier-gap, brier-consistency.", show_default="gap consistency"),
     ] = None,
     data: DataOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
+    """Choose the knob of a saved model by risk control (CRC, UCB, LTT); show its loss and layers on test rows."""
     from benchmarks.commands.saved_models import risk_table
 
     output_console().print(
@@ -121,7 +121,7 @@ def risk(
 )
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to label.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify.")],
     knob: KnobOption = None,
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
     allow_code: AllowCodeOption = False,
@@ -140,11 +140,12 @@ def predict(
 )
 def generate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of texts.")],
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to go on from, as they are.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.")],
     *,
     knob: KnobOption = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=0, help="Of each text.", show_default="as in training")
+        int | None,
+        typer.Option("--max-new-tokens", min=0, help="Length of each text.", show_default="as in training"),
     ] = None,
     max_prompt_tokens: Annotated[
         int | None,
@@ -179,7 +180,7 @@ def suitability(
         Path | None, typer.Option("--out", file_okay=False, help="Folder for suitability.json and suitability.png.")
     ] = None,
 ) -> None:
-    """Show how early a decoder's layers know its answers, without training: is it suited to early exits?"""
+    """Show from which layer on a decoder predicts its final tokens, without training."""
     from benchmarks.commands.suitability import described, suitability_of, write
 
     found = suitability_of(model, texts)

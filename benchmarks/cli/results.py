@@ -48,7 +48,7 @@ def _labels(methods: list[str] | None) -> list[str] | None:
         "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod",
         "consistentee run cpu-6-layers --data DATA --dry-run",
         "consistentee run cpu-6-layers --data DATA --workers 4",
-        "Run it again at any time: only what is missing is computed.",
+        "Run it again at any time: only missing cells are computed.",
     )
 )
 def run(
@@ -73,7 +73,7 @@ def run(
     only_timing: Annotated[
         bool, typer.Option("--only-timing", help="Train nothing: measure the times of finished cells.")
     ] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
     workers: WorkersOption = 1,
     scheduler: Annotated[
         str | None,
@@ -81,13 +81,13 @@ def run(
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="3/20", help="Only this part of the cells, and no times: see docs/running.md."),
+        typer.Option("--shard", metavar="3/20", help="This part of the cells, without times: see docs/running.md."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
     ] = False,
 ) -> None:
-    """Run what is missing of a suite: train, measure, time; then write tables and figures."""
+    """Run the missing cells of a suite: train, measure, time; then write tables and figures."""
     from benchmarks.commands.own_methods import find_methods
     from benchmarks.run.pool import Schedule
     from benchmarks.run.sweep import run_suite
@@ -95,7 +95,7 @@ def run(
 
     spec = load_suite(suite)
     if scheduler is not None and workers > 1:
-        raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
+        raise UserError("give --workers or --scheduler, not both: a cluster has its own workers")
     outcome = run_suite(
         spec,
         Filters(
@@ -142,7 +142,7 @@ def publish(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
     out: Annotated[Path | None, out_folder("Folder to write.", "results/SUITE")] = None,
 ) -> None:
-    """Write what a run left behind as a few small files: cells, timings, rows, tables, one figure."""
+    """Write the results of a run as a few small files: cells, timings, rows, tables, one figure."""
     from benchmarks.commands.publish import publish_run
 
     for path in publish_run(run_folder, out):
@@ -160,7 +160,8 @@ def table(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="Folders of runs or published results; of a curve in several the first counts."
+            metavar="DIR...",
+            help="Folders of runs or published results. Of equal curves the first counts.",
         ),
     ],
     table_format: Annotated[
@@ -188,7 +189,7 @@ def table(
         "consistentee reproduce pabee-glue --format csv > pabee.csv",
         "consistentee reproduce deebert-glue --dry-run --data DATA",
         "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased",
-        "Without --run nothing is trained: ours are published results and those of earlier --run.",
+        "Without --run nothing is trained: our numbers are published results and those of an earlier --run.",
     )
 )
 def reproduce(
@@ -198,13 +199,13 @@ def reproduce(
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv|latex", help="Print text in this format.")
     ] = None,
-    run_first: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --run would do, and how long.")] = False,
+    run_first: Annotated[bool, typer.Option("--run", help="First run the missing cells, see `run`.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan of --run and a time estimate.")] = False,
     data: DataOption = None,
-    out: Annotated[Path | None, out_folder("Folder of what --run trains.", "runs/NAME")] = None,
+    out: Annotated[Path | None, out_folder("Folder of the cells that --run trains.", "runs/NAME")] = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Compare a paper's table with ours: the same tasks at the printed speed-ups, with intervals and what differs."""
+    """Compare a paper's table with ours: the same tasks at the printed speed-ups, with intervals and differences."""
     from benchmarks.analysis.paper_tables import paper_table, render
     from benchmarks.analysis.rendering import to_terminal
     from benchmarks.commands.reproduce import compare_with_ours, run_missing
@@ -241,12 +242,12 @@ def plot(
         Path | None, out_folder("Folder of the figures.", "DIR; of some methods or tasks DIR/selected")
     ] = None,
     figure_format: Annotated[
-        str, typer.Option("--format", metavar="png|pdf|svg", help="Of the files; letters are embedded.")
+        str, typer.Option("--format", metavar="png|pdf|svg", help="Format of the files; fonts are embedded.")
     ] = "png",
 ) -> None:
-    """Draw the figures of a results folder with their captions: points at equal cost, curves, exit layers, ....
+    """Draw the figures of a results folder with their captions: points at equal cost, curves, exit layers.
 
-    Those of some --methods or --tasks go to its folder selected: the figures of all keep their places.
+    Figures of some --methods or --tasks are written to the folder DIR/selected.
     """
     from benchmarks.analysis.figures import write_figures
     from benchmarks.analysis.frames import load_results
@@ -279,4 +280,4 @@ def verify(results: ResultsArgument) -> None:
         print(fault, file=sys.stderr)
     if faults:
         raise typer.Exit(2)
-    print(f"{results}: everything is as it was written")
+    print(f"{results}: no faults")

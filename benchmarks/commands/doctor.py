@@ -28,7 +28,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination: what was looked at, how it is, and what would help."""
+    """One line of the report: subject, verdict, state and advice."""
 
     subject: str
     verdict: Literal["ok", "warn", "problem"]
@@ -43,13 +43,13 @@ def examine(data_dir: Path | None) -> list[Finding]:
 
 
 def check_libraries() -> Finding:
-    """Name the versions that matter; which others do not fit is what ``pip check`` is for."""
+    """Name the versions of the main libraries; ``pip check`` finds versions that do not fit."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("consistentee", "torch", "transformers"))
     return Finding("libraries", "ok", f"Python {platform.python_version()}, {versions}")
 
 
 def check_device() -> Iterator[Finding]:
-    """Yield where models run, and what ``precision: auto`` is there."""
+    """Yield the device of models, and the precision that ``auto`` stands for there."""
     try:
         import torch
 
@@ -71,16 +71,16 @@ def check_device() -> Iterator[Finding]:
 
 
 def check_load() -> Finding:
-    """Look at what else the machine is doing: it would be in every time measured."""
+    """Check whether other programs run, which would disturb every measured time."""
     load, cores = psutil.getloadavg()[0], usable_cores()
     state = f"{load:.1f} on {cores} cores"
     if load > 0.5 * cores:
-        return Finding("load", "warn", state, "times measured now would include other work; wait, or stop it")
+        return Finding("load", "warn", state, "times measured now would be disturbed; wait, or stop the other programs")
     return Finding("load", "ok", state)
 
 
 def check_cache() -> Finding:
-    """Look at the cache folder and the disk under it."""
+    """Check the cache folder and its disk."""
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def check_cache() -> Finding:
 
 
 def check_data(data_dir: Path | None) -> Finding:
-    """Look at which tasks the data folder holds."""
+    """Check which tasks the data folder holds."""
     if data_dir is None:
         advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
         return Finding("data", "warn", "no folder given", advice)
@@ -110,7 +110,7 @@ def check_data(data_dir: Path | None) -> Finding:
 
 
 def check_hub() -> Finding:
-    """Ask the Hugging Face hub about a small model; it is given up within seconds."""
+    """Ask the Hugging Face hub about a small model, and give up within seconds."""
     try:
         ask("model_info", "gpt2")
     except HubError as error:
@@ -120,7 +120,7 @@ def check_hub() -> Finding:
 
 
 def check_shipments() -> Iterator[Finding]:
-    """Load every backbone and task that travels in packages and is in the cache; name those that are not fetched."""
+    """Load every backbone and task that comes in a package and is in the cache; name those that are not fetched."""
     loads: dict[str, tuple[Shipment, Callable[[], object]]] = {
         name: (backbone.source, partial(_load_backbone, backbone))
         for name, backbone in list_backbones().items()
@@ -135,7 +135,7 @@ def check_shipments() -> Iterator[Finding]:
         try:
             load()
             yield Finding(name, "ok", "in the cache, and can be loaded")
-        except Exception as error:  # whatever is wrong with it, here it is only reported
+        except Exception as error:  # any fault is reported only
             folder = cache_dir() / "unpacked" / shipment.name
             yield Finding(name, "problem", str(error), f"delete {folder}, then: consistentee fetch {name}")
 
@@ -151,7 +151,7 @@ def _load_backbone(backbone: Backbone) -> object:
 def report(findings: list[Finding]) -> "Table":
     """Return the findings as a table for the terminal."""
     table = plain_table()
-    add_columns(table, "", "what", "state", "what would help")
+    add_columns(table, "", "subject", "state", "advice")
     for finding in findings:
         add_row(table, finding.verdict, finding.subject, finding.state, finding.remedy)
     return table

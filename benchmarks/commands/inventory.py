@@ -1,4 +1,4 @@
-"""List all that can be named, describe methods on cards, and fetch backbones and tasks by name."""
+"""List all known names, describe methods on cards, and fetch backbones and tasks by name."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,7 +118,7 @@ def fetch_by_name(name: str) -> str:
 
 
 def cards(places: Sequence[str] = ()) -> Iterator["Table"]:
-    """Yield a card for every method that can be named; ``places`` are files and folders with more methods."""
+    """Yield a card for every method; ``places`` are files and folders with more methods."""
     for name, method in _listed_methods(places):
         card = {"unavailable": str(method)} if isinstance(method, UserError) else method_card(method)
         table = _table(name, "heading text", card.items())

@@ -1,4 +1,4 @@
-"""NewMethod: a gate that guesses whether the classifier of a layer is right. Make it yours from here."""
+"""NewMethod: a gate that guesses whether the classifier of a layer is right. Edit it."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -21,7 +21,7 @@ def words_of(text: str) -> list[str]:
     words = [word.lower() for word in re.split(r"[\s_-]+", parted) if word]
     module = "_".join(words)
     if not (module.isascii() and module.isidentifier()) or keyword.iskeyword(module):
-        raise UserError(f"{text!r} cannot name a method: it takes letters, digits and hyphens, a letter first")
+        raise UserError(f"{text!r} cannot name a method: use letters, digits and hyphens, with a letter first")
     if "-".join(words) in available_methods():
         raise UserError(f"a method called {'-'.join(words)!r} is registered already; choose another name")
     return words

@@ -1,4 +1,4 @@
-"""Publish a run: what it left behind in hundreds of files becomes the few small ones that can be committed."""
+"""Publish a run: turn its hundreds of files into the few small ones that can be committed."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     if results.faults:
         raise UserError(f"{results.faults[0]}; run the suite again before you publish it")
     if out.exists() and not is_published(out) and any(out.iterdir()):
-        raise UserError(f"{out} holds something else than published results; give another --out")
+        raise UserError(f"{out} holds other files than published results; give another --out")
     for leftover in out.parent.glob(f".{out.name}.*{PARTIAL}"):
         shutil.rmtree(leftover)
     with replacing(out) as new:
@@ -65,7 +65,7 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
                 written.append(Path(shutil.copyfile(run / name, new / name)))
         write_json(new / HASHES_FILE, '{"form": 2}', written)
         written.append(new / HASHES_FILE)
-        # Everything is read back before anybody deletes the run: each row costs more than this.
+        # Everything is read back, because users delete a run once it is published.
         if not _are_equal(results, open_results(new, kind.record, kind.timing)):
             raise AssertionError(f"{out} does not give back what was written; keep the run")
         written += write_published_files(new)

@@ -1,4 +1,4 @@
-"""Paper tables by name: what is missing of ours, running it, and both compared."""
+"""Compare a paper's table with our results, and run the missing cells."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +26,9 @@ def run_missing(
     workers: int = 1,
     dry_run: bool = False,
 ) -> tuple[list[str], list[str]]:
-    """Run what is missing of a table, one backbone after the other, by the suite of the backbone cut to the table.
+    """Run the missing cells of a table, one backbone after the other, by the suite of the backbone cut to the table.
 
-    Returns what failed, a line a cell; and of a dry run, which trains nothing, the plan in lines for people.
+    Returns the failed cells, one line each, and the plan of a dry run, which trains nothing.
     """
     table = load_paper(name)
     tasks = tuple(column.task for column in table.columns)
@@ -63,9 +63,9 @@ def run_missing(
 def compare_with_ours(
     name: str, backbones: Sequence[str] | None = None, out: Path | None = None
 ) -> tuple[list[Comparison], list[str]]:
-    """Return a paper's table with our records of every backbone, and what could not be read of these.
+    """Return a paper's table with our records of every backbone, and the faults of these records.
 
-    Without ``backbones`` these are the backbones that there are records of.
+    Without ``backbones`` these are the backbones that have records.
     """
     table = load_paper(name)
     found: list[Comparison] = []
@@ -102,7 +102,7 @@ def _results_of(table: PaperTable, setting: PaperSetting, out: Path | None) -> R
 
 
 def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
-    """Return those curves of a table that the suite of a backbone has, or can have."""
+    """Return the curves of a table that the suite of a backbone has, or can have."""
     suite = load_suite(setting.suite)
     known = {*(entry.label for entry in suite.methods), *available_methods(suite.method_group)}
     labels = [label for label in table.labels if label in known]

@@ -1,4 +1,4 @@
-"""Use a saved model: label texts one by one, choose its knob by risk control, or continue prompts."""
+"""Use a saved model: classify texts one by one, choose its knob by risk control, or continue prompts."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def rows_of(texts: Sequence[str], pair: bool) -> list[Text]:
-    """Turn words of the command line into rows; ``pair`` joins every two. Raises UserError for what is no text."""
+    """Turn words of the command line into rows; ``pair`` joins every two. Raises UserError for an empty text."""
     if not all(text.strip() for text in texts):
         raise UserError("an empty text cannot be classified")
     if not pair:
@@ -40,7 +40,7 @@ def predict_texts(
     """Classify texts or pairs one by one with a saved model: label, probability, exit layer, milliseconds."""
     model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
     classifier = Classifier(model, method.rule(model, knob))
-    classifier(rows[:1])  # the first call of a process pays for more than itself
+    classifier(rows[:1])  # warm-up: the first call of a process is slower
     table = plain_table(f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included")
     add_columns(table, "text", *(["value"] if model.num_labels == 1 else ["label", "probability"]))
     add_columns(table, f"exit layer of {model.num_layers}", "ms", numbers=True)
@@ -64,7 +64,7 @@ def risk_table(
     data_dir: Path | None = None,
     allow_code: bool = False,
 ) -> "Table":
-    """Choose a saved model's knob by every bound on a task's validation rows, and look at the test rows.
+    """Choose a saved model's knob by every bound on a task's validation rows, and measure it on the test rows.
 
     Raises UserError if the folder holds no model of this task, or an argument is unknown or out of its range.
     """
@@ -78,10 +78,10 @@ def risk_table(
     traces = record_trace(model, task.validation), record_trace(model, task.test)
     table = plain_table(
         f"{method.name} on {task.name}, {method.knob.name} by risk control, delta={delta:g}",
-        "chosen on validation rows; (none): nothing is proven, so all rows run all layers",
+        "chosen on validation rows; (none): no early exit is proven, so all rows run all layers",
     )
     add_columns(table, "loss", "bound")
-    headings = "risk tolerated %", method.knob.name, "validation loss %", "test loss %"
+    headings = "accepted risk %", method.knob.name, "validation loss %", "test loss %"
     add_columns(table, *headings, f"test layers of {model.num_layers}", numbers=True)
     for loss in losses:
         validation, test = (knob_risks(method, model, trace, loss) for trace in traces)

@@ -49,7 +49,7 @@ def _fields(declared: type[BaseSettings]) -> dict[str, FieldInfo]:
 
 
 def _usual(field: FieldInfo) -> str:
-    """Return a field's default as it is typed, and all else that it may be where that is a choice of names."""
+    """Return a field's default as it is typed, followed by the other choices, if it is a choice of names."""
     if get_origin(field.annotation) is Literal:
         return "|".join([field.default, *(choice for choice in get_args(field.annotation) if choice != field.default)])
     if field.default is None:

@@ -1,4 +1,4 @@
-"""suitability: whether a stock decoder knows its answers early, as a table, a figure and JSON."""
+"""Show from which layer on a stock decoder predicts its final tokens, as a table, a figure and JSON."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Check a results folder end to end, a run's or a published one: every fault is named with its file."""
+"""Check a results folder, of a run or published; name every fault with its file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +68,7 @@ def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
 
 
 def _faults_of_other_files(root: Path) -> Iterator[str]:
-    """Yield the faults of what only the folder of a run has: notes of failures, models, stages, leftovers."""
+    """Yield the faults of files that only a run has: notes of failures, models, stages, leftovers."""
     for path in record_files(root, FAILURE_FILE):
         _, reason = parse_record(path, FailureRecord)
         if reason:
@@ -84,4 +84,4 @@ def _faults_of_other_files(root: Path) -> Iterator[str]:
             yield f"{place}: {fault}"
     for path in root.rglob(".*"):
         if path.name.endswith((PARTIAL, OLD)):
-            yield f"{path}: left by a process that was killed; the next run clears it away"
+            yield f"{path}: left by a process that was killed; the next run removes it"

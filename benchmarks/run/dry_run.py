@@ -1,4 +1,4 @@
-"""Describe what a run would do, and about how long it would take: ``consistentee run --dry-run``. Trains nothing."""
+"""Describe a run and estimate its time, without training: ``consistentee run --dry-run``."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
@@ -52,7 +52,7 @@ def plan_lines(
 def _estimate(
     what: str, wanted: Sequence[Hashable], recorded: Iterable[tuple[Hashable, float]], workers: int = 1
 ) -> list[str]:
-    """Add up the medians of recorded seconds of all that are wanted and recorded."""
+    """Add the medians of recorded seconds, over all wanted jobs that have any."""
     seconds: dict[Hashable, list[float]] = {}
     for name, taken in recorded:
         seconds.setdefault(name, []).append(taken)

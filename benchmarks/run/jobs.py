@@ -42,11 +42,11 @@ class RunContext:
 class Job(ABC, Generic[ResultT]):
     """Work for a process of its own.
 
-    The result on disk when the job is made is the one to replace; any other one means that the job is done, by this run
-    or by a worker that outlived an earlier one.
+    The result on disk when the job is made is the one to replace. Any other result means that the job is done, by this
+    run or by a worker of an earlier one.
 
     Args:
-        context: what it shares with the other jobs of the run.
+        context: settings that all jobs of the run share.
         name: one line for people.
         key: key of the result.
         group: jobs of one group share stages: two at once may wait for each other.
@@ -96,7 +96,7 @@ class Job(ABC, Generic[ResultT]):
         """Describe in lines how the job has ended, and return whether it failed, which is noted if it is not yet."""
         found = self.result()
         if found is None:
-            failure = self.failure() or self.note_failure("it left neither a record nor a note of a failure")
+            failure = self.failure() or self.note_failure("its process wrote neither a record nor a failure")
             return [f"failed: {failure.error}"], True
         return self.describe(found), False
 
@@ -107,8 +107,8 @@ class Job(ABC, Generic[ResultT]):
     def note_failure(self, error: Exception | str, details: str = "", *, may_pass: bool = False) -> FailureRecord:
         """Write in one sentence why there is no result, with a traceback in which this machine's folders are shortened.
 
-        Where it ``may_pass``, the next run tries once more, unless this was that try. What an OSError caused may: the
-        disk is to blame, not the method.
+        If it ``may_pass``, the next run tries once more, unless this was that try. So it is after an OSError: the fault
+        is the disk's, not the method's.
         """
         sentence = str(error)
         if isinstance(error, Exception):

@@ -266,17 +266,17 @@ class Planner:
         ]
 
     def is_timing_due(self, cells: Sequence[PlannedCell]) -> bool:
-        """Check whether a group has to be timed, now or once its missing cells are done."""
+        """Check whether a group has to be timed, now or after its missing cells."""
         return any(cell.is_missing for cell in cells) or any(map(self.has_model, self.untimed(cells)))
 
     def untimed_line(self, cells: Sequence[PlannedCell]) -> str | None:
         """Name the cells of a group that cannot be timed; None if all have times or models."""
         lost = [cell.spec.label for cell in self.untimed(cells) if not self.has_model(cell)]
-        remedy = "not timed, for their trained models are damaged or gone; --fresh trains them again"
+        remedy = "not timed, because their trained models are damaged or gone; --fresh trains them again"
         return f"{group_name(cells[0].group)}: {', '.join(dict.fromkeys(lost))}: {remedy}" if lost else None
 
     def has_model(self, cell: PlannedCell) -> bool:
-        """Check whether the trained model of a cell, which only timing needs, is there and whole."""
+        """Check whether the trained model of a cell, which only timing needs, exists and is whole."""
         return file_fault(self.folder.model(cell.key) / HASHES_FILE, sealed=True) is None
 
 

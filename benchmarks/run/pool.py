@@ -117,7 +117,7 @@ def _run_side_by_side(
     count_slots: Callable[[], int],
     submit: Callable[[AnyJob], Future[None]],
 ) -> None:
-    """Keep all slots busy; no more jobs are submitted than there are slots, so that order can matter."""
+    """Keep all slots busy. Submit no more jobs than there are slots, so that the order can depend on running jobs."""
     waiting: list[AnyJob] = list(jobs)
     running: dict[Future[None], AnyJob] = {}
     try:
@@ -160,7 +160,7 @@ def _thread_limit() -> int | None:
 
 @contextmanager
 def _cluster(address: str) -> Iterator["Client"]:
-    """Connect to a scheduler. Raises UserError if that fails, or if no worker shows up."""
+    """Connect to a scheduler. Raises UserError if that fails, or if it has no worker."""
     from distributed import Client
 
     try:
@@ -178,7 +178,7 @@ def _cluster(address: str) -> Iterator["Client"]:
 
 
 def slots_on(client: "Client") -> Counter[str]:
-    """Count how many jobs the workers that are there now run at once, by host."""
+    """Count how many jobs the present workers run at once, by host."""
     slots: Counter[str] = Counter()
     for address, threads in client.nthreads().items():
         slots[_host(address)] += threads
@@ -203,7 +203,7 @@ def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) 
     offers = client.run(lambda dask_worker: dict(dask_worker.state.total_resources))
     address = min(offers, key=lambda worker: (TIMING_RESOURCE not in offers[worker], worker))
     resources = {TIMING_RESOURCE: 1} if TIMING_RESOURCE in offers[address] else None
-    # Were that worker to die, another one takes over.
+    # If that worker dies, another one takes over.
     options = {"pure": False, "workers": [address], "allow_other_workers": True, "resources": resources}
     for job in jobs:
         progress.started(job)
@@ -214,7 +214,7 @@ def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) 
 
 
 def _settle(result: Callable[[], object], job: AnyJob) -> None:
-    """Wait for a job; note it as failed if workers keep dying over it. Raises what ends the whole run."""
+    """Wait for a job; note it as failed if workers keep dying. Raises UserError for an error of the whole run."""
     try:
         result()
     except UserError:
@@ -224,7 +224,7 @@ def _settle(result: Callable[[], object], job: AnyJob) -> None:
 
         if not isinstance(error, KilledWorker):
             raise UserError(f"the workers cannot run {job.name}: {type(error).__name__}: {error}") from error
-        job.note_failure(" ".join(f"workers keep dying over it: {error}".split()), may_pass=True)
+        job.note_failure(" ".join(f"workers keep dying: {error}".split()), may_pass=True)
 
 
 # ---------------------------------------------------------------------------------------------- processes
@@ -272,7 +272,7 @@ def compute_here(job: AnyJob) -> None:
             return
         try:
             job.compute()
-        except Exception as error:  # a method may fail in any way at all; the other cells are still worth running
+        except Exception as error:  # a method may fail in any way; the other cells are still run
             if is_disk_full(error):
                 raise DiskFullError(job.place) from error
             job.note_failure(error)
@@ -281,7 +281,7 @@ def compute_here(job: AnyJob) -> None:
 
 
 def _started(job: AnyJob, threads: int | None, output: Path) -> BaseProcess:
-    """Start the process of a job. One whose time is compared begins anew, shaped by no policy of ours."""
+    """Start the process of a job. A timing gets a fresh process with the default wait policy."""
     context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
     if job.shares_machine and "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
@@ -310,7 +310,7 @@ def _threads_sleep_while_they_wait() -> Iterator[None]:
 
 
 def _stop(process: BaseProcess) -> None:
-    """End a process that is still there, which has time to remove its temporary files."""
+    """End a process that still runs, and give it time to remove its temporary files."""
     if process.is_alive():
         process.terminate()
         process.join(_GRACE_SECONDS)
@@ -327,7 +327,7 @@ def _end_of_process(exit_code: int) -> str:
 
 
 def _work(job: AnyJob, threads: int | None, output: Path) -> None:
-    """Do a job: what runs in the new process."""
+    """Run a job in the new process."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
@@ -347,7 +347,7 @@ def _work(job: AnyJob, threads: int | None, output: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it dies, so that no two ever work on the same job for long."""
+    """End this process when its parent dies, so that no two processes work on the same job."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -30,7 +30,7 @@ _SECONDS_BETWEEN_WRITES = 1.0
 
 
 class StatusFile:
-    """A progress listener that writes positions into a file, at most once a second within a stage.
+    """Write positions into a file, as a progress listener, at most once a second within a stage.
 
     A file that cannot be written does not stop the work. The next run deletes the files of killed processes.
     """

@@ -106,10 +106,10 @@ def run_suite(
     folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
     shard = filters.shard
     if fresh and (shard or not train):
-        raise UserError("a fresh run is of all its cells: neither of a shard, nor of times alone")
+        raise UserError("--fresh computes all cells: it takes neither --shard nor --only-timing")
     times = times and shard is None and suite.timing.rounds > 0
     if not train and not times:
-        raise UserError("there is nothing to do: no training is wanted, and no times are taken")
+        raise UserError("nothing to do: --only-timing takes neither --shard nor --no-timing, and a suite with times")
     console = console or Console(stderr=True)
     if is_published(out):
         raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")

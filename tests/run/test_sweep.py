@@ -170,7 +170,7 @@ def test_lost_model_is_named_if_a_timing_needs_it_and_trained_again_by_fresh(fin
     next(finished.out.rglob(TIMING_FILE)).unlink()
     assert any("full: not timed" in line for line in finished.plan())
     assert finished.run().computed == 0
-    assert "full: not timed, for their trained models are damaged or gone" in finished.said
+    assert "full: not timed, because their trained models are damaged or gone" in finished.said
     assert finished.timed_labels() == [{"stock model", "calm-softmax"}]
     assert finished.run(Filters(methods=["full"]), fresh=True).computed == 1
     assert finished.timed_labels() == [{"stock model", "full", "calm-softmax"}]

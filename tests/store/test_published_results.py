@@ -154,7 +154,7 @@ def test_what_cannot_be_published(published, tmp_path):
     with pytest.raises(UserError, match="holds no results"):
         publish_run(tmp_path / "nothing", tmp_path / "out")
     run = write_run("classification", tmp_path / "run")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other files"):
         publish_run(run, run)
     next(run.rglob(RECORD_FILE)).write_text("{")
     with pytest.raises(UserError, match="before you publish it"):
