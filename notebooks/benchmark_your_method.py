@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Benchmark your method
 #
-# A method is one class: how to train, which rule, which knob. Here is one that leaves when two things agree: the
-# classifier is confident, and layer 1 said the same. It is trained and measured beside DeeBERT on a few hundred rows;
-# backbone and data come from the package index (86 MB, kept in the user cache).
+# A method is one class: how to train, which rule, which knob. In this one a row exits if the classifier is confident
+# and its answer is that of layer 1. It is compared with DeeBERT on a few hundred rows. Backbone and data come from the
+# package index (86 MB, kept in the user cache).
 
 # %%
 # %matplotlib inline
@@ -96,8 +96,8 @@ assert not outcome.failed
 rich.print(outcome.table)
 
 # %% [markdown]
-# Times and trained weights differ from machine to machine. What does not: who took part, on how many rows, and that the
-# full model, and every method at full depth, runs all layers.
+# Times and trained weights differ from machine to machine. These do not: the methods, the number of rows, and the layers
+# at full depth.
 
 # %%
 results = benchmarks.load_results(folder / "results")
@@ -109,8 +109,8 @@ for label, knobs in results.knobs.groupby("label"):
 benchmarks.draw_figure("curves", results)
 
 # %% [markdown]
-# Before you believe a method, put it under the tests that hold for every method here: never exit = the stock model,
-# replay = reality, a row's fate is its own, an ordered knob.
+# Check a method before you trust its numbers. Every method here passes these checks: never exit = the stock model,
+# replay = reality, a row's result is its own, an ordered knob.
 #
 # ```
 # consistentee check-method runs/mine/mine.py:SureAndSteady

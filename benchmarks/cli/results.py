@@ -81,7 +81,7 @@ def run(
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="3/20", help="This part of the cells, without times: see docs/running.md."),
+        typer.Option("--shard", metavar="3/20", help="This part of the cells, without times: see docs/clusters.md."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
