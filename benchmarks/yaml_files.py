@@ -1,12 +1,15 @@
-"""Reading the YAML files that people write: suites, tasks and tables of papers."""
+"""Read the YAML files that people write (suites, tasks, tables of papers), and describe their faults."""
 
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import yaml
+from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 
-from consistentee.errors import UserError
+from consistentee.errors import UserError, unknown_name
 
 _LARGEST = 100_000
 """Values of a document, with each alias counted as a copy."""
@@ -70,3 +73,35 @@ def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
     if counted[id(node)] >= _LARGEST:
         raise yaml.YAMLError("it holds too many values, or an alias of what it is in itself")
     return counted[id(node)]
+
+
+def validation_sentence(error: ValidationError, schema: object, before: str = "") -> str:
+    """Describe in one sentence what is wrong with a file of a schema: every field, below ``before``, and its fault."""
+    faults, places = [], [fault["loc"] for fault in error.errors()]
+    for fault in error.errors():
+        here = fault["loc"]
+        if fault["type"] == "too_short" and any(place[: len(here)] == here for place in places if place != here):
+            continue  # items with faults of their own are not counted
+        words = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            *here, key = fault["loc"]
+            words = str(unknown_name("key", str(key), _keys_at(schema, here)))
+        elif fault["type"] == "literal_error" and (choices := re.findall("'(.*?)'", fault["ctx"]["expected"])):
+            words = str(unknown_name("value", str(fault["input"]), choices))
+        field = f"{before}{'.'.join(map(str, here))}".rstrip(".")
+        faults.append(f"{field}: {words}" if field else words)
+    return "; ".join(faults)
+
+
+def _keys_at(schema: object, place: Iterable[str | int]) -> Iterable[str]:
+    """Return the keys of the model at a place in a schema; numbers of items and keys of mappings are passed over."""
+    fields = _fields_in(schema)
+    for part in place:
+        fields = _fields_in(fields[part].annotation) if part in fields else fields
+    return fields
+
+
+def _fields_in(annotation: object) -> Mapping[Any, Any]:
+    """Return the fields of a model, or of the first one in an annotation such as ``tuple[Model, ...]``."""
+    found: Mapping[Any, Any] = getattr(annotation, "__pydantic_fields__", {})
+    return found or next((fields for part in get_args(annotation) if (fields := _fields_in(part))), {})

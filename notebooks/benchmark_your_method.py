@@ -96,8 +96,8 @@ assert not outcome.failed
 rich.print(outcome.table)
 
 # %% [markdown]
-# Times and trained weights differ from machine to machine. These do not: the methods, the number of rows, and the layers
-# at full depth.
+# Times and trained weights differ from machine to machine. These do not: the methods, the number of rows, and the
+# layers at full depth.
 
 # %%
 results = benchmarks.load_results(folder / "results")

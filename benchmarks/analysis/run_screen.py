@@ -16,7 +16,6 @@ from benchmarks.analysis.frames import FULL, Results, load_results, merge, proto
 from benchmarks.analysis.provenance import clock_caveats
 from benchmarks.analysis.rendering import INTERVALS_NOTE, Column, Table, note_on_marks, to_terminal
 from benchmarks.analysis.tables import headline_table, terminal_tables
-from benchmarks.kinds import kind_named
 from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.knob_choice import Reach
 from benchmarks.specs.schema import canonical_json
@@ -58,7 +57,7 @@ def reached(run: Path, spec: BaseCellSpec, record: BaseRecord) -> str:
     """Describe a cell of a run at the middle budget: points against the full model if it is there, and the score."""
     kind, own = record.key_parts.kind, spec.folder
     places = {own, *(own.parents[2] / name / "default" / own.name for name in (FULL, f"token-{FULL}"))}
-    found = [(place, parse_record(run / "cells" / place / RECORD_FILE, kind_named(kind).record)[0]) for place in places]
+    found = [(place, parse_record(run / "cells" / place / RECORD_FILE, type(record))[0]) for place in places]
     cells = [StoredCell(one, run, str(place)) for place, one in found if one]
     middle = record.compared_at[1]
     points = EqualCost(Results(run, kind, cells, []), [middle]).per_seed

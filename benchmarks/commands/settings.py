@@ -8,7 +8,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
-from benchmarks.specs.base import validation_sentence
+from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError, unknown_name
 from consistentee.training.recipe import BaseSettings, RecipeSettings, TokenRecipeSettings
 

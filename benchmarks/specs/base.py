@@ -11,13 +11,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from benchmarks.specs.method_files import stated_value
 from benchmarks.specs.schema import Strict, canonical_json
-from benchmarks.yaml_files import read_fields
+from benchmarks.yaml_files import read_fields, validation_sentence
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
@@ -338,35 +338,3 @@ def load_named(
         return schema.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"{path}: {validation_sentence(error, schema)}") from error
-
-
-def validation_sentence(error: ValidationError, schema: object, before: str = "") -> str:
-    """Describe in one sentence what is wrong with a file of a schema: every field, below ``before``, and its fault."""
-    faults, places = [], [fault["loc"] for fault in error.errors()]
-    for fault in error.errors():
-        here = fault["loc"]
-        if fault["type"] == "too_short" and any(place[: len(here)] == here for place in places if place != here):
-            continue  # items with faults of their own are not counted
-        words = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            *here, key = fault["loc"]
-            words = str(unknown_name("key", str(key), _keys_at(schema, here)))
-        elif fault["type"] == "literal_error" and (choices := re.findall("'(.*?)'", fault["ctx"]["expected"])):
-            words = str(unknown_name("value", str(fault["input"]), choices))
-        field = f"{before}{'.'.join(map(str, here))}".rstrip(".")
-        faults.append(f"{field}: {words}" if field else words)
-    return "; ".join(faults)
-
-
-def _keys_at(schema: object, place: Iterable[str | int]) -> Iterable[str]:
-    """Return the keys of the model at a place in a schema; numbers of items and keys of mappings are passed over."""
-    fields = _fields_in(schema)
-    for part in place:
-        fields = _fields_in(fields[part].annotation) if part in fields else fields
-    return fields
-
-
-def _fields_in(annotation: object) -> Mapping[Any, Any]:
-    """Return the fields of a model, or of the first one in an annotation such as ``tuple[Model, ...]``."""
-    found: Mapping[Any, Any] = getattr(annotation, "__pydantic_fields__", {})
-    return found or next((fields for part in get_args(annotation) if (fields := _fields_in(part))), {})

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from benchmarks.specs.base import BaseCellSpec, folder_name, validation_sentence
+from benchmarks.specs.base import BaseCellSpec, folder_name
 from benchmarks.store.hashes import file_fault, unsealed, write_json
 from benchmarks.store.keys import stale_reason
 from benchmarks.store.records import FailureRecord, KeyParts, RecordT, TimingT
+from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
 

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.specs.base import validation_sentence
 from benchmarks.tasks.rows import Column, Row, Template, TextRow, label_cell, sentence_cell, text_cell
-from benchmarks.yaml_files import read_fields
+from benchmarks.yaml_files import read_fields, validation_sentence
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError, unknown_name
 
