@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import LOSS, REFERENCES, STATIC, TASK, Results, is_core, role_of
 from benchmarks.analysis.rendering import display_name
-from benchmarks.analysis.tables import chosen_knobs, task_names, write_text
+from benchmarks.analysis.tables import chosen_knobs, task_names
 from benchmarks.specs.targets import Budget
+from benchmarks.store.hashes import write_text
 from consistentee.errors import unknown_name
 from consistentee.files import replacing
 

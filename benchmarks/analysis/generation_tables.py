@@ -116,7 +116,7 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
     frame["layers"] = found.groupby(curves)["layers"].mean()
     return Table(
         title=f"Batches in step and regrouped · {' · '.join(task)}",
-        name=f"batches-{task[0]}",
+        name="batches",
         frame=frame.reset_index().sort_values(["place", "layers"]).replace({np.nan: None}),
         columns=[
             *(Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")),

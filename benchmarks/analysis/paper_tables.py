@@ -14,11 +14,19 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.equal_cost import EqualCost
 from benchmarks.analysis.frames import FULL, Results
-from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, to_csv, to_latex, to_markdown
+from benchmarks.analysis.rendering import (
+    MISSING,
+    OVER_NOTE,
+    TABLE_FORMATS,
+    UNDER_NOTE,
+    Column,
+    Table,
+    known_format,
+    to_csv,
+)
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import spec_of
-from consistentee.errors import unknown_name
 
 _FOLDER = files("benchmarks") / "published"
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
@@ -292,10 +300,8 @@ def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
 
 def render(comparisons: Sequence[Comparison], table_format: str) -> str:
     """Render the tables of all backbones as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
-    writers = {"md": to_markdown, "latex": to_latex, "csv": lambda _: to_csv(paper_csv(comparisons))}
-    if table_format not in writers:
-        raise unknown_name("table format", table_format, writers)
-    return writers[table_format](map(paper_table, comparisons))
+    writers = TABLE_FORMATS | {"csv": lambda _: to_csv(paper_csv(comparisons))}
+    return known_format(table_format, writers)(list(map(paper_table, comparisons)))
 
 
 def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:

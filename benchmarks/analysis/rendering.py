@@ -2,23 +2,26 @@
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import yaml
 
 from benchmarks.analysis.frames import role_of
+from benchmarks.store.hashes import write_text
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.errors import unknown_name
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table as RichTable
 
+_WriterT = TypeVar("_WriterT")
 
 MISSING = "n/a"
 MOST_LINES = 100
@@ -61,7 +64,8 @@ def note_on_marks(found: pd.DataFrame) -> str:
 class Column:
     """A column: its heading, and the columns of the frame with its value, its interval and what is written behind it.
 
-    ``form`` is the format of numbers, empty for words, which are set to the left; the ``best`` number is the largest.
+    ``form`` is the format of numbers, empty for words, which are set to the left; the ``best`` number is the largest;
+    ``note`` is what a reader of this column must know.
     """
 
     heading: str
@@ -71,6 +75,7 @@ class Column:
     high: str = ""
     mark: str = ""
     best: bool = False
+    note: str = ""
 
     @property
     def source(self) -> str:
@@ -94,7 +99,8 @@ class Column:
 class Table:
     """A table: numbers, how they are written, and what a reader must know.
 
-    ``name`` is that of its label in LaTeX; the column ``labels`` holds labels of methods, with display names in print.
+    ``name`` is that of its label in LaTeX; the column ``labels`` holds labels of methods, with display names in print;
+    ``notes`` are of the whole table, see :attr:`all_notes`.
     """
 
     title: str
@@ -104,12 +110,34 @@ class Table:
     notes: Sequence[str] = ()
     labels: str = "method"
 
-    @property
+    @cached_property
     def cells(self) -> pd.DataFrame:
         """The texts, by heading; columns of which nothing is known are left out."""
         rows = self.frame.to_dict("records")
         found = {column.heading: [column.text(row) for row in rows] for column in self.columns}
         return pd.DataFrame({name: texts for name, texts in found.items() if set(texts) - {MISSING} or not rows})
+
+    @property
+    def all_notes(self) -> list[str]:
+        """The notes of the table, and in the last line those of its columns."""
+        shown = set(self.cells)
+        of_columns = " ".join(dict.fromkeys(c.note for c in self.columns if c.note and c.heading in shown))
+        return [*self.notes, *([of_columns] if of_columns else [])]
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """The columns of the frame that are shown: values, bounds of intervals and marks."""
+        names = [name for c in self.columns if c.heading in self.cells for name in (c.source, c.low, c.high, c.mark)]
+        return self.frame[[name for name in dict.fromkeys(names) if name in self.frame]]
+
+    def only(self, headings: Sequence[str]) -> "Table":
+        """Return the table with its first column and those of ``headings``, in this order. Raises UserError."""
+        known = {column.heading: column for column in self.columns if column.heading in self.cells}
+        for heading in headings:
+            if heading not in known:
+                raise unknown_name(f"column of the table {self.name}", heading, known)
+        first = self.columns[0]
+        return replace(self, columns=[first, *(known[h] for h in headings if h != first.heading)])
 
     @property
     def words(self) -> set[str]:
@@ -134,7 +162,7 @@ def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
 
     parts: list[Any] = []
     for table in tables:
-        notes = [Text(note, style="dim") for note in table.notes]
+        notes = [Text(note, style="dim") for note in table.all_notes]
         parts += [Text(table.title, style="bold"), _rich(table), *notes, ""]
     return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
 
@@ -161,7 +189,7 @@ def _markdown(table: Table) -> str:
     rule = ["---" if heading in table.words else "---:" for heading in cells]
     lines = [f"## {_escape_markdown(table.title)}", "", line(cells), f"| {' | '.join(rule)} |"]
     lines += [line(row) for row in cells.itertuples(index=False)]
-    return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes), ""])
+    return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.all_notes), ""])
 
 
 def _escape_markdown(text: str) -> str:
@@ -187,7 +215,7 @@ def to_latex(tables: Iterable[Table]) -> str:
 
 
 def _latex(table: Table) -> str:
-    cells = table.cells
+    cells = table.cells.copy()
     names = {c.heading for c in table.columns if c.source in {table.labels, "against"}}
     for heading in cells:
         texts = [escape_latex(display_name(text) if heading in names else text) for text in cells[heading]]
@@ -199,10 +227,37 @@ def _latex(table: Table) -> str:
     lines += [f"\\begin{{tabular}}{{{''.join('l' if heading in table.words else 'r' for heading in cells)}}}"]
     lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
     lines += [" & ".join(row) + r" \\" for row in cells.itertuples(index=False)]
-    lines += ["\\bottomrule", "\\end{tabular}", *(rf"\par\footnotesize {escape_latex(n)}" for n in table.notes)]
+    lines += ["\\bottomrule", "\\end{tabular}", *(rf"\par\footnotesize {escape_latex(n)}" for n in table.all_notes)]
     return "\n".join([*lines, "\\end{table}", ""])
 
 
 def to_csv(frame: pd.DataFrame) -> str:
     """Render a frame as CSV, numbers rounded to six significant decimals."""
     return str(frame.round(6).to_csv(index=False, lineterminator="\n"))
+
+
+TABLE_FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "md": to_markdown,
+    "latex": to_latex,
+    "csv": lambda tables: "\n".join(to_csv(table.numbers) for table in tables),
+}
+"""The formats of single tables."""
+
+
+def known_format(table_format: str, known: Mapping[str, _WriterT]) -> _WriterT:
+    """Return what writes a format. Raises UserError for an unknown one."""
+    if table_format not in known:
+        raise unknown_name("table format", table_format, known)
+    return known[table_format]
+
+
+def write_tables(tables: Iterable[Table], folder: Path, table_format: str) -> list[Path]:
+    """Write each table into a file of its name, such as ``headline.tex``; return the files.
+
+    Raises UserError unless the format is one of :data:`TABLE_FORMATS`.
+    """
+    write, paths = known_format(table_format, TABLE_FORMATS), []
+    for table in tables:
+        paths.append(folder / f"{table.name}.{'tex' if table_format == 'latex' else table_format}")
+        write_text(paths[-1], write([table]))
+    return paths

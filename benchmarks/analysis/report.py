@@ -37,8 +37,8 @@ from benchmarks.analysis.tables import (
     operating_points,
     operating_table,
     task_names,
-    write_text,
 )
+from benchmarks.store.hashes import write_text
 from consistentee.backbones.wheels import cache_dir
 
 REPORT_FILE = "report.html"
@@ -93,7 +93,7 @@ def render(results: Results) -> str:
         headline=tables.pop("headline", None),
         by_task=tables.pop("tasks", None),
         charts={place: chart for place, chart in charts.items() if chart is not None},
-        points=_shown(operating_table(results, points)),
+        points=_shown(operating_table(results)),
         more=list(tables.values()),
         warnings=warnings,
         machines=_shown(provenance_table(results)),
@@ -138,7 +138,7 @@ def _shown(table: Table) -> dict[str, Any]:
         "headings": [column.heading for column in columns],
         "words": table.words,
         "rows": [list(zip(*row, strict=True)) for row in zip(cells.to_numpy().tolist(), orders, strict=True)],
-        "notes": table.notes,
+        "notes": table.all_notes,
     }
 
 

@@ -1,7 +1,8 @@
 """Tables as pandas expressions over the frames of results, and the pages made of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from benchmarks.analysis.rendering import (
     UNDER_NOTE,
     Column,
     Table,
+    known_format,
     note_on_marks,
     over_or_under,
     to_csv,
@@ -39,12 +41,20 @@ from benchmarks.analysis.rendering import (
     to_markdown,
 )
 from benchmarks.analysis.statistics import score_interval
+from benchmarks.specs.base import folder_name
 from benchmarks.specs.knob_choice import choose
 from benchmarks.specs.targets import Target, in_order, in_words
+from benchmarks.store.hashes import write_text
 from consistentee.errors import UserError, unknown_name
-from consistentee.files import replacing
 
 _BOUNDS = ("", "_low", "_high")
+_ANY_TASK = "Any task: the interval when tasks are resampled, too."
+_OWN_LAST_EXIT = "Own last exit: points against it."
+_RATIOS = (
+    "FLOPs, clock: full model / method, b = batch size; full depth that was not counted or timed counts as the full "
+    "model."
+)
+_AGAINST_STATIC = "vs. static: tasks on which it is significantly better / worse than a static exit."
 
 
 def headline_table(results: Results) -> Table | None:
@@ -69,16 +79,22 @@ def headline_table(results: Results) -> Table | None:
                 Column(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x", best=True)
                 for s in comparison.speedups
             ),
-            *([Column(f"{middle:g}x, any task", f"any {middle:g}x")] if tasks > 1 else []),
-            Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f"),
+            *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK)] if tasks > 2 else []),
+            Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT),
             Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
-            Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f"),
+            Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS),
             *(
-                Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f", mark="clock_mark")
+                Column(
+                    f"clock {middle:g}x b{size}",
+                    f"speedup_b{size} {middle:g}x",
+                    ".2f",
+                    mark="clock_mark",
+                    note=_RATIOS + (FEW_ROUNDS_NOTE if results.clock_mark else ""),
+                )
                 for size in results.batch_sizes
             ),
-            Column(f"vs. static {middle:g}x", f"static {middle:g}x"),
+            Column(f"vs. static {middle:g}x", f"static {middle:g}x", note=_AGAINST_STATIC),
         ],
         notes=[
             *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
@@ -92,10 +108,7 @@ def headline_table(results: Results) -> Table | None:
             "vertex) are mixed so that test rows run exactly that"
             + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
             f"{INTERVALS_NOTE if found['low'].notna().any() else 'The answers that intervals need were not kept.'} "
-            f"Any task: tasks are resampled, too. {note_on_marks(found)}",
-            "Own last exit: points against it. FLOPs, clock: full model / method, b = batch size; full depth that was "
-            "not counted or timed counts as the full model. vs. static: tasks on which it is significantly better / "
-            f"worse than a static exit.{FEW_ROUNDS_NOTE if results.clock_mark else ''}",
+            f"{note_on_marks(found)}",
         ],
     )
 
@@ -214,6 +227,7 @@ def _in_order(results: Results, curves: Iterable[Any]) -> list[Any]:
     return sorted(curves, key=lambda curve: (curve[:2], place[curve[2]]))
 
 
+@lru_cache(maxsize=4)
 def operating_points(results: Results) -> pd.DataFrame:
     """Return the lines of :func:`chosen_knobs` with what they score and cost on test rows, averaged over seeds.
 
@@ -271,10 +285,13 @@ def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
     return low, high
 
 
-def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str] | None = None) -> Table:
-    """Return the operating points of one task, or of all."""
+def operating_table(results: Results, task: tuple[str, str] | None = None) -> Table | None:
+    """Return the operating points of one task, or of all; None where there are none."""
+    points = operating_points(results)
     of_task = (points["task"] == task[0]) & (points["backbone"] == task[1]) if task else slice(None)
     own, of_texts, sizes = points.loc[of_task].copy(), results.kind == "generation", results.batch_sizes
+    if own.empty:
+        return None
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
@@ -282,7 +299,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
     metric = own["metric"].iloc[0] if task else "score"
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
-        name=f"points-{task[0]}" if task else "points",
+        name="points",
         frame=own.rename(columns={"label": "method", "method": "implementation"}),
         columns=[
             Column("method"),
@@ -334,20 +351,49 @@ def _notes_of_task(results: Results, task: tuple[str, str]) -> list[str]:
     return [*notes, *([f"Task: {record.task_notes.rstrip('.')}."] if record.task_notes else [])]
 
 
+def tables_by_name(results: Results) -> dict[str, Callable[[], Table | None]]:
+    """Return functions that build the tables of results, by name; a table is None where it would be empty."""
+    tasks = list(results.tasks.index)
+    several = len({backbone for _, backbone in tasks}) > 1
+    names = {task: "-".join(map(folder_name, task if several else task[:1])) for task in tasks}
+    found: dict[str, Callable[[], Table | None]] = {"headline": partial(headline_table, results)}
+    if results.kind == "generation":
+        found["costs"] = partial(cost_table, results)
+        found |= {f"batches-{name}": partial(batch_table, results, task) for task, name in names.items()}
+    found |= {"tasks": partial(task_table, results), "tests": partial(contrast_table, results)}
+    found |= {f"points-{name}": partial(operating_table, results, task) for task, name in names.items()}
+    return found | {"points": partial(operating_table, results), "provenance": partial(provenance_table, results)}
+
+
+def table_named(results: Results, name: str, columns: Sequence[str] | None = None) -> Table:
+    """Build one table of results, see :func:`tables_by_name`; ``columns`` are the headings to keep after the first.
+
+    Raises UserError for an unknown table or column, and for a table that would be empty.
+    """
+    known = tables_by_name(results)
+    if name not in known:
+        raise unknown_name("table", name, known)
+    table = known[name]()
+    if table is None:
+        raise UserError(f"these results have nothing for the table {name}")
+    table = replace(table, name=name)
+    return table if columns is None else table.only(columns)
+
+
+def _built(results: Results, wanted: Callable[[str], bool]) -> list[Table]:
+    built = {name: build() for name, build in tables_by_name(results).items() if wanted(name)}
+    return [replace(table, name=name) for name, table in built.items() if table is not None]
+
+
 def first_tables(results: Results) -> list[Table]:
     """Return what a reader needs most: methods at equal cost, batches, task by task, tests."""
-    tasks, of_texts = list(results.tasks.index), results.kind == "generation"
-    found = [headline_table(results)]
-    found += [cost_table(results), *(batch_table(results, task) for task in tasks)] if of_texts else []
-    found += [task_table(results) if len(tasks) > 1 else None, contrast_table(results)]
-    return [table for table in found if table is not None]
+    others = ("points", "provenance", *(["tasks"] if len(results.tasks) == 1 else []))
+    return _built(results, lambda name: not name.startswith(others))
 
 
 def further_tables(results: Results) -> list[Table]:
     """Return the operating points of every task."""
-    points = operating_points(results)
-    known = set(zip(points["task"], points["backbone"], strict=True))
-    return [operating_table(results, points, task) for task in results.tasks.index if task in known]
+    return _built(results, lambda name: name.startswith("points-"))
 
 
 def terminal_tables(results: Results) -> list[Table]:
@@ -373,14 +419,15 @@ def page(results: Results) -> str:
     return "\n".join([*shown, *last])
 
 
-def _all(results: Results) -> list[Table]:
-    return [*first_tables(results), *further_tables(results), provenance_table(results)]
+def all_tables(results: Results) -> list[Table]:
+    """Return all tables of methods."""
+    return [*first_tables(results), *further_tables(results)]
 
 
 FORMATS: dict[str, Callable[[Results], str]] = {
     "md": page,
-    "all": lambda results: to_markdown(_all(results)),
-    "latex": lambda results: to_latex([*first_tables(results), *further_tables(results)]),
+    "all": lambda results: to_markdown([*all_tables(results), provenance_table(results)]),
+    "latex": lambda results: to_latex(all_tables(results)),
     "csv": lambda results: to_csv(operating_points(results).drop(columns=["chosen", "short", "targets"])),
     "long": lambda results: str(results.knobs.to_csv(index=False, lineterminator="\n")),
 }
@@ -388,9 +435,7 @@ FORMATS: dict[str, Callable[[Results], str]] = {
 
 def render(results: Results, table_format: str) -> str:
     """Render the tables of results in one format. Raises UserError for an unknown one."""
-    if table_format not in FORMATS:
-        raise unknown_name("table format", table_format, FORMATS)
-    return FORMATS[table_format](results)
+    return known_format(table_format, FORMATS)(results)
 
 
 def headline_csv(results: Results) -> str:
@@ -410,12 +455,6 @@ def headline_csv(results: Results) -> str:
     return str(found.round(4).to_csv(index=False, lineterminator="\n"))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_summary(results: Results, folder: Path) -> list[Path]:
     """Write ``table.md`` and, where the full model was run, ``headline.csv``; return the files."""
     texts = {"table.md": page(results)} | (
@@ -426,8 +465,10 @@ def write_summary(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def load_folders(folders: Sequence[Path], labels: Sequence[str] | None = None) -> Results:
-    """Read results folders as one, see :func:`benchmarks.analysis.frames.merge`; ``labels`` are the methods to keep.
+def load_folders(
+    folders: Sequence[Path], labels: Sequence[str] | None = None, tasks: Sequence[str] | None = None
+) -> Results:
+    """Read results folders as one, see :func:`benchmarks.analysis.frames.merge`; keep some ``labels`` and ``tasks``.
 
     Raises UserError for a folder that cannot be read, and for folders of both kinds.
     """
@@ -436,4 +477,4 @@ def load_folders(folders: Sequence[Path], labels: Sequence[str] | None = None) -
         if other.kind != found[0].kind:
             raise UserError(f"{other.folder} holds results of {other.kind}, {found[0].folder} of {found[0].kind}")
     merged = merge(found) if len(found) > 1 else found[0]
-    return merged if labels is None else merged.only(labels)
+    return merged if labels is None and tasks is None else merged.only(labels, tasks)

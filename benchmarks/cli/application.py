@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
         if not option or word == option:
             spread.append(word)
             continue
-        for value in [word] if "=" in word else filter(None, word.split(",")):
+        for value in [word] if "=" in word else filter(None, re.split(r",(?! )", word)):  # "2x, any task" is one
             spread += [value] if spread[-1] == option else [option, value]
     return [*of_all, *spread, *args[end:]]
 

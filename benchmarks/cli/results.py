@@ -152,7 +152,8 @@ def publish(
 @command(
     epilog=examples(
         "consistentee table runs/quick",
-        "consistentee table runs/quick --format latex > table.tex",
+        'consistentee table runs/quick --format latex --table headline --columns "at 2x" "score % 2x" > headline.tex',
+        "consistentee table runs/quick --format latex --out tables",
         "consistentee table results/cpu-6-layers results/cpu-12-layers",
     )
 )
@@ -164,21 +165,45 @@ def table(
             help="Folders of runs or published results. Of equal curves the first counts.",
         ),
     ],
+    *,
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Print text in this format.")
     ] = None,
+    table_name: Annotated[
+        str | None,
+        typer.Option(
+            "--table",
+            metavar="NAME",
+            help="Only this table: headline, tasks, tests, costs, batches-TASK, points-TASK, points or provenance.",
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None, several("--columns", "Of --table: its first column and those with these headings.")
+    ] = None,
     methods: MethodsOption = None,
+    tasks: TasksOption = None,
+    out: Annotated[
+        Path | None, out_folder("Write each table into a file of this folder; with --format md, latex or csv.", False)
+    ] = None,
 ) -> None:
     """Show all methods at equal cost, from one results folder or over several; recipes are never mixed.
 
     md: one page; all, latex: every table; csv: a line an operating point; long: a line a cell and knob.
     """
-    from benchmarks.analysis.rendering import to_terminal
-    from benchmarks.analysis.tables import load_folders, render, terminal_tables
+    from benchmarks.analysis.rendering import TABLE_FORMATS, known_format, to_terminal, write_tables
+    from benchmarks.analysis.tables import all_tables, load_folders, render, table_named, terminal_tables
 
-    found = load_folders(results, _labels(methods))
-    if table_format is None:
-        output_console(RESULTS_WIDTH).print(to_terminal(terminal_tables(found), found.faults))
+    if columns is not None and table_name is None:
+        raise UserError("--columns are those of one table; name it with --table")
+    found = load_folders(results, _labels(methods), tasks)
+    chosen = None if table_name is None else [table_named(found, table_name, columns)]
+    if out is not None:
+        for path in write_tables(chosen or all_tables(found), out, table_format or ""):
+            print(path)
+    elif table_format is None:
+        output_console(RESULTS_WIDTH).print(to_terminal(chosen or terminal_tables(found), found.faults))
+    elif chosen:
+        print(known_format(table_format, TABLE_FORMATS)(chosen), end="")
     else:
         print(render(found, table_format), end="")
 
