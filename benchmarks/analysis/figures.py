@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
-from benchmarks.analysis.frames import LOSS, REFERENCES, STATIC, TASK, Results, is_core, role_of
-from benchmarks.analysis.rendering import display_name
+from benchmarks.analysis.frames import CURVE, LOSS, REFERENCES, STATIC, TASK, Results, is_core, role_of
+from benchmarks.analysis.rendering import METRIC_NAMES, display_name
 from benchmarks.analysis.tables import chosen_knobs, task_names
 from benchmarks.specs.targets import Budget
 from benchmarks.store.hashes import write_text
@@ -48,7 +48,10 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A kind of figure: name of its files, caption, reason why it may be missing, and function that draws it."""
+    """A kind of figure: name of its files, caption, reason why it may be missing, and function that draws it.
+
+    A caption names what exits as ``{rows}``; :func:`caption_of` adds tasks, seeds and backbones.
+    """
 
     name: str
     caption: str
@@ -184,7 +187,8 @@ def equal_cost_figure(results: Results) -> "Figure | None":
     names = list(dict.fromkeys(found["name"]))
     budgets = dict(iter(found.groupby("budget")))
     size = TEXT_WIDTH, max(0.165 * len(names) + 0.55, 1.5)
-    figure, panels = _panels([f"{budget:g}x fewer layers" for budget in budgets], len(budgets), size, sharey=True)
+    titles = [f"{budget:g}x speed-up in layers" for budget in budgets]
+    figure, panels = _panels(titles, len(budgets), size, sharey=True)
     for axes, own in zip(panels, budgets.values(), strict=True):
         rows = own["name"].map(names.index)
         axes.hlines(rows, own["low"], own["high"], colors=own["colour"], linewidth=1.2)
@@ -197,7 +201,9 @@ def equal_cost_figure(results: Results) -> "Figure | None":
         axes.set(xlabel="", ylabel="")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    figure.supxlabel("points against the full model", fontsize=8)
+    tasks = [task for task, _ in comparison_of(results).compared]
+    whose = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0]
+    figure.supxlabel(f"points against the full model, {whose}", fontsize=8)
     return figure
 
 
@@ -207,7 +213,7 @@ def curves_figure(results: Results) -> "Figure | None":
 
     widest = _WIDEST[results.kind]
     found = dense_curves(results)
-    found = found[found["speedup"] <= widest]
+    found = found[(found["speedup"] <= widest) & (_is_compared(results, found) | found["task"].isna())]
     if found.empty:
         return None
     value = "points" if found["points"].notna().any() else "score"
@@ -223,7 +229,14 @@ def curves_figure(results: Results) -> "Figure | None":
         for _, curve in own[own["name"].isna()].groupby("label"):
             axes.plot(curve["speedup"], curve["value"], color="0.85", linewidth=0.7, zorder=0)
         drawn = own.dropna(subset=["name"])
-        style = {"markers": True, "markersize": 3.5, "linewidth": 1.1, "estimator": None, "palette": colours}
+        style = {
+            "markers": True,
+            "markersize": 3.5,
+            "markeredgewidth": 0,
+            "linewidth": 1.1,
+            "estimator": None,
+            "palette": colours,
+        }
         order = {"hue": "name", "style": "name", "hue_order": list(colours), "style_order": list(colours)}
         sns.lineplot(drawn, x="speedup", y="value", legend=axes is grid[0], ax=axes, **style, **order)
         shown = drawn.loc[drawn["speedup"] <= results.speedups[-1], "value"]
@@ -234,7 +247,9 @@ def curves_figure(results: Results) -> "Figure | None":
             axes.axhline(0, color="0.2", linewidth=0.6, zorder=0)
         axes.set(xlim=(0.95, widest + 0.05), xlabel="", ylabel="")
     figure.supxlabel("speed-up in layers", fontsize=8)
-    figure.supylabel("points against the full model" if value == "points" else "score, %", fontsize=8)
+    metrics = {METRIC_NAMES.get(metric, metric) for metric in results.tasks["metric"]}
+    score = metrics.pop() if len(metrics) == 1 else "score"
+    figure.supylabel("points against the full model" if value == "points" else f"{score}, %", fontsize=8)
     if grid and (legend := grid[0].get_legend()) is not None:
         handles, texts = grid[0].get_legend_handles_labels()
         legend.remove()
@@ -246,15 +261,17 @@ def exits_figure(results: Results) -> "Figure | None":
     """Draw the share of test rows that exit at each layer, methods in rows, at the knob for half of the layers."""
     named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
     found = exit_shares(results)
-    found = found[found["label"].isin(named)]
+    found = found[found["label"].isin(named) & _is_compared(results, found)]
     if found.empty:
         return None
+    if results.kind == "generation":  # few of many layers have an exit
+        found = found[found.groupby("layer")["share"].transform("max") > 0]
     order = [label for label in named if label in set(found["label"])]
     shares = {
         str(task): own.pivot(index="label", columns="layer", values="share").reindex(order).rename(index=display_name)
         for task, own in found.groupby("task", sort=False)
     }
-    return _heatmaps(shares, "")
+    return _heatmaps(shares, "", f"share of {_rows_of(results)}")
 
 
 def memorized_figure(results: Results) -> "Figure | None":
@@ -270,7 +287,7 @@ def memorized_figure(results: Results) -> "Figure | None":
             counts = np.sum([table[:, :depth] for table in known], axis=0)
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             tables[display_name(label)] = pd.DataFrame(shares, layers, layers)
-    return _heatmaps(tables, "Memorized Layer") if tables else None
+    return _heatmaps(tables, "Memorized Layer", "share of rows of a Memorized Layer") if tables else None
 
 
 def training_figure(results: Results) -> "Figure | None":
@@ -297,13 +314,23 @@ def training_figure(results: Results) -> "Figure | None":
     return figure
 
 
-def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str) -> "Figure":
-    """Draw tables of shares by exit layer as heat maps."""
+def _is_compared(results: Results, found: pd.DataFrame) -> pd.Series:
+    """Return which lines are of tasks that most methods were run on: a panel of two curves shows nothing."""
+    return pd.Series(pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared), found.index)
+
+
+def _rows_of(results: Results) -> str:
+    return "decoded tokens" if results.kind == "generation" else "test rows"
+
+
+def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str, shares: str) -> "Figure":
+    """Draw tables of shares by exit layer as heat maps with one colour bar."""
     import seaborn as sns
+    from matplotlib.ticker import PercentFormatter
 
     across = min(len(tables), 3)
     height = 0.14 * max(len(table) for table in tables.values()) + 0.45
-    figure, panels = _panels(list(tables), across, (TEXT_WIDTH, -(-len(tables) // across) * height), sharey=True)
+    figure, panels = _panels(list(tables), across, (TEXT_WIDTH, 0.45 + -(-len(tables) // across) * height), sharey=True)
     for axes, table in zip(panels, tables.values(), strict=True):
         # Ticks are set here: seaborn would draw the figure for every label, to see which labels overlap.
         ticks = {"xticklabels": False, "yticklabels": False}
@@ -312,6 +339,8 @@ def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str) -> "Figure":
         axes.set_yticks(np.arange(len(table)) + 0.5, table.index)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="", ylabel="")
+    style = {"location": "top", "shrink": 0.4, "aspect": 30, "format": PercentFormatter(1)}
+    figure.colorbar(panels[0].collections[0], ax=panels, label=shares, **style).outline.set_visible(False)
     figure.supxlabel("exit layer", fontsize=8)
     figure.supylabel(beside, fontsize=8)
     return figure
@@ -321,8 +350,9 @@ _GREY_NOTE = "Colours: the five strongest methods and variants of ConsistentEE; 
 FIGURES = (
     FigureKind(
         "equal-cost",
-        "Points against the full model at equal cost in layers, means over tasks, with 95% paired bootstrap "
-        f"intervals over rows and seeds. †: even the cheapest knob costs more than the budget. {_GREY_NOTE}",
+        "Points (hundredths of the score) against the full model at equal cost in layers, means over the tasks, with "
+        "95% paired bootstrap intervals over rows and seeds. †: even the cheapest knob costs more than the budget. "
+        f"{_GREY_NOTE}",
         "the full model was not run",
         equal_cost_figure,
     ),
@@ -335,16 +365,16 @@ FIGURES = (
     ),
     FigureKind(
         "exits",
-        "Share of test rows that exit at each layer, from none (white) to all (dark blue), at the knob chosen for half "
-        "of the layers on validation rows.",
+        "Share of {rows} that exit at each layer that has an exit, at the knob chosen for half of the layers on "
+        "validation rows.",
         "no method has a knob within a budget",
         exits_figure,
     ),
     FigureKind(
         "memorized",
         "Share of test rows of each Memorized Layer (the first from which on every classifier is right; the last one "
-        "for rows that it gets wrong) that exit at each layer, from none (white) to all (dark blue), at the knob for "
-        "half of the layers. Left of the diagonal rows exit too early, right of it they waste layers.",
+        "for rows that it gets wrong) that exit at each layer, at the knob for half of the layers. Left of the "
+        "diagonal rows exit too early, right of it they waste layers.",
         "the records do not hold the answers of every layer",
         memorized_figure,
     ),
@@ -370,6 +400,22 @@ def draw_figure(name: str, results: Results) -> "Figure | None":
         return kinds[name].draw(results)
 
 
+def caption_of(kind: FigureKind, results: Results) -> str:
+    """Return the caption of a figure, with the tasks, seeds and backbones behind it."""
+    tasks = comparison_of(results).compared
+    seeds = results.knobs.groupby(CURVE)["seed"].nunique()
+    counts = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
+    names = ", ".join(dict.fromkeys(task for task, _ in tasks))
+    backbones = ", ".join(
+        f"{backbone} ({layers} layers)"
+        for backbone, layers in results.tasks.groupby("backbone")["num_layers"].first().items()
+    )
+    return (
+        f"{kind.caption.format(rows=_rows_of(results))} Tasks ({len(tasks)}): {names}. Seeds of a method on a task: "
+        f"{counts}. Backbone: {backbones}.\n"
+    )
+
+
 def write_figures(
     results: Results, folder: Path, names: Sequence[str] | None = None, file_format: str = "png"
 ) -> tuple[list[Path], list[str]]:
@@ -391,8 +437,7 @@ def write_figures(
         path = folder / f"{kind.name}.{file_format}"
         with rc_context(fname=_STYLE), replacing(path) as temporary:
             figure.savefig(temporary, format=file_format, dpi=300, metadata=_METADATA[file_format])
-        backbones = ", ".join(results.tasks.index.unique("backbone"))
-        write_text(path.with_suffix(".txt"), f"{kind.caption} {backbones}.\n")
+        write_text(path.with_suffix(".txt"), caption_of(kind, results))
         paths.append(path)
     return paths, missing
 

@@ -98,3 +98,22 @@ def test_memorized_layers_are_those_of_training():
     correct = np.random.default_rng(0).random((200, 6)) < 0.6
     expected = memorized_layer(torch.from_numpy(correct))
     assert memorized_layers(correct).tolist() == expected.tolist()
+
+
+def test_captions_and_axes_name_tasks_seeds_rows_and_units(results, tmp_path):
+    write_figures(results, tmp_path, ["equal-cost", "exits"])
+    for name in ("equal-cost", "exits"):
+        text = (tmp_path / f"{name}.txt").read_text()
+        assert "Tasks (2): mcid, rte. Seeds of a method on a task: 1. Backbone: minilm-l6 (6 layers)." in text
+    equal_cost, exits = (draw_figure(name, results) for name in ("equal-cost", "exits"))
+    assert equal_cost.get_supxlabel() == "points against the full model, mean of 2 tasks"
+    assert exits.axes[-1].get_xlabel() == "share of test rows", "the colour bar"
+
+
+def test_a_task_that_hardly_any_method_was_run_on_has_no_panel(tmp_path):
+    records = [
+        *made_up_suite(),
+        *(record for record in made_up_suite(task="stsb") if record.label in ("full", "static")),
+    ]
+    titles = {axes.get_title() for axes in draw_figure("exits", results_of(records)).axes}
+    assert ("mcid" in titles, "stsb" in titles) == (True, False)
