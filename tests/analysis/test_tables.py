@@ -14,15 +14,28 @@ from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.generation_tables import batch_table
 from benchmarks.analysis.paper_tables import Comparison, compare, names, paper_table, published_results
 from benchmarks.analysis.provenance import caveats
-from benchmarks.analysis.rendering import Column, Table, display_name, escape_latex, to_latex, to_markdown, to_terminal
+from benchmarks.analysis.rendering import (
+    Column,
+    Table,
+    display_name,
+    escape_latex,
+    to_latex,
+    to_markdown,
+    to_terminal,
+    write_tables,
+)
 from benchmarks.analysis.tables import (
+    all_tables,
     first_tables,
     further_tables,
     headline_csv,
     operating_points,
     page,
     render,
+    table_named,
+    tables_by_name,
 )
+from benchmarks.specs.base import short_hash
 from benchmarks.specs.papers import list_papers, load_paper
 from consistentee.errors import UserError
 
@@ -150,6 +163,40 @@ def test_the_page_and_the_csv_of_a_published_folder(quick):
 @pytest.mark.parametrize("table_format", ["md", "all", "latex", "csv", "long"])
 def test_every_format(quick, table_format):
     assert "deebert" in render(quick, table_format).lower()
+
+
+def test_one_table_with_some_columns_and_the_notes_of_these(results):
+    table = table_named(results, "headline", ["at 3x", "FLOPs 2x"])
+    assert list(table.cells) == ["method", "at 3x", "FLOPs 2x"]
+    assert [note.partition(":")[0] for note in table.all_notes][-1] == "FLOPs, clock"
+    assert not any("Own last exit" in note for note in table.all_notes)
+    text = to_latex([table])
+    assert (text.count(r"\begin{table}"), r"\label{tab:headline}" in text) == (1, True)
+    assert list(table.numbers)[:4] == ["method", "points 3x", "low 3x", "high 3x"]
+    assert list(table.numbers["points 3x"]) == list(table.frame["points 3x"])
+
+
+def test_every_table_has_a_name_of_its_own(results, tmp_path):
+    names = [table.name for table in all_tables(results)]
+    assert names == ["headline", "tasks", "tests", "points-mcid", "points-rte"]
+    assert [path.name for path in write_tables(all_tables(results), tmp_path, "latex")] == [f"{x}.tex" for x in names]
+    assert (tmp_path / "tests.tex").read_text().count(r"\end{table}") == 1
+    others = [replace(c, record=c.record.model_copy(update={"backbone": "org/other"})) for c in results.cells]
+    both = tables_by_name(results.with_cells([*results.cells, *others]))
+    assert {"points-mcid-minilm-l6", "points-mcid-org-other-" + short_hash("org/other")} <= set(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "sentence"),
+    [
+        ("headlines", None, "unknown table 'headlines'; did you mean 'headline'"),
+        ("x", None, "known: headline, points, points-mcid"),
+        ("headline", ["at 4x"], "unknown column of the table headline 'at 4x'; did you mean"),
+    ],
+)
+def test_unknown_tables_and_columns_are_named(results, name, columns, sentence):
+    with pytest.raises(UserError, match=sentence):
+        table_named(results, name, columns)
 
 
 def test_unknown_formats_are_named(quick):

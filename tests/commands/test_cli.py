@@ -220,6 +220,25 @@ def test_table_on_the_terminal_and_in_a_format(results):
     assert call("table", results, "--format", "html").exit_code == 2
 
 
+def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
+    words = ("--table", "headline", "--methods", "calm-softmax", "pabee", "--tasks", "mcid", "--columns", "at 2x")
+    text = call("table", results, "--format", "latex", *words).output
+    for line in (r"\label{tab:headline}", r"method & at 2x \\", r"CALM (softmax) & \textbf{"):
+        assert line in text
+    assert (text.count("tabular"), "DeeBERT" in text) == (2, False)
+    assert "method,points 2x" in call("table", results, "--format", "csv", *words).output
+    assert "calm-softmax" in call("table", results, *words).output
+    done = call("table", results, "--format", "md", "--table", "tests", "--out", tmp_path)
+    assert (done.output, (tmp_path / "tests.md").exists()) == (f"{tmp_path / 'tests.md'}\n", True)
+    for more, sentence in (
+        (["--columns", "at 2x"], "name it with --table"),
+        (["--out", str(tmp_path)], "unknown table format ''; known: csv, latex, md"),
+        (["--format", "long", "--table", "tests"], "unknown table format 'long'"),
+        (["--tasks", "mcit"], "did you mean 'mcid'"),
+    ):
+        assert sentence in call("table", results, *more).output
+
+
 def test_table_over_several_folders(results):
     done = call("table", results, QUICK)
     assert done.exit_code == 0, done.output
