@@ -119,6 +119,7 @@ def check_backbone(
         "consistentee list suites",
         "consistentee list methods --detail",
         "consistentee list methods --methods my-methods/ mine.py:Mine",
+        "consistentee list methods --bibtex > methods.bib",
     ),
 )
 def list_names(
@@ -130,10 +131,15 @@ def list_names(
         list[str] | None, several("--methods", "Also the methods of these files, file.py:Class or folder/.")
     ] = None,
     detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX of the methods' papers.")] = False,
 ) -> None:
     """List methods, tasks, backbones, suites and tables of papers."""
+    from benchmarks.commands import inventory
     from benchmarks.commands.inventory import cards, inventories
 
+    if bibtex:
+        print(inventory.bibtex(methods or ()))
+        return
     for shown in cards(methods or ()) if detail else inventories(kind, methods or ()):
         output_console().print(shown)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from benchmarks.cli.application import (
+    AllowCodeOption,
     BackbonesOption,
     DataOption,
     MethodsOption,
@@ -146,6 +147,23 @@ def publish(
     from benchmarks.commands.publish import publish_run
 
     for path in publish_run(run_folder, out):
+        print(path)
+
+
+@run_command(
+    epilog=examples('consistentee submit runs/quick --method gate.py:Gate --author "A. Lovelace, ada@example.org"')
+)
+def submit(
+    run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
+    *,
+    method: Annotated[str, typer.Option("--method", metavar="NAME", help="Its label, or file.py:Class.")],
+    author: Annotated[str, typer.Option("--author", metavar="TEXT", help="Who hands it in, and how to reach you.")],
+    out: Annotated[Path | None, out_folder("Folder to write.", "results/submissions/NAME")] = None,
+) -> None:
+    """Write the results of one method, with its source, as a folder for a pull request: see CONTRIBUTING.md."""
+    from benchmarks.commands.submit import submit_run
+
+    for path in submit_run(run_folder, method, author, out):
         print(path)
 
 
@@ -295,14 +313,20 @@ def report(results: ResultsArgument) -> None:
     print(write_report(load_results(results), results))
 
 
-@command(epilog=examples("consistentee verify runs/quick", "consistentee verify results/quick"))
-def verify(results: ResultsArgument) -> None:
-    """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault."""
+@command(epilog=examples("consistentee verify results/quick", "consistentee verify FOLDER --allow-code"))
+def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> None:
+    """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault.
+
+    Scores and layers are computed again from the rows. Of a submission, --allow-code checks the method's contract.
+    """
+    from benchmarks.commands.submit import SUBMISSION_FILE, read_submission
     from benchmarks.commands.verify import faults_of
 
-    faults = list(faults_of(results))
+    faults = list(faults_of(results, allow_code=allow_code))
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
         raise typer.Exit(2)
     print(f"{results}: no faults")
+    if (results / SUBMISSION_FILE).exists() and (code := read_submission(results).code) and not allow_code:
+        print(f"the contract of {code} was not checked; --allow-code runs the file")

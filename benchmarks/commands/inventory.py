@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from benchmarks.commands.bibtex import bibliography
 from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.papers import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
@@ -115,6 +116,11 @@ def fetch_by_name(name: str) -> str:
     if known is None and "/" not in name:
         raise unknown_name("backbone or task", name, [*list_backbones(), *tasks])
     return resolve_decoder(name) if known is not None and known.kind == "decoder" else resolve(name).path
+
+
+def bibtex(places: Sequence[str] = ()) -> str:
+    """Return the BibTeX of the papers of all methods that can be named, see :func:`bibliography`."""
+    return bibliography({n: method.paper for n, method in _listed_methods(places) if not isinstance(method, UserError)})
 
 
 def cards(places: Sequence[str] = ()) -> Iterator["Table"]:

@@ -44,13 +44,31 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
 
     Raises UserError if the run cannot be read whole, or ``out`` holds anything else than published results.
     """
-    out = Path("results") / run.resolve().name if out is None else out
     if is_published(run):
         raise UserError(f"{run} is published already; give the folder of a run")
+    return write_folder(out or Path("results") / run.resolve().name, run, whole_results(run), failure_texts(run))
+
+
+def whole_results(run: Path) -> StoredResults[BaseRecord, BaseTimingRecord]:
+    """Read results of either kind. Raises UserError if a file of them cannot be read."""
     kind = kind_named(kind_of_results(run) or "classification")
     results = open_results(run, kind.record, kind.timing)
     if results.faults:
         raise UserError(f"{results.faults[0]}; run the suite again before you publish it")
+    return results
+
+
+def write_folder(
+    out: Path,
+    run: Path,
+    results: StoredResults[BaseRecord, BaseTimingRecord],
+    failures: Mapping[str, str],
+    files: Sequence[Path] = (),
+) -> list[Path]:
+    """Write ``results``, all or a part of a run's, as :func:`publish_run` does, with copies of further ``files``.
+
+    ``failures`` are the texts of the notes, by the folders of cells without a record.
+    """
     if out.exists() and not is_published(out) and any(out.iterdir()):
         raise UserError(f"{out} holds other files than published results; give another --out")
     for leftover in out.parent.glob(f".{out.name}.*{PARTIAL}"):
@@ -59,14 +77,14 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
         if out.exists():
             shutil.copytree(out, new, ignore=shutil.ignore_patterns("*.parquet"))
         new.mkdir(exist_ok=True)
-        written = write_published(new, results, failure_texts(run))
-        for name in (SUITE_FILE, ENVIRONMENT_FILE):
-            if (run / name).exists():
-                written.append(Path(shutil.copyfile(run / name, new / name)))
+        written = write_published(new, results, failures)
+        for file in (run / SUITE_FILE, run / ENVIRONMENT_FILE, *files):
+            if file.exists():
+                written.append(Path(shutil.copyfile(file, new / file.name)))
         write_json(new / HASHES_FILE, '{"form": 2}', written)
         written.append(new / HASHES_FILE)
         # Everything is read back, because users delete a run once it is published.
-        if not _are_equal(results, open_results(new, kind.record, kind.timing)):
+        if not _are_equal(results, whole_results(new)):
             raise AssertionError(f"{out} does not give back what was written; keep the run")
         written += write_published_files(new)
     return [out / path.relative_to(new) for path in written]

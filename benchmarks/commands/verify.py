@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.commands.recompute import faults_of_rows
+from benchmarks.commands.submit import SUBMISSION_FILE, faults_of_submission
 from benchmarks.kinds import kind_named
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
@@ -20,8 +22,12 @@ from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors
 
 
-def faults_of(root: Path) -> Iterator[str]:
-    """Yield a sentence for every fault of a results folder, with the file. Raises UserError for another folder."""
+def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
+    """Yield a sentence for every fault of a results folder, with the file.
+
+    ``allow_code`` imports the method's file of a submission, and checks its contract. Raises UserError for a folder
+    without results.
+    """
     patterns = (f".{root.name}.*{PARTIAL}", f".{root.name}{OLD}")
     leftovers = [path for pattern in patterns for path in root.parent.glob(pattern)]
     yield from (f"{path}: left by a publication that was interrupted; publish the run again" for path in leftovers)
@@ -44,6 +50,8 @@ def faults_of(root: Path) -> Iterator[str]:
     yield from map(str, results.faults)
     for cell in results.cells:
         yield from (f"{cell.place}: {fault}" for fault in _faults_of_cell(cell))
+    if (root / SUBMISSION_FILE).exists():
+        yield from faults_of_submission(root, [cell.record for cell in results.cells], allow_code=allow_code)
     if not is_published(root):
         yield from _faults_of_other_files(root)
 
@@ -65,6 +73,7 @@ def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
         yield f"{len(predictions)} rows of predictions, the record has {record.test_rows} test rows"
     if validation is not None and len(validation) != record.validation_rows:
         yield f"{len(validation)} rows of validation, the record has {record.validation_rows}"
+    yield from faults_of_rows(cell)
 
 
 def _faults_of_other_files(root: Path) -> Iterator[str]:

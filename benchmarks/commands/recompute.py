@@ -1,0 +1,77 @@
+"""Recompute scores and layers of a cell from its rows, at all knobs whose answers were kept: do they fit its record?"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.store.generation_records import GenerationRecord
+from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
+from benchmarks.store.stored_results import StoredCell
+from consistentee.data.metrics import score, token_match
+
+_ROUNDING = 1e-6
+
+_Fact = tuple[str, object, object]
+"""What was recomputed: its name, the value that the rows give, and the value in the record."""
+
+
+def faults_of_rows(cell: StoredCell[BaseRecord]) -> Iterator[str]:
+    """Yield a sentence for everything in the record of a cell that its rows contradict. Raises UserError."""
+    record, rows = cell.record, cell.predictions()
+    facts = _of_texts(record, rows) if isinstance(record, GenerationRecord) else _of_instances(cell, rows)
+    try:
+        for what, found, recorded in facts:
+            if np.shape(found) != np.shape(recorded) or not np.allclose(found, recorded, rtol=0, atol=_ROUNDING):
+                yield f"{what}: its rows give {found}, its record {recorded}"
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        yield f"its rows do not fit its record: {type(error).__name__}: {error}"
+
+
+def _of_instances(cell: StoredCell[BaseRecord], rows: pd.DataFrame) -> Iterator[_Fact]:
+    record, validation = cell.record, cell.validation()
+    assert isinstance(record, CellRecord)
+    layers = rows.filter(regex=r"^layer_prediction_\d+$").to_numpy()  # [rows, exits]; older records have none
+    row = np.arange(len(rows))
+    if layers.size:
+        yield "full depth: answers that the last exit does not give", sum(rows["full_prediction"] != layers[:, -1]), 0
+    for number, point in enumerate(record.operating_points):
+        name, exits, answers = f"point {number}", rows[f"exit_layer_{number}"], rows[f"prediction_{number}"]
+        yield f"{name} lies on both curves", True, point.test in record.curve_test
+        yield f"{name} lies on both curves", True, point.validation in record.curve_validation
+        yield from _of_curve(name, point.test, rows["label"], answers, exits)
+        if layers.size:
+            yield f"{name}: answers that the exit does not give", sum(answers != layers[row, exits - 1]), 0
+    for number, vertex in enumerate(record.hull):
+        name, exits = f"hull {number}", rows.get(f"hull_exit_layer_{number}")
+        if exits is not None:
+            yield from _of_curve(name, record.curve_test[vertex.place], rows["label"], layers[row, exits - 1], exits)
+        if validation is not None:
+            labels, answers = validation["label"], validation[f"hull_prediction_{number}"]
+            yield from _of_curve(f"{name}, validation", record.curve_validation[vertex.place], labels, answers)
+
+
+def _of_curve(
+    name: str, point: CurvePoint, labels: pd.Series, answers: pd.Series | np.ndarray, exits: pd.Series | None = None
+) -> Iterator[_Fact]:
+    for metric, recorded in point.scores.items():
+        yield f"{name}, {metric}", score(metric, labels.to_numpy(), np.asarray(answers)), recorded
+    if exits is not None:
+        yield f"{name}, exits", np.bincount(exits, minlength=len(point.exit_histogram) + 1)[1:], point.exit_histogram
+
+
+def _of_texts(record: GenerationRecord, rows: pd.DataFrame) -> Iterator[_Fact]:
+    """Yield the facts of decoded texts; ROUGE needs the texts themselves, of which rows have the scores."""
+    for number, point in enumerate(record.operating_points):
+        name, tokens = f"point {number}", rows[f"tokens_{number}"]
+        for metric, recorded in point.scores.items():
+            yield f"{name}, {metric}", rows[f"{metric}_{number}"].mean(), recorded.value
+        yield f"{name}, ROUGE-L to full", rows[f"rougeL_to_full_{number}"].mean(), point.full_text_score.value
+        match = token_match(list(rows["full_tokens"]), list(tokens))
+        yield f"{name}, token match", match.mean(), point.token_match.value
+        yield f"{name}, new tokens", sum(map(len, tokens)), point.new_tokens
+        if point.speculation is None:
+            exits = [int(layer) for layers in rows[f"exit_layers_{number}"] for layer in layers[1:]]
+            yield f"{name}, exits", np.bincount(exits, minlength=record.num_layers + 1)[1:], point.exit_histogram
+            if exits:
+                yield f"{name}, layers", np.mean(exits), point.average_layers

@@ -1,0 +1,145 @@
+"""Hand in the result of a method: its cells with the full model's, its source, and who stands for it, as one folder.
+
+The folder has the format of published results, so that every command reads it, and can be verified by anybody.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from benchmarks.analysis.frames import FULL, role_of
+from benchmarks.commands.bibtex import bibtex_of
+from benchmarks.commands.publish import whole_results, write_folder
+from benchmarks.specs.base import folder_name, label_of, validation_sentence
+from benchmarks.specs.schema import Strict
+from benchmarks.store.hashes import write_text
+from benchmarks.store.keys import method_version
+from benchmarks.store.records import BaseRecord
+from benchmarks.store.stored_results import failure_texts
+from benchmarks.yaml_files import read_fields
+from consistentee.errors import UserError, unknown_name
+from consistentee.methods.method import get_method, method_class_of
+
+SUBMISSION_FILE = "submission.yaml"
+
+
+class Submission(Strict):
+    """What people must know of a submission; everything but ``method``, ``code`` and ``versions`` may be edited."""
+
+    method: str = Field(description="its label in the records")
+    code: str | None = Field(None, pattern=r"^[\w-]+\.py:\w+$", description="its file in this folder, and the class")
+    author: str = Field(min_length=1, description="who hands it in, and answers questions")
+    paper: str
+    bibtex: str = ""
+    versions: dict[str, int | str] = Field(description="of the method, the engine and training")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such: people edit them."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> list[Path]:
+    """Write the results of a method, and of the full model on its tasks, as a submission; return the files.
+
+    Args:
+        run: folder of a run, or published results.
+        method: its label, or ``file.py:Class``.
+        author: who hands it in.
+        out: folder to write, ``results/submissions/LABEL`` by default.
+
+    Raises:
+        UserError: the results cannot be read whole or have no such method, or its file is not the one that ran.
+    """
+    results, label = whole_results(run), label_of(method)
+    own = [cell.record for cell in results.cells if cell.record.label == label]
+    if not own:
+        raise unknown_name("method in these results", label, {cell.record.label for cell in results.cells})
+    source = method if ".py:" in method else own[0].method
+    if method_version(source) != own[0].key_parts.method_version:
+        raise UserError(f"{source} is not the code of these results; run the suite again with it")
+    file, _, class_name = source.rpartition(":")
+    paper = method_class_of(source).paper
+    submission = Submission(
+        method=label,
+        code=f"{Path(file).name}:{class_name}" if file else None,
+        author=author,
+        paper=paper,
+        bibtex=bibtex_of(label, paper) or "",
+        versions=_versions(own[0]),
+    )
+    groups = {(record.task, record.backbone) for record in own}
+    cells = [cell for cell in results.cells if cell.record.label == label or _is_reference(cell.record, groups)]
+    keys = {cell.record.key for cell in cells}
+    timings = {
+        name: timing.model_copy(update={"contenders": [c for c in timing.contenders if c.cell_key in {"", *keys}]})
+        for name, timing in zip(results.timing_files, results.timings, strict=True)
+        if any(contender.cell_key in keys for contender in timing.contenders)
+    }
+    kept = replace(results, cells=cells, timings=list(timings.values()), timing_files=list(timings))
+    failures = {name: text for name, text in failure_texts(run).items() if Path(name).parts[2] == folder_name(label)}
+    out = out or Path("results") / "submissions" / folder_name(label)
+    written = write_folder(out, run, kept, failures, [Path(file)] if file else [])
+    fields = submission.model_dump(exclude_none=True)
+    write_text(out / SUBMISSION_FILE, yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    return [*written, out / SUBMISSION_FILE]
+
+
+def _is_reference(record: BaseRecord, groups: set[tuple[str, str]]) -> bool:
+    return role_of(record.method) == FULL and (record.task, record.backbone) in groups
+
+
+def _versions(record: BaseRecord) -> dict[str, int | str]:
+    parts = record.key_parts
+    return {"method": parts.method_version, "engine": parts.engine_version, "training": parts.training_version}
+
+
+def read_submission(folder: Path) -> Submission:
+    """Read ``submission.yaml`` of a folder. Raises UserError if it is missing or not valid."""
+    path = folder / SUBMISSION_FILE
+    try:
+        return Submission.model_validate(read_fields(path, "submission"))
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_sentence(error)}") from error
+
+
+def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_code: bool) -> Iterator[str]:
+    """Yield a sentence for every fault of a submission that published results cannot have.
+
+    ``allow_code`` imports the method's file and checks its contract on tiny models.
+    """
+    try:
+        submission = read_submission(folder)
+        own = [record for record in records if record.label == submission.method]
+        groups = {(record.task, record.backbone) for record in own}
+        for record in records:
+            if record not in own and not _is_reference(record, groups):
+                yield f"{folder}: cells of {record.label} are no part of a submission of {submission.method}"
+        for record in own:
+            if _versions(record) != submission.versions:
+                yield f"{folder}: {SUBMISSION_FILE} has other versions than the cells on {record.task}"
+        if not own or (".py:" in own[0].method and submission.code is None):
+            yield f"{folder}: {'the file' if own else 'there is no cell'} of {submission.method} is missing"
+            return
+        source = f"{folder}/{submission.code}" if submission.code else own[0].method
+        if method_version(source) != submission.versions["method"]:
+            yield f"{source}: its version, or its code, is not that of the cells"
+        elif submission.code and allow_code:
+            yield from _broken_contract(source)
+    except UserError as error:
+        yield str(error)
+
+
+def _broken_contract(source: str) -> Iterator[str]:
+    from benchmarks.testing.check_method import check_method
+
+    report = check_method(source, get_method(source))
+    yield from (f"{source} breaks the contract of methods: {' '.join(line.split())}" for line in report.fault_lines())
