@@ -339,8 +339,9 @@ def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str, shares: str) -> "
         axes.set_yticks(np.arange(len(table)) + 0.5, table.index)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="", ylabel="")
-    style = {"location": "top", "shrink": 0.4, "aspect": 30, "format": PercentFormatter(1)}
-    figure.colorbar(panels[0].collections[0], ax=panels, label=shares, **style).outline.set_visible(False)
+    colours, percent = panels[0].collections[0], PercentFormatter(1)
+    bar = figure.colorbar(colours, ax=panels, label=shares, format=percent, location="top", shrink=0.4, aspect=30)
+    bar.outline.set_visible(False)
     figure.supxlabel("exit layer", fontsize=8)
     figure.supylabel(beside, fontsize=8)
     return figure

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
@@ -12,7 +13,7 @@ from consistentee.data.metrics import score, token_match
 
 _ROUNDING = 1e-6
 
-_Fact = tuple[str, object, object]
+_Fact = tuple[str, ArrayLike, ArrayLike]
 """What was recomputed: its name, the value that the rows give, and the value in the record."""
 
 
@@ -23,7 +24,7 @@ def faults_of_rows(cell: StoredCell[BaseRecord]) -> Iterator[str]:
     try:
         for what, found, recorded in facts:
             if np.shape(found) != np.shape(recorded) or not np.allclose(found, recorded, rtol=0, atol=_ROUNDING):
-                yield f"{what}: its rows give {found}, its record {recorded}"
+                yield f"{what}: its rows give {np.asarray(found)}, its record {np.asarray(recorded)}"
     except (KeyError, IndexError, ValueError, TypeError) as error:
         yield f"its rows do not fit its record: {type(error).__name__}: {error}"
 
@@ -52,7 +53,7 @@ def _of_instances(cell: StoredCell[BaseRecord], rows: pd.DataFrame) -> Iterator[
 
 
 def _of_curve(
-    name: str, point: CurvePoint, labels: pd.Series, answers: pd.Series | np.ndarray, exits: pd.Series | None = None
+    name: str, point: CurvePoint, labels: pd.Series, answers: ArrayLike, exits: pd.Series | None = None
 ) -> Iterator[_Fact]:
     for metric, recorded in point.scores.items():
         yield f"{name}, {metric}", score(metric, labels.to_numpy(), np.asarray(answers)), recorded
