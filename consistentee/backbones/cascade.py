@@ -96,9 +96,10 @@ class CascadeStepper(EncoderStepper):
     def embed(self, batch: Batch) -> Tensor:
         return self.companion.embed(batch)
 
-    def begin(self, batch: Batch) -> tuple[Tensor, CascadeContext]:
-        hidden, layers = self.companion.begin(batch)
-        return hidden, CascadeContext(batch, self.companion, layers)
+    def context(self, layer: int, hidden: Tensor, batch: Batch) -> CascadeContext:
+        depth = self.companion.num_layers
+        running, own_layer = (self.companion, layer) if layer <= depth else (self.full, layer - depth)
+        return CascadeContext(batch, running, running.context(own_layer, hidden, batch))
 
     def step(self, layer: int, hidden: Tensor, context: CascadeContext) -> Tensor:
         """Run layer ``layer`` (1-based); at the first one of the full backbone ``hidden`` is not read.

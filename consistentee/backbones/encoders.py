@@ -125,8 +125,12 @@ class EncoderStepper(ABC):
     def begin(self, batch: Batch) -> tuple[Tensor, Any]:
         """Embed a batch: the input of layer 1 [rows, tokens, width], and its context."""
         hidden = self.embed(batch)
+        return hidden, self.context(1, hidden, batch)
+
+    def context(self, layer: int, hidden: Tensor, batch: Batch) -> Any:
+        """Return what layers from ``layer`` on need besides their input [rows, tokens, width], for these rows."""
         mask = self._attention_mask(hidden, batch.padding_mask, batch.lengths)
-        return hidden, Context(batch.padding_mask, mask, self.position_bias(hidden), batch.lengths)
+        return Context(batch.padding_mask, mask, self.position_bias(hidden), batch.lengths)
 
     def step(self, layer: int, hidden: Tensor, context: Any) -> Tensor:
         """Run layer ``layer`` (1-based) on [rows, tokens, width]."""

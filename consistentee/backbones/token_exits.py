@@ -155,9 +155,9 @@ class TokenExitStepper(EncoderStepper):
     def parts(self, layer: int) -> LayerParts:
         return self.stock.parts(layer)
 
-    def begin(self, batch: Batch) -> tuple[Tensor, TokenContext]:
-        hidden, context = self.stock.begin(batch)
-        return hidden, TokenContext(**vars(context), exit_layers=self.token_exits.exit_layers(batch))
+    def context(self, layer: int, hidden: Tensor, batch: Batch) -> TokenContext:
+        context = self.stock.context(layer, hidden, batch)
+        return TokenContext(**vars(context), exit_layers=self.token_exits.exit_layers(batch))
 
     def step(self, layer: int, hidden: Tensor, context: TokenContext) -> Tensor:
         """Run layer ``layer`` (1-based) on the live tokens; the others' states [rows, tokens, width] stay as they are.

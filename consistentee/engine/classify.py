@@ -10,8 +10,9 @@ from torch import Tensor
 from consistentee.arguments import Positive, TextsOrPairs, checked
 from consistentee.backbones.encoders import layers_run
 from consistentee.data.encoding import Batch, Encoding
+from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ask
+from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.rules.view import LayerView, predictions_of
 
 
@@ -82,20 +83,27 @@ def classify(
     rule: ExitRule,
     *,
     batch_size: Positive = 32,
+    in_flight: Positive | None = None,
     max_length: Positive | None = None,
     sort_by_length: bool = True,
 ) -> Predictions:
     """Classify texts (single sentences, or pairs); ``rule`` decides at which layer each leaves the model.
 
-    ``max_length`` cuts texts to so many tokens, by default the model's own number. ``sort_by_length`` batches rows of
-    similar length together; the answers keep the order of ``texts``.
+    Args:
+        model, texts, batch_size: answers keep the order of ``texts``, however they are batched.
+        rule: the exit rule; a row is a text.
+        in_flight: rows under way. After every layer those that stay are regrouped into full batches of similar length.
+            Exit layers are the same. With None a batch shrinks as its rows exit.
+        max_length: number of tokens that texts are cut to, by default the model's own.
+        sort_by_length: batch rows of similar length together.
 
     Raises:
         UserError: an argument is wrong, single texts and pairs are mixed, or the rule reads what only a trace has.
         ValueError: the rule does not return one bool a row.
     """
     encodings = model.tokenize(texts, max_length)
-    return classify_encoded(model, encodings, rule, batch_size=batch_size, sort_by_length=sort_by_length)
+    options = {"batch_size": batch_size, "in_flight": in_flight}
+    return classify_encoded(model, encodings, rule, sort_by_length=sort_by_length, **options)
 
 
 def classify_encoded(
@@ -104,12 +112,19 @@ def classify_encoded(
     rule: ExitRule,
     *,
     batch_size: int,
+    in_flight: int | None = None,
     sort_by_length: bool = False,
 ) -> Predictions:
     """As :func:`classify`, on tokenised rows: what is timed."""
+    if in_flight is not None and in_flight < batch_size:
+        raise UserError(f"{in_flight} rows in flight are fewer than a batch, {batch_size}")
     model.eval()
     order, batches = _batches(model, encodings, batch_size, sort_by_length)
-    parts = [classify_batch(model, batch, rule) for batch in batches]
+    if in_flight is None or not encodings:
+        parts = [classify_batch(model, batch, rule) for batch in batches]
+    else:
+        rows = [encodings[i] for i in order]
+        parts = [_RowsInFlight(model, rows, rule, batch_size, in_flight).classify()]
     logits = _in_order(order, [part[0] for part in parts], torch.empty(0, model.num_labels))
     exit_layers = _in_order(order, [part[1] for part in parts], torch.empty(0, dtype=torch.long))
     ran = layers_run(model.stepper.live_tokens(encodings), exit_layers)
@@ -165,6 +180,96 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
         encodings = [encodings[i] for i in keep]
         active = active[keep]
     return logits, exit_layers
+
+
+class _RowsInFlight:
+    """Rows on their way through the layers, each in a slot; the slots of a layer wait until they fill a batch."""
+
+    def __init__(
+        self, model: MultiExitModel, encodings: Sequence[Encoding], rule: ExitRule, batch_size: int, in_flight: int
+    ) -> None:
+        self._model = model
+        self._encodings = encodings
+        self._rule = rule
+        self._batch_size = batch_size
+        self._free = list(range(min(in_flight, len(encodings))))
+        self._unread = iter(range(len(encodings)))
+        slots, longest = len(self._free), max(map(len, encodings))
+        self._row = [0] * slots
+        self._waiting: list[list[int]] = [[] for _ in range(model.num_layers)]
+        # What slots wait with. Zeros, because a NaN in the place of padding would pass through any mask.
+        self._hidden = torch.zeros(slots, longest, model.width, dtype=model.dtype, device=model.device)
+        self._states: list[State] = [{} for _ in self._waiting]
+        past = no_history_yet(model, rule, slots)
+        self._past = past if past is None else past.new_zeros(slots, model.num_layers, model.width)
+        self._logits = torch.empty(len(encodings), model.num_labels, dtype=model.dtype, device=model.device)
+        self._exit_layers = torch.empty(len(encodings), dtype=torch.long)
+
+    @torch.inference_mode()
+    def classify(self) -> tuple[Tensor, Tensor]:
+        """Run all rows: logits [rows, classes] and 1-based exit layers [rows]."""
+        while True:
+            entering = dict(zip(self._free, self._unread, strict=False))
+            del self._free[: len(entering)]
+            for slot, row in entering.items():
+                self._row[slot] = row
+            self._waiting[0] += entering
+            if not any(self._waiting):
+                return self._logits, self._exit_layers
+            index = self._next_layer(all_entered=bool(self._free))
+            slots = sorted(self._waiting[index], key=lambda slot: len(self._encodings[self._row[slot]]))
+            self._waiting[index] = slots[self._batch_size :]
+            self._run(index + 1, slots[: self._batch_size])
+
+    def _next_layer(self, all_entered: bool) -> int:
+        """Choose the index of the layer to run: the deepest with a full batch, so that rows make room for others.
+
+        Without one, the fullest layer runs; once all rows have entered, the first layer, whose rows join later ones.
+        """
+        counts = [len(slots) for slots in self._waiting]
+        full = [index for index, count in enumerate(counts) if count >= self._batch_size]
+        if full:
+            return full[-1]
+        return next(filter(counts.__getitem__, range(len(counts)))) if all_entered else counts.index(max(counts))
+
+    def _run(self, layer: int, slots: list[int]) -> None:
+        model, places = self._model, torch.tensor(slots, device=self._hidden.device)
+        encodings = [self._encodings[self._row[slot]] for slot in slots]
+        batch = model.collate(encodings)
+        if layer == 1:
+            hidden, context = model.stepper.begin(batch)
+            state = self._rule.start(len(slots), model.num_layers)
+            state = {name: tensor.to(model.device) for name, tensor in state.items()}
+        else:
+            hidden = self._hidden[:, : max(batch.lengths)].index_select(0, places)
+            context = model.stepper.context(layer, hidden, batch)
+            state = {name: tensor[places] for name, tensor in self._states[layer - 1].items()}
+        hidden = model.stepper.step(layer, hidden, context)
+        past = None if self._past is None else self._past[places, : layer - 1]
+        view = LiveView(model, layer, hidden, context.padding_mask, encodings, past=past)
+        leaving = list(range(len(slots)))
+        if layer < model.num_layers:
+            leaving = ask(self._rule, view, state).nonzero().flatten().tolist()
+        if leaving:
+            rows = [self._row[slots[i]] for i in leaving]
+            self._logits[rows] = view.logits[leaving]
+            self._exit_layers[rows] = layer
+            self._free += [slots[i] for i in leaving]
+        gone = set(leaving)
+        staying = [slot for i, slot in enumerate(slots) if i not in gone]
+        if staying:  # what is written of rows that exit is never read
+            self._waiting[layer] += staying
+            self._hidden[:, : hidden.shape[1]].index_copy_(0, places, hidden)
+            self._keep_state(layer, places, state)
+            if self._past is not None:
+                self._past[places, :layer] = view.history
+
+    def _keep_state(self, layer: int, places: Tensor, state: State) -> None:
+        kept = self._states[layer]
+        for name, tensor in state.items():
+            if name not in kept:
+                kept[name] = tensor.new_zeros(len(self._row), *tensor.shape[1:])
+            kept[name][places] = tensor
 
 
 def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor | None:
