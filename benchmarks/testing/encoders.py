@@ -12,8 +12,10 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
@@ -45,6 +47,22 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         max_position_embeddings=66,
     ),
     "albert": lambda: AlbertConfig(**_SIZE, embedding_size=16, num_hidden_groups=2),
+    # Relative positions alone, as in v3, and the convolution of v2.
+    "deberta-v2": lambda: DebertaV2Config(
+        **_SIZE,
+        relative_attention=True,
+        position_biased_input=False,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        conv_kernel_size=3,
+        conv_act="gelu",
+    ),
+    # Every other layer or two attends to 4 tokens on either side.
+    "modernbert": lambda: ModernBertConfig(
+        **_SIZE, local_attention=8, bos_token_id=2, cls_token_id=2, eos_token_id=3, sep_token_id=3
+    ),
 }
 FAMILIES = sorted(CONFIGS)
 

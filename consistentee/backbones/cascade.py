@@ -96,6 +96,10 @@ class CascadeStepper(EncoderStepper):
     def embed(self, batch: Batch) -> Tensor:
         return self.companion.embed(batch)
 
+    def read(self, layer: int, hidden: Tensor) -> Tensor:
+        depth = self.companion.num_layers
+        return self.companion.read(layer, hidden) if layer <= depth else self.full.read(layer - depth, hidden)
+
     def context(self, layer: int, hidden: Tensor, batch: Batch) -> CascadeContext:
         depth = self.companion.num_layers
         running, own_layer = (self.companion, layer) if layer <= depth else (self.full, layer - depth)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
@@ -22,14 +23,15 @@ class Context:
 
     Attributes:
         padding_mask: bool [rows, tokens].
-        attention_mask: the mask of the stock layers for the attention in use, or None.
-        position_bias: [1, attention heads, tokens, tokens] if the family has one (MPNet).
+        attention_mask: the mask of the stock layers for the attention in use, or None; of each kind of layer, if the
+            family has several (ModernBERT).
+        position_bias: what the layers need to know of positions: [1, attention heads, tokens, tokens] in MPNet.
         lengths: number of real tokens a row.
     """
 
     padding_mask: Tensor
-    attention_mask: Tensor | None
-    position_bias: Tensor | None
+    attention_mask: Any
+    position_bias: Any
     lengths: list[int]
 
 
@@ -118,9 +120,20 @@ class EncoderStepper(ABC):
         """Return the modules of layer ``layer`` (1-based). Raises UserError for a family without this method."""
         raise UserError(f"token-level exits are not supported for architecture {self.config.model_type!r}")
 
-    def position_bias(self, hidden: Tensor) -> Tensor | None:
-        """Compute the bias that every layer adds to its attention scores, if the family has one."""
+    def position_bias(self, hidden: Tensor) -> Any:
+        """Compute what every layer needs to know of positions, if the family has it: from [rows, tokens, width]."""
         return None
+
+    def cut_bias(self, bias: Any, tokens: int) -> Any:
+        """Cut the result of :meth:`position_bias` to the first ``tokens`` positions."""
+        return bias[..., :tokens, :tokens]
+
+    def read(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what the exit of layer ``layer`` (1-based) reads of its output [rows, tokens, width].
+
+        That is the output itself, unless the family has a norm between layer L and the classifier.
+        """
+        return hidden
 
     def begin(self, batch: Batch) -> tuple[Tensor, Any]:
         """Embed a batch: the input of layer 1 [rows, tokens, width], and its context."""
@@ -147,14 +160,19 @@ class EncoderStepper(ABC):
         hidden = hidden[:, :width].index_select(0, rows)
         padding_mask = context.padding_mask[:, :width].index_select(0, rows)
         bias = context.position_bias
-        bias = bias if bias is None else bias[:, :, :width, :width]
+        bias = bias if bias is None else self.cut_bias(bias, width)
         return hidden, Context(padding_mask, self._attention_mask(hidden, padding_mask, lengths), bias, lengths)
 
-    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> Tensor | None:
-        unpadded = min(lengths) == padding_mask.shape[1]
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=None if unpadded else padding_mask
-        )
+    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> Any:
+        mask = _unless_unpadded(padding_mask, lengths)
+        if self.config._attn_implementation != "sdpa":
+            return create_bidirectional_mask(self.config, hidden, mask)
+        # The same mask as transformers makes, in a fraction of the time, which counts in small batches.
+        return None if mask is None else mask[:, None, None].expand(-1, -1, mask.shape[1], -1)
+
+
+def _unless_unpadded(padding_mask: Tensor, lengths: list[int]) -> Tensor | None:
+    return None if min(lengths) == padding_mask.shape[1] else padding_mask
 
 
 class BertStepper(EncoderStepper):
@@ -289,11 +307,84 @@ def _albert_group(config: Any, layer: int) -> int:
     return int((layer - 1) / (config.num_hidden_layers / config.num_hidden_groups))
 
 
+class DebertaStepper(EncoderStepper):
+    """DeBERTa v2 and v3: relative positions for all layers; v2 may have a convolution beside layer 1."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__(backbone)
+        self.uses_token_types = self.config.type_vocab_size > 0
+
+    def layer_module(self, layer: int) -> nn.Module:
+        return self.backbone.encoder.layer[layer - 1]
+
+    def embed(self, batch: Batch) -> Tensor:
+        return self.backbone.embeddings(batch.input_ids, batch.token_type_ids, mask=batch.padding_mask)
+
+    def position_bias(self, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Compute the distances of all tokens, int64 [1, tokens, tokens], and the embeddings of distances."""
+        encoder = self.backbone.encoder
+        return encoder.get_rel_pos(hidden), encoder.get_rel_embedding()
+
+    def cut_bias(self, bias: Any, tokens: int) -> Any:
+        distances, embeddings = bias
+        return None if distances is None else distances[:, :tokens, :tokens], embeddings
+
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+        distances, embeddings = context.position_bias
+        bias = {"relative_pos": distances, "rel_embeddings": embeddings}
+        output = self.layer_module(layer)(hidden, context.attention_mask, **bias)[0]
+        convolution = self.backbone.encoder.conv if layer == 1 else None
+        return output if convolution is None else convolution(hidden, output, context.padding_mask.long())
+
+    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> Tensor:
+        return self.backbone.encoder.get_attention_mask(padding_mask)
+
+
+class ModernBertStepper(EncoderStepper):
+    """ModernBERT: rotary positions, layers that attend to all tokens or to near ones, a norm behind layer L."""
+
+    def layer_module(self, layer: int) -> nn.Module:
+        return self.backbone.layers[layer - 1]
+
+    def config_of_first_layers(self, layers: int) -> Any:
+        config = super().config_of_first_layers(layers)
+        config.layer_types = config.layer_types[:layers]
+        return config
+
+    def embed(self, batch: Batch) -> Tensor:
+        return self.backbone.embeddings(batch.input_ids)
+
+    def position_bias(self, hidden: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Compute the rotation of each kind of layer: cosines and sines [1, tokens, head width]."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        return {kind: self.backbone.rotary_emb(hidden, positions, kind) for kind in set(self.config.layer_types)}
+
+    def cut_bias(self, bias: Any, tokens: int) -> Any:
+        return {kind: (cosines[:, :tokens], sines[:, :tokens]) for kind, (cosines, sines) in bias.items()}
+
+    def read(self, layer: int, hidden: Tensor) -> Tensor:
+        return self.backbone.final_norm(hidden)
+
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+        kind = self.config.layer_types[layer - 1]
+        return self.layer_module(layer)(hidden, context.attention_mask[kind], context.position_bias[kind])
+
+    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> dict[str, Tensor | None]:
+        of_kind = {
+            "full_attention": create_bidirectional_mask,
+            "sliding_attention": create_bidirectional_sliding_window_mask,
+        }
+        inputs = self.config, hidden, _unless_unpadded(padding_mask, lengths)
+        return {kind: of_kind[kind](*inputs) for kind in set(self.config.layer_types)}
+
+
 STEPPERS: dict[str, type[EncoderStepper]] = {
     "albert": AlbertStepper,
     "bert": BertStepper,
+    "deberta-v2": DebertaStepper,
     "distilbert": DistilBertStepper,
     "electra": ElectraStepper,
+    "modernbert": ModernBertStepper,
     "mpnet": MPNetStepper,
     "roberta": RobertaStepper,
     "xlm-roberta": RobertaStepper,
@@ -303,6 +394,10 @@ STEPPERS: dict[str, type[EncoderStepper]] = {
 
 def check_encoder_family(family: str) -> None:
     """Raise UserError if no stepper knows an architecture, which is given as ``config.model_type``."""
+    from consistentee.backbones.decoders import DECODER_STEPPERS
+
+    if family in DECODER_STEPPERS:
+        raise UserError(f"{family!r} is a decoder, which classifies no text; {USE_A_DECODER}")
     if family not in STEPPERS:
         raise UserError(f"no layer-stepping for architecture {family!r}; supported: {', '.join(sorted(STEPPERS))}")
 

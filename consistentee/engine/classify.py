@@ -58,11 +58,11 @@ class LiveView(LayerView):
 
     @cached_property
     def hidden(self) -> Tensor:
-        return self._hidden
+        return self._model.stepper.read(self.layer, self._hidden)
 
     @cached_property
     def pooled(self) -> Tensor:
-        return self._model.pool(self.layer, self._hidden, self.padding_mask)
+        return self._model.pool(self.layer, self.hidden, self.padding_mask)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -189,12 +189,12 @@ class _RowsInFlight:
         self, model: MultiExitModel, encodings: Sequence[Encoding], rule: ExitRule, batch_size: int, in_flight: int
     ) -> None:
         self._model = model
-        self._encodings = encodings
+        self._rows = model.collate(encodings)
         self._rule = rule
         self._batch_size = batch_size
         self._free = list(range(min(in_flight, len(encodings))))
         self._unread = iter(range(len(encodings)))
-        slots, longest = len(self._free), max(map(len, encodings))
+        slots, longest = len(self._free), max(self._rows.lengths)
         self._row = [0] * slots
         self._waiting: list[list[int]] = [[] for _ in range(model.num_layers)]
         # What slots wait with. Zeros, because a NaN in the place of padding would pass through any mask.
@@ -217,7 +217,7 @@ class _RowsInFlight:
             if not any(self._waiting):
                 return self._logits, self._exit_layers
             index = self._next_layer(all_entered=bool(self._free))
-            slots = sorted(self._waiting[index], key=lambda slot: len(self._encodings[self._row[slot]]))
+            slots = sorted(self._waiting[index], key=lambda slot: self._rows.lengths[self._row[slot]])
             self._waiting[index] = slots[self._batch_size :]
             self._run(index + 1, slots[: self._batch_size])
 
@@ -233,9 +233,9 @@ class _RowsInFlight:
         return next(filter(counts.__getitem__, range(len(counts)))) if all_entered else counts.index(max(counts))
 
     def _run(self, layer: int, slots: list[int]) -> None:
-        model, places = self._model, torch.tensor(slots, device=self._hidden.device)
-        encodings = [self._encodings[self._row[slot]] for slot in slots]
-        batch = model.collate(encodings)
+        model, rows = self._model, [self._row[slot] for slot in slots]
+        places, row_index = torch.tensor([slots, rows], device=self._hidden.device)
+        batch = self._rows.select(rows, row_index)
         if layer == 1:
             hidden, context = model.stepper.begin(batch)
             state = self._rule.start(len(slots), model.num_layers)
@@ -246,14 +246,14 @@ class _RowsInFlight:
             state = {name: tensor[places] for name, tensor in self._states[layer - 1].items()}
         hidden = model.stepper.step(layer, hidden, context)
         past = None if self._past is None else self._past[places, : layer - 1]
-        view = LiveView(model, layer, hidden, context.padding_mask, encodings, past=past)
+        view = LiveView(model, layer, hidden, context.padding_mask, batch.encodings, past=past)
         leaving = list(range(len(slots)))
         if layer < model.num_layers:
             leaving = ask(self._rule, view, state).nonzero().flatten().tolist()
         if leaving:
-            rows = [self._row[slots[i]] for i in leaving]
-            self._logits[rows] = view.logits[leaving]
-            self._exit_layers[rows] = layer
+            left = [rows[i] for i in leaving]
+            self._logits[left] = view.logits[leaving]
+            self._exit_layers[left] = layer
             self._free += [slots[i] for i in leaving]
         gone = set(leaving)
         staying = [slot for i, slot in enumerate(slots) if i not in gone]

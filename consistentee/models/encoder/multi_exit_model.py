@@ -264,8 +264,9 @@ class MultiExitModel(MultiExit):
         for layer in range(1, self.num_layers + 1):
             with self._layers_precision():
                 hidden = self.stepper.step(layer, hidden, context).to(dtype)
-            vectors.append(self.pool_tokens(hidden, context.padding_mask))
-            states.append(hidden if keeps_tokens else NO_TOKENS)
+            read = self.stepper.read(layer, hidden)
+            vectors.append(self.pool_tokens(read, context.padding_mask))
+            states.append(read if keeps_tokens else NO_TOKENS)
             if layer in cut_after:
                 hidden = hidden.detach()
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
@@ -293,8 +294,9 @@ class MultiExitModel(MultiExit):
         reads_history = self.classifier(self.num_layers).reads_history
         with self._layers_precision():
             output = self.backbone(**batch.model_inputs, output_hidden_states=reads_history)
-        states = output.hidden_states[1:] if reads_history else (output.last_hidden_state,)
-        states = [state.to(self.dtype) for state in states]
+        earlier, first = output.hidden_states[1:-1] if reads_history else (), self.num_layers - self.stock_layers + 1
+        states = [self.stepper.read(t, state.to(self.dtype)) for t, state in enumerate(earlier, start=first)]
+        states.append(output.last_hidden_state.to(self.dtype))
         return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
