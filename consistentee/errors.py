@@ -4,6 +4,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterable
+from typing import Literal
 
 _LONGEST_MESSAGE = 2_000
 _LONGEST_VALUE = 80
@@ -31,6 +32,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     else:
         hint = f"known: {', '.join(names)}." if names else "there are none."
     return UserError(f"unknown {kind} {shown(name)}; {hint}")
+
+
+def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:
+    """Build the error for a model or an architecture that is of ``kind`` where the other one is wanted."""
+    if kind == "encoder":
+        does, train = "classifies text and generates none", "train mcid --method consistentee"
+        others = "`consistentee check-backbone`, or MultiExitModel"
+    else:
+        does, train = "generates text and classifies none", "train dolly --method consistentee-tokens"
+        others = "`consistentee suitability`, or MultiExitDecoder"
+    return UserError(f"{name!r} is {'an' if kind == 'encoder' else 'a'} {kind}: it {does}; use `consistentee {train} --backbone NAME`, {others}")
 
 
 def shown(value: object) -> str:

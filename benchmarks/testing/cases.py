@@ -189,6 +189,7 @@ class InstanceCase(Case):
         yield "among other rows", alone, self.decided(knob)
         moved = self.live(knob, [*reversed(self.texts), "w1 " * 60], batch_size=7, sort_by_length=False)
         yield "in another order, with a longer row", alone[::-1], _rows_of(moved)[:-1]
+        yield "regrouped after every layer", alone, _rows_of(self.live(knob, batch_size=7, in_flight=ROWS // 2))
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
         """Yield how texts are run, the stock model's answers, and those of a rule that never exits."""

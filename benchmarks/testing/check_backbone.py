@@ -22,9 +22,11 @@ from benchmarks.testing.cases import AnyCase, InstanceCase
 from benchmarks.testing.encoders import random_texts, with_random_classifiers
 from benchmarks.testing.report import BrokenContractError, Finding, Report, any_error_is
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
+from consistentee.backbones.decoders import DECODER_STEPPERS
 from consistentee.backbones.encoders import STEPPERS
 from consistentee.data.encoding import Batch
 from consistentee.data.instances import Split, Text
+from consistentee.errors import wrong_kind
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 
@@ -53,7 +55,8 @@ class Encoder:
             config = AutoConfig.from_pretrained(self.found.path, trust_remote_code=False)
         if config.model_type not in STEPPERS:
             fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
-            raise BrokenContractError(fault, f"supported are {', '.join(sorted(STEPPERS))}")
+            advice = str(wrong_kind(self.name, "decoder")) if config.model_type in DECODER_STEPPERS else ""
+            raise BrokenContractError(fault, f"supported are {', '.join(sorted(STEPPERS))}", advice)
         return config
 
     @cached_property
@@ -168,7 +171,8 @@ def _compare_layers(model: MultiExitModel, batch: Batch) -> None:
     hidden, context = model.stepper.begin(batch)
     for layer, theirs in enumerate(stock, start=1):
         hidden = model.stepper.step(layer, hidden, context)
-        difference = float(((hidden - theirs) * real).abs().max() / (theirs * real).abs().max().clamp_min(1))
+        ours = model.stepper.read(layer, hidden) if layer == len(stock) else hidden
+        difference = float(((ours - theirs) * real).abs().max() / (theirs * real).abs().max().clamp_min(1))
         if not difference <= _SAME_BATCH:  # true for NaN, too
             where = f"the hidden states of layer {layer} of {model.num_layers} differ by {difference:.2g}"
             example = f"{where} in a batch of {len(batch.lengths)}"

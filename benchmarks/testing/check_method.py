@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from baselines.hashee import HashEE
 from benchmarks.testing.cases import AnyCase, InstanceCase, TokenCase
 from benchmarks.testing.checks import CHECKS, TOKEN_CHECKS, Check
 from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders
-from benchmarks.testing.encoders import FAMILIES, TinyModels
+from benchmarks.testing.encoders import FAMILIES, TOKEN_EXIT_FAMILIES, TinyModels
 from benchmarks.testing.report import Finding, Report
 from consistentee.errors import unknown_name
 from consistentee.methods.method import AnyMethod
@@ -22,7 +23,9 @@ GUIDE = "docs/add_a_method.md"
 
 def families_of(method: AnyMethod) -> list[str]:
     """Return the families of backbones that a method is checked on."""
-    return DECODER_FAMILIES if isinstance(method, TokenMethod) else FAMILIES
+    if isinstance(method, TokenMethod):
+        return DECODER_FAMILIES
+    return TOKEN_EXIT_FAMILIES if isinstance(method, HashEE) else FAMILIES
 
 
 def checks_of(method: AnyMethod) -> Sequence[Check]:

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -42,6 +43,7 @@ DECODER_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral": lambda: MistralConfig(**_SIZE),
     "qwen2": lambda: Qwen2Config(**_SIZE),
     "qwen3": lambda: Qwen3Config(**_SIZE, head_dim=16),
+    "gemma": lambda: GemmaConfig(**_SIZE, head_dim=16),
     "gpt2": lambda: GPT2Config(**_IDS, vocab_size=len(VOCABULARY), n_embd=32, n_layer=4, n_head=4, n_positions=128),
 }
 DECODER_FAMILIES = sorted(DECODER_CONFIGS)

@@ -22,6 +22,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from consistentee.backbones.encoders import STEPPERS, EncoderStepper
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
@@ -65,6 +66,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 FAMILIES = sorted(CONFIGS)
+TOKEN_EXIT_FAMILIES = [family for family in FAMILIES if STEPPERS[family].parts is not EncoderStepper.parts]
 
 
 def make_tokenizer(uses_token_types: bool) -> PreTrainedTokenizerFast:

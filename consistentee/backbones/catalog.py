@@ -8,7 +8,7 @@ from typing import Literal
 from consistentee.backbones import gguf, hub
 from consistentee.backbones.pretrained import Pooling, check_pretrained, read_json
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import UserError, unknown_name, wrong_kind
 
 Kind = Literal["encoder", "decoder"]
 
@@ -108,7 +108,7 @@ def resolve(name: str) -> ResolvedBackbone:
     """
     known = list_backbones().get(name)
     if known is not None and known.pooling is None:
-        raise UserError(f"{name!r} is a decoder: it generates text and classifies none; see MultiExitDecoder")
+        raise wrong_kind(name, "decoder")
     folder = _folder_of(name, known, "encoder")
     if known is not None and known.pooling is not None:
         return ResolvedBackbone(str(folder), known.pooling, known.pooler)
@@ -124,7 +124,7 @@ def resolve_decoder(name: str) -> str:
     """
     known = list_backbones().get(name)
     if known is not None and known.kind == "encoder":
-        raise UserError(f"{name!r} is an encoder: it classifies text and generates none; see MultiExitModel")
+        raise wrong_kind(name, "encoder")
     file = Path(name).expanduser()
     if known is None and file.suffix == ".gguf" and file.is_file():
         return str(gguf.dequantised(file))
@@ -164,7 +164,8 @@ def _describe(directory: Path) -> ResolvedBackbone:
     config = check_pretrained(directory)
     path = directory / "1_Pooling" / "config.json"
     if not path.exists():
-        return ResolvedBackbone(str(directory), "cls", pooler=config.get("model_type") in _FAMILIES_WITH_POOLER)
+        pooling: Pooling = "mean" if config.get("classifier_pooling") == "mean" else "cls"  # ModernBERT names it
+        return ResolvedBackbone(str(directory), pooling, pooler=config.get("model_type") in _FAMILIES_WITH_POOLER)
     asked = read_json(path)
     if asked.get("pooling_mode_mean_tokens") or asked.get("pooling_mode") == "mean":
         return ResolvedBackbone(str(directory), "mean", pooler=False)

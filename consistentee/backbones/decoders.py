@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 
-from consistentee.errors import UserError
+from consistentee.errors import UserError, wrong_kind
 
 NUMBERS_AT_A_TIME = 2**24
 
@@ -73,6 +73,7 @@ class DecoderStepper(ABC):
     Class attributes:
         lora_targets: the modules of a layer that usually get low-rank adapters.
         mlp: the names of a layer's MLP and of the norm before it.
+        gain_offset: what norms add to their weights before they multiply by them.
 
     Attributes:
         layers: the stock modules, layer 1 first.
@@ -81,6 +82,7 @@ class DecoderStepper(ABC):
 
     lora_targets: ClassVar[tuple[str, ...]]
     mlp: ClassVar[tuple[str, str]]
+    gain_offset: ClassVar[float] = 0.0
 
     def __init__(self, backbone: Any, layers: Sequence[nn.Module], final_norm: nn.Module) -> None:
         self.backbone = backbone
@@ -270,6 +272,12 @@ class Qwen3Stepper(LlamaStepper):
         return attention.k_norm(super().project_keys(attention, normed, shape))
 
 
+class GemmaStepper(LlamaStepper):
+    """Gemma: as Llama, with scaled embeddings, and norms whose weights count from 1."""
+
+    gain_offset = 1.0
+
+
 class GPT2Stepper(DecoderStepper):
     """GPT-2: learned positions in the embeddings, one projection for queries, keys and values."""
 
@@ -301,6 +309,7 @@ class GPT2Stepper(DecoderStepper):
 
 
 DECODER_STEPPERS: dict[str, Callable[[Any], DecoderStepper]] = {
+    "gemma": GemmaStepper,
     "gpt2": GPT2Stepper,
     "llama": LlamaStepper,
     "mistral": LlamaStepper,
@@ -315,10 +324,11 @@ def check_decoder_family(family: str) -> None:
     from consistentee.backbones.encoders import STEPPERS
 
     if family in STEPPERS:
-        raise UserError(f"{family!r} is an encoder, which generates no text; use MultiExitModel.from_backbone for it")
+        raise wrong_kind(family, "encoder")
     if family not in DECODER_STEPPERS:
         supported = ", ".join(sorted(DECODER_STEPPERS))
-        raise UserError(f"no layer-stepping for decoders of architecture {family!r}; supported: {supported}")
+        why = ": exits are trained on logits without a soft cap" if family in ("gemma2", "gemma3_text") else ""
+        raise UserError(f"no layer-stepping for decoders of architecture {family!r}{why}; supported: {supported}")
 
 
 def decoder_stepper_for(backbone: Any) -> DecoderStepper:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from consistentee.data.encoding import Batch, Encoding
-from consistentee.errors import UserError
+from consistentee.errors import UserError, wrong_kind
 
 
 @dataclass(frozen=True)
@@ -397,7 +397,7 @@ def check_encoder_family(family: str) -> None:
     from consistentee.backbones.decoders import DECODER_STEPPERS
 
     if family in DECODER_STEPPERS:
-        raise UserError(f"{family!r} is a decoder, which classifies no text; {USE_A_DECODER}")
+        raise wrong_kind(family, "decoder")
     if family not in STEPPERS:
         raise UserError(f"no layer-stepping for architecture {family!r}; supported: {', '.join(sorted(STEPPERS))}")
 

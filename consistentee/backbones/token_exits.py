@@ -125,11 +125,13 @@ class TokenExitStepper(EncoderStepper):
         """Return a stepper with the same layers, whose tokens exit at the layers in ``schedule``, int64 [vocabulary].
 
         A schedule that the stepper may have already is replaced.
-        Raises ValueError for a schedule of another shape, or with layers outside of 1..L; or in a cascade.
+        Raises UserError for a family whose layers cannot run some tokens alone, see :meth:`EncoderStepper.parts`, and
+        ValueError for a schedule of another shape, or with layers outside of 1..L; or in a cascade.
         """
         stock = stepper.stock if isinstance(stepper, cls) else stepper
         if stock.stock_layers < stock.num_layers:
             raise ValueError("tokens cannot exit by themselves in a cascade")
+        stock.parts(1)
         vocabulary = stock.config.vocab_size
         if schedule.shape != (vocabulary,):
             raise ValueError(f"a schedule of token exits must be [{vocabulary}], got {list(schedule.shape)}")

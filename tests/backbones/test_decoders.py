@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
 from padding import pad
-from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, OPTConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, DynamicCache, Gemma2Config, MistralConfig, OPTConfig, Qwen2Config
 
 from consistentee.backbones.decoders import decoder_stepper_for, positions_of
 from consistentee.errors import UserError
@@ -109,8 +109,11 @@ def test_rows_end_where_a_sliding_window_would_hide_tokens(family):
 def test_unsupported_architectures_are_named(tiny_backbone, tmp_path):
     config = OPTConfig(vocab_size=40, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4)
     with pytest.raises(
-        UserError, match="decoders of architecture 'opt'; supported: gpt2, llama, mistral, qwen2, qwen3"
+        UserError, match="decoders of architecture 'opt'; supported: gemma, gpt2, llama, mistral, qwen2, qwen3"
     ):
         decoder_stepper_for(random_model(config))
-    with pytest.raises(UserError, match="'bert' is an encoder, which generates no text; use MultiExitModel"):
+    with pytest.raises(UserError, match="'bert' is an encoder: .*train mcid --method consistentee --backbone NAME"):
         decoder_stepper_for(AutoModelForCausalLM.from_pretrained(tiny_backbone("bert")))
+    gemma2 = Gemma2Config(**SMALL, head_dim=8)
+    with pytest.raises(UserError, match="'gemma2': exits are trained on logits without a soft cap; supported"):
+        decoder_stepper_for(random_model(gemma2))

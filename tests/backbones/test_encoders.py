@@ -25,7 +25,8 @@ def test_every_layer_equals_the_stock_hidden_states(tiny_model, family, pairs):
         assert model.stepper.num_layers == len(stock) - 1 == 4
         for layer in range(1, model.num_layers + 1):
             hidden = model.stepper.step(layer, hidden, context)
-            torch.testing.assert_close(hidden * real, stock[layer] * real, rtol=1e-5, atol=1e-5)
+            read = model.stepper.read(layer, hidden) if layer == model.num_layers else hidden
+            torch.testing.assert_close(read * real, stock[layer] * real, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,4 +77,7 @@ def test_logits_equal_stock_sequence_classification(tiny_backbone, family):
 def test_unknown_architecture_is_named():
     backbone = SimpleNamespace(config=SimpleNamespace(model_type="gpt-nine"))
     with pytest.raises(UserError, match=r"gpt-nine.*supported.*bert"):
+        stepper_for(backbone)
+    backbone.config.model_type = "llama"
+    with pytest.raises(UserError, match="'llama' is a decoder: .*train dolly --method consistentee-tokens --backbone"):
         stepper_for(backbone)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY, make_task, random_texts
+from conftest import TOKEN_EXIT_FAMILIES, VOCABULARY, make_task, random_texts
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from consistentee.backbones.encoders import EncoderStepper, layers_run, stepper_for
+from consistentee.backbones.encoders import layers_run, stepper_for
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify
@@ -53,7 +53,7 @@ def batch_of(model: MultiExitModel, count: int = 9) -> Batch:
 
 
 @pytest.mark.parametrize(("last", "count"), [(2, 1), (LAYERS, 9)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOKEN_EXIT_FAMILIES)
 def test_every_layer_equals_the_stock_layer_with_exited_tokens_put_back(tiny_model, family, last, count):
     model = tiny_model(family)
     model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule(last)))
@@ -146,9 +146,9 @@ def test_schedules_that_do_not_fit_are_refused(tiny_model, schedule, fault):
 
 
 def test_models_whose_layers_have_no_known_parts_are_refused(tiny_model):
+    with pytest.raises(UserError, match="not supported for architecture 'modernbert'"):
+        TokenExitStepper.over(tiny_model("modernbert").stepper, full_depth())
     model = tiny_model("albert")
-    with pytest.raises(UserError, match="not supported for architecture 'albert'"):
-        EncoderStepper.parts(model.stepper, 1)
     group = model.backbone.encoder.albert_layer_groups[0].albert_layers
     group.append(group[0])
     with pytest.raises(UserError, match="one layer each"):

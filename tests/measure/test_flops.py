@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, TOKEN_EXIT_FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import OracleRule
@@ -97,7 +97,7 @@ def test_a_layer_of_live_tokens_is_the_closed_formula(tiny_model):
     assert flops.full_flops(7) == 4 * bert_layer(7) + 2 * WIDTH * CLASSES
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOKEN_EXIT_FAMILIES)
 def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_model, family):
     model = tiny_model(family)
     schedule = torch.randint(1, 4, (64,), generator=torch.Generator().manual_seed(2))

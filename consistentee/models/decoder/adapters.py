@@ -110,9 +110,10 @@ class ExitAdapter(nn.Module):
 class NormAdapter(ExitAdapter):
     """A final norm of its own before the shared LM head."""
 
-    def __init__(self, final_norm: nn.Module) -> None:
+    def __init__(self, stepper: DecoderStepper) -> None:
         super().__init__()
-        self.norm = copy.deepcopy(final_norm)
+        self.norm = copy.deepcopy(stepper.final_norm)
+        self._gain_offset = stepper.gain_offset
 
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         return self.norm(hidden)
@@ -123,16 +124,16 @@ class NormAdapter(ExitAdapter):
     @torch.no_grad()
     def _scale_norm(self, scales: Tensor) -> None:
         for parameter in self.norm.parameters():  # the gain, and the bias where there is one
-            parameter.mul_(scales.to(parameter))
+            parameter.add_(self._gain_offset).mul_(scales.to(parameter)).sub_(self._gain_offset)
 
 
 class LowRankAdapter(NormAdapter):
     """A final norm of its own, and a low-rank residual that starts at zero, before the shared LM head."""
 
-    def __init__(self, final_norm: nn.Module, width: int, rank: int) -> None:
-        super().__init__(final_norm)
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=False)
+    def __init__(self, stepper: DecoderStepper, rank: int) -> None:
+        super().__init__(stepper)
+        self.down = nn.Linear(stepper.width, rank, bias=False)
+        self.up = nn.Linear(rank, stepper.width, bias=False)
         nn.init.zeros_(self.up.weight)
 
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
@@ -168,9 +169,9 @@ def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> Exit
     """Return an untrained adapter, which reads as the stock model does. A rank is at most the width."""
     adapter = ExitAdapter()
     if kind == "norm":
-        adapter = NormAdapter(stepper.final_norm)
+        adapter = NormAdapter(stepper)
     elif kind == "low-rank":
-        adapter = LowRankAdapter(stepper.final_norm, stepper.width, min(rank, stepper.width))
+        adapter = LowRankAdapter(stepper, min(rank, stepper.width))
     elif kind == "head":
         adapter = HeadAdapter(stepper.backbone.lm_head)
     like = stepper.backbone.lm_head.weight
