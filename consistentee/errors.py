@@ -42,7 +42,9 @@ def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:
     else:
         does, train = "generates text and classifies none", "train dolly --method consistentee-tokens"
         others = "`consistentee suitability`, or MultiExitDecoder"
-    return UserError(f"{name!r} is {'an' if kind == 'encoder' else 'a'} {kind}: it {does}; use `consistentee {train} --backbone NAME`, {others}")
+    return UserError(
+        f"{name!r} is {'an' if kind == 'encoder' else 'a'} {kind}: it {does}; use `consistentee {train} --backbone NAME`, {others}"
+    )
 
 
 def shown(value: object) -> str:

@@ -430,11 +430,13 @@ def _time_lines(timings: Iterable[Any]) -> Iterator[_Line]:
 
 
 def _sample(sample: TimingSamples | DecodingSamples, place: int, seconds: float) -> _Line:
+    line: _Line
     if isinstance(sample, TimingSamples):
-        in_step = {"in_flight": sample.batch_size, "regroups": False}
-        return in_step | {"rows": sample.rows, "seconds": seconds / sample.rows}
+        line = {"in_flight": sample.in_flight or sample.batch_size, "regroups": sample.regroups}
+        nothing = {"head_seconds": 0.0, "completed_seconds": []}  # every second is spent on layers and exits
+        return line | nothing | {"rows": sample.rows, "seconds": seconds / sample.rows}
     head = sum(sample.head_seconds[place]) / sum(sample.decoded_tokens) if sample.head_seconds else np.nan
-    line: _Line = {"in_flight": sample.under_way, "regroups": sample.regroups, "rows": sample.prompts}
+    line = {"in_flight": sample.under_way, "regroups": sample.regroups, "rows": sample.prompts}
     line |= {"seconds": seconds, "head_seconds": head}
     line["completed_seconds"] = sample.completed_seconds[place] if sample.completed_seconds else []
     return line | ({} if sample.layers_a_token is None else {"layers": sample.layers_a_token})

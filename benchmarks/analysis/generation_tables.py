@@ -1,4 +1,4 @@
-"""Tables of decoding: cost and quality of texts, and batches."""
+"""Tables of decoding: cost and quality of texts; and batches, of classification too."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -64,10 +64,10 @@ def _with_intervals(comparison: EqualCost) -> pd.DataFrame:
 
 
 def batches(results: Results) -> pd.DataFrame:
-    """Return how fast everything timed decodes at every batch, in step and regrouped: medians over the rounds.
+    """Return how fast everything timed is at every batch, in step and regrouped: medians over the rounds.
 
-    ``of_allowed`` is the time of a token that the layers allow / the measured one: stock ``generate`` at the same
-    batch, its layers cut to those called, embedding and LM head left.
+    ``of_allowed`` is the time of a token or text that the layers allow / the measured one: the stock model's at the
+    same batch, its layers cut to those called; of decoding, embedding and LM head are left.
     """
     times = results.times[results.times["label"].isin(results.methods) | (results.times["key"] == "")]
     in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
@@ -82,10 +82,10 @@ def batches(results: Results) -> pd.DataFrame:
         .transform("max")
     )
     found["allowed"] = (found["head"] + (found["full"] - found["head"]) * found["layers"] / layers) / found["seconds"]
-    found["ratio"], found["tokens_per_second"] = found["stock_seconds"] / found["seconds"], 1 / found["seconds"]
+    found["ratio"], found["per_second"] = found["stock_seconds"] / found["seconds"], 1 / found["seconds"]
     keys = [*TASK, "timing", "label", "key", "knob", "in_flight", "batch_size"]
     groups = found.groupby(keys, dropna=False, sort=False)
-    medians = groups[["tokens_per_second", "ratio", "allowed"]].median()
+    medians = groups[["per_second", "ratio", "allowed"]].median()
     medians["layers"] = groups["layers"].mean()
     texts = groups["completed_seconds"].agg(lambda rounds: np.concatenate([[], *rounds]))
     for name, quantile in (("latency", 50), ("latency_p90", 90)):
@@ -95,12 +95,11 @@ def batches(results: Results) -> pd.DataFrame:
 
 def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
     """Return the times of all that was timed; None where no batch was regrouped."""
-    if results.times.empty:
+    times = results.times
+    if not times.loc[(times["task"] == task[0]) & (times["backbone"] == task[1]), "regroups"].astype(bool).any():
         return None
     found = batches(results)
     found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])]
-    if not (found["in_flight"] > found["batch_size"]).any():
-        return None
     names = dict(zip(results.knobs["label"], results.knobs["knob_name"], strict=True))
     knobs = zip(found["label"], found["knob"], strict=True)
     found["at"] = ["full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}" for label, knob in knobs]
@@ -114,19 +113,23 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
     frame = texts.pivot(index=curves, columns="name", values=["batch", "latency"])
     frame.columns = [" ".join(names) for names in frame.columns]
     frame["layers"] = found.groupby(curves)["layers"].mean()
+    of_texts = results.kind == "generation"
+    unit, stock, rows = ("tokens", "stock generate", "prompts") if of_texts else ("texts", "the stock model", "texts")
     return Table(
         title=f"Batches in step and regrouped · {' · '.join(task)}",
         name="batches",
         frame=frame.reset_index().sort_values(["place", "layers"]).replace({np.nan: None}),
         columns=[
             *(Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")),
-            *(Column(f"{kind} {name}") for kind in ("batch", "latency") for name in ordered),
+            *(Column(f"{kind} {name}") for kind in ("batch", "latency")[: 1 + of_texts] for name in ordered),
         ],
         notes=[
-            "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the "
-            "speed that the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in "
-            "step. Latency: seconds until a text has ended since all under way were asked: median / 90th percentile. "
-            "Medians over rounds."
+            f"Batch: {unit} a second{' of decoding' * of_texts} (x {stock}'s with as many {rows} in flight; share of "
+            f"the speed that the layers allow). 8 of 32: of 32 {rows} in flight, 8 run at a time; the others are in "
+            "step. "
+            + "Latency: seconds until a text has ended since all in flight were asked: median / 90th percentile. "
+            * of_texts
+            + "Medians over rounds."
         ],
         labels="label",
     )
@@ -135,7 +138,7 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
 def _speed(row: Mapping[Any, Any]) -> str:
     more = [f"{row['speedup']:.2f}x"] if not np.isnan(row["speedup"]) else []
     more += [f"{row['of_allowed']:.2f}"] if not np.isnan(row["of_allowed"]) else []
-    return f"{row['tokens_per_second']:.1f}" + (f" ({'; '.join(more)})" if more else "")
+    return f"{row['per_second']:.1f}" + (f" ({'; '.join(more)})" if more else "")
 
 
 def _latency(row: Mapping[Any, Any]) -> str | None:

@@ -359,7 +359,7 @@ def tables_by_name(results: Results) -> dict[str, Callable[[], Table | None]]:
     found: dict[str, Callable[[], Table | None]] = {"headline": partial(headline_table, results)}
     if results.kind == "generation":
         found["costs"] = partial(cost_table, results)
-        found |= {f"batches-{name}": partial(batch_table, results, task) for task, name in names.items()}
+    found |= {f"batches-{name}": partial(batch_table, results, task) for task, name in names.items()}
     found |= {"tasks": partial(task_table, results), "tests": partial(contrast_table, results)}
     found |= {f"points-{name}": partial(operating_table, results, task) for task, name in names.items()}
     return found | {"points": partial(operating_table, results), "provenance": partial(provenance_table, results)}

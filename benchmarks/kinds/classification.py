@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
-from benchmarks.specs.base import CellSpec, SuiteSpec, TimingSpec
-from benchmarks.specs.generation import Regrouped
+from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec, TimingSpec
 from benchmarks.store.hashes import hash_model
 from benchmarks.store.records import CellRecord, TimingRecord, TimingSamples
 from benchmarks.tasks.loader import load_classification_task
@@ -93,18 +92,20 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
 
         return run
 
+    def regroupings(self, method: "Method", protocol: TimingSpec) -> Sequence[Regrouped]:
+        return protocol.regrouped
+
     def time_method(
         self, method: "Method", model: "MultiExitModel", knob: float, regrouped: Regrouped | None = None, **options: int
     ) -> Callable[[Sequence["Encoding"]], BatchTime]:
         from benchmarks.measure.clock import timed
         from consistentee.engine.classify import classify_encoded
 
-        rule = method.rule(model, knob)
+        rule, flight = method.rule(model, knob), {} if regrouped is None else regrouped.model_dump()
 
         def run(batch: Sequence["Encoding"]) -> BatchTime:
-            seconds, answers = timed(
-                lambda rows: classify_encoded(model, rows, rule, batch_size=len(rows)), batch, model.device
-            )
+            options = {"batch_size": len(batch)} | flight
+            seconds, answers = timed(lambda rows: classify_encoded(model, rows, rule, **options), batch, model.device)
             return BatchTime(seconds, answers.layers_run.tolist())
 
         return run
@@ -118,5 +119,9 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
     ) -> TimingSamples:
         seconds = [[batch.seconds for batch in batches] for batches in rounds]
         return TimingSamples(
-            batch_size=batch_size, rows=rows, seconds_per_round=list(map(sum, seconds)), seconds_per_batch=seconds
+            batch_size=batch_size,
+            rows=rows,
+            seconds_per_round=list(map(sum, seconds)),
+            seconds_per_batch=seconds,
+            in_flight=in_flight,
         )

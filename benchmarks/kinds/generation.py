@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
-from benchmarks.specs.base import TimingSpec
-from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
+from benchmarks.specs.base import Regrouped, TimingSpec
+from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite
 from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
 from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_text_task
@@ -102,7 +102,6 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         """List the settings of the protocol, for methods that decode in the common way."""
         from consistentee.methods.token_methods import TokenMethod
 
-        assert isinstance(protocol, DecodingTimingSpec)
         return protocol.regrouped if type(method).generate is TokenMethod.generate else ()
 
     def time_method(

@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec
-from benchmarks.specs.generation import Regrouped
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Regrouped, TimingSpec
 from benchmarks.specs.targets import Target
 from benchmarks.store.records import BaseRecord, BaseSamples, BaseTimingRecord
 from consistentee.data.instances import TaskData
@@ -133,9 +132,9 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
     def time_stock(self, model: ModelT, **options: int) -> Callable[[Sequence[RowT]], TimesT]:
         """Build a function that answers a batch with the stock model and returns its times."""
 
+    @abstractmethod
     def regroupings(self, method: MethodT, protocol: TimingSpec) -> Sequence[Regrouped]:
-        """List the settings of regrouping in which a method is timed as well; none by default."""
-        return ()
+        """List the settings of regrouping in which a method is timed as well."""
 
     @abstractmethod
     def time_method(

@@ -1,11 +1,17 @@
 """The engine's overhead as ratios: never-exit and a sweep against the stock model, real against allowed speed-up."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import batches_of, in_rounds, ratio_of_rounds, report, seconds
+from numpy.random import default_rng
 
 from baselines.references import RandomRule, StaticRule
+from benchmarks.tasks.loader import load_classification_task
+from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded, stock_encoded
+from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
@@ -13,6 +19,8 @@ from consistentee.traces.walk import sweep
 
 ROWS = 192
 AT_LEAST = {1: 0.90, 8: 0.85, 32: 0.85}
+AT_LEAST_IN_FLIGHT = {"of the data": 0.95, "of their length": 0.85}
+"""Of rows in the order of their length the later batches hold more different lengths than those that they are held to."""
 
 
 def classified(model, batches, rule: ExitRule) -> float:
@@ -34,16 +42,25 @@ def test_never_exit_costs_what_the_stock_model_costs(benchmark, request, model, 
     assert ratio <= 1.03
 
 
+def real_to_allowed(model, batches, rule: ExitRule, *ways: Callable[[], float]) -> tuple[float, list[float]]:
+    """Time ways of running a rule, and return its layers on average and real / allowed speed-up of each way.
+
+    Allowed time: embedding, one layer and a classifier, plus what each further layer costs times the layers run.
+    """
+    exits = [classify_encoded(model, batch, rule, batch_size=len(batch)).exit_layers for batch in batches]
+    average = torch.cat(exits).double().mean().item()
+    ends = [lambda layer=layer: classified(model, batches, StaticRule(layer)) for layer in (1, model.num_layers)]
+    first, last, *real = in_rounds(*ends, *ways)
+    share = (average - 1) / (model.num_layers - 1)
+    allowed = [one + share * (deepest - one) for one, deepest in zip(first, last, strict=True)]
+    return average, [ratio_of_rounds(allowed, seconds) for seconds in real]
+
+
 @pytest.mark.parametrize("batch_size", sorted(AT_LEAST))
 def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task, batch_size):
-    """Allowed time: embedding, one layer and a classifier, plus what each further layer costs times the layers run."""
     rows = model.tokenize(task.test.texts[:ROWS])
     batches, mixed = batches_of(rows, batch_size), RandomRule((model.num_layers + 1) / 2, seed=0)
-    average = classify_encoded(model, rows, mixed, batch_size=32).exit_layers.double().mean().item()
-    contenders = [lambda rule=rule: classified(model, batches, rule) for rule in (StaticRule(1), StaticRule(99), mixed)]
-    first, last, real = in_rounds(*contenders)
-    share = (average - 1) / (model.num_layers - 1)
-    ratio = ratio_of_rounds([one + share * (deepest - one) for one, deepest in zip(first, last, strict=True)], real)
+    average, (ratio,) = real_to_allowed(model, batches, mixed, lambda: classified(model, batches, mixed))
     benchmark.extra_info["real / allowed speed-up"] = ratio
     report(
         request,
@@ -52,6 +69,44 @@ def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task,
     )
     benchmark.pedantic(classified, args=(model, batches[:1], mixed), rounds=20, warmup_rounds=3)
     assert ratio >= AT_LEAST[batch_size]
+
+
+def synthetic(model) -> list[Encoding]:
+    """Return rows of 8 to 64 random tokens: time does not tell them from others."""
+    numbers, vocabulary = default_rng(0), len(model.tokenizer)
+    lengths = numbers.integers(8, 65, ROWS).tolist()
+    return [Encoding(numbers.integers(1000, vocabulary, n).tolist(), [0] * n) for n in lengths]
+
+
+def intents(model) -> list[Encoding]:
+    """Return 300 titles of StackOverflow: of the tasks that come with the project, the one with most classes, 20."""
+    try:
+        task = load_classification_task("stackoverflow")
+    except UserError as error:
+        pytest.skip(str(error))
+    return model.tokenize(task.test.texts[:300])
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+@pytest.mark.parametrize("rows_of", [synthetic, intents])
+@pytest.mark.parametrize("order", ["of the data", "of their length"])
+def test_regrouped_rows_are_as_fast_as_their_layers_allow(request, model, rows_of, batch_size, order):
+    """Rows in the order of the data also gain from batches of similar length, which those in step do not have."""
+    rows = rows_of(model)
+    rows = rows if order == "of the data" else sorted(rows, key=len)
+    batches, mixed = batches_of(rows, batch_size), RandomRule((model.num_layers + 1) / 2, seed=0)
+    flight = {"batch_size": batch_size, "in_flight": 8 * batch_size}
+    average, (in_step, in_flight) = real_to_allowed(
+        model,
+        batches,
+        mixed,
+        lambda: classified(model, batches, mixed),
+        lambda: seconds(lambda: classify_encoded(model, rows, mixed, **flight)),
+    )
+    where = f"{rows_of.__name__}, {len(rows)} rows in the order {order}, batch {batch_size}, {average:.2f} layers"
+    wanted = AT_LEAST_IN_FLIGHT[order]
+    report(request, f"real / allowed, {where}: in step {in_step:.3f}, in flight {in_flight:.3f} (at least {wanted})")
+    assert in_flight >= wanted
 
 
 def test_a_hundred_thresholds_cost_little_more_than_one_evaluation(benchmark, request, model, task):

@@ -12,8 +12,7 @@ from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.plan import PlannedCell, TimedKnobs
-from benchmarks.specs.base import TimingSpec, short_name
-from benchmarks.specs.generation import Regrouped
+from benchmarks.specs.base import Regrouped, TimingSpec, short_name
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, write_record
 from benchmarks.store.keys import timing_key

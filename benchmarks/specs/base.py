@@ -93,6 +93,19 @@ class MethodEntry(Strict):
             yield {**self.parameters, **dict(zip(self.grid, values, strict=True))}
 
 
+class Regrouped(Strict):
+    """Regrouped rows, see ``in_flight`` of :func:`consistentee.classify` and :func:`consistentee.generate`."""
+
+    batch_size: int = Field(ge=1)
+    in_flight: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _holds_a_batch(self) -> Self:
+        if self.in_flight <= self.batch_size:
+            raise ValueError(f"{self.in_flight} in flight must be more than a batch, {self.batch_size}")
+        return self
+
+
 class TimingSpec(Strict):
     """How knobs are timed, in rounds interleaved with the stock model. ``none`` stands for no rounds: no times."""
 
@@ -105,10 +118,24 @@ class TimingSpec(Strict):
         default=None, ge=1, description="timed of each size, from the first rows on; by default all rows are"
     )
 
+    regrouped: tuple[Regrouped, ...] = Field(
+        default=(), description="also timed, of the methods that can: batches out of more rows in flight"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         return {"rounds": 0} if value in (None, "none") else value
+
+    @model_validator(mode="after")
+    def _stock_is_timed_alike(self) -> Self:
+        for setting in self.regrouped:
+            if not {setting.batch_size, setting.in_flight} <= set(self.batch_sizes):
+                raise ValueError(
+                    f"{setting.batch_size} of {setting.in_flight} in flight are compared with the stock model at both "
+                    "sizes, which must be among batch_sizes"
+                )
+        return self
 
     def rows_at(self, batch_size: int) -> int:
         """Return the maximum number of rows timed at a batch size."""

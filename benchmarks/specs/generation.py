@@ -29,19 +29,6 @@ class ExitSpec(Strict):
         return self
 
 
-class Regrouped(Strict):
-    """Regrouped rows, see ``in_flight`` of :func:`consistentee.generate`."""
-
-    batch_size: int = Field(ge=1)
-    in_flight: int = Field(ge=2)
-
-    @model_validator(mode="after")
-    def _holds_a_batch(self) -> Self:
-        if self.in_flight <= self.batch_size:
-            raise ValueError(f"{self.in_flight} in flight must be more than a batch, {self.batch_size}")
-        return self
-
-
 class DecodingTimingSpec(TimingSpec):
     """How decoding is timed: rows are prompts; prompts and generated tokens are timed separately."""
 
@@ -49,19 +36,6 @@ class DecodingTimingSpec(TimingSpec):
     rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a timed text; by default as in the cells")
     warmup_batches: int = Field(default=1, ge=0, description="untimed batches before every timed pass")
-    regrouped: tuple[Regrouped, ...] = Field(
-        default=(), description="also timed, of the methods that can: batches out of more prompts under way"
-    )
-
-    @model_validator(mode="after")
-    def _stock_is_timed_alike(self) -> Self:
-        for setting in self.regrouped:
-            if not {setting.batch_size, setting.in_flight} <= set(self.batch_sizes):
-                raise ValueError(
-                    f"{setting.batch_size} of {setting.in_flight} in flight are compared with stock generate at both "
-                    "sizes, which must be among batch_sizes"
-                )
-        return self
 
 
 class GenerationOverride(BaseOverride):

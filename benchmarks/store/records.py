@@ -196,9 +196,9 @@ class BaseSamples(Strict, ABC):
     batch_size: int
 
     @property
+    @abstractmethod
     def regroups(self) -> bool:
-        """Whether a batch runs out of more rows under way; it is compared with no other batch of its size."""
-        return False
+        """Whether a batch runs out of more rows in flight; it is compared with no other batch of its size."""
 
     @property
     @abstractmethod
@@ -221,6 +221,13 @@ class TimingSamples(BaseSamples):
     rows: int
     seconds_per_round: list[Seconds]
     seconds_per_batch: list[list[Seconds]] = Field(description="[rounds][batches], in the order of the data")
+    in_flight: int | None = Field(
+        default=None, description="rows in flight, of which batch_size run at a time; None: a batch, in step"
+    )
+
+    @property
+    def regroups(self) -> bool:
+        return self.in_flight is not None
 
     @property
     def round_seconds(self) -> list[float]:

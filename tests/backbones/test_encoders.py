@@ -79,5 +79,5 @@ def test_unknown_architecture_is_named():
     with pytest.raises(UserError, match=r"gpt-nine.*supported.*bert"):
         stepper_for(backbone)
     backbone.config.model_type = "llama"
-    with pytest.raises(UserError, match="'llama' is a decoder: .*train dolly --method consistentee-tokens --backbone"):
+    with pytest.raises(UserError, match=r"'llama' is a decoder: .*train dolly --method consistentee-tokens --backbone"):
         stepper_for(backbone)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import random_prompts, random_texts
+from conftest import FAMILIES, random_prompts, random_texts
 from torch import Tensor
 
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.errors import UserError
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, ThresholdRule
 from consistentee.signals import top_probability
 
 
@@ -30,6 +31,57 @@ def test_answers_come_in_the_order_of_the_texts(tiny_model, pairs):
         assert alone.exit_layers[0] == together.exit_layers[i]
         torch.testing.assert_close(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-5)
     assert together.exit_layers.unique().numel() > 1
+
+
+def run_batches(model, monkeypatch) -> list[tuple[int, int]]:
+    """Record layer and rows of every batch that runs."""
+    ran: list[tuple[int, int]] = []
+    step = model.stepper.step
+    monkeypatch.setattr(
+        model.stepper,
+        "step",
+        lambda layer, hidden, context: (ran.append((layer, len(hidden))), step(layer, hidden, context))[1],
+    )
+    return ran
+
+
+class TestInFlight:
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("rule", [ByKey(), ConsecutiveRule(ByKey(), 2)], ids=["by key", "with state"])
+    def test_a_row_gets_what_it_gets_alone(self, tiny_model, family, rule):
+        model = tiny_model(family)
+        texts = random_texts(23, pairs=True)
+        alone = classify(model, texts, rule, batch_size=1)
+        assert len(alone.exit_layers.unique()) > 1
+        for batch_size, in_flight in ((1, 1), (4, 4), (4, 9), (8, 100)):
+            found = classify(model, texts, rule, batch_size=batch_size, in_flight=in_flight, sort_by_length=False)
+            assert torch.equal(found.exit_layers, alone.exit_layers)
+            torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+    def test_batches_are_full_up_to_the_last_of_each_layer(self, tiny_model, monkeypatch):
+        model, texts = tiny_model(), random_texts(60)
+        ran = run_batches(model, monkeypatch)
+        exits = classify(model, texts, ByKey(), batch_size=4, in_flight=24).exit_layers
+        for layer in range(1, 5):
+            sizes = [rows for number, rows in ran if number == layer]
+            assert sum(sizes) == int((exits >= layer).sum()), "every row runs once"
+            assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)
+
+    def test_a_rule_that_reads_history_finds_that_of_its_row(self, tiny_model):
+        class FromHistory(ExitRule):
+            reads_history = True
+
+            def should_exit(self, view, state):
+                return view.history.abs().sum(dim=(1, 2)) * 1000 % 4 < view.layer
+
+        model, texts = tiny_model(), random_texts(30)
+        alone = classify(model, texts, FromHistory(), batch_size=1).exit_layers
+        assert torch.equal(classify(model, texts, FromHistory(), batch_size=4, in_flight=11).exit_layers, alone)
+
+    def test_rooms_that_make_no_sense(self, tiny_model):
+        assert len(classify(tiny_model(), [], NeverExit(), in_flight=32).predictions) == 0
+        with pytest.raises(UserError, match="4 rows in flight are fewer than a batch, 8"):
+            classify(tiny_model(), ["w1"], NeverExit(), batch_size=8, in_flight=4)
 
 
 def test_rows_that_left_are_not_run(tiny_model, monkeypatch):
