@@ -37,14 +37,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:
     """Build the error for a model or an architecture that is of ``kind`` where the other one is wanted."""
     if kind == "encoder":
-        does, train = "classifies text and generates none", "train mcid --method consistentee"
+        says = "is an encoder: it classifies text and generates none; use "
+        says += "`consistentee train mcid --method consistentee"
         others = "`consistentee check-backbone`, or MultiExitModel"
     else:
-        does, train = "generates text and classifies none", "train dolly --method consistentee-tokens"
+        says = "is a decoder: it generates text and classifies none; use "
+        says += "`consistentee train dolly --method consistentee-tokens"
         others = "`consistentee suitability`, or MultiExitDecoder"
-    return UserError(
-        f"{name!r} is {'an' if kind == 'encoder' else 'a'} {kind}: it {does}; use `consistentee {train} --backbone NAME`, {others}"
-    )
+    return UserError(f"{name!r} {says} --backbone NAME`, {others}")
 
 
 def shown(value: object) -> str:

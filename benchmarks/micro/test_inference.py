@@ -20,7 +20,7 @@ from consistentee.traces.walk import sweep
 ROWS = 192
 AT_LEAST = {1: 0.90, 8: 0.85, 32: 0.85}
 AT_LEAST_IN_FLIGHT = {"of the data": 0.95, "of their length": 0.85}
-"""Of rows in the order of their length the later batches hold more different lengths than those that they are held to."""
+"""Sorted rows: those left at a later layer differ more in length, and fill batches with more padding."""
 
 
 def classified(model, batches, rule: ExitRule) -> float:

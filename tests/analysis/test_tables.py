@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from documents import ROOT
 from generation_by_hand import write_generation
-from records_by_hand import write_results
+from records_by_hand import made_up_suite, results_of, timing, write_results
 from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
@@ -225,6 +225,21 @@ def test_generation_tables(tmp_path):
     for words in ("Score kept at 1.25x / 1.5x / 2x", "% of drafts accepted"):
         assert words in text
     assert batch_table(results, results.tasks.index[0]) is None, "nothing was regrouped"
+
+
+def test_texts_in_flight_have_a_table(tmp_path):
+    cells = [one for one in made_up_suite() if one.method in ("full", "deebert")]
+    taken = timing(cells)
+    for one in taken.contenders[1:]:
+        in_step = next(sample for sample in one.samples if sample.batch_size == 32)
+        one.samples.append(in_step.model_copy(update={"batch_size": 1, "in_flight": 32}))
+    table = batch_table(results_of(cells, [taken]), ("mcid", "minilm-l6"))
+    assert table is not None
+    line = table.cells[table.cells["method"] == "deebert"].iloc[0]
+    assert line["batch 1 of 32"] == line["batch 32"].replace("1.00", "4.00"), "a batch of 1 alone takes 4 times as long"
+    assert not any(column.startswith("latency") for column in table.cells)
+    assert any("of 32 texts in flight, 8 run at a time" in note for note in table.notes)
+    assert batch_table(results_of(cells, [timing(cells)]), ("mcid", "minilm-l6")) is None
 
 
 def test_batches_of_a_published_folder():

@@ -3,13 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_task
+from conftest import make_task, random_texts
 from records_by_hand import parts_by_hand
 
+from baselines.references import Static
+from benchmarks.kinds.classification import Classification
 from benchmarks.kinds.instance_evaluation import choose_knobs
 from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import run_cell
-from benchmarks.specs.base import CellSpec
+from benchmarks.specs.base import CellSpec, Regrouped, TimingSpec
 from benchmarks.specs.knob_choice import concave_hull
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import LOG_FILE, PREDICTIONS_FILE, VALIDATION_FILE, RunFolder, read_cell, read_rows
@@ -184,3 +186,18 @@ def test_regression(tmp_path, tiny_backbone):
             RunFolder(tmp_path),
             command="",
         )
+
+
+def test_a_batch_in_step_and_more_texts_in_flight_are_timed(tiny_model):
+    kind, model, setting = Classification(), tiny_model(), Regrouped(batch_size=2, in_flight=7)
+    protocol = TimingSpec(batch_sizes=(2, 7), regrouped=(setting,))
+    assert kind.regroupings(Static(), protocol) == (setting,)
+    rows, calls = model.tokenize(random_texts(7)), []
+    step = model.stepper.step
+    model.stepper.step = lambda layer, hidden, context: (calls.append(len(hidden)), step(layer, hidden, context))[1]
+    in_step, in_flight = (kind.time_method(Static(), model, 3.0, way)(rows) for way in (None, setting))
+    assert calls == [7] * 3 + [2] * 9 + [1] * 3
+    assert in_step.layers == in_flight.layers == [3.0] * 7
+    samples = kind.samples(2, 7, [[in_flight]] * 3, 7)
+    assert (samples.regroups, samples.in_flight) == (True, 7)
+    assert not kind.samples(7, 7, [[in_step]] * 3).regroups

@@ -23,7 +23,8 @@ from benchmarks.kinds.text_evaluation import (
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.text_scores import record_references, reference_losses
 from benchmarks.run.timing import load_models
-from benchmarks.specs.generation import DecodingTimingSpec, Regrouped
+from benchmarks.specs.base import Regrouped
+from benchmarks.specs.generation import DecodingTimingSpec
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
