@@ -183,7 +183,10 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
 
 
 class _RowsInFlight:
-    """Rows on their way through the layers, each in a slot; the slots of a layer wait until they fill a batch."""
+    """Rows on their way through the layers, each in a slot; the slots of a layer wait until they fill a batch.
+
+    Where more wait than a batch holds, the shortest run first: they have waited longest where rows are sorted.
+    """
 
     def __init__(
         self, model: MultiExitModel, encodings: Sequence[Encoding], rule: ExitRule, batch_size: int, in_flight: int
