@@ -78,6 +78,8 @@ def test_unknown_architecture_is_named():
     backbone = SimpleNamespace(config=SimpleNamespace(model_type="gpt-nine"))
     with pytest.raises(UserError, match=r"gpt-nine.*supported.*bert"):
         stepper_for(backbone)
-    backbone.config.model_type = "llama"
+
+
+def test_a_decoder_is_refused_with_the_command_that_takes_it(tiny_decoder_backbone):
     with pytest.raises(UserError, match=r"'llama' is a decoder: .*train dolly --method consistentee-tokens --backbone"):
-        stepper_for(backbone)
+        MultiExitModel.from_backbone(str(tiny_decoder_backbone("llama")), 3)
