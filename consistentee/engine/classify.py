@@ -102,8 +102,9 @@ def classify(
         ValueError: the rule does not return one bool a row.
     """
     encodings = model.tokenize(texts, max_length)
-    options = {"batch_size": batch_size, "in_flight": in_flight}
-    return classify_encoded(model, encodings, rule, sort_by_length=sort_by_length, **options)
+    return classify_encoded(
+        model, encodings, rule, batch_size=batch_size, in_flight=in_flight, sort_by_length=sort_by_length
+    )
 
 
 def classify_encoded(
