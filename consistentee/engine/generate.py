@@ -11,11 +11,12 @@ from torch import Tensor
 from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.in_flight import InFlight
+from consistentee.engine.model_settings import begin_texts
 from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.engine.token_decoder import TokenDecoder, Writing, late_layers
-from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript, clock
+from consistentee.engine.transcript import EndedBy, Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
@@ -130,7 +131,8 @@ def generate(
 
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context together with its new tokens; an
-            argument is out of its range; there is no memory for so many rows in flight.
+            argument is out of its range; there is no memory for so many rows in flight; the model's generation_config
+            sets what an early exit cannot follow, see :mod:`consistentee.engine.model_settings`.
     """
     return generate_encoded(
         model,
@@ -174,10 +176,11 @@ def generate_encoded(
     check_prompts(model, rows, max_new_tokens)
     _check_engine(model, writing, in_flight)
     start = clock(model.device)
-    endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
-    transcripts = [Transcript(row, model.decode, endings, stream) for row in range(len(rows))]
+    transcripts = begin_texts(
+        model, rows, max_new_tokens=max_new_tokens, stop=stop, stream=stream, end_at_eos=end_at_eos
+    )
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]) if sort_by_length else 0)
-    texts = [(rows[row], transcripts[row]) for row in order if max_new_tokens]
+    texts = [transcripts[row] for row in order if max_new_tokens]
     if in_flight is None or not texts:
         prefill_seconds = _write_in_step(model, texts, writing)
     else:
@@ -186,17 +189,15 @@ def generate_encoded(
     return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
 
 
-def _write_in_step(
-    model: MultiExitDecoder, texts: Sequence[tuple[Sequence[int], Transcript]], writing: Writing
-) -> float:
+def _write_in_step(model: MultiExitDecoder, texts: Sequence[Transcript], writing: Writing) -> float:
     """Continue prompts a batch at a time, every row by one token a step; return the seconds spent on prompts."""
     most, size, prefill_seconds = writing.max_new_tokens, writing.batch_size, 0.0
     starts = range(0, len(texts), size)
     steps = Steps("decoding", len(starts) * most)
     for start in starts:
         began = clock(model.device)
-        prompts, chunk = zip(*texts[start : start + size], strict=True)
-        decoder = TokenDecoder(model, prompts, writing)
+        chunk = texts[start : start + size]
+        decoder = TokenDecoder(model, chunk, writing)
         rows = _add_tokens(chunk, decoder.prefill(), [model.num_layers] * len(chunk), decoder)
         prefill_seconds += clock(model.device) - began
         steps.add(1, len(chunk))

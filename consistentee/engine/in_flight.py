@@ -29,7 +29,7 @@ from consistentee.engine.transcript import Transcript, clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.rules.exit_rule import State
-from consistentee.traces.token_view import TokenView, prompt_key
+from consistentee.traces.token_view import TokenView
 
 _FREE = -1
 
@@ -42,17 +42,13 @@ class Texts:
         left: the layer that it was read off, int64 [slots].
     """
 
-    def __init__(
-        self, model: MultiExitDecoder, texts: Sequence[tuple[Sequence[int], Transcript]], slots: int, writing: Writing
-    ) -> None:
-        """``texts``: all prompts and what is written behind them, under way or not."""
+    def __init__(self, model: MultiExitDecoder, texts: Sequence[Transcript], slots: int, writing: Writing) -> None:
+        """``texts``: all of them, under way or not."""
         self.newest = torch.zeros(slots, dtype=torch.long, device=model.device)
         self.left = np.zeros(slots, dtype=np.int64)
         self._texts = texts
         self._sampling = writing.sampling
         self._row = np.full(slots, _FREE)
-        self._key = np.zeros(slots, dtype=np.int64)
-        self._place = np.zeros(slots, dtype=np.int64)
         self._max_new_tokens = writing.max_new_tokens
         self._steps = Steps("decoding", len(texts) * writing.max_new_tokens)
 
@@ -62,37 +58,27 @@ class Texts:
 
     def begin(self, slots: RowNumbers, rows: Sequence[int], layer: int) -> list[Sequence[int]]:
         """Begin rows ``rows`` of all texts, whose first token is read off layer ``layer``; return their prompts."""
-        prompts = [self._texts[row][0] for row in rows]
         self._row[slots] = rows
-        self._key[slots] = [prompt_key(prompt) for prompt in prompts]
-        self._place[slots] = 0
         self.left[slots] = layer
-        return prompts
+        return [self._texts[row].prompt for row in rows]
 
-    def keys(self, slots: RowNumbers) -> list[int]:
-        return self._key[slots].tolist()
-
-    def places(self, slots: RowNumbers) -> list[int]:
-        """Return the place that the next token of each slot will have in its text."""
-        return self._place[slots].tolist()
+    def of(self, slots: RowNumbers) -> list[Transcript]:
+        """Return the texts in some slots."""
+        return [self._texts[row] for row in self._row[slots].tolist()]
 
     def add_tokens(self, slots: RowNumbers, logits: Tensor) -> RowNumbers:
         """Take the next token of some slots from logits [slots, vocabulary]; return the slots whose text has ended."""
-        tokens = choose_tokens(self._sampling, logits, self.keys(slots), self.places(slots))
+        transcripts = self.of(slots)
+        tokens = choose_tokens(self._sampling, logits, transcripts)
         self.newest[torch.from_numpy(slots).to(tokens.device)] = tokens
         chosen = tokens.tolist()
-        self._place[slots] += 1
-        transcripts = [self.of(slot) for slot in slots]
         for transcript, token, layer in zip(transcripts, chosen, self.left[slots].tolist(), strict=True):
             transcript.add(token, layer)
         self._steps.add(len(chosen), len(chosen))
         ended = slots[[transcript.ended_by is not None for transcript in transcripts]]
-        for slot in ended.tolist():
-            self._steps.leave_out(self._max_new_tokens - len(self.of(slot).tokens))
+        for transcript in self.of(ended):
+            self._steps.leave_out(self._max_new_tokens - len(transcript.tokens))
         return ended
-
-    def of(self, slot: int) -> Transcript:
-        return self._texts[int(self._row[slot])][1]
 
     def end(self, slots: RowNumbers) -> None:
         self._row[slots] = _FREE
@@ -168,16 +154,13 @@ class InFlight:
     def __init__(
         self,
         model: MultiExitDecoder,
-        texts: Sequence[tuple[Sequence[int], Transcript]],
+        texts: Sequence[Transcript],
         writing: Writing,
         in_flight: int,
     ) -> None:
-        """Make room for ``in_flight`` rows, or for all if they are fewer; ``texts``: prompts with their transcripts.
-
-        Raises UserError where the room cannot be had.
-        """
+        """Make room for ``in_flight`` rows, or for all if they are fewer. Raises UserError where it cannot be had."""
         slots, new_columns = min(in_flight, len(texts)), writing.max_new_tokens - 1
-        self.slots = TokenBatch(model, slots, max(len(prompt) for prompt, _ in texts) + new_columns)
+        self.slots = TokenBatch(model, slots, max(len(text.prompt) for text in texts) + new_columns)
         self.texts = Texts(model, texts, slots, writing)
         self._model = model
         self._unread = iter(range(len(texts)))
@@ -232,8 +215,9 @@ class InFlight:
             hidden = rows.of(self._hidden).unsqueeze(1)
         hidden = self._owed.run(layers, hidden, rows, context)
         past = None if self._past is None else rows.of(self._past)[:, :stage]
-        exit_layer, places = self._model.exit_layers[stage], self.texts.places(slots)
-        view = TokenView(self._model, exit_layer, hidden, places, self.texts.keys(slots), past=past)
+        exit_layer, texts = self._model.exit_layers[stage], self.texts.of(slots)
+        places, keys = [len(text.tokens) for text in texts], [text.key for text in texts]
+        view = TokenView(self._model, exit_layer, hidden, places, keys, past=past)
         if stage == 0:
             state = start_rule(self._rule, self._model, len(rows))
         else:
@@ -270,8 +254,7 @@ class InFlight:
     def _add_tokens(self, slots: RowNumbers, logits: Tensor) -> None:
         ended = self.texts.add_tokens(slots, logits)
         self._waiting.put(np.setdiff1d(slots, ended), 0)
-        for slot in ended.tolist():
-            transcript = self.texts.of(slot)
+        for slot, transcript in zip(ended.tolist(), self.texts.of(ended), strict=True):
             transcript.late_layers = late_layers(self.slots, slot, transcript.exit_layers)
         self.texts.end(ended)
         self.slots.free(ended)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field
@@ -10,6 +10,9 @@ from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from consistentee.arguments import Positive, checked
+from consistentee.engine.transcript import Transcript
+from consistentee.errors import UserError
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_view import keyed_bits
 
 
@@ -33,6 +36,18 @@ class Sampling:
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int = 0
 
+    @classmethod
+    def of_model(cls, model: MultiExitDecoder, seed: int = 0) -> Self:
+        """Return temperature, top_k and top_p of the model's ``generation_config``.
+
+        Raises UserError where it cuts the distribution in another way too.
+        """
+        settings = model.backbone.generation_config
+        for name in ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            if getattr(settings, name, None):
+                raise UserError(f"the model's generation_config sets {name}, which Sampling does not have")
+        return cls(settings.temperature or 1.0, settings.top_k or None, settings.top_p, seed)
+
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
         """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""
         distribution = self._distribution(logits).double().cumsum(dim=-1)
@@ -51,8 +66,13 @@ class Sampling:
         return scores.softmax(dim=-1)
 
 
-def choose_tokens(
-    sampling: Sampling | None, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]
-) -> Tensor:
-    """Return the next token of each row, int64 [rows]: the likeliest where ``sampling`` is None."""
-    return logits.argmax(dim=-1) if sampling is None else sampling.choose(logits, prompt_keys, steps)
+def choose_tokens(sampling: Sampling | None, logits: Tensor, rows: Sequence[Transcript]) -> Tensor:
+    """Return the next token of each row, int64 [rows]: the likeliest where ``sampling`` is None.
+
+    Logits are [rows, vocabulary]; settings of the model's own change them first.
+    """
+    if any(row.process for row in rows):
+        logits = torch.cat([row.scores(own) for row, own in zip(rows, logits.split(1), strict=True)])
+    if sampling is None:
+        return logits.argmax(dim=-1)
+    return sampling.choose(logits, [row.key for row in rows], [len(row.tokens) for row in rows])

@@ -5,7 +5,6 @@ of them in one pass, and say how far the draft is what the full model would have
 one cache: what the first layers have made of the drafted tokens, keys, values and hidden states, is not made again.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -16,8 +15,9 @@ from consistentee.arguments import Fraction, NotNegative, Positive, Texts, check
 from consistentee.backbones.decoders import DecoderContext, KeysValues
 from consistentee.data.prompts import Keep
 from consistentee.engine.generate import Generations, check_prompts
+from consistentee.engine.model_settings import begin_texts
 from consistentee.engine.token_batch import TokenBatch
-from consistentee.engine.transcript import Endings, Stream, Transcript, clock
+from consistentee.engine.transcript import Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -193,19 +193,17 @@ def generate_speculatively(
         drafter: Drafter = SublayerDrafter(model, skipped)
     else:
         drafter = (BranchDrafter if model.has_branch(draft_layer) else Drafter)(model, draft_layer)
-    endings = Endings(model.end_tokens, stop, max_new_tokens)
     written = [
         _SpeculativeRow(
             model=model,
-            prompt=prompt,
-            transcript=Transcript(place, model.decode, endings, stream),
+            transcript=transcript,
             drafter=drafter,
             draft_layer=draft_layer,
             draft_tokens=draft_tokens,
             threshold=threshold,
             max_new_tokens=max_new_tokens,
         )
-        for place, prompt in enumerate(rows)
+        for transcript in begin_texts(model, rows, max_new_tokens=max_new_tokens, stop=stop, stream=stream)
     ]
     for row in tracked(written, "decoding", rows=1):
         row.write()
@@ -227,7 +225,6 @@ def generate_speculatively(
 @dataclass(kw_only=True)
 class _SpeculativeRow:
     model: MultiExitDecoder
-    prompt: Sequence[int]
     transcript: Transcript
     drafter: Drafter
     draft_layer: int
@@ -245,7 +242,7 @@ class _SpeculativeRow:
             return
         device = self.model.device
         start = clock(device)
-        columns = len(self.prompt) + self.max_new_tokens - 1
+        columns = len(self.transcript.prompt) + self.max_new_tokens - 1
         batch = TokenBatch(self.model, 1, columns, more_layers=self.drafter.cached_layers)
         self._add([self._prefill(batch)])
         prefilled = clock(device)
@@ -256,9 +253,9 @@ class _SpeculativeRow:
 
     @torch.inference_mode()
     def _prefill(self, batch: TokenBatch) -> int:
-        hidden, _ = self._read(batch, torch.tensor(self.prompt, device=batch.device))
+        hidden, _ = self._read(batch, torch.tensor(self.transcript.prompt, device=batch.device))
         last = self._verify(batch, hidden)[:, -1]
-        return int(self.model.logits(self.model.num_layers, last).argmax(dim=-1))
+        return int(self.transcript.scores(self.model.logits(self.model.num_layers, last)).argmax(dim=-1))
 
     @torch.inference_mode()
     def _draft_and_verify(self, batch: TokenBatch) -> tuple[list[int], list[int]]:
@@ -270,13 +267,13 @@ class _SpeculativeRow:
         states, goes_on = [hidden], True
         while goes_on and len(draft) < length:
             logits = self.drafter.logits(state[:, 0])
-            draft.append(logits.argmax(dim=-1))
+            draft.append(self.transcript.scores(logits, draft).argmax(dim=-1))
             # Nobody is asked where no draft can end early: on a GPU, an answer takes as long as some layers.
             goes_on = not self.threshold or bool(logits.softmax(dim=-1).max() >= self.threshold)
             hidden, state = self._read(batch, draft[-1])
             states.append(hidden)
         answers = self.model.logits(self.model.num_layers, self._verify(batch, torch.cat(states, dim=1))[0])
-        written = torch.cat([*draft, answers.argmax(dim=-1)]).tolist()
+        written = torch.cat([*draft, self.transcript.scores(answers, draft).argmax(dim=-1)]).tolist()
         return written[: len(draft)], written[len(draft) :]
 
     def _read(self, batch: TokenBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,10 @@ from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.owed_tokens import POLICIES, KVPolicy
 from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch
+from consistentee.engine.transcript import Transcript
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State, ask
-from consistentee.traces.token_view import TokenView, prompt_key
+from consistentee.traces.token_view import TokenView
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class TokenDecoder:
         batch: the prompts that are still written on, and their keys and values.
     """
 
-    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], writing: Writing) -> None:
+    def __init__(self, model: MultiExitDecoder, texts: Sequence[Transcript], writing: Writing) -> None:
+        """``texts``: with a prompt each; the caller adds what is returned to them, and drops those that end."""
         new_columns = writing.max_new_tokens - 1  # the last new token is not read
         self._model = model
-        self._prompts = prompts
+        self._texts = texts
         self._writing = writing
-        self.batch = TokenBatch(model, len(prompts), max(map(len, prompts)) + new_columns)
+        self.batch = TokenBatch(model, len(texts), max(len(text.prompt) for text in texts) + new_columns)
         self._owed = POLICIES[writing.kv](self.batch, new_columns)
-        self._keys = [prompt_key(prompt) for prompt in prompts]
         self._newest = torch.empty(0)
         self._step = 0
 
@@ -51,10 +52,10 @@ class TokenDecoder:
     def prefill(self) -> list[int]:
         """Run the prompts at full depth, and return the first new token of each row."""
         read = self._writing.read
-        batch, prompts = self.batch, self._prompts
+        batch, prompts = self.batch, [text.prompt for text in self._texts]
         hidden = batch.read(batch.rows(), prompts) if read is None else read.states(batch, prompts)
         logits = self._model.logits(self._model.num_layers, hidden)
-        self._newest = choose_tokens(self._writing.sampling, logits, self._keys, [0] * len(self._keys))
+        self._newest = choose_tokens(self._writing.sampling, logits, self._texts)
         return self._newest.tolist()
 
     @torch.inference_mode()
@@ -62,7 +63,7 @@ class TokenDecoder:
         """Read the newest token of each row, and return the next ones and the layers that they were read off."""
         model, batch, rule = self._model, self.batch, self._writing.rule
         self._step += 1
-        rows, keys = batch.rows(), self._keys
+        rows, keys = batch.rows(), [text.key for text in self._texts]
         batch.begin(rows)
         context = context_of_all = batch.context(rows)
         hidden = batch.stepper.embed(self._newest.unsqueeze(1), context.positions)
@@ -105,8 +106,7 @@ class TokenDecoder:
         return tokens.tolist(), exit_layers
 
     def _choose(self, tokens: Tensor, rows: RowNumbers, logits: Tensor) -> None:
-        keys = [self._keys[row] for row in rows]
-        chosen = choose_tokens(self._writing.sampling, logits, keys, [self._step] * len(keys))
+        chosen = choose_tokens(self._writing.sampling, logits, [self._texts[row] for row in rows])
         Rows(rows, tokens.device).put(tokens, chosen)
 
     def keep(self, places: list[int]) -> None:
@@ -114,7 +114,7 @@ class TokenDecoder:
         self.batch.keep(rows)
         self._owed.keep(rows)
         self._newest = rows.of(self._newest)
-        self._keys = [self._keys[place] for place in places]
+        self._texts = [self._texts[place] for place in places]
 
 
 def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:

@@ -1,4 +1,4 @@
-"""Transcript: the new tokens of one row, when they came, what ends it, and what a stream gets."""
+"""Transcript: the new tokens of one row, their scores, when they came, what ends it, and what a stream gets."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from consistentee.errors import UserError
+from consistentee.traces.token_view import prompt_key
 
 
 def clock(device: torch.device) -> float:
@@ -46,6 +48,9 @@ class NewToken:
 Stream = Callable[[NewToken], None]
 """What is called with every new token, as soon as it is known."""
 
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""A logits processor, or a list of them: tokens so far int64 [1, T], scores float32 [1, vocabulary] -> scores."""
+
 
 @dataclass(frozen=True)
 class Endings:
@@ -80,14 +85,26 @@ class Transcript:
     """The new tokens of one row, with their exit layers, and the layers that were filled in after each of them left.
 
     Attributes:
+        prompt, key: the tokens before the first new one, and their hash.
+        process: changes the scores of each next token; usually None.
         completed_seconds: when the last token was there, since this transcript was begun; 0 before.
     """
 
     def __init__(
-        self, row: int, decode: Callable[[Sequence[int]], str], endings: Endings, stream: Stream | None = None
+        self,
+        row: int,
+        decode: Callable[[Sequence[int]], str],
+        endings: Endings,
+        stream: Stream | None = None,
+        *,
+        prompt: Sequence[int] = (),
+        process: Processor | None = None,
     ) -> None:
         """``decode`` turns tokens into text; ``stream`` is called with every token that is added."""
         self.row = row
+        self.prompt = prompt
+        self.key = prompt_key(prompt)
+        self.process = process
         self.tokens: list[int] = []
         self.exit_layers: list[int] = []
         self.late_layers: list[int] = []
@@ -104,6 +121,19 @@ class Transcript:
         """The text so far, without the stop string that ended it."""
         text = self._decode(self.tokens)
         return self._endings.cut(text) if self.ended_by == "stop" else text
+
+    def scores(self, logits: Tensor, draft: Sequence[Tensor] = ()) -> Tensor:
+        """Process the logits of the next tokens: [T, vocabulary] -> float32, or as they are where nothing changes them.
+
+        The last row of logits follows prompt, new tokens and ``draft`` (int64 [1] each); each row before it follows one
+        token less.
+        """
+        if self.process is None:
+            return logits
+        tokens = torch.cat([torch.tensor([*self.prompt, *self.tokens], device=logits.device), *draft]).unsqueeze(0)
+        ends = range(tokens.shape[1] - len(logits) + 1, tokens.shape[1] + 1)
+        rows = logits.to(torch.float32, copy=True).split(1)  # as stock generate; a rule may have read these logits
+        return torch.cat([self.process(tokens[:, :end], row) for end, row in zip(ends, rows, strict=True)])
 
     def add(self, token: int, exit_layer: int) -> None:
         """Add the next token, and set ``ended_by`` if it is the last."""

@@ -99,8 +99,8 @@ def kept_of(cache, row: int) -> list[torch.Tensor]:
 
 def alone(model, prompt, rule, endings: Endings, kv: str) -> tuple[Transcript, list[torch.Tensor]]:
     """Write behind one prompt, token by token, without any company."""
-    decoder = TokenDecoder(model, [prompt], Writing(rule, endings.max_new_tokens, 1, kv))
-    transcript = Transcript(0, model.decode, endings)
+    transcript = Transcript(0, model.decode, endings, prompt=prompt)
+    decoder = TokenDecoder(model, [transcript], Writing(rule, endings.max_new_tokens, 1, kv))
     transcript.add(decoder.prefill()[0], model.num_layers)
     while transcript.ended_by is None:
         (token,), (layer,) = decoder.step()
@@ -113,7 +113,12 @@ def note_what_is_kept(engine: InFlight) -> dict[int, list[torch.Tensor]]:
     kept, end = {}, engine.texts.end
 
     def end_and_note(slots):
-        kept.update({engine.texts.of(slot).row: kept_of(engine.slots.cache, slot) for slot in slots.tolist()})
+        kept.update(
+            {
+                text.row: kept_of(engine.slots.cache, slot)
+                for slot, text in zip(slots, engine.texts.of(slots), strict=True)
+            }
+        )
         end(slots)
 
     engine.texts.end = end_and_note
@@ -141,10 +146,9 @@ def test_any_schedule_is_as_good_as_no_company(model, plan):
     prompts = [torch.randint(5, 40, (length,), generator=generator).tolist() for length in plan["lengths"]]
     endings = Endings(frozenset(plan["ends"]), (), plan["new_tokens"])
     rule = RandomRule(plan["mean_layer"], plan["seed"], model.exit_layers)
-    transcripts = [Transcript(row, model.decode, endings) for row in range(len(prompts))]
+    transcripts = [Transcript(row, model.decode, endings, prompt=prompt) for row, prompt in enumerate(prompts)]
     writing = Writing(rule, plan["new_tokens"], plan["batch_size"], plan["kv"])
-    texts = list(zip(prompts, transcripts, strict=True))
-    engine = InFlight(model, texts, writing, plan["batch_size"] + plan["more_in_flight"])
+    engine = InFlight(model, transcripts, writing, plan["batch_size"] + plan["more_in_flight"])
     kept = note_what_is_kept(engine)
     engine.run()
     assert len(engine.texts.free) == len(engine.slots)

@@ -9,6 +9,7 @@ from baselines.references import RandomRule
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded
+from consistentee.engine.model_settings import begin_texts
 from consistentee.engine.owed_tokens import Propagation
 from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.rules.exit_rule import StaticRule
@@ -35,7 +36,8 @@ class RandomUntilTheLast(RandomRule):
 def run_to_the_end(model, rows, kv: str) -> tuple[TokenDecoder, list[list[int]]]:
     """Decode without ever dropping a row."""
     rule = RandomUntilTheLast(2.5, seed=0)
-    decoder = TokenDecoder(model, rows, Writing(rule, NEW_TOKENS + 1, len(rows), kv))
+    texts = begin_texts(model, rows, max_new_tokens=NEW_TOKENS + 1)
+    decoder = TokenDecoder(model, texts, Writing(rule, NEW_TOKENS + 1, len(rows), kv))
     written = [[token] for token in decoder.prefill()]
     for _ in range(NEW_TOKENS):
         for of_row, token in zip(written, decoder.step()[0], strict=True):
