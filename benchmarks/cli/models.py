@@ -151,12 +151,13 @@ def generate(
         int | None,
         typer.Option("--max-prompt-tokens", min=1, help="Cut longer prompts; their end stays.", show_default="no cut"),
     ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Continue prompts, a line each: every token with its exit layer, as token/12; a summary to standard error."""
     from benchmarks.commands.saved_models import write_texts
 
-    write_texts(model, prompts, knob, max_new_tokens, max_prompt_tokens, allow_code=allow_code)
+    write_texts(model, prompts, knob, max_new_tokens, max_prompt_tokens, chat=chat, allow_code=allow_code)
 
 
 @command(

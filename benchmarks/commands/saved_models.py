@@ -101,13 +101,18 @@ def write_texts(
     max_new_tokens: int | None = None,
     max_prompt_tokens: int | None = None,
     *,
+    chat: bool = False,
     allow_code: bool = False,
 ) -> None:
     """Continue prompts one after the other: every token as ``token/12`` as it is written, one line a text.
 
-    The summary of a text goes to standard error.
+    The summary of a text goes to standard error. ``chat`` puts prompts into the tokenizer's chat template.
     """
     model, method, knob = load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
+    if chat and not model.tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {folder} has no chat template: leave out --chat")
+    if chat:
+        model.description.chat_template = "auto"
     assert isinstance(method, TokenMethod)
     length = max_new_tokens if max_new_tokens is not None else model.description.max_new_tokens or 64
     unit = "layer calls a token" if method.drafts else "layers on average"

@@ -48,6 +48,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
             adapter=spec.exits.adapter,
             rank=spec.exits.rank,
             closing_layers=spec.exits.closing_layers,
+            chat_template=spec.chat_template,
             seed=spec.seed,
         )
 

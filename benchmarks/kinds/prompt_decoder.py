@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.specs.schema import canonical_json
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
+from consistentee.engine.model_settings import settings_of
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.files import computed_once
@@ -65,7 +66,8 @@ class PromptDecoder:
         if not self._full_key:
             self._full_key = self.model.backbone_fingerprint()
         model, options = self.model, self.options | {"read": self._read}
-        return self._kept([self._full_key], prompts, lambda: generate(model, prompts.prompts, NeverExit(), **options))
+        key: list[object] = [self._full_key, *settings_of(model).items()]
+        return self._kept(key, prompts, lambda: generate(model, prompts.prompts, NeverExit(), **options))
 
     def _kept(self, key: list[object], prompts: PromptSplit, decode: Callable[[], Generations]) -> Generations:
         if self.store is None:

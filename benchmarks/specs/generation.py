@@ -11,6 +11,8 @@ from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind
 
+ChatTemplate = Literal["auto", "never"]
+
 
 class ExitSpec(Strict):
     """Exits of a decoder and their adapters; see ``MultiExitDecoder.from_backbone``."""
@@ -61,6 +63,7 @@ class GenerationCellSpec(BaseCellSpec):
     max_prompt_tokens: int | None
     max_new_tokens: int | None
     batch_size: int
+    chat_template: ChatTemplate = "never"
     study: None = Field(description="no setting any more, but a part of the keys of recorded cells")
 
     @property
@@ -85,6 +88,9 @@ class GenerationSuite(BaseSuite):
     )
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default as the task defines")
     batch_size: int = Field(default=8, ge=1, description="prompts that are decoded at once, where nothing is timed")
+    chat_template: ChatTemplate = Field(
+        default="never", description="auto: prompts are messages in the tokenizer's chat template, if it has one"
+    )
     budgets: Fractions = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
     timing: DecodingTimingSpec = DecodingTimingSpec()
     task_overrides: Mapping[str, GenerationOverride] = Field(default_factory=dict)

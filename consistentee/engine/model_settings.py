@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
@@ -50,6 +49,37 @@ _REFUSED = {
 }
 
 
+_NEUTRAL: dict[str, object] = {
+    "sequence_bias": None,
+    "encoder_repetition_penalty": 1,
+    "repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "remove_invalid_values": False,
+    "exponential_decay_length_penalty": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+"""Settings with a logits processor, in the order of stock ``generate``, and the value of each that changes nothing."""
+_ABOUT_ENDS = ("min_length", "min_new_tokens", "exponential_decay_length_penalty")
+
+
+def settings_of(model: MultiExitDecoder) -> dict[str, Any]:
+    """Return the settings of a model that change the scores of next tokens; usually none."""
+    settings = getattr(model.backbone, "generation_config", None)
+    found = {name: getattr(settings, name, None) for name in _NEUTRAL}
+    return {
+        name: value
+        for name, value in found.items()
+        if value not in (None, _NEUTRAL[name]) and (model.end_tokens or name not in _ABOUT_ENDS)
+    }
+
+
 def begin_texts(
     model: MultiExitDecoder,
     prompts: Sequence[Sequence[int]],
@@ -73,47 +103,35 @@ def begin_texts(
     strings = getattr(settings, "stop_strings", None) or ()
     stops = [*stop, *([strings] if isinstance(strings, str) else strings)]
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), stops, max_new_tokens)
+    changing = settings_of(model)
     texts = []
     for row, prompt in enumerate(prompts):
-        process = _processors(model, settings, prompt, max_new_tokens) or None
+        process = _processors(model, changing, prompt, max_new_tokens) if changing else None
         texts.append(Transcript(row, model.decode, endings, stream, prompt=prompt, process=process))
     return texts
 
 
 def _processors(
-    model: MultiExitDecoder, settings: Any, prompt: Sequence[int], max_new_tokens: int
+    model: MultiExitDecoder, settings: dict[str, Any], prompt: Sequence[int], max_new_tokens: int
 ) -> LogitsProcessorList:
-    """Build what changes the scores of one row, in the order of stock ``generate``; usually nothing."""
+    """Build what changes the scores of one row."""
     device, length, ends = model.device, len(prompt), sorted(model.end_tokens)
-    on_device = {"device": device}
-
-    def read() -> Tensor:
-        return torch.tensor([prompt], device=device)
-
-    begin = length + (length == 1 and getattr(settings, "forced_bos_token_id", None) is not None)
-    makers = {  # setting: the value that changes nothing, and how to build the processor of any other
-        "sequence_bias": (None, SequenceBiasLogitsProcessor),
-        "encoder_repetition_penalty": (1, lambda value: EncoderRepetitionPenaltyLogitsProcessor(value, read())),
-        "repetition_penalty": (1, RepetitionPenaltyLogitsProcessor),
-        "no_repeat_ngram_size": (0, NoRepeatNGramLogitsProcessor),
-        "encoder_no_repeat_ngram_size": (0, lambda value: EncoderNoRepeatNGramLogitsProcessor(value, read())),
-        "bad_words_ids": (None, lambda value: NoBadWordsLogitsProcessor(value, ends or None)),
-        "min_length": (0, lambda value: MinLengthLogitsProcessor(value, ends, **on_device)),
-        "min_new_tokens": (0, lambda value: MinNewTokensLengthLogitsProcessor(length, value, ends, **on_device)),
-        "forced_bos_token_id": (None, ForcedBOSTokenLogitsProcessor),
-        "forced_eos_token_id": (
-            None,
-            lambda value: ForcedEOSTokenLogitsProcessor(length + max_new_tokens, value, **on_device),
-        ),
-        "remove_invalid_values": (False, lambda _: InfNanRemoveLogitsProcessor()),
-        "exponential_decay_length_penalty": (None, lambda value: ExponentialDecayLengthPenalty(value, ends, length)),
-        "suppress_tokens": (None, lambda value: SuppressTokensLogitsProcessor(value, **on_device)),
-        "begin_suppress_tokens": (None, lambda value: SuppressTokensAtBeginLogitsProcessor(value, begin, **on_device)),
+    read = torch.tensor([prompt], device=device)
+    begin = length + (length == 1 and "forced_bos_token_id" in settings)
+    makers = {
+        "sequence_bias": SequenceBiasLogitsProcessor,
+        "encoder_repetition_penalty": lambda value: EncoderRepetitionPenaltyLogitsProcessor(value, read),
+        "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+        "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
+        "encoder_no_repeat_ngram_size": lambda value: EncoderNoRepeatNGramLogitsProcessor(value, read),
+        "bad_words_ids": lambda value: NoBadWordsLogitsProcessor(value, ends or None),
+        "min_length": lambda value: MinLengthLogitsProcessor(value, ends, device),
+        "min_new_tokens": lambda value: MinNewTokensLengthLogitsProcessor(length, value, ends, device),
+        "forced_bos_token_id": ForcedBOSTokenLogitsProcessor,
+        "forced_eos_token_id": lambda value: ForcedEOSTokenLogitsProcessor(length + max_new_tokens, value, device),
+        "remove_invalid_values": lambda _: InfNanRemoveLogitsProcessor(),
+        "exponential_decay_length_penalty": lambda value: ExponentialDecayLengthPenalty(value, ends, length),
+        "suppress_tokens": lambda value: SuppressTokensLogitsProcessor(value, device),
+        "begin_suppress_tokens": lambda value: SuppressTokensAtBeginLogitsProcessor(value, begin, device),
     }
-    about_ends = {"min_length", "min_new_tokens", "exponential_decay_length_penalty"} if not ends else set()
-    processors = LogitsProcessorList()
-    for name, (neutral, maker) in makers.items():
-        value = getattr(settings, name, None)
-        if value is not None and value != neutral and name not in about_ends:
-            processors.append(maker(value))
-    return processors
+    return LogitsProcessorList([makers[name](value) for name, value in settings.items()])

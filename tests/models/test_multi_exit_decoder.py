@@ -80,6 +80,22 @@ class TestText:
             tiny_decoder().encode(["ba de"], max_tokens=1)
         assert tiny_decoder().encode([]) == []
 
+    def test_prompts_are_put_into_the_chat_template(self, tiny_decoder):
+        model, plain = tiny_decoder(chat_template="auto"), tiny_decoder()
+        assert model.encode(["ba pe"]) == plain.encode(["ba pe"]), "a tokenizer without a template has plain prompts"
+        template = "{{ bos_token }}{% for m in messages %} gu{{ m.content }}{% endfor %}"
+        model.tokenizer.chat_template = template + "{% if add_generation_prompt %} de{% endif %}"
+        (row,) = model.encode(["ba pe"])
+        assert row == plain.encode([" guba pe de"])[0]
+        assert model.without_exits().description.chat_template == "auto"
+        (cut,) = model.encode(["ba pe di fo"], max_tokens=len(row), keep="start")
+        assert cut == row, "the message is cut, and not the template"
+        with pytest.raises(UserError, match="prompt 2 of 2 is empty"):
+            model.encode(["ba", " "])
+        model.tokenizer.chat_template = "{{ raise_exception('no users') }}"
+        with pytest.raises(UserError, match="the chat template cannot be read: no users"):
+            model.encode(["ba"])
+
     def test_a_tokenizer_without_padding_works(self, tiny_decoder):
         model, usual = tiny_decoder(pad_token=False), tiny_decoder()
         assert model.tokenizer.pad_token_id is None

@@ -84,7 +84,9 @@ def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
         return key_parts(cell(methods=[entry], **changes), "rows", {"files": {}}).key
 
     assert key() == key(label="other") == key(tasks=["dolly"]) == key(train_on="dolly")
+    assert key() == key(chat_template="never")
     others = [{"max_new_tokens": 24}, {"exits": {"rank": 4}}, {"recipe": {"exit_steps": 3}}, {"batch_size": 4}]
+    others += [{"chat_template": "auto"}]
     assert len({key(), *(key(**change) for change in others)}) == 1 + len(others)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -14,6 +14,9 @@ from consistentee.models.decoder.lora import LoraSpec
 
 _DEFAULT_EXITS = 5
 
+ChatTemplate = Literal["auto", "never"]
+"""Whether prompts are put into the tokenizer's chat template, as messages of a user, where it has one."""
+
 
 @dataclass(kw_only=True)
 class DecoderDescription(Description):
@@ -23,7 +26,7 @@ class DecoderDescription(Description):
         backbone_name: a name of the catalogue, an absolute path, or a hub id.
         backbone_hash: of the weights that were loaded under this name.
         exit_layers: 1-based, increasing; the last one is L.
-        closing_layers: see :meth:`consistentee.MultiExitDecoder.from_backbone`.
+        closing_layers, chat_template: see :meth:`consistentee.MultiExitDecoder.from_backbone`.
         branches: decoder layers of their own behind some exit layers.
         skipped: sublayers that drafts leave out, by their share of all that may be skipped, in per cent.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
@@ -39,6 +42,7 @@ class DecoderDescription(Description):
     adapter: AdapterKind = "low-rank"
     rank: int = 128
     closing_layers: int = 0
+    chat_template: ChatTemplate = "never"
     lora: LoraSpec | None = None
     branches: dict[int, BranchSpec] = field(default_factory=dict)
     skipped: dict[int, SkippedSublayers] = field(default_factory=dict)

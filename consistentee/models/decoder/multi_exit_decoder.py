@@ -19,8 +19,8 @@ from consistentee.backbones.decoders import (
     logits_among,
     positions_of,
 )
-from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer
-from consistentee.data.prompts import Keep
+from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer, reading
+from consistentee.data.prompts import Keep, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
@@ -28,6 +28,7 @@ from consistentee.models.decoder import lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, build_adapter
 from consistentee.models.decoder.branches import Branch, BranchSpec
 from consistentee.models.decoder.description import (
+    ChatTemplate,
     DecoderDescription,
     check_closing_layers,
     check_exit_layers,
@@ -92,6 +93,7 @@ class MultiExitDecoder(MultiExit):
         adapter: AdapterKind = "low-rank",
         rank: Positive = 128,
         closing_layers: NotNegative = 0,
+        chat_template: ChatTemplate = "never",
         seed: int = 0,
     ) -> Self:
         """Put untrained exits on a pretrained decoder, which is loaded in float32.
@@ -103,6 +105,8 @@ class MultiExitDecoder(MultiExit):
             closing_layers: the last layers that every token runs, wherever it exits: c of the e layers of exit e
                 (after SkipDecode, Del Corro et al., 2023, arXiv 2307.02628, which skips the middle too). They make
                 words of states in a stock model; rules cannot read the prediction of an exit before it is taken.
+            chat_template: "auto" puts every prompt into the tokenizer's chat template, as the message of a user that
+                waits for an answer, if it has one.
             seed: seeds the new weights.
 
         Raises:
@@ -125,6 +129,7 @@ class MultiExitDecoder(MultiExit):
             adapter=adapter,
             rank=rank,
             closing_layers=check_closing_layers(closing_layers, chosen, adapter),
+            chat_template=chat_template,
         )
         with new_weights(seed):
             return cls(decoder_stepper_for(backbone), read_tokenizer(folder), description)
@@ -133,7 +138,10 @@ class MultiExitDecoder(MultiExit):
         """Return the stock model alone, as a decoder whose one exit is layer L: its weights are this one's."""
         kept = self.description
         stock = DecoderDescription(
-            backbone_name=kept.backbone_name, backbone_hash=kept.backbone_hash, exit_layers=kept.exit_layers[-1:]
+            backbone_name=kept.backbone_name,
+            backbone_hash=kept.backbone_hash,
+            exit_layers=kept.exit_layers[-1:],
+            chat_template=kept.chat_template,
         )
         return type(self)(self.stepper, self.tokenizer, stock)
 
@@ -280,7 +288,7 @@ class MultiExitDecoder(MultiExit):
 
     @checked
     def encode(self, prompts: Texts, max_tokens: Positive | None = None, keep: Keep = "end") -> list[list[int]]:
-        """Tokenise prompts, with the special tokens that the tokenizer adds.
+        """Tokenise prompts, with the special tokens that the tokenizer adds, or in its chat template.
 
         ``max_tokens`` cuts each to this many tokens, the special ones included, which are never cut; ``keep`` names the
         end that is kept.
@@ -291,6 +299,10 @@ class MultiExitDecoder(MultiExit):
         special = self.tokenizer.num_special_tokens_to_add()
         if max_tokens is not None and max_tokens <= special:
             raise UserError(f"prompts cannot be cut to {max_tokens} tokens: the tokenizer adds {special} of its own")
+        if self.description.chat_template == "auto" and self.tokenizer.chat_template:
+            if empty := [place for place, prompt in enumerate(prompts, start=1) if not prompt.strip()]:
+                raise UserError(f"prompt {empty[0]} of {len(prompts)} is empty: there is nothing to answer")
+            return [fit_prompt(self._in_chat, prompt, max_tokens, keep) for prompt in prompts]
         self.tokenizer.truncation_side = "left" if keep == "end" else "right"
         options = {} if max_tokens is None else {"truncation": True, "max_length": max_tokens}
         rows = [self.tokenizer(prompt, verbose=False, **options)["input_ids"] for prompt in prompts]
@@ -298,6 +310,11 @@ class MultiExitDecoder(MultiExit):
             if len(row) <= special:
                 raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
         return rows
+
+    def _in_chat(self, prompt: str) -> list[int]:
+        message = [{"role": "user", "content": str(prompt)}]
+        with reading("the chat template"):
+            return self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
 
     def check_tokens(self, tokens: Sequence[int], what: str) -> None:
         """Raise UserError unless all tokens are in the vocabulary; ``what`` names them in the message."""
@@ -374,6 +391,7 @@ class MultiExitDecoder(MultiExit):
         weights = hash_tensors(dict(self.backbone.named_parameters()))
         parts = [weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"]]
         parts += [len(self.closing)] if self.closing else []
+        parts += ["chat"] if self.description.chat_template == "auto" else []  # caches of texts are found by prompts
         return hash_json(parts)
 
     def _own_weights(self) -> dict[str, Tensor]:
