@@ -16,6 +16,7 @@ threshold 0 every token exits, at threshold 1 none. :mod:`consistentee.methods.c
 guarantee.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -168,19 +169,21 @@ class DecayingThresholdRule(ExitRule):
     def start(self, rows: int, num_layers: int) -> State:
         return {} if self.signal else _no_previous_state(rows, self.width)
 
-    def threshold_at(self, steps: Tensor) -> Tensor:
-        """Compute the thresholds of tokens at these places: int64 [rows] -> float64 [rows]."""
-        falling = 0.9 * self.threshold + 0.1 * (-self.tau * steps.double() / self.tokens).exp()
-        return falling.clamp_(0.0, 1.0)
+    def threshold_at(self, step: int) -> float:
+        """Compute the threshold of a token at this place."""
+        falling = 0.9 * self.threshold + 0.1 * math.exp(-self.tau * step / self.tokens)
+        return min(max(falling, 0.0), 1.0)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Compare, except at thresholds 0 and 1, which do not need the confidence."""
-        threshold = self.threshold_at(view.steps)
-        exits = threshold == 0.0
-        if (exits | (threshold == 1.0)).all():
-            return exits
+        thresholds = [self.threshold_at(place) for place in view.places]
+        if set(thresholds) <= {0.0, 1.0}:
+            return torch.tensor(thresholds, device=view.device) == 0.0
         confidence = self.signal(view) if self.signal else _cosine_to_previous(view, state)
-        return exits | ((threshold < 1.0) & (confidence >= threshold.to(confidence.dtype)))
+        if len(set(thresholds)) == 1:
+            return confidence >= thresholds[0]
+        threshold = torch.tensor(thresholds, dtype=confidence.dtype, device=view.device)
+        return (threshold == 0.0) | ((threshold < 1.0) & (confidence >= threshold))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ An exit rule must be better than the stock model, a shorter model and chance, an
 the jointly trained model. A decoder has exits after some layers only; knobs count true layers.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,9 +30,11 @@ from consistentee import (
     TokenRecipe,
 )
 from consistentee.rules.schedules import check_exit_layer, mean_layers
+from consistentee.traces.token_view import token_key
 from consistentee.training import train_last_exit, train_last_token_exit
 from consistentee.training.encoder import label_tensor
 
+_KeysT = TypeVar("_KeysT", int, Tensor)
 _HASH_RANGE = 2**31 - 1
 _LAYERS = tuple(float(layer) for layer in range(1, 13))
 _EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))
@@ -97,13 +100,21 @@ class RandomRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         exit_layers = self.exit_layers or range(1, view.num_layers + 1)
-        return self._uniform(view.row_keys) < 1 - survival(view.layer, exit_layers, self.mean_layer)
+        return self._mixed(view.row_keys).double() / _HASH_RANGE < 1 - survival(
+            view.layer, exit_layers, self.mean_layer
+        )
 
-    def _uniform(self, keys: Tensor) -> Tensor:
+    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
+        known = self.exit_layers or range(1, exit_layers[-1] + 1)
+        gone = [1 - survival(layer, known, self.mean_layer) for layer in exit_layers[:-1]]
+        drawn = (self._mixed(token_key(key, step)) / _HASH_RANGE for key, step in zip(keys, steps, strict=True))
+        return [exit_layers[bisect_right(gone, uniform)] for uniform in drawn]
+
+    def _mixed(self, keys: _KeysT) -> _KeysT:
         mixed = keys + self.seed * 2_654_435_761
         for multiplier in (48_271, 69_621):  # two rounds of a Lehmer generator, enough to break up similar keys
             mixed = (mixed % _HASH_RANGE * multiplier + 11) % _HASH_RANGE
-        return mixed.double() / _HASH_RANGE
+        return mixed
 
 
 def survival(layer: int, exit_layers: Sequence[int], mean_layer: float) -> float:

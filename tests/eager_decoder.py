@@ -30,7 +30,8 @@ def eager_tokens(
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
         *_, (view, _) = walk(rule, _views(model, hidden, context, past, step=len(tokens), key=prompt_key(prompt)))
         for skipped in model.skipped_layers(view.layer):
-            cache.update(*model.stepper.keys_values(skipped, view.hidden, context.rotation), skipped - 1)
+            keys, values = model.stepper.keys_values([skipped], view.hidden, context.rotation)
+            cache.update(keys[0], values[0], skipped - 1)
         closed = _through(model, model.closing, view.hidden, context)
         tokens.append(_greedy(model, closed) if model.closing else int(view.predictions))
         layers.append(view.layer)

@@ -75,7 +75,7 @@ class DecodingFlops:
                 for layer in self._all_layers
             ]
             self.filling = [
-                count_operations(partial(model.stepper.keys_values, layer, self._hidden, rotation))[0]
+                count_operations(partial(model.stepper.keys_values, [layer], self._hidden, rotation))[0]
                 for layer in self._all_layers
             ]
             self.head, _ = count_operations(partial(model.logits, model.num_layers, self._hidden[:, 0]))

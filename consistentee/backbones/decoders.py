@@ -187,11 +187,25 @@ class DecoderStepper(ABC):
         return in_mlp / count_weights(module)
 
     @abstractmethod
-    def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
+    def project(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Compute keys and values of layer ``layer`` from its input with its norm and projections alone.
 
-        This is state propagation (CALM, section 3.3.1): [rows, T, width] -> [rows, kv_heads, T, head_dim] each.
+        Keys are not yet rotated: [rows, T, width] -> [rows, T, kv_heads * head_dim] each.
         """
+
+    def rotate(self, keys: Tensor, rotation: Any) -> Tensor:
+        """Rotate keys [..., rows, kv_heads, T, head_dim]; by default they know nothing of positions."""
+        return keys
+
+    def keys_values(self, layers: Sequence[int], hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
+        """Compute keys and values of some layers (1-based), all from the same input.
+
+        This is state propagation (CALM, section 3.3.1): [rows, T, width] -> [layers, rows, kv_heads, T, head_dim] each.
+        """
+        projected = zip(*(self.project(layer, hidden) for layer in layers), strict=True)
+        shape = (len(layers), *hidden.shape[:-1], self.kv_heads, self.head_dim)
+        keys, values = (torch.stack(parts).view(shape).transpose(2, 3) for parts in projected)
+        return self.rotate(keys, rotation), values
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """Apply the final norm to [..., width]."""
@@ -252,24 +266,23 @@ class LlamaStepper(DecoderStepper):
         normed = module.input_layernorm(hidden)
         return hidden + module.self_attn(normed, context.rotation, context.attention_mask, context.cache)[0]
 
-    def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
+    def project(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         module: Any = self.layer_module(layer)
         normed = module.input_layernorm(hidden)
-        shape = (*hidden.shape[:-1], -1, module.self_attn.head_dim)
-        keys = self.project_keys(module.self_attn, normed, shape).transpose(1, 2)
-        values = module.self_attn.v_proj(normed).view(shape).transpose(1, 2)
-        cosines, sines = (part.unsqueeze(1) for part in rotation)
-        return keys * cosines + rotate_half(keys) * sines, values
+        return module.self_attn.k_proj(normed), module.self_attn.v_proj(normed)
 
-    def project_keys(self, attention: Any, normed: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return attention.k_proj(normed).view(shape)
+    def rotate(self, keys: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        cosines, sines = (part.unsqueeze(1) for part in rotation)
+        return keys * cosines + rotate_half(keys) * sines
 
 
 class Qwen3Stepper(LlamaStepper):
     """Qwen3: as Llama, with a norm of its own on every key."""
 
-    def project_keys(self, attention: Any, normed: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return attention.k_norm(super().project_keys(attention, normed, shape))
+    def project(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = super().project(layer, hidden)
+        module: Any = self.layer_module(layer)
+        return module.self_attn.k_norm(keys.unflatten(-1, (self.kv_heads, self.head_dim))).flatten(-2), values
 
 
 class GemmaStepper(LlamaStepper):
@@ -301,11 +314,10 @@ class GPT2Stepper(DecoderStepper):
         module: Any = self.layer_module(layer)
         return hidden + module.attn(module.ln_1(hidden), context.cache, context.attention_mask)[0]
 
-    def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
+    def project(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         module: Any = self.layer_module(layer)
         _, keys, values = module.attn.c_attn(module.ln_1(hidden)).split(self.width, dim=-1)
-        shape = (*hidden.shape[:-1], self.kv_heads, self.head_dim)
-        return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
+        return keys, values
 
 
 DECODER_STEPPERS: dict[str, Callable[[Any], DecoderStepper]] = {

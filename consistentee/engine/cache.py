@@ -7,7 +7,6 @@ is checked at every read.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import psutil
@@ -26,17 +25,58 @@ class CacheHoleError(RuntimeError):
     """A layer was about to read keys and values that are not there: an error in this library, never in its input."""
 
 
-class Rows:
-    """Some rows of a batch, in increasing order; neighbours are taken as a slice, which copies nothing."""
+class Indices:
+    """Copy whole numbers to the device: all that were added before one of them is read go in one copy."""
 
-    def __init__(self, numbers: RowNumbers, device: torch.device) -> None:
-        """``numbers``: at least one."""
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._waiting: list[Index] = []
+
+    def add(self, numbers: RowNumbers) -> "Index":
+        """Return numbers [n] that are copied when they are first read."""
+        index = Index(numbers, self)
+        self._waiting.append(index)
+        return index
+
+    def send(self) -> None:
+        """Copy all that wait."""
+        numbers = [index.numbers for index in self._waiting]
+        together = torch.from_numpy(np.concatenate(numbers)).to(self._device)
+        for index, part in zip(self._waiting, together.split([len(part) for part in numbers]), strict=True):
+            index.sent = part
+        self._waiting.clear()
+
+
+class Index:
+    """Whole numbers [n], on the host and, once they are needed there, on the device."""
+
+    def __init__(self, numbers: RowNumbers, indices: Indices) -> None:
         self.numbers = numbers
-        first, last = int(numbers[0]), int(numbers[-1])
-        together = last - first + 1 == len(numbers)
-        self._slice = slice(first, last + 1) if together else None
-        self.device = device
-        self._index = None if together else self.on_device(numbers)
+        self.sent: Tensor | None = None
+        self._indices = indices
+
+    @property
+    def tensor(self) -> Tensor:
+        """The numbers on the device: int64 [n]."""
+        if self.sent is None:
+            self._indices.send()
+        assert self.sent is not None
+        return self.sent
+
+
+class Rows:
+    """Some rows of a batch, in increasing order; neighbours are taken as a slice, which copies nothing.
+
+    Attributes:
+        together: whether they are neighbours.
+    """
+
+    def __init__(self, numbers: RowNumbers, indices: Indices) -> None:
+        self.numbers = numbers
+        self.index = indices.add(numbers)
+        self.indices = indices
+        self.together = len(numbers) > 0 and int(numbers[-1]) - int(numbers[0]) + 1 == len(numbers)
+        self._slice = slice(int(numbers[0]), int(numbers[-1]) + 1) if self.together else None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -46,35 +86,25 @@ class Rows:
         """Index that selects these rows from an array of the whole batch."""
         return self.numbers if self._slice is None else self._slice
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """Take these rows of a tensor of the whole batch: a view where that is possible."""
-        return tensor[self._slice] if self._index is None else tensor.index_select(0, self._index)
+    @property
+    def in_torch(self) -> slice | Tensor:
+        """Index that selects these rows from a tensor of the whole batch."""
+        return self.index.tensor if self._slice is None else self._slice
 
-    def columns_of(self, tensor: Tensor, begin: int, end: int) -> Tensor:
-        """Take columns ``begin`` to ``end - 1`` of these rows: [batch, heads, columns, ...] -> [rows, heads, ...]."""
-        if self._index is None:
-            return tensor[self._slice, :, begin:end]  # in one go: this runs in every layer
-        return tensor[:, :, begin:end].index_select(0, self._index)
-
-    def on_device(self, numbers: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(numbers).to(self.device)
+    def of(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """Take these rows of a tensor of the whole batch: a view, or the tensor itself, where that is possible."""
+        if self._slice is None:
+            return tensor.index_select(dim, self.index.tensor)
+        if len(self) == tensor.shape[dim]:
+            return tensor
+        return tensor.narrow(dim, self._slice.start, len(self))
 
     def put(self, tensor: Tensor, values: Tensor) -> None:
-        if self._index is None:
-            tensor[self._slice] = values
-        else:
-            tensor.index_copy_(0, self._index, values)
+        tensor[self.in_torch] = values
 
-    def put_columns(self, tensor: Tensor, begin: int, end: int, values: Tensor) -> None:
-        """Write columns ``begin`` to ``end - 1`` of these rows."""
-        if self._index is None:
-            tensor[self._slice, :, begin:end] = values
-        else:
-            tensor[:, :, begin:end].index_copy_(0, self._index, values)
-
-    def take(self, places: list[int] | RowNumbers) -> "Rows":
+    def take(self, places: RowNumbers) -> "Rows":
         """Return the rows at some places among these."""
-        return Rows(self.numbers[places], self.device)
+        return Rows(self.numbers[places], self.indices)
 
 
 class Ledger:
@@ -92,19 +122,23 @@ class Ledger:
         self.stored = np.zeros((num_layers, rows), dtype=np.int64)
 
     def write(
-        self, layer: int, rows: RowIndex, starts: int | RowNumbers, end: int | RowNumbers, *, then_read: bool
+        self, layers: range, rows: RowIndex, starts: int | RowNumbers, end: int | RowNumbers, *, then_read: bool
     ) -> None:
-        """Record that columns ``starts`` to ``end - 1`` of some rows are written at layer ``layer`` (1-based).
+        """Record that columns ``starts`` to ``end - 1`` of some rows are written at some layers (1-based).
 
-        Raises CacheHoleError if they do not follow the stored columns, or if the rows then read the layer and it has
-        not all of their columns.
+        Raises CacheHoleError if they do not follow the stored columns, or if the rows then read the layers and these
+        have not all of their columns.
         """
-        stored = self.stored[layer - 1]
-        if (stored[rows] != starts).any():
-            raise CacheHoleError(f"layer {layer}: columns from {starts} on are written where {stored[rows]} are stored")
-        stored[rows] = end
+        stored = self.stored[layers.start - 1 : layers.stop - 1]
+        if (stored[:, rows] != starts).any():
+            raise CacheHoleError(
+                f"layers {layers}: columns from {starts} on are written where {stored[:, rows]} are stored"
+            )
+        stored[:, rows] = end
         if then_read and (self.lengths[rows] != end).any():
-            raise CacheHoleError(f"layer {layer}: stored {end} of {self.lengths[rows]} columns, when rows {rows} read")
+            raise CacheHoleError(
+                f"layers {layers}: stored {end} of {self.lengths[rows]} columns, when rows {rows} read"
+            )
 
     def keep(self, rows: RowNumbers) -> None:
         self.lengths, self.stored = self.lengths[rows], self.stored[:, rows]
@@ -126,30 +160,33 @@ class Ledger:
 
 @dataclass(frozen=True)
 class OwedColumns:
-    """The columns ``starts`` to ``ends - 1`` that some rows owe [rows]; and one by one, on the device: int64 [owed]."""
+    """The columns ``starts`` to ``ends - 1`` that some rows owe [rows]; and one by one: [owed]."""
 
     rows: RowNumbers
     starts: RowNumbers
     ends: RowNumbers
-    row_index: Tensor
-    column_index: Tensor
+    row_index: Index
+    column_index: Index
 
 
 class KeyValueCache:
     """Preallocated keys and values of every layer, and their ledger.
 
     Attributes:
-        layers: of each layer [rows, 2 * kv_heads, columns, head_dim], keys first: one read takes both.
+        stored: [layers, rows, 2 * kv_heads, columns, head_dim], keys first.
+        layers: what every layer has of it.
     """
 
-    def __init__(self, model: MultiExitDecoder, rows: int, columns: int, *, more_layers: int = 0) -> None:
+    def __init__(
+        self, model: MultiExitDecoder, rows: int, columns: int, indices: Indices, *, more_layers: int = 0
+    ) -> None:
         """Allocate; ``more_layers``: how many layers there are behind layer L, as of a branch that drafts.
 
         Raises UserError where there is no memory for it.
         """
         layers, dtype = model.num_layers + more_layers, model.backbone.dtype
-        shape = (rows, 2 * model.stepper.kv_heads, columns, model.stepper.head_dim)
-        needed = layers * math.prod(shape) * dtype.itemsize
+        shape = (layers, rows, 2 * model.stepper.kv_heads, columns, model.stepper.head_dim)
+        needed = math.prod(shape) * dtype.itemsize
         refused = UserError(
             f"keys and values of {rows} rows of up to {columns} tokens take {needed / 2**30:,.1f} GiB, which cannot be "
             "had: ask for fewer rows at a time or new tokens, or cut prompts with max_prompt_tokens"
@@ -157,19 +194,16 @@ class KeyValueCache:
         if model.device.type == "cpu" and needed > psutil.virtual_memory().total:
             raise refused  # Linux would promise it, and kill the process later
         try:
-            self.layers = [torch.empty(shape, dtype=dtype, device=model.device) for _ in range(layers)]
+            self.stored = torch.empty(shape, dtype=dtype, device=model.device)
         except (MemoryError, RuntimeError) as error:
             raise refused from error
+        self.layers = self.stored.unbind()
         self.ledger = Ledger(layers, rows)
+        self._indices = indices
 
     def clear(self, rows: Rows, begin: int) -> None:
         """Write zeros into columns from ``begin`` on of some rows: a NaN there would pass through any mask."""
-        for stored in self.layers:
-            _, heads, columns, width = stored.shape
-            if begin < columns:
-                rows.put_columns(
-                    stored, begin, columns, stored.new_zeros(()).expand(len(rows), heads, columns - begin, width)
-                )
+        self.stored[:, rows.in_torch, :, begin:] = 0
 
     def starts(self, layer: int, rows: Rows) -> RowNumbers:
         """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows: int64 [rows]."""
@@ -188,17 +222,19 @@ class KeyValueCache:
         row_index = np.repeat(rows.numbers, counts)
         # Of every row starts, starts + 1, ..., ends - 1: what is counted over all rows, less what rows before it have.
         column_index = np.arange(len(row_index)) + np.repeat(ends - counts.cumsum(), counts)
-        index = rows.on_device(row_index), rows.on_device(column_index)
+        index = self._indices.add(row_index), self._indices.add(column_index)
         return OwedColumns(rows.numbers[owing], starts[owing], ends[owing], *index)
 
-    def fill(self, layer: int, owed: OwedColumns, keys: Tensor, values: Tensor) -> None:
-        """Write owed columns at layer ``layer`` (1-based); keys and values are [1, kv_heads, owed, head_dim]."""
-        self.ledger.write(layer, owed.rows, owed.starts, owed.ends, then_read=False)
-        new = torch.cat([keys, values], dim=1)[0].transpose(0, 1)
-        self.layers[layer - 1][owed.row_index, :, owed.column_index] = new
+    def fill(self, layers: range, owed: OwedColumns, keys: Tensor, values: Tensor) -> None:
+        """Write owed columns at some layers (1-based); keys and values are [layers, 1, kv_heads, owed, head_dim]."""
+        self.ledger.write(layers, owed.rows, owed.starts, owed.ends, then_read=False)
+        new = torch.cat([keys, values], dim=2)[:, 0].permute(2, 0, 1, 3)
+        self.stored[layers.start - 1 : layers.stop - 1, owed.row_index.tensor, :, owed.column_index.tensor] = new
 
     def keep(self, rows: Rows) -> None:
-        """Drop all rows but these; layer by layer, so that no second copy of the whole is made."""
+        """Drop all rows but these; in place and layer by layer, so that no second copy of the whole is made."""
         self.ledger.keep(rows.numbers)
-        for layer, stored in enumerate(self.layers):
-            self.layers[layer] = rows.of(stored).clone()
+        for stored in self.layers:
+            stored[: len(rows)] = rows.of(stored).clone()
+        self.stored = self.stored[:, : len(rows)]
+        self.layers = self.stored.unbind()

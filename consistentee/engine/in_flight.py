@@ -21,7 +21,8 @@ from consistentee.engine.token_decoder import (
     answers_at_once,
     late_layers,
     logits_behind_exits,
-    places_leaving,
+    planned_exits,
+    rows_leaving,
     start_rule,
     state_behind_exit,
 )
@@ -66,11 +67,11 @@ class Texts:
         """Return the texts in some slots."""
         return [self._texts[row] for row in self._row[slots].tolist()]
 
-    def add_tokens(self, slots: RowNumbers, logits: Tensor) -> RowNumbers:
+    def add_tokens(self, rows: Rows, logits: Tensor) -> RowNumbers:
         """Take the next token of some slots from logits [slots, vocabulary]; return the slots whose text has ended."""
-        transcripts = self.of(slots)
+        slots, transcripts = rows.numbers, self.of(rows.numbers)
         tokens = choose_tokens(self._sampling, logits, transcripts)
-        self.newest[torch.from_numpy(slots).to(tokens.device)] = tokens
+        rows.put(self.newest, tokens)
         chosen = tokens.tolist()
         for transcript, token, layer in zip(transcripts, chosen, self.left[slots].tolist(), strict=True):
             transcript.add(token, layer)
@@ -172,7 +173,8 @@ class InFlight:
         batch = writing.batch_size
         behind_exits = batch if model.closing else max(batch, min(2 * batch, slots // 2))
         self._waiting = Waiting(slots, [batch] * self._head + [behind_exits])
-        self._owed = POLICIES[writing.kv](self.slots, new_columns)
+        self._owed = POLICIES[writing.kv](self.slots)
+        self._planned: RowNumbers | None = np.zeros(slots, dtype=np.int64)  # None for a rule that must be asked
         # What rows wait with: the state that enters their next stage, the rule's state, the states at earlier exits.
         self._hidden = torch.zeros(slots, model.width, dtype=self.slots.dtype, device=model.device)
         self._states: list[State] = [{} for _ in self._stretches]
@@ -196,64 +198,69 @@ class InFlight:
     def _read(self, slots: RowNumbers, rows: list[int]) -> None:
         prompts = self.texts.begin(slots, rows, self._model.num_layers)
         self._waiting.enter(slots)
-        hidden = self.slots.read(self.slots.rows(slots), prompts)
-        self._add_tokens(slots, self._model.logits(self._model.num_layers, hidden))
+        filled = self.slots.rows(slots)
+        hidden = self.slots.read(filled, prompts)
+        self._add_tokens(filled, self._model.logits(self._model.num_layers, hidden))
 
     @torch.inference_mode()
     def _run_stage(self, stage: int, slots: RowNumbers) -> None:
         rows = self.slots.rows(slots)
         if stage == self._head:
-            left, context = rows.of(self._hidden), self.slots.context(rows)
-            self._add_tokens(slots, logits_behind_exits(self._model, self.slots, left, context))
+            context = self.slots.context(rows)
+            self._add_tokens(rows, logits_behind_exits(self._model, self.slots, rows.of(self._hidden), context))
             return
         if stage == 0:
             self.slots.begin(rows)
-        context, layers = self.slots.context(rows), self._stretches[stage]
+        texts = self.texts.of(slots)
+        places, keys = [len(text.tokens) for text in texts], [text.key for text in texts]
+        leg = self._owed.enter(self._stretches[stage], rows)
         if stage == 0:
-            hidden = self._model.stepper.embed(rows.of(self.texts.newest).unsqueeze(1), context.positions)
+            hidden = self._model.stepper.embed(rows.of(self.texts.newest).unsqueeze(1), leg.context.positions)
+            planned = planned_exits(self._rule, self._model, places, keys)
+            if planned is None or self._planned is None:
+                self._planned = None
+                state = start_rule(self._rule, self._model, len(rows))
+            else:
+                self._planned[slots], state = planned, {}
         else:
             hidden = rows.of(self._hidden).unsqueeze(1)
-        hidden = self._owed.run(layers, hidden, rows, context)
-        past = None if self._past is None else rows.of(self._past)[:, :stage]
-        exit_layer, texts = self._model.exit_layers[stage], self.texts.of(slots)
-        places, keys = [len(text.tokens) for text in texts], [text.key for text in texts]
-        view = TokenView(self._model, exit_layer, hidden, places, keys, past=past)
-        if stage == 0:
-            state = start_rule(self._rule, self._model, len(rows))
-        else:
             state = {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
-        leaving = places_leaving(self._rule, view, state)
-        staying = np.delete(np.arange(len(slots)), leaving)
-        if len(staying):
-            self._stay(rows.take(staying), torch.from_numpy(staying).to(hidden.device), view, state, stage)
-        if leaving:
-            self._leave(rows.take(leaving), leaving, view)
+        hidden = self._owed.run(leg, hidden)
+        past = None if self._past is None else rows.of(self._past)[:, :stage]
+        view = TokenView(self._model, self._model.exit_layers[stage], hidden, places, keys, past=past)
+        leaves = rows_leaving(self._rule, view, state, None if self._planned is None else self._planned[slots])
+        leaving, staying = self.slots.rows(np.flatnonzero(leaves)), self.slots.rows(np.flatnonzero(~leaves))
+        left, stayed = rows.take(leaving.numbers), rows.take(staying.numbers)
+        if len(stayed):
+            self._stay(stayed, staying, view, state, stage)
+        if len(left):
+            if view.layer < view.num_layers:
+                self._owed.leave(leg, hidden)
+            self._leave(left, leaving, view)
 
-    def _stay(self, rows: Rows, places: Tensor, view: TokenView, state: State, stage: int) -> None:
-        rows.put(self._hidden, view.hidden[places, 0])
+    def _stay(self, rows: Rows, places: Rows, view: TokenView, state: State, stage: int) -> None:
+        rows.put(self._hidden, places.of(view.hidden)[:, 0])
         kept = self._states[stage + 1]
         for name, tensor in state.items():
             if name not in kept:
                 kept[name] = tensor.new_zeros(len(self.slots), *tensor.shape[1:])
-            rows.put(kept[name], tensor[places])
+            rows.put(kept[name], places.of(tensor))
         if self._past is not None:
-            rows.put(self._past[:, : stage + 1], view.history[places])
+            rows.put(self._past[:, : stage + 1], places.of(view.history))
         self._waiting.put(rows.numbers, stage + 1)
 
-    def _leave(self, rows: Rows, places: list[int], view: TokenView) -> None:
+    def _leave(self, rows: Rows, places: Rows, view: TokenView) -> None:
         """Let the rows at some places of a view leave."""
         self.texts.left[rows.numbers] = view.layer
-        if view.layer < view.num_layers:
-            self._owed.leave(rows, view.hidden[places])
         if answers_at_once(self._model, view):
-            self._add_tokens(rows.numbers, view.logits_of(places))
+            self._add_tokens(rows, view.logits_of(places.of))
         else:
             rows.put(self._hidden, state_behind_exit(self._model, view, places))
             self._waiting.put(rows.numbers, self._head)
 
-    def _add_tokens(self, slots: RowNumbers, logits: Tensor) -> None:
-        ended = self.texts.add_tokens(slots, logits)
-        self._waiting.put(np.setdiff1d(slots, ended), 0)
+    def _add_tokens(self, rows: Rows, logits: Tensor) -> None:
+        ended = self.texts.add_tokens(rows, logits)
+        self._waiting.put(np.setdiff1d(rows.numbers, ended), 0)
         for slot, transcript in zip(ended.tolist(), self.texts.of(ended), strict=True):
             transcript.late_layers = late_layers(self.slots, slot, transcript.exit_layers)
         self.texts.end(ended)

@@ -4,63 +4,99 @@ Both wait until a later token of the same row reads such a layer; a layer that n
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import Rows
+from consistentee.engine.cache import Index, OwedColumns, Rows
 from consistentee.engine.token_batch import TokenBatch
 
 KVPolicy = Literal["propagate", "exact"]
 """How skipped layers get their keys and values: from the state at the exit, or by running them with a later token."""
 
 
+@dataclass(frozen=True)
+class Leg:
+    """Rows before layers that run without a decision (1-based), and what these need on the device.
+
+    Attributes:
+        owed: what the rows owe these layers, if anything.
+        late: how skipped tokens run with the newest ones, if any do.
+    """
+
+    layers: range
+    rows: Rows
+    context: DecoderContext
+    owed: OwedColumns | None = None
+    late: "_LateTokens | None" = None
+
+
 class OwedTokens(ABC):
     """Tokens that left early, with the hidden states they left with, for the layers that they still owe something.
 
     Attributes:
-        states: [rows, new columns, width]; the hidden state of a token after the deepest layer that it has run.
+        states: [rows, columns, width]; the hidden state of a token after the deepest exit that it has come to.
     """
 
-    def __init__(self, batch: TokenBatch, new_columns: int) -> None:
+    def __init__(self, batch: TokenBatch) -> None:
         self.batch = batch
-        shape = (len(batch), new_columns, batch.stepper.width)
+        shape = (len(batch), batch.cache.stored.shape[3], batch.stepper.width)
         self.states = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
-    def leave(self, rows: Rows, hidden: Tensor) -> None:
-        """Note the hidden states [rows, 1, width] with which the newest tokens of some rows leave before layer L."""
-        places = self.batch.newest(rows) - self.batch.prompt_columns[rows.numbers]
-        self.states[rows.on_device(rows.numbers), rows.on_device(places)] = hidden[:, 0]
+    def leave(self, leg: Leg, hidden: Tensor) -> None:
+        """Note the hidden states [rows, 1, width] of a leg behind it, before some rows leave; others change theirs."""
+        self.states[leg.rows.index.tensor, leg.context.positions[:, 0]] = hidden[:, 0]
 
     def keep(self, rows: Rows) -> None:
         self.states = rows.of(self.states).clone()
 
     @abstractmethod
-    def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
-        """Run layers between two exits on the newest tokens of some rows, and pay first what these rows owe them.
+    def enter(self, layers: range, rows: Rows, context: DecoderContext | None = None) -> Leg:
+        """Prepare layers between two exits for the newest tokens of some rows.
 
-        All layers (1-based) are owed the same columns, because no row leaves in between. ``hidden`` [rows, 1, width]
-        enters the first of them; ``context`` is that of the newest tokens.
+        All layers (1-based) are owed the same columns, because no row leaves in between. ``context`` is that of the
+        newest tokens, if it is known.
         """
+
+    @abstractmethod
+    def run(self, leg: Leg, hidden: Tensor) -> Tensor:
+        """Run the layers, which are first paid what they are owed: [rows, 1, width] -> [rows, 1, width]."""
 
 
 class Propagation(OwedTokens):
     """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.3.1)."""
 
-    def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
-        cache, stepper = self.batch.cache, self.batch.stepper
-        owed = cache.owed(layers[0], rows, self.batch.newest(rows))
-        if owed is None:
-            return self.batch.run(layers, hidden, context)
-        places = self.batch.places(owed.row_index, owed.column_index)
-        states = self.states[owed.row_index, places].unsqueeze(0)
-        rotation = self.batch.rotation(owed.column_index.unsqueeze(0))
-        for layer in layers:
-            cache.fill(layer, owed, *stepper.keys_values(layer, states, rotation))
-            hidden = stepper.step(layer, hidden, context)
-        return hidden
+    def enter(self, layers: range, rows: Rows, context: DecoderContext | None = None) -> Leg:
+        owed = self.batch.cache.owed(layers[0], rows, self.batch.newest(rows))
+        return Leg(layers, rows, context or self.batch.context(rows), owed)
+
+    def run(self, leg: Leg, hidden: Tensor) -> Tensor:
+        if leg.owed is not None:
+            row_index, column_index = leg.owed.row_index.tensor, leg.owed.column_index.tensor
+            states = self.states[row_index, column_index].unsqueeze(0)
+            rotation = self.batch.rotation(column_index.unsqueeze(0))
+            made = self.batch.stepper.keys_values(leg.layers, states, rotation)
+            self.batch.cache.fill(leg.layers, leg.owed, *made)
+        return self.batch.run(leg.layers, hidden, leg.context)
+
+
+@dataclass(frozen=True)
+class _LateTokens:
+    """Skipped tokens that run with the newest ones.
+
+    Attributes:
+        context: of all of them, the newest last: T columns a row.
+        waiting: rows and columns of all but the newest ones, row by row; some are there for the sake of the shape.
+        owed: rows and columns of those that are owed, and their places: row of the leg, token.
+    """
+
+    context: DecoderContext
+    waiting: tuple[Index, Index]
+    owed: tuple[Index, Index]
+    places: tuple[Index, Index]
 
 
 class DeferredRun(OwedTokens):
@@ -69,20 +105,29 @@ class DeferredRun(OwedTokens):
     Keys and values are those of full depth.
     """
 
-    def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
+    def enter(self, layers: range, rows: Rows, context: DecoderContext | None = None) -> Leg:
         batch = self.batch
         starts, newest = batch.cache.starts(layers[0], rows), batch.newest(rows)
         if (starts == newest).all():
-            return batch.run(layers, hidden, context)
+            return Leg(layers, rows, context or batch.context(rows))
         columns = batch.newest_columns(rows, int((newest - starts).max()) + 1)
-        before = columns[:, :-1]
-        row_index = rows.on_device(rows.numbers)[:, None]
-        places = rows.on_device((before - batch.prompt_columns[rows.numbers, None]).clip(min=0))
-        waiting = self.states[row_index, places]
-        tokens = batch.run(layers, torch.cat([waiting, hidden], dim=1), batch.context(rows, columns, starts))
-        if layers[-1] < batch.stepper.num_layers:
-            at, waited = (rows.on_device(numbers) for numbers in (before >= starts[:, None]).nonzero())
-            self.states[row_index[at, 0], places[at, waited]] = tokens[at, waited]
+        before, add = columns[:, :-1], batch.indices.add
+        at, token = (before >= starts[:, None]).nonzero()
+        waiting = add(rows.numbers.repeat(before.shape[1])), add(before.clip(min=0).ravel())
+        owed, places = (add(rows.numbers[at]), add(before[at, token])), (add(at), add(token))
+        late = _LateTokens(batch.context(rows, columns, starts), waiting, owed, places)
+        return Leg(layers, rows, context or batch.context(rows), late=late)
+
+    def run(self, leg: Leg, hidden: Tensor) -> Tensor:
+        if leg.late is None:
+            return self.batch.run(leg.layers, hidden, leg.context)
+        row_index, column_index = (index.tensor for index in leg.late.waiting)
+        waiting = self.states[row_index, column_index].view(len(leg.rows), -1, hidden.shape[-1])
+        tokens = self.batch.run(leg.layers, torch.cat([waiting, hidden], dim=1), leg.late.context)
+        if leg.layers[-1] < self.batch.stepper.num_layers:
+            row_index, column_index = (index.tensor for index in leg.late.owed)
+            at, token = (index.tensor for index in leg.late.places)
+            self.states[row_index, column_index] = tokens[at, token]
         return tokens[:, -1:]
 
 

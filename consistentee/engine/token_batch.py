@@ -9,45 +9,71 @@ from torch import Tensor
 
 from consistentee.arguments import NotNegative, checked
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper
-from consistentee.engine.cache import KeyValueCache, RowNumbers, Rows
+from consistentee.engine.cache import Index, Indices, KeyValueCache, RowNumbers, Rows
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
 class CacheWindow:
-    """The cache as the layers of one pass see it: it is what stock attention takes for its cache."""
+    """The cache as the layers of one pass see it: it is what stock attention takes for its cache.
 
-    def __init__(self, cache: KeyValueCache, rows: Rows, columns: RowNumbers, starts: RowNumbers) -> None:
+    What all layers need is made once; :meth:`update`, which runs in every layer, only writes and reads.
+    """
+
+    def __init__(
+        self, cache: KeyValueCache, rows: Rows, columns: RowNumbers, starts: RowNumbers, column_index: Index
+    ) -> None:
         """Open a window for some rows of a cache.
 
-        ``columns`` are those that they pass, one after the other: int64 [rows, T]. A row's keys and values are new from
-        column ``starts`` [rows] on. What is passed before, and behind its length, is there for the sake of the shape.
+        ``columns`` are those that they pass, one after the other: int64 [rows, T], and ``column_index`` the same on the
+        device. A row's keys and values are new from column ``starts`` [rows] on. What is passed before, and behind its
+        length, is there for the sake of the shape.
         """
         self._cache = cache
         self._rows = rows
         self._starts = starts
         self._ends = cache.ledger.lengths[rows.numbers]
-        self._read = int(columns[:, -1].max()) + 1
+        self._recorded = range(0)
         written = columns >= starts[:, None]
-        self._block = bool(written.all() and (columns == columns[0]).all())  # the same columns of every row
-        self._begin, self._end = int(columns[0, 0]), int(columns[0, -1]) + 1
-        if not self._block:
-            at, token = (rows.on_device(numbers) for numbers in written.nonzero())
-            self._taken = (slice(None), slice(None), 0) if columns.shape[1] == 1 else (at, slice(None), token)
-            self._place = rows.on_device(rows.numbers)[at], slice(None), rows.on_device(columns[written])
+        read = cache.stored[..., : int(columns[:, -1].max()) + 1, :]
+        self._own: Sequence[Tensor] = ()
+        self._read = read.unbind()
+        if rows.together:
+            own = rows.of(cache.stored, dim=1)
+            keys, values = rows.of(read, dim=1).chunk(2, dim=2)
+            self._halves = keys.unbind(), values.unbind()
+            if written.all() and (columns == columns[0]).all():  # the same columns of every row
+                self._own = own[..., int(columns[0, 0]) : int(columns[0, -1]) + 1, :].unbind()
+        if columns.shape[1] == 1:
+            self._taken: tuple[slice | int | Index, ...] = (slice(None), slice(None), 0)
+            self._place = rows.index, column_index
+        else:
+            at, token = written.nonzero()
+            self._taken = rows.indices.add(at), slice(None), rows.indices.add(token)
+            self._place = rows.indices.add(rows.numbers[at]), rows.indices.add(columns[written])
+
+    def record(self, layers: range) -> None:
+        """Note that all of some layers (1-based) are about to write and read. Raises CacheHoleError for a hole."""
+        self._cache.ledger.write(layers, self._rows.in_numpy, self._starts, self._ends, then_read=True)
+        self._recorded = layers
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new keys and values [rows, kv_heads, T, head_dim]; return all that the rows may attend to.
 
         ``layer_index`` counts from 0, as in the stock models. Raises CacheHoleError if any of it is missing.
         """
-        self._cache.ledger.write(layer_index + 1, self._rows.in_numpy, self._starts, self._ends, then_read=True)
-        stored, new = self._cache.layers[layer_index], torch.cat([keys, values], dim=1)
-        if self._block:
-            self._rows.put_columns(stored, self._begin, self._end, new)
+        if layer_index + 1 not in self._recorded:
+            self.record(range(layer_index + 1, layer_index + 2))
+        new = torch.cat([keys, values], dim=1)
+        if self._own:
+            self._own[layer_index].copy_(new)
         else:
-            stored[self._place] = new[self._taken]
-        heads, read = keys.shape[1], self._rows.columns_of(stored, 0, self._read)
-        return read[:, :heads], read[:, heads:]
+            row_index, column_index = self._place
+            taken = tuple(part.tensor if isinstance(part, Index) else part for part in self._taken)
+            self._cache.layers[layer_index][row_index.tensor, :, column_index.tensor] = new[taken]
+        if self._rows.together:
+            return self._halves[0][layer_index], self._halves[1][layer_index]
+        read_keys, read_values = self._rows.of(self._read[layer_index]).chunk(2, dim=1)
+        return read_keys, read_values
 
 
 PASS_IN_TOKENS = 16
@@ -71,6 +97,7 @@ class TokenBatch:
     Attributes:
         cache: keys and values of the rows.
         prompt_columns: number of tokens of each row's prompt, int64 [rows].
+        indices: what copies numbers to the device.
         stepper, device, dtype: of the model.
     """
 
@@ -79,7 +106,8 @@ class TokenBatch:
         self.stepper = model.stepper
         self.device = model.device
         self.dtype: torch.dtype = model.backbone.dtype
-        self.cache = KeyValueCache(model, rows, columns, more_layers=more_layers)
+        self.indices = Indices(model.device)
+        self.cache = KeyValueCache(model, rows, columns, self.indices, more_layers=more_layers)
         self.prompt_columns = np.zeros(rows, dtype=np.int64)
         self._pad_id = model.pad_id
         self._causal_by_itself = model.backbone.config._attn_implementation == "sdpa"
@@ -91,7 +119,7 @@ class TokenBatch:
 
     def rows(self, numbers: RowNumbers | None = None) -> Rows:
         """Return rows by their numbers, in increasing order; by default all."""
-        return Rows(np.arange(len(self)) if numbers is None else numbers, self.device)
+        return Rows(np.arange(len(self)) if numbers is None else numbers, self.indices)
 
     def read(self, rows: Rows, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Run a prompt in each of some free rows, at full depth: last hidden states after layer L, [rows, width].
@@ -116,14 +144,12 @@ class TokenBatch:
             last[places.tolist()] = hidden[torch.arange(len(places)), torch.from_numpy(lengths[places] - 1)]
         return last
 
-    def read_again(self, prompts: Sequence[Sequence[int]], layers: Sequence[Tensor]) -> None:
-        """Read prompts in all rows, as :meth:`read`, whose keys and values by layer another batch has made."""
+    def read_again(self, prompts: Sequence[Sequence[int]], known: Tensor) -> None:
+        """Read prompts in all rows, as :meth:`read`, whose keys and values another batch has made."""
         lengths = self._begin_prompts(self.rows(), prompts)
-        columns = int(lengths.max())
-        self.cache.clear(self.rows(), columns)
-        for layer, (stored, known) in enumerate(zip(self.cache.layers, layers, strict=True), start=1):
-            self.cache.ledger.write(layer, slice(None), 0, lengths, then_read=True)
-            stored[:, :, :columns] = known
+        self.cache.clear(self.rows(), int(lengths.max()))
+        self.cache.ledger.write(range(1, len(known) + 1), slice(None), 0, lengths, then_read=True)
+        self.cache.stored[..., : int(lengths.max()), :] = known
 
     def _begin_prompts(self, rows: Rows, prompts: Sequence[Sequence[int]]) -> RowNumbers:
         lengths = np.array([len(prompt) for prompt in prompts])
@@ -149,10 +175,6 @@ class TokenBatch:
         """Return the column of the newest token of some rows: int64 [rows]."""
         return self.cache.ledger.lengths[rows.numbers] - 1
 
-    def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the places of tokens among the new ones of their rows, given by row and column."""
-        return column_index - torch.from_numpy(self.prompt_columns).to(self.device)[row_index]
-
     def newest_columns(self, rows: Rows, tokens: int) -> RowNumbers:
         """Return the columns of the newest tokens of some rows: int64 [rows, tokens]."""
         return self.newest(rows)[:, None] + np.arange(1 - tokens, 1)
@@ -167,7 +189,9 @@ class TokenBatch:
         """
         columns = self.newest_columns(rows, 1) if columns is None else columns
         starts = columns[:, 0] if starts is None else starts
-        positions = rows.on_device(columns).clamp_min(0)
+        column_index = self.indices.add(columns.clip(min=0).ravel())
+        window = CacheWindow(self.cache, rows, columns, starts, column_index)
+        positions = column_index.tensor.view(columns.shape)
         begins_all = columns.shape[1] > 1 and not columns[:, 0].any()
         mask = None
         if not (begins_all and self._causal_by_itself) and (columns != columns[0, -1]).any():
@@ -177,7 +201,6 @@ class TokenBatch:
             # would be turned into it again in every layer.
             mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(hidden, torch.finfo(self.dtype).min).unsqueeze(1)
-        window = CacheWindow(self.cache, rows, columns, starts)
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def rotation(self, positions: Tensor) -> object:
@@ -185,7 +208,12 @@ class TokenBatch:
         return self.stepper.rotation(self._like, positions)
 
     def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run some layers (1-based), one after the other: [rows, T, width] -> [rows, T, width]."""
+        """Run some layers (1-based), one after the other: [rows, T, width] -> [rows, T, width].
+
+        ``context`` is of :meth:`context`.
+        """
+        assert isinstance(context.cache, CacheWindow)
+        context.cache.record(layers)
         for layer in layers:
             hidden = self.stepper.step(layer, hidden, context)
         return hidden
@@ -206,19 +234,18 @@ class ReadPrompts:
     def __init__(self, max_bytes: NotNegative = 2 * 2**30) -> None:
         """``max_bytes``: what is kept at most, on the device of the model."""
         self._room = max_bytes
-        self._read: dict[_Key, tuple[Tensor, list[Tensor]]] = {}
+        self._read: dict[_Key, tuple[Tensor, Tensor]] = {}
 
     def states(self, batch: TokenBatch, prompts: Sequence[Sequence[int]]) -> Tensor:
         """As :meth:`TokenBatch.read`, in all rows of a batch, of prompts that may have been read before."""
         key = batch.stepper, tuple(map(tuple, prompts))
         if key in self._read:
-            states, layers = self._read[key]
-            batch.read_again(prompts, layers)
+            states, known = self._read[key]
+            batch.read_again(prompts, known)
             return states
         states = batch.read(batch.rows(), prompts)
-        layers = [stored[:, :, : max(map(len, prompts))] for stored in batch.cache.layers]
-        needed = states.nbytes + sum(layer.nbytes for layer in layers)
-        if needed <= self._room:
-            self._room -= needed
-            self._read[key] = states, [layer.clone() for layer in layers]
+        known = batch.cache.stored[..., : max(map(len, prompts)), :]
+        if states.nbytes + known.nbytes <= self._room:
+            self._room -= states.nbytes + known.nbytes
+            self._read[key] = states, known.clone()
         return states

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
@@ -44,7 +45,7 @@ class TokenDecoder:
         self._texts = texts
         self._writing = writing
         self.batch = TokenBatch(model, len(texts), max(len(text.prompt) for text in texts) + new_columns)
-        self._owed = POLICIES[writing.kv](self.batch, new_columns)
+        self._owed = POLICIES[writing.kv](self.batch)
         self._newest = torch.empty(0)
         self._step = 0
 
@@ -65,68 +66,95 @@ class TokenDecoder:
         self._step += 1
         rows, keys = batch.rows(), [text.key for text in self._texts]
         batch.begin(rows)
-        context = context_of_all = batch.context(rows)
-        hidden = batch.stepper.embed(self._newest.unsqueeze(1), context.positions)
-        state = start_rule(rule, model, len(rows))
+        planned = planned_exits(rule, model, [self._step] * len(rows), keys)
+        state = {} if planned is not None else start_rule(rule, model, len(rows))
+        leg = self._owed.enter(model.stretches[0], rows)
+        context_of_all = leg.context
+        hidden = batch.stepper.embed(self._newest.unsqueeze(1), context_of_all.positions)
         past = hidden.new_empty(len(rows), 0, model.width) if rule.reads_history else None
-        tokens = torch.empty(len(rows), dtype=torch.int64, device=model.device)
-        exit_layers = [model.num_layers] * len(rows)
-        left_with = hidden[:, 0].clone()  # what rows leave with whose logits are computed together at the end
-        waiting: list[int] = []
-        for exit_layer, layers in zip(model.exit_layers, model.stretches, strict=True):
-            hidden = self._owed.run(layers, hidden, rows, context)
+        exit_layers = np.full(len(rows), model.num_layers)
+        left_with: list[tuple[Rows, Tensor]] = []  # by exit, rows whose logits are computed together at the end
+        for exit_layer, following in zip(model.exit_layers, [*model.stretches[1:], range(0)], strict=True):
+            hidden = self._owed.run(leg, hidden)
             view = TokenView(model, exit_layer, hidden, self._step, keys, past=past)
-            leaving = places_leaving(rule, view, state)
-            if leaving:
-                left = rows if len(leaving) == view.rows else rows.take(leaving)
-                for row in left.numbers:
-                    exit_layers[row] = exit_layer
-                if exit_layer < model.num_layers:
-                    self._owed.leave(left, hidden[leaving])
-                if answers_at_once(model, view):
-                    self._choose(tokens, left.numbers, view.logits_of(leaving))
-                else:
-                    left.put(left_with, state_behind_exit(model, view, leaving))
-                    waiting += left.numbers.tolist()
-            if len(leaving) == view.rows:
+            leaves = rows_leaving(rule, view, state, None if planned is None else planned[rows.numbers])
+            past = past if past is None or leaves.all() else view.history
+            if not leaves.any():
+                leg = self._owed.enter(following, rows, leg.context)
+                continue
+            leaving, staying = batch.rows(np.flatnonzero(leaves)), batch.rows(np.flatnonzero(~leaves))  # places
+            before, left, rows = leg, rows.take(leaving.numbers), rows.take(staying.numbers)
+            exit_layers[left.numbers] = exit_layer
+            if len(rows):
+                leg = self._owed.enter(following, rows)  # before anything is taken: all indices are copied at once
+            if exit_layer < model.num_layers:
+                self._owed.leave(before, hidden)
+            if answers_at_once(model, view):
+                self._choose(left, view.logits_of(leaving.of))
+            else:
+                left_with.append((left, state_behind_exit(model, view, leaving)))
+            if not len(rows):
                 break
-            past = past if past is None else view.history
-            if leaving:
-                staying = np.delete(np.arange(view.rows), leaving)
-                kept = torch.from_numpy(staying).to(model.device)
-                rows, keys = rows.take(staying), [keys[place] for place in staying]
-                hidden, context = hidden.index_select(0, kept), batch.context(rows)
-                state = {name: tensor.index_select(0, kept) for name, tensor in state.items()}
-                past = past if past is None else past.index_select(0, kept)
-        if waiting:
-            rows = batch.rows().take(sorted(waiting))
-            logits = logits_behind_exits(model, batch, rows.of(left_with), context_of_all)
-            self._choose(tokens, rows.numbers, logits)
-        self._newest = tokens
-        return tokens.tolist(), exit_layers
+            hidden, keys = staying.of(hidden), [keys[place] for place in staying.numbers]
+            state = {name: staying.of(tensor) for name, tensor in state.items()}
+            past = past if past is None else staying.of(past)
+        if left_with:
+            rows, states = self._together(left_with)
+            self._choose(rows, logits_behind_exits(model, batch, states, context_of_all))
+        return self._newest.tolist(), exit_layers.tolist()
 
-    def _choose(self, tokens: Tensor, rows: RowNumbers, logits: Tensor) -> None:
-        chosen = choose_tokens(self._writing.sampling, logits, [self._texts[row] for row in rows])
-        Rows(rows, tokens.device).put(tokens, chosen)
+    def _together(self, parts: list[tuple[Rows, Tensor]]) -> tuple[Rows, Tensor]:
+        """Return the rows of all parts, in increasing order, and their states [rows, width]."""
+        if len(parts) == 1:
+            return parts[0]
+        together = parts[0][1].new_empty(len(self._texts), self._model.width)
+        for part, states in parts:
+            part.put(together, states)
+        rows = self.batch.rows(np.sort(np.concatenate([part.numbers for part, _ in parts])))
+        return rows, rows.of(together)
+
+    def _choose(self, rows: Rows, logits: Tensor) -> None:
+        chosen = choose_tokens(self._writing.sampling, logits, [self._texts[row] for row in rows.numbers])
+        if len(rows) == len(self._texts):
+            self._newest = chosen
+        else:
+            rows.put(self._newest, chosen)
 
     def keep(self, places: list[int]) -> None:
-        rows = self.batch.rows().take(places)
+        """Drop all rows but these."""
+        rows = self.batch.rows(np.array(places))
         self.batch.keep(rows)
         self._owed.keep(rows)
-        self._newest = rows.of(self._newest)
+        self._newest = rows.of(self._newest).clone()
         self._texts = [self._texts[place] for place in places]
+
+
+def planned_exits(
+    rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int], keys: Sequence[int]
+) -> RowNumbers | None:
+    """Return the exit layers that a rule knows in advance: int64 [rows]; None where it must be asked."""
+    planned = rule.exits_in_advance(model.exit_layers, steps, keys)
+    return None if planned is None else np.array(planned, dtype=np.int64)
 
 
 def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
     """Return a rule's state before the first exit, on the model's device."""
-    return {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
+    with model.device:  # where its tensors are made, and not copied
+        return {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
 
 
-def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
-    """Return the places of the rows that leave at this layer; at the last one, all of them."""
+def rows_leaving(rule: ExitRule, view: TokenView, state: State, planned: RowNumbers | None) -> NDArray[np.bool_]:
+    """Return which rows leave at this layer: bool [rows]; at the last one, all of them.
+
+    The answer of a rule is the only thing that is read from the device, where it must be asked at all.
+    """
     if view.layer == view.num_layers:
-        return list(range(view.rows))
-    return [place for place, goes in enumerate(ask(rule, view, state).tolist()) if goes]
+        return np.ones(view.rows, dtype=bool)
+    if planned is not None:
+        return planned == view.layer
+    if not rule.asked_at(view.layer):
+        return np.zeros(view.rows, dtype=bool)
+    return np.array(ask(rule, view, state).tolist())
 
 
 def answers_at_once(model: MultiExitDecoder, view: TokenView) -> bool:
@@ -138,9 +166,9 @@ def answers_at_once(model: MultiExitDecoder, view: TokenView) -> bool:
     return not model.closing and (view.has_logits or not model.shares_head)
 
 
-def state_behind_exit(model: MultiExitDecoder, view: TokenView, places: list[int]) -> Tensor:
+def state_behind_exit(model: MultiExitDecoder, view: TokenView, places: Rows) -> Tensor:
     """Return what rows that leave wait with for :func:`logits_behind_exits`: [places, width]."""
-    return view.hidden[places, 0] if model.closing else view.head_states_of(places)
+    return places.of(view.hidden[:, 0]) if model.closing else view.head_states_of(places.of)
 
 
 def logits_behind_exits(model: MultiExitDecoder, batch: TokenBatch, left: Tensor, context: DecoderContext) -> Tensor:

@@ -1,6 +1,7 @@
 """ExitRule, which decides which rows stop, and rules that several methods share."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ class ExitRule:
 
     reads_history: bool = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget what a parent knows without being asked, where a subclass decides in another way."""
+        super().__init_subclass__(**options)
+        for name in ("asked_at", "exits_in_advance"):
+            if "should_exit" in vars(cls) and name not in vars(cls):
+                setattr(cls, name, vars(ExitRule)[name])
+
     def start(self, rows: int, num_layers: int) -> State:
         """Return the per-row state before the first layer: tensors with ``rows`` first."""
         return {}
@@ -33,6 +41,28 @@ class ExitRule:
         Not called at the last layer, where every row stops.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
+
+    def asked_at(self, layer: int) -> bool:
+        """Return False where the rule lets no row exit, whatever the layer gives, and need not be asked.
+
+        Decoding then runs on to the next exit without waiting for an answer of the device.
+        """
+        return True
+
+    def exits_in_advance(
+        self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]
+    ) -> Sequence[int] | None:
+        """Return the exit layer of each token, if no layer must run to know it; None to be asked layer by layer.
+
+        It must be what ``should_exit`` says. ``keys``: of the prompts, see
+        :func:`consistentee.traces.token_view.token_key`.
+        """
+        return None
+
+
+def first_exit(exit_layers: Sequence[int], layer: int) -> int:
+    """Return the first of increasing exit layers that is not before ``layer``, or else the last."""
+    return next((exit_layer for exit_layer in exit_layers if exit_layer >= layer), exit_layers[-1])
 
 
 def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
@@ -49,6 +79,9 @@ def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
 class NeverExit(ExitRule):
     """Every row runs to the last layer: the stock model."""
 
+    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
+        return [exit_layers[-1]] * len(steps)
+
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
 
@@ -62,6 +95,9 @@ class StaticRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
+
+    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
+        return [first_exit(exit_layers, self.layer)] * len(steps)
 
 
 @checked
@@ -94,6 +130,9 @@ class OneLayerRule(ExitRule):
         if view.layer != self.layer:
             return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
         return self.rule.should_exit(view, state)
+
+    def asked_at(self, layer: int) -> bool:
+        return layer == self.layer
 
 
 @checked

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.exit_rule import ExitRule, State, first_exit
 from consistentee.rules.view import LayerView
 from consistentee.signals import top_probability
 
@@ -26,6 +26,9 @@ class ScheduledRule(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         layers = torch.tensor(self.layers, device=view.device)
         return layers[view.steps.clamp_max(len(self.layers) - 1)] <= view.layer
+
+    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
+        return [first_exit(exit_layers, self.layers[min(step, len(self.layers) - 1)]) for step in steps]
 
 
 def check_exit_layer(model: MultiExitDecoder, layer: float) -> int:
@@ -61,6 +64,9 @@ class DepthThresholdRule(ExitRule):
         if threshold >= 1:
             return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
         return top_probability(view) >= threshold
+
+    def asked_at(self, layer: int) -> bool:
+        return self.thresholds[layer] < 1
 
 
 def shifted_thresholds(

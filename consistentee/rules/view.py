@@ -1,6 +1,7 @@
 """LayerView: the information that one layer offers about its rows."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -34,10 +35,18 @@ class LayerView(ABC):
         """The place of the new token if it is the same for all rows; 0 in classification."""
         return 0
 
+    @property
+    def places(self) -> Sequence[int]:
+        """The place of each row's new token, which takes nothing from the device; 0 in classification."""
+        return [self.step] * self.rows
+
     @cached_property
     def steps(self) -> Tensor:
-        """The place of each row's new token: int64 [rows]; 0 in classification."""
-        return torch.full((self.rows,), self.step, device=self.device)
+        """The same on the device: int64 [rows]."""
+        places = self.places
+        if len(set(places)) == 1:  # copies nothing to the device
+            return torch.full((self.rows,), places[0], device=self.device)
+        return torch.tensor(places, dtype=torch.long, device=self.device)
 
     @cached_property
     @abstractmethod

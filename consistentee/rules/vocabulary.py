@@ -6,6 +6,7 @@ candidates. Later exits read and predict only these candidates, with probabiliti
 full head. A confidence over K tokens is larger, so thresholds have to be chosen anew.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated
 
@@ -43,6 +44,9 @@ class PrunedVocabularyRule(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return self.rule.should_exit(CandidatesView(view, state, self.candidates), state)
 
+    def asked_at(self, layer: int) -> bool:
+        return self.rule.asked_at(layer)
+
 
 class CandidatesView(LayerView):
     """A view with the logits of the candidates after the first exit that was read."""
@@ -57,9 +61,9 @@ class CandidatesView(LayerView):
     def step(self) -> int:
         return self._view.step
 
-    @cached_property
-    def steps(self) -> Tensor:
-        return self._view.steps
+    @property
+    def places(self) -> Sequence[int]:
+        return self._view.places
 
     @cached_property
     def hidden(self) -> Tensor:

@@ -1,7 +1,7 @@
 """TokenView: the outputs of a layer for tokens that are being decoded; and the keys that identify a token."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -78,12 +78,8 @@ class TokenView(LayerView):
             "view.steps, one a row"
         )
 
-    @cached_property
-    def steps(self) -> Tensor:
-        return torch.tensor(self._places, device=self.device)
-
     @property
-    def _places(self) -> Sequence[int]:
+    def places(self) -> Sequence[int]:
         return [self._step] * self.rows if isinstance(self._step, int) else self._step
 
     @cached_property
@@ -120,28 +116,23 @@ class TokenView(LayerView):
         """Whether logits of this exit have been read."""
         return self._among is not None or "logits" in self.__dict__
 
-    def logits_of(self, places: list[int]) -> Tensor:
-        """Return the logits of the rows at some places; the others are not computed, unless they have been already.
+    def logits_of(self, take: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the logits of the rows that ``take`` selects; the others are not computed, unless they have been.
 
         Where the exit predicts among some tokens alone, the logits of others are minus infinity.
         """
         if self._among is not None:
-            tokens, logits = (part if len(places) == self.rows else part[places] for part in self._among)
-            return logits.new_full((len(places), self._model.stepper.vocabulary), -torch.inf).scatter(1, tokens, logits)
-        if self.has_logits:
-            return self.logits if len(places) == self.rows else self.logits[places]
-        return self._model.logits(self.layer, self._hidden_of(places))
+            tokens, logits = map(take, self._among)
+            return logits.new_full((len(logits), self._model.stepper.vocabulary), -torch.inf).scatter(1, tokens, logits)
+        return take(self.logits) if self.has_logits else self._model.logits(self.layer, take(self.hidden[:, 0]))
 
-    def head_states_of(self, places: list[int]) -> Tensor:
-        """Return what the LM head reads of the rows at some places: [places, width]."""
-        return self._model.head_state(self.layer, self._hidden_of(places))
-
-    def _hidden_of(self, places: list[int]) -> Tensor:
-        return self.hidden[:, 0] if len(places) == self.rows else self.hidden[places, 0]
+    def head_states_of(self, take: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what the LM head reads of the rows that ``take`` selects: [rows taken, width]."""
+        return self._model.head_state(self.layer, take(self.hidden[:, 0]))
 
     @cached_property
     def row_keys(self) -> Tensor:
-        keys = [token_key(key, step) for key, step in zip(self._prompt_keys, self._places, strict=True)]
+        keys = [token_key(key, step) for key, step in zip(self._prompt_keys, self.places, strict=True)]
         return torch.tensor(keys, device=self.device)
 
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:

@@ -55,7 +55,8 @@ class TestEveryFamily:
         stock = model.backbone(tokens, **inputs, output_hidden_states=True)
         rotation = model.stepper.rotation(stock.hidden_states[0], positions)
         for layer in range(1, 5):
-            keys, values = model.stepper.keys_values(layer, stock.hidden_states[layer - 1], rotation)
+            keys, values = model.stepper.keys_values([layer], stock.hidden_states[layer - 1], rotation)
+            keys, values = keys[0], values[0]
             cached = cache.layers[layer - 1]
             assert keys.shape == (*mask.shape[:1], model.stepper.kv_heads, mask.shape[1], model.stepper.head_dim)
             for mine, theirs in ((keys, cached.keys), (values, cached.values)):

@@ -76,9 +76,7 @@ def test_no_column_is_read_that_was_never_written(tiny_decoder, family, kv, monk
 
 def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
     model = tiny_decoder()
-    monkeypatch.setattr(
-        Propagation, "run", lambda self, layers, hidden, _, context: self.batch.run(layers, hidden, context)
-    )
+    monkeypatch.setattr(Propagation, "run", lambda self, leg, hidden: self.batch.run(leg.layers, hidden, leg.context))
     with pytest.raises(CacheHoleError, match="layer"):
         generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
 
@@ -86,7 +84,7 @@ def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
 @pytest.mark.parametrize("kv", POLICIES)
 def test_layers_that_nobody_reads_again_cost_nothing(tiny_decoder, kv, monkeypatch):
     model = tiny_decoder()
-    monkeypatch.setattr(type(model.stepper), "keys_values", None)
+    monkeypatch.setattr(type(model.stepper), "project", None)
     prompts = [prompt for prompt in model.encode(PROMPTS) if len(prompt) > 1]
     with counted_calls(model) as calls:
         out = generate_encoded(model, prompts, StaticRule(1), max_new_tokens=NEW_TOKENS, kv=kv)

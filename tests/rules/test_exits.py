@@ -6,12 +6,16 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from baselines.references import RandomRule
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, OneLayerRule, ThresholdRule
+from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, OneLayerRule, StaticRule, ThresholdRule
+from consistentee.rules.schedules import DepthThresholdRule, ScheduledRule
 from consistentee.rules.view import predictions_of
 from consistentee.rules.vocabulary import prune_vocabulary
 from consistentee.signals import entropy, margin, normalised_entropy, top_probability
 from consistentee.traces.instance_trace import Trace
+from consistentee.traces.token_view import TokenView
+from consistentee.traces.walk import walk
 
 
 def view_of(logits, layer=1):
@@ -61,3 +65,36 @@ def test_rules_about_another_rule_read_what_it_reads():
     for wrapped in (OneLayerRule(Earlier(), 2), ConsecutiveRule(Earlier(), 2), prune_vocabulary(Earlier(), 8)):
         assert wrapped.reads_history
     assert not OneLayerRule(NeverExit(), 2).reads_history
+
+
+RULES_THAT_KNOW = {
+    "never": NeverExit(),
+    "static": StaticRule(3),
+    "static between exits": StaticRule(2),
+    "schedule": ScheduledRule([4, 3, 2, 1]),
+    "random": RandomRule(2.4, seed=5, exit_layers=(1, 3, 4)),
+    "random, every layer": RandomRule(3.0, seed=5),
+}
+
+
+@pytest.mark.parametrize("name", RULES_THAT_KNOW)
+def test_exits_known_in_advance_are_those_of_a_rule_that_is_asked(tiny_decoder, name):
+    rule, model = RULES_THAT_KNOW[name], tiny_decoder(exit_layers=(1, 3))
+    prompts, steps = list(range(40, 80)), [place % 9 for place in range(40)]
+    hidden = torch.zeros(40, 1, model.width)
+    views = (TokenView(model, layer, hidden, steps, prompts) for layer in model.exit_layers)
+    asked = torch.zeros(40, dtype=torch.long)
+    for view, leaves in walk(rule, views):
+        asked[leaves] = view.layer
+    assert rule.exits_in_advance(model.exit_layers, steps, prompts) == asked.tolist()
+
+
+def test_a_subclass_that_decides_anew_is_asked():
+    class Later(StaticRule):
+        def should_exit(self, view, state):
+            return super().should_exit(view, state) & (view.layer > 3)
+
+    assert Later(2).exits_in_advance((1, 3), [1], [0]) is None
+    assert OneLayerRule(NeverExit(), 3).asked_at(3)
+    assert not OneLayerRule(NeverExit(), 3).asked_at(1)
+    assert [DepthThresholdRule({1: 1.0, 3: 0.5}).asked_at(layer) for layer in (1, 3)] == [False, True]

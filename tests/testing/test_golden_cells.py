@@ -303,18 +303,18 @@ def test_a_threshold_that_may_be_met(found, monkeypatch, name):
     ("stepper", "norm", "family"), [(LlamaStepper, "input_layernorm", "llama"), (GPT2Stepper, "ln_1", "gpt2")]
 )
 def test_states_propagated_without_the_input_norm(found, monkeypatch, stepper, norm, family):
-    true_keys_values = stepper.keys_values
+    true_project = stepper.project
 
-    def keys_values(self, layer, hidden, rotation):
+    def project(self, layer, hidden):
         module = self.layer_module(layer)
         stock = getattr(module, norm)
         setattr(module, norm, nn.Identity())
         try:
-            return true_keys_values(self, layer, hidden, rotation)
+            return true_project(self, layer, hidden)
         finally:
             setattr(module, norm, stock)
 
-    monkeypatch.setattr(stepper, "keys_values", keys_values)
+    monkeypatch.setattr(stepper, "project", project)
     lines = found("calm-tokens-softmax").splitlines()
     assert lines
     assert all(line.startswith(f"{family}, knob") for line in lines)
