@@ -6,77 +6,72 @@ traces do; processors change the scores of the exit that is taken. Temperature, 
 :class:`consistentee.Sampling`, and ``do_sample`` does not apply: texts are greedy unless a call asks for sampling.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from transformers import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    ExponentialDecayLengthPenalty,
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    InfNanRemoveLogitsProcessor,
-    LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-)
+import transformers as hf
 
 from consistentee.engine.transcript import Endings, Stream, Transcript
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
-_REFUSED = {
-    "num_beams": "keeps several texts a row",
-    "num_return_sequences": "keeps several texts a row",
-    "guidance_scale": "runs a second prompt a row",
-    "penalty_alpha": "searches among several next tokens",
-    "dola_layers": "contrasts layers that an exit skips",
-    "watermarking_config": "marks texts",
-    "prompt_lookup_num_tokens": "drafts by itself",
-    "assistant_early_exit": "drafts by itself",
-    "use_mtp": "drafts by itself",
-    "constraints": "searches among several texts",
-    "force_words_ids": "searches among several texts",
-    "token_healing": "changes the prompt",
-    "max_time": "ends texts by the clock",
-}
+_ONE_CHANGES_NOTHING = ("num_beams", "num_return_sequences", "guidance_scale")
+_REFUSED = (
+    *_ONE_CHANGES_NOTHING,  # several texts, or several passes, a row
+    *("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "watermarking_config", "token_healing"),
+    *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),  # drafts of another kind
+    "max_time",
+)
 
 
-_NEUTRAL: dict[str, object] = {
-    "sequence_bias": None,
-    "encoder_repetition_penalty": 1,
-    "repetition_penalty": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "remove_invalid_values": False,
-    "exponential_decay_length_penalty": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
+class _Row(NamedTuple):
+    """A row before its first new token: its prompt int64 [1, ``length``], and the length that ends it."""
+
+    read: torch.Tensor
+    length: int
+    longest: int
+    ends: list[int]
+    device: torch.device
+
+
+_PROCESSORS: dict[str, tuple[object, Callable[[Any, _Row], Any]]] = {
+    "sequence_bias": (None, lambda value, _: hf.SequenceBiasLogitsProcessor(value)),
+    "encoder_repetition_penalty": (1, lambda value, row: hf.EncoderRepetitionPenaltyLogitsProcessor(value, row.read)),
+    "repetition_penalty": (1, lambda value, _: hf.RepetitionPenaltyLogitsProcessor(value)),
+    "no_repeat_ngram_size": (0, lambda value, _: hf.NoRepeatNGramLogitsProcessor(value)),
+    "encoder_no_repeat_ngram_size": (0, lambda value, row: hf.EncoderNoRepeatNGramLogitsProcessor(value, row.read)),
+    "bad_words_ids": (None, lambda value, row: hf.NoBadWordsLogitsProcessor(value, row.ends or None)),
+    "min_length": (0, lambda value, row: hf.MinLengthLogitsProcessor(value, row.ends, row.device)),
+    "min_new_tokens": (
+        0,
+        lambda value, row: hf.MinNewTokensLengthLogitsProcessor(row.length, value, row.ends, row.device),
+    ),
+    "forced_bos_token_id": (None, lambda value, _: hf.ForcedBOSTokenLogitsProcessor(value)),
+    "forced_eos_token_id": (None, lambda value, row: hf.ForcedEOSTokenLogitsProcessor(row.longest, value, row.device)),
+    "remove_invalid_values": (False, lambda *_: hf.InfNanRemoveLogitsProcessor()),
+    "exponential_decay_length_penalty": (
+        None,
+        lambda value, row: hf.ExponentialDecayLengthPenalty(value, row.ends, row.length),
+    ),
+    "suppress_tokens": (None, lambda value, row: hf.SuppressTokensLogitsProcessor(value, row.device)),
+    "begin_suppress_tokens": (
+        None,
+        lambda value, row: hf.SuppressTokensAtBeginLogitsProcessor(value, row.length, row.device),
+    ),
 }
-"""Settings with a logits processor, in the order of stock ``generate``, and the value of each that changes nothing."""
+"""Setting -> the value that changes nothing, and its processor; in the order of stock ``generate``."""
 _ABOUT_ENDS = ("min_length", "min_new_tokens", "exponential_decay_length_penalty")
 
 
 def settings_of(model: MultiExitDecoder) -> dict[str, Any]:
     """Return the settings of a model that change the scores of next tokens; usually none."""
     settings = getattr(model.backbone, "generation_config", None)
-    found = {name: getattr(settings, name, None) for name in _NEUTRAL}
+    found = {name: getattr(settings, name, None) for name in _PROCESSORS}
     return {
         name: value
         for name, value in found.items()
-        if value not in (None, _NEUTRAL[name]) and (model.end_tokens or name not in _ABOUT_ENDS)
+        if value not in (None, _PROCESSORS[name][0]) and (model.end_tokens or name not in _ABOUT_ENDS)
     }
 
 
@@ -94,44 +89,20 @@ def begin_texts(
     Raises UserError for a setting that decoding with exits cannot follow, and for an empty stop string.
     """
     settings = getattr(model.backbone, "generation_config", None)
-    for name, reason in _REFUSED.items():
-        if getattr(settings, name, None) not in (None, False, 0, 1, "", [], ()):
+    for name in _REFUSED:
+        value = getattr(settings, name, None)
+        if value and not (value == 1 and name in _ONE_CHANGES_NOTHING):
             raise UserError(
-                f"the model's generation_config sets {name}, which {reason}: decoding with exits cannot follow it; "
-                f"set model.backbone.generation_config.{name} = None to decode without"
+                f"the model's generation_config sets {name}, which decoding with exits cannot follow; to decode "
+                f"without, set model.backbone.generation_config.{name} = None"
             )
     strings = getattr(settings, "stop_strings", None) or ()
     stops = [*stop, *([strings] if isinstance(strings, str) else strings)]
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), stops, max_new_tokens)
-    changing = settings_of(model)
-    texts = []
-    for row, prompt in enumerate(prompts):
-        process = _processors(model, changing, prompt, max_new_tokens) if changing else None
-        texts.append(Transcript(row, model.decode, endings, stream, prompt=prompt, process=process))
+    changing, ends, device = settings_of(model), sorted(model.end_tokens), model.device
+    texts = [Transcript(row, model.decode, endings, stream, prompt=prompt) for row, prompt in enumerate(prompts)]
+    for text in texts if changing else ():
+        length = len(text.prompt)
+        row = _Row(torch.tensor([text.prompt], device=device), length, length + max_new_tokens, ends, device)
+        text.process = hf.LogitsProcessorList(_PROCESSORS[name][1](value, row) for name, value in changing.items())
     return texts
-
-
-def _processors(
-    model: MultiExitDecoder, settings: dict[str, Any], prompt: Sequence[int], max_new_tokens: int
-) -> LogitsProcessorList:
-    """Build what changes the scores of one row."""
-    device, length, ends = model.device, len(prompt), sorted(model.end_tokens)
-    read = torch.tensor([prompt], device=device)
-    begin = length + (length == 1 and "forced_bos_token_id" in settings)
-    makers = {
-        "sequence_bias": SequenceBiasLogitsProcessor,
-        "encoder_repetition_penalty": lambda value: EncoderRepetitionPenaltyLogitsProcessor(value, read),
-        "repetition_penalty": RepetitionPenaltyLogitsProcessor,
-        "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
-        "encoder_no_repeat_ngram_size": lambda value: EncoderNoRepeatNGramLogitsProcessor(value, read),
-        "bad_words_ids": lambda value: NoBadWordsLogitsProcessor(value, ends or None),
-        "min_length": lambda value: MinLengthLogitsProcessor(value, ends, device),
-        "min_new_tokens": lambda value: MinNewTokensLengthLogitsProcessor(length, value, ends, device),
-        "forced_bos_token_id": ForcedBOSTokenLogitsProcessor,
-        "forced_eos_token_id": lambda value: ForcedEOSTokenLogitsProcessor(length + max_new_tokens, value, device),
-        "remove_invalid_values": lambda _: InfNanRemoveLogitsProcessor(),
-        "exponential_decay_length_penalty": lambda value: ExponentialDecayLengthPenalty(value, ends, length),
-        "suppress_tokens": lambda value: SuppressTokensLogitsProcessor(value, device),
-        "begin_suppress_tokens": lambda value: SuppressTokensAtBeginLogitsProcessor(value, begin, device),
-    }
-    return LogitsProcessorList([makers[name](value) for name, value in settings.items()])

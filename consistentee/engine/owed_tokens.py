@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import Index, OwedColumns, Rows
+from consistentee.engine.cache import OwedColumns, Rows
 from consistentee.engine.token_batch import TokenBatch
 
 KVPolicy = Literal["propagate", "exact"]
@@ -24,14 +24,12 @@ class Leg:
 
     Attributes:
         owed: what the rows owe these layers, if anything.
-        late: how skipped tokens run with the newest ones, if any do.
     """
 
     layers: range
     rows: Rows
     context: DecoderContext
     owed: OwedColumns | None = None
-    late: "_LateTokens | None" = None
 
 
 class OwedTokens(ABC):
@@ -53,13 +51,14 @@ class OwedTokens(ABC):
     def keep(self, rows: Rows) -> None:
         self.states = rows.of(self.states).clone()
 
-    @abstractmethod
     def enter(self, layers: range, rows: Rows, context: DecoderContext | None = None) -> Leg:
         """Prepare layers between two exits for the newest tokens of some rows.
 
         All layers (1-based) are owed the same columns, because no row leaves in between. ``context`` is that of the
         newest tokens, if it is known.
         """
+        owed = self.batch.cache.owed(layers[0], rows, self.batch.newest(rows))
+        return Leg(layers, rows, context or self.batch.context(rows), owed)
 
     @abstractmethod
     def run(self, leg: Leg, hidden: Tensor) -> Tensor:
@@ -68,10 +67,6 @@ class OwedTokens(ABC):
 
 class Propagation(OwedTokens):
     """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.3.1)."""
-
-    def enter(self, layers: range, rows: Rows, context: DecoderContext | None = None) -> Leg:
-        owed = self.batch.cache.owed(layers[0], rows, self.batch.newest(rows))
-        return Leg(layers, rows, context or self.batch.context(rows), owed)
 
     def run(self, leg: Leg, hidden: Tensor) -> Tensor:
         if leg.owed is not None:
@@ -83,51 +78,26 @@ class Propagation(OwedTokens):
         return self.batch.run(leg.layers, hidden, leg.context)
 
 
-@dataclass(frozen=True)
-class _LateTokens:
-    """Skipped tokens that run with the newest ones.
-
-    Attributes:
-        context: of all of them, the newest last: T columns a row.
-        waiting: rows and columns of all but the newest ones, row by row; some are there for the sake of the shape.
-        owed: rows and columns of those that are owed, and their places: row of the leg, token.
-    """
-
-    context: DecoderContext
-    waiting: tuple[Index, Index]
-    owed: tuple[Index, Index]
-    places: tuple[Index, Index]
-
-
 class DeferredRun(OwedTokens):
     """The tokens themselves run the skipped layers, with the newest one (FREE's synchronised decoding).
 
     Keys and values are those of full depth.
     """
 
-    def enter(self, layers: range, rows: Rows, context: DecoderContext | None = None) -> Leg:
-        batch = self.batch
-        starts, newest = batch.cache.starts(layers[0], rows), batch.newest(rows)
-        if (starts == newest).all():
-            return Leg(layers, rows, context or batch.context(rows))
-        columns = batch.newest_columns(rows, int((newest - starts).max()) + 1)
-        before, add = columns[:, :-1], batch.indices.add
-        at, token = (before >= starts[:, None]).nonzero()
-        waiting = add(rows.numbers.repeat(before.shape[1])), add(before.clip(min=0).ravel())
-        owed, places = (add(rows.numbers[at]), add(before[at, token])), (add(at), add(token))
-        late = _LateTokens(batch.context(rows, columns, starts), waiting, owed, places)
-        return Leg(layers, rows, context or batch.context(rows), late=late)
-
     def run(self, leg: Leg, hidden: Tensor) -> Tensor:
-        if leg.late is None:
-            return self.batch.run(leg.layers, hidden, leg.context)
-        row_index, column_index = (index.tensor for index in leg.late.waiting)
-        waiting = self.states[row_index, column_index].view(len(leg.rows), -1, hidden.shape[-1])
-        tokens = self.batch.run(leg.layers, torch.cat([waiting, hidden], dim=1), leg.late.context)
-        if leg.layers[-1] < self.batch.stepper.num_layers:
-            row_index, column_index = (index.tensor for index in leg.late.owed)
-            at, token = (index.tensor for index in leg.late.places)
-            self.states[row_index, column_index] = tokens[at, token]
+        batch, rows = self.batch, leg.rows
+        if leg.owed is None:
+            return batch.run(leg.layers, hidden, leg.context)
+        starts = batch.cache.starts(leg.layers[0], rows)
+        columns = batch.newest_columns(rows, int((batch.newest(rows) - starts).max()) + 1)
+        before, add = columns[:, :-1], batch.indices.add
+        at, token = (add(places) for places in (before >= starts[:, None]).nonzero())
+        row_index, column_index = add(rows.numbers.repeat(before.shape[1])), add(before.clip(min=0).ravel())
+        context = batch.context(rows, columns, starts)
+        waiting = self.states[row_index.tensor, column_index.tensor].view(len(rows), -1, hidden.shape[-1])
+        tokens = batch.run(leg.layers, torch.cat([waiting, hidden], dim=1), context)
+        if leg.layers[-1] < batch.stepper.num_layers:  # owed columns come row by row, too
+            self.states[leg.owed.row_index.tensor, leg.owed.column_index.tensor] = tokens[at.tensor, token.tensor]
         return tokens[:, -1:]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -11,8 +11,6 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from consistentee.arguments import Positive, checked
 from consistentee.engine.transcript import Transcript
-from consistentee.errors import UserError
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_view import keyed_bits
 
 
@@ -35,18 +33,6 @@ class Sampling:
     top_k: Positive | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int = 0
-
-    @classmethod
-    def of_model(cls, model: MultiExitDecoder, seed: int = 0) -> Self:
-        """Return temperature, top_k and top_p of the model's ``generation_config``.
-
-        Raises UserError where it cuts the distribution in another way too.
-        """
-        settings = model.backbone.generation_config
-        for name in ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"):
-            if getattr(settings, name, None):
-                raise UserError(f"the model's generation_config sets {name}, which Sampling does not have")
-        return cls(settings.temperature or 1.0, settings.top_k or None, settings.top_p, seed)
 
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
         """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""

@@ -98,13 +98,12 @@ class Transcript:
         stream: Stream | None = None,
         *,
         prompt: Sequence[int] = (),
-        process: Processor | None = None,
     ) -> None:
         """``decode`` turns tokens into text; ``stream`` is called with every token that is added."""
         self.row = row
         self.prompt = prompt
         self.key = prompt_key(prompt)
-        self.process = process
+        self.process: Processor | None = None
         self.tokens: list[int] = []
         self.exit_layers: list[int] = []
         self.late_layers: list[int] = []
