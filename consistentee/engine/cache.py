@@ -18,7 +18,6 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 RowNumbers = NDArray[np.int64]
-RowIndex = slice | RowNumbers
 
 
 class CacheHoleError(RuntimeError):
@@ -82,11 +81,6 @@ class Rows:
         return len(self.numbers)
 
     @property
-    def in_numpy(self) -> RowIndex:
-        """Index that selects these rows from an array of the whole batch."""
-        return self.numbers if self._slice is None else self._slice
-
-    @property
     def in_torch(self) -> slice | Tensor:
         """Index that selects these rows from a tensor of the whole batch."""
         return self.index.tensor if self._slice is None else self._slice
@@ -122,7 +116,7 @@ class Ledger:
         self.stored = np.zeros((num_layers, rows), dtype=np.int64)
 
     def write(
-        self, layers: range, rows: RowIndex, starts: int | RowNumbers, end: int | RowNumbers, *, then_read: bool
+        self, layers: range, rows: RowNumbers, starts: int | RowNumbers, end: int | RowNumbers, *, then_read: bool
     ) -> None:
         """Record that columns ``starts`` to ``end - 1`` of some rows are written at some layers (1-based).
 

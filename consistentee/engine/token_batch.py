@@ -53,9 +53,10 @@ class CacheWindow:
 
     def record(self, layers: range) -> None:
         """Note that all of some layers (1-based) are about to write and read. Raises CacheHoleError for a hole."""
-        self._cache.ledger.write(layers, self._rows.in_numpy, self._starts, self._ends, then_read=True)
+        self._cache.ledger.write(layers, self._rows.numbers, self._starts, self._ends, then_read=True)
         self._recorded = layers
 
+    @torch.compiler.disable  # the graph of a compiled layer ends here: which columns are written differs by call
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new keys and values [rows, kv_heads, T, head_dim]; return all that the rows may attend to.
 
@@ -146,9 +147,10 @@ class TokenBatch:
 
     def read_again(self, prompts: Sequence[Sequence[int]], known: Tensor) -> None:
         """Read prompts in all rows, as :meth:`read`, whose keys and values another batch has made."""
-        lengths = self._begin_prompts(self.rows(), prompts)
-        self.cache.clear(self.rows(), int(lengths.max()))
-        self.cache.ledger.write(range(1, len(known) + 1), slice(None), 0, lengths, then_read=True)
+        rows = self.rows()
+        lengths = self._begin_prompts(rows, prompts)
+        self.cache.clear(rows, int(lengths.max()))
+        self.cache.ledger.write(range(1, len(known) + 1), rows.numbers, 0, lengths, then_read=True)
         self.cache.stored[..., : int(lengths.max()), :] = known
 
     def _begin_prompts(self, rows: Rows, prompts: Sequence[Sequence[int]]) -> RowNumbers:

@@ -73,7 +73,8 @@ class TokenDecoder:
         hidden = batch.stepper.embed(self._newest.unsqueeze(1), context_of_all.positions)
         past = hidden.new_empty(len(rows), 0, model.width) if rule.reads_history else None
         exit_layers = np.full(len(rows), model.num_layers)
-        left_with: list[tuple[Rows, Tensor]] = []  # by exit, rows whose logits are computed together at the end
+        left_with = hidden.new_empty(len(rows), model.width)  # of rows whose logits are computed together at the end
+        waiting = np.zeros(len(rows), dtype=bool)
         for exit_layer, following in zip(model.exit_layers, [*model.stretches[1:], range(0)], strict=True):
             hidden = self._owed.run(leg, hidden)
             view = TokenView(model, exit_layer, hidden, self._step, keys, past=past)
@@ -92,33 +93,21 @@ class TokenDecoder:
             if answers_at_once(model, view):
                 self._choose(left, view.logits_of(leaving.of))
             else:
-                left_with.append((left, state_behind_exit(model, view, leaving)))
+                left.put(left_with, state_behind_exit(model, view, leaving))
+                waiting[left.numbers] = True
             if not len(rows):
                 break
             hidden, keys = staying.of(hidden), [keys[place] for place in staying.numbers]
             state = {name: staying.of(tensor) for name, tensor in state.items()}
             past = past if past is None else staying.of(past)
-        if left_with:
-            rows, states = self._together(left_with)
-            self._choose(rows, logits_behind_exits(model, batch, states, context_of_all))
+        if waiting.any():
+            rows = batch.rows(np.flatnonzero(waiting))
+            self._choose(rows, logits_behind_exits(model, batch, rows.of(left_with), context_of_all))
         return self._newest.tolist(), exit_layers.tolist()
-
-    def _together(self, parts: list[tuple[Rows, Tensor]]) -> tuple[Rows, Tensor]:
-        """Return the rows of all parts, in increasing order, and their states [rows, width]."""
-        if len(parts) == 1:
-            return parts[0]
-        together = parts[0][1].new_empty(len(self._texts), self._model.width)
-        for part, states in parts:
-            part.put(together, states)
-        rows = self.batch.rows(np.sort(np.concatenate([part.numbers for part, _ in parts])))
-        return rows, rows.of(together)
 
     def _choose(self, rows: Rows, logits: Tensor) -> None:
         chosen = choose_tokens(self._writing.sampling, logits, [self._texts[row] for row in rows.numbers])
-        if len(rows) == len(self._texts):
-            self._newest = chosen
-        else:
-            rows.put(self._newest, chosen)
+        rows.put(self._newest, chosen)
 
     def keep(self, places: list[int]) -> None:
         """Drop all rows but these."""

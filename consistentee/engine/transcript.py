@@ -48,9 +48,6 @@ class NewToken:
 Stream = Callable[[NewToken], None]
 """What is called with every new token, as soon as it is known."""
 
-Processor = Callable[[Tensor, Tensor], Tensor]
-"""A logits processor, or a list of them: tokens so far int64 [1, T], scores float32 [1, vocabulary] -> scores."""
-
 
 @dataclass(frozen=True)
 class Endings:
@@ -86,7 +83,8 @@ class Transcript:
 
     Attributes:
         prompt, key: the tokens before the first new one, and their hash.
-        process: changes the scores of each next token; usually None.
+        process: changes the scores of each next token, float32 [1, vocabulary], by the tokens so far, int64 [1, T];
+            usually None.
         completed_seconds: when the last token was there, since this transcript was begun; 0 before.
     """
 
@@ -103,7 +101,7 @@ class Transcript:
         self.row = row
         self.prompt = prompt
         self.key = prompt_key(prompt)
-        self.process: Processor | None = None
+        self.process: Callable[[Tensor, Tensor], Tensor] | None = None
         self.tokens: list[int] = []
         self.exit_layers: list[int] = []
         self.late_layers: list[int] = []

@@ -106,6 +106,15 @@ def test_logits_that_a_rule_has_read_are_not_read_again(tiny_decoder):
     assert sum(steps) - 5 * 4 < 5 * 4, "at layer 4 for those alone that stayed"
 
 
+@pytest.mark.slow
+def test_compiled_layers_write_the_same(tiny_decoder):
+    """Without a compiler of its own the machine runs the graphs eagerly: it is about what can be traced."""
+    model = tiny_decoder()
+    expected = tokens_of(generate(model, PROMPTS[:3], MIXED, max_new_tokens=5))
+    model.stepper.layer_module(2).compile(backend="eager", dynamic=True)
+    assert tokens_of(generate(model, PROMPTS[:3], MIXED, max_new_tokens=5)) == expected
+
+
 class TestEndings:
     @pytest.mark.parametrize("family", ["llama", "gpt2"])
     def test_every_row_ends_with_its_own_end_token(self, tiny_decoder, family):
