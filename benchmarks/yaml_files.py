@@ -82,13 +82,13 @@ def validation_sentence(error: ValidationError, schema: object, before: str = ""
         here = fault["loc"]
         if fault["type"] == "too_short" and any(place[: len(here)] == here for place in places if place != here):
             continue  # items with faults of their own are not counted
-        words = fault["msg"].removeprefix("Value error, ")
+        words, place = fault["msg"].removeprefix("Value error, "), here
         if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            *here, key = fault["loc"]
-            words = str(unknown_name("key", str(key), _keys_at(schema, here)))
+            place = here[:-1]
+            words = str(unknown_name("key", str(here[-1]), _keys_at(schema, place)))
         elif fault["type"] == "literal_error" and (choices := re.findall("'(.*?)'", fault["ctx"]["expected"])):
             words = str(unknown_name("value", str(fault["input"]), choices))
-        field = f"{before}{'.'.join(map(str, here))}".rstrip(".")
+        field = f"{before}{'.'.join(map(str, place))}".rstrip(".")
         faults.append(f"{field}: {words}" if field else words)
     return "; ".join(faults)
 

@@ -108,7 +108,7 @@ def read_submission(folder: Path) -> Submission:
     try:
         return Submission.model_validate(read_fields(path, "submission"))
     except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error)}") from error
+        raise UserError(f"{path}: {validation_sentence(error, Submission)}") from error
 
 
 def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_code: bool) -> Iterator[str]:
