@@ -68,50 +68,37 @@ def terms_of(metric: str, labels: ArrayLike, answers: ArrayLike) -> Floats:
     return _TERMS[metric][0](np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
 
 
-def score_of_terms(metric: str, terms: Floats) -> Floats:
-    """Compute scores [...] of means over rows, [..., terms]."""
-    return _TERMS[metric][1](terms)
+@lru_cache(maxsize=2)
+def resample_counts(rows: int, part: int, resamples: int, seed: int) -> Floats:
+    """Draw rows with replacement, and count how often each was drawn: [rows, resamples].
 
-
-@lru_cache(maxsize=4)
-def resample_counts(rows: int, resamples: int, seed: int) -> NDArray[np.uint8]:
-    """Draw rows with replacement, and count how often each was drawn: [resamples, rows].
-
-    Equal numbers of rows and equal seeds give the same resamples, so that differences between methods are paired.
+    Equal arguments give the same resamples, so that differences between methods are paired.
     """
-    counts = np.empty((resamples, rows), dtype=np.uint8)
+    counts = np.empty((resamples, rows))
+    generator = np.random.default_rng([seed, rows, part])
     for start in range(0, resamples, _AT_ONCE):  # few enough counters for the processor's cache
-        if start % RESAMPLES == 0:
-            generator = np.random.default_rng([seed, rows, start // RESAMPLES])
         size = min(_AT_ONCE, resamples - start)
         drawn = generator.integers(rows, size=(size, rows), dtype=np.int32)
         places = drawn + (rows * np.arange(size, dtype=np.int64))[:, None]
         counts[start : start + size] = np.bincount(places.ravel(), minlength=size * rows).reshape(size, rows)
-    return counts
+    return counts.T
 
 
 def resampled_scores(metric: str, terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Score all resamples of the rows: [points, resamples] of the points' terms [points, N, terms]."""
-    flat = np.moveaxis(terms, 1, -1).reshape(-1, terms.shape[1])
-    if resamples > RESAMPLES:
-        counts = resample_counts(terms.shape[1], resamples, seed)
-        parts = [flat @ counts[start : start + RESAMPLES].T.astype(float) for start in range(0, resamples, RESAMPLES)]
-        sums = np.concatenate(parts, axis=1)
-    else:
-        sums = flat @ _float_counts(terms.shape[1], resamples, seed)
-    means = (sums / terms.shape[1]).reshape(len(terms), -1, resamples)
-    return score_of_terms(metric, np.moveaxis(means, 1, -1))
+    rows = terms.shape[1]
+    flat = np.moveaxis(terms, 1, -1).reshape(-1, rows)
+    sums = [
+        flat @ resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
+        for start in range(0, resamples, RESAMPLES)
+    ]
+    means = (np.concatenate(sums, axis=1) / rows).reshape(len(terms), -1, resamples)
+    return _TERMS[metric][1](np.moveaxis(means, 1, -1))
 
 
-@lru_cache(maxsize=2)
-def _float_counts(rows: int, resamples: int, seed: int) -> Floats:
-    """Keep counts as [rows, resamples] for the many scores of a task: to convert them takes longer than the product."""
-    return resample_counts(rows, resamples, seed).T.astype(float)
-
-
-def over_any_task(samples: Floats | None) -> Floats | None:
+def over_any_task(samples: Floats) -> Floats | None:
     """Average samples [tasks, resamples] over tasks drawn with replacement; None of a single task."""
-    if samples is None or len(samples) < 2:
+    if len(samples) < 2:
         return None
     tasks, resamples = samples.shape
     drawn = np.random.default_rng([tasks, 2]).integers(tasks, size=(tasks, resamples))
@@ -128,7 +115,7 @@ def score_of_mixture(
     true, shares = np.asarray(labels), (weight, 1 - weight)
     if can_resample(metric, true):
         first, second = (terms_of(metric, true, one).mean(axis=0) for one in answers)
-        return float(score_of_terms(metric, weight * first + (1 - weight) * second))
+        return float(_TERMS[metric][1](weight * first + (1 - weight) * second))
     return score(metric, np.tile(true, 2), np.concatenate(answers), np.repeat(shares, true.size))
 
 

@@ -1,9 +1,7 @@
 """Evaluate a trained classifier: replay every knob on two splits, choose knobs, and build the record and the rows."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +49,6 @@ class Curve:
     points: list[CurvePoint]
 
     def answers(self, index: int) -> NDArray:
-        """Return the answers of all rows at one knob."""
         return self.trace.predictions(self.exits[index]).numpy()
 
 
@@ -64,7 +61,16 @@ class InstanceEvaluation:
         self.rules = [self.method.rule(self.model, knob) for knob in self.knobs]
         self.test = self._curve(self.task.test, cell.store)
         self.validation = self._curve(self.task.validation, cell.store)
-        self.chosen = choose_knobs(self.validation.points, self.task.metric, self.spec.budgets, self.model.stock_layers)
+        layers = [point.average_layers for point in self.validation.points]
+        scores = [point.scores[self.task.metric] for point in self.validation.points]
+        targets: list[Target] = [
+            *(Budget(layers_at_most=budget) for budget in self.spec.budgets),
+            WITHIN_ONE_POINT,
+        ]
+        # Points are lost against the last knob of the same cell, the method's latest exits.
+        self.chosen = choose_all(targets, layers, scores, num_layers=self.model.stock_layers, reference=scores[-1])
+        # Of these knobs mixtures at equal cost are made.
+        self.hull: list[int] = concave_hull(layers, scores).tolist()
 
     def _curve(self, split: Split, store: Path | None) -> Curve:
         trace = record_trace(self.model, split, store=store)
@@ -82,20 +88,12 @@ class InstanceEvaluation:
             )
         return curve
 
-    @cached_property
-    def hull(self) -> list[int]:
-        """Knobs on the concave hull of the validation curve, which mixtures at equal cost are made of."""
-        points = self.validation.points
-        layers = [point.average_layers for point in points]
-        return concave_hull(layers, [point.scores[self.task.metric] for point in points]).tolist()
-
     @property
     def default_knob(self) -> float:
         """The cheapest knob that loses at most one point on validation rows."""
         return next(self.knobs[index] for index, targets in self.chosen.items() if WITHIN_ONE_POINT in targets)
 
     def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        """List the scores on both splits, and layers."""
         metric, shown = self.task.metric, []
         for index, targets in self.chosen.items():
             validation, test = self.validation.points[index], self.test.points[index]
@@ -108,7 +106,6 @@ class InstanceEvaluation:
         return shown
 
     def findings(self) -> dict[str, object]:
-        """Collect the fields of the record that are specific to classification."""
         flops, test, validation = FlopModel(self.model), self.test, self.validation
         points = [self._operating_point(flops, index) for index in self.chosen]
         for point in points:
@@ -188,21 +185,3 @@ class InstanceEvaluation:
 
 def _rows(trace: Trace) -> dict[str, NDArray]:
     return {"row": np.arange(len(trace)), "label": trace.labels.numpy()}
-
-
-def choose_knobs(
-    validation: Sequence[CurvePoint], metric: str, budgets: Sequence[float], num_layers: int
-) -> dict[int, list[Target]]:
-    """Choose operating points on validation data alone: index of the point -> targets.
-
-    Points are lost against the last knob of the same cell, the method's latest exits. ``num_layers`` is the stock
-    model's L.
-    """
-    scores = [point.scores[metric] for point in validation]
-    return choose_all(
-        [*(Budget(layers_at_most=budget) for budget in budgets), WITHIN_ONE_POINT],
-        [point.average_layers for point in validation],
-        scores,
-        num_layers=num_layers,
-        reference=scores[-1],
-    )

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,17 +12,14 @@ from benchmarks.specs.schema import canonical_json
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.model_settings import settings_of
-from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.files import computed_once
 from consistentee.methods.token_methods import TokenMethod
-from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
 _ENDINGS = ("eos", "length", "stop")
 _PER_TOKEN = ("tokens", "exit_layers", "late_layers")
-_PER_DRAFT = ("draft_layer", "num_layers", "drafted", "accepted", "passes", "drafter_in_layers")
 
 
 class PromptDecoder:
@@ -32,7 +28,8 @@ class PromptDecoder:
     Prompts are read once for all knobs, as far as memory for them goes, unless a method has another way to decode, or
     another model for it.
 
-    ``key`` is that of the cell, which covers model and method; without a ``store`` nothing is kept.
+    ``key`` is that of the cell, which covers model and method. Without a ``store``, and of methods that draft, nothing
+    is kept.
     """
 
     def __init__(
@@ -55,6 +52,8 @@ class PromptDecoder:
 
     def at(self, knob: float, prompts: PromptSplit) -> Generations:
         """Decode prompts with the method at one value of its knob."""
+        if self.method.drafts:
+            return self.method.generate(self.model, prompts.prompts, knob, **self.options)
         decode, options = self.method.generate, self.options
         decodes_as_all_do = type(self.method).generate is TokenMethod.generate
         if decodes_as_all_do and self.method.model_at(self.model, knob) is self.model:
@@ -84,10 +83,6 @@ def to_tensors(written: Generations) -> dict[str, Tensor]:
     tensors["prompt_tokens"] = torch.tensor(written.prompt_tokens)
     tensors["ended_by"] = torch.tensor([_ENDINGS.index(ending) for ending in written.ended_by])
     tensors["seconds"] = torch.tensor([written.prefill_seconds, written.decode_seconds], dtype=torch.float64)
-    if isinstance(written, SpeculativeGenerations):
-        tensors |= {name: torch.from_numpy(np.array(getattr(written, name))) for name in _PER_DRAFT}
-        if written.skipped is not None:
-            tensors |= {f"skipped_{part}": torch.tensor(layers) for part, layers in vars(written.skipped).items()}
     return tensors
 
 
@@ -96,20 +91,13 @@ def from_tensors(tensors: dict[str, Tensor], model: MultiExitDecoder) -> Generat
     lengths = tensors["lengths"].tolist()
     tokens, exit_layers, late_layers = (list(tensors[name].split(lengths)) for name in _PER_TOKEN)
     prefill_seconds, decode_seconds = tensors["seconds"].tolist()
-    values: dict[str, Any] = {
-        "texts": [model.decode(row) for row in tokens],
-        "tokens": tokens,
-        "exit_layers": exit_layers,
-        "late_layers": late_layers,
-        "ended_by": [_ENDINGS[place] for place in tensors["ended_by"].tolist()],
-        "prompt_tokens": tensors["prompt_tokens"].tolist(),
-        "prefill_seconds": prefill_seconds,
-        "decode_seconds": decode_seconds,
-    }
-    if "drafted" in tensors:
-        values |= {name: tensors[name].tolist() for name in _PER_DRAFT if name in tensors}
-        if "skipped_mlp" in tensors:
-            attention, mlp = (tuple(map(int, tensors[f"skipped_{part}"].tolist())) for part in ("attention", "mlp"))
-            values["skipped"] = SkippedSublayers(attention, mlp)
-        return SpeculativeGenerations(**values)
-    return Generations(**values)
+    return Generations(
+        texts=[model.decode(row) for row in tokens],
+        tokens=tokens,
+        exit_layers=exit_layers,
+        late_layers=late_layers,
+        ended_by=[_ENDINGS[place] for place in tensors["ended_by"].tolist()],
+        prompt_tokens=tensors["prompt_tokens"].tolist(),
+        prefill_seconds=prefill_seconds,
+        decode_seconds=decode_seconds,
+    )

@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.analysis.statistics import MEAN, score_interval
 from benchmarks.kinds.kind import CellRows, TrainedCell
 from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import (
     ReferenceLoss,
     TextScores,
-    mean_with_interval,
     record_references,
     reference_losses,
     score_generations,
@@ -85,7 +85,6 @@ class TextEvaluation:
         return next(self.points[index].knob for index, targets in self.chosen.items() if FAITHFUL in targets)
 
     def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        """List agreement and layers on validation prompts."""
         agreement, layers = "agreement with full %", f"layers of {self.decoder.model.num_layers}"
         return [
             (point.knob, targets, {agreement: f"{100 * point.agreement:.1f}", layers: f"{point.average_layers:.2f}"})
@@ -100,17 +99,14 @@ class TextEvaluation:
 
     @property
     def prompts(self) -> PromptSplit:
-        """The test prompts."""
         return self.fitted[0]
 
     @cached_property
     def full(self) -> Generations:
-        """The full model's texts for the test prompts."""
         return self.decoder.full(self.prompts)
 
     @cached_property
     def full_scores(self) -> TextScores:
-        """Scores of the full model's texts."""
         return self._scores(self.full)
 
     @cached_property
@@ -120,7 +116,6 @@ class TextEvaluation:
 
     @cached_property
     def written(self) -> list[Written]:
-        """The texts at every chosen knob."""
         found = []
         for (index, targets), read in zip(self.chosen.items(), self.references[1], strict=True):
             point = self.points[index]
@@ -133,7 +128,6 @@ class TextEvaluation:
         return score_generations(texts, self.full, self.prompts.references, self.rows.task.metrics)
 
     def findings(self) -> dict[str, object]:
-        """Collect the fields of the record that are specific to generation."""
         spec, rows, decoder = self.spec, self.rows, self.decoder
         model, recipe, flops = decoder.model, spec.recipe, DecodingFlops(decoder.model)
         trains_layers = recipe.trains != "exits"
@@ -156,7 +150,6 @@ class TextEvaluation:
         }
 
     def _operating_point(self, flops: DecodingFlops, written: Written) -> DecodingPoint:
-        """Build the record of a chosen knob; ``flops`` counts the operations of the whole model."""
         texts, read, num_layers = written.texts, written.references, self.decoder.model.num_layers
         decoded = [layers[1:] for layers in texts.exit_layers]  # all tokens but the first, which the prompt gives
         exits = torch.cat([*decoded, torch.empty(0, dtype=torch.long)])
@@ -192,7 +185,9 @@ class TextEvaluation:
         return {name: self._mean(values) for name, values in scores.reference.items()}
 
     def _mean(self, values: NDArray[np.float64]) -> Mean:
-        return mean_with_interval(values, resamples=self.spec.bootstrap_resamples, seed=self.spec.seed)
+        resamples, seed = self.spec.bootstrap_resamples, self.spec.seed
+        interval = score_interval(MEAN, np.zeros(values.size), values, resamples=resamples, seed=seed)
+        return Mean(value=float(values.mean()), interval=interval)
 
     def _flops(self, flops: DecodingFlops, written: Written) -> tuple[int, int]:
         """Return the operations of prompts and of decoded tokens."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from consistentee.engine.transcript import clock
@@ -57,16 +58,15 @@ def stock_times(
 
     ``with_head`` also times embedding and LM head, which no exit can save.
     """
-    longest = max(len(row) for row in rows)
-    padding = [[model.pad_id] * (longest - len(row)) for row in rows]
-    tokens = [[*gap, *row] for gap, row in zip(padding, rows, strict=True)]
-    mask = [[0] * len(gap) + [1] * len(row) for gap, row in zip(padding, rows, strict=True)]
+    prompts = [torch.tensor(row, device=model.device) for row in rows]
+    tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
+    mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
     ends = sorted(model.end_tokens)
     first = _FirstToken(model.device)
     start = clock(model.device)
     output = model.backbone.generate(
-        input_ids=torch.tensor(tokens, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
+        input_ids=tokens,
+        attention_mask=mask,
         max_new_tokens=length,
         do_sample=False,
         eos_token_id=ends or None,
@@ -75,15 +75,15 @@ def stock_times(
     )
     end = clock(model.device)
     assert first.at is not None
-    new = output[:, longest:].tolist()
-    decoded = sum(_length(row, set(ends)) - 1 for row in new)
+    steps = output.shape[1] - tokens.shape[1] - 1
+    decoded = sum(_length(row, set(ends)) - 1 for row in output[:, tokens.shape[1] :].tolist())
     return DecodingTimes(
         prefill=first.at - start,
         decoding=end - first.at,
         decoded_tokens=decoded,
         layer_calls=decoded * model.num_layers,
         completed=[end - start] * len(rows),
-        head=head_seconds(model, len(rows), output.shape[1] - longest - 1) if with_head else None,
+        head=head_seconds(model, len(rows), steps) if with_head else None,
     )
 
 

@@ -15,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.analysis.statistics import MEAN, score_interval
-from benchmarks.store.generation_records import Mean
 from consistentee.data.metrics import rouge, token_match
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations
@@ -52,12 +50,6 @@ def score_generations(
         full_text=1 - textual_losses(written.texts, full.texts),
         match=token_match(full.tokens, written.tokens),
     )
-
-
-def mean_with_interval(values: NDArray[np.float64], *, resamples: int, seed: int) -> Mean:
-    """Compute the mean of scores [N] with its 95% percentile bootstrap interval over prompts."""
-    interval = score_interval(MEAN, np.zeros(values.size), values, resamples=resamples, seed=seed)
-    return Mean(value=float(values.mean()), interval=interval)
 
 
 @dataclass(frozen=True)

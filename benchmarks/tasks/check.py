@@ -111,13 +111,9 @@ def _count_words(texts: Sequence[Text]) -> list[int]:
 def _token_counter(task: AnyTask, backbone: str) -> Measure:
     from consistentee.backbones.catalog import resolve, resolve_decoder
     from consistentee.backbones.pretrained import read_tokenizer
-    from consistentee.data.encoding import tokenize
 
-    if isinstance(task, TextTask):
-        decoder_tokenizer = read_tokenizer(resolve_decoder(backbone))
-        return lambda texts: [len(decoder_tokenizer(text).input_ids) for text in texts]
-    tokenizer = read_tokenizer(resolve(backbone).path)
-    return lambda texts: [len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)]
+    tokenizer = read_tokenizer(resolve_decoder(backbone) if isinstance(task, TextTask) else resolve(backbone).path)
+    return lambda texts: [len(tokenizer(*_parts(text)).input_ids) for text in texts]
 
 
 def _rows_of(split: Split | PromptSplit, measure: Measure) -> pd.DataFrame:
@@ -232,7 +228,6 @@ def _length_frame(report: TaskReport, column: str, limit: int) -> pd.DataFrame:
 
 
 def _table(frame: pd.DataFrame, title: str, caption: str = "") -> "Table":
-    """Return a table of a frame, whose first column is words and whose others are numbers."""
     table = plain_table(title, caption)
     first, *others = map(str, frame)
     add_columns(table, first)

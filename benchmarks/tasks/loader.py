@@ -77,19 +77,19 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
 
 def load_classification_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
     """Return a classification or regression; arguments and errors as :func:`load_task`, also for another kind."""
-    if task_kind(name) == "text":  # known from the YAML, so that nobody fetches rows that are of no use
-        raise UserError(
-            f"task {spec_of(name)[0].name!r} asks for texts, not for labels: it is for suites of generation"
-        )
-    return cast(TaskData, load_task(name, data_dir))
+    return cast(TaskData, _load_for("classification", name, data_dir))
 
 
 def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> TextTask:
     """Return a task whose answers are texts; arguments and errors as :func:`load_task`, also for another kind."""
-    if task_kind(name) != "text":
-        task = spec_of(name)[0].name
-        raise UserError(f"task {task!r} asks for labels, not for texts: it is for suites of classification")
-    return cast(TextTask, load_task(name, data_dir))
+    return cast(TextTask, _load_for("generation", name, data_dir))
+
+
+def _load_for(suites: str, name: str | Path, data_dir: Path | str | None) -> TaskData | TextTask:
+    asked, own = ("texts", "generation") if task_kind(name) == "text" else ("labels", "classification")
+    if own != suites:  # known from the YAML, so that nobody fetches rows that are of no use
+        raise UserError(f"task {spec_of(name)[0].name!r} asks for {asked}: it is for suites of {own}")
+    return load_task(name, data_dir)
 
 
 def spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:

@@ -6,7 +6,9 @@ A faulty cell is named by file and line.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from consistentee.data.instances import Text
 from consistentee.data.prompts import Prompt
@@ -15,7 +17,7 @@ from consistentee.errors import UserError, shown, unencodable
 _BODY = "\0body\0"
 """Marks the place of a prompt's body while the other fields are filled in."""
 
-Column = str | int
+Column = str | Annotated[int, Field(ge=1)]
 """A column by its name, or by its place (the first is 1) where the file has no header."""
 
 
@@ -61,20 +63,12 @@ def text_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     return str(value)
 
 
-def sentence_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a text, as it is. Raises UserError for one that is empty, too."""
+def filled_cell(place: str, cells: Mapping[Any, Any], column: Column, fault: str) -> str:
+    """Return a cell as :func:`text_cell` does. Raises UserError, with ``fault``, for one that is empty, too."""
     text = text_cell(place, cells, column)
     if not text.strip():
-        raise UserError(f"{place}: empty text in column {column!r}")
+        raise UserError(f"{place}: {fault} in column {column!r}")
     return text
-
-
-def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
-    """Return a label without the spaces around it. Raises UserError for one that is empty, too."""
-    label = text_cell(place, cells, column).strip()
-    if not label:
-        raise UserError(f"{place}: missing label in column {column!r}")
-    return label
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,6 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names, in order."""
         return tuple(field for _, field, _, _ in Formatter().parse(self.text) if field is not None)
 
     def prompt(self, values: Mapping[str, str], cut_field: str | None = None) -> Prompt:

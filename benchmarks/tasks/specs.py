@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.tasks.rows import Column, Row, Template, TextRow, label_cell, sentence_cell, text_cell
+from benchmarks.tasks.rows import Column, Row, Template, TextRow, filled_cell, text_cell
 from benchmarks.yaml_files import read_fields, validation_sentence
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError, unknown_name
@@ -55,7 +55,6 @@ class FileLayout(RowColumns):
 
     @property
     def is_json(self) -> bool:
-        """Whether rows are JSON objects."""
         return self.format in ("jsonl", "json")
 
     @model_validator(mode="after")
@@ -67,8 +66,6 @@ class FileLayout(RowColumns):
         named = self.is_json or self.header
         if any(isinstance(column, str) != named for column in self.columns):
             raise ValueError(f"columns must be {'names' if named else 'numbers, the first is 1'}")
-        if any(isinstance(column, int) and column < 1 for column in self.columns):
-            raise ValueError("the first column is number 1")
         return self
 
 
@@ -103,7 +100,6 @@ class Cut(Strict):
     seed: int
 
     def size(self, rows: int) -> int:
-        """Return how many of ``rows`` rows are cut."""
         return min(round(rows * self.fraction), self.at_most)
 
 
@@ -140,18 +136,15 @@ class Columns(RowColumns):
 
     @property
     def text_columns(self) -> list[Column]:
-        """The one or two columns of text."""
         return self.text if isinstance(self.text, list) else [self.text]
 
     @property
     def columns(self) -> list[Column]:
-        """The columns of text, and that of the label."""
         return [*self.text_columns, self.label]
 
     def row(self, place: str, cells: Mapping[Any, Any]) -> Row:
-        """Return the row, its texts as they are."""
-        texts = [sentence_cell(place, cells, column) for column in self.text_columns]
-        label = label_cell(place, cells, self.label)
+        texts = [filled_cell(place, cells, column, "empty text") for column in self.text_columns]
+        label = filled_cell(place, cells, self.label, "missing label").strip()
         return Row(place, texts[0] if len(texts) == 1 else (texts[0], texts[1]), label)
 
 
@@ -206,7 +199,6 @@ class TextColumns(RowColumns):
 
     @property
     def columns(self) -> list[Column]:
-        """The columns of the fields, and that of the response."""
         return [*self.fields.values(), *([] if self.response is None else [self.response])]
 
     @model_validator(mode="after")
@@ -262,7 +254,6 @@ class TextTaskSpec(BaseTaskSpec):
 
     @property
     def template_texts(self) -> list[str]:
-        """The templates as they are written, in order."""
         return [self.template] if isinstance(self.template, str) else self.template
 
     @property

@@ -108,7 +108,6 @@ class Case:
         return self.knobs[len(self.knobs) // 2]
 
     def rule(self, knob: float) -> ExitRule:
-        """Return a fresh rule."""
         return self.method.rule(self.model, knob)
 
     def replayed(self, knob: float, trace: Recorded | None = None, rule: ExitRule | None = None) -> Tensor:
@@ -122,7 +121,6 @@ class Case:
             return sweep([self.rule(value) for value in values], self.trace)
 
     def reloaded(self, folder: Path) -> Self:
-        """Return the same case with a model that is loaded from a folder."""
         return replace(self, model=type(self.model).from_pretrained(folder))
 
 
@@ -173,11 +171,9 @@ class InstanceCase(Case):
             return classify(self.model, self.texts if texts is None else texts, watched, **options)
 
     def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
-        """Run all texts live, in one batch."""
         return _rows_of(self.live(knob, watched=watched, batch_size=ROWS))
 
     def live_and_replayed(self, knob: float) -> tuple[ExitsAndAnswers, ExitsAndAnswers]:
-        """Run all texts live in one batch, and replay them."""
         live, exits = self.live(knob, batch_size=ROWS), self.replayed(knob)
         answers = torch.cat([live.logits, live.layers_run.unsqueeze(1)], dim=1)
         replayed = torch.cat([self.trace.logits_at(exits), self.trace.layers_run(exits).unsqueeze(1)], dim=1)
@@ -256,7 +252,6 @@ class TokenCase(Case):
         return [torch.tensor(stock_tokens(self.model, prompt, NEW_TOKENS)) for prompt in self.prompts]
 
     def model_at(self, knob: float) -> MultiExitDecoder:
-        """Return the decoder at one value of the knob."""
         return self.method.model_at(self.model, knob)
 
     def live(

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from rich.progress import track
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from baselines.references import Random
 from benchmarks.testing import checks
@@ -24,6 +23,7 @@ from benchmarks.testing.report import BrokenContractError, Finding, Report, any_
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
 from consistentee.backbones.decoders import DECODER_STEPPERS
 from consistentee.backbones.encoders import STEPPERS
+from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.encoding import Batch
 from consistentee.data.instances import Split, Text
 from consistentee.errors import wrong_kind
@@ -51,8 +51,8 @@ class Encoder:
     @cached_property
     def config(self) -> Any:
         """The stock configuration, of a family that can be run layer by layer."""
-        with any_error_is(f"{self.found.path}/config.json cannot be read as a configuration"):
-            config = AutoConfig.from_pretrained(self.found.path, trust_remote_code=False)
+        with any_error_is("the configuration cannot be read"):
+            config = read_config(self.found.path)
         if config.model_type not in STEPPERS:
             fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
             advice = str(wrong_kind(self.name, "decoder")) if config.model_type in DECODER_STEPPERS else ""
@@ -61,23 +61,19 @@ class Encoder:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The stock tokenizer."""
         advice = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) in the folder of config.json"
         with any_error_is("no tokenizer can be loaded", advice=advice):
-            return AutoTokenizer.from_pretrained(self.found.path, trust_remote_code=False)
+            return read_tokenizer(self.found.path)
 
     @cached_property
     def stock(self) -> tuple[Any, list[str]]:
         """The stock model, and the names of weights that its files do not hold."""
-        transformers.utils.logging.disable_progress_bar()
         with any_error_is("the weights cannot be loaded", advice="Fetch or save them again"):
-            options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-            backbone, loading = AutoModel.from_pretrained(self.found.path, trust_remote_code=False, **options)
-        return backbone, sorted(loading["missing_keys"])
+            backbone, missing = read_model(self.found.path, AutoModel)
+        return backbone, sorted(missing)
 
     @cached_property
     def model(self) -> MultiExitModel:
-        """A multi-exit model of it, with random classifiers that disagree."""
         model = MultiExitModel.from_backbone(self.name, 3)
         return with_random_classifiers(model, spread=model.width**-0.5)
 
@@ -110,14 +106,9 @@ def the_architecture_is_supported(encoder: Encoder) -> str:
 def the_weights_are_complete(encoder: Encoder) -> str:
     """Every weight is in the files and finite; the pooler aside, which not every encoder has."""
     backbone, missing = encoder.stock
-    missing = [name for name in missing if not name.startswith("pooler.")]
-    if missing:
-        example = f"{len(missing)} of them, {missing[0]} the first"
-        advice = "Are the files those of this architecture, without a prefix that transformers does not know?"
-        raise BrokenContractError("weights are missing, and would be random", example, advice)
-    infinite = [name for name, tensor in backbone.state_dict().items() if not tensor.isfinite().all()]
-    if infinite:
-        raise BrokenContractError("weights are not finite", infinite[0], "Fetch or save them again")
+    advice = "Are the files those of this architecture, without a prefix that transformers does not know?"
+    with any_error_is("weights would be random", advice=advice):
+        check_complete(encoder.found.path, (name for name in missing if not name.startswith("pooler.")))
     return f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M parameters"
 
 

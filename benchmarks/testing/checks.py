@@ -6,8 +6,9 @@ same numbers (7). The messages are for the author of the method: they name the f
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -316,11 +317,6 @@ def other_tasks_work_or_are_refused(case: AnyCase) -> None:
 
 def generate_keeps_to_the_texts(case: TokenCase) -> None:
     """A decoding loop of a method's own gives each prompt the same text in any company; at full depth, the stock's."""
-    for fault, example, advice in _faults_of_generate(case):
-        raise BrokenContractError(fault, example, advice, TOKEN_SECTION)
-
-
-def _faults_of_generate(case: TokenCase) -> Iterator[tuple[str, str, str]]:
     own_loop = type(case.method).generate is not TokenMethod.generate
     for knob in case.knobs if own_loop else case.knobs[-1:]:
         written = _generated(case, case.texts, knob)
@@ -328,16 +324,19 @@ def _faults_of_generate(case: TokenCase) -> Iterator[tuple[str, str, str]]:
         together = [tokens.tolist() for tokens in written.tokens]
         if (place := _first_difference(together[:FEW], alone)) is not None:
             example = f"prompt {place + 1} goes on with other tokens alone than among others (knob {knob:g})"
-            yield "generate() lets a text depend on its neighbours", example, ""
+            raise _wrong_texts("generate() lets a text depend on its neighbours", example)
         if any(len(row.answers) != len(row.layers) for row in texts_of(written)):
-            yield "generate() must give every new token an exit layer", "", ""
+            raise _wrong_texts("generate() must give every new token an exit layer")
         if isinstance(written, SpeculativeGenerations) and not case.method.drafts:
+            fault = "generate() drafts and verifies, and the method does not say so"
             example = f"a replay would not know the layers that it calls (knob {knob:g})"
-            advice = "Set drafts: ClassVar[bool] = True in the class"
-            yield "generate() drafts and verifies, and the method does not say so", example, advice
+            raise _wrong_texts(fault, example, "Set drafts: ClassVar[bool] = True in the class")
     if (place := _first_difference([tokens.tolist() for tokens in case.stock], together)) is not None:
         fault = "at the last value of the knob, generate() must write the stock model's text"
-        yield fault, f"prompt {place + 1} goes on with other tokens (knob {case.knobs[-1]:g})", ""
+        raise _wrong_texts(fault, f"prompt {place + 1} goes on with other tokens (knob {case.knobs[-1]:g})")
+
+
+_wrong_texts = partial(BrokenContractError, section=TOKEN_SECTION)
 
 
 def _generated(case: TokenCase, texts: Sequence[str], knob: float) -> Generations:

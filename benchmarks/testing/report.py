@@ -86,7 +86,6 @@ class Finding:
 
     @property
     def verdict(self) -> Literal["pass", "fail", "not run"]:
-        """Return "fail" if any run failed."""
         if self.faults:
             return "fail"
         return "pass" if self.runs else "not run"
@@ -122,7 +121,6 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Return whether nothing failed."""
         return all(finding.verdict != "fail" for finding in self.findings)
 
     def fault_lines(self) -> list[str]:
@@ -140,7 +138,6 @@ class Report:
         ]
 
     def table(self) -> "Group":
-        """Return the table of checks, and every fault under it."""
         from rich.console import Group
         from rich.text import Text
 

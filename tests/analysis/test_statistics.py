@@ -33,7 +33,7 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     labels, predictions = rows_of(metric)
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     counts = np.stack([np.bincount(rows, minlength=ROWS) for rows in drawn])
-    monkeypatch.setattr("benchmarks.analysis.statistics.resample_counts", lambda *_: counts)
+    monkeypatch.setattr("benchmarks.analysis.statistics.resample_counts", lambda *_: counts.T.astype(float))
     terms = terms_of(metric, labels, predictions)
     found = resampled_scores(metric, np.stack([terms, terms]), resamples=len(drawn))
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]

@@ -13,9 +13,9 @@ from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec, Regrouped, TimingSpec
 from benchmarks.specs.knob_choice import concave_hull
-from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
+from benchmarks.specs.targets import HALF
 from benchmarks.store.folders import LOG_FILE, PREDICTIONS_FILE, VALIDATION_FILE, RunFolder, read_cell, read_rows
-from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
+from benchmarks.store.records import BaseRecord, CellRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
@@ -23,29 +23,6 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.recipe import RecipeSettings
 
 LAYERS = 4
-
-
-def point(score_: float, histogram: list[int], knob: float = 0.0) -> CurvePoint:
-    return CurvePoint(knob=knob, scores={"accuracy": score_}, exit_histogram=histogram)
-
-
-def chosen(curve: list[CurvePoint], budgets=(0.25, 0.5, 0.75)) -> dict[int, list[Target]]:
-    return choose_knobs(curve, "accuracy", budgets, LAYERS)
-
-
-def test_best_score_within_each_budget():
-    curve = [
-        point(0.70, [10, 0, 0, 0]),
-        point(0.80, [0, 10, 0, 0]),
-        point(0.78, [0, 8, 2, 0]),
-        point(0.895, [0, 0, 10, 0]),
-        point(0.90, [0, 0, 0, 10]),
-    ]
-    assert chosen(curve) == {
-        0: [Budget(layers_at_most=0.25)],
-        1: [HALF],
-        3: [Budget(layers_at_most=0.75), WITHIN_ONE_POINT],
-    }
 
 
 def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:

@@ -93,11 +93,11 @@ def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
 def test_the_kind_that_is_asked_for_is_checked(tmp_path):
     path = write_text_task(tmp_path, {"train.jsonl": questions(40)})
     assert isinstance(load_text_task(path), TextTask)
-    with pytest.raises(UserError, match="'mine' asks for texts, not for labels"):
+    with pytest.raises(UserError, match="'mine' asks for texts: it is for suites of generation"):
         load_classification_task(path)
     (tmp_path / "other").mkdir()
     other = write_task(tmp_path / "other", {"train.tsv": balanced(40)})
-    with pytest.raises(UserError, match="'mine' asks for labels, not for texts"):
+    with pytest.raises(UserError, match="'mine' asks for labels: it is for suites of classification"):
         load_text_task(other)
     assert len(load_classification_task(other).test) == 8
 

@@ -123,13 +123,13 @@ TOKENIZER, WEIGHTS, ARCHITECTURE = "the tokenizer fits", "the weights are comple
         (with_an_empty_vocabulary, TOKENIZER, "knows hardly any word"),
         (without_padding, TOKENIZER, "has no padding token"),
         (with_more_tokens, TOKENIZER, "its largest token is 65, and the embeddings end at 63"),
-        (without_a_weight, WEIGHTS, "would be random: 1 of them, encoder.layer.2.output.dense.weight"),
-        (with_infinite_weights, WEIGHTS, "weights are not finite: embeddings.LayerNorm.bias"),
+        (without_a_weight, WEIGHTS, "lacks 1 of the model's weights, encoder.layer.2.output.dense.weight"),
+        (with_infinite_weights, WEIGHTS, "embeddings.LayerNorm.bias has values that are not finite"),
         (lambda bert: (bert / "model.safetensors").write_bytes(b"none"), WEIGHTS, "the weights cannot be loaded"),
         (
             lambda bert: (bert / "config.json").write_text('{"model_type": "no-such-thing"}'),
             ARCHITECTURE,
-            "cannot be read as a configuration",
+            "the configuration cannot be read",
         ),
     ],
 )
@@ -181,7 +181,7 @@ class TestRun:
         (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
         broken = call(bert)
         assert broken.exit_code == 1
-        assert "cannot be read as a configuration" in broken.output
+        assert "the configuration cannot be read" in broken.output
         assert "methods cannot be compared on it" in broken.output
         absent = call("minilm-16")
         assert absent.exit_code == 2
