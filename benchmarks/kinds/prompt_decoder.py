@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,12 +13,13 @@ from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.model_settings import settings_of
 from consistentee.engine.token_batch import ReadPrompts
+from consistentee.engine.transcript import EndedBy
 from consistentee.files import computed_once
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
-_ENDINGS = ("eos", "length", "stop")
+_ENDINGS: tuple[EndedBy, ...] = get_args(EndedBy)
 _PER_TOKEN = ("tokens", "exit_layers", "late_layers")
 
 

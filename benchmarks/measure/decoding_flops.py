@@ -103,8 +103,6 @@ class DecodingFlops:
 
     def decoding(self, written: Generations, rule: ExitRule, kv: str) -> int:
         """Count the operations of the decoded tokens: layers, exits, and later keys and values."""
-        if isinstance(written, SpeculativeGenerations):
-            raise TypeError("use `speculating` for texts that were drafted and verified")
         total = 0
         # A rule may read at some steps only; step 0 is the prompt's.
         steps = range(1, max((len(tokens) for tokens in written.tokens), default=0))

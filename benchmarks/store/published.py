@@ -22,7 +22,6 @@ from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
 
 TIMINGS_FILE = "timings.parquet"
 ROWS_FILES = {PREDICTIONS_FILE: "rows.parquet", VALIDATION_FILE: "validation.parquet"}
@@ -36,19 +35,20 @@ def read_texts(root: Path, file: str) -> dict[str, str]:
     with _readable(root / file):
         if fault := file_fault(root / HASHES_FILE):
             raise ValueError(fault)
-        return _texts(root / file, (root / file).stat().st_mtime_ns)
+        table = _table(root / file)
+        return dict(zip(table["file"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
 def read_own_rows(root: Path, number: int, name: str) -> "pd.DataFrame | None":
     """Return the table of a cell, by the name of its own file; None if it has none. Raises UserError."""
-    path, cells = root / ROWS_FILES[name], root / CELLS_FILE
+    path = root / ROWS_FILES[name]
     with _readable(path):
-        written = _schemas(cells, cells.stat().st_mtime_ns, name)[number]
+        cells = _table(root / CELLS_FILE)
+        written = cells[name][number].as_py() if name in cells.column_names else None
         if written is None:
             return None
-        schema = pa.ipc.read_schema(pa.py_buffer(written))
-        rows, cell = _rows(path, path.stat().st_mtime_ns)
-        first, end = np.searchsorted(cell, [number, number + 1])
+        schema, rows = pa.ipc.read_schema(pa.py_buffer(written)), _table(path)
+        first, end = np.searchsorted(rows[CELL_COLUMN].to_numpy(), [number, number + 1])  # the numbers of cells rise
         own = rows.slice(first, end - first)
         table = pa.table([_cast(own[field.name], field.type) for field in schema], schema=schema)
         return table.to_pandas(use_threads=False, ignore_metadata=True)  # a third of the time; the index is the default
@@ -60,26 +60,14 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedAr
     return column.cast(kind)
 
 
-# Caches are by the time at which a file changed: a folder may be published again while it is open.
+def _table(path: Path) -> pa.Table:
+    return _table_as_of(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def _texts(path: Path, changed: int) -> dict[str, str]:
-    table = pq.read_table(path, columns=["file", "text"], page_checksum_verification=True)
-    return dict(zip(table["file"].to_pylist(), table["text"].to_pylist(), strict=True))
-
-
-@lru_cache(maxsize=8)
-def _schemas(path: Path, changed: int, name: str) -> list[bytes | None]:
-    table = pq.read_table(path, page_checksum_verification=True)
-    return list(table[name].to_pylist()) if name in table.column_names else [None] * len(table)
-
-
-@lru_cache(maxsize=4)
-def _rows(path: Path, changed: int) -> "tuple[pa.Table, NDArray[np.int32]]":
-    """Read the rows of all cells, and the number of the cell of each, which rises."""
-    table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
-    return table, table[CELL_COLUMN].to_numpy()
+def _table_as_of(path: Path, changed: int) -> pa.Table:
+    """Keep a table until its file has ``changed``: a folder may be published again while it is open."""
+    return pq.read_table(path, page_checksum_verification=True).combine_chunks()
 
 
 @contextmanager

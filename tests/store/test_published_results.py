@@ -120,26 +120,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def flip(path: Path) -> None:
-    """Change bytes in the middle, where the values are."""
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 3
-    data[middle : middle + 8] = b"\xff" * 8
-    path.write_bytes(bytes(data))
-
-
 def of_another_program(path: Path) -> None:
     pq.write_table(pa.table({"task": ["mcid"]}), path)
 
 
 @pytest.mark.parametrize("name", ["cells.parquet", "timings.parquet", "rows.parquet"])
-@pytest.mark.parametrize(
-    ("spoil", "said"), [(cut, FORMAT), (flip, FORMAT), (of_another_program, FORMAT), (Path.unlink, "missing")]
-)
+@pytest.mark.parametrize(("spoil", "said"), [(cut, FORMAT), (of_another_program, FORMAT), (Path.unlink, "missing")])
 def test_what_is_damaged_or_foreign_is_said_in_one_sentence(published, tmp_path, name, spoil, said):
     out = Path(shutil.copytree(published, tmp_path / "made-up"))
     spoil(out / name)
-    if spoil not in (cut, flip):
+    if spoil != cut:
         (out / "hashes.json").unlink()  # published before there were hashes
     if (name, spoil) == ("cells.parquet", Path.unlink):
         said = "holds no results"  # it is this file that tells the form
