@@ -63,13 +63,10 @@ class InstanceEvaluation:
         self.validation = self._curve(self.task.validation, cell.store)
         layers = [point.average_layers for point in self.validation.points]
         scores = [point.scores[self.task.metric] for point in self.validation.points]
-        targets: list[Target] = [
-            *(Budget(layers_at_most=budget) for budget in self.spec.budgets),
-            WITHIN_ONE_POINT,
-        ]
+        targets: list[Target] = [*(Budget(layers_at_most=budget) for budget in self.spec.budgets), WITHIN_ONE_POINT]
         # Points are lost against the last knob of the same cell, the method's latest exits.
         self.chosen = choose_all(targets, layers, scores, num_layers=self.model.stock_layers, reference=scores[-1])
-        # Of these knobs mixtures at equal cost are made.
+        # Mixtures at equal cost are made of these knobs.
         self.hull: list[int] = concave_hull(layers, scores).tolist()
 
     def _curve(self, split: Split, store: Path | None) -> Curve:

@@ -58,15 +58,15 @@ def stock_times(
 
     ``with_head`` also times embedding and LM head, which no exit can save.
     """
-    prompts = [torch.tensor(row, device=model.device) for row in rows]
+    prompts = list(map(torch.tensor, rows))
     tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
     mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
     ends = sorted(model.end_tokens)
     first = _FirstToken(model.device)
     start = clock(model.device)
     output = model.backbone.generate(
-        input_ids=tokens,
-        attention_mask=mask,
+        input_ids=tokens.to(model.device),
+        attention_mask=mask.to(model.device),
         max_new_tokens=length,
         do_sample=False,
         eos_token_id=ends or None,
