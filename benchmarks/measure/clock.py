@@ -5,14 +5,13 @@ affects all alike. All samples are kept.
 """
 
 import gc
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
 from benchmarks.specs.base import TimingSpec
+from consistentee.engine.transcript import clock
 from consistentee.progress import Steps, listening
 
 Row = TypeVar("Row")
@@ -51,35 +50,17 @@ def time_contenders(
             with listening(None):
                 for batch in batches[: protocol.warmup_batches]:
                     run(batch)
-                with _garbage_collection_off():
+                gc.disable()
+                try:
                     taken[contender][size].append([run(batch) for batch in batches])
+                finally:
+                    gc.enable()
             progress.add(1, len(timed_rows))
     return taken
 
 
-@contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: torch.device) -> tuple[float, Answer]:
-    """Time a batch, on a GPU with its own clock, and return seconds and answer."""
-    if device.type == "cuda":
-        return _timed_on_gpu(run, batch)
-    start = time.perf_counter()
+    """Time a batch, with all work of its device, and return seconds and answer."""
+    start = clock(device)
     answer = run(batch)
-    return time.perf_counter() - start, answer
-
-
-def _timed_on_gpu(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row]) -> tuple[float, Answer]:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    answer = run(batch)
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1000, answer
+    return clock(device) - start, answer

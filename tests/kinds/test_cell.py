@@ -8,7 +8,6 @@ from records_by_hand import parts_by_hand
 
 from baselines.references import Static
 from benchmarks.kinds.classification import Classification
-from benchmarks.kinds.instance_evaluation import choose_knobs
 from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec, Regrouped, TimingSpec
