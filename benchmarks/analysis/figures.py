@@ -48,10 +48,7 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A kind of figure: name of its files, caption, reason why it may be missing, and function that draws it.
-
-    A caption names what exits as ``{rows}``; :func:`caption_of` adds tasks, seeds and backbones.
-    """
+    """A kind of figure: name of its files, caption (see :func:`caption_of`), why it may be missing, and drawing."""
 
     name: str
     caption: str
@@ -271,7 +268,7 @@ def exits_figure(results: Results) -> "Figure | None":
         str(task): own.pivot(index="label", columns="layer", values="share").reindex(order).rename(index=display_name)
         for task, own in found.groupby("task", sort=False)
     }
-    return _heatmaps(shares, "", f"share of {_rows_of(results)}")
+    return _heatmaps(shares, "", f"share of {rows_of(results)}")
 
 
 def memorized_figure(results: Results) -> "Figure | None":
@@ -319,7 +316,8 @@ def _is_compared(results: Results, found: pd.DataFrame) -> pd.Series:
     return pd.Series(pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared), found.index)
 
 
-def _rows_of(results: Results) -> str:
+def rows_of(results: Results) -> str:
+    """Return what exits."""
     return "decoded tokens" if results.kind == "generation" else "test rows"
 
 
@@ -402,18 +400,13 @@ def draw_figure(name: str, results: Results) -> "Figure | None":
 
 
 def caption_of(kind: FigureKind, results: Results) -> str:
-    """Return the caption of a figure, with the tasks, seeds and backbones behind it."""
+    """Return the caption of a figure, ``{rows}`` being what exits, with the tasks, seeds and backbones behind it."""
     tasks = comparison_of(results).compared
     seeds = results.knobs.groupby(CURVE)["seed"].nunique()
-    counts = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
-    names = ", ".join(dict.fromkeys(task for task, _ in tasks))
-    backbones = ", ".join(
-        f"{backbone} ({layers} layers)"
-        for backbone, layers in results.tasks.groupby("backbone")["num_layers"].first().items()
-    )
+    few_to_many = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
     return (
-        f"{kind.caption.format(rows=_rows_of(results))} Tasks ({len(tasks)}): {names}. Seeds of a method on a task: "
-        f"{counts}. Backbone: {backbones}.\n"
+        f"{kind.caption.format(rows=rows_of(results))} Tasks ({len(tasks)}): {', '.join(task for task, _ in tasks)}. "
+        f"Seeds of a method on a task: {few_to_many}. Backbone: {', '.join(results.tasks.index.unique('backbone'))}.\n"
     )
 
 

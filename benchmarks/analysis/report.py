@@ -26,6 +26,7 @@ from benchmarks.analysis.figures import (
     exit_shares,
     leading_labels,
     ranked_labels,
+    rows_of,
     with_costs,
 )
 from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, Results, is_core, role_of
@@ -307,8 +308,7 @@ def _exits_chart(results: Results) -> dict[str, Any] | None:
         *("method:N", alt.Tooltip("layer:O", title="exit layer"), alt.Tooltip("share:Q", format=".1%")),
         alt.Tooltip("layers:Q", format=".2f", title="layers, mean"),
     ]
-    rows = "decoded tokens" if results.kind == "generation" else "test rows"
-    legend = alt.Legend(title=f"share of {rows}", format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
+    legend = alt.Legend(title=f"share of {rows_of(results)}", format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
     shade = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.06, 1]), legend=legend)
     cells = alt.Chart(_ROWS).mark_rect(color="#2489d0").encode(x=x, y=y, opacity=shade, tooltip=tooltip)
     height = LINE * int(frame.groupby("task")["method"].nunique().max())

@@ -25,16 +25,9 @@ def bibtex_of(key: str, paper: str) -> str | None:
 
 
 def bibliography(papers: Mapping[str, str]) -> str:
-    """Return the entries of the papers of methods, each once and under the name of its first method.
-
-    ``papers``: name of a method -> its line. Methods without a paper are listed at the end, as comments.
-    """
+    """Return the entries of papers, by method; methods of one paper share an entry, those of none have a comment."""
     methods: dict[str, list[str]] = {}
-    others = []
     for name, paper in papers.items():
-        if (entry := bibtex_of("", paper)) is None:
-            others.append(f"% {name}: {paper}")
-        else:
-            methods.setdefault(entry, []).append(name)
+        methods.setdefault(bibtex_of("", paper) or f"% {paper}", []).append(name)
     entries = [f"% {', '.join(names)}\n{entry.replace('{', '{' + names[0], 1)}" for entry, names in methods.items()]
-    return "\n\n".join([_HEAD, *entries, *(["\n".join(others)] if others else [])])
+    return "\n\n".join([_HEAD, *entries])

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +120,7 @@ def write_published(
         found = [None if table is None else table.schema.serialize().to_pybytes() for table in tables]
         schemas[name] = [*found, *[None] * len(failures)]
         if any(found):
-            written.append(_write_rows(root / file, list(texts), tables))
+            written.append(_write_rows(root / file, tables))
     times = {file: timing.model_dump_json() for file, timing in zip(results.timing_files, results.timings, strict=True)}
     return [*written, _write_texts(root / CELLS_FILE, texts, schemas), _write_texts(root / TIMINGS_FILE, times, {})]
 
@@ -129,31 +128,26 @@ def write_published(
 def _write_texts(path: Path, texts: Mapping[str, str], schemas: Mapping[str, list[bytes | None]]) -> Path:
     columns: dict[str, pa.Array] = {"file": pa.array(texts, pa.string()), "text": pa.array(texts.values(), pa.string())}
     columns |= {name: pa.array(values, pa.binary()) for name, values in schemas.items()}
-    return _write(path, [pa.table(columns)], use_dictionary=list(schemas))
+    return _write(path, pa.table(columns), use_dictionary=list(schemas))
 
 
 def _table_of(frame: "pd.DataFrame | None") -> pa.Table | None:
     return None if frame is None else pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
 
 
-def _write_rows(path: Path, files: Sequence[str], tables: Sequence[pa.Table | None]) -> Path:
-    """Write the rows of all cells; those of a task and backbone, which are read together, are a row group."""
+def _write_rows(path: Path, tables: Sequence[pa.Table | None]) -> Path:
+    """Write the rows of all cells."""
     numbered = [
-        (Path(files[number]).parts[:2], table.add_column(0, CELL_COLUMN, pa.array([number] * len(table), pa.int32())))
+        table.add_column(0, CELL_COLUMN, pa.array([number] * len(table), pa.int32()))
         for number, table in enumerate(tables)
         if table is not None
     ]
-    whole = pa.concat_tables([table for _, table in numbered], promote_options="permissive")
+    whole = pa.concat_tables(numbered, promote_options="permissive")
     whole = pa.table({name: _narrow(whole[name]) for name in whole.column_names})
-    groups, start = [], 0
-    for _, members in groupby(numbered, key=lambda member: member[0]):
-        length = sum(len(table) for _, table in members)
-        groups.append(whole.slice(start, length))
-        start += length
     scalars = [
         field.name for field in whole.schema if not (pa.types.is_list(field.type) or pa.types.is_floating(field.type))
     ]
-    return _write(path, groups, use_dictionary=scalars)
+    return _write(path, whole, use_dictionary=scalars)
 
 
 def _narrow(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -165,8 +159,6 @@ def _narrow(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column
 
 
-def _write(path: Path, groups: Sequence[pa.Table], use_dictionary: list[str]) -> Path:
-    with pq.ParquetWriter(path, groups[0].schema, use_dictionary=use_dictionary, **_OPTIONS) as writer:
-        for table in groups:
-            writer.write_table(table, row_group_size=max(1, len(table)))
+def _write(path: Path, table: pa.Table, use_dictionary: list[str]) -> Path:
+    pq.write_table(table, path, row_group_size=max(1, len(table)), use_dictionary=use_dictionary, **_OPTIONS)
     return path

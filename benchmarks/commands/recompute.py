@@ -19,37 +19,42 @@ _Fact = tuple[str, ArrayLike, ArrayLike]
 
 def faults_of_rows(cell: StoredCell[BaseRecord]) -> Iterator[str]:
     """Yield a sentence for everything in the record of a cell that its rows contradict. Raises UserError."""
-    record, rows = cell.record, cell.predictions()
-    facts = _of_texts(record, rows) if isinstance(record, GenerationRecord) else _of_instances(cell, rows)
+    record, rows, validation = cell.record, cell.predictions(), cell.validation()
     try:
-        for what, found, recorded in facts:
+        for what, found, recorded in _facts(record, rows, validation):
             if np.shape(found) != np.shape(recorded) or not np.allclose(found, recorded, rtol=0, atol=_ROUNDING):
                 yield f"{what}: its rows give {np.asarray(found)}, its record {np.asarray(recorded)}"
     except (KeyError, IndexError, ValueError, TypeError) as error:
         yield f"its rows do not fit its record: {type(error).__name__}: {error}"
 
 
-def _of_instances(cell: StoredCell[BaseRecord], rows: pd.DataFrame) -> Iterator[_Fact]:
-    record, validation = cell.record, cell.validation()
-    assert isinstance(record, CellRecord)
-    layers = rows.filter(regex=r"^layer_prediction_\d+$").to_numpy()  # [rows, exits]; older records have none
-    row = np.arange(len(rows))
-    if layers.size:
-        yield "full depth: answers that the last exit does not give", sum(rows["full_prediction"] != layers[:, -1]), 0
+def _facts(record: BaseRecord, rows: pd.DataFrame, validation: pd.DataFrame | None) -> Iterator[_Fact]:
+    yield "test rows", len(rows), record.test_rows
+    if validation is not None:
+        yield "validation rows", len(validation), record.validation_rows
+    if isinstance(record, GenerationRecord):
+        yield from _of_texts(record, rows)
+    elif isinstance(record, CellRecord):
+        yield from _of_instances(record, rows, validation)
+
+
+def _of_instances(record: CellRecord, rows: pd.DataFrame, validation: pd.DataFrame | None) -> Iterator[_Fact]:
+    layers = rows.filter(regex=r"^layer_prediction_\d+$").to_numpy()  # [rows, exits]
+    yield "answers at full depth that the last exit does not give", sum(rows["full_prediction"] != layers[:, -1]), 0
     for number, point in enumerate(record.operating_points):
         name, exits, answers = f"point {number}", rows[f"exit_layer_{number}"], rows[f"prediction_{number}"]
-        yield f"{name} lies on both curves", True, point.test in record.curve_test
-        yield f"{name} lies on both curves", True, point.validation in record.curve_validation
+        on_curves = point.test in record.curve_test and point.validation in record.curve_validation
+        yield f"{name} lies on both curves", True, on_curves
         yield from _of_curve(name, point.test, rows["label"], answers, exits)
-        if layers.size:
-            yield f"{name}: answers that the exit does not give", sum(answers != layers[row, exits - 1]), 0
+        yield f"{name}, answers that no exit gives", sum(answers != layers[np.arange(len(rows)), exits - 1]), 0
     for number, vertex in enumerate(record.hull):
         name, exits = f"hull {number}", rows.get(f"hull_exit_layer_{number}")
         if exits is not None:
-            yield from _of_curve(name, record.curve_test[vertex.place], rows["label"], layers[row, exits - 1], exits)
+            given = layers[np.arange(len(rows)), exits - 1]
+            yield from _of_curve(name, record.curve_test[vertex.place], rows["label"], given, exits)
         if validation is not None:
-            labels, answers = validation["label"], validation[f"hull_prediction_{number}"]
-            yield from _of_curve(f"{name}, validation", record.curve_validation[vertex.place], labels, answers)
+            point, answers = record.curve_validation[vertex.place], validation[f"hull_prediction_{number}"]
+            yield from _of_curve(f"{name}, validation", point, validation["label"], answers)
 
 
 def _of_curve(
@@ -64,15 +69,13 @@ def _of_curve(
 def _of_texts(record: GenerationRecord, rows: pd.DataFrame) -> Iterator[_Fact]:
     """Yield the facts of decoded texts; ROUGE needs the texts themselves, of which rows have the scores."""
     for number, point in enumerate(record.operating_points):
-        name, tokens = f"point {number}", rows[f"tokens_{number}"]
-        for metric, recorded in point.scores.items():
-            yield f"{name}, {metric}", rows[f"{metric}_{number}"].mean(), recorded.value
-        yield f"{name}, ROUGE-L to full", rows[f"rougeL_to_full_{number}"].mean(), point.full_text_score.value
-        match = token_match(list(rows["full_tokens"]), list(tokens))
-        yield f"{name}, token match", match.mean(), point.token_match.value
-        yield f"{name}, new tokens", sum(map(len, tokens)), point.new_tokens
+        name, tokens = f"point {number}", list(rows[f"tokens_{number}"])
+        for metric, mean in (point.scores | {"rougeL_to_full": point.full_text_score}).items():
+            yield f"{name}, {metric}", rows[f"{metric}_{number}"].mean(), mean.value
+        yield f"{name}, token match", token_match(list(rows["full_tokens"]), tokens).mean(), point.token_match.value
         if point.speculation is None:
-            exits = [int(layer) for layers in rows[f"exit_layers_{number}"] for layer in layers[1:]]
-            yield f"{name}, exits", np.bincount(exits, minlength=record.num_layers + 1)[1:], point.exit_histogram
+            exits = [layer for layers in rows[f"exit_layers_{number}"] for layer in layers[1:]]
+            counts = np.bincount(np.array(exits, dtype=int), minlength=record.num_layers + 1)[1:]
+            yield f"{name}, exits", counts, point.exit_histogram
             if exits:
                 yield f"{name}, layers", np.mean(exits), point.average_layers

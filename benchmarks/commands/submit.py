@@ -24,27 +24,18 @@ from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import get_method, method_class_of
 
 SUBMISSION_FILE = "submission.yaml"
+_VERSIONS = {"method_version", "engine_version", "training_version"}
 
 
 class Submission(Strict):
-    """What people must know of a submission; everything but ``method``, ``code`` and ``versions`` may be edited."""
+    """What people must know of a submission; ``author``, ``paper`` and ``bibtex`` may be edited."""
 
     method: str = Field(description="its label in the records")
     code: str | None = Field(None, pattern=r"^[\w-]+\.py:\w+$", description="its file in this folder, and the class")
     author: str = Field(min_length=1, description="who hands it in, and answers questions")
     paper: str
-    bibtex: str = ""
+    bibtex: str
     versions: dict[str, int | str] = Field(description="of the method, the engine and training")
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such: people edit them."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
 
 
 def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> list[Path]:
@@ -73,42 +64,35 @@ def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> 
         code=f"{Path(file).name}:{class_name}" if file else None,
         author=author,
         paper=paper,
-        bibtex=bibtex_of(label, paper) or "",
-        versions=_versions(own[0]),
+        bibtex=" ".join((bibtex_of(label, paper) or "").split()),
+        versions=own[0].key_parts.model_dump(include=_VERSIONS),
     )
-    groups = {(record.task, record.backbone) for record in own}
-    cells = [cell for cell in results.cells if cell.record.label == label or _is_reference(cell.record, groups)]
-    keys = {cell.record.key for cell in cells}
-    timings = {
-        name: timing.model_copy(update={"contenders": [c for c in timing.contenders if c.cell_key in {"", *keys}]})
-        for name, timing in zip(results.timing_files, results.timings, strict=True)
-        if any(contender.cell_key in keys for contender in timing.contenders)
-    }
-    kept = replace(results, cells=cells, timings=list(timings.values()), timing_files=list(timings))
+    cells = [c for c in results.cells if c.record.label == label or _is_reference(c.record, own)]
+    keys = {"", *(cell.record.key for cell in cells)}
+    timings = {}
+    for name, timing in zip(results.timing_files, results.timings, strict=True):
+        kept = [contender for contender in timing.contenders if contender.cell_key in keys]
+        if any(contender.cell_key for contender in kept):
+            timings[name] = timing.model_copy(update={"contenders": kept})
+    part = replace(results, cells=cells, timings=list(timings.values()), timing_files=list(timings))
     failures = {name: text for name, text in failure_texts(run).items() if Path(name).parts[2] == folder_name(label)}
     out = out or Path("results") / "submissions" / folder_name(label)
-    written = write_folder(out, run, kept, failures, [Path(file)] if file else [])
+    written = write_folder(out, run, part, failures, [Path(file)] if file else [])
     fields = submission.model_dump(exclude_none=True)
-    write_text(out / SUBMISSION_FILE, yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    write_text(out / SUBMISSION_FILE, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120))
     return [*written, out / SUBMISSION_FILE]
 
 
-def _is_reference(record: BaseRecord, groups: set[tuple[str, str]]) -> bool:
-    return role_of(record.method) == FULL and (record.task, record.backbone) in groups
-
-
-def _versions(record: BaseRecord) -> dict[str, int | str]:
-    parts = record.key_parts
-    return {"method": parts.method_version, "engine": parts.engine_version, "training": parts.training_version}
+def _is_reference(record: BaseRecord, own: Sequence[BaseRecord]) -> bool:
+    return role_of(record.method) == FULL and any((r.task, r.backbone) == (record.task, record.backbone) for r in own)
 
 
 def read_submission(folder: Path) -> Submission:
     """Read ``submission.yaml`` of a folder. Raises UserError if it is missing or not valid."""
-    path = folder / SUBMISSION_FILE
     try:
-        return Submission.model_validate(read_fields(path, "submission"))
+        return Submission.model_validate(read_fields(folder / SUBMISSION_FILE, "submission"))
     except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error, Submission)}") from error
+        raise UserError(f"{folder / SUBMISSION_FILE}: {validation_sentence(error, Submission)}") from error
 
 
 def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_code: bool) -> Iterator[str]:
@@ -119,27 +103,20 @@ def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_c
     try:
         submission = read_submission(folder)
         own = [record for record in records if record.label == submission.method]
-        groups = {(record.task, record.backbone) for record in own}
-        for record in records:
-            if record not in own and not _is_reference(record, groups):
-                yield f"{folder}: cells of {record.label} are no part of a submission of {submission.method}"
-        for record in own:
-            if _versions(record) != submission.versions:
-                yield f"{folder}: {SUBMISSION_FILE} has other versions than the cells on {record.task}"
+        for label in sorted({r.label for r in records if r not in own and not _is_reference(r, own)}):
+            yield f"{folder}: cells of {label} are no part of a submission of {submission.method}"
+        if any(r.key_parts.model_dump(include=_VERSIONS) != submission.versions for r in own):
+            yield f"{folder}: {SUBMISSION_FILE} has other versions than the cells"
         if not own or (".py:" in own[0].method and submission.code is None):
             yield f"{folder}: {'the file' if own else 'there is no cell'} of {submission.method} is missing"
             return
         source = f"{folder}/{submission.code}" if submission.code else own[0].method
-        if method_version(source) != submission.versions["method"]:
+        if method_version(source) != own[0].key_parts.method_version:
             yield f"{source}: its version, or its code, is not that of the cells"
         elif submission.code and allow_code:
-            yield from _broken_contract(source)
+            from benchmarks.testing.check_method import check_method
+
+            faults = check_method(source, get_method(source)).fault_lines()
+            yield from (f"{source} breaks the contract of methods: {' '.join(fault.split())}" for fault in faults)
     except UserError as error:
         yield str(error)
-
-
-def _broken_contract(source: str) -> Iterator[str]:
-    from benchmarks.testing.check_method import check_method
-
-    report = check_method(source, get_method(source))
-    yield from (f"{source} breaks the contract of methods: {' '.join(line.split())}" for line in report.fault_lines())

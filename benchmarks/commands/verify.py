@@ -65,15 +65,9 @@ def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
     if not cell.folder.endswith(f"/seed{record.seed}"):
         yield f"it lies in the folder of another cell, {cell.folder}"
     try:
-        predictions, validation = cell.predictions(), cell.validation()
+        yield from faults_of_rows(cell)
     except UserError as error:
         yield str(error)
-        return
-    if len(predictions) != record.test_rows:
-        yield f"{len(predictions)} rows of predictions, the record has {record.test_rows} test rows"
-    if validation is not None and len(validation) != record.validation_rows:
-        yield f"{len(validation)} rows of validation, the record has {record.validation_rows}"
-    yield from faults_of_rows(cell)
 
 
 def _faults_of_other_files(root: Path) -> Iterator[str]:

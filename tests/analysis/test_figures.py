@@ -104,7 +104,7 @@ def test_captions_and_axes_name_tasks_seeds_rows_and_units(results, tmp_path):
     write_figures(results, tmp_path, ["equal-cost", "exits"])
     for name in ("equal-cost", "exits"):
         text = (tmp_path / f"{name}.txt").read_text()
-        assert "Tasks (2): mcid, rte. Seeds of a method on a task: 1. Backbone: minilm-l6 (6 layers)." in text
+        assert "Tasks (2): mcid, rte. Seeds of a method on a task: 1. Backbone: minilm-l6." in text
     equal_cost, exits = (draw_figure(name, results) for name in ("equal-cost", "exits"))
     assert equal_cost.get_supxlabel() == "points against the full model, mean of 2 tasks"
     assert exits.axes[-1].get_xlabel() == "share of test rows", "the colour bar"
