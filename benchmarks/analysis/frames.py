@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.specs.base import folder_name
 from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
 from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, DecodingTimingRecord, GenerationRecord
@@ -164,6 +165,11 @@ class Results:
     def clock_mark(self) -> str:
         """The mark of times in tables: * if some were taken in fewer than three rounds."""
         return "*" if any(timing.rounds < 3 for timing in self.timings) else ""
+
+    def slug(self, task: tuple[str, str]) -> str:
+        """Return a task's name for files and labels, with the backbone where there are several."""
+        several = self.tasks.index.unique("backbone").size > 1
+        return "-".join(map(folder_name, task if several else task[:1]))
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of :attr:`knobs` as an array."""

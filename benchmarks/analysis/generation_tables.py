@@ -117,7 +117,7 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
     unit, stock, rows = ("tokens", "stock generate", "prompts") if of_texts else ("texts", "the stock model", "texts")
     return Table(
         title=f"Batches in step and regrouped · {' · '.join(task)}",
-        name="batches",
+        name=f"batches-{results.slug(task)}",
         frame=frame.reset_index().sort_values(["place", "layers"]).replace({np.nan: None}),
         columns=[
             *(Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")),

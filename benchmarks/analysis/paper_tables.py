@@ -14,16 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.equal_cost import EqualCost
 from benchmarks.analysis.frames import FULL, Results
-from benchmarks.analysis.rendering import (
-    MISSING,
-    OVER_NOTE,
-    TABLE_FORMATS,
-    UNDER_NOTE,
-    Column,
-    Table,
-    known_format,
-    to_csv,
-)
+from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, formatted, to_csv
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import spec_of
@@ -300,8 +291,7 @@ def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
 
 def render(comparisons: Sequence[Comparison], table_format: str) -> str:
     """Render the tables of all backbones as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
-    writers = TABLE_FORMATS | {"csv": lambda _: to_csv(paper_csv(comparisons))}
-    return known_format(table_format, writers)(list(map(paper_table, comparisons)))
+    return formatted([*map(paper_table, comparisons)], table_format, csv=lambda _: to_csv(paper_csv(comparisons)))
 
 
 def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:

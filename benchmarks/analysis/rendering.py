@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,6 @@ from consistentee.errors import unknown_name
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table as RichTable
-
-_WriterT = TypeVar("_WriterT")
 
 MISSING = "n/a"
 MOST_LINES = 100
@@ -120,9 +118,8 @@ class Table:
     @property
     def all_notes(self) -> list[str]:
         """The notes of the table, and in the last line those of its columns."""
-        shown = set(self.cells)
-        of_columns = " ".join(dict.fromkeys(c.note for c in self.columns if c.note and c.heading in shown))
-        return [*self.notes, *([of_columns] if of_columns else [])]
+        of_columns = dict.fromkeys(column.note for column in self.columns if column.heading in self.cells)
+        return list(filter(None, [*self.notes, " ".join(filter(None, of_columns))]))
 
     @property
     def numbers(self) -> pd.DataFrame:
@@ -133,11 +130,11 @@ class Table:
     def only(self, headings: Sequence[str]) -> "Table":
         """Return the table with its first column and those of ``headings``, in this order. Raises UserError."""
         known = {column.heading: column for column in self.columns if column.heading in self.cells}
-        for heading in headings:
-            if heading not in known:
-                raise unknown_name(f"column of the table {self.name}", heading, known)
-        first = self.columns[0]
-        return replace(self, columns=[first, *(known[h] for h in headings if h != first.heading)])
+        if unknown := [heading for heading in headings if heading not in known]:
+            raise unknown_name(f"column of the table {self.name}", unknown[0], known)
+        return replace(
+            self, columns=[known[heading] for heading in dict.fromkeys([self.columns[0].heading, *headings])]
+        )
 
     @property
     def words(self) -> set[str]:
@@ -236,28 +233,19 @@ def to_csv(frame: pd.DataFrame) -> str:
     return str(frame.round(6).to_csv(index=False, lineterminator="\n"))
 
 
-TABLE_FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
-    "md": to_markdown,
-    "latex": to_latex,
-    "csv": lambda tables: "\n".join(to_csv(table.numbers) for table in tables),
-}
-"""The formats of single tables."""
-
-
-def known_format(table_format: str, known: Mapping[str, _WriterT]) -> _WriterT:
-    """Return what writes a format. Raises UserError for an unknown one."""
-    if table_format not in known:
-        raise unknown_name("table format", table_format, known)
-    return known[table_format]
+def formatted(tables: Sequence[Table], table_format: str, **others: Callable[[Sequence[Table]], str]) -> str:
+    """Render tables as ``md``, ``latex`` or ``csv``; ``others`` replace formats. Raises UserError for another one."""
+    csv = {"csv": lambda tables: "\n".join(to_csv(table.numbers) for table in tables)}
+    writers = {"md": to_markdown, "latex": to_latex} | csv | others
+    if table_format not in writers:
+        raise unknown_name("table format", table_format, writers)
+    return writers[table_format](tables)
 
 
 def write_tables(tables: Iterable[Table], folder: Path, table_format: str) -> list[Path]:
-    """Write each table into a file of its name, such as ``headline.tex``; return the files.
-
-    Raises UserError unless the format is one of :data:`TABLE_FORMATS`.
-    """
-    write, paths = known_format(table_format, TABLE_FORMATS), []
-    for table in tables:
-        paths.append(folder / f"{table.name}.{'tex' if table_format == 'latex' else table_format}")
-        write_text(paths[-1], write([table]))
-    return paths
+    """Write each table into a file of its name, such as ``headline.tex``; return the files. Raises UserError."""
+    suffix = "tex" if table_format == "latex" else table_format
+    texts = {folder / f"{table.name}.{suffix}": formatted([table], table_format) for table in tables}
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)

@@ -36,7 +36,7 @@ from benchmarks.analysis.tables import (
     first_tables,
     knob_text,
     operating_points,
-    table_named,
+    operating_table,
     task_names,
 )
 from benchmarks.store.hashes import write_text
@@ -94,7 +94,7 @@ def render(results: Results) -> str:
         headline=tables.pop("headline", None),
         by_task=tables.pop("tasks", None),
         charts={place: chart for place, chart in charts.items() if chart is not None},
-        points=_shown(table_named(results, "points")),
+        points=_shown(operating_table(results, points)),
         more=list(tables.values()),
         warnings=warnings,
         machines=_shown(provenance_table(results)),

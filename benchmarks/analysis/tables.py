@@ -1,8 +1,7 @@
 """Tables as pandas expressions over the frames of results, and the pages made of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from benchmarks.analysis.rendering import (
     UNDER_NOTE,
     Column,
     Table,
-    known_format,
     note_on_marks,
     over_or_under,
     to_csv,
@@ -41,7 +39,6 @@ from benchmarks.analysis.rendering import (
     to_markdown,
 )
 from benchmarks.analysis.statistics import score_interval
-from benchmarks.specs.base import folder_name
 from benchmarks.specs.knob_choice import choose
 from benchmarks.specs.targets import Target, in_order, in_words
 from benchmarks.store.hashes import write_text
@@ -107,8 +104,8 @@ def headline_table(results: Results) -> Table | None:
             "At s times the speed, the two knobs of the validation hull around L / s layers (full depth is its last "
             "vertex) are mixed so that test rows run exactly that"
             + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
-            f"{INTERVALS_NOTE if found['low'].notna().any() else 'The answers that intervals need were not kept.'} "
-            f"{note_on_marks(found)}",
+            (INTERVALS_NOTE if found["low"].notna().any() else "Intervals need answers that were not kept.")
+            + f" {note_on_marks(found)}",
         ],
     )
 
@@ -227,7 +224,6 @@ def _in_order(results: Results, curves: Iterable[Any]) -> list[Any]:
     return sorted(curves, key=lambda curve: (curve[:2], place[curve[2]]))
 
 
-@lru_cache(maxsize=4)
 def operating_points(results: Results) -> pd.DataFrame:
     """Return the lines of :func:`chosen_knobs` with what they score and cost on test rows, averaged over seeds.
 
@@ -285,13 +281,10 @@ def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
     return low, high
 
 
-def operating_table(results: Results, task: tuple[str, str] | None = None) -> Table | None:
-    """Return the operating points of one task, or of all; None where there are none."""
-    points = operating_points(results)
+def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str] | None = None) -> Table:
+    """Return the operating points of one task, or of all."""
     of_task = (points["task"] == task[0]) & (points["backbone"] == task[1]) if task else slice(None)
     own, of_texts, sizes = points.loc[of_task].copy(), results.kind == "generation", results.batch_sizes
-    if own.empty:
-        return None
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
@@ -299,7 +292,7 @@ def operating_table(results: Results, task: tuple[str, str] | None = None) -> Ta
     metric = own["metric"].iloc[0] if task else "score"
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
-        name="points",
+        name=f"points-{results.slug(task)}" if task else "points",
         frame=own.rename(columns={"label": "method", "method": "implementation"}),
         columns=[
             Column("method"),
@@ -351,49 +344,35 @@ def _notes_of_task(results: Results, task: tuple[str, str]) -> list[str]:
     return [*notes, *([f"Task: {record.task_notes.rstrip('.')}."] if record.task_notes else [])]
 
 
-def tables_by_name(results: Results) -> dict[str, Callable[[], Table | None]]:
-    """Return functions that build the tables of results, by name; a table is None where it would be empty."""
-    tasks = list(results.tasks.index)
-    several = len({backbone for _, backbone in tasks}) > 1
-    names = {task: "-".join(map(folder_name, task if several else task[:1])) for task in tasks}
-    found: dict[str, Callable[[], Table | None]] = {"headline": partial(headline_table, results)}
-    if results.kind == "generation":
-        found["costs"] = partial(cost_table, results)
-    found |= {f"batches-{name}": partial(batch_table, results, task) for task, name in names.items()}
-    found |= {"tasks": partial(task_table, results), "tests": partial(contrast_table, results)}
-    found |= {f"points-{name}": partial(operating_table, results, task) for task, name in names.items()}
-    return found | {"points": partial(operating_table, results), "provenance": partial(provenance_table, results)}
-
-
-def table_named(results: Results, name: str, columns: Sequence[str] | None = None) -> Table:
-    """Build one table of results, see :func:`tables_by_name`; ``columns`` are the headings to keep after the first.
-
-    Raises UserError for an unknown table or column, and for a table that would be empty.
-    """
-    known = tables_by_name(results)
-    if name not in known:
-        raise unknown_name("table", name, known)
-    table = known[name]()
-    if table is None:
-        raise UserError(f"these results have nothing for the table {name}")
-    table = replace(table, name=name)
-    return table if columns is None else table.only(columns)
-
-
-def _built(results: Results, wanted: Callable[[str], bool]) -> list[Table]:
-    built = {name: build() for name, build in tables_by_name(results).items() if wanted(name)}
-    return [replace(table, name=name) for name, table in built.items() if table is not None]
-
-
 def first_tables(results: Results) -> list[Table]:
     """Return what a reader needs most: methods at equal cost, batches, task by task, tests."""
-    others = ("points", "provenance", *(["tasks"] if len(results.tasks) == 1 else []))
-    return _built(results, lambda name: not name.startswith(others))
+    tasks, of_texts = list(results.tasks.index), results.kind == "generation"
+    found = [headline_table(results)]
+    found += [cost_table(results) if of_texts else None, *(batch_table(results, task) for task in tasks)]
+    found += [task_table(results) if len(tasks) > 1 else None, contrast_table(results)]
+    return [table for table in found if table is not None]
 
 
 def further_tables(results: Results) -> list[Table]:
     """Return the operating points of every task."""
-    return _built(results, lambda name: name.startswith("points-"))
+    points = operating_points(results)
+    known = set(zip(points["task"], points["backbone"], strict=True))
+    return [operating_table(results, points, task) for task in results.tasks.index if task in known]
+
+
+def _tables_of_all_records(results: Results) -> list[Table]:
+    return [operating_table(results, operating_points(results)), provenance_table(results)]
+
+
+def table_named(results: Results, name: str, columns: Sequence[str] | None = None) -> Table:
+    """Build one table of results, by its name; keep the first column and ``columns``. Raises UserError."""
+    seen = []
+    for build in (first_tables, further_tables, _tables_of_all_records):
+        for table in build(results):
+            if table.name == name:
+                return table if columns is None else table.only(columns)
+            seen.append(table.name)
+    raise unknown_name("table of these results", name, seen)
 
 
 def terminal_tables(results: Results) -> list[Table]:
@@ -435,7 +414,9 @@ FORMATS: dict[str, Callable[[Results], str]] = {
 
 def render(results: Results, table_format: str) -> str:
     """Render the tables of results in one format. Raises UserError for an unknown one."""
-    return known_format(table_format, FORMATS)(results)
+    if table_format not in FORMATS:
+        raise unknown_name("table format", table_format, FORMATS)
+    return FORMATS[table_format](results)
 
 
 def headline_csv(results: Results) -> str:

@@ -134,11 +134,10 @@ def list_names(
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX of the methods' papers.")] = False,
 ) -> None:
     """List methods, tasks, backbones, suites and tables of papers."""
-    from benchmarks.commands import inventory
-    from benchmarks.commands.inventory import cards, inventories
+    from benchmarks.commands.inventory import bibliography, cards, inventories
 
     if bibtex:
-        print(inventory.bibtex(methods or ()))
+        print(bibliography(methods or ()))
         return
     for shown in cards(methods or ()) if detail else inventories(kind, methods or ()):
         output_console().print(shown)

@@ -1,10 +1,10 @@
-"""List all known names, describe methods on cards, and fetch backbones and tasks by name."""
+"""List all known names, describe methods on cards and in BibTeX, and fetch backbones and tasks by name."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.commands.bibtex import bibliography
 from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.papers import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
@@ -18,6 +18,12 @@ from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, avai
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_PAPER = re.compile(
+    r"(?P<author>.+?), (?P<title>.+), (?P<venue>(?:\D+ )?(?P<year>\d{4}))"
+    r"(?:, arXiv (?P<eprint>\d{4}\.\d{4,5}))?(?: \(.+\))?"
+)
+_HEAD = "% Authors and titles are as short as in tables: complete the entries that you print."
 
 
 def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
@@ -118,11 +124,6 @@ def fetch_by_name(name: str) -> str:
     return resolve_decoder(name) if known is not None and known.kind == "decoder" else resolve(name).path
 
 
-def bibtex(places: Sequence[str] = ()) -> str:
-    """Return the BibTeX of the papers of all methods that can be named, see :func:`bibliography`."""
-    return bibliography({n: method.paper for n, method in _listed_methods(places) if not isinstance(method, UserError)})
-
-
 def cards(places: Sequence[str] = ()) -> Iterator["Table"]:
     """Yield a card for every method; ``places`` are files and folders with more methods."""
     for name, method in _listed_methods(places):
@@ -157,3 +158,27 @@ def _summary(described: object, inherited: object) -> str:
 
 def _without_type(parameter: inspect.Parameter) -> str:
     return str(parameter.replace(annotation=inspect.Parameter.empty))
+
+
+def bibtex_of(key: str, paper: str) -> str | None:
+    """Return the entry of a paper such as ``Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993``; None for other texts."""
+    found = _PAPER.fullmatch(paper)
+    if found is None:
+        return None
+    fields = {"author": found["author"].replace(" et al.", " and others").replace(" & ", " and ")}
+    fields |= {"title": f"{{{found['title']}}}", "year": found["year"]}
+    if found["venue"] != found["year"]:
+        fields["howpublished"] = found["venue"]
+    if found["eprint"]:
+        fields |= {"eprint": found["eprint"], "archiveprefix": "arXiv"}
+    return "\n".join([f"@misc{{{key},", *(f"  {name} = {{{text}}}," for name, text in fields.items()), "}"])
+
+
+def bibliography(places: Sequence[str] = ()) -> str:
+    """Return the BibTeX of the methods that can be named, see :func:`cards`; methods of one paper share an entry."""
+    methods: dict[str, list[str]] = {}
+    for name, method in _listed_methods(places):
+        if not isinstance(method, UserError):
+            methods.setdefault(bibtex_of("", method.paper) or f"% {method.paper}", []).append(name)
+    entries = [f"% {', '.join(names)}\n{entry.replace('{', '{' + names[0], 1)}" for entry, names in methods.items()]
+    return "\n\n".join([_HEAD, *entries])

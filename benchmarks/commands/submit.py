@@ -11,7 +11,6 @@ import yaml
 from pydantic import Field, ValidationError
 
 from benchmarks.analysis.frames import FULL, role_of
-from benchmarks.commands.bibtex import bibtex_of
 from benchmarks.commands.publish import whole_results, write_folder
 from benchmarks.specs.base import folder_name, label_of, validation_sentence
 from benchmarks.specs.schema import Strict
@@ -41,15 +40,11 @@ class Submission(Strict):
 def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> list[Path]:
     """Write the results of a method, and of the full model on its tasks, as a submission; return the files.
 
-    Args:
-        run: folder of a run, or published results.
-        method: its label, or ``file.py:Class``.
-        author: who hands it in.
-        out: folder to write, ``results/submissions/LABEL`` by default.
-
-    Raises:
-        UserError: the results cannot be read whole or have no such method, or its file is not the one that ran.
+    ``run`` may be published; ``method`` is a label or ``file.py:Class``; ``out`` is ``results/submissions/LABEL`` by
+    default. Raises UserError for results that cannot be read or lack the method, and if its file is not what ran.
     """
+    from benchmarks.commands.inventory import bibtex_of  # loads torch, as naming a method's class does
+
     results, label = whole_results(run), label_of(method)
     own = [cell.record for cell in results.cells if cell.record.label == label]
     if not own:
@@ -87,21 +82,13 @@ def _is_reference(record: BaseRecord, own: Sequence[BaseRecord]) -> bool:
     return role_of(record.method) == FULL and any((r.task, r.backbone) == (record.task, record.backbone) for r in own)
 
 
-def read_submission(folder: Path) -> Submission:
-    """Read ``submission.yaml`` of a folder. Raises UserError if it is missing or not valid."""
-    try:
-        return Submission.model_validate(read_fields(folder / SUBMISSION_FILE, "submission"))
-    except ValidationError as error:
-        raise UserError(f"{folder / SUBMISSION_FILE}: {validation_sentence(error, Submission)}") from error
-
-
 def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_code: bool) -> Iterator[str]:
     """Yield a sentence for every fault of a submission that published results cannot have.
 
     ``allow_code`` imports the method's file and checks its contract on tiny models.
     """
     try:
-        submission = read_submission(folder)
+        submission = Submission.model_validate(read_fields(folder / SUBMISSION_FILE, "submission"))
         own = [record for record in records if record.label == submission.method]
         for label in sorted({r.label for r in records if r not in own and not _is_reference(r, own)}):
             yield f"{folder}: cells of {label} are no part of a submission of {submission.method}"
@@ -120,3 +107,5 @@ def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_c
             yield from (f"{source} breaks the contract of methods: {' '.join(fault.split())}" for fault in faults)
     except UserError as error:
         yield str(error)
+    except ValidationError as error:
+        yield f"{folder / SUBMISSION_FILE}: {validation_sentence(error, Submission)}"
