@@ -2,20 +2,19 @@
 
 Training: backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``. Rule: with C_t the largest probability
 of exit t and w_t the weight of that expert, ``S_t = S_{t-1} + w_t C_t`` if the answer equals that of the layer before,
-else ``S_t = w_t C_t``; exit once S_t reaches a threshold. Weights are the accuracies of the exits (BEEM-A) or their
-costs, ``0.1 t`` (BEEM-C).
+else ``S_t = w_t C_t``; exit once S_t reaches a threshold. Weights are the accuracies of the exits (BEEM-A).
 
-Choices: accuracies are measured on a tenth of the training rows, which are held out, and stored in the model as
-factors. The paper has a threshold for each exit; here one knob, a share of the largest score before layer L. The
-divergence term in training is left out, because its form was not available. Errors of the authors' code are not
-repeated: agreeing layers are counted in place of S, weights start at 0, a run of agreement omits its first exit, and
-agreement is required of a whole batch.
+Choices: weights by cost (BEEM-C) are left out. Accuracies are measured on a tenth of the training rows, which are held
+out, and stored in the model as factors. The paper has a threshold for each exit; here one knob, a share of the largest
+score before layer L. The divergence term in training is left out, because its form was not available. Errors of the
+authors' code are not repeated: agreeing layers are counted in place of S, weights start at 0, a run of agreement omits
+its first exit, and agreement is required of a whole batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,13 +26,10 @@ from consistentee.signals import top_probability
 from consistentee.training import hold_out, recorded_logits, train_jointly, training_source
 
 EXPERTS = "experts"
-_WEIGHT_OF_A_LAYER = 0.1
+# Shares of an expert's weight, dense near 1, because trained classifiers are mostly certain.
 _PARTS = tuple(1 - 10.0 ** (-exponent / 4) for exponent in range(16))
-"""Shares of an expert's weight, dense near 1, because trained classifiers are mostly certain."""
-
 _OUT_OF_REACH = 1.001
-_LARGEST_SCORE_AT_LEAST = 1e-9
-"""Replaces the largest score if no exit is ever right, so that no row reaches it."""
+_LARGEST_SCORE_AT_LEAST = 1e-9  # replaces the largest score if no exit is ever right, so that no row reaches it
 
 
 class ExpertsRule(ExitRule):
@@ -61,7 +57,6 @@ class BEEM(Method):
     """Joint training, weighted confidences of agreeing exits.
 
     Attributes:
-        weights: the weight of an exit: its accuracy on held-out training rows, or its cost.
         held_out: fraction of the training rows on which accuracies are measured.
     """
 
@@ -71,17 +66,11 @@ class BEEM(Method):
         "score", (*((layer + part) / 11 for layer in range(11) for part in _PARTS), _OUT_OF_REACH)
     )
 
-    weights: Literal["accuracy", "cost"] = "accuracy"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers, then weigh the exits."""
-        source = training_source(model, task, recipe)
-        if self.weights == "cost":
-            train_jointly(model, source, recipe)
-            set_factors(model.add_head(EXPERTS, FACTORS), _WEIGHT_OF_A_LAYER * torch.arange(1, model.num_layers + 1))
-            return model
-        source, judged = hold_out(source, self.held_out)
+        source, judged = hold_out(training_source(model, task, recipe), self.held_out)
         train_jointly(model, source, recipe)
         answers = recorded_logits(model, judged, recipe).argmax(dim=-1)
         set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).double().mean(dim=0))

@@ -5,52 +5,31 @@ would exit; its cross-entropy at layer m then has the weight ``softmax_m(-beta_t
 thresholds, with beta_t growing linearly from 0 (section 3.2). A hinge at every layer but the last keeps the mean signal
 of easy rows (answered correctly there) a margin below that of hard rows (section 3.3).
 
-Rule: exit if the signal is below a threshold. The signal (section 3.5) is the energy ``sigmoid(-logsumexp)``, the
-entropy, or 1 minus the largest probability.
+Rule: exit if the signal, the energy ``sigmoid(-logsumexp)`` (section 3.5), is below a threshold.
 
-Choices: beta_0 and alpha, which the paper tunes for each task, are fixed within its ranges. The entropy is divided by
-ln C. The hinge is 0 if a layer answers all rows of a batch correctly, or all wrongly. Thresholds are drawn between the
-smallest and the largest signal of the batch, not of the epoch before, so that training resumes exactly.
+Choices: the paper's other signals, entropy and largest probability, are left out. beta_0 and alpha, which it tunes for
+each task, are fixed within its ranges. The hinge is 0 if a layer answers all rows of a batch correctly, or all wrongly.
+Thresholds are drawn between the smallest and the largest signal of the batch, not of the epoch before, so that training
+resumes exactly.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.methods.reward import simulated_exits
 from consistentee.signals import even_log_odds
 from consistentee.training import TokenBatch, layer_losses, run_stage, steps_of, token_stage, training_source
 
 
 def normalised_energy(logits: Tensor) -> Tensor:
-    """Return ``sigmoid(-logsumexp(logits))``: [..., classes] -> [...]."""
+    """Compute ``sigmoid(-logsumexp(logits))``: [..., classes] -> [...], high if unsure."""
     return (-logits.logsumexp(dim=-1)).sigmoid()
-
-
-def normalised_entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of the softmax over ln C: [..., classes] -> [...]."""
-    log_probs = logits.log_softmax(dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1) / math.log(logits.shape[-1])
-
-
-def doubt(logits: Tensor) -> Tensor:
-    """Return 1 minus the largest probability: [..., classes] -> [...]."""
-    return 1 - logits.softmax(dim=-1).amax(dim=-1)
-
-
-SIGNALS: dict[str, Callable[[Tensor], Tensor]] = {
-    "energy": normalised_energy,
-    "entropy": normalised_entropy,
-    "max-probability": doubt,
-}
-"""Signals by the names of the parameter ``signal``: [..., classes] -> [...], high if unsure."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,6 @@ class COSEE(Method):
     """Training that weighs rows by where they would exit, threshold rule on the same signal.
 
     Attributes:
-        signal: the exit signal, in training and at inference.
         thresholds: K, drawn at each step.
         sharpness: beta_0, the concentration of the weights around the exit at the end of training.
         ranking: alpha, the weight of the hinge.
@@ -69,7 +47,6 @@ class COSEE(Method):
     paper: ClassVar[str] = "He et al., COSEE, AAAI 2025, arXiv 2412.13236"
     knob: ClassVar[Knob] = Knob("signal", (1.001, *even_log_odds(6, -14, 161), 0.0))
 
-    signal: Literal["energy", "entropy", "max-probability"] = "energy"
     thresholds: PositiveInt = 5
     sharpness: NonNegativeFloat = 1.0
     ranking: NonNegativeFloat = 0.1
@@ -84,20 +61,15 @@ class COSEE(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit if the signal is below ``knob``."""
-        signal = SIGNALS[self.signal]
-
-        def signal_of(view: LayerView) -> Tensor:
-            return signal(view.logits)
-
-        return ThresholdRule(signal_of, knob, exit_when="below")
+        """Exit if the energy is below ``knob``."""
+        return ThresholdRule(lambda view: normalised_energy(view.logits), knob, exit_when="below")
 
 
 def consistency_oriented_loss(method: COSEE, total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
     """Compute the losses weighted by where rows would exit, plus the ranking loss; scalar (section 3)."""
     logits = model(batch.tokens).logits
     losses = layer_losses(logits, batch.labels)
-    signals = SIGNALS[method.signal](logits)
+    signals = normalised_energy(logits)
     exits = simulated_exits(signals, _drawn_thresholds(signals, method.thresholds))
     weights = exit_weights(exits, logits.shape[1], method.sharpness * batch.step / total_steps)
     correct = logits.argmax(dim=-1) == batch.labels.unsqueeze(1)

@@ -2,13 +2,13 @@
 
 Training: backbone and all classifiers together, on cross-entropy and a distance-aware regulariser. For it every layer
 before L has a linear map into a metric space, with a prototype of every class. Rule: with r1 <= r2 the distances from
-the nearest and the second prototype, ``DR = 0.5 (1 + (r1 - r2) / max(r1, r2))``, and the harmonic mean
-``EDR = (lambda + 1) / (lambda / DR + 1 / entropy)``; exit if EDR is below a threshold.
+the nearest and the second prototype, ``DR = 0.5 (1 + (r1 - r2) / max(r1, r2))``, and EDR the harmonic mean of DR and
+the entropy; exit if EDR is below a threshold.
 
 Choices, because the formulas of training were not available: the regulariser is the loss of prototypical networks
 (Snell et al., NeurIPS 2017), cross-entropy on ``softmax_k(-d_k^2)``, which also trains the prototypes (the paper moves
 them by averages). Both losses are weighted by depth and added with the weight ``regularised``. The entropy is divided
-by ln C; lambda is 1.
+by ln C; lambda, the weight of DR in the mean, is 1.
 """
 
 from dataclasses import dataclass
@@ -33,16 +33,15 @@ class DE3BERT(Method):
 
     Attributes:
         regularised: the weight of the distance-aware regulariser.
-        balance: lambda, the weight of the distances in the harmonic mean; 0 uses the entropy alone.
         width: of the metric space.
-    """
+   
+"""
 
     name: ClassVar[str] = "de3-bert"
     paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
     knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
     regularised: NonNegativeFloat = 1.0
-    balance: NonNegativeFloat = 1.0
     width: Annotated[int, Field(ge=2)] = 64
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
@@ -64,27 +63,21 @@ class DE3BERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if EDR is below ``knob``."""
-        return ThresholdRule(partial(distance_enhanced_entropy, balance=self.balance), knob, exit_when="below")
+        return ThresholdRule(distance_enhanced_entropy, knob, exit_when="below")
 
 
-def distance_enhanced_entropy(view: LayerView, balance: float) -> Tensor:
+def distance_enhanced_entropy(view: LayerView) -> Tensor:
     """Compute EDR, 0 (certain) to 1: float [rows]."""
     mapped = view.head(_METRIC)
     # A linear layer with the prototypes p as weights and a bias of -|p|^2 / 2 gives half of |z|^2 - |z - p|^2.
     squares = mapped.square().sum(dim=-1, keepdim=True) - 2 * view.head(_PROTOTYPES, mapped)
     nearest, second = squares.clamp_min(0).sqrt().topk(2, dim=-1, largest=False).values.unbind(dim=-1)
-    return harmonic(distance_ratio(nearest, second), normalised_entropy(view), balance)
+    return 2 / (1 / distance_ratio(nearest, second) + 1 / normalised_entropy(view))  # 0 if one of them is 0
 
 
 def distance_ratio(nearest: Tensor, second: Tensor) -> Tensor:
     """Compute DR of distances [rows]: 0 at a prototype, 0.5 if two are equally far."""
     return 0.5 * (1 + (nearest - second) / second.clamp_min(torch.finfo(second.dtype).tiny))
-
-
-def harmonic(ratio: Tensor, entropy: Tensor, balance: float) -> Tensor:
-    """Compute the harmonic mean of the ratio, weighted by ``balance``, and the entropy; 0 if one of them is 0."""
-    weighted = balance / ratio if balance else torch.zeros_like(ratio)
-    return (balance + 1) / (weighted + 1 / entropy)
 
 
 def _prototypes(model: MultiExitModel, layer: int) -> Tensor:

@@ -19,9 +19,6 @@ from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskDat
 from consistentee.signals import entropy, entropy_thresholds
 from consistentee.training import ExitNetwork, layer_losses, train_early_exits, train_last_exit, training_source
 
-_DECADES = 6
-"""Thresholds fall to 1e-6 of the largest entropy."""
-
 
 @dataclass(frozen=True)
 class DeeBERT(Method):
@@ -33,7 +30,7 @@ class DeeBERT(Method):
 
     name: ClassVar[str] = "deebert"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993"
-    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
+    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2))
 
     classifier: ExitNetwork = "linear"
 
@@ -45,7 +42,7 @@ class DeeBERT(Method):
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
+        return entropy_thresholds(model.num_labels, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the entropy is below ``knob`` nats."""

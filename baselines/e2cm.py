@@ -21,11 +21,9 @@ from consistentee.models.classifiers import ClassMeansClassifier
 from consistentee.signals import top_probability
 from consistentee.training import recorded_features, train_last_exit, training_source
 
-_PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))
-"""Shares of the interval from 1/C to 1."""
-
+_PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))  # shares of the interval from 1/C to 1
+# Also used for a class without rows, whose relative distance is then so large that it is never answered.
 _SMALLEST_MEAN_DISTANCE = 1e-6
-"""Also used for a class without rows, whose relative distance is then so large that it is never answered."""
 
 
 @dataclass(frozen=True)

@@ -45,19 +45,13 @@ from consistentee.training import (
 )
 
 _SCORE, _SHARE, _THRESHOLDS = "score", "share", "thresholds"
-_TEMPERATURE, _DISTILLATION = 3.0, 0.01
-"""T, and the weight of late self-distillation."""
-
+_TEMPERATURE, _DISTILLATION = 3.0, 0.01  # T, and the weight of late self-distillation
+# Weights, in the scheduler's loss, of the shares' divergence from the scores and of the distance from the budget.
 _NEAR_SCORES, _ON_BUDGET = 1e-3, 1e-2
-"""Weights, in the scheduler's loss, of the shares' divergence from the scores and of the distance from the budget."""
-
 _TURNS = 20
 _TINY = 1e-9
-_ALWAYS = 1e6
-"""Above any difference of a score and a threshold."""
-
-_SHIFTS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))
-"""From 1e-4 to 10."""
+_ALWAYS = 1e6  # above any difference of a score and a threshold
+_SHIFTS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))  # from 1e-4 to 10
 
 
 @dataclass(frozen=True)

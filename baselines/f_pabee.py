@@ -3,15 +3,14 @@
 Training: as PABEE. Rule: count the consecutive layers whose predicted distribution is closer than a threshold to that
 of the layer before; any other layer resets the count; exit when it reaches the patience.
 
-Choices: the distance is the Jensen-Shannon divergence (the paper's best) or KL(this layer || the layer before), in
-nats. The threshold is the knob. The patience is a parameter, by default 1, the only value with which the knob reaches
-every exit from layer 2 on. A regression has no distributions and is refused.
+Choices: the distance is the Jensen-Shannon divergence, the paper's best, in nats. The threshold is the knob. The
+patience is a parameter, by default 1, the only value with which the knob reaches every exit from layer 2 on. A
+regression has no distributions and is refused.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
@@ -19,34 +18,21 @@ from torch import Tensor
 
 from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, LayerView, MultiExitModel, State
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""(log-probabilities of this layer, and of the layer before; both [rows, classes]) -> float [rows], at least 0."""
-
-_ALWAYS = 1e6
-"""Above any divergence between distributions that a classifier predicts."""
-
+_ALWAYS = 1e6  # above any divergence between distributions that a classifier predicts
 _THRESHOLDS = (_ALWAYS, *(10.0 ** (-exponent / 12) for exponent in range(-12, 73)), 0.0)
 
 
-def kullback_leibler(now: Tensor, before: Tensor) -> Tensor:
-    """Compute KL(now || before) in nats, never below 0."""
-    return (now.exp() * (now - before)).sum(dim=-1).clamp_min(0.0)
-
-
 def jensen_shannon(now: Tensor, before: Tensor) -> Tensor:
-    """Compute the mean KL of the two to their mixture: 0 to ln 2, symmetric."""
+    """Compute the mean KL of two distributions, given as logarithms, to their mixture: 0 to ln 2, [rows]."""
     mixture = torch.logaddexp(now, before) - math.log(2)
-    return (kullback_leibler(now, mixture) + kullback_leibler(before, mixture)) / 2
-
-
-_DISTANCES: dict[str, Distance] = {"js": jensen_shannon, "kl": kullback_leibler}
+    divergences = [(part.exp() * (part - mixture)).sum(dim=-1).clamp_min(0.0) for part in (now, before)]
+    return (divergences[0] + divergences[1]) / 2
 
 
 class SmallStepRule(ExitRule):
     """Exit if the predicted distribution is close to that of the layer before; from layer 2 on."""
 
-    def __init__(self, distance: Distance, threshold: float, num_labels: int) -> None:
-        self.distance = distance
+    def __init__(self, threshold: float, num_labels: int) -> None:
         self.threshold = threshold
         self.num_labels = num_labels
 
@@ -55,7 +41,7 @@ class SmallStepRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         now = view.logits.log_softmax(dim=-1)
-        distance = self.distance(now, state["previous"])
+        distance = jensen_shannon(now, state["previous"])
         state["previous"] = now
         return (distance < self.threshold) & (view.layer > 1)
 
@@ -65,7 +51,6 @@ class FPABEE(JointMethod):
     """Joint training, patience on the distance of successive distributions.
 
     Attributes:
-        distance: "js" (Jensen-Shannon) or "kl" (Kullback-Leibler, of this layer from the layer before).
         patience: the number of consecutive distances that must be small.
     """
 
@@ -73,9 +58,8 @@ class FPABEE(JointMethod):
     paper: ClassVar[str] = "Gao et al., F-PABEE, ICASSP 2023, arXiv 2305.11916"
     knob: ClassVar[Knob] = Knob("distance", _THRESHOLDS)
 
-    distance: Literal["js", "kl"] = "js"
     patience: PositiveInt = 1
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after ``patience`` consecutive steps shorter than ``knob``."""
-        return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)
+        return ConsecutiveRule(SmallStepRule(knob, model.num_labels), self.patience)

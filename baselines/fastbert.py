@@ -22,8 +22,7 @@ from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskDat
 from consistentee.signals import falling_fractions, normalised_entropy
 from consistentee.training import ExitNetwork, distillation_loss, train_early_exits, train_last_exit, training_source
 
-_SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)
-"""From just above the largest normalised entropy down to 0."""
+_SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)  # from just above the largest normalised entropy down to 0
 
 
 @dataclass(frozen=True)

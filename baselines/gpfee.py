@@ -23,9 +23,6 @@ from consistentee.models.classifiers import PastFutureClassifier
 from consistentee.signals import entropy, entropy_thresholds
 from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
 
-_DECADES = 6
-"""Thresholds fall to 1e-6 of the largest entropy."""
-
 
 @dataclass(frozen=True)
 class GPFEE(Method):
@@ -33,7 +30,7 @@ class GPFEE(Method):
 
     name: ClassVar[str] = "gpfee"
     paper: ClassVar[str] = "Liao et al., A Global Past-Future Early Exit Method, NAACL 2021"
-    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
+    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and past-future classifiers in one stage."""
@@ -43,7 +40,7 @@ class GPFEE(Method):
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
+        return entropy_thresholds(model.num_labels, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the entropy is below ``knob`` nats."""

@@ -30,12 +30,8 @@ from consistentee.training import FeatureBatch, cached_rows, layer_losses, train
 
 _GATE = "gate"
 _EXITS = ("poolers.", "classifiers.")
-_TURN = 200
-"""Batches in a turn of gates or of exits."""
-
-_LARGEST_WEIGHT = 5.0
-"""The largest weight of positives in the gates' loss."""
-
+_TURN = 200  # batches in a turn of gates or of exits
+_LARGEST_WEIGHT = 5.0  # of positives, in the gates' loss
 _OUT_OF_REACH = 1.001
 _TINY = 1e-9
 

@@ -40,9 +40,7 @@ from consistentee.training import (
 from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS
 
 SCORES = "lesson_scores"
-_STEP_LENGTH = 0.01
-"""Norm of the finite difference's step (DARTS)."""
-
+_STEP_LENGTH = 0.01  # norm of the finite difference's step (DARTS)
 _TINY = torch.finfo(torch.float32).tiny
 
 

@@ -16,8 +16,7 @@ from pydantic import PositiveInt
 from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, ThresholdRule
 from consistentee.signals import falling_fractions, normalised_entropy
 
-_THRESHOLDS = (1.001, *falling_fractions(6), 0.0)
-"""From just above the largest normalised entropy down to 0."""
+_THRESHOLDS = (1.001, *falling_fractions(6), 0.0)  # from just above the largest normalised entropy down to 0
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,8 @@ from consistentee import (
 from consistentee.signals import entropy, entropy_thresholds
 from consistentee.training import train_exits, train_last_token_exit
 
-_DECADES = 4
-"""Thresholds fall to 1e-4 of the largest entropy."""
-
-_USUAL_VOCABULARY = 49_152
-"""That of SmolLM2."""
+_DECADES = 4  # thresholds fall to 1e-4 of the largest entropy
+_USUAL_VOCABULARY = 49_152  # that of SmolLM2
 
 
 @dataclass(frozen=True)

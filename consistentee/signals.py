@@ -78,7 +78,7 @@ def falling_fractions(decades: int) -> tuple[float, ...]:
     return tuple(10.0 ** (-exponent / 12) for exponent in range(12 * decades + 1))
 
 
-def entropy_thresholds(classes: int, decades: int, beyond: float = 1.0) -> tuple[float, ...]:
+def entropy_thresholds(classes: int, decades: int = 6, beyond: float = 1.0) -> tuple[float, ...]:
     """Return entropy thresholds in nats, from ``beyond`` times ln C down some decades, and 0.
 
     A row exits below a threshold, so all rows exit only with a threshold beyond ln C, ``beyond=1.001``.

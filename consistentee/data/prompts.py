@@ -16,8 +16,7 @@ Keep = Literal["start", "end"]
 Encode = Callable[[str], Sequence[int]]
 """Convert a prompt to its tokens, with special tokens."""
 
-_PIECE = re.compile(r"\s*\S{1,24}")
-"""Where a body may be cut: between words, and within very long ones."""
+_PIECE = re.compile(r"\s*\S{1,24}")  # where a body may be cut: between words, and within very long ones
 
 
 class Prompt(str):

@@ -62,9 +62,10 @@ def test_experts_weigh_what_they_are_right_on_rows_that_training_has_not_seen(ti
     torch.testing.assert_close(torch.tensor(factors_of(model.head(EXPERTS))), right)
 
 
-def test_costs_weigh_a_tenth_a_layer_and_are_saved_with_the_model(tiny_model, tmp_path):
-    model = BEEM(weights="cost").fit(tiny_model(), make_task(), RECIPE)
+def test_weights_are_saved_with_the_model(tiny_model, tmp_path):
+    model = tiny_model()
+    set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)
     model.save_pretrained(tmp_path / "model")
     loaded = MultiExitModel.from_pretrained(tmp_path / "model")
-    assert factors_of(loaded.head(EXPERTS)) == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert BEEM().rule(loaded, 0.5).threshold == pytest.approx((0.1 + 0.2 + 0.3) / 2)
+    assert factors_of(loaded.head(EXPERTS)) == WEIGHTS.tolist()
+    assert BEEM().rule(loaded, 0.5).threshold == pytest.approx((0.5 + 1.0 + 2.0) / 2)

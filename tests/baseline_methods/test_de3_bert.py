@@ -1,10 +1,10 @@
-"""DE3-BERT: the ratio and the mean by hand, distances as the heads tell them, and what the regulariser does."""
+"""DE3-BERT: the ratio by hand, distances as the heads tell them, and what the regulariser does."""
 
 import pytest
 import torch
 from conftest import make_task
 
-from baselines.de3_bert import DE3BERT, distance_enhanced_entropy, distance_ratio, harmonic
+from baselines.de3_bert import DE3BERT, distance_enhanced_entropy, distance_ratio
 from consistentee.signals import normalised_entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
@@ -15,13 +15,6 @@ RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=
 def test_the_ratio_is_none_at_a_prototype_and_half_between_two():
     nearest, second = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 4.0, 2.0, 0.0])
     assert distance_ratio(nearest, second).tolist() == [0, 0.125, 0.5, 0.5]
-
-
-def test_the_mean_is_that_of_two_rates():
-    ratio, entropy = torch.tensor([0.25, 0.0, 0.5]), torch.tensor([0.5, 0.9, 0.0])
-    assert harmonic(ratio, entropy, 1.0).tolist() == pytest.approx([2 / (4 + 2), 0, 0])
-    assert harmonic(ratio, entropy, 3.0).tolist() == pytest.approx([4 / (12 + 2), 0, 0])
-    assert harmonic(ratio, entropy, 0.0).tolist() == pytest.approx([0.5, 0.9, 0])
 
 
 @pytest.fixture(scope="module")
@@ -45,5 +38,4 @@ def test_the_rule_compares_distances_from_prototypes(tiny_model, task):
         nearest, second = distances(model, trace, layer).sort(dim=-1).values[:, :2].unbind(dim=-1)
         view = trace.view(layer)
         expected = 2 / (1 / (0.5 * nearest / second) + 1 / normalised_entropy(view))
-        torch.testing.assert_close(distance_enhanced_entropy(view, balance=1.0), expected, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(distance_enhanced_entropy(view, balance=0.0), normalised_entropy(view))
+        torch.testing.assert_close(distance_enhanced_entropy(view), expected, rtol=1e-3, atol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from baselines.f_pabee import jensen_shannon, kullback_leibler
+from baselines.f_pabee import jensen_shannon
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -72,7 +72,6 @@ def test_pcee_bert_waits_for_confident_layers(trace, patience, threshold):
 
 def test_distances_by_hand():
     now, before = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    assert kullback_leibler(now, before).item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
     expected = (0.5 * math.log(0.5 / 0.7) + 0.5 * math.log(0.5 / 0.3) + 0.9 * math.log(0.9 / 0.7)) / 2
     expected += 0.1 * math.log(0.1 / 0.3) / 2
     assert jensen_shannon(now, before).item() == pytest.approx(expected)

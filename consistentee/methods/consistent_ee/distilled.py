@@ -42,8 +42,7 @@ from consistentee.training import (
     training_source,
 )
 
-_FASTEST = 1e-3
-"""The highest peak learning rate of exits."""
+_FASTEST = 1e-3  # the highest peak learning rate of exits
 
 
 @dataclass(frozen=True)
