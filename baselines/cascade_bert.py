@@ -52,9 +52,8 @@ class CascadeBERT(Method):
     """A companion with difficulty-aware confidence, then the stock model.
 
     Attributes:
-        companion_layers: depth of the companion; by default a third of L (at least 1) of the same backbone, or all
-            layers of ``companion_backbone``.
-        companion_backbone: the companion's backbone, if it is not the model's own.
+        companion_backbone: the companion, if it is not made of the model's own first layers.
+        companion_layers: number of these; None for a third of L, at least 1.
         margin, margin_weight: of the difficulty-aware regularisation.
         folds: of the cross-fitting that finds the hard rows.
     """
@@ -89,17 +88,15 @@ class CascadeBERT(Method):
         if self.companion_backbone is None:
             layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
             return companion_of_first_layers(model, layers, seed)
-        description = model.description
+        like = model.description
         companion = MultiExitModel.from_backbone(
             self.companion_backbone,
             model.num_labels,
-            label_names=model.description.label_names,
-            pooling=description.pooling,
-            pooler=description.pooler,
+            label_names=like.label_names,
+            pooling=like.pooling,
+            pooler=like.pooler,
             seed=seed,
         )
-        if self.companion_layers not in (None, companion.num_layers):
-            companion = companion_of_first_layers(companion, self.companion_layers, seed)
         check_companion(model, companion)
         return companion
 

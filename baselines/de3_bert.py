@@ -7,16 +7,14 @@ the entropy; exit if EDR is below a threshold.
 
 Choices, because the formulas of training were not available: the regulariser is the loss of prototypical networks
 (Snell et al., NeurIPS 2017), cross-entropy on ``softmax_k(-d_k^2)``, which also trains the prototypes (the paper moves
-them by averages). Both losses are weighted by depth and added with the weight ``regularised``. The entropy is divided
-by ln C; lambda, the weight of DR in the mean, is 1.
+them by averages). Both losses are weighted by depth and added. The entropy is divided by ln C; lambda,
+the weight of DR in the mean, is 1.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
@@ -24,35 +22,27 @@ from consistentee.signals import falling_fractions, normalised_entropy
 from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
 
 _METRIC, _PROTOTYPES = "metric", "prototypes"
+_WIDTH = 64  # of the metric space
 _OUT_OF_REACH = 1.001
 
 
 @dataclass(frozen=True)
 class DE3BERT(Method):
-    """Joint training with prototypes, rule on entropy and distances.
-
-    Attributes:
-        regularised: the weight of the distance-aware regulariser.
-        width: of the metric space.
-   
-"""
+    """Joint training with prototypes, rule on entropy and distances."""
 
     name: ClassVar[str] = "de3-bert"
     paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
     knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
-    regularised: NonNegativeFloat = 1.0
-    width: Annotated[int, Field(ge=2)] = 64
-
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifiers, maps and prototypes in one stage."""
         source = training_source(model, task, recipe)
-        model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
-        spec = HeadSpec(outputs=model.num_labels, extra_inputs=self.width, reads_pooled=False)
+        model.add_head(_METRIC, HeadSpec(outputs=_WIDTH), seed=recipe.seed)
+        spec = HeadSpec(outputs=model.num_labels, extra_inputs=_WIDTH, reads_pooled=False)
         model.add_head(_PROTOTYPES, spec, seed=recipe.seed)
         stage = token_stage(
             "prototypes",
-            partial(_loss, self),
+            _loss,
             recipe,
             also_trains=(f"exit_heads.{_METRIC}.", f"exit_heads.{_PROTOTYPES}."),
             details={"method": repr(self)},
@@ -84,7 +74,7 @@ def _prototypes(model: MultiExitModel, layer: int) -> Tensor:
     return model.head(_PROTOTYPES).modules_by_layer[layer - 1].get_parameter("weight")
 
 
-def _loss(method: DE3BERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
     outputs = model(batch.tokens)
     of_classifiers = depth_weighted_loss(layer_losses(outputs.logits, batch.labels))
     nearness = []
@@ -92,7 +82,7 @@ def _loss(method: DE3BERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
         mapped = model.head(_METRIC)(layer, outputs.pooled[:, layer - 1])
         nearness.append(-(mapped.unsqueeze(1) - _prototypes(model, layer)).square().sum(dim=-1))
     of_prototypes = depth_weighted_loss(layer_losses(torch.stack(nearness, dim=1), batch.labels))
-    return of_classifiers + method.regularised * of_prototypes
+    return of_classifiers + of_prototypes
 
 
 @torch.no_grad()

@@ -271,10 +271,8 @@ def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "di
         tensors = load_tensors(path)
         if tensors is None:
             save_tensors(compute(), path)
-            tensors = load_tensors(path)  # which maps the file, and so frees the memory
-    if tensors is None:
-        raise OSError(f"{path} was damaged as soon as it was written")
-    return tensors
+            tensors = checked_tensors(path)  # which maps the file, and so frees the memory
+        return tensors
 
 
 def hash_file(path: Path) -> str:

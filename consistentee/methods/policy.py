@@ -17,13 +17,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional
 
 from consistentee.errors import UserError
+from consistentee.methods.reward import Estimator, exact_policy_loss, reinforce_policy_loss
 from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
@@ -100,6 +102,41 @@ class OnePrice(Prices):
 
     def rule(self, reads: PolicyInputs, knob: float) -> PolicyRule:
         return PolicyRule(reads, lambda output, view: output, threshold=knob if knob > 0 else -math.inf)
+
+
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Parameters of ConsistentEE that rows and tokens share.
+
+    Attributes:
+        alpha: the price of a layer, in nats (of errors with ``reward_loss="error"``). The paper's code used 0.005 to
+            0.2.
+        reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all alike.
+        reward_loss: the cost of an answer: "cross-entropy" is the paper's; "error" is 1 for a wrong answer, so that
+            layers which only make a right answer more certain do not pay.
+        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits for each row.
+        rollouts: K of REINFORCE.
+        policy_reads: "state" is the paper's; "state+confidence" adds the exit's confidence, in a decoder at the cost of
+            the LM head at every exit; "confidence" reads only that.
+    """
+
+    alpha: NonNegativeFloat = 0.05
+    reward: Literal["hardness", "vanilla"] = "hardness"
+    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
+    estimator: Estimator = "exact"
+    rollouts: Annotated[int, Field(ge=2)] = 8
+    policy_reads: PolicyInputs = "state+confidence"
+
+    @property
+    def prices(self) -> Prices:
+        """The prices of a layer that the policy is trained for."""
+        return OnePrice(self.alpha)
+
+    def policy_loss(self, exit_probabilities: Tensor, reward: Tensor) -> Tensor:
+        """Compute L_pi with the estimator from p_t and R_t [rows, exits]."""
+        if self.estimator == "exact":
+            return exact_policy_loss(exit_probabilities, reward)
+        return reinforce_policy_loss(exit_probabilities, reward, self.rollouts)
 
 
 @dataclass(frozen=True)

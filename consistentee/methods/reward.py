@@ -78,13 +78,6 @@ def exit_shares(doubt: Tensor, at_exit: float) -> Tensor:
     return at_exit * taken + (1 - at_exit) / exits
 
 
-def policy_loss(exit_probabilities: Tensor, reward: Tensor, estimator: Estimator, rollouts: int) -> Tensor:
-    """Compute L_pi with an estimator from p_t and R_t [rows, exits]; ``rollouts`` is K of REINFORCE."""
-    if estimator == "exact":
-        return exact_policy_loss(exit_probabilities, reward)
-    return reinforce_policy_loss(exit_probabilities, reward, rollouts)
-
-
 def exact_policy_loss(exit_probabilities: Tensor, reward: Tensor) -> Tensor:
     """Compute minus the expected reward, ``-mean_rows sum_t q_t R_t``."""
     return -(exit_distribution(exit_probabilities) * reward.detach()).sum(dim=1).mean()

@@ -163,10 +163,9 @@ class DraftingMethod(TokenMethod):
         if not drafter:
             return generate(model, prompts, rule, **options)
         at_knob = f"{self.knob.name} {knob:g} drafts"
-        if options.pop("sampling", None) is not None:
-            raise UserError(f"{self.name} verifies greedy drafts and cannot sample; {at_knob}")
-        if options.pop("in_flight", None) is not None:
-            raise UserError(f"{self.name} writes text after text, and keeps none in flight; {at_knob}")
+        for refused in ("sampling", "in_flight"):
+            if options.pop(refused, None) is not None:
+                raise UserError(f"{self.name} verifies greedy drafts text by text, and takes no {refused}; {at_knob}")
         for of_batches in ("batch_size", "sort_by_length", "read"):
             options.pop(of_batches, None)
         return generate_speculatively(

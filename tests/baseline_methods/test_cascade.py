@@ -178,12 +178,11 @@ class TestCascadeBERT:
         assert exits.tolist() == [COMPANION if c > threshold else COMPANION + DEPTH for c in confidence.tolist()]
         assert 0 < (exits == COMPANION).sum() < len(trace)
 
-    @pytest.mark.parametrize(("depth", "expected"), [(1, 1)])
-    def test_a_companion_of_another_backbone(self, tiny_model, tmp_path, depth, expected):
+    def test_a_companion_of_another_backbone(self, tiny_model, tmp_path):
         folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
-        method = CascadeBERT(companion_layers=depth, companion_backbone=folder, folds=2)
+        method = CascadeBERT(companion_backbone=folder, folds=2)
         model = method.fit(tiny_model("bert"), make_task(rows=12), RECIPE)
-        assert companion_layers(model) == expected
+        assert companion_layers(model) == 3
         assert (model.description.companion_name or "").startswith(folder)
         with pytest.raises(UserError, match="fewer than its model's 4"):
             CascadeBERT(companion_layers=4).fit(tiny_model("bert"), make_task(), RECIPE)

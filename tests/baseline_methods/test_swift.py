@@ -152,5 +152,5 @@ class TestMethod:
             SWIFT().generate(model, PROMPTS, 45.0)
         with pytest.raises(UserError, match="searches for 45, 30, 15, 0 %, not 20"):
             SWIFT().rule(fitted, 20.0)
-        with pytest.raises(UserError, match="cannot sample; skipped sublayers in % 45 drafts"):
+        with pytest.raises(UserError, match="takes no sampling; skipped sublayers in % 45 drafts"):
             SWIFT().generate(fitted, PROMPTS, 45.0, sampling=Sampling())

@@ -14,7 +14,7 @@ from consistentee.methods.consistent_ee.tokens import ConsistentEETokens, memori
 from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
 from consistentee.methods.consistent_ee.tokens_tuned import ConsistentEETokensTuned, loss_where_tokens_leave
 from consistentee.methods.policy import ALWAYS, POLICY, policy_outputs
-from consistentee.methods.reward import exit_shares, policy_loss, rewards
+from consistentee.methods.reward import exit_shares, rewards
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
@@ -115,7 +115,7 @@ class TestStages:
         p = policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits).sigmoid()
         costs = ConsistentEE().cost_of_answers(outputs, trace.targets)
         torch.manual_seed(0)
-        expected = policy_loss(p, rewards(costs, 0.3, hardness), estimator, method.rollouts)
+        expected = method.policy_loss(p, rewards(costs, 0.3, hardness))
         torch.testing.assert_close(loss, expected)
 
     def test_reward_counts_true_layers(self, with_policy, monkeypatch):
@@ -123,7 +123,7 @@ class TestStages:
         model = with_policy(method, exit_layers=(3,))
         trace = record_tokens(model, ROWS)
         answers, hardness = exit_answers(trace), torch.tensor([3, 4, 3, 4, 3])
-        monkeypatch.setattr(tokens, "policy_loss", lambda p, reward, *_: given.append(reward) or p.sum())
+        monkeypatch.setattr(ConsistentEETokens, "policy_loss", lambda _, p, reward: given.append(reward) or p.sum())
         method.policy_stage_loss(answers, hardness, model, all_states(trace))
         price = 0.5 * (1 - hardness / 4)
         expected = -answers.losses - torch.stack([price * 3, price * 4], dim=1)

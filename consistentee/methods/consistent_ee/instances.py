@@ -15,10 +15,10 @@ over the policy, ``sum_t q_t CE_t``. After stage 3 the policy is fitted again on
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData
@@ -27,13 +27,13 @@ from consistentee.methods.policy import (
     INITIAL_BIAS,
     POLICY,
     DrawnPrices,
-    OnePrice,
     PolicyInputs,
+    PolicyParameters,
     Prices,
     policy_outputs,
     policy_spec,
 )
-from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer, policy_loss, rewards
+from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer, rewards
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.signals import even_log_odds
 from consistentee.training import (
@@ -55,22 +55,14 @@ _POLICY_WEIGHTS = (f"exit_heads.{POLICY}.",)
 
 
 @dataclass(frozen=True)
-class ConsistentEE(Method):
+class ConsistentEE(PolicyParameters, Method):
     """ConsistentEE: its reward and its three stages, one policy for one price of a layer.
 
     Defaults that differ from the paper: the policy also reads confidence and starts from low exit probabilities, the
     expected reward is computed in closed form, stage 2 takes the recipe's steps on a frozen model, stage 3 takes one
     epoch, and the policy is fitted again after it. :class:`ConsistentEEPaper` has the published values.
 
-    Attributes:
-        alpha: the price of a layer. The paper's code used 0.005 to 0.2.
-        reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all alike.
-        reward_loss: the cost of an answer: "cross-entropy" is the paper's; "error" is 1 for a wrong answer, so that
-            layers which only make a right answer more certain do not pay.
-        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits for each row.
-        rollouts: K of REINFORCE.
-        policy_reads: "state" is the paper's; "state+confidence" adds the classifier's confidence; "confidence" reads
-            only that.
+    Attributes besides those of :class:`consistentee.methods.policy.PolicyParameters`:
         initial_bias: of the policy's output; P(exit) starts at its sigmoid.
         policy_epochs: length of stage 2 in epochs, in batches of 32 with a peak rate of 3e-4, as the authors' code;
             None for the recipe's steps, batches and rate of frozen stages.
@@ -83,12 +75,6 @@ class ConsistentEE(Method):
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
     knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
 
-    alpha: NonNegativeFloat = 0.05
-    reward: Literal["hardness", "vanilla"] = "hardness"
-    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
-    estimator: Estimator = "exact"
-    rollouts: Annotated[int, Field(ge=2)] = 8
-    policy_reads: PolicyInputs = "state+confidence"
     initial_bias: float = INITIAL_BIAS
     policy_epochs: PositiveInt | None = None
     joint_epochs: NonNegativeInt = 1
@@ -98,11 +84,6 @@ class ConsistentEE(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.prices  # raises UserError for invalid prices
-
-    @property
-    def prices(self) -> Prices:
-        """The prices of a layer that the policy is trained for."""
-        return OnePrice(self.alpha)
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run stages 1 to 3, and fit the policy again if ``refit_policy``."""
@@ -176,10 +157,7 @@ class ConsistentEE(Method):
         costs = self.cost_of_answers(outputs, batch.labels)
         memorized = None if hardness is None else hardness[batch.rows].to(batch.labels.device)
         policies = self.prices.policies(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
-        return [
-            (p, policy_loss(p, rewards(costs, alpha, memorized), self.estimator, self.rollouts))
-            for alpha, p in policies
-        ]
+        return [(p, self.policy_loss(p, rewards(costs, alpha, memorized))) for alpha, p in policies]
 
     def cost_of_answers(self, outputs: LayerOutputs, labels: Tensor) -> Tensor:
         """Compute the cost of each layer's answer in the reward: [rows, L]."""

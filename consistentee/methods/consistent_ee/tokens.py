@@ -21,7 +21,7 @@ adapters under one LM head; the paper's code has an LM head for each.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
@@ -33,13 +33,13 @@ from consistentee.methods.policy import (
     ALWAYS,
     POLICY,
     DrawnPrices,
-    OnePrice,
     Policies,
     PolicyInputs,
+    PolicyParameters,
     Prices,
     policy_spec,
 )
-from consistentee.methods.reward import Estimator, exit_distribution, memorized_layer, policy_loss, rewards
+from consistentee.methods.reward import exit_distribution, memorized_layer, rewards
 from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.signals import even_log_odds
 from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
@@ -51,19 +51,12 @@ _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist
 
 
 @dataclass(frozen=True)
-class ConsistentEETokens(VocabularyMethod):
+class ConsistentEETokens(PolicyParameters, VocabularyMethod):
     """ConsistentEE on tokens: one policy for one price of a layer; a knob of 0.5 gives the published rule.
 
     The policy reads the state alone, as published: this needs no LM head, and there are enough tokens to train on.
 
-    Attributes:
-        alpha: the price of a layer, in nats (of errors with ``reward_loss="error"``).
-        reward: "hardness" makes layers cheap for tokens that are memorized late; "vanilla" prices all alike.
-        reward_loss: the cost of a token: its "cross-entropy" (the paper's), or 1 for each "error".
-        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits a token.
-        rollouts: K of REINFORCE.
-        policy_reads: "state" is the paper's; "state+confidence" adds the exit's confidence, at the cost of the LM head
-            at every exit; "confidence" reads only that.
+    Attributes besides those of :class:`consistentee.methods.policy.PolicyParameters`:
         consistent_steps: steps of stage 3, in batches of ``recipe.exit_batch_size`` tokens; 0 skips it.
     """
 
@@ -72,9 +65,6 @@ class ConsistentEETokens(VocabularyMethod):
     knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
 
     alpha: NonNegativeFloat = 0.02
-    reward: Literal["hardness", "vanilla"] = "hardness"
-    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
-    estimator: Estimator = "exact"
     rollouts: Annotated[int, Field(ge=2)] = 4
     policy_reads: PolicyInputs = "state"
     consistent_steps: NonNegativeInt = 0
@@ -84,11 +74,6 @@ class ConsistentEETokens(VocabularyMethod):
         _ = self.prices  # raises UserError for invalid prices
         if self.candidates is not None and self.policy_reads == "state":
             raise UserError(f"{self.name}: a policy that reads the state alone has no vocabulary to prune")
-
-    @property
-    def prices(self) -> Prices:
-        """The prices of a layer that the policy is trained for."""
-        return OnePrice(self.alpha)
 
     def check_model(self, model: MultiExitDecoder) -> None:
         if self.policy_reads != "state":
@@ -169,7 +154,7 @@ class ConsistentEETokens(VocabularyMethod):
         memorized = None if hardness is None else hardness[tokens].to(device)
         costs = self.costs(answers)[tokens].to(device)
         losses = [
-            policy_loss(p, rewards(costs, alpha, memorized, layers=model.exit_layers), self.estimator, self.rollouts)
+            self.policy_loss(p, rewards(costs, alpha, memorized, layers=model.exit_layers))
             for alpha, p in self.policies(answers, model, batch)
         ]
         return torch.stack(losses).mean()
