@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.signals import even_log_odds, head_probability, top_probability
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
@@ -47,12 +47,9 @@ class BERxiT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the uncertainty is below ``knob``."""
-        signal = head_probability(_UNCERTAINTY) if self.exit_when == "sure" else _doubt
-        return ThresholdRule(signal, knob, exit_when="below")
-
-
-def _doubt(view: LayerView) -> Tensor:
-    return 1 - top_probability(view)
+        if self.exit_when == "confident":
+            return ThresholdRule(lambda view: 1 - top_probability(view), knob, exit_when="below")
+        return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 
 
 def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:

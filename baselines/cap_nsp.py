@@ -9,6 +9,7 @@ Choices: training and ``a = 0.1`` follow the authors' code; the paper's own text
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
@@ -42,7 +43,7 @@ class CAP(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the probability of no class is below ``knob``."""
-        return _CertaintyRule(NullSpaces(model), self.scale, knob)
+        return ThresholdRule(partial(_no_class, NullSpaces(model), self.scale), knob, exit_when="below")
 
 
 class NullSpaces:
@@ -59,14 +60,9 @@ class NullSpaces:
         return unread.norm(dim=-1) / moved.norm(dim=-1)
 
 
-class _CertaintyRule(ThresholdRule):
-    def __init__(self, spaces: NullSpaces, scale: float, threshold: float) -> None:
-        super().__init__(self._no_class, threshold, exit_when="below")
-        self.spaces, self.scale = spaces, scale
-
-    def _no_class(self, view: LayerView) -> Tensor:
-        extra = self.scale * self.spaces.score(view.layer, view.pooled)
-        return torch.cat([view.logits, extra.unsqueeze(1)], dim=1).softmax(dim=-1)[:, -1]
+def _no_class(spaces: NullSpaces, scale: float, view: LayerView) -> Tensor:
+    extra = scale * spaces.score(view.layer, view.pooled)
+    return torch.cat([view.logits, extra.unsqueeze(1)], dim=1).softmax(dim=-1)[:, -1]
 
 
 @torch.no_grad()

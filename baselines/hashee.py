@@ -67,7 +67,8 @@ class HashEE(Method):
             raise UserError(f"{self.name}: max_layer must lie in 1..{model.num_layers}, got {max_layer}")
         if not 1 <= buckets <= max_layer:
             raise UserError(f"{self.name}: buckets must lie in 1..{max_layer}, the layers there are, got {buckets}")
-        counts = token_counts(encodings, model.backbone.config.vocab_size)
+        tokens = torch.tensor([token for row in encodings for token in row.input_ids])
+        counts = torch.bincount(tokens, minlength=model.backbone.config.vocab_size)
         counts[model.tokenizer.all_special_ids] = 0
         layers = 1 + frequency_buckets(counts, buckets) * (max_layer // buckets)
         return layers.where(counts > 0, max_layer).clamp_max(max_layer)
@@ -78,12 +79,6 @@ class HashEE(Method):
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Never exit: tokens exit by themselves."""
         return NeverExit()
-
-
-def token_counts(encodings: Sequence[Encoding], vocabulary: int) -> Tensor:
-    """Count how often each token of the vocabulary occurs: int64 [vocabulary]."""
-    tokens = torch.tensor([token for row in encodings for token in row.input_ids], dtype=torch.long)
-    return torch.bincount(tokens, minlength=vocabulary)
 
 
 def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:

@@ -38,9 +38,5 @@ class Kangaroo(DraftingMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train an adapter for every exit."""
-        train_branches(model, task, recipe, _adapter)
+        train_branches(model, task, recipe, lambda exit_layer: BranchSpec(exit_layer + 1, with_mlp=False))
         return model
-
-
-def _adapter(exit_layer: int) -> BranchSpec:
-    return BranchSpec(copied_layer=exit_layer + 1, with_mlp=False)

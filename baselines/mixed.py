@@ -11,32 +11,23 @@ Choices: each stage takes the recipe's epochs, so that the backbone is trained t
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, JointMethod, Knob, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import even_log_odds, top_probability
-from consistentee.training import ExitNetwork, train_jointly, train_last_exit, training_source, use_exit_network
+from consistentee.training import train_last_exit
 
 
 @dataclass(frozen=True)
-class Mixed(Method):
-    """Fine-tuning, then joint training; confidence rule.
-
-    Attributes:
-        classifier: the network of the exits before layer L.
-    """
+class Mixed(JointMethod):
+    """Fine-tuning, then joint training; confidence rule."""
 
     name: ClassVar[str] = "mixed"
     paper: ClassVar[str] = "Kubaty et al., How to Train Your Multi-Exit Model?, ICML 2025, arXiv 2407.14320"
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
-    classifier: ExitNetwork = "linear"
-
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train backbone and classifiers together."""
-        source = training_source(model, task, recipe)
-        train_last_exit(model, source, recipe)
-        use_exit_network(model, self.classifier, recipe)
-        train_jointly(model, source, recipe)
-        return model
+        train_last_exit(model, task, recipe)
+        return super().fit(model, task, recipe)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the largest probability is above ``knob``."""

@@ -14,6 +14,7 @@ from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import rel_entr
 from scipy.stats import binom
 
 from consistentee.data.metrics import rouge
@@ -31,14 +32,10 @@ def hoeffding_bentkus(mean_loss: float, count: int, delta: float) -> float:
     """
     if mean_loss >= delta:
         return 1.0
-    divergence = _times_log(mean_loss, mean_loss / delta) + _times_log(1 - mean_loss, (1 - mean_loss) / (1 - delta))
+    divergence = float(rel_entr(mean_loss, delta) + rel_entr(1 - mean_loss, 1 - delta))
     losses_at_most = math.ceil(round(count * mean_loss, 6))  # rounded: 40.000000001 is 40
     bentkus = math.e * float(binom.cdf(losses_at_most, count, delta))
     return min(1.0, math.exp(-count * divergence), bentkus)
-
-
-def _times_log(factor: float, ratio: float) -> float:
-    return factor * math.log(ratio) if factor > 0 else 0.0
 
 
 def binomial(mean_loss: float, count: int, delta: float) -> float:

@@ -105,41 +105,6 @@ class OnePrice(Prices):
 
 
 @dataclass(frozen=True)
-class PolicyParameters:
-    """Parameters of ConsistentEE that rows and tokens share.
-
-    Attributes:
-        alpha: the price of a layer, in nats (of errors with ``reward_loss="error"``). The paper's code used 0.005 to
-            0.2.
-        reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all alike.
-        reward_loss: the cost of an answer: "cross-entropy" is the paper's; "error" is 1 for a wrong answer, so that
-            layers which only make a right answer more certain do not pay.
-        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits for each row.
-        rollouts: K of REINFORCE.
-        policy_reads: "state" is the paper's; "state+confidence" adds the exit's confidence, in a decoder at the cost of
-            the LM head at every exit; "confidence" reads only that.
-    """
-
-    alpha: NonNegativeFloat = 0.05
-    reward: Literal["hardness", "vanilla"] = "hardness"
-    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
-    estimator: Estimator = "exact"
-    rollouts: Annotated[int, Field(ge=2)] = 8
-    policy_reads: PolicyInputs = "state+confidence"
-
-    @property
-    def prices(self) -> Prices:
-        """The prices of a layer that the policy is trained for."""
-        return OnePrice(self.alpha)
-
-    def policy_loss(self, exit_probabilities: Tensor, reward: Tensor) -> Tensor:
-        """Compute L_pi with the estimator from p_t and R_t [rows, exits]."""
-        if self.estimator == "exact":
-            return exact_policy_loss(exit_probabilities, reward)
-        return reinforce_policy_loss(exit_probabilities, reward, self.rollouts)
-
-
-@dataclass(frozen=True)
 class DrawnPrices(Prices):
     """A log-uniform price for each row; the knob is the price. Raises UserError for an invalid range."""
 
@@ -209,6 +174,62 @@ class PriceLadder(Prices):
     @staticmethod
     def _nearest(price: float, prices: Sequence[float]) -> int:
         return min(range(len(prices)), key=lambda rung: abs(math.log(prices[rung] / price)))
+
+
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Parameters of ConsistentEE that rows and tokens share.
+
+    Attributes:
+        alpha: the price of a layer, in nats (of errors with ``reward_loss="error"``). The paper's code used 0.005 to
+            0.2.
+        reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all alike.
+        reward_loss: the cost of an answer: "cross-entropy" is the paper's; "error" is 1 for a wrong answer, so that
+            layers which only make a right answer more certain do not pay.
+        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits for each row.
+        rollouts: K of REINFORCE.
+        policy_reads: "state" is the paper's; "state+confidence" adds the exit's confidence, in a decoder at the cost of
+            the LM head at every exit; "confidence" reads only that.
+    """
+
+    alpha: NonNegativeFloat = 0.05
+    reward: Literal["hardness", "vanilla"] = "hardness"
+    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
+    estimator: Estimator = "exact"
+    rollouts: Annotated[int, Field(ge=2)] = 8
+    policy_reads: PolicyInputs = "state+confidence"
+
+    @property
+    def prices(self) -> Prices:
+        """The prices of a layer that the policy is trained for."""
+        return OnePrice(self.alpha)
+
+    def policy_loss(self, exit_probabilities: Tensor, reward: Tensor) -> Tensor:
+        """Compute L_pi with the estimator from p_t and R_t [rows, exits]."""
+        if self.estimator == "exact":
+            return exact_policy_loss(exit_probabilities, reward)
+        return reinforce_policy_loss(exit_probabilities, reward, self.rollouts)
+
+
+@dataclass(frozen=True)
+class LadderParameters:
+    """Parameters of one policy for each price of a ladder; before :class:`PolicyParameters` among the bases.
+
+    Attributes:
+        rungs: number of prices, log-spaced from ``lowest_price`` to ``highest_price``.
+    """
+
+    rungs: int = 8
+    lowest_price: float = 0.005
+    highest_price: float = 0.5
+
+    @property
+    def prices(self) -> PriceLadder:
+        """The prices of the ladder."""
+        return PriceLadder(self.rungs, self.lowest_price, self.highest_price)
+
+    def knob_values(self, model: object) -> Sequence[float]:
+        return self.prices.knob_values
 
 
 def policy_logit(output: Tensor, log_alpha: float | Tensor) -> Tensor:

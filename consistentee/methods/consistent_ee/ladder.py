@@ -12,38 +12,22 @@ policies of the whole ladder. The policies of a layer share their hidden layer a
 makes a row run longer. The threshold on P(exit) is the paper's 0.5. A price between two rungs uses the nearer one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee import Knob, MultiExitModel
+from consistentee import Knob
 from consistentee.methods.consistent_ee.instances import ConsistentEE
-from consistentee.methods.policy import ALWAYS, PriceLadder
+from consistentee.methods.policy import ALWAYS, LadderParameters
 
 
 @dataclass(frozen=True)
-class ConsistentEELadder(ConsistentEE):
+class ConsistentEELadder(LadderParameters, ConsistentEE):
     """ConsistentEE with one policy for each price of a ladder, trained together; one stage 3 for all.
 
-    The parameter ``alpha`` has no effect.
-
-    Attributes:
-        rungs: number of prices, log-spaced from ``lowest_price`` to ``highest_price``. With the defaults rows of SST-2
-            exit at 1.2 to 3.4 of 6 layers on average.
+    The parameter ``alpha`` has no effect. With the default prices rows of SST-2 exit at 1.2 to 3.4 of 6 layers on
+    average.
     """
 
     name: ClassVar[str] = "consistentee-ladder"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with the policies of all prices in one model"
     knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, 0.5, 0.05, 0.005, 0.0))
-
-    rungs: int = 8
-    lowest_price: float = 0.005
-    highest_price: float = 0.5
-
-    @property
-    def prices(self) -> PriceLadder:
-        """The prices of the ladder."""
-        return PriceLadder(self.rungs, self.lowest_price, self.highest_price)
-
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        return self.prices.knob_values

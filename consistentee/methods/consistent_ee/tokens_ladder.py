@@ -5,7 +5,6 @@ the trained exits, each batch for every price. In stage 3 (``consistent_steps``)
 the policies' average.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,18 +12,17 @@ from pydantic import PositiveFloat, PositiveInt
 
 from consistentee import ExitRule, Knob, MultiExitDecoder
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens
-from consistentee.methods.policy import ALWAYS, PriceLadder
+from consistentee.methods.policy import ALWAYS, LadderParameters
 from consistentee.rules.schedules import text_length
 
 
 @dataclass(frozen=True)
-class ConsistentEETokensLadder(ConsistentEETokens):
+class ConsistentEETokensLadder(LadderParameters, ConsistentEETokens):
     """ConsistentEE on tokens with one policy for each price of a ladder, trained together.
 
     The parameter ``alpha`` has no effect.
 
-    Attributes:
-        rungs: number of prices, log-spaced from ``lowest_price`` to ``highest_price``, in nats a layer.
+    Attributes besides those of ``consistentee-ladder``, with prices in nats a layer:
         price_rise: price of a layer at the last token of a text divided by that at the first, log-linear in between;
             the knob is the price half-way. It does not affect training.
         horizon: tokens of the rise; None for the length that the model was trained with.
@@ -34,19 +32,10 @@ class ConsistentEETokensLadder(ConsistentEETokens):
     paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) with the policies of all prices in one model"
     knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, 0.3, 0.03, 0.003, 0.0))
 
-    rungs: int = 8
     lowest_price: float = 0.003
     highest_price: float = 0.3
     price_rise: PositiveFloat = 1.0
     horizon: PositiveInt | None = None
-
-    @property
-    def prices(self) -> PriceLadder:
-        """The prices of the ladder."""
-        return PriceLadder(self.rungs, self.lowest_price, self.highest_price)
-
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        return self.prices.knob_values
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit by the policy of the rung nearest to the price ``knob``, which may rise along the text."""
