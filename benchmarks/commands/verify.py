@@ -131,8 +131,8 @@ def _of_instances(record: CellRecord, rows: pd.DataFrame, validation: pd.DataFra
             given = layers[np.arange(len(rows)), exits - 1]
             yield from _of_curve(name, record.curve_test[vertex.place], rows["label"], given, exits)
         if validation is not None:
-            point, answers = record.curve_validation[vertex.place], validation[f"hull_prediction_{number}"]
-            yield from _of_curve(f"{name}, validation", point, validation["label"], answers)
+            on_curve, answers = record.curve_validation[vertex.place], validation[f"hull_prediction_{number}"]
+            yield from _of_curve(f"{name}, validation", on_curve, validation["label"], answers)
 
 
 def _of_curve(

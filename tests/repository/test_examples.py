@@ -189,7 +189,7 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_suit
         printed[command] = done.output
     assert list(printed) == ["new-method", "check-method", "run", "table"]
     assert "all checks pass" in printed["check-method"]
-    assert "Gate" in printed["table"]
+    assert "gate" in printed["table"]
     assert list(Path("runs/quick").glob("*.png"))
     found = benchmarks.load_results("runs/quick")
     assert {"Gate", "calm-softmax"} <= set(found.labels_to_compare)
