@@ -72,6 +72,9 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
         assert record.operating_points[0].flops < record.full_flops
         assert 1 < record.operating_points[0].test.average_layers < 4
     assert record.backbone == "bert"
+    assert record.losses.keys() >= record.validation_by_epoch.keys()
+    assert all(0 < len(losses) <= 50 for losses in record.losses.values())
+    assert record.losses
     assert "trained in" in (folder.cell(spec) / LOG_FILE).read_text()
     model = MultiExitModel.from_pretrained(folder.model(parts_by_hand().key))
     saved = model.description
@@ -108,6 +111,7 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
     record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
     assert record == written
+    assert list(record.losses) == ["last-exit", *(f"last-exit ({fold})" for fold in (2, 3, 4)), "companion"]
     assert record.num_layers == LAYERS
     assert {len(p.exit_histogram) for p in record.curve_test} == {LAYERS + 2}
     assert all(sum(p.exit_histogram) == p.exit_histogram[1] + p.exit_histogram[-1] for p in record.curve_test)

@@ -44,6 +44,7 @@ def test_whole_run(finished_once):
     (timing,), faults = found.timings, found.faults
     assert faults == []
     assert timing.max_new_tokens == 3
+    assert len(bench.records()["token-static"].losses["exits"]) > 1
     timed = {one.label: [(sample.batch_size, sample.in_flight) for sample in one.samples] for one in timing.contenders}
     assert next(iter(timed)) == "stock generate"
     assert set(timed) == {"stock generate", *METHODS}
