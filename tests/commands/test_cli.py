@@ -152,7 +152,7 @@ def test_run_names_failures_and_ends_with_1(runs):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KeyboardInterrupt(), 130, "finished is kept"),
+        (KeyboardInterrupt("interrupted; all is kept"), 130, "interrupted; all is kept"),
         (UserError("the disk is\n full"), 2, "error: the disk is full"),
         (ZeroDivisionError("oh"), 1, "error: ZeroDivisionError: oh (add --debug"),
     ],

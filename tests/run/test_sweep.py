@@ -251,6 +251,8 @@ def test_interrupt_keeps_what_is_finished(bench, options):
     wait_until(lambda: bench.finished_cells() or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
     assert process.wait(120) == 130
+    said = (bench.folder / "said.txt").read_text()
+    assert f"checkpoints are kept in {bench.out}, and the same command continues" in said
     assert bench.leftovers() == []
     done = len(bench.finished_cells())
     assert 1 <= done < 3
