@@ -57,7 +57,9 @@ CALLS: Calls = {
     "classify rule": (lambda m, rule: ee.classify(m.model, ["a"], *rule), [(), (ee.NeverExit,), (ee.NeverExit(), 8)]),
     "classify options": (
         lambda m, options: ee.classify(m.model, ["a"], m.rule, **options),
-        [{"batch_size": wrong} for wrong in (0, None, "8", True, 1.5)] + [{"max_length": -1}, {"batchsize": 8}],
+        [{"batch_size": wrong} for wrong in (0, None, "8", True, 1.5)]
+        + [{"max_length": -1}, {"batchsize": 8}]
+        + [{"in_flight": wrong} for wrong in (0, 31, "64")],
     ),
     "generate prompts": (
         lambda m, prompts: ee.generate(m.decoder, prompts, m.rule),

@@ -141,6 +141,8 @@ def the_pooling_is_known(encoder: Encoder) -> str:
         reason = "as the catalogue defines it"
     elif (Path(found.path) / "1_Pooling" / "config.json").is_file():
         reason = "as 1_Pooling/config.json defines it"
+    elif getattr(encoder.config, "classifier_pooling", None):
+        reason = "as config.json defines it"
     else:
         reason = f"no file defines it, and {encoder.config.model_type} models are usually read so"
     lacks = found.pooler and any(name.startswith("pooler.") for name in encoder.stock[1])

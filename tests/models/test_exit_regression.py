@@ -62,3 +62,14 @@ def test_an_adapter_of_full_rank_reads_the_mapped_state(tiny_decoder_backbone, f
     model.adapter(2).start_from(moments)
     expected = model.stepper.unembed(model.state(inputs) @ moments.map.float())
     torch.testing.assert_close(model.logits(2, inputs), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_norms_are_scaled_whole_wherever_their_weights_count_from(tiny_decoder, family):
+    model = tiny_decoder(family, adapter="norm")
+    adapter, hidden = model.adapter(model.exit_layers[0]), draw(3, model.width)
+    state = draw(200, model.width)
+    with torch.no_grad():
+        before = adapter.state(hidden, model.stepper)
+        adapter.start_from(moments_of(state, 2 * state, model.backbone.lm_head.weight))
+        torch.testing.assert_close(adapter.state(hidden, model.stepper), 2 * before, rtol=1e-4, atol=1e-5)
