@@ -4,7 +4,6 @@ An exit rule must be better than the stock model, a shorter model and chance, an
 the jointly trained model. A decoder has exits after some layers only; knobs count true layers.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -100,15 +99,14 @@ class RandomRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         exit_layers = self.exit_layers or range(1, view.num_layers + 1)
-        return self._mixed(view.row_keys).double() / _HASH_RANGE < 1 - survival(
-            view.layer, exit_layers, self.mean_layer
-        )
+        uniform = self._mixed(view.row_keys).double() / _HASH_RANGE
+        return uniform < 1 - survival(view.layer, exit_layers, self.mean_layer)
 
-    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
+    def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
         known = self.exit_layers or range(1, exit_layers[-1] + 1)
-        gone = [1 - survival(layer, known, self.mean_layer) for layer in exit_layers[:-1]]
-        drawn = (self._mixed(token_key(key, step)) / _HASH_RANGE for key, step in zip(keys, steps, strict=True))
-        return [exit_layers[bisect_right(gone, uniform)] for uniform in drawn]
+        uniform = self._mixed(token_key(prompt_key, step)) / _HASH_RANGE
+        gone = (layer for layer in exit_layers[:-1] if uniform < 1 - survival(layer, known, self.mean_layer))
+        return next(gone, exit_layers[-1])
 
     def _mixed(self, keys: _KeysT) -> _KeysT:
         mixed = keys + self.seed * 2_654_435_761

@@ -174,7 +174,7 @@ class InFlight:
         behind_exits = batch if model.closing else max(batch, min(2 * batch, slots // 2))
         self._waiting = Waiting(slots, [batch] * self._head + [behind_exits])
         self._owed = POLICIES[writing.kv](self.slots)
-        self._planned: RowNumbers | None = np.zeros(slots, dtype=np.int64)  # None for a rule that must be asked
+        self._planned = np.zeros(slots, dtype=np.int64)
         # What rows wait with: the state that enters their next stage, the rule's state, the states at earlier exits.
         self._hidden = torch.zeros(slots, model.width, dtype=self.slots.dtype, device=model.device)
         self._states: list[State] = [{} for _ in self._stretches]
@@ -216,19 +216,15 @@ class InFlight:
         leg = self._owed.enter(self._stretches[stage], rows)
         if stage == 0:
             hidden = self._model.stepper.embed(rows.of(self.texts.newest).unsqueeze(1), leg.context.positions)
-            planned = planned_exits(self._rule, self._model, places, keys)
-            if planned is None or self._planned is None:
-                self._planned = None
-                state = start_rule(self._rule, self._model, len(rows))
-            else:
-                self._planned[slots], state = planned, {}
+            self._planned[slots] = planned_exits(self._rule, self._model, places, keys)
+            state = start_rule(self._rule, self._model, len(rows))
         else:
             hidden = rows.of(self._hidden).unsqueeze(1)
             state = {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
         hidden = self._owed.run(leg, hidden)
         past = None if self._past is None else rows.of(self._past)[:, :stage]
         view = TokenView(self._model, self._model.exit_layers[stage], hidden, places, keys, past=past)
-        leaves = rows_leaving(self._rule, view, state, None if self._planned is None else self._planned[slots])
+        leaves = rows_leaving(self._rule, view, state, self._planned[slots])
         leaving, staying = self.slots.rows(np.flatnonzero(leaves)), self.slots.rows(np.flatnonzero(~leaves))
         left, stayed = rows.take(leaving.numbers), rows.take(staying.numbers)
         if len(stayed):

@@ -67,7 +67,7 @@ class TokenDecoder:
         rows, keys = batch.rows(), [text.key for text in self._texts]
         batch.begin(rows)
         planned = planned_exits(rule, model, [self._step] * len(rows), keys)
-        state = {} if planned is not None else start_rule(rule, model, len(rows))
+        state = start_rule(rule, model, len(rows))
         leg = self._owed.enter(model.stretches[0], rows)
         context_of_all = leg.context
         hidden = batch.stepper.embed(self._newest.unsqueeze(1), context_of_all.positions)
@@ -78,7 +78,7 @@ class TokenDecoder:
         for exit_layer, following in zip(model.exit_layers, [*model.stretches[1:], range(0)], strict=True):
             hidden = self._owed.run(leg, hidden)
             view = TokenView(model, exit_layer, hidden, self._step, keys, past=past)
-            leaves = rows_leaving(rule, view, state, None if planned is None else planned[rows.numbers])
+            leaves = rows_leaving(rule, view, state, planned[rows.numbers])
             past = past if past is None or leaves.all() else view.history
             if not leaves.any():
                 leg = self._owed.enter(following, rows, leg.context)
@@ -118,12 +118,10 @@ class TokenDecoder:
         self._texts = [self._texts[place] for place in places]
 
 
-def planned_exits(
-    rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int], keys: Sequence[int]
-) -> RowNumbers | None:
-    """Return the exit layers that a rule knows in advance: int64 [rows]; None where it must be asked."""
-    planned = rule.exits_in_advance(model.exit_layers, steps, keys)
-    return None if planned is None else np.array(planned, dtype=np.int64)
+def planned_exits(rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int], keys: Sequence[int]) -> RowNumbers:
+    """Return the exit layers that a rule knows in advance: int64 [rows]; 0 where it must be asked."""
+    rows = zip(steps, keys, strict=True)
+    return np.array([rule.exit_in_advance(model.exit_layers, step, key) or 0 for step, key in rows], dtype=np.int64)
 
 
 def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
@@ -132,14 +130,14 @@ def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
         return {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
 
 
-def rows_leaving(rule: ExitRule, view: TokenView, state: State, planned: RowNumbers | None) -> NDArray[np.bool_]:
+def rows_leaving(rule: ExitRule, view: TokenView, state: State, planned: RowNumbers) -> NDArray[np.bool_]:
     """Return which rows leave at this layer: bool [rows]; at the last one, all of them.
 
-    The answer of a rule is the only thing that is read from the device, where it must be asked at all.
+    A rule that has planned nothing (see :func:`planned_exits`) is asked, and its answer read from the device.
     """
     if view.layer == view.num_layers:
         return np.ones(view.rows, dtype=bool)
-    if planned is not None:
+    if planned.all():
         return planned == view.layer
     if not rule.asked_at(view.layer):
         return np.zeros(view.rows, dtype=bool)

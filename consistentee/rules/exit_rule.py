@@ -27,7 +27,7 @@ class ExitRule:
     def __init_subclass__(cls, **options: Any) -> None:
         """Forget what a parent knows without being asked, where a subclass decides in another way."""
         super().__init_subclass__(**options)
-        for name in ("asked_at", "exits_in_advance"):
+        for name in ("asked_at", "exit_in_advance"):
             if "should_exit" in vars(cls) and name not in vars(cls):
                 setattr(cls, name, vars(ExitRule)[name])
 
@@ -49,13 +49,10 @@ class ExitRule:
         """
         return True
 
-    def exits_in_advance(
-        self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]
-    ) -> Sequence[int] | None:
-        """Return the exit layer of each token, if no layer must run to know it; None to be asked layer by layer.
+    def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int | None:
+        """Return a token's exit layer, if no layer must run to know it; None for all to be asked layer by layer.
 
-        It must be what ``should_exit`` says. ``keys``: of the prompts, see
-        :func:`consistentee.traces.token_view.token_key`.
+        It must be what ``should_exit`` says, whose ``view.row_keys`` are ``token_key(prompt_key, step)``.
         """
         return None
 
@@ -79,8 +76,8 @@ def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
 class NeverExit(ExitRule):
     """Every row runs to the last layer: the stock model."""
 
-    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
-        return [exit_layers[-1]] * len(steps)
+    def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
+        return exit_layers[-1]
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
@@ -96,8 +93,8 @@ class StaticRule(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
 
-    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
-        return [first_exit(exit_layers, self.layer)] * len(steps)
+    def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
+        return first_exit(exit_layers, self.layer)
 
 
 @checked

@@ -27,8 +27,8 @@ class ScheduledRule(ExitRule):
         layers = torch.tensor(self.layers, device=view.device)
         return layers[view.steps.clamp_max(len(self.layers) - 1)] <= view.layer
 
-    def exits_in_advance(self, exit_layers: Sequence[int], steps: Sequence[int], keys: Sequence[int]) -> Sequence[int]:
-        return [first_exit(exit_layers, self.layers[min(step, len(self.layers) - 1)]) for step in steps]
+    def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
+        return first_exit(exit_layers, self.layers[min(step, len(self.layers) - 1)])
 
 
 def check_exit_layer(model: MultiExitDecoder, layer: float) -> int:

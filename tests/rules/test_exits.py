@@ -86,7 +86,8 @@ def test_exits_known_in_advance_are_those_of_a_rule_that_is_asked(tiny_decoder, 
     asked = torch.zeros(40, dtype=torch.long)
     for view, leaves in walk(rule, views):
         asked[leaves] = view.layer
-    assert rule.exits_in_advance(model.exit_layers, steps, prompts) == asked.tolist()
+    known = [rule.exit_in_advance(model.exit_layers, *token) for token in zip(steps, prompts, strict=True)]
+    assert known == asked.tolist()
 
 
 def test_a_subclass_that_decides_anew_is_asked():
@@ -94,7 +95,7 @@ def test_a_subclass_that_decides_anew_is_asked():
         def should_exit(self, view, state):
             return super().should_exit(view, state) & (view.layer > 3)
 
-    assert Later(2).exits_in_advance((1, 3), [1], [0]) is None
+    assert Later(2).exit_in_advance((1, 3), 1, 0) is None
     assert OneLayerRule(NeverExit(), 3).asked_at(3)
     assert not OneLayerRule(NeverExit(), 3).asked_at(1)
     assert [DepthThresholdRule({1: 1.0, 3: 0.5}).asked_at(layer) for layer in (1, 3)] == [False, True]
