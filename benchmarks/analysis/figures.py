@@ -210,7 +210,8 @@ def curves_figure(results: Results) -> "Figure | None":
 
     widest = _WIDEST[results.kind]
     found = dense_curves(results)
-    found = found[(found["speedup"] <= widest) & (_is_compared(results, found) | found["task"].isna())]
+    compared = pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared)
+    found = found[(found["speedup"] <= widest) & (compared | found["task"].isna())]
     if found.empty:
         return None
     value = "points" if found["points"].notna().any() else "score"
@@ -251,7 +252,8 @@ def exits_figure(results: Results) -> "Figure | None":
     """Draw the share of test rows that exit at each layer, methods in rows, at the knob for half of the layers."""
     named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
     found = exit_shares(results)
-    found = found[found["label"].isin(named) & _is_compared(results, found)]
+    compared = pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared)  # others have few curves
+    found = found[found["label"].isin(named) & compared]
     if found.empty:
         return None
     if results.kind == "generation":  # few of many layers have an exit
@@ -302,11 +304,6 @@ def training_figure(results: Results) -> "Figure | None":
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("percent of the stage", fontsize=8)
     return figure
-
-
-def _is_compared(results: Results, found: pd.DataFrame) -> pd.Series:
-    """Return which lines are of tasks that most methods were run on: a panel of two curves shows nothing."""
-    return pd.Series(pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared), found.index)
 
 
 def rows_of(results: Results) -> str:

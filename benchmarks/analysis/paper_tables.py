@@ -302,11 +302,9 @@ def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         full = {column.task: _our_full(comparison, column) for column in comparison.table.columns}
         found.insert(0, "table", comparison.table.name)
         found["our_backbone"], found["our_full"] = comparison.backbone, found["our_task"].map(full)
-        for bound in ("our_points", "low", "high"):
-            name = {"our_points": "difference"}.get(bound, f"difference_{bound}")
-            found[name] = found[bound] - found["their_points"]
-        shares = ["their_score", "their_points", "score", "our_points", "low", "high", "our_full"]
-        shares += ["difference", "difference_low", "difference_high"]
+        differences = ["difference", "difference_low", "difference_high"]
+        found[differences] = found[["our_points", "low", "high"]].sub(found["their_points"], axis=0)
+        shares = ["their_score", "their_points", "score", "our_points", "low", "high", "our_full", *differences]
         found[shares] = 100 * found[shares].astype(float)
         frames.append(found[found["label"] != ""].rename(columns={"label": "our_method", "score": "our_score"}))
     return pd.concat(frames, ignore_index=True).drop(columns=["number", "points", "definition"])

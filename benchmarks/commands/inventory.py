@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PAPER = re.compile(
-    r"(?P<author>.+?), (?P<title>.+), (?P<venue>(?:\D+ )?(?P<year>\d{4}))"
+    r"(?P<author>.+?), (?P<title>.+), (?:(?P<howpublished>\D+) )?(?P<year>\d{4})"
     r"(?:, arXiv (?P<eprint>\d{4}\.\d{4,5}))?(?: \(.+\))?"
 )
 _HEAD = "% Authors and titles are as short as in tables: complete the entries that you print."
@@ -165,13 +165,9 @@ def bibtex_of(key: str, paper: str) -> str | None:
     found = _PAPER.fullmatch(paper)
     if found is None:
         return None
-    fields = {"author": found["author"].replace(" et al.", " and others").replace(" & ", " and ")}
-    fields |= {"title": f"{{{found['title']}}}", "year": found["year"]}
-    if found["venue"] != found["year"]:
-        fields["howpublished"] = found["venue"]
-    if found["eprint"]:
-        fields |= {"eprint": found["eprint"], "archiveprefix": "arXiv"}
-    return "\n".join([f"@misc{{{key},", *(f"  {name} = {{{text}}}," for name, text in fields.items()), "}"])
+    fields = found.groupdict() | {"author": found["author"].replace(" et al.", " and others").replace(" & ", " and ")}
+    fields |= {"title": f"{{{found['title']}}}", "archiveprefix": "arXiv" if found["eprint"] else ""}
+    return "\n".join([f"@misc{{{key},", *(f"  {name} = {{{text}}}," for name, text in fields.items() if text), "}"])
 
 
 def bibliography(places: Sequence[str] = ()) -> str:

@@ -27,6 +27,7 @@ from consistentee.files import PARTIAL, replacing
 if TYPE_CHECKING:
     import pandas as pd
 
+_Results = StoredResults[BaseRecord, BaseTimingRecord]
 _OPTIONS = {
     "compression": "zstd",
     "compression_level": 19,
@@ -48,7 +49,7 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     return write_folder(out or Path("results") / run.resolve().name, run, whole_results(run), failure_texts(run))
 
 
-def whole_results(run: Path) -> StoredResults[BaseRecord, BaseTimingRecord]:
+def whole_results(run: Path) -> _Results:
     """Read results of either kind. Raises UserError if a file of them cannot be read."""
     kind = kind_named(kind_of_results(run) or "classification")
     results = open_results(run, kind.record, kind.timing)
@@ -58,11 +59,7 @@ def whole_results(run: Path) -> StoredResults[BaseRecord, BaseTimingRecord]:
 
 
 def write_folder(
-    out: Path,
-    run: Path,
-    results: StoredResults[BaseRecord, BaseTimingRecord],
-    failures: Mapping[str, str],
-    files: Sequence[Path] = (),
+    out: Path, run: Path, results: _Results, failures: Mapping[str, str], files: Sequence[Path] = ()
 ) -> list[Path]:
     """Write ``results``, all or a part of a run's, as :func:`publish_run` does, with copies of further ``files``.
 
@@ -89,9 +86,7 @@ def write_folder(
     return [out / path.relative_to(new) for path in written]
 
 
-def _are_equal(
-    results: StoredResults[BaseRecord, BaseTimingRecord], published: StoredResults[BaseRecord, BaseTimingRecord]
-) -> bool:
+def _are_equal(results: _Results, published: _Results) -> bool:
     rows = [
         [frame for cell in of.cells for frame in (cell.predictions(), cell.validation())] for of in (results, published)
     ]
@@ -100,13 +95,11 @@ def _are_equal(
     )
 
 
-def _texts(results: StoredResults[BaseRecord, BaseTimingRecord]) -> list[str]:
+def _texts(results: _Results) -> list[str]:
     return [record.model_dump_json() for record in (*(cell.record for cell in results.cells), *results.timings)]
 
 
-def write_published(
-    root: Path, results: StoredResults[BaseRecord, BaseTimingRecord], failures: Mapping[str, str]
-) -> list[Path]:
+def write_published(root: Path, results: _Results, failures: Mapping[str, str]) -> list[Path]:
     """Write the results of a run, rows included, into a folder that holds none; return the files.
 
     ``failures`` are the texts of the notes, by the folders of cells without a record.

@@ -73,8 +73,8 @@ def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> 
     failures = {name: text for name, text in failure_texts(run).items() if Path(name).parts[2] == folder_name(label)}
     out = out or Path("results") / "submissions" / folder_name(label)
     written = write_folder(out, run, part, failures, [Path(file)] if file else [])
-    fields = submission.model_dump(exclude_none=True)
-    write_text(out / SUBMISSION_FILE, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120))
+    text = yaml.safe_dump(submission.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
+    write_text(out / SUBMISSION_FILE, text)
     return [*written, out / SUBMISSION_FILE]
 
 
@@ -83,10 +83,7 @@ def _is_reference(record: BaseRecord, own: Sequence[BaseRecord]) -> bool:
 
 
 def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_code: bool) -> Iterator[str]:
-    """Yield a sentence for every fault of a submission that published results cannot have.
-
-    ``allow_code`` imports the method's file and checks its contract on tiny models.
-    """
+    """Yield a sentence for every fault of a submission itself; ``allow_code`` imports the method's file to check it."""
     try:
         submission = Submission.model_validate(read_fields(folder / SUBMISSION_FILE, "submission"))
         own = [record for record in records if record.label == submission.method]

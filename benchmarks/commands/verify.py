@@ -76,10 +76,8 @@ def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
         for what, found, recorded in _facts(record, cell.predictions(), cell.validation()):
             if np.shape(found) != np.shape(recorded) or not np.allclose(found, recorded, rtol=0, atol=_ROUNDING):
                 yield f"{what}: its rows give {np.asarray(found)}, its record {np.asarray(recorded)}"
-    except UserError as error:
-        yield str(error)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        yield f"its rows do not fit its record: {type(error).__name__}: {error}"
+    except (UserError, KeyError, IndexError, ValueError, TypeError) as error:
+        yield f"its rows do not fit its record: {error}"
 
 
 def _faults_of_other_files(root: Path) -> Iterator[str]:
@@ -131,12 +129,12 @@ def _of_instances(record: CellRecord, rows: pd.DataFrame, validation: pd.DataFra
             given = layers[np.arange(len(rows)), exits - 1]
             yield from _of_curve(name, record.curve_test[vertex.place], rows["label"], given, exits)
         if validation is not None:
-            on_curve, answers = record.curve_validation[vertex.place], validation[f"hull_prediction_{number}"]
-            yield from _of_curve(f"{name}, validation", on_curve, validation["label"], answers)
+            curve, answers = record.curve_validation[vertex.place], validation[f"hull_prediction_{number}"]
+            yield from _of_curve(f"{name}, validation", curve, validation["label"], answers, None)
 
 
 def _of_curve(
-    name: str, point: CurvePoint, labels: pd.Series, answers: ArrayLike, exits: pd.Series | None = None
+    name: str, point: CurvePoint, labels: pd.Series, answers: ArrayLike, exits: pd.Series | None
 ) -> Iterator[_Fact]:
     for metric, recorded in point.scores.items():
         yield f"{name}, {metric}", score(metric, labels.to_numpy(), np.asarray(answers)), recorded

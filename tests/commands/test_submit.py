@@ -222,8 +222,8 @@ def test_every_paper_of_a_method_has_an_entry_of_its_own_fields():
 
 def test_fields_of_an_entry():
     assert bibtex_of("x", "Bajpai & Hanawal, BEEM, ICLR 2025, arXiv 2502.00745 (its rule)") == (
-        "@misc{x,\n  author = {Bajpai and Hanawal},\n  title = {{BEEM}},\n  year = {2025},\n"
-        "  howpublished = {ICLR 2025},\n  eprint = {2502.00745},\n  archiveprefix = {arXiv},\n}"
+        "@misc{x,\n  author = {Bajpai and Hanawal},\n  title = {{BEEM}},\n  howpublished = {ICLR},\n"
+        "  year = {2025},\n  eprint = {2502.00745},\n  archiveprefix = {arXiv},\n}"
     )
     assert "howpublished" not in (bibtex_of("x", "He et al., DE3-BERT, 2024, arXiv 2402.05948") or "")
     assert bibtex_of("x", "unpublished") is None
