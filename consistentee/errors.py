@@ -3,6 +3,7 @@
 import difflib
 import re
 import reprlib
+import textwrap
 from collections.abc import Iterable
 from typing import Literal
 
@@ -50,6 +51,11 @@ def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:
 def shown(value: object) -> str:
     """Return a short text of any value for a message, on one line."""
     return " ".join(_repr.repr(value).split())
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the message of an error on one line, shortened; the name of its class if it has none."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 def printable(text: str, longest: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from consistentee.backbones.pretrained import NO_SAFETENSORS, check_pretrained
-from consistentee.errors import UserError
+from consistentee.errors import UserError, reason_of
 from consistentee.files import is_disk_full
 
 Answer = TypeVar("Answer")
@@ -52,7 +52,7 @@ def model_snapshot(repository: str) -> Path:
             raise UserError(
                 f"the disk that holds the hub's cache is full; free some space, or set HF_HOME ({error})"
             ) from error
-        raise HubError(f"the download broke off: {_first_line(error)}") from error
+        raise HubError(f"the download broke off: {reason_of(error)}") from error
 
 
 def ask(question: str, repository: str) -> Any:
@@ -65,7 +65,7 @@ def ask(question: str, repository: str) -> Any:
     except RepositoryNotFoundError as error:
         raise HubError(f"the hub has no public repository {repository}") from error
     except Exception as error:  # connection, proxy, certificate, HTTP: the libraries below have no common ancestor
-        raise HubError(f"the hub cannot be reached ({_first_line(error)})") from error
+        raise HubError(f"the hub cannot be reached ({reason_of(error)})") from error
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:
@@ -85,8 +85,3 @@ def within(seconds: float, call: Callable[[], Answer]) -> Answer:
         if future.done():
             raise
         raise TimeoutError(f"no answer within {seconds:g} seconds") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,13 +1,12 @@
 """Read stock models and tokenizers from a folder: no code of it runs, and damage is one sentence that names a file."""
 
 import json
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from consistentee.errors import UserError
+from consistentee.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +50,7 @@ def reading(place: object) -> Iterator[None]:
         is_panic = type(error).__name__ == "PanicException"  # of the tokenizers library; it is no Exception
         if isinstance(error, (UserError, MemoryError)) or not (is_panic or isinstance(error, Exception)):
             raise
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
-        raise UserError(f"{place} cannot be read: {reason}") from error
+        raise UserError(f"{place} cannot be read: {reason_of(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

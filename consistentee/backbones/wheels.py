@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from consistentee.errors import UserError
+from consistentee.errors import UserError, reason_of
 from consistentee.files import cache_dir, hash_file, is_disk_full, only_one, replacing
 
 if TYPE_CHECKING:
@@ -164,10 +164,9 @@ def _downloaded(package: PackageFile, downloads: Path, wanted_by: str) -> Path:
             except Exception as error:  # whatever stands between here and the index
                 if is_disk_full(error):
                     raise
-                reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
-                    f"{package.distribution} {package.version} cannot be downloaded ({reason}); check that pip reaches "
-                    f"a package index, or put the file {package.filename} into {downloads} by hand"
+                    f"{package.distribution} {package.version} cannot be downloaded ({reason_of(error)}); check that "
+                    f"pip reaches a package index, or put the file {package.filename} into {downloads} by hand"
                 ) from error
     actual = hash_file(path)
     if actual != package.sha256:
