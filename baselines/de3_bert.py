@@ -40,14 +40,8 @@ class DE3BERT(Method):
         model.add_head(_METRIC, HeadSpec(outputs=_WIDTH), seed=recipe.seed)
         spec = HeadSpec(outputs=model.num_labels, extra_inputs=_WIDTH, reads_pooled=False)
         model.add_head(_PROTOTYPES, spec, seed=recipe.seed)
-        stage = token_stage(
-            "prototypes",
-            _loss,
-            recipe,
-            also_trains=(f"exit_heads.{_METRIC}.", f"exit_heads.{_PROTOTYPES}."),
-            details={"method": repr(self)},
-        )
-        run_stage(model, source, stage, recipe)
+        trains = (f"exit_heads.{_METRIC}.", f"exit_heads.{_PROTOTYPES}.")
+        run_stage(model, source, token_stage("prototypes", _loss, recipe, also_trains=trains), recipe)
         _complete_squares(model)
         return model
 

@@ -62,13 +62,8 @@ class PALBERT(Method):
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
         spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
         model.add_head(_EXITS, spec, seed=recipe.seed)
-        stage = token_stage(
-            "expected-loss",
-            partial(_loss, self),
-            recipe,
-            also_trains=(f"exit_heads.{_EXITS}.",),
-            details={"method": repr(self)},
-        )
+        loss, trains = partial(_loss, self), (f"exit_heads.{_EXITS}.",)
+        stage = token_stage("expected-loss", loss, recipe, also_trains=trains, details={"method": repr(self)})
         run_stage(model, source, stage, recipe)
         return model
 

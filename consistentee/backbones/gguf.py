@@ -27,7 +27,6 @@ def dequantised(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Write model and tokenizer into ``folder``."""
     import torch
     from gguf import GGUFReader
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -35,10 +35,6 @@ class Prompt(str):
     def __getnewargs__(self) -> tuple[str, str, str]:  # type: ignore[override]  # str's own has one argument
         return self.before, self.body, self.after
 
-    def with_body(self, body: str) -> "Prompt":
-        """Return the prompt with another body."""
-        return Prompt(self.before, body, self.after)
-
 
 def cut_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep: Keep = "start") -> str:
     """Return ``prompt`` if its tokens fit, else the prompt with a shorter body.
@@ -55,14 +51,14 @@ def cut_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep:
 
     def of_pieces(count: int) -> Prompt:
         kept = pieces[:count] if keep == "start" else pieces[len(pieces) - count :]
-        return whole.with_body("".join(kept).strip())
+        return Prompt(whole.before, "".join(kept).strip(), whole.after)
 
     counts = range(1, len(pieces) + 1)
     fitting = bisect_right(counts, max_prompt_tokens, key=lambda count: len(encode(of_pieces(count))))
     if fitting == 0:
         raise UserError(
-            f"a prompt may have {max_prompt_tokens} tokens, but {str(whole.with_body('...'))[:80]!r} leaves no room "
-            "for a word of the text to be cut; raise max_prompt_tokens"
+            f"a prompt may have {max_prompt_tokens} tokens, but {f'{whole.before}...{whole.after}'[:80]!r} leaves no "
+            "room for a word of the text to be cut; raise max_prompt_tokens"
         )
     return of_pieces(fitting)
 

@@ -128,7 +128,6 @@ class ConsistentEE(PolicyParameters, Method):
     def _train_consistently(
         self, model: MultiExitModel, source: TokenSource, hardness: Tensor | None, recipe: Recipe
     ) -> None:
-        """Run stage 3."""
         loss = partial(self.exit_consistent_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
         stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details)
