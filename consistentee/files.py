@@ -26,14 +26,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-PARTIAL = ".partial"
-"""Ending of what a killed process may leave half-written; safe to delete."""
-
-OLD = ".old"
-"""Ending of the hidden name that a folder has while another one takes its place."""
-
-LOCK = ".lock"
-"""Ending of the hidden files that :func:`only_one` locks; empty, and safe to delete while nobody computes."""
+PARTIAL = ".partial"  # ending of what a killed process may leave half-written; safe to delete
+OLD = ".old"  # ending of the hidden name that a folder has while another one takes its place
+LOCK = ".lock"  # ending of the hidden files that only_one locks; empty, and safe to delete while nobody computes
 
 MAPPED_BYTES = 2**30
 """Larger tensors, and files of tensors, are memory-mapped, so that they may exceed the memory of the machine."""

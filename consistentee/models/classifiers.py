@@ -70,8 +70,7 @@ class ReadableLayer(Protocol):
         """``pooled`` of layers 1..t: [rows, t, width]."""
 
 
-NO_TOKENS = torch.empty(0)
-"""Stands for token states that were not kept."""
+NO_TOKENS = torch.empty(0)  # stands for token states that were not kept
 
 
 @dataclass(frozen=True)
