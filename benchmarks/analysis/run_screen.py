@@ -116,7 +116,7 @@ def board_table(board: Results, own: Results, just_computed: Collection[str]) ->
     ]
     missed = found[found["over"] | found["under"]].to_dict("records")
     if missed:
-        layers = [f"{line['method']} {line['layers']:.1f} at {line['budget']:g}x" for line in missed]
+        layers = [f"{line['method']} {line['layers']:.2f} at {line['budget']:g}x" for line in missed]
         notes.append(f"Layers where a budget was not met: {', '.join(layers)}.")
     if published:
         others = ", ".join(published)

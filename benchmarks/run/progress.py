@@ -174,7 +174,10 @@ class RunProgress:
             for job, running in self._running.items():
                 if not self._is_live and now < running.next_line:
                     continue
-                position = read_status(job.status) or Position("starting")
+                position = read_status(job.status)
+                if position is None and running.place:  # the process has ended
+                    continue
+                position = position or Position("starting")
                 words, place = in_words(position), (position.stage, position.done)
                 if self._is_live:
                     self._bars.update(running.bar, description=escape(f"{running.title}: {words}"), refresh=True)

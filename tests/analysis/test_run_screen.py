@@ -69,6 +69,8 @@ def test_one_screen_says_how_to_read_it_and_what_next(everything, small_run):
     assert len(shown.splitlines()) <= 26
     assert "Points against the full model at equal cost, mcid · minilm-l6" in shown
     assert "> measured just now; the others are stored (published)" in shown
+    found = comparison_of(load_results(everything / "run")).headline
+    assert ("Layers where a budget was not met: " in shown) == bool((found["over"] | found["under"]).any())
     assert f"consistentee table {small_run}" in shown
 
 

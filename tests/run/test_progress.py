@@ -142,6 +142,8 @@ class TestWhatTheRunShows:
             shown.update(now)
         StatusFile(job.status)(Position("training joint", 31, 50, 31, 992, 33.0))
         shown.update(1041)
+        job.status.unlink()  # its process ends
+        shown.update(1052)
         shown.ended(job)
         shown.update(1050)
         assert console.file.getvalue().splitlines() == [
