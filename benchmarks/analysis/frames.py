@@ -143,16 +143,18 @@ class Results:
     def tasks(self) -> pd.DataFrame:
         """Tasks with their ``metric``, ``num_layers``, ``full_label`` and whether they count in means (``compared``).
 
-        A task counts if at least half of all labels were run on it: most methods need classes, so that with a
+        A task counts if half of the labels to compare were run on it: most methods need classes, so that with a
         regression among the tasks no other method would be defined on all of them.
         """
         groups = self.knobs.groupby(TASK)
-        found = groups.agg(metric=("metric", "first"), num_layers=("num_layers", "first"), labels=("label", "nunique"))
+        found = groups.agg(metric=("metric", "first"), num_layers=("num_layers", "first"))
+        own = self.knobs[self.knobs["label"].isin(self.labels_to_compare)].groupby(TASK)["label"].nunique()
+        found["labels"] = own.reindex(found.index, fill_value=0)
         full = [labels_of_role(dict(zip(own["label"], own["method"], strict=True)), FULL) for _, own in groups]
         found["full_label"] = [labels[0] if labels else None for labels in full]
         known = found.index[found["full_label"].notna()] if found["full_label"].notna().any() else found.index
-        labels = {(r.task, r.backbone, r.label) for r in self.records if (r.task, r.backbone) in known}
-        enough = found.index[2 * found["labels"] >= len({label for *_, label in labels})].intersection(known)
+        labels = {r.label for r in self.records if (r.task, r.backbone) in known}.intersection(self.labels_to_compare)
+        enough = found.index[2 * found["labels"] >= len(labels)].intersection(known)
         found["compared"] = found.index.isin(enough if len(enough) else known)
         return found
 

@@ -199,3 +199,10 @@ def test_generation(tmp_path):
     found = EqualCost(results, (1.5,)).by_task.set_index("label")
     for label in results.labels_to_compare:
         assert found.at[label, "points"] == pytest.approx(found.at[label, "score"] - 0.3)
+
+
+def test_references_do_not_make_a_task_count():
+    records = [*made_up_suite(), *(r for r in made_up_suite(task="stsb") if r.label in ("full", "majority", "static"))]
+    for labels in (None, ["deebert", "pabee"], ["deebert", "pabee", "static"]):
+        tasks = results_of(records).only(labels).tasks
+        assert list(tasks.index[tasks["compared"]]) == [("mcid", "minilm-l6")], labels
