@@ -227,7 +227,7 @@ def curves_figure(results: Results) -> "Figure | None":
         for _, curve in own[own["name"].isna()].groupby("label"):
             axes.plot(curve["speedup"], curve["value"], color="0.85", linewidth=0.7, zorder=0)
         drawn = own.dropna(subset=["name"])
-        style = {"markers": True, "markersize": 3.5, "linewidth": 1.1, "estimator": None, "palette": colours}
+        style = {"markers": True, "markersize": 3.5, "mew": 0, "linewidth": 1.1, "estimator": None, "palette": colours}
         order = {"hue": "name", "style": "name", "hue_order": list(colours), "style_order": list(colours)}
         sns.lineplot(drawn, x="speedup", y="value", legend=axes is grid[0], ax=axes, **style, **order)
         shown = drawn.loc[drawn["speedup"] <= results.speedups[-1], "value"]
