@@ -109,7 +109,7 @@ def run_suite(
         raise UserError("--fresh computes all cells: it takes neither --shard nor --only-timing")
     times = times and shard is None and suite.timing.rounds > 0
     if not train and not times:
-        raise UserError("nothing to do: --only-timing takes neither --shard nor --no-timing, and a suite with times")
+        raise UserError("nothing to do: --only-timing takes no --shard and no --no-timing; the suite must have times")
     console = console or Console(stderr=True)
     if is_published(out):
         raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")
