@@ -192,7 +192,7 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_suit
     assert "gate" in printed["table"]
     assert list(Path("runs/quick").glob("*.png"))
     found = benchmarks.load_results("runs/quick")
-    assert {"Gate", "calm-softmax"} <= set(found.labels_to_compare)
+    assert {"gate", "calm-softmax"} <= set(found.labels_to_compare)
     assert "| Gate | confidence=" in render(found, "all")
 
 

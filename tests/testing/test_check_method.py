@@ -311,7 +311,7 @@ def test_a_method_that_cannot_be_trained_is_not_checked():
     ("method", "family", "message"),
     [
         ("full", "bertt", "unknown family 'bertt'; did you mean 'bert'"),
-        ("token-full", "bert", "unknown family 'bert'; known: gpt2, llama"),
+        ("token-full", "bert", "unknown family 'bert'; known: gemma, gpt2, llama"),
     ],
 )
 def test_families_are_those_of_the_kind(method, family, message):
