@@ -193,7 +193,7 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_suit
     assert list(Path("runs/quick").glob("*.png"))
     found = benchmarks.load_results("runs/quick")
     assert {"gate", "calm-softmax"} <= set(found.labels_to_compare)
-    assert "| Gate | confidence=" in render(found, "all")
+    assert "| gate | confidence=" in render(found, "all")
 
 
 def test_the_suite_of_the_guide_loads(tmp_path):
