@@ -65,7 +65,8 @@ def one_family(monkeypatch) -> None:
 
 @pytest.fixture
 def copy(submissions, tmp_path) -> Path:
-    return Path(shutil.copytree(submissions["gate"], tmp_path / "Gate"))
+    ignored = shutil.ignore_patterns("__pycache__")  # of a test that ran the code
+    return Path(shutil.copytree(submissions["gate"], tmp_path / "Gate", ignore=ignored))
 
 
 def seal_again(folder: Path) -> None:
