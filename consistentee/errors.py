@@ -38,14 +38,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:
     """Build the error for a model or an architecture that is of ``kind`` where the other one is wanted."""
     if kind == "encoder":
-        says = "is an encoder: it classifies text and generates none; use "
-        says += "`consistentee train mcid --method consistentee"
-        others = "`consistentee check-backbone`, or MultiExitModel"
-    else:
-        says = "is a decoder: it generates text and classifies none; use "
-        says += "`consistentee train dolly --method consistentee-tokens"
-        others = "`consistentee suitability`, or MultiExitDecoder"
-    return UserError(f"{name!r} {says} --backbone NAME`, {others}")
+        return UserError(
+            f"{name!r} is an encoder: it classifies text and generates none; use `consistentee train mcid --method "
+            "consistentee --backbone NAME`, `consistentee check-backbone`, or MultiExitModel"
+        )
+    return UserError(
+        f"{name!r} is a decoder: it generates text and classifies none; use `consistentee train dolly --method "
+        "consistentee-tokens --backbone NAME`, `consistentee suitability`, or MultiExitDecoder"
+    )
 
 
 def shown(value: object) -> str:

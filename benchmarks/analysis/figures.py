@@ -1,5 +1,6 @@
-"""Print figures, by seaborn over the frames of results: equal cost, curves, exit layers, Memorized Layers,
-training.
+"""Print figures, by seaborn over the frames of results.
+
+Their kinds are points at equal cost, curves, exit layers, Memorized Layers and training.
 
 Figures fit the text of a paper as they are, with letters of 7 to 8 points and colours that colour-blind eyes tell
 apart. Each has a file with its caption.
@@ -227,9 +228,10 @@ def curves_figure(results: Results) -> "Figure | None":
         for _, curve in own[own["name"].isna()].groupby("label"):
             axes.plot(curve["speedup"], curve["value"], color="0.85", linewidth=0.7, zorder=0)
         drawn = own.dropna(subset=["name"])
-        style = {"markers": True, "markersize": 3.5, "mew": 0, "linewidth": 1.1, "estimator": None, "palette": colours}
+        style = {"markers": True, "markersize": 3.5, "markeredgewidth": 0, "linewidth": 1.1}
         order = {"hue": "name", "style": "name", "hue_order": list(colours), "style_order": list(colours)}
-        sns.lineplot(drawn, x="speedup", y="value", legend=axes is grid[0], ax=axes, **style, **order)
+        fixed = {"legend": axes is grid[0], "ax": axes, "estimator": None, "palette": colours}
+        sns.lineplot(drawn, x="speedup", y="value", **fixed, **style, **order)
         shown = drawn.loc[drawn["speedup"] <= results.speedups[-1], "value"]
         if len(shown):
             margin = 0.08 * (own["value"].max() - shown.min() + 1)
@@ -307,7 +309,7 @@ def training_figure(results: Results) -> "Figure | None":
 
 
 def rows_of(results: Results) -> str:
-    """Return what exits."""
+    """Return the name of the rows that exit, for axes and captions."""
     return "decoded tokens" if results.kind == "generation" else "test rows"
 
 

@@ -168,7 +168,7 @@ class Results:
         """The mark of times in tables: * if some were taken in fewer than three rounds."""
         return "*" if any(timing.rounds < 3 for timing in self.timings) else ""
 
-    def slug(self, task: tuple[str, str]) -> str:
+    def file_name_of(self, task: tuple[str, str]) -> str:
         """Return a task's name for files and labels, with the backbone where there are several."""
         several = self.tasks.index.unique("backbone").size > 1
         return "-".join(map(folder_name, task if several else task[:1]))

@@ -63,6 +63,9 @@ def _with_intervals(comparison: EqualCost) -> pd.DataFrame:
     return comparison.with_intervals(comparison.by_task).set_index([*CURVE, "speedup"])
 
 
+_LATENCY_NOTE = "Latency: seconds until a text has ended since all in flight were asked: median / 90th percentile."
+
+
 def batches(results: Results) -> pd.DataFrame:
     """Return how fast everything timed is at every batch, in step and regrouped: medians over the rounds.
 
@@ -114,22 +117,21 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
     frame.columns = [" ".join(names) for names in frame.columns]
     frame["layers"] = found.groupby(curves)["layers"].mean()
     of_texts = results.kind == "generation"
-    unit, stock, rows = ("tokens", "stock generate", "prompts") if of_texts else ("texts", "the stock model", "texts")
+    kinds, unit, stock, rows = ["batch"], "texts", "the stock model", "texts"
+    if of_texts:
+        kinds, unit, stock, rows = ["batch", "latency"], "decoded tokens", "stock generate", "prompts"
     return Table(
         title=f"Batches in step and regrouped · {' · '.join(task)}",
-        name=f"batches-{results.slug(task)}",
+        name=f"batches-{results.file_name_of(task)}",
         frame=frame.reset_index().sort_values(["place", "layers"]).replace({np.nan: None}),
         columns=[
             *(Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")),
-            *(Column(f"{kind} {name}") for kind in ("batch", "latency")[: 1 + of_texts] for name in ordered),
+            *(Column(f"{kind} {name}") for kind in kinds for name in ordered),
         ],
         notes=[
-            f"Batch: {unit} a second{' of decoding' * of_texts} (x {stock}'s with as many {rows} in flight; share of "
-            f"the speed that the layers allow). 8 of 32: of 32 {rows} in flight, 8 run at a time; the others are in "
-            "step. "
-            + "Latency: seconds until a text has ended since all in flight were asked: median / 90th percentile. "
-            * of_texts
-            + "Medians over rounds."
+            f"Batch: {unit} a second (x {stock}'s with as many {rows} in flight; share of the speed that the layers "
+            f"allow), medians over rounds. 8 of 32: of 32 {rows} in flight, 8 run at a time; the others are in step.",
+            *([_LATENCY_NOTE] if of_texts else []),
         ],
         labels="label",
     )

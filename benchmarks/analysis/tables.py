@@ -224,6 +224,7 @@ def _in_order(results: Results, curves: Iterable[Any]) -> list[Any]:
     return sorted(curves, key=lambda curve: (curve[:2], place[curve[2]]))
 
 
+@lru_cache(maxsize=4)
 def operating_points(results: Results) -> pd.DataFrame:
     """Return the lines of :func:`chosen_knobs` with what they score and cost on test rows, averaged over seeds.
 
@@ -292,7 +293,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
     metric = own["metric"].iloc[0] if task else "score"
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
-        name=f"points-{results.slug(task)}" if task else "points",
+        name=f"points-{results.file_name_of(task)}" if task else "points",
         frame=own.rename(columns={"label": "method", "method": "implementation"}),
         columns=[
             Column("method"),

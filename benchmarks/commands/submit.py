@@ -1,4 +1,4 @@
-"""Hand in the result of a method: its cells with the full model's, its source, and who stands for it, as one folder.
+"""Hand in the result of a method as one folder: its cells, the full model's, its source and its author.
 
 The folder has the format of published results, so that every command reads it, and can be verified by anybody.
 """
@@ -27,7 +27,7 @@ _VERSIONS = {"method_version", "engine_version", "training_version"}
 
 
 class Submission(Strict):
-    """What people must know of a submission; ``author``, ``paper`` and ``bibtex`` may be edited."""
+    """Describe a submission for its readers; ``author``, ``paper`` and ``bibtex`` may be edited."""
 
     method: str = Field(description="its label in the records")
     code: str | None = Field(None, pattern=r"^[\w-]+\.py:\w+$", description="its file in this folder, and the class")

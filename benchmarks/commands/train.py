@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import TrainedCell
+from benchmarks.kinds.kind import Chosen, TrainedCell
 from benchmarks.run.cell import trained
 from benchmarks.run.plan import Inputs
 from benchmarks.run.progress import StageProgress
@@ -28,9 +28,10 @@ from benchmarks.testing.encoders import TinyModels, make_task
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
-from consistentee.methods.method import AnyMethod, code_file, get_method
+from consistentee.methods.method import AnyMethod, Method, code_file, get_method
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import Position, begin_stage, listening
-from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.instance_trace import Trace, record_trace
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,13 +62,18 @@ def train_model(
 
     Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files.
     """
-    if risk is not None:
-        check_shares(risk=risk)
     name = "generation" if task_kind(task_name) == "text" else "classification"
     kind = kind_named(name)
     method = get_method(method_name, **parameters)
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
+    if risk is not None:
+        check_shares(risk=risk)
+        if name != "classification":
+            raise UserError("--risk is for tasks of labels")
+    unfinished = out / UNFINISHED
+    if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
+        raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
     suite = kind.suite.model_validate(
         {
             "name": "one-model",
@@ -80,11 +86,6 @@ def train_model(
             "recipe": checked_settings(type(kind.suite.model_fields["recipe"].default), settings),
         }
     )
-    if risk is not None and name != "classification":
-        raise UserError("--risk is for tasks of labels")
-    unfinished = out / UNFINISHED
-    if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
-        raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
     (spec,) = expand(suite)
     inputs = Inputs(data_dir)
     rows = inputs.rows(spec)
@@ -102,22 +103,33 @@ def train_model(
             chosen = kind.choose(TrainedCell(spec, rows, method, model, key, store))
             knob, why = chosen.default_knob, ""
             if risk is not None:
-                found = control_risk(method, model, record_trace(model, rows.task.validation, store=store), risk)
-                knob, why = found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
-                if not found.proven:
-                    why = " (full depth: no early exit is proven to lose as little)"
+                knob, why = _controlled(method, model, record_trace(model, rows.task.validation, store=store), risk)
         model.description.default_knob = knob
         (out / kind.model_file).unlink(missing_ok=True)  # an old description does not fit the weights written next
         model.save_pretrained(out)
     except KeyboardInterrupt as error:
-        kept = "finished stages and checkpoints" if any(store.glob("*.safetensors")) else "nothing yet"
-        raise KeyboardInterrupt(f"interrupted; kept in {unfinished}: {kept}; the same command continues") from error
+        kept = f"finished stages and checkpoints are kept in {unfinished}; the same command continues"
+        if not any(store.glob("*.safetensors")):
+            kept = "there is no checkpoint yet; the same command starts again"
+        raise KeyboardInterrupt(f"interrupted: {kept}") from error
     shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
+    return _points_table(f"{method.name} on {rows.task.name}, saved in {out}", uses, method.knob.name, chosen)
+
+
+def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float) -> tuple[float, str]:
+    """Choose the knob by risk control; return it and the reason, in brackets."""
+    found = control_risk(method, model, trace, risk)
+    if not found.proven:
+        return found.knob, " (full depth: no early exit is proven to lose as little)"
+    return found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
+
+
+def _points_table(title: str, caption: str, knob_name: str, chosen: Chosen) -> "Table":
     points = chosen.columns()
-    table = plain_table(f"{method.name} on {rows.task.name}, saved in {out}", uses)
-    add_columns(table, method.knob.name, "chosen for")
+    table = plain_table(title, caption)
+    add_columns(table, knob_name, "chosen for")
     add_columns(table, *points[0][2], numbers=True)
     for point, targets, numbers in points:
         add_row(table, f"{point:.4g}", in_words(targets), *numbers.values())

@@ -345,7 +345,7 @@ def check_decoder_family(family: str) -> None:
         raise wrong_kind(family, "encoder")
     if family not in DECODER_STEPPERS:
         supported = ", ".join(sorted(DECODER_STEPPERS))
-        why = ": exits are trained on logits without a soft cap" if family in ("gemma2", "gemma3_text") else ""
+        why = ": exits are trained on logits without a soft cap" if family == "gemma2" else ""
         raise UserError(f"no layer-stepping for decoders of architecture {family!r}{why}; supported: {supported}")
 
 

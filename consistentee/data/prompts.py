@@ -13,6 +13,9 @@ from consistentee.errors import UserError
 Keep = Literal["start", "end"]
 """The end of a long text that is kept."""
 
+ChatTemplate = Literal["auto", "never"]
+"""Whether prompts are put into the tokenizer's chat template, as messages of a user, where it has one."""
+
 Encode = Callable[[str], Sequence[int]]
 """Convert a prompt to its tokens, with special tokens."""
 

@@ -1,4 +1,4 @@
-"""What a model's ``generation_config`` says of its texts: which tokens may follow, and what ends a text.
+"""Apply a model's ``generation_config`` to its texts: which tokens may follow, and what ends a text.
 
 Each setting is applied by the logits processor of transformers that ``generate`` uses, to one row's own tokens: a
 text is that of stock ``generate`` at batch 1, whatever the batch. Exit rules read the exit's own distribution, as

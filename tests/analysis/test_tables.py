@@ -182,8 +182,8 @@ def test_every_table_has_a_name_of_its_own(results, tmp_path):
     assert (tmp_path / "tests.tex").read_text().count(r"\end{table}") == 1
     others = [replace(c, record=c.record.model_copy(update={"backbone": "org/other"})) for c in results.cells]
     both = results.with_cells([*results.cells, *others])
-    assert both.slug(("mcid", "minilm-l6")) == "mcid-minilm-l6"
-    assert both.slug(("mcid", "org/other")) == "mcid-org-other-" + short_hash("org/other")
+    assert both.file_name_of(("mcid", "minilm-l6")) == "mcid-minilm-l6"
+    assert both.file_name_of(("mcid", "org/other")) == "mcid-org-other-" + short_hash("org/other")
 
 
 @pytest.mark.parametrize(

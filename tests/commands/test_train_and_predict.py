@@ -204,13 +204,13 @@ def test_ctrl_c_says_what_is_kept_and_other_settings_begin_anew(deebert, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(train, "trained", interrupt)
         early = call(*deebert, "--out", out)
-        assert (early.exit_code, "nothing yet; the same command continues" in early.stderr) == (130, True)
+        assert (early.exit_code, "no checkpoint yet; the same command starts again" in early.stderr) == (130, True)
     with monkeypatch.context() as patch:
         patch.setattr(Classification, "choose", interrupt)
         late = call(*deebert, "--out", out)
     assert late.exit_code == 130
-    place = out / train.UNFINISHED
-    assert f"interrupted; kept in {place}: finished stages and checkpoints; the same command continues" in late.stderr
+    kept = f"finished stages and checkpoints are kept in {out / train.UNFINISHED}; the same command continues"
+    assert f"interrupted: {kept}" in late.stderr
     assert call("predict", out, "w1").exit_code == 2, "there is no model yet"
     other = call(*deebert, "frozen_steps=12", "--out", out)
     assert other.exit_code == 0, other.output

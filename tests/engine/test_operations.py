@@ -29,7 +29,7 @@ _READS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "nu
 
 @dataclass
 class Work:
-    """What a step does. ``layers`` are those that are called, whatever the number of rows."""
+    """Counts of one step; ``layers`` are those that are called, whatever the number of rows."""
 
     operations: float = 0
     reads: float = 0

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import PositiveInt
 
+from consistentee.data.prompts import ChatTemplate
 from consistentee.errors import UserError
 from consistentee.models.base import Description
 from consistentee.models.decoder.adapters import AdapterKind
@@ -13,9 +14,6 @@ from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers
 from consistentee.models.decoder.lora import LoraSpec
 
 _DEFAULT_EXITS = 5
-
-ChatTemplate = Literal["auto", "never"]
-"""Whether prompts are put into the tokenizer's chat template, as messages of a user, where it has one."""
 
 
 @dataclass(kw_only=True)

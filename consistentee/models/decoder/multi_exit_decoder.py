@@ -20,7 +20,7 @@ from consistentee.backbones.decoders import (
     positions_of,
 )
 from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer, reading
-from consistentee.data.prompts import Keep, fit_prompt
+from consistentee.data.prompts import ChatTemplate, Keep, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
@@ -28,7 +28,6 @@ from consistentee.models.decoder import lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, build_adapter
 from consistentee.models.decoder.branches import Branch, BranchSpec
 from consistentee.models.decoder.description import (
-    ChatTemplate,
     DecoderDescription,
     check_closing_layers,
     check_exit_layers,
