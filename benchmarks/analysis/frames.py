@@ -183,11 +183,13 @@ class Results:
         """Return the columns of a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
-                table = self.cells[cell].predictions()
-                in_order = table if table["row"].is_monotonic_increasing else table.sort_values("row")
-                self._predictions[cell] = {str(name): column.to_numpy() for name, column in in_order.items()}
+                columns = self.cells[cell].columns()
             except UserError:  # the rows are gone; what the record holds still stands
-                self._predictions[cell] = None
+                columns = None
+            if columns is not None and (np.diff(columns["row"]) < 0).any():
+                order = np.argsort(columns["row"])
+                columns = {name: column[order] for name, column in columns.items()}
+            self._predictions[cell] = columns
         return self._predictions[cell]
 
     def answers(self, knob: Any, measure: str | None = None) -> Answers | None:

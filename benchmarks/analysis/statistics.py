@@ -21,7 +21,8 @@ MEAN_BY_SIZE = "mean by size"
 """The metric of answers that are sums over as many parts as the labels say: a mean over all parts."""
 
 RESAMPLES = 1000
-_AT_ONCE = 100
+_COUNTERS = 60_000
+"""Counters of resamples that are filled at once: few enough for the processor's cache."""
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -43,7 +44,10 @@ _TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], F
         lambda true, answers: np.stack([true * answers, true != answers], axis=-1).astype(float),
         lambda terms: _ratio(2 * terms[..., 0], 2 * terms[..., 0] + terms[..., 1]),
     ),
-    "matthews": (_products, _correlation),  # of two classes, 0 and 1: the correlation of the answers with the truth
+    "matthews": (  # of two classes, 0 and 1, which are their own squares: the correlation of the answers with the truth
+        lambda true, answers: np.stack([true, answers, true * answers], axis=-1),
+        lambda terms: _correlation(terms[..., [0, 1, 0, 1, 2]]),
+    ),
     "pearson": (_products, _correlation),
     MEAN: (lambda _, answers: answers[:, None], lambda terms: terms[..., 0]),
     MEAN_BY_SIZE: (
@@ -68,19 +72,21 @@ def terms_of(metric: str, labels: ArrayLike, answers: ArrayLike) -> Floats:
     return _TERMS[metric][0](np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
 
 
-@lru_cache(maxsize=2)
-def resample_counts(rows: int, part: int, resamples: int, seed: int) -> Floats:
+@lru_cache(maxsize=40)  # several tasks have equally many rows
+def resample_counts(rows: int, part: int, resamples: int, seed: int) -> NDArray[np.uint16]:
     """Draw rows with replacement, and count how often each was drawn: [rows, resamples].
 
     Equal arguments give the same resamples, so that differences between methods are paired.
     """
-    counts = np.empty((resamples, rows))
+    counts = np.empty((resamples, rows), dtype=np.uint16)
     generator = np.random.default_rng([seed, rows, part])
-    for start in range(0, resamples, _AT_ONCE):  # few enough counters for the processor's cache
-        size = min(_AT_ONCE, resamples - start)
-        drawn = generator.integers(rows, size=(size, rows), dtype=np.int32)
-        places = drawn + (rows * np.arange(size, dtype=np.int64))[:, None]
-        counts[start : start + size] = np.bincount(places.ravel(), minlength=size * rows).reshape(size, rows)
+    at_once = max(1, _COUNTERS // rows)
+    first_places, places = np.repeat(rows * np.arange(at_once), rows), np.empty(at_once * rows, dtype=np.int64)
+    for start in range(0, resamples, at_once):
+        size = rows * min(at_once, resamples - start)
+        drawn = generator.integers(rows, size=size, dtype=np.int32)
+        np.add(drawn, first_places[:size], out=places[:size])
+        counts[start : start + at_once] = np.bincount(places[:size], minlength=size).reshape(-1, rows)
     return counts.T
 
 
@@ -89,7 +95,7 @@ def resampled_scores(metric: str, terms: Floats, *, resamples: int = RESAMPLES, 
     rows = terms.shape[1]
     flat = np.moveaxis(terms, 1, -1).reshape(-1, rows)
     sums = [
-        flat @ resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
+        flat @ resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed).astype(float)
         for start in range(0, resamples, RESAMPLES)
     ]
     means = (np.concatenate(sums, axis=1) / rows).reshape(len(terms), -1, resamples)

@@ -21,6 +21,7 @@ from consistentee.files import clear_leftovers, make_folder, replacing, set_asid
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -147,14 +148,14 @@ def keep_timing(folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read_rows(path: Path) -> "pd.DataFrame":
+def read_rows(path: Path) -> "pa.Table":
     """Read a file of rows that a cell left behind. Raises UserError if it cannot be read."""
-    import pandas as pd
+    import pyarrow.parquet as pq
 
     try:
         if fault := file_fault(path.parent / RECORD_FILE, path.name):
             raise ValueError(fault)
-        return pd.read_parquet(path, page_checksum_verification=True)
+        return pq.read_table(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}; run the suite again to recompute it") from error
 

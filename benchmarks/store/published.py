@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +18,6 @@ import pyarrow.parquet as pq
 from benchmarks.store.folders import CELLS_FILE, HASHES_FILE, PREDICTIONS_FILE, VALIDATION_FILE
 from benchmarks.store.hashes import file_fault
 from consistentee.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TIMINGS_FILE = "timings.parquet"
 ROWS_FILES = {PREDICTIONS_FILE: "rows.parquet", VALIDATION_FILE: "validation.parquet"}
@@ -39,7 +35,7 @@ def read_texts(root: Path, file: str) -> dict[str, str]:
         return dict(zip(table["file"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
-def read_own_rows(root: Path, number: int, name: str) -> "pd.DataFrame | None":
+def read_own_rows(root: Path, number: int, name: str) -> pa.Table | None:
     """Return the table of a cell, by the name of its own file; None if it has none. Raises UserError."""
     path = root / ROWS_FILES[name]
     with _readable(path):
@@ -47,11 +43,9 @@ def read_own_rows(root: Path, number: int, name: str) -> "pd.DataFrame | None":
         written = cells[name][number].as_py() if name in cells.column_names else None
         if written is None:
             return None
-        schema, rows = pa.ipc.read_schema(pa.py_buffer(written)), _table(path)
-        first, end = np.searchsorted(rows[CELL_COLUMN].to_numpy(), [number, number + 1])  # the numbers of cells rise
-        own = rows.slice(first, end - first)
-        table = pa.table([_cast(own[field.name], field.type) for field in schema], schema=schema)
-        return table.to_pandas(use_threads=False, ignore_metadata=True)  # a third of the time; the index is the default
+        schema, first = pa.ipc.read_schema(pa.py_buffer(written)), _first_rows(path, path.stat().st_mtime_ns)
+        own = _table(path).slice(first[number], first[number + 1] - first[number])
+        return pa.table([_cast(own[field.name], field.type) for field in schema], schema=schema)
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
@@ -67,7 +61,14 @@ def _table(path: Path) -> pa.Table:
 @lru_cache(maxsize=8)
 def _table_as_of(path: Path, changed: int) -> pa.Table:
     """Keep a table until its file has ``changed``: a folder may be published again while it is open."""
-    return pq.read_table(path, page_checksum_verification=True).combine_chunks()
+    return pq.read_table(path, page_checksum_verification=True)
+
+
+@lru_cache(maxsize=4)
+def _first_rows(path: Path, changed: int) -> list[int]:
+    """Return where the rows of cells 0, 1, ... begin, and the number of all rows."""
+    numbers = _table_as_of(path, changed)[CELL_COLUMN].to_numpy()  # they rise
+    return np.searchsorted(numbers, np.arange(numbers.max(initial=-1) + 2)).tolist()
 
 
 @contextmanager

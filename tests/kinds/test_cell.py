@@ -51,7 +51,7 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
     run(spec, toy_task, folder)
     record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
-    table = read_rows(folder.cell(spec) / PREDICTIONS_FILE)
+    table = read_rows(folder.cell(spec) / PREDICTIONS_FILE).to_pandas()
     assert table["label"].tolist() == list(toy_task.test.labels)
     for number, operating_point in enumerate(record.operating_points):
         exits = table[f"exit_layer_{number}"]
