@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from comparing import tokens_of
 from conftest import random_prompts
 
 from baselines.references import RandomRule
+from benchmarks.testing.watching import stock_tokens
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 
@@ -17,33 +18,13 @@ NEW_TOKENS = 10
 MIXED = RandomRule(2.5, seed=1)
 
 
-def stock_tokens(model, rows: list[list[int]], new_tokens: int = NEW_TOKENS, **options) -> list[list[int]]:
-    """Return what the stock model's own ``generate`` writes for a batch, padded on the left."""
-    longest = max(map(len, rows))
-    tokens = torch.tensor([[model.pad_id] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    written = model.backbone.generate(
-        tokens, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=model.pad_id, **options
-    )
-    ends = model.end_tokens
-    texts = []
-    for row in written[:, longest:].tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), len(row))
-        texts.append(row[: end + 1])
-    return texts
-
-
-def tokens_of(out) -> list[list[int]]:
-    return [tokens.tolist() for tokens in out.tokens]
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
-    """Padded batches of the stock model; tests/testing has every family, prompt by prompt."""
+    """The contract has every family."""
     model = tiny_decoder()
     model.backbone.set_attn_implementation(attention)
     rows = model.encode(PROMPTS)
-    expected = stock_tokens(model, rows[:8]) + stock_tokens(model, rows[8:])
+    expected = [stock_tokens(model, row, NEW_TOKENS) for row in rows]
     for size in (1, 8):
         out = generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=size)
         assert tokens_of(out) == expected
@@ -53,16 +34,11 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
     assert not torch.cat(out.late_layers).any()
 
 
-@pytest.mark.parametrize("kv", ["propagate", "exact"])
-def test_texts_come_in_the_order_of_the_prompts(tiny_decoder, kv):
+def test_texts_come_in_the_order_of_the_prompts(tiny_decoder):
     model = tiny_decoder()
-    rows = model.encode(PROMPTS)
-    sorted_or_not = [
-        generate_encoded(model, rows, MIXED, max_new_tokens=NEW_TOKENS, batch_size=4, kv=kv, sort_by_length=sort)
-        for sort in (True, False)
-    ]
-    assert tokens_of(sorted_or_not[0]) == tokens_of(sorted_or_not[1])
-    assert sorted_or_not[0].prompt_tokens == [len(row) for row in rows]
+    options = {"max_new_tokens": NEW_TOKENS, "batch_size": 4}
+    by_length, as_given = (generate(model, PROMPTS, MIXED, **options, sort_by_length=sort) for sort in (True, False))
+    assert tokens_of(by_length) == tokens_of(as_given)
 
 
 def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decoder):
@@ -165,30 +141,13 @@ class TestEndings:
         assert math.isnan(out.average_layers)
 
 
-class TestSampledTexts:
-    def test_they_depend_on_the_seed_alone(self, tiny_decoder):
-        model = tiny_decoder()
-        first, again, other = (
-            tokens_of(
-                generate(
-                    model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, sampling=Sampling(0.8, seed=seed), batch_size=size
-                )
-            )
-            for seed, size in ((1, 8), (1, 1), (2, 8))
-        )
-        assert first == again
-        assert first != other
-
-
-class TestBadInput:
-    def test_a_prompt_must_fit_with_what_is_to_be_written(self, tiny_decoder):
-        model = tiny_decoder()
-        row = model.encode(["ba " * 110])[0]
-        limit = model.stepper.position_limit
-        fits = limit - len(row) + 1
-        assert (
-            len(generate_encoded(model, [row], StaticRule(1), max_new_tokens=fits, end_at_eos=False).tokens[0]) == fits
-        )
-        message = f"prompt 2 of 2 has {len(row)} tokens, and with {fits + 1} new ones that is more than the {limit}"
-        with pytest.raises(UserError, match=message):
-            generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)
+def test_a_prompt_must_fit_with_what_is_to_be_written(tiny_decoder):
+    model = tiny_decoder()
+    row = model.encode(["ba " * 110])[0]
+    limit = model.stepper.position_limit
+    fits = limit - len(row) + 1
+    whole = generate_encoded(model, [row], StaticRule(1), max_new_tokens=fits, end_at_eos=False)
+    assert len(whole.tokens[0]) == fits
+    message = f"prompt 2 of 2 has {len(row)} tokens, and with {fits + 1} new ones that is more than the {limit}"
+    with pytest.raises(UserError, match=message):
+        generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)

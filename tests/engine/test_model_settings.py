@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from comparing import tokens_of
 from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule
 from benchmarks.testing.watching import stock_tokens
-from consistentee.engine.generate import Generations, generate, generate_encoded
+from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
@@ -18,10 +19,6 @@ from consistentee.rules.exit_rule import NeverExit, StaticRule
 PROMPTS = random_prompts(5, seed=3)
 NEW_TOKENS = 10
 WAYS = ({"batch_size": 1}, {"batch_size": 8}, {"batch_size": 2, "in_flight": 4})
-
-
-def written(out: Generations) -> list[list[int]]:
-    return [tokens.tolist() for tokens in out.tokens]
 
 
 def usual_tokens(model: MultiExitDecoder) -> list[int]:
@@ -62,9 +59,9 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, set
     expected = [stock_tokens(model, row, NEW_TOKENS) for row in rows]
     assert expected != without, "the setting changes texts"
     for way in WAYS:
-        assert written(generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, **way)) == expected
+        assert tokens_of(generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, **way)) == expected
     drafted = generate_speculatively(model, PROMPTS, draft_layer=2, draft_tokens=3, max_new_tokens=NEW_TOKENS)
-    assert written(drafted) == expected
+    assert tokens_of(drafted) == expected
 
 
 def test_exits_and_sampling_follow_the_settings_in_any_batch(tiny_decoder):
@@ -73,7 +70,7 @@ def test_exits_and_sampling_follow_the_settings_in_any_batch(tiny_decoder):
     model.backbone.generation_config.update(suppress_tokens=usual[:3], repetition_penalty=1.2)
     for sampling in (None, Sampling(0.7, top_k=20, seed=1)):
         options = {"max_new_tokens": NEW_TOKENS, "sampling": sampling}
-        texts = [written(generate(model, PROMPTS, RandomRule(2.5, seed=1), **options, **way)) for way in WAYS]
+        texts = [tokens_of(generate(model, PROMPTS, RandomRule(2.5, seed=1), **options, **way)) for way in WAYS]
         assert texts[0] == texts[1] == texts[2]
         assert not set(usual[:3]) & {token for text in texts[0] for token in text}
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comparing import tokens_of
 from conftest import random_prompts
 from transformers import DynamicCache
 
@@ -14,7 +15,6 @@ from consistentee.engine.owed_tokens import Propagation
 from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.rules.exit_rule import StaticRule
 
-POLICIES = ("propagate", "exact")
 NEW_TOKENS = 8
 PROMPTS = random_prompts(6, seed=2)
 MIXED = RandomRule(2.5, seed=0)
@@ -57,12 +57,12 @@ def test_exact_keys_and_values_are_those_of_full_depth(tiny_decoder, family):
             torch.testing.assert_close(ours[row, :, : theirs.shape[1]], theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kv", POLICIES)
+@pytest.mark.parametrize("way", [{"kv": "propagate"}, {"kv": "exact"}, {"in_flight": 4, "batch_size": 2}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_no_column_is_read_that_was_never_written(tiny_decoder, family, kv, monkeypatch):
+def test_no_column_is_read_that_was_never_written(tiny_decoder, family, way, monkeypatch):
     """Unwritten memory holds NaN here, and a NaN that is read once is in everything that follows."""
     model = tiny_decoder(family)
-    expected = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, kv=kv)
+    expected = tokens_of(generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **way))
     nothing = torch.empty
 
     def poisoned(*shape, **options):
@@ -70,8 +70,7 @@ def test_no_column_is_read_that_was_never_written(tiny_decoder, family, kv, monk
         return memory.fill_(torch.nan) if memory.is_floating_point() else memory
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    written = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, kv=kv)
-    assert [t.tolist() for t in written.tokens] == [t.tolist() for t in expected.tokens]
+    assert tokens_of(generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **way)) == expected
 
 
 def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
@@ -81,7 +80,7 @@ def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
         generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
 
 
-@pytest.mark.parametrize("kv", POLICIES)
+@pytest.mark.parametrize("kv", ["propagate", "exact"])
 def test_layers_that_nobody_reads_again_cost_nothing(tiny_decoder, kv, monkeypatch):
     model = tiny_decoder()
     monkeypatch.setattr(type(model.stepper), "project", None)

@@ -1,11 +1,13 @@
-"""Prompts that are read once for several knobs: nothing that is written depends on it."""
+"""How prompts are read, once for several knobs and in passes: nothing that is written depends on it."""
 
 import pytest
+from comparing import written
 from conftest import random_prompts
 
 from baselines.references import RandomRule
-from consistentee.engine.generate import Generations, generate
-from consistentee.engine.token_batch import ReadPrompts, TokenBatch
+from consistentee.engine import token_batch
+from consistentee.engine.generate import generate
+from consistentee.engine.token_batch import ReadPrompts, TokenBatch, pass_sizes
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule
 
@@ -30,10 +32,6 @@ def bytes_of(model: MultiExitDecoder, rows: list[list[int]]) -> int:
     return len(rows) * numbers * model.backbone.dtype.itemsize
 
 
-def written(out: Generations) -> list[list[list[int]]]:
-    return [[row.tolist() for row in rows] for rows in (out.tokens, out.exit_layers, out.late_layers)]
-
-
 @pytest.mark.parametrize("kv", ["propagate", "exact"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_rules_that_share_a_reading_write_what_each_writes_alone(tiny_decoder, passes, family, kv):
@@ -55,3 +53,17 @@ def test_what_finds_no_room_is_read_again(tiny_decoder, passes, batches):
     for _ in range(2):
         assert written(generate(model, prompts, RULES[2], read=read, **options)) == expected
     assert len(passes) == 2 + 2 - batches
+
+
+@pytest.mark.parametrize(("lengths", "sizes"), [([9], [1]), ([50, 50, 50], [3]), ([200, 199, 8, 8, 7], [2, 3])])
+def test_passes_by_hand(lengths, sizes):
+    assert pass_sizes(lengths) == sizes
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("pass_in_tokens", [0, 10_000])
+def test_passes_do_not_change_what_is_written(tiny_decoder, monkeypatch, family, pass_in_tokens):
+    model = tiny_decoder(family)
+    alone = written(generate(model, PROMPTS, RULES[2], max_new_tokens=6, batch_size=1))
+    monkeypatch.setattr(token_batch, "PASS_IN_TOKENS", pass_in_tokens)
+    assert written(generate(model, PROMPTS, RULES[2], **OPTIONS)) == alone

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comparing import tokens_of
 from conftest import random_prompts
 
 from consistentee.engine.generate import generate
@@ -15,15 +16,15 @@ NEW_TOKENS = 10
 
 @pytest.fixture
 def agreeing_decoder(tiny_decoder_backbone):
-    """Return a function: family -> a model whose deep layers change so little that drafts are often accepted."""
+    """Return a function: family, share -> a model whose deep layers add so little that drafts are often accepted."""
 
-    def build(family: str = "llama"):
+    def build(family: str = "llama", deep: float = 0.2):
         model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter="norm")
         with torch.no_grad():
             for layer in (3, 4):
                 for name, parameter in model.stepper.layer_module(layer).named_parameters():
                     if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight", "c_proj.bias")):
-                        parameter.mul_(0.2)
+                        parameter.mul_(deep)
         return model
 
     return build
@@ -38,7 +39,7 @@ def test_texts_are_those_of_the_full_model(agreeing_decoder, family):
         out = generate_speculatively(
             model, PROMPTS, draft_layer=draft_layer, draft_tokens=draft_tokens, max_new_tokens=NEW_TOKENS
         )
-        assert [t.tolist() for t in out.tokens] == [t.tolist() for t in full.tokens]
+        assert tokens_of(out) == tokens_of(full)
         assert (out.texts, out.ended_by, out.prompt_tokens) == (full.texts, full.ended_by, full.prompt_tokens)
         assert torch.cat(out.exit_layers).unique().tolist() == [4]
         rates.append(out.acceptance_rate)
@@ -50,14 +51,8 @@ def test_texts_are_those_of_the_full_model(agreeing_decoder, family):
 
 def test_a_draft_of_the_full_model_is_always_accepted(agreeing_decoder):
     """Deep layers that change nothing: 9 tokens after the first, 4 a pass but for the last."""
-    model = agreeing_decoder()
-    with torch.no_grad():
-        for layer in (3, 4):
-            for name, parameter in model.stepper.layer_module(layer).named_parameters():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    parameter.zero_()
-    model.backbone.generation_config.eos_token_id = None
-    model.tokenizer.eos_token = None
+    model = agreeing_decoder(deep=0.0)
+    model.backbone.generation_config.eos_token_id = model.tokenizer.eos_token = None
     out = generate_speculatively(model, PROMPTS, draft_layer=2, draft_tokens=3, max_new_tokens=NEW_TOKENS)
     assert out.acceptance_rate == 1
     assert out.passes == [3] * 4
@@ -97,7 +92,5 @@ def test_stop_strings_end_tokens_and_streams(agreeing_decoder):
     end = int(endless.tokens[0][4])
     model.backbone.generation_config.eos_token_id = end
     out = generate_speculatively(model, PROMPTS, draft_layer=2, max_new_tokens=NEW_TOKENS)
-    assert [t.tolist() for t in out.tokens] == [
-        t.tolist() for t in generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).tokens
-    ]
+    assert tokens_of(out) == tokens_of(generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
     assert out.ended_by[0] == "eos"

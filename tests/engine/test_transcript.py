@@ -1,6 +1,5 @@
 """The end of a row's text, and the stream of its tokens."""
 
-import pytest
 from hypothesis import given, strategies as st
 
 from consistentee.engine.transcript import Endings, Transcript
@@ -23,22 +22,6 @@ def write(text: str | bytes, *stop: str, max_new_tokens: int = 99) -> tuple[Tran
         if transcript.ended_by is not None:
             break
     return transcript, pieces
-
-
-@pytest.mark.parametrize(
-    ("text", "stop", "ended_by", "written"),
-    [
-        (b"ab" + bytes([END]) + b"c", (), "eos", "ab"),
-        ("abcd", (), "length", "abc"),
-        ("a.b", (".",), "stop", "a"),
-        ("abc", ("c",), "stop", "ab"),
-        ("ab", (), None, "ab"),
-    ],
-)
-def test_endings(text, stop, ended_by, written):
-    transcript, pieces = write(text, *stop, max_new_tokens=3)
-    assert (transcript.ended_by, transcript.text) == (ended_by, written)
-    assert "".join(pieces) == written
 
 
 def test_the_first_of_two_stop_strings_cuts():

@@ -1,0 +1,14 @@
+"""Traces of classification that are made of logits."""
+
+import torch
+from torch import Tensor
+
+from consistentee.models.heads import ExitHeads
+from consistentee.traces.instance_trace import Trace
+
+
+def trace_of(logits: Tensor, width: int = 1, **heads: ExitHeads) -> Trace:
+    """Return a trace with these logits [rows, layers, classes]; keys are the rows' numbers, pooled vectors zero."""
+    rows, layers, _ = logits.shape
+    signals = {"pooled": torch.zeros(rows, layers, width)}
+    return Trace(logits, torch.zeros(rows), signals, torch.ones(rows, dtype=torch.long), torch.arange(rows), heads)
