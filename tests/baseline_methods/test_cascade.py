@@ -4,25 +4,22 @@ import pytest
 import torch
 from conftest import FAMILIES, make_task, make_tokenizer, random_texts
 from tokenizers import normalizers
-from torch import nn
 from transformers import AlbertConfig, AutoModel, BertConfig
 
 from baselines.cascade_bert import CascadeBERT, difficulty_loss
 from benchmarks.measure.flops import FlopModel
+from benchmarks.testing.cases import RECIPE
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.encoder.cascade import add_companion, companion_layers, companion_of_first_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import NeverExit
 from consistentee.signals import top_probability
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
-from consistentee.training.recipe import Recipe
 
 DEPTH, COMPANION = 4, 2
-RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -58,64 +55,49 @@ def small_config(tiny_model, **changes: object) -> BertConfig:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-class TestCompanionOfFirstLayers:
-    def test_its_layers_are_copies_of_the_backbones(self, tiny_model, family):
-        model = tiny_model(family)
-        companion = companion_of_first_layers(model, COMPANION)
-        assert companion.num_layers == COMPANION
-        assert not {w.data_ptr() for w in companion.parameters()} & {w.data_ptr() for w in model.parameters()}
-        batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
-        with torch.no_grad():
-            ours, its = model(batch).vectors[:, :COMPANION], companion(batch).vectors
-            last = companion.backbone(**batch.model_inputs).last_hidden_state
-        torch.testing.assert_close(its, ours)
-        torch.testing.assert_close(companion.pool_tokens(last, batch.padding_mask), its[:, -1])
+def test_a_companion_starts_as_a_copy_of_the_first_layers(tiny_model, family):
+    model = tiny_model(family)
+    companion = companion_of_first_layers(model, COMPANION)
+    assert not {w.data_ptr() for w in companion.parameters()} & {w.data_ptr() for w in model.parameters()}
+    batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
+    with torch.no_grad():
+        ours, its = model(batch).vectors[:, :COMPANION], companion(batch).vectors
+        last = companion.backbone(**batch.model_inputs).last_hidden_state
+    torch.testing.assert_close(its, ours)
+    torch.testing.assert_close(companion.pool_tokens(last, batch.padding_mask), its[:, -1])
 
 
-class TestFirstLayers:
-    def test_albert_companions_share_weights_as_their_model_does(self):
-        stepper = stepper_for(AutoModel.from_config(AlbertConfig(**_ALBERT, num_hidden_layers=6, num_hidden_groups=2)))
-        for layers, groups in ((2, 1), (3, 1), (5, 2)):
-            short = stepper_for(first_layers(stepper, layers))
-            assert short.config.num_hidden_groups == groups
-            for layer in range(1, layers + 1):
-                mine, its = (s.layer_module(layer).state_dict() for s in (stepper, short))
-                assert all(torch.equal(mine[name], its[name]) for name in mine)
-        with pytest.raises(UserError, match="first 4 layers"):
-            first_layers(stepper, 4)  # no stock model shares their weights in this way
-
-
-_ALBERT = {
-    "vocab_size": 64,
-    "pad_token_id": 1,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "embedding_size": 16,
-}
+def test_albert_companions_share_weights_as_their_model_does(tiny_model):
+    changes = {"num_hidden_layers": 6, "num_hidden_groups": 2}
+    config = AlbertConfig(**(tiny_model("albert").backbone.config.to_dict() | changes))
+    stepper = stepper_for(AutoModel.from_config(config))
+    for layers, groups in ((2, 1), (3, 1), (5, 2)):
+        short = stepper_for(first_layers(stepper, layers))
+        assert short.config.num_hidden_groups == groups
+        for layer in range(1, layers + 1):
+            mine, its = (s.layer_module(layer).state_dict() for s in (stepper, short))
+            assert all(torch.equal(mine[name], its[name]) for name in mine)
+    with pytest.raises(UserError, match="first 4 layers"):
+        first_layers(stepper, 4)  # no stock model shares their weights in this way
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-class TestEngine:
-    def test_layers_are_the_companions_and_then_the_models(self, cascade, family):
-        model, companion, full = cascade(family)
-        assert (model.num_layers, model.stock_layers, companion_layers(model)) == (COMPANION + DEPTH, DEPTH, COMPANION)
-        batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
-        with torch.no_grad():
-            ours, first, second = model(batch), companion(batch), full(batch)
-        for name in ("vectors", "pooled", "logits"):
-            expected = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
-            torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-5, atol=1e-5)
+def test_layers_are_the_companions_and_then_the_models(cascade, family):
+    model, companion, full = cascade(family)
+    assert (model.num_layers, model.stock_layers, companion_layers(model)) == (COMPANION + DEPTH, DEPTH, COMPANION)
+    batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
+    with torch.no_grad():
+        ours, first, second = model(batch), companion(batch), full(batch)
+    for name in ("vectors", "pooled", "logits"):
+        expected = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
+        torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-5, atol=1e-5)
 
-    def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(self, cascade, family):
-        model, _, _ = cascade(family)
-        ran: list[nn.Module] = []
-        for module in model.backbone.modules():
-            module.register_forward_hook(lambda module, *_: ran.append(module))
-        classify(model, random_texts(20), CascadeBERT().rule(model, 0.0), batch_size=7)
-        assert ran == []
-        classify(model, random_texts(20), NeverExit(), batch_size=7)
-        assert ran
+
+def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(cascade):
+    model, _, _ = cascade()
+    for module in model.backbone.modules():
+        module.register_forward_hook(lambda *_: pytest.fail("it ran"))
+    classify(model, random_texts(20), CascadeBERT().rule(model, 0.0), batch_size=7)
 
 
 @pytest.mark.parametrize(
@@ -136,53 +118,42 @@ def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, config, 
     assert (companion_layers(model), model.num_layers) == (0, DEPTH)
 
 
-class TestFlops:
-    WIDTH, INNER, CLASSES = 32, 64, 3
-
-    def layer(self, n: int) -> int:
-        """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
-        return 4 * 2 * n * self.WIDTH**2 + 2 * 2 * n * n * self.WIDTH + 2 * 2 * n * self.WIDTH * self.INNER
-
-    def test_both_outcomes_are_the_closed_formula(self, cascade):
-        model = cascade(pooling="cls", pooler="none")[0]
-        flops, rule = FlopModel(model), CascadeBERT().rule(model, 0.5)
-        n, classifier = 10, 2 * self.WIDTH * self.CLASSES
-        small = COMPANION * self.layer(n) + classifier
-        found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
-        assert found.tolist() == [small, small + DEPTH * self.layer(n) + classifier]
-        assert flops.full_flops([n]).tolist() == [DEPTH * self.layer(n) + classifier]
+def test_flops_of_both_outcomes_are_the_closed_formula(cascade):
+    """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
+    model = cascade(pooling="cls", pooler="none")[0]
+    flops, rule = FlopModel(model), CascadeBERT().rule(model, 0.5)
+    n, width, inner, classifier = 10, 32, 64, 2 * 32 * 3
+    layer = 4 * 2 * n * width**2 + 2 * 2 * n * n * width + 2 * 2 * n * width * inner
+    small = COMPANION * layer + classifier
+    found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
+    assert found.tolist() == [small, small + DEPTH * layer + classifier]
+    assert flops.full_flops([n]).tolist() == [DEPTH * layer + classifier]
 
 
-class TestDifficultyLoss:
-    def test_by_hand(self):
-        logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]).log()
-        easy, hard = torch.tensor([False, False, True]), torch.tensor([True, False, False])
-        assert difficulty_loss(logits, easy, 0.5).item() == pytest.approx((0.3 + 0.6) / 2)
-        assert difficulty_loss(logits, easy, 0.1).item() == pytest.approx(0.2 / 2)
-        assert difficulty_loss(logits, hard, 0.5).item() == pytest.approx((0.8 + 0.7) / 2)
-        assert difficulty_loss(logits, torch.ones(3, dtype=torch.bool), 0.5).item() == 0, "there is no pair"
+def test_difficulty_loss_by_hand():
+    logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]).log()
+    easy, hard = torch.tensor([False, False, True]), torch.tensor([True, False, False])
+    assert difficulty_loss(logits, easy, 0.5).item() == pytest.approx((0.3 + 0.6) / 2)
+    assert difficulty_loss(logits, easy, 0.1).item() == pytest.approx(0.2 / 2)
+    assert difficulty_loss(logits, hard, 0.5).item() == pytest.approx((0.8 + 0.7) / 2)
+    assert difficulty_loss(logits, torch.ones(3, dtype=torch.bool), 0.5).item() == 0, "there is no pair"
 
 
-class TestCascadeBERT:
-    @pytest.fixture(scope="class")
-    def fitted(self, tiny_model):
-        method = CascadeBERT(companion_layers=COMPANION, folds=2)
-        return method, method.fit(tiny_model("bert"), make_task(), RECIPE)
+def test_rows_leave_after_the_companion_or_not_at_all(cascade):
+    model = cascade()[0]
+    trace = record_trace(model, make_task().test)
+    confidence = top_probability(trace.view(COMPANION))
+    threshold = confidence.median().item()
+    exits = replay(CascadeBERT().rule(model, threshold), trace)
+    assert exits.tolist() == [COMPANION if c > threshold else COMPANION + DEPTH for c in confidence.tolist()]
+    assert 0 < (exits == COMPANION).sum() < len(trace)
 
-    def test_rows_leave_after_the_companion_or_not_at_all(self, fitted):
-        method, model = fitted
-        trace = record_trace(model, make_task().test)
-        confidence = top_probability(trace.view(COMPANION))
-        threshold = confidence.median().item()
-        exits = replay(method.rule(model, threshold), trace)
-        assert exits.tolist() == [COMPANION if c > threshold else COMPANION + DEPTH for c in confidence.tolist()]
-        assert 0 < (exits == COMPANION).sum() < len(trace)
 
-    def test_a_companion_of_another_backbone(self, tiny_model, tmp_path):
-        folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
-        method = CascadeBERT(companion_backbone=folder, folds=2)
-        model = method.fit(tiny_model("bert"), make_task(rows=12), RECIPE)
-        assert companion_layers(model) == 3
-        assert (model.description.companion_name or "").startswith(folder)
-        with pytest.raises(UserError, match="fewer than its model's 4"):
-            CascadeBERT(companion_layers=4).fit(tiny_model("bert"), make_task(), RECIPE)
+def test_a_companion_of_another_backbone(tiny_model, tmp_path):
+    folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
+    method = CascadeBERT(companion_backbone=folder, folds=2)
+    model = method.fit(tiny_model("bert"), make_task(rows=12), RECIPE)
+    assert companion_layers(model) == 3
+    assert (model.description.companion_name or "").startswith(folder)
+    with pytest.raises(UserError, match="fewer than its model's 4"):
+        CascadeBERT(companion_layers=4).fit(tiny_model("bert"), make_task(), RECIPE)

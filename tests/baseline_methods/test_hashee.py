@@ -3,7 +3,6 @@
 import pytest
 import torch
 from conftest import VOCABULARY, make_task
-from hypothesis import given, strategies as st
 
 from baselines.hashee import HashEE, frequency_buckets
 from consistentee.data.encoding import Encoding
@@ -19,14 +18,6 @@ def test_buckets_have_equal_numbers_of_the_tokens_seen():
     assert frequency_buckets(counts, 3)[[1, 4, 2, 3]].tolist() == [0, 1, 2, 3]  # one is left over
     assert frequency_buckets(counts, 1)[[1, 4, 2, 3]].tolist() == [0] * 4
     assert frequency_buckets(counts, 8)[[1, 4, 2, 3]].tolist() == [0, 1, 2, 3]  # fewer tokens than buckets
-
-
-@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=20), buckets=st.integers(1, 6))
-def test_a_more_frequent_token_is_never_in_a_later_bucket(counts, buckets):
-    found = frequency_buckets(torch.tensor(counts), buckets).tolist()
-    assert min(found) == 0
-    for first, bucket in zip(counts, found, strict=True):
-        assert all(bucket <= b for other, b in zip(counts, found, strict=True) if other < first)
 
 
 def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
@@ -56,17 +47,3 @@ def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
 def test_parameters_that_do_not_fit_the_model_are_refused(tiny_model, parameters, fault):
     with pytest.raises(UserError, match=fault):
         HashEE(**parameters).fit(tiny_model("bert"), make_task(), Recipe(epochs=1))
-
-
-def test_training_runs_with_the_exits_on_and_teaches_the_last_classifier(tiny_model):
-    model, task = tiny_model("bert"), make_task()
-    seen: list[int] = []
-    model.backbone.encoder.layer[3].attention.self.query.register_forward_hook(
-        lambda module, args, _: seen.append(args[0].shape[:-1].numel()) if module.training else None
-    )
-    before = model.classifiers[-1].weight.clone()
-    HashEE().fit(model, task, Recipe(epochs=1, batch_size=60, max_length=32))
-    live = model.stepper.live_tokens(model.tokenize(task.train.texts))
-    assert seen == [int(live[:, 3].sum())]
-    assert seen[0] < int(live[:, 0].sum())
-    assert not torch.equal(model.classifiers[-1].weight, before)

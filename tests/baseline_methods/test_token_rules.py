@@ -1,12 +1,33 @@
-"""Rules of classification on tokens: entropy and patience."""
+"""Rules of decoding by hand: entropy, patience, CALM, thresholds by depth, schedules, and exits that know nothing."""
 
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
 import torch
 from conftest import make_text_task, random_prompts
+from hypothesis import given, settings, strategies as st
+from torch.nn import functional
 
+from baselines.calm import DecayingThresholdRule, agreement
+from baselines.free import FREE
+from baselines.lite import LITE
+from baselines.references import RandomRule, TokenStatic, survival
+from baselines.skipdecode import SkipDecode, falling_schedule
+from baselines.soft import SoFT
+from consistentee.engine.generate import generate
+from consistentee.errors import UserError
 from consistentee.methods.method import get_method
+from consistentee.rules.schedules import DepthThresholdRule, ScheduledRule, shifted_thresholds
+from consistentee.signals import margin
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
+
+RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16)
+EXITS = (2, 5, 6, 12)
+SIX = (6, 12, 18, 24, 30)
 
 
 def trace_of(model):
@@ -14,45 +35,16 @@ def trace_of(model):
     return record_tokens(model, rows)
 
 
-def first_exit(trace, wants_out):
-    """Return the exit layers [N] where a token leaves at the first exit that ``wants_out`` [N, 3] says."""
-    exits = [next((i + 1 for i, wants in enumerate(row) if wants), 4) for row in wants_out.tolist()]
-    return torch.where(trace.step == 0, 4, torch.tensor(exits))
-
-
-def logits_of(trace):
-    return torch.stack([trace.model.logits(i + 1, trace.speaking[:, i]) for i in range(4)], dim=1)
-
-
 def test_entropy_by_hand(tiny_decoder):
     model = tiny_decoder()
     trace = trace_of(model)
-    probs = logits_of(trace).softmax(-1)
-    entropies = -(probs * probs.log()).sum(-1)[:, :3]
+    probs = torch.stack([model.logits(i + 1, trace.speaking[:, i]) for i in range(3)], dim=1).softmax(-1)
+    entropies = -(probs * probs.log()).sum(-1)
     middle = float(entropies.detach().median())
-    exits = replay(get_method("token-entropy").rule(model, middle), trace)
-    assert torch.equal(exits, first_exit(trace, entropies < middle))
-    assert set(exits.tolist()) >= {1, 4}
-
-
-def test_patience_by_hand(tiny_decoder):
-    """With patience 1 a token leaves at the second of two exits in a row that name the same token."""
-    model = tiny_decoder()
-    with torch.no_grad():  # exits that often agree
-        for adapter in model.exit_adapters.values():
-            adapter.load_state_dict(model.adapter(3).state_dict())
-    trace = trace_of(model)
-    named = logits_of(trace).argmax(-1)
-    for patience in (1, 2):
-        same = [
-            torch.stack([named[:, i] == named[:, i - back] for back in range(1, patience + 1)]).all(0)
-            if i >= patience
-            else torch.zeros(len(trace), dtype=torch.bool)
-            for i in range(3)
-        ]
-        exits = replay(get_method("token-patience").rule(model, patience), trace)
-        assert torch.equal(exits, first_exit(trace, torch.stack(same, dim=1)))
-        assert exits.min() == patience + 1, "nobody was patient: this shows nothing"
+    expected = [next((i + 1 for i, entropy in enumerate(row) if entropy < middle), 4) for row in entropies.tolist()]
+    expected = torch.where(trace.step == 0, 4, torch.tensor(expected))
+    assert torch.equal(replay(get_method("token-entropy").rule(model, middle), trace), expected)
+    assert set(expected.tolist()) >= {1, 4}
 
 
 def test_patience_counts_exits_and_not_layers(tiny_decoder):
@@ -61,12 +53,143 @@ def test_patience_counts_exits_and_not_layers(tiny_decoder):
     assert method.knob_values(tiny_decoder(exit_layers=())) == (1.0,)
 
 
-def test_entropy_trains_the_backbone_first_and_the_exits_afterwards(tiny_decoder):
-    """Two stages: the backbone is that of the full model, which has not heard of the exits."""
-    task, recipe = make_text_task(), TokenRecipe(trains="all", exit_steps=3, exit_batch_size=16, backbone_steps=2)
-    ours = get_method("token-entropy").fit(tiny_decoder(), task, recipe)
-    full = get_method("token-full").fit(tiny_decoder(), task, recipe)
-    jointly = get_method("token-patience").fit(tiny_decoder(), task, recipe)
-    assert ours.backbone_fingerprint() == full.backbone_fingerprint() != jointly.backbone_fingerprint()
-    adapters = [dict(model.exit_adapters.named_parameters()) for model in (ours, full)]
-    assert not any(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items() if "norm" in name)
+def test_thresholds_lie_on_a_line_between_those_of_the_paper():
+    table = ((0.25, 0.9), (0.5, 0.8), (0.75, 0.5))
+    found = shifted_thresholds(table, (1, 2, 3, 4, 5, 6, 7, 8), 0.0)
+    assert list(found) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(found.values()) == pytest.approx([0.9, 0.9, 0.85, 0.8, 0.65, 0.5, 0.5])
+
+
+def test_a_shift_is_one_of_log_odds():
+    thresholds = torch.tensor(list(shifted_thresholds(((0.25, 0.9), (0.75, 0.6)), (1, 3, 4), 1.5).values()))
+    torch.testing.assert_close(thresholds.logit(), torch.tensor([0.9, 0.6]).logit() + 1.5)
+
+
+def test_a_token_leaves_where_its_probability_reaches_the_threshold_of_the_layer(tiny_decoder):
+    model = tiny_decoder(exit_layers=(1, 3))
+    trace = trace_of(model)
+    tokens = torch.arange(len(trace))
+    top = torch.stack([model.logits(layer, trace.states(i, tokens)) for i, layer in enumerate((1, 3))])
+    top = top.softmax(-1).amax(-1)
+    thresholds = {1: top[0].quantile(0.7).item(), 3: top[1].quantile(0.4).item()}
+    expected = torch.where(top[1] >= thresholds[3], 3, 4).where(top[0] < thresholds[1], 1)
+    expected[trace.step == 0] = 4
+    found = replay(DepthThresholdRule(thresholds), trace)
+    assert set(found.tolist()) == {1, 3, 4}
+    assert (found == expected).double().mean() > 0.98, "up to a token on the threshold"
+
+
+def test_lite_and_soft_have_the_stage_of_all_methods_that_ask_for_equal_weights(tiny_decoder, tmp_path):
+    others = {"exit_weights": "squared depth", "layer_dropout": 0.5, "taught_share": 0.5}  # without effect here
+    recipe = replace(RECIPE, trains="all", backbone_steps=2, store=tmp_path)
+    for method, changes in ((LITE(), others), (SoFT(), others), (TokenStatic(), {"exit_weights": "equal"})):
+        method.fit(tiny_decoder(adapter="shared"), make_text_task(), replace(recipe, **changes))
+    assert len(list(tmp_path.glob("backbone-all-*.safetensors"))) == 1
+
+
+def test_the_shallow_exit_of_free_is_near_a_quarter_of_the_depth(tiny_decoder):
+    assert FREE().shallow_exit(tiny_decoder()) == 1
+    assert FREE().shallow_exit(tiny_decoder(exit_layers=(2, 3))) == 2
+    assert FREE(shallow_layer=3).shallow_exit(tiny_decoder()) == 3
+    with pytest.raises(UserError, match="no exit at layer 3; its exit layers are 2, 4"):
+        FREE(shallow_layer=3).fit(tiny_decoder(exit_layers=(2,)), make_text_task(), RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [
+        (6, [30, 6, 6, 6, 6, 6]),
+        (12, [30, 18, 18, 12, 12, 6]),  # the line 18 15 12 9 6: 1.5 tokens, rounded 2, above 12, and 3.5, so 4, above 6
+        (18, [30, 30, 24, 18, 12, 6]),
+        (24, [30, 30, 30, 24, 24, 18]),  # the line 30 27 24 21 18
+        (7, [30, 12, 6, 6, 6, 6]),  # the line 8 7.5 7 6.5 6: 5 sixths of a token above 6
+        (30, [30, 30, 30, 30, 30, 30]),
+    ],
+)
+def test_schedules_of_skipdecode_by_hand(mean, expected):
+    assert falling_schedule(SIX, mean, 6) == expected
+
+
+@settings(deadline=None)
+@given(st.floats(6, 30), st.floats(6, 30), st.integers(1, 80))
+def test_schedules_of_skipdecode_fall_and_are_ordered(first, second, tokens):
+    small, large = (falling_schedule(SIX, mean, tokens) for mean in sorted((first, second)))
+    assert small == sorted(small, reverse=True)
+    assert all(a <= b for a, b in zip(small, large, strict=True))
+    decoded = falling_schedule(SIX, first, tokens + 1)[1:]
+    assert sum(decoded) == pytest.approx(first * tokens, abs=0.5 * (SIX[-1] - SIX[0]) + 1e-6)
+
+
+def test_skipdecode_reads_no_layer_that_an_earlier_token_skipped(tiny_decoder):
+    """Both policies write the same, and nothing is filled in late."""
+    method = SkipDecode()
+    model = method.fit(tiny_decoder(), make_text_task(), RECIPE)
+    prompts = random_prompts(5)
+    for knob in (1.5, 2.5):
+        rule = method.rule(model, knob)
+        exact, propagated = (generate(model, prompts, rule, max_new_tokens=8, kv=kv) for kv in ("exact", "propagate"))
+        assert all(torch.equal(a, b) for a, b in zip(exact.tokens, propagated.tokens, strict=True))
+        assert all((layers[1:] <= layers[:-1]).all() for layers in exact.exit_layers)
+        assert not torch.cat(exact.late_layers + propagated.late_layers).any()
+        assert len({tuple(layers[:2].tolist()) for layers in exact.exit_layers}) == 1, "a batch leaves together"
+
+
+@pytest.mark.parametrize("mean", [2.0, 3.1, 6.25, 9.0, 12.0])
+def test_random_exits_have_the_mean_that_is_asked(mean):
+    """The mean is the sum over layers of the chance of running past the layer before."""
+    runs_past = [1.0] * EXITS[0] + [survival(layer, EXITS, mean) for layer in range(EXITS[0], EXITS[-1])]
+    assert sum(runs_past) == pytest.approx(mean)
+    keys = SimpleNamespace(row_keys=torch.randint(2**31, (20_000,), generator=torch.Generator().manual_seed(0)))
+    for layer in EXITS[:-1]:
+        stays = ~RandomRule(mean, seed=3, exit_layers=EXITS).should_exit(SimpleNamespace(**vars(keys), layer=layer), {})
+        assert float(stays.double().mean()) == pytest.approx(survival(layer, EXITS, mean), abs=0.02)
+
+
+def test_a_schedule_holds_its_last_layer(tiny_decoder):
+    model = tiny_decoder()
+    written = generate(model, random_prompts(3), ScheduledRule([4, 3, 1, 2]), max_new_tokens=7)
+    for layers in written.exit_layers:
+        assert layers.tolist() == [4, 3, 1, 2, 2, 2, 2][: len(layers)]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "tau", "step", "expected"),
+    [
+        (0.5, 4.0, 0, 0.55),
+        (0.5, 4.0, 10, 0.45 + 0.1 * math.exp(-1)),
+        (0.5, 0.0, 40, 0.55),
+        (1.0, 4.0, 0, 1.0),
+        (-0.2, 4.0, 0, 0.0),
+        (1.2, 4.0, 1000, 1.0),
+    ],
+)
+def test_falling_threshold_of_calm_by_hand(threshold, tau, step, expected):
+    rule = DecayingThresholdRule(margin, threshold, tau, tokens=40, width=1)
+    assert rule.threshold_at(step) == pytest.approx(expected)
+
+
+def test_state_saturation_by_hand(tiny_decoder):
+    """A token leaves at the first exit, from the second on, whose state has a cosine of 0.6 with the one before."""
+    model = tiny_decoder()
+    trace = trace_of(model)
+    states = model.state(trace.speaking)
+    cosines = functional.cosine_similarity(states[:, 1:], states[:, :-1], dim=-1)[:, :2]
+    expected = [next((i + 2 for i, cosine in enumerate(row) if cosine >= 0.6), 4) for row in cosines.tolist()]
+    expected = torch.where(trace.step == 0, 4, torch.tensor(expected))
+    exits = replay(DecayingThresholdRule(None, (0.6 - 0.1) / 0.9, 0.0, 40, model.width), trace)
+    assert exits.tolist() == expected.tolist()
+    assert len(set(exits.tolist())) > 1
+
+
+def test_falling_threshold_is_stretched_over_what_the_model_was_trained_to_write(tiny_decoder):
+    model = tiny_decoder()
+    method = get_method("calm-tokens-softmax")
+    assert method.rule(model, 0.5).tokens == 64
+    method.fit(model, make_text_task(), RECIPE)
+    assert method.rule(model, 0.5).tokens == make_text_task().max_new_tokens
+    assert replace(method, horizon=20).rule(model, 0.5).tokens == 20
+
+
+def test_agreement_of_exits_by_hand():
+    named = torch.tensor([[5, 7, 7], [7, 5, 7], [1, 2, 3]])
+    assert agreement(named).tolist() == [[0, 1], [1, 0], [0, 0]]

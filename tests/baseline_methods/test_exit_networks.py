@@ -1,0 +1,186 @@
+"""Networks of exits (E2CM, GPFEE, ZTW, product of experts, CAP): their answers and losses by hand."""
+
+from typing import cast
+
+import pytest
+import torch
+from conftest import make_task
+from torch.nn import functional
+
+from baselines.cap_nsp import CAP, NullSpaces
+from baselines.e2cm import E2CM, put_means
+from baselines.gpfee import imitation_loss
+from baselines.product_of_experts import ProductOfExperts
+from benchmarks.testing.cases import RECIPE
+from consistentee.methods.method import get_method
+from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier, RecordedLayer
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.traces.instance_trace import record_trace
+
+ENSEMBLES = ClassifierSpec("ensemble", at_last_layer=False)
+
+
+def first_exit(model: MultiExitModel) -> ClassMeansClassifier:
+    model.use_classifier(ClassifierSpec("class-means", at_last_layer=False))
+    return cast(ClassMeansClassifier, model.classifier(1))
+
+
+def on_a_line(model: MultiExitModel, *places: float) -> torch.Tensor:
+    vectors = torch.zeros(len(places), model.width)
+    vectors[:, 0] = torch.tensor(places)
+    return vectors
+
+
+def test_distances_are_divided_by_their_mean_over_all_rows(tiny_model):
+    """Means at 1 and 6; the rows are 1, 1, 4 and 6 from the first on average 3, from the second 2.75."""
+    model = tiny_model(num_labels=2)
+    classifier = first_exit(model)
+    put_means(classifier, on_a_line(model, 0, 2, 5, 7), torch.tensor([0, 0, 1, 1]))
+    assert classifier.means[:, 0].tolist() == [1, 6]
+    assert classifier.mean_distances.tolist() == [(1 + 1 + 4 + 6) / 4, (6 + 4 + 1 + 1) / 4]
+    said = classifier(RecordedLayer(on_a_line(model, 4).unsqueeze(1)))
+    torch.testing.assert_close(said, torch.tensor([[-3 / 3, -2 / 3]]))
+
+
+def test_a_class_without_rows_is_never_answered(tiny_model):
+    model = tiny_model()
+    classifier = first_exit(model)
+    put_means(classifier, on_a_line(model, 1, 3), torch.tensor([0, 2]))
+    said = classifier(RecordedLayer(on_a_line(model, 0.01, 2.9).unsqueeze(1)))
+    assert said.softmax(dim=-1)[:, 1].tolist() == [0, 0]
+    assert said.argmax(dim=-1).tolist() == [0, 2]
+
+
+def test_exits_of_e2cm_are_the_class_means_of_the_full_model(tiny_model):
+    task = make_task()
+    model = E2CM().fit(tiny_model().double(), task, RECIPE)  # float32 rounds small distances of large vectors
+    full = get_method("full").fit(tiny_model().double(), task, RECIPE)
+    trace, of_full = (record_trace(each, task.train, max_length=32) for each in (model, full))
+    assert torch.equal(trace.logits[:, -1], of_full.logits[:, -1])
+    for layer in range(1, model.num_layers):
+        pooled = of_full.signals["pooled"][:, layer - 1]
+        means = torch.stack([pooled[of_full.labels == label].mean(dim=0) for label in range(3)])
+        distances = (pooled.unsqueeze(1) - means).norm(dim=-1)
+        torch.testing.assert_close(trace.logits[:, layer - 1], -distances / distances.mean(dim=0))
+
+
+def with_past_future(model: MultiExitModel) -> MultiExitModel:
+    model.use_classifier(ClassifierSpec("past-future", width=16))
+    return model
+
+
+def test_imitation_is_one_minus_the_cosine_over_all_pairs(tiny_model):
+    model = with_past_future(tiny_model())
+    pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for t in range(1, model.num_layers):
+            for parameter in model.classifier(t).predictor.parameters():
+                parameter.zero_()  # every later state is predicted to be the current one
+    cosine = torch.nn.functional.cosine_similarity(pooled[:, :, None], pooled[:, None], dim=-1)
+    pairs = [1 - cosine[:, t, later] for t in range(4) for later in range(t + 1, 4)]
+    torch.testing.assert_close(imitation_loss(model, pooled), torch.stack(pairs).mean())
+
+
+def test_real_states_do_not_come_to_meet_the_predictions(tiny_model):
+    model = with_past_future(tiny_model())
+    pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    imitation_loss(model, pooled).backward()
+    moved = pooled.grad.abs().sum(dim=(0, 2))
+    assert moved[-1] == 0
+    assert (moved[:-1] > 0).all()
+
+
+@pytest.fixture
+def ensembles(tiny_model) -> MultiExitModel:
+    """Ensembles whose weights are far from those that they start with."""
+    model = tiny_model()
+    model.use_classifier(ENSEMBLES)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.startswith("classifiers."):
+                weight.normal_(generator=generator)
+    return model
+
+
+def by_hand(model: MultiExitModel, pooled: torch.Tensor) -> list[torch.Tensor]:
+    """Return the distributions of the ensembles of one row [L, width], layer by layer."""
+    said, ensembles, before = [], [], None
+    for layer in range(1, model.num_layers):
+        weights = model.classifier(layer).state_dict()
+        inputs = pooled[layer - 1]
+        if before is not None:
+            spread = (before - before.mean()) / (before.var(correction=0) + 1e-5).sqrt()
+            inputs = torch.cat([inputs, spread])
+        before = weights["output.weight"] @ inputs + weights["output.bias"]
+        said.append(before.softmax(dim=0))
+        total = sum(weights["exponents"][j].exp() * said[j].log() for j in range(layer))
+        ensembles.append(functional.softmax(total / layer + weights["bias"], dim=0))
+    return ensembles
+
+
+@torch.no_grad()
+def test_ensembles_of_ztw_answer_as_a_plain_loop(ensembles):
+    model = ensembles
+    pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(1))
+    for layer in range(1, model.num_layers):
+        answer = model.classify(layer, RecordedLayer(pooled[:, :layer])).softmax(dim=-1)
+        expected = torch.stack([by_hand(model, row)[layer - 1] for row in pooled])
+        torch.testing.assert_close(answer, expected)
+
+
+def test_no_gradient_reaches_the_head_before_through_its_logits(ensembles):
+    model = ensembles
+    pooled = torch.randn(5, 2, model.width, generator=torch.Generator().manual_seed(1))
+    model.classifier(2).head_logits(pooled)[:, 1].sum().backward()
+    assert model.classifier(1).output.weight.grad.abs().sum() == 0
+    assert model.classifier(2).output.weight.grad.abs().sum() > 0
+
+
+def test_a_product_multiplies_the_exits_so_far(tiny_model):
+    model = ProductOfExperts().fit(tiny_model(), make_task(), RECIPE)
+    joint = get_method("pabee").fit(tiny_model(), make_task(), RECIPE)
+    history = torch.randn(5, 3, model.width)
+    said = torch.stack([joint.classify(t, RecordedLayer(history[:, :t])) for t in (1, 2, 3)], dim=1)
+    weighted = torch.nn.functional.softplus(said) ** torch.tensor([1 / 4, 2 / 4, 3 / 4]).view(1, 3, 1)
+    products = weighted.prod(dim=1)
+    answers = model.classifier(3)(RecordedLayer(history)).softmax(dim=-1)
+    torch.testing.assert_close(answers, products / products.sum(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("logit", [-20.0, -200.0])
+def test_a_product_is_finite_far_below_zero(tiny_model, logit):
+    model = ProductOfExperts().fit(tiny_model(), make_task(), RECIPE)
+    with torch.no_grad():
+        model.classifier(1).weight.zero_()
+        model.classifier(1).bias.copy_(torch.tensor([logit, 0.0, 0.0]))
+    answer = model.classifier(1)(RecordedLayer(torch.zeros(1, 1, model.width)))
+    torch.testing.assert_close(answer[0, 0].item(), logit / 4)
+
+
+def test_the_score_is_the_share_that_no_class_reads(tiny_model):
+    """A classifier that reads the first two inputs, with weights 2 and 4 and biases 6 and 8: its origin is (3, 2)."""
+    model = tiny_model(num_labels=2)
+    with torch.no_grad():
+        classifier = model.classifier(1)
+        classifier.weight.zero_()
+        classifier.weight[0, 0], classifier.weight[1, 1] = 2.0, 4.0
+        classifier.bias.copy_(torch.tensor([6.0, 8.0]))
+    inputs = torch.zeros(2, model.width)
+    inputs[0, 2] = 13**0.5  # as long as the origin: half of the squared length is not read
+    scores = NullSpaces(model).score(1, inputs)
+    torch.testing.assert_close(scores, torch.tensor([0.5**0.5, 0.0]))
+    assert CAP().scale == 0.1
+
+
+@pytest.mark.parametrize("network", ["linear", "mlp", "attention"])
+@pytest.mark.parametrize("name", ["deebert", "fastbert", "pabee", "mixed"])
+def test_the_network_of_exits_is_a_parameter_and_layer_l_keeps_its_own(tiny_model, name, network):
+    task = make_task()
+    model = get_method(name, classifier=network).fit(tiny_model(), task, RECIPE)
+    kinds = [type(classifier).__name__.removesuffix("Classifier").lower() for classifier in model.classifiers]
+    assert kinds == [network] * 3 + ["linear"]
+    if name in ("deebert", "fastbert"):
+        full = get_method("full").fit(tiny_model(), task, RECIPE)
+        last = [record_trace(each, task.test, max_length=32).logits[:, -1] for each in (model, full)]
+        assert torch.equal(*last)

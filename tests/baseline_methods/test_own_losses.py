@@ -1,0 +1,144 @@
+"""Losses of a method's own (COSEE, LeeBERT, SWEET): terms, weights and gradients by hand."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import make_task
+from traces_by_hand import trace_of
+
+from baselines import leebert
+from baselines.cosee import COSEE, consistency_oriented_loss, exit_weights, normalised_energy, ranking_loss
+from baselines.leebert import SCORES, LeeBERT, alignment, lesson_weights, lessons
+from baselines.sweet import exit_layers, separate_loss
+from consistentee.methods.reward import simulated_exits
+from consistentee.traces.walk import replay
+from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, training_source
+from consistentee.training.loop import run_stage
+from consistentee.training.recipe import Recipe
+
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
+METHOD = LeeBERT(held_out=0.3, weight_every=2)
+
+
+def test_energy_of_cosee_by_hand():
+    energy = normalised_energy(torch.tensor([[0.0, 0.0, 0.0], [10.0, 0.0, 0.0]]))
+    torch.testing.assert_close(energy, torch.tensor([1 / 4, 1 / (1 + 2 + torch.tensor(10.0).exp().item())]))
+
+
+def test_simulated_exits_are_the_exits_of_the_rule():
+    method = COSEE()
+    logits = torch.randn(64, 6, 3, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
+    trace = trace_of(logits)
+    simulated = simulated_exits(normalised_energy(trace.logits), torch.tensor(method.knob.values))
+    assert simulated.unique().tolist() == [1, 2, 3, 4, 5, 6]
+    replayed = [replay(method.rule(None, knob), trace) for knob in method.knob.values]
+    assert torch.equal(simulated, torch.stack(replayed))
+
+
+def test_weights_of_cosee_by_hand():
+    weights = exit_weights(torch.tensor([[1], [3]]), num_layers=3, sharpness=torch.log(torch.tensor(2.0)).item())
+    expected = (torch.tensor([[4.0, 2.0, 1.0]]) + torch.tensor([[1.0, 2.0, 4.0]])) / 7 / 2
+    torch.testing.assert_close(weights, expected)
+
+
+def test_ranking_by_hand():
+    signals = torch.tensor([[0.1, 0.5, 0.0], [0.3, 0.5, 0.0], [0.6, 0.5, 9.0]])
+    correct = torch.tensor([[True, True, False], [True, True, True], [False, True, True]])
+    # Layer 1: 0.2 - 0.6 + 0.5; layer 2 has no hard row; layer 3 is the last.
+    assert ranking_loss(signals, correct, margin=0.5).item() == pytest.approx(0.1 / 2)
+    assert ranking_loss(signals, correct, margin=0.3).item() == 0
+
+
+def test_loss_of_cosee_starts_as_the_mean_over_layers(tiny_model):
+    """Before any warm-up the exits must not matter: the loss is the plain mean of all cross-entropies."""
+    model = tiny_model()
+    source = training_source(model, make_task(), RECIPE)
+    batch = source.batch(torch.arange(16), step=0)
+    loss = partial(consistency_oriented_loss, COSEE(ranking=0.0), 10)
+    torch.testing.assert_close(loss(model, batch), layer_losses(model(batch.tokens).logits, batch.labels).mean())
+    late = source.batch(torch.arange(16), step=9)
+    assert not torch.isclose(loss(model, late), loss(model, batch))
+
+
+def test_lessons_by_hand():
+    probs = torch.tensor([[0.8, 0.2], [0.5, 0.5]])
+    logits = probs.log().unsqueeze(0)
+    terms = lessons(logits, logits, torch.tensor([0]))
+    first_from_second = 0.5 * torch.log(torch.tensor(0.5 / 0.8)) + 0.5 * torch.log(torch.tensor(0.5 / 0.2))
+    second_from_first = 0.8 * torch.log(torch.tensor(0.8 / 0.5)) + 0.2 * torch.log(torch.tensor(0.2 / 0.5))
+    expected = torch.tensor(
+        [[-torch.log(probs[0, 0]), first_from_second], [second_from_first, -torch.log(probs[1, 0])]]
+    )
+    torch.testing.assert_close(terms, expected)
+
+
+def test_weights_of_lessons_are_positive_with_fixed_sums():
+    weights = lesson_weights(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)) * 10)
+    assert (weights >= 0).all()
+    assert weights.diagonal().sum().item() == pytest.approx(5, rel=1e-5)
+    assert weights.sum().item() == pytest.approx(10, rel=1e-5)
+    torch.testing.assert_close(lesson_weights(torch.zeros(5, 5)), torch.full((5, 5), 1 / 4).fill_diagonal_(1))
+
+
+def test_alignment_equals_the_inner_products_of_gradients(tiny_model):
+    model = tiny_model()
+    trained_on, held_out_rows = hold_out(training_source(model, make_task(), RECIPE), METHOD.held_out)
+    batch, held_out = trained_on.batch(torch.arange(16), 0), held_out_rows.batch(torch.arange(12), 0)
+    parameters = [p for name, p in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)]
+
+    def gradient(loss):
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+        )
+
+    outer = gradient(layer_losses(model(held_out.tokens).logits, held_out.labels).mean())
+    count = model.num_layers
+    exact = torch.empty(count, count)
+    for pupil in range(count):
+        for teacher in range(count):
+            logits = model(batch.tokens).logits
+            term = lessons(logits, logits.detach(), batch.labels)[pupil, teacher]
+            exact[pupil, teacher] = gradient(term) @ outer / outer.norm()
+    assert (exact > 0).any()
+    assert (exact < 0).any()
+    torch.testing.assert_close(alignment(model, batch, held_out), exact, rtol=0.02, atol=1e-3)
+
+
+def test_a_term_that_pulls_with_the_held_out_loss_gains_weight(tiny_model, monkeypatch):
+    slopes, learned = torch.zeros(4, 4), []
+    slopes[0, 1], slopes[2, 2] = 4.0, -2.0
+
+    def keep(model, source, stage, recipe):
+        run_stage(model, source, stage, recipe)
+        learned.append(model.get_parameter(SCORES).detach().clone())
+
+    monkeypatch.setattr(leebert, "run_stage", keep)
+    monkeypatch.setattr(leebert, "alignment", lambda *args: slopes)
+    model = METHOD.fit(tiny_model(), make_task(), RECIPE)
+    assert set(model.state_dict()) == set(tiny_model().state_dict()), "scores are removed with the stage"
+    (scores,) = learned
+    updates = 3  # 42 rows in batches of 16, 2 epochs: 6 steps, every second one
+    torch.testing.assert_close(scores, slopes / 4 * METHOD.weight_rate * updates)
+
+
+def gradient_of(model, layer: int) -> torch.Tensor:
+    weights = model.stepper.layer_module(layer).parameters()
+    return torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+
+
+def test_an_exit_of_sweet_trains_only_the_layers_since_the_one_before(tiny_model):
+    model = tiny_model()
+    assert exit_layers(model) == (1, 2, 4)
+    losses = partial(separate_loss, exit_layers(model))
+    batch = training_source(model, make_task(), RECIPE).batch(torch.arange(8), 0)
+    losses(model, batch).backward()
+    gradients = [gradient_of(model, layer) for layer in range(1, 5)]
+    assert all(gradient.any() for gradient in gradients)
+    for classifier in (model.classifiers[1], model.classifiers[3]):  # without these exits nothing reaches 2 to 4
+        torch.nn.init.zeros_(classifier.weight)
+    model.zero_grad()
+    losses(model, batch).backward()
+    assert [bool(gradient_of(model, layer).any()) for layer in range(1, 5)] == [True, False, False, False]
+    assert torch.equal(gradient_of(model, 1), gradients[0])
