@@ -67,11 +67,9 @@ CALLS: Calls = {
     ),
     "generate options": (
         lambda m, options: ee.generate(m.decoder, ["ba"], m.rule, **options),
-        [{"kv": None}, {"kv": "exat"}, {"keep": "x"}, {"max_new_tokens": -1}, {"max_prompt_tokens": 0}],
-    ),
-    "generate more options": (
-        lambda m, options: ee.generate(m.decoder, ["ba"], m.rule, **options),
-        [{"in_flight": 2}, {"in_flight": 0}, {"sampling": 0.7}, {"stream": True}, {"read": True}],
+        [{"kv": "exat"}, {"keep": "x"}, {"max_new_tokens": -1}, {"max_prompt_tokens": 0}]
+        + [{"in_flight": wrong} for wrong in (0, 2)]
+        + [{"sampling": 0.7}, {"stream": True}, {"read": True}],
     ),
     "generate stop": (lambda m, stop: ee.generate(m.decoder, ["ba"], m.rule, stop=stop), ["x", [""], [3]]),
     "encoded prompts": (
@@ -113,7 +111,12 @@ CALLS: Calls = {
     "swept rules": (lambda m, rules: ee.sweep(rules, m.trace), [ee.NeverExit(), [0.1, 0.2]]),
     "token trace rows": (lambda m, rows: ee.record_tokens(m.decoder, rows), [[], [([10**6], [5])]]),
     "risk": (lambda m, risk: ee.control_risk(m.method, m.model, m.trace, risk), [NAN, 2.0]),
-    "risk bound": (lambda m, bound: ee.control_risk(m.method, m.model, m.trace, 0.1, bound=bound), ["ucv"]),
+    "risk options": (
+        lambda m, options: ee.control_risk(m.method, m.model, m.trace, 0.1, **options),
+        [{"bound": "ucv"}, {"loss": "gaps"}],
+    ),
+    "saved encoder": (lambda m, folder: ee.MultiExitModel.from_pretrained(folder), ["no-such-folder"]),
+    "saved decoder": (lambda m, folder: ee.MultiExitDecoder.from_pretrained(folder), ["no-such-folder"]),
     "pipeline": (lambda m, folder: ee.pipeline(folder), ["no-such-folder"]),
     "backbone": (lambda m, name: ee.MultiExitModel.from_backbone(name, 2), [None, "minilm"]),
     "model options": (
@@ -126,7 +129,7 @@ CALLS: Calls = {
     "unknown head": (lambda m, name: m.model.head(name), ["gate"]),
     "decoder options": (
         lambda m, options: ee.MultiExitDecoder.from_backbone(m.decoder_folder, **options),
-        [{"exit_layers": wrong} for wrong in ([0], [9], 2, [1.5])]
+        [{"exit_layers": wrong} for wrong in ([0], [9], [3, 2], 2, [1.5])]
         + [{"adapter": "low-rnk"}, {"rank": 0}, {"closing_layers": -1}],
     ),
     "branch": (lambda m, arguments: m.decoder.add_branch(*arguments), [(9, BranchSpec(1)), (1, BranchSpec(9))]),
@@ -166,6 +169,8 @@ def test_a_wrong_argument_raises_a_user_error_of_one_sentence(made, call, value)
 
 def test_the_nearest_known_names_are_suggested(made):
     for call, suggestion in {
+        lambda: ee.get_method("deebrt"): "'deebert'",
+        lambda: ee.get_method("consistentee", alhpa=1): "'alpha'",
         lambda: ee.Recipe(epoch=2): "'epochs'",
         lambda: ee.classify(made.model, ["a"], made.rule, batchsize=8): "'batch_size'",
         lambda: ee.generate(made.decoder, ["ba"], made.rule, kv="exat"): "'exact'",

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comparing import tokens_of, written
 from conftest import make_text_task, random_prompts
 
 from baselines.calm import DecayingThresholdRule
@@ -32,14 +33,13 @@ def model(tiny_decoders):
     return tiny_decoders.model("llama")
 
 
-def written(model, rule, **options):
-    out = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, **options)
-    return [(t.tolist(), e.tolist()) for t, e in zip(out.tokens, out.exit_layers, strict=True)]
+def texts(model, rule, **options):
+    return written(generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, **options))
 
 
 def trace_of(model, rule=None):
     out = generate(model, PROMPTS, rule or NeverExit(), max_new_tokens=NEW_TOKENS, kv="exact", batch_size=3)
-    rows = zip(model.encode(PROMPTS), (tokens.tolist() for tokens in out.tokens), strict=True)
+    rows = zip(model.encode(PROMPTS), tokens_of(out), strict=True)
     return out, record_tokens(model, list(rows))
 
 
@@ -88,8 +88,8 @@ def said_by(logits, tokens):
 class TestTexts:
     def test_all_tokens_as_candidates_are_the_whole_head(self, model, rule):
         whole = prune_vocabulary(rule, model.stepper.vocabulary)
-        assert written(model, whole) == written(model, rule)
-        assert written(model, prune_vocabulary(rule, 10**6), in_flight=5, batch_size=2) == written(model, rule)
+        assert texts(model, whole) == texts(model, rule)
+        assert texts(model, prune_vocabulary(rule, 10**6), in_flight=5, batch_size=2) == texts(model, rule)
         _, trace = trace_of(model)
         assert torch.equal(replay(whole, trace), replay(rule, trace))
 
@@ -97,9 +97,9 @@ class TestTexts:
         candidates = 3
         pruned = prune_vocabulary(rule, candidates)
         for kv in ("propagate", "exact"):
-            alone = written(model, pruned, kv=kv, batch_size=1)
-            assert written(model, pruned, kv=kv, batch_size=4) == alone
-            assert written(model, pruned, kv=kv, in_flight=5, batch_size=2) == alone
+            alone = texts(model, pruned, kv=kv, batch_size=1)
+            assert texts(model, pruned, kv=kv, batch_size=4) == alone
+            assert texts(model, pruned, kv=kv, in_flight=5, batch_size=2) == alone
         out, trace = trace_of(model, pruned)
         exits = torch.cat(out.exit_layers)
         assert torch.equal(replay(pruned, trace), exits)
@@ -110,11 +110,8 @@ class TestTexts:
 @pytest.mark.parametrize(
     ("name", "knob", "parameters"),
     [
-        ("calm-tokens-softmax", 0.5, {}),
-        ("token-entropy", 0.5, {}),
+        *((name, 0.0, {}) for name in ("calm-tokens-softmax", "token-entropy", "lite", "soft")),
         ("token-patience", 2.0, {}),
-        ("lite", 0.0, {}),
-        ("soft", 0.0, {}),
         ("consistentee-tokens", 0.5, {"policy_reads": "confidence"}),
     ],
 )

@@ -1,10 +1,11 @@
-"""Risk control: bounds by hand and at their floors, promises on losses of known risk, and the wrapper on any method."""
+"""Knobs that are chosen from a trace: risk control, whose promises hold on known losses, and bandits on a stream."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_task
 
+from consistentee.deployment.online_knob import learn_knob, upper_confidence_arms
 from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, control_risk, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -42,17 +43,12 @@ def test_the_last_knob_before_the_first_failure_is_chosen(bound):
     assert BOUNDS[bound](table(0.0, 0.0), 0.05, 0.1, 1.0) == 1
 
 
-def test_conformal_counts_the_largest_loss_on_the_way():
-    """Each knob loses 4 % of the rows, but other rows: 8 % have lost at one of them."""
-    losses = np.zeros((100, 3))
+def test_conformal_by_hand():
+    assert BOUNDS["crc"](table(0.04, 0.05, rows=100), 0.05, 0.1, 1.0) == 0  # of 100, (101 * 0.05 - 1) may lose
+    losses = np.zeros((100, 3))  # each knob loses 4 % of the rows, but other rows: 8 % have lost at one of them
     losses[:4, 1] = losses[4:8, 2] = 1
     assert BOUNDS["crc"](losses, 0.06, 0.1, 1.0) == 1
     assert BOUNDS["crc"](losses, 0.09, 0.1, 1.0) == 2
-
-
-def test_conformal_by_hand():
-    """(101 * 0.05 - 1) / 100 = 0.0405: 4 losses of 100 pass, 5 do not."""
-    assert BOUNDS["crc"](table(0.04, 0.05, rows=100), 0.05, 0.1, 1.0) == 0
 
 
 def test_a_test_counts_gains_as_nothing_and_a_bound_as_gains():
@@ -89,12 +85,9 @@ def test_promises_are_kept_on_losses_of_known_risk(bound, kind):
 
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_what_no_bound_can_prove_is_said(bound):
-    with pytest.raises(UserError, match="risk must lie between 0 and 1, got 0"):
-        BOUNDS[bound](table(0.1), 0.0, 0.1, 1.0)
-    with pytest.raises(UserError, match="delta must lie between 0 and 1, got 1"):
-        BOUNDS[bound](table(0.1), 0.1, 1.0, 1.0)
-    with pytest.raises(UserError, match=r"losses in -inf\.\.1"):
-        BOUNDS[bound](2 * table(0.1), 0.1, 0.1, 1.0)
+    for losses, risk, delta, named in ((1, 0.0, 0.1, "risk"), (1, 0.1, 1.0, "delta"), (2, 0.1, 0.1, "losses")):
+        with pytest.raises(UserError, match=named):
+            BOUNDS[bound](losses * table(0.1), risk, delta, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------- losses
@@ -159,13 +152,48 @@ def test_where_nothing_is_proven_all_rows_run_to_full_depth(traced):
     assert (replay(method.rule(model, chosen.knob), trace) == trace.num_layers).all()
 
 
-def test_names_and_regressions_are_refused(traced, tiny_model):
-    model, trace = traced
-    method = get_method("pabee")
-    with pytest.raises(UserError, match="unknown bound 'ucbb'; did you mean 'ucb'"):
-        control_risk(method, model, trace, 0.1, bound="ucbb")
-    with pytest.raises(UserError, match="unknown loss 'gaps'; did you mean 'gap'"):
-        control_risk(method, model, trace, 0.1, loss="gaps")
-    regression = tiny_model("bert", num_labels=1)
+def test_regressions_are_refused(tiny_model):
+    model = tiny_model("bert", num_labels=1)
     with pytest.raises(UserError, match="regression"):
-        control_risk(method, regression, record_trace(regression, make_task(regression=True).test), 0.1)
+        control_risk(get_method("pabee"), model, record_trace(model, make_task(regression=True).test), 0.1)
+
+
+# ---------------------------------------------------------------------------------------------- bandits
+
+
+def test_each_arm_is_played_once_and_then_the_largest_bound_by_hand():
+    rewards = np.array([[1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.5, 0.5]])
+    # After one play each: 1 + 2 sqrt(ln 2) against 0.5 + 2 sqrt(ln 2): arm 0, which earns 1.
+    # At time 3: 1 + 2 sqrt(ln 3 / 2) = 2.48 against 0.5 + 2 sqrt(ln 3) = 2.60: arm 1, which earns 0.5.
+    # At time 4: 1 + 2 sqrt(ln 4 / 2) = 2.67 against 0.5 + 2 sqrt(ln 4 / 2) = 2.17: arm 0.
+    assert upper_confidence_arms(rewards, exploration=2.0).tolist() == [0, 1, 0, 1, 0]
+
+
+def test_the_best_arm_is_found_among_arms_of_known_reward():
+    means = np.array([0.2, 0.5, 0.8, 0.4])
+    rewards = (np.random.default_rng(0).random((4, 4000)) < means[:, None]).astype(float)
+    played = upper_confidence_arms(rewards, exploration=0.5)
+    assert (played[-1000:] == 2).mean() > 0.9
+
+
+def test_a_high_price_learns_to_exit_at_once_and_none_to_go_on(traced):
+    method, (model, trace) = get_method("deebert"), traced
+    arms = [0.0, 1.09]  # entropies: never, at once
+    dear = learn_knob(method, model, trace, price=1.0, knobs=arms, exploration=0.1)
+    assert dear.exits[2:].tolist() == [1] * (len(trace) - 2)
+    assert set(dear.exits[dear.played == 0]) == {trace.num_layers}
+    assert dear.regret[-1] == pytest.approx(dear.regret[0])
+
+
+def test_answers_are_those_of_the_exits_and_labels_are_not_read(traced):
+    method, (model, trace) = get_method("deebert"), traced
+    found = learn_knob(method, model, trace, price=0.1, knobs=[0.1, 0.3, 0.6])
+    assert found.answers.tolist() == trace.predictions(torch.as_tensor(found.exits)).tolist()
+    trace.labels = 1 - trace.labels
+    assert learn_knob(method, model, trace, price=0.1, knobs=[0.1, 0.3, 0.6]).played.tolist() == found.played.tolist()
+
+
+def test_too_few_rows_are_refused(traced):
+    method, (model, trace) = get_method("deebert"), traced
+    with pytest.raises(UserError, match="fewer knobs"):
+        learn_knob(method, model, trace, price=0.1, knobs=[0.1] * (len(trace) + 1))
