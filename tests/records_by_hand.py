@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from documents import ROOT
 
 from benchmarks.analysis.frames import Results
 from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
@@ -24,6 +25,8 @@ from benchmarks.store.records import (
 )
 from benchmarks.store.stored_results import StoredCell
 
+DECODING = ROOT / "results" / "decoding-closing-layers"
+"""Published results of generation, of which none are made up."""
 LAYERS = 6
 ROWS = 200
 LAYER_ACCURACY = np.array([0.42, 0.60, 0.74, 0.85, 0.89, 0.91])

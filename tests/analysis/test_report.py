@@ -5,8 +5,7 @@ import re
 import shutil
 
 import pytest
-from generation_by_hand import write_generation
-from records_by_hand import cell, operating_point, results_of, write_results
+from records_by_hand import DECODING, cell, operating_point, results_of, write_results
 
 from benchmarks.analysis.equal_cost import headline
 from benchmarks.analysis.frames import load_results
@@ -95,9 +94,8 @@ def test_curves_have_every_cost(page):
     assert "mean of 2 tasks" in columns["task"]
 
 
-def test_generation_has_a_report_too(tmp_path):
-    write_generation(tmp_path)
-    page = render(load_results(tmp_path))
+def test_generation_has_a_report_too():
+    page = render(load_results(DECODING))
     assert "Score kept at" in page
     assert "tokens as in the full model, %" in page
 

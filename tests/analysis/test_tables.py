@@ -6,7 +6,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from documents import ROOT
-from generation_by_hand import write_generation
 from records_by_hand import made_up_suite, results_of, timing, write_results
 from rich.console import Console
 
@@ -216,15 +215,6 @@ def test_what_a_reader_should_know(results):
     assert subjects == ["dev as test", "few seeds"]
     untimed = type(results)(results.folder, "classification", results.cells, [], ["x is damaged"])
     assert [subject for subject, _ in caveats(untimed)][:2] == ["left out", "not timed"]
-
-
-def test_generation_tables(tmp_path):
-    write_generation(tmp_path)
-    results = load_results(tmp_path)
-    text = render(results, "all")
-    for words in ("Score kept at 1.25x / 1.5x / 2x", "% of drafts accepted"):
-        assert words in text
-    assert batch_table(results, results.tasks.index[0]) is None, "nothing was regrouped"
 
 
 def test_texts_in_flight_have_a_table(tmp_path):

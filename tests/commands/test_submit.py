@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from documents import ROOT
+from records_by_hand import DECODING
 from small_suite import Bench
 from typer.testing import CliRunner
 
@@ -24,7 +24,6 @@ from benchmarks.testing import check_method
 from consistentee.errors import UserError
 from consistentee.methods.method import ENTRY_POINT_GROUP, available_methods, method_class_of
 
-DECODING = ROOT / "results" / "decoding-closing-layers"
 NO_CHECK = "    def check_knob(self, model, knob):\n        pass\n\n"
 """Breaks the contract of a method, and changes nothing in a run."""
 

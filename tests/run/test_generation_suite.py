@@ -13,6 +13,8 @@ import small_suite
 from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
+from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.tables import render
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE
@@ -40,6 +42,7 @@ def test_whole_run(finished_once):
     written = {path.name for path in bench.out.iterdir()}
     assert {"table.md", "suite.yaml", "environment.json"} <= written
     assert any(name.endswith(".png") for name in written)
+    assert "% of drafts accepted" in render(load_results(bench.out), "all")
     found = bench.read()
     (timing,), faults = found.timings, found.faults
     assert faults == []

@@ -1,8 +1,8 @@
 """Which knobs are timed: those between which the budgets lie, of a grid as one curve; then operating points."""
 
-from generation_by_hand import FULL_NATS, decoding_point, generation_cell, mean
-from records_by_hand import LAYERS, cell, curve_point, operating_point
+from records_by_hand import DECODING, LAYERS, cell, curve_point, operating_point
 
+from benchmarks.commands.publish import whole_results
 from benchmarks.run.plan import timed_knobs
 from benchmarks.specs.base import TimingSpec
 from benchmarks.store.records import CellRecord, HullPoint
@@ -45,12 +45,7 @@ def test_records_without_a_hull_and_bounds_that_cannot_run_have_operating_points
 
 
 def test_texts_choose_what_is_timed_of_decoding_and_not_agreement():
-    """A static exit at 24 layers writes nearly as full depth does, and agrees with it less than its layers promise."""
-    points = []
-    for layers, agreement, score in ((6, 0.3, 0.1), (24, 0.6, 0.29), (30, 1.0, 0.3)):
-        point = decoding_point(layers, "", layers, agreement, nats=FULL_NATS)
-        points.append(point.model_copy(update={"scores": {**point.scores, "rougeL": mean(score)}}))
-    record = generation_cell("token-static", points)
-    assert timed(record, at_most=2) == [[6.0, 24.0]], "of 20 layers"
-    by_agreement = record.model_copy(update={"metric": "rouge2"})  # which decoding_point makes of the agreement
-    assert timed(by_agreement, at_most=2) == [[6.0, 30.0]]
+    """A static exit at 18 layers writes nearly as full depth does, and agrees with it less than its layers promise."""
+    cells = whole_results(DECODING).cells
+    (record,) = [one.record for one in cells if (one.record.task, one.record.label) == ("alpaca", "token-static")]
+    assert timed(record, at_most=2) == [[18.0, 24.0]], "the neighbours of 20 layers; by agreement, 12 and 30"

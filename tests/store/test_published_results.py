@@ -8,8 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from generation_by_hand import write_generation
-from records_by_hand import write_results
+from records_by_hand import DECODING, write_results
 from small_suite import Bench
 
 from benchmarks.analysis.frames import load_results
@@ -18,6 +17,7 @@ from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
 from benchmarks.kinds import kind_named
 from benchmarks.run import sweep
+from benchmarks.run.sweep import unpack_cell
 from benchmarks.store.folders import (
     FAILURE_FILE,
     RECORD_FILE,
@@ -40,7 +40,11 @@ def write_run(kind: str, folder: Path) -> Path:
         for label, more in (("full", {}), ("deebert", {"hull_prediction_1": [2, 1, 1]})):
             write_rows(next(folder.rglob(f"{label}/default/seed0")) / VALIDATION_FILE, answers.assign(**more))
     else:
-        write_generation(folder)
+        found = publish.whole_results(DECODING)
+        for cell in found.cells:
+            unpack_cell(cell, folder / "cells" / cell.folder)
+        for file, timing in zip(found.timing_files, found.timings, strict=True):
+            write_record(folder / "timings" / file, timing)
     refusal = FailureRecord(key="k", error="no regression", refused=True, traceback="", failed_at="now")
     write_record(folder / "cells" / "mcid" / "b" / "hashee" / "default" / "seed0" / FAILURE_FILE, refusal)
     return folder
@@ -257,9 +261,8 @@ def test_interrupted_unpacking_goes_on(finished, elsewhere, monkeypatch):
 def test_what_a_run_cannot_start_from(finished, elsewhere, tmp_path):
     with pytest.raises(UserError, match="holds no results, published or not"):
         run_from(elsewhere, tmp_path / "nothing")
-    write_generation(tmp_path / "texts")
     with pytest.raises(UserError, match="holds results of generation"):
-        run_from(elsewhere, tmp_path / "texts")
+        run_from(elsewhere, DECODING)
     elsewhere.out = finished.folder / "published"
     with pytest.raises(UserError, match="holds published results"):
         run_from(elsewhere, finished.folder / "published")
