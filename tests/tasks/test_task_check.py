@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.tasks import check
-from benchmarks.tasks.check import check_task, normalised
+from benchmarks.tasks.check import check_task
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
 
@@ -38,15 +38,11 @@ def test_a_sound_task_has_no_findings(monkeypatch):
     assert report.rows.query("split == 'train'")["length"].tolist() == [2] * 150
 
 
-def test_texts_are_compared_without_case_spaces_and_unicode_forms():
-    assert normalised("Ｈello  World ") == normalised("hello world") == ("hello world",)
-    assert normalised(("A", "b")) != normalised(("b", "A"))
-
-
 def test_repeats_and_contradictions_are_counted(monkeypatch):
-    train = [("one", 0), ("One", 1), ("two", 0), ("two ", 0), ("three", 1), ("four", 0)]
+    train = [("one", 0), ("Ｏne", 1), ("two", 0), ("two ", 0), ("three", 1), ("four", 0)]
     test = [("five", 0), ("one", 0), ("six", 1), ("seven", 1)]
     report = task_of(monkeypatch, train, [("five", 0), ("TWO", 1)], [*test, *many("t")])
+    assert report.errors == [], "a little leakage is a warning"
     found = [finding for finding in report.warnings if "text" in finding]
     assert found == [
         "1 rows of train repeat an earlier text with another label",
@@ -56,10 +52,7 @@ def test_repeats_and_contradictions_are_counted(monkeypatch):
     ]
 
 
-def test_a_little_leakage_is_a_warning_and_much_is_an_error(monkeypatch):
-    little = task_of(monkeypatch, many("a"), many("b"), [*many("c"), ("A 1", 0)])
-    assert little.errors == []
-    assert little.warnings == ["1 rows of test (0.7%) have a text of train, 1 of them with another label"]
+def test_much_leakage_is_an_error(monkeypatch):
     much = task_of(monkeypatch, many("a"), many("b"), [*many("c", 120), *many("a", 30)])
     assert "30 rows of test (20.0%) have a text of train: the score would measure memory" in much.errors[0]
 
@@ -67,10 +60,7 @@ def test_a_little_leakage_is_a_warning_and_much_is_an_error(monkeypatch):
 def test_labels_that_are_missing_are_named(monkeypatch):
     names = tuple(f"class {i}" for i in range(9))
     report = task_of(monkeypatch, many("a"), many("b"), [(f"c {i}", 1) for i in range(150)], label_names=names)
-    assert any(
-        e == "train has no row of class 2, class 3, class 4, class 5, class 6 and 2 more: nothing can learn it"
-        for e in report.errors
-    )
+    assert any("train has no row of class 2, class 3, class 4, class 5, class 6 and 2 more" in e for e in report.errors)
     assert any("every row of test has the same label" in e for e in report.errors)
     assert any("validation has no row of class 2" in w and "never scored there" in w for w in report.warnings)
 

@@ -41,16 +41,10 @@ def test_every_task_yaml_is_valid_and_named_after_its_file():
     assert set(get_args(MetricName)) == set(METRICS)
 
 
-def test_unknown_task_gets_the_nearest_known_ones():
-    with pytest.raises(UserError, match="unknown task 'sst'; did you mean 'sst2'"):
-        load_task("sst")
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"metric": "accuracy"}, r"mine\.yaml is not a task: unknown key 'metric'; did you mean 'metrics'"),
-        ({"metrics": ["bleu"]}, "metrics.0: unknown value 'bleu'; known: accuracy"),
         ({"files": None}, "give files or hub"),
         ({"metrics": ["pearson"]}, "pearson and spearman go with target number"),
         ({"metrics": ["f1"]}, "f1 needs two labels"),
@@ -58,7 +52,6 @@ def test_unknown_task_gets_the_nearest_known_ones():
         ({"labels": ["a", "b"], "label_values": {"0": "c"}}, "label_values names classes that labels lacks: c"),
         ({"files": {**LABELS, "text": 1}}, "columns must be names"),
         ({"files": {**LABELS, "text": ["a", "b", "c"]}}, "at most 2 items"),
-        ({"validation": {"fraction": 2, "at_most": 1, "seed": 0}}, "validation.fraction"),
     ],
 )
 def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
@@ -71,32 +64,26 @@ def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
 # ------------------------------------------------------------------------------------------------ labels
 
 
-@pytest.mark.parametrize("label", ["high", "nan", "inf"])
-def test_target_that_is_no_number_is_named(tmp_path, label):
-    content = table([("a", "1.5"), ("b", label)])
-    path = write_task(tmp_path, {"train.tsv": content}, target="number", metrics=["pearson"])
-    with pytest.raises(UserError, match=rf"train\.tsv:3: label '{label}' is not a (finite )?number"):
-        load_task(path)
+NUMBERS = {"target": "number", "metrics": ["pearson"]}
+SPLITS = {"train.tsv": balanced(10), "validation.tsv": balanced(4), "test.tsv": balanced(3, classes=3)}
 
 
-@pytest.mark.parametrize("labels", [None, ["c0", "c1", "c2"]])
-def test_label_that_train_lacks_is_named(tmp_path, labels):
-    files = {"test": "test.tsv", "validation": "validation.tsv"}
-    contents = {"train.tsv": balanced(10), "validation.tsv": balanced(4), "test.tsv": balanced(3, classes=3)}
-    keys = {"labels": labels} if labels else {}
-    with pytest.raises(UserError, match=r"test\.tsv:4: label 'c2' (is not a label of train|occurs in no training row)"):
+@pytest.mark.parametrize(
+    ("keys", "contents", "message"),
+    [
+        (NUMBERS, {"train.tsv": table([("a", "1.5"), ("b", "high")])}, "train.tsv:3: label 'high' is not a number"),
+        (NUMBERS, {"train.tsv": table([("a", "1.5"), ("b", "nan")])}, "train.tsv:3: label 'nan' is not a finite"),
+        ({}, SPLITS, "test.tsv:4: label 'c2' is not a label of train"),
+        ({"labels": ["c0", "c1", "c2"]}, SPLITS, "test.tsv:4: label 'c2' occurs in no training row"),
+        ({"labels": ["c0", "c1"]}, {"train.tsv": balanced(10, classes=3)}, "train.tsv:4: label 'c2' is not one of"),
+        ({}, {"train.tsv": table([("a", "x"), ("b", "x")])}, "train has a single label, 'x'"),
+        ({}, {"train.tsv": balanced(2)}, r"train has too few rows \(2\) to cut a test split"),
+    ],
+)
+def test_faulty_labels_are_named(tmp_path, keys, contents, message):
+    files = {file.removesuffix(".tsv"): file for file in contents}
+    with pytest.raises(UserError, match=message):
         load_task(write_task(tmp_path, contents, files, **keys))
-
-
-def test_a_single_label_is_refused(tmp_path):
-    with pytest.raises(UserError, match="train has a single label, 'x'"):
-        load_task(write_task(tmp_path, {"train.tsv": table([("a", "x"), ("b", "x")])}))
-
-
-def test_label_outside_the_yaml_is_named(tmp_path):
-    path = write_task(tmp_path, {"train.tsv": balanced(10, classes=3)}, labels=["c0", "c1"])
-    with pytest.raises(UserError, match=r"train\.tsv:4: label 'c2' is not one of the labels of task 'mine' \(c0, c1\)"):
-        load_task(path)
 
 
 def test_jsonl_with_numeric_labels(tmp_path):
@@ -149,11 +136,6 @@ def test_shares_are_proportional_and_leave_every_class_a_row(counts, part):
         assert share == counts[label] - 1 or abs(share - exact) < 1
 
 
-def test_too_few_rows_to_cut_from(tmp_path):
-    with pytest.raises(UserError, match=r"train has too few rows \(2\) to cut a test split from it"):
-        load_task(write_task(tmp_path, {"train.tsv": balanced(2)}))
-
-
 def test_texts_that_occur_twice_and_subsets_are_noted(tmp_path):
     contents = {"train.tsv": balanced(30), "validation.tsv": balanced(1), "test.tsv": balanced(40)}
     files = {"validation": "validation.tsv", "test": "test.tsv"}
@@ -198,34 +180,12 @@ def test_package_source(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ real data
 
-REAL = {  # train (before the cut), test
-    "cola": (8551, 1043),
-    "sst2": (67349, 872),
-    "mrpc": (3668, 408),
-    "rte": (2490, 277),
-    "stsb": (5749, 1500),
-    "wnli": (635, 71),
-    "qnli": (9999, 5463),
-    "qqp": (11948, 7599),
-    "mnli": (12925, 7468),
-    "mnli-mm": (12925, 999),
-    "mcid": (1220, 349),
-    "stackoverflow": (18000, 1000),
-    "movie-snippets": (8568, 2000),
-    "alpaca": (8303, 922),
-    "dolly": (2396, 599),
-    "cnn-dm": (492, 500),
-    "xsum": (500, 500),
-    "nyt-continuation": (3259, 500),
-}
-
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", sorted(list_tasks()))
 def test_real_files(name):
     try:
         task = load_task(name)
     except UserError as error:
         pytest.skip(str(error))
-    own_validation = loader.spec_of(name)[0].files.validation is not None
-    assert (len(task.train) + (0 if own_validation else len(task.validation)), len(task.test)) == REAL[name]
+    assert min(len(task.train), len(task.validation), len(task.test)) > 10

@@ -1,14 +1,10 @@
 """Text tasks: their YAMLs, templates, dropped rows, cut splits, sources."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from documents import ROOT
 from task_files import TEXTS, balanced, lines, questions, write_task, write_text_task
-from typer.testing import CliRunner
 
-from benchmarks.cli import app
 from benchmarks.tasks import loader
 from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import (
@@ -49,12 +45,8 @@ def test_a_template_is_filled_and_knows_what_may_be_cut():
     [
         ("no field", "needs a field"),
         ("{a} {a}", "stands twice"),
-        ("{}", "is not the name of a field"),
         ("{a.__class__}", "is not the name of a field"),
-        ("{a!r}", "is not the name of a field"),
-        ("{a:10}", "is not the name of a field"),
         ("{a", "expected '}'"),
-        ("a}", "Single '}'"),
     ],
 )
 def test_faulty_templates_are_refused(text, message):
@@ -72,13 +64,9 @@ def test_faulty_templates_are_refused(text, message):
         ({"label": "x"}, r"mine\.yaml is not a task: unknown key 'label'"),
         ({"metrics": ["accuracy"]}, "metrics.0: unknown value 'accuracy'; known: rouge1"),
         ({"template": "none"}, "is not a task: a template needs a field"),
-        ({"template": []}, "give at least one template"),
         ({"template": "{other}"}, "the templates have the fields other, but the columns are given of question"),
         ({"cut_field": "article"}, "no template has the cut_field article"),
         ({"continuation": {"minimum_words": 12}}, "give response, the column of the answer, or continuation"),
-        ({"files": None}, "give files or hub"),
-        ({"files": {**TEXTS, "response": None}}, "give response, the column of the answer, or continuation"),
-        ({"files": {**TEXTS, "fields": {"question": 1}}}, "columns must be names"),
         ({"files": {**TEXTS, "unwrap": {"article": ["", ""]}}}, "unwrap names what is no field: article"),
         ({"files": {**TEXTS, "format": "json", "header": False}}, "do not apply to format json"),
     ],
@@ -204,13 +192,6 @@ def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------------------------ the commands
-
-
-def check(path: Path):
-    return CliRunner().invoke(app, ["check-task", str(path)], env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
-
-
 def test_check_task_measures_prompts_and_responses(tmp_path):
     contents = {
         "train.jsonl": questions(150) + lines([{"q": "q1", "a": "other"}]),
@@ -229,10 +210,6 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
         "1 rows of train repeat an earlier text with another response",
         "1 rows of validation (0.8%) have a text of train",
     ]
-    done = check(path)
-    assert done.exit_code == 0, done.output
-    for text in ("mine, version 1: prompts and responses, scored by rougeL", "Responses"):
-        assert text in " ".join(done.output.split())
 
 
 def test_every_field_of_a_task_is_documented():
