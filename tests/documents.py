@@ -31,15 +31,7 @@ _SMALLER = re.compile(r'"([^"]*)" as "([^"]*)"')
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block.
-
-    Attributes:
-        place: document and line.
-        line: of its fence, from 1.
-        language: the first word after the fence.
-        source: what stands in it.
-        said: what the comment above it says to a test, or nothing.
-    """
+    """A fenced block: where its fence stands, and what the comment above it says to a test, or nothing."""
 
     place: str
     line: int

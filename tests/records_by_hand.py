@@ -1,20 +1,18 @@
 """Records as a run would leave them, made up from a few numbers, for the tests of tables and plots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from documents import ROOT
 
 from benchmarks.analysis.frames import Results
-from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
+from benchmarks.specs.base import CellSpec
+from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget
 from benchmarks.store.folders import write_record, write_rows
 from benchmarks.store.records import (
-    BaseRecord,
-    BaseTimingRecord,
     CellRecord,
     Contender,
     CurvePoint,
@@ -24,11 +22,15 @@ from benchmarks.store.records import (
     TimingSamples,
 )
 from benchmarks.store.stored_results import StoredCell
+from consistentee.training.recipe import RecipeSettings
 
 DECODING = ROOT / "results" / "decoding-closing-layers"
 """Published results of generation, of which none are made up."""
 LAYERS = 6
 ROWS = 200
+BUDGETS = [Budget(layers_at_most=share) for share in (0.25, 0.5, 0.75)]
+TARGETS = {str(target): target for target in (WITHIN_ONE_POINT, *BUDGETS)}
+"""Budgets by words such as ``budget 0.50``; and ``within 1 point``."""
 LAYER_ACCURACY = np.array([0.42, 0.60, 0.74, 0.85, 0.89, 0.91])
 ENVIRONMENT = {
     "cpu": "Made-up CPU",
@@ -54,6 +56,13 @@ def parts_by_hand(rows: str = "rows") -> KeyParts:
     )
 
 
+def cell_spec(**changes: object) -> CellSpec:
+    """Return a cell of a suite as planned."""
+    values = {"task": "sst2", "backbone": "minilm-l6", "method": "deebert", "label": "deebert", "parameters": {}}
+    values |= {"seed": 0, "recipe": RecipeSettings(), "validation_rows": None, "test_rows": None}
+    return CellSpec.model_validate({**values, "budgets": (0.5,), "bootstrap_resamples": 100, **changes})
+
+
 def histogram(average: float) -> list[int]:
     """Return exits of ROWS rows, half of them below ``average`` and half above it."""
     low, high = max(1, int(np.floor(average)) - 1), min(LAYERS, int(np.ceil(average)) + 1)
@@ -68,21 +77,12 @@ def curve_point(knob: float, average: float, score: float) -> CurvePoint:
     return CurvePoint(knob=knob, scores={"accuracy": score}, exit_histogram=histogram(average))
 
 
-def targets_of(words: str) -> list[Target]:
-    """Return targets from words: ``budget 0.50, within 1 point``."""
-    named = {str(target): target for target in (WITHIN_ONE_POINT, FAITHFUL)}
-    return [
-        named[word] if word in named else Budget(layers_at_most=float(word.removeprefix("budget ")))
-        for word in filter(None, words.split(", "))
-    ]
-
-
 def operating_point(knob: float, targets: str, average: float, score: float) -> OperatingPoint:
-    """Return a point whose validation and test sides are equal; of targets see :func:`targets_of`."""
+    """Return a point whose validation and test sides are equal; of ``targets``, see TARGETS."""
     point = curve_point(knob, average, score)
     return OperatingPoint(
         knob=knob,
-        targets=targets_of(targets),
+        targets=[TARGETS[word] for word in targets.split(", ")],
         validation=point,
         test=point,
         score_interval=(score - 0.03, score + 0.03),
@@ -189,11 +189,11 @@ def _smooth_curve(shift: float, knobs: int = 21) -> list[CurvePoint]:
 
 def _chosen(curve: Sequence[CurvePoint]) -> list[OperatingPoint]:
     chosen: dict[float, tuple[CurvePoint, list[str]]] = {}
-    for budget in (0.25, 0.5, 0.75):
-        allowed = [p for p in curve if p.average_layers <= budget * LAYERS]
+    for budget in BUDGETS:
+        allowed = [p for p in curve if p.average_layers <= budget.layers_at_most * LAYERS]
         if allowed:
             best = max(allowed, key=lambda p: p.scores["accuracy"])
-            chosen.setdefault(best.knob, (best, []))[1].append(f"budget {budget:.2f}")
+            chosen.setdefault(best.knob, (best, []))[1].append(str(budget))
     within = next(p for p in curve if p.scores["accuracy"] >= curve[-1].scores["accuracy"] - 0.01)
     chosen.setdefault(within.knob, (within, []))[1].append("within 1 point")
     return [
@@ -227,27 +227,16 @@ def made_up_suite(seed: int = 0, task: str = "mcid") -> list[CellRecord]:
     return cells
 
 
-def write_group(
-    out_dir: Path,
-    cells: Sequence[BaseRecord],
-    rows_of: Callable[[Any], pd.DataFrame],
-    taken: BaseTimingRecord,
-) -> None:
-    """Write the cells of a task, backbone and seed with their rows and the timing, as a run does."""
-    group = Path(taken.task, taken.backbone)
-    for record in cells:
-        folder = out_dir / "cells" / group / record.label / "default" / f"seed{record.seed}"
-        write_record(folder / "record.json", record)
-        write_rows(folder / "predictions.parquet", rows_of(record))
-    write_record(out_dir / "timings" / group / f"seed{taken.seed}" / "timing.json", taken)
-
-
 def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,)) -> None:
-    """Write cells, predictions and timings of a made-up suite."""
+    """Write cells, predictions and timings of a made-up suite, as a run does."""
     for task, seed in product(tasks, seeds):
-        cells = made_up_suite(task=task, seed=seed)
-        timed = [record for record in cells if record.method != "oracle"]
-        write_group(out_dir, cells, _predictions, timing(timed, seed=seed, task=task))
+        cells, group = made_up_suite(task=task, seed=seed), Path(task, "minilm-l6")
+        for record in cells:
+            folder = out_dir / "cells" / group / record.label / "default" / f"seed{seed}"
+            write_record(folder / "record.json", record)
+            write_rows(folder / "predictions.parquet", _predictions(record))
+        taken = timing([record for record in cells if record.method != "oracle"], seed=seed, task=task)
+        write_record(out_dir / "timings" / group / f"seed{seed}" / "timing.json", taken)
 
 
 def _predictions(record: CellRecord) -> pd.DataFrame:

@@ -64,13 +64,6 @@ def test_some_labels_and_tasks(results):
         results.only(tasks=["rtt"])
 
 
-def test_tasks_that_most_methods_lack_do_not_count_in_means():
-    records = made_up_suite(task="mcid")
-    records += [r for r in made_up_suite(task="stsb") if r.label in {"full", "static"}]
-    tasks = results_of(records).tasks
-    assert tasks["compared"].to_dict() == {("mcid", "minilm-l6"): True, ("stsb", "minilm-l6"): False}
-
-
 # ---------------------------------------------------------------------------------------------- several folders
 
 
@@ -103,13 +96,6 @@ def test_a_mixture_by_hand(results):
     assert line["kept"] == pytest.approx(line["score"] / 0.91)
     assert line["seeds"] == 2
     assert not line["over"]
-
-
-def _deeper(point):
-    counts = point.exit_histogram
-    return point.model_copy(
-        update={"exit_histogram": [counts[0] // 2, *counts[1:-1], counts[-1] + counts[0] - counts[0] // 2]}
-    )
 
 
 def test_test_rows_pay_the_budget_exactly():

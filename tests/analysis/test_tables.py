@@ -198,11 +198,6 @@ def test_unknown_tables_and_columns_are_named(results, name, columns, sentence):
         table_named(results, name, columns)
 
 
-def test_unknown_formats_are_named(quick):
-    with pytest.raises(UserError, match="did you mean 'latex'"):
-        render(quick, "latx")
-
-
 def test_without_a_full_model_there_is_no_headline(results):
     cells = [cell for cell in results.cells if cell.record.label in {"deebert", "static"}]
     alone = type(results)(results.folder, "classification", cells, [])
@@ -230,13 +225,6 @@ def test_texts_in_flight_have_a_table(tmp_path):
     assert not any(column.startswith("latency") for column in table.cells)
     assert any("of 32 texts in flight, 8 run at a time" in note for note in table.notes)
     assert batch_table(results_of(cells, [timing(cells)]), ("mcid", "minilm-l6")) is None
-
-
-def test_batches_of_a_published_folder():
-    results = load_results(next(ROOT.glob("results/*decoding-batches")))
-    table = batch_table(results, results.tasks.index[0])
-    assert "batch 8 of 32" in table.cells
-    assert table.cells["method"].iloc[0] == "stock generate"
 
 
 # ---------------------------------------------------------------------------------------------- papers

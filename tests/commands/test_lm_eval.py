@@ -19,6 +19,7 @@ from consistentee.traces.walk import replay
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: the extra lm-eval")
 pytest.importorskip("accelerate", reason="its hf model needs accelerate: the extra lm-eval")
+EarlyExitLM = pytest.importorskip("benchmarks.lm_eval.model").EarlyExitLM
 
 WORDS = ["ba", "be", "bi", "bo", "da", "de"]
 
@@ -36,26 +37,17 @@ def tasks(tmp_path_factory):
         for _ in range(10)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
-        "test_split": "test",
-    }
-    choice = {"doc_to_text": "{{question}}", "doc_to_choice": "choices", "doc_to_target": "answer"}
+    common = {"dataset_path": "json", "test_split": "test", "doc_to_text": "{{question}}", "doc_to_target": "answer"}
+    common |= {"dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}}}
     rolling = {"doc_to_text": "", "doc_to_target": "{{question}}"}
-    writing = {
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "ba",
-        "generation_kwargs": {"max_gen_toks": 6, "until": []},
-    }
-    tasks = {
-        "toy-choice": choice | {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}]},
-        "toy-rolling": rolling
-        | {"output_type": "loglikelihood_rolling", "metric_list": [{"metric": "word_perplexity"}]},
-        "toy-writing": writing | {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]},
-    }
-    for name, task in tasks.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name} | common | task))
+    writing = {"doc_to_target": "ba", "generation_kwargs": {"max_gen_toks": 6, "until": []}}
+    for name, kind, metric, more in (
+        ("toy-choice", "multiple_choice", "acc", {"doc_to_choice": "choices"}),
+        ("toy-rolling", "loglikelihood_rolling", "word_perplexity", rolling),
+        ("toy-writing", "generate_until", "exact_match", writing),
+    ):
+        task = {"task": name, "output_type": kind, "metric_list": [{"metric": metric}]}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(common | task | more))
     return folder
 
 
@@ -114,8 +106,6 @@ def test_what_never_exits_has_the_scores_of_the_stock_model(evaluate, saved, tin
 
 @torch.no_grad()
 def test_every_scored_token_is_read_off_the_exit_that_the_rule_takes(saved):
-    from benchmarks.lm_eval.model import EarlyExitLM
-
     lm = EarlyExitLM(str(saved), knob=0.8)
     rows = [([2, *range(10 + i, 16 + i)], list(range(30 + i, 30 + i + 4))) for i in range(6)]
     found = lm._loglikelihood_tokens([(None, *row) for row in rows], disable_tqdm=True)
@@ -141,8 +131,6 @@ def test_every_scored_token_is_read_off_the_exit_that_the_rule_takes(saved):
 
 
 def test_given_texts_are_not_scored_behind_closing_layers(tiny_decoder, tmp_path):
-    from benchmarks.lm_eval.model import EarlyExitLM
-
     model = tiny_decoder(adapter="shared", exit_layers=[2, 3], closing_layers=1)
     model.description.method_name = "token-static"
     model.save_pretrained(tmp_path)
@@ -153,8 +141,6 @@ def test_given_texts_are_not_scored_behind_closing_layers(tiny_decoder, tmp_path
 
 @torch.no_grad()
 def test_a_text_as_long_as_the_context_is_scored_and_no_longer_answer(saved):
-    from benchmarks.lm_eval.model import EarlyExitLM
-
     lm = EarlyExitLM(str(saved), method="token-full")
     long = lm.tok_encode(" ".join(random_prompts(40)))
     assert len(long) > 2 * lm.max_length
@@ -178,8 +164,6 @@ def test_a_text_as_long_as_the_context_is_scored_and_no_longer_answer(saved):
     ],
 )
 def test_what_cannot_be_is_said(saved, arguments, message):
-    from benchmarks.lm_eval.model import EarlyExitLM
-
     with pytest.raises(UserError, match=message):
         EarlyExitLM(str(saved), **arguments)
 

@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command_line import call
 from records_by_hand import DECODING
 from small_suite import Bench
-from typer.testing import CliRunner
 
-from benchmarks.cli import app
 from benchmarks.commands import publish
 from benchmarks.commands.inventory import bibliography, bibtex_of
 from benchmarks.commands.own_methods import write_method
@@ -102,23 +101,23 @@ def test_a_submission_has_one_method_the_full_model_its_code_and_is_accepted(sub
 def test_the_commands(run, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "write_published_files", lambda out: [])
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["submit", str(run.out), "--method", "calm-softmax", "--author", "A. Lovelace"])
+    done = call("submit", run.out, "--method", "calm-softmax", "--author", "A. Lovelace")
     folder = Path("results/submissions/calm-softmax")
     assert (done.exit_code, done.output.splitlines()[-1]) == (0, str(folder / SUBMISSION_FILE))
     written = yaml.safe_load((folder / SUBMISSION_FILE).read_text())
     assert written["bibtex"].startswith("@misc{calm-softmax, author = {Schuster and others}, title = {{CALM}},")
     assert "code" not in written
-    done = CliRunner().invoke(app, ["verify", str(folder)])
+    done = call("verify", folder)
     assert (done.exit_code, done.output.splitlines()[0]) == (0, f"{folder}: no faults")
     assert "--allow-code checks its contract" in done.output
-    done = CliRunner().invoke(app, ["submit", str(run.out), "--method", "calm-softmix", "--author", "A. Lovelace"])
+    done = call("submit", run.out, "--method", "calm-softmix", "--author", "A. Lovelace")
     assert (done.exit_code, "did you mean 'calm-softmax'" in done.output) == (2, True)
 
 
 def test_code_is_not_run_unless_it_is_allowed(copy):
     (copy / "gate.py").write_text("raise SystemExit('ran')\n" + (copy / "gate.py").read_text())
     seal_again(copy)
-    done = CliRunner().invoke(app, ["verify", str(copy)])
+    done = call("verify", copy)
     assert "ran" not in done.output.replace("gate", "")
     assert (done.exit_code, "its version, or its code, is not that of the cells" in done.output) == (2, True)
 
@@ -170,7 +169,7 @@ def test_a_changed_score_in_a_record_is_refused(copy):
 @pytest.mark.parametrize("file", ["rows.parquet", "suite.yaml", "gate.py"])
 def test_a_changed_file_is_refused(copy, file):
     (copy / file).write_bytes((copy / file).read_bytes() + b"\n# more")
-    done = CliRunner().invoke(app, ["verify", str(copy)])
+    done = call("verify", copy)
     assert (done.exit_code, f"{file}: not the content that was written" in done.output) == (2, True)
 
 

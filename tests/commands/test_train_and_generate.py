@@ -6,17 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import call
 from small_generation_suite import write_text_task
-from typer.testing import CliRunner
 
-from benchmarks.cli import app
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 RECIPE = ["--set", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]
-
-
-def call(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +51,6 @@ def test_piped_text_is_tokens_with_their_layers(trained):
         assert {layer for _, layer in tokens} <= set(range(1, 5))
     assert "tokens/s" in result.stderr
     assert "consistentee-tokens, threshold=0.5" in result.stderr
-
-
-def test_full_depth_writes_what_the_stock_model_writes(trained):
-    result = call("generate", trained, "ba be bi", "--knob", 1.0, "--max-new-tokens", 6)
-    text = "".join(text for text, _ in plain_tokens(result.stdout.splitlines()[0]))
-    model = MultiExitDecoder.from_pretrained(trained)
-    tokens = model.tokenizer(["ba be bi"], return_tensors="pt")["input_ids"]
-    stock = model.backbone.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=1)
-    assert text == model.decode(stock[0, tokens.shape[1] :])
 
 
 def test_end_of_a_long_prompt_stays(trained):

@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from command_line import call
 from safetensors.torch import load_file
 from small_suite import write_task
-from typer.testing import CliRunner
 
-from benchmarks.cli import app
 from benchmarks.commands import train
 from benchmarks.kinds.classification import Classification
 from consistentee.models import classifiers
@@ -18,10 +17,6 @@ from consistentee.models.encoder.multi_exit_model import ModelDescription, Multi
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 QUICK = ("--set", "epochs=1", "max_length=16", "max_rows=60")
-
-
-def call(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")

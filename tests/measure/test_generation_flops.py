@@ -102,13 +102,6 @@ def test_what_is_read_at_one_place_alone_is_counted(model, flops):
     assert flops.decoding(written, ReadsInTheMiddle(), "propagate") == flops.full_decoding(written) + reading
 
 
-def test_drafts_cost_all_layers_whether_accepted_or_not(model, flops):
-    written = generate_speculatively(model, random_prompts(2, seed=4), draft_layer=2, max_new_tokens=6)
-    read = sum(written.drafted) + sum(written.passes)
-    least = read * LAYERS * layer_formula(1) + sum(written.drafted) * exit_formula(model, 2)
-    assert flops.speculating(written) > least
-
-
 def test_a_branch_that_drafts_is_counted_with_the_prompts_too(tiny_decoder):
     """Attention without an MLP; and behind it, the LM head alone."""
     model = tiny_decoder("llama")

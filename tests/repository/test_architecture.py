@@ -103,7 +103,7 @@ def test_no_file_imports_itself_in_a_circle(graph):
     list(TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "consistentee.progress"])
 def test_importing_a_package_does_not_import_torch(package):
     code = f"import sys, {package}; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

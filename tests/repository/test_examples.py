@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from command_line import call
 from documents import DOCUMENTS, LANGUAGES, ROOT, Block, blocks_of, commands_of
 from records_by_hand import write_results
 from small_generation_suite import write_text_task
 from small_suite import carry_out_here, write_task
-from typer.testing import CliRunner
 
 import benchmarks
 from benchmarks.analysis.tables import render
@@ -61,8 +61,7 @@ def parse(block: Block) -> None:
 def run_commands(source: str, place: str) -> None:
     for program, *words in commands_of(source):
         if program == "consistentee":
-            environment = {"CONSISTENTEE_DATA": "", "COLUMNS": "200"}
-            done = CliRunner().invoke(app, words, env=environment, catch_exceptions=False)
+            done = call(*words)
             assert done.exit_code == 0, f"{place}: {words[0]}: {done.output}"
 
 
@@ -177,14 +176,13 @@ def test_no_block_escapes():
 
 def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_suites, monkeypatch):
     monkeypatch.setattr(pool, "execute", carry_out_here)
-    others = ["run", "quick", "--methods", "full", "majority", "static", "calm-softmax"]  # published of the real suite
-    assert CliRunner().invoke(app, others, env={"CONSISTENTEE_DATA": ""}).exit_code == 0
+    others = ["full", "majority", "static", "calm-softmax"]  # published of the real suite
+    assert call("run", "quick", "--methods", *others).exit_code == 0
     shown = blocks_of("docs/add_a_method.md", "sh")[0].source.splitlines()
     shorter = {"check-method": ["--families", "bert"]}
     printed = {}
     for command, *arguments in (line.split()[1:] for line in shown):
-        words = [command, *arguments, *shorter.get(command, [])]
-        done = CliRunner().invoke(app, words, env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+        done = call(command, *arguments, *shorter.get(command, []))
         assert done.exit_code == 0, f"{command}: {done.output}"
         printed[command] = done.output
     assert list(printed) == ["new-method", "check-method", "run", "table"]

@@ -99,17 +99,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_workers_give_what_one_process_gives(bench, finished_suite, cluster):
-    outcome = bench.run(schedule=Schedule(address=cluster.address))
-    assert (outcome.finished, outcome.failed) == (CELLS, ())
-    assert bench.results() == finished_suite.results()
-    assert (len(bench.read().timings), bench.leftovers()) == (1, [])
-    threads = {record.environment["threads"]["torch"] for record in bench.records().values()}
-    assert threads == {1}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster):
     def kill_one() -> None:
         wait_until(bench.finished_cells)
@@ -123,6 +112,7 @@ def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster)
     assert (outcome.finished, outcome.failed) == (CELLS, ())
     assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.leftovers()) == (1, [])
+    assert {record.environment["threads"]["torch"] for record in bench.records().values()} == {1}
 
 
 def test_two_shards_of_which_one_is_killed_give_what_one_run_gives(bench, finished_suite):

@@ -190,12 +190,6 @@ def test_times_at_knobs_of_older_rules_stand_where_the_model_is_gone(finished, m
     assert "not timed" not in finished.said
 
 
-def test_fresh_computes_everything_again(finished):
-    before = stamps(finished.out, TIMING_FILE)
-    assert finished.run(Filters(methods=["full"]), fresh=True).computed == 1
-    assert all(stamp > before[path] for path, stamp in stamps(finished.out, TIMING_FILE).items())
-
-
 @pytest.mark.usefixtures("untimed")
 def test_failed_cell_is_noted_and_the_run_goes_on(bench):
     method = write_method(bench.folder, "raise RuntimeError('the flux is not capacitated')")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from documents import ROOT
 from pydantic import TypeAdapter
+from records_by_hand import cell_spec
 
 from benchmarks.specs.base import CellSpec, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec
@@ -21,19 +22,7 @@ from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
-SPEC = CellSpec(
-    task="sst2",
-    backbone="minilm-l6",
-    method="deebert",
-    label="deebert",
-    parameters={},
-    seed=0,
-    recipe=RecipeSettings(),
-    validation_rows=None,
-    test_rows=None,
-    budgets=(0.5,),
-    bootstrap_resamples=100,
-)
+SPEC = cell_spec()
 BACKBONE: dict[str, object] = {"files": {"weights": "1"}, "pooling": "mean"}
 PARTS = key_parts(SPEC, "rows", BACKBONE)
 METHOD = '"""A method."""\nfrom consistentee import NeverExit\n\nclass Mine:\n    """Docs."""\n    x = 1  # why\n'

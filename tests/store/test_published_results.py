@@ -11,8 +11,6 @@ import pytest
 from records_by_hand import DECODING, write_results
 from small_suite import Bench
 
-from benchmarks.analysis.frames import load_results
-from benchmarks.analysis.tables import render
 from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
 from benchmarks.kinds import kind_named
@@ -101,10 +99,6 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
     publish_run(run, tmp_path)
     for path in out.glob("*.parquet"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
-
-
-def test_tables_are_the_same(forms):
-    assert render(load_results(forms[0]), "md") == render(load_results(forms[1]), "md")
 
 
 # ---------------------------------------------------------------------------------------------- what is wrong

@@ -13,8 +13,6 @@ from benchmarks.store import hashes
 from benchmarks.store.folders import (
     PREDICTIONS_FILE,
     RECORD_FILE,
-    RunFolder,
-    only_run,
     parse_record,
     read_cell,
     read_rows,
@@ -65,18 +63,6 @@ def test_interrupted_write_leaves_the_old_file_or_folder(tmp_path):
     assert set(tmp_path.iterdir()) == {file, folder}
 
 
-def test_one_run_at_a_time_clears_leftovers(tmp_path):
-    folder = RunFolder(tmp_path)
-    leftover = tmp_path / "cells" / ".record.json.x1.partial"
-    leftover.mkdir(parents=True)
-    with only_run(folder):
-        assert not leftover.exists()
-        with pytest.raises(UserError, match="another run is writing"), only_run(folder):
-            pass
-    with only_run(folder):
-        pass
-
-
 def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -88,16 +74,9 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_full_disk_is_recognised_behind_other_errors():
-    def chained() -> BaseException:
-        try:
-            try:
-                raise RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
-            except RuntimeError as error:
-                raise UserError("cannot write") from error
-        except UserError as error:
-            return error
-
-    assert is_disk_full(chained())
+    error = UserError("cannot write")
+    error.__cause__ = RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
+    assert is_disk_full(error)
     assert not is_disk_full(UserError("something else"))
 
 
@@ -110,10 +89,7 @@ def test_place_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda f: (f / RECORD_FILE).write_text((f / RECORD_FILE).read_text()[:100]), "Invalid JSON"),
         (lambda f: (f / RECORD_FILE).write_bytes(b"\xff\xfe"), "unreadable"),
-        (lambda f: (f / RECORD_FILE).write_text('{"schema_version": 99}'), "schema version 99"),
-        (lambda f: (f / RECORD_FILE).write_text('{"extra": 1, "schema_version": 1}'), "unknown key 'extra'"),
         (lambda f: os.truncate(f / PREDICTIONS_FILE, 60), PREDICTIONS_FILE),
         (lambda f: (f / PREDICTIONS_FILE).unlink(), PREDICTIONS_FILE),
     ],
@@ -134,14 +110,8 @@ def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
 
 def test_places_without_results_are_named(tmp_path):
     folder = stored_cell(tmp_path / "runs" / "quick")
-    (tmp_path / "README.md").write_text("words")
-    for place, message in (
-        ("elsewhere", "holds no results; `consistentee run SUITE"),
-        ("runs", "holds no results; these do: .*quick$"),
-        ("README.md", "is a file"),
-    ):
-        with pytest.raises(UserError, match=message):
-            open_results(tmp_path / place, CellRecord, TimingRecord)
+    with pytest.raises(UserError, match=r"holds no results; these do: .*quick$"):
+        open_results(tmp_path / "runs", CellRecord, TimingRecord)
     (folder / PREDICTIONS_FILE).write_bytes(b"PAR1 no PAR1")
     with pytest.raises(UserError, match="cannot be read"):
         read_rows(folder / PREDICTIONS_FILE)

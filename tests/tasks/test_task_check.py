@@ -3,19 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from command_line import call
 from conftest import make_task
 from small_suite import write_task
-from typer.testing import CliRunner
 
-from benchmarks.cli import app
 from benchmarks.tasks import check
 from benchmarks.tasks.check import check_task
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-
-
-def call(*args):
-    return CliRunner().invoke(app, ["check-task", *map(str, args)], env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
 
 
 def task_of(monkeypatch, train, validation, test, **changes):
@@ -81,7 +76,7 @@ def test_lengths_in_tokens_of_a_backbone(tmp_path, tiny_backbone):
 
 
 def test_the_command_shows_tables_and_ends_with_0(tmp_path):
-    done = call(write_task(tmp_path, "toy"))
+    done = call("check-task", write_task(tmp_path, "toy"))
     assert done.exit_code == 0, done.output
     for text in (
         "toy, version 1: single texts, 3 classes, scored by accuracy",
@@ -96,7 +91,7 @@ def test_a_faulty_row_is_named_by_file_and_line_and_ends_with_1(tmp_path):
     path = write_task(tmp_path, "toy")
     with (tmp_path / "toy-test.tsv").open("a") as file:
         file.write("\t1\n")
-    done = call(path)
+    done = call("check-task", path)
     assert done.exit_code == 1
     assert "toy-test.tsv:32: empty text in column 'text'" in " ".join(done.output.split())
     assert "1 errors" in done.output
@@ -104,7 +99,7 @@ def test_a_faulty_row_is_named_by_file_and_line_and_ends_with_1(tmp_path):
 
 def test_a_faulty_yaml_is_an_error_and_a_missing_one_a_wrong_name(tmp_path):
     (tmp_path / "toy.yaml").write_text("name: toy")
-    done = call(tmp_path / "toy.yaml")
+    done = call("check-task", tmp_path / "toy.yaml")
     assert done.exit_code == 1
     assert "error:" in done.output
     with pytest.raises(UserError, match="no such task file"):

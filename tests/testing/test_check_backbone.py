@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import torch
+from command_line import call
 from conftest import FAMILIES, make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, GPT2Config
-from typer.testing import CliRunner
 
-from benchmarks.cli import app
 from benchmarks.testing import check_backbone as module
 from benchmarks.testing.check_backbone import check_backbone
 from benchmarks.testing.report import Finding, Report
@@ -172,26 +171,23 @@ class TestPooling:
 
 class TestRun:
     def test_the_command_ends_as_check_method_does(self, bert, tmp_path):
-        def call(name):
-            return CliRunner().invoke(app, ["check-backbone", str(name)], env={"COLUMNS": "200"})
-
-        sound = call(bert)
+        sound = call("check-backbone", bert)
         assert sound.exit_code == 0, sound.output
         assert "methods can be compared on it" in sound.output
         (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
-        broken = call(bert)
+        broken = call("check-backbone", bert)
         assert broken.exit_code == 1
         assert "the configuration cannot be read" in broken.output
         assert "methods cannot be compared on it" in broken.output
-        absent = call("minilm-16")
+        absent = call("check-backbone", "minilm-16")
         assert absent.exit_code == 2
         assert "did you mean 'minilm-l6'" in absent.output
-        empty = call(tmp_path)
+        empty = call("check-backbone", tmp_path)
         assert empty.exit_code == 2
         assert "holds no config.json" in empty.output
         for path in bert.glob("*token*"):
             path.unlink()
-        without = call(bert)
+        without = call("check-backbone", bert)
         assert without.exit_code == 2
         assert "holds no tokenizer" in without.output
 

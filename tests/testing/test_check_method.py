@@ -12,8 +12,7 @@ from benchmarks.testing.cases import AnyCase
 from benchmarks.testing.check_method import check_method, checks_of, trained
 from benchmarks.testing.report import BrokenContractError
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod, generate_speculatively
-from consistentee.errors import UserError
-from consistentee.methods.method import AnyMethod, get_method
+from consistentee.methods.method import AnyMethod
 from consistentee.signals import margin
 from consistentee.training.decoder import train_exits
 from consistentee.training.encoder import train_jointly
@@ -305,15 +304,3 @@ def test_a_method_that_cannot_be_trained_is_not_checked():
     assert [finding.verdict for finding in report.findings] == ["fail"] + ["not run"] * (len(report.findings) - 1)
     (line,) = report.fault_lines()
     assert "docs/add_a_method.md" in line
-
-
-@pytest.mark.parametrize(
-    ("method", "family", "message"),
-    [
-        ("full", "bertt", "unknown family 'bertt'; did you mean 'bert'"),
-        ("token-full", "bert", "unknown family 'bert'; known: gemma, gpt2, llama"),
-    ],
-)
-def test_families_are_those_of_the_kind(method, family, message):
-    with pytest.raises(UserError, match=message):
-        check_method(method, get_method(method), [family])
