@@ -1,12 +1,12 @@
 """How far work has come: what loops say of it, what a job's process writes, what the run shows."""
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import make_task, random_prompts
+from conftest import make_task
 from rich.console import Console
 
 from benchmarks.measure.clock import time_contenders
@@ -20,84 +20,70 @@ from consistentee.training import loop
 from consistentee.training.encoder import train_jointly
 from consistentee.training.recipe import Recipe
 
-PROMPTS = random_prompts(3, seed=3)
+
+def test_loops_report_every_step_after_it_is_done_and_to_nobody_outside_the_block():
+    heard = []
+    with listening(heard.append):
+        begin_stage("loading")
+        assert list(tracked("abc", "spelling", rows=4, first=2)) == ["a", "b", "c"]
+        with listening(None):  # as where a clock runs
+            begin_stage("quiet")
+    list(tracked([1, 2], "quiet", rows=1))
+    assert [(p.stage, p.done, p.total, p.steps, p.rows) for p in heard] == [
+        ("loading", 0, 0, 0, 0),
+        ("spelling", 2, 5, 0, 0),
+        ("spelling", 3, 5, 1, 4),
+        ("spelling", 4, 5, 2, 8),
+        ("spelling", 5, 5, 3, 12),
+    ]
 
 
-class TestWhatLoopsSay:
-    def test_every_step_after_it_is_done_and_nobody_outside_the_block(self):
-        heard = []
-        with listening(heard.append):
-            begin_stage("loading")
-            assert list(tracked("abc", "spelling", rows=4, first=2)) == ["a", "b", "c"]
-            with listening(None):  # as where a clock runs
-                begin_stage("quiet")
-        list(tracked([1, 2], "quiet", rows=1))
-        assert [(p.stage, p.done, p.total, p.steps, p.rows) for p in heard] == [
-            ("loading", 0, 0, 0, 0),
-            ("spelling", 2, 5, 0, 0),
-            ("spelling", 3, 5, 1, 4),
-            ("spelling", 4, 5, 2, 8),
-            ("spelling", 5, 5, 3, 12),
-        ]
+def test_training_reports_where_it_goes_on_from_a_checkpoint_and_tracing_too(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
+    recipe = Recipe(epochs=2, batch_size=16, max_length=32, store=tmp_path)
 
-    def test_training_and_tracing_say_where_they_are_and_keys_do_not_see_it(self, tiny_model, tmp_path):
-        task, recipe = make_task(), Recipe(epochs=2, batch_size=16, max_length=32)
-        heard: list[Position] = []
-        for name in ("heard", "unheard"):
-            model = tiny_model()
-            with listening(heard.append if name == "heard" else None):
-                train_jointly(model, task, replace(recipe, store=tmp_path / name))
-                record_trace(model, task.test, store=tmp_path / name)
-        files = [{path.name for path in (tmp_path / name).glob("*.safetensors")} for name in ("heard", "unheard")]
-        assert files[0] == files[1]
-        assert len(files[0]) == 2
-        steps = 2 * -(-len(task.train) // 16)
-        assert [p.done for p in heard if p.stage == "training joint"] == list(range(steps + 1))
-        assert {p.total for p in heard if p.stage == "training joint"} == {steps}
-        assert [p.done for p in heard if p.stage == "tracing"][-1] == -(-len(task.test) // 64)
+    def interrupt(position: Position) -> None:
+        if position.done == 4:
+            raise KeyboardInterrupt
 
-    def test_training_goes_on_from_a_checkpoint(self, tiny_model, tmp_path, monkeypatch):
-        monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
-        recipe = Recipe(epochs=2, batch_size=16, max_length=32, store=tmp_path)
-
-        def interrupt(position: Position) -> None:
-            if position.done == 4:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt), listening(interrupt):
-            train_jointly(tiny_model(), make_task(), recipe)
-        heard: list[Position] = []
-        with listening(heard.append):
-            train_jointly(tiny_model(), make_task(), recipe)
-        assert (heard[0].done, heard[0].steps) == (3, 0)
-        assert heard[-1].done == heard[-1].total == heard[-1].steps + 3
-
-    def test_what_is_timed_is_not_disturbed(self):
-        heard: list[Position] = []
-
-        def contender(batch: object) -> int:
-            begin_stage("inside")
-            return len(heard)
-
-        protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=1)
-        with listening(heard.append):
-            taken = time_contenders([contender, contender], ["a", "b"], protocol)
-        assert {(p.stage, p.total) for p in heard} == {("3 rounds of timing", 12)}  # the time left is of all rounds
-        assert [p.done for p in heard] == list(range(13))
-        for by_size in taken:
-            assert all(len(set(batches)) == 1 for rounds in by_size.values() for batches in rounds)
+    with pytest.raises(KeyboardInterrupt), listening(interrupt):
+        train_jointly(tiny_model(), make_task(), recipe)
+    heard: list[Position] = []
+    model, task = tiny_model(), make_task()
+    with listening(heard.append):
+        train_jointly(model, task, recipe)
+        record_trace(model, task.test)
+    training, tracing = ([p for p in heard if p.stage == stage] for stage in ("training joint", "tracing"))
+    assert (training[0].done, training[0].steps) == (3, 0)
+    assert training[-1].done == training[-1].total == training[-1].steps + 3
+    assert tracing[-1].done == -(-len(task.test) // 64)
 
 
-class TestTheStatusFile:
-    def test_is_no_reason_to_stop_and_is_cleared_away(self, tmp_path):
-        StatusFile(tmp_path / "nowhere" / "status")(Position("a"))
-        path = tmp_path / ".key.status.partial"
-        path.write_text('{"stage": "a", "do')  # never left by a kill, for the file is replaced; but who knows
-        assert read_status(path) is None
-        path.write_text('{"steps": "of another version"}')
-        assert read_status(path) is None
-        clear_leftovers(tmp_path)
-        assert not path.exists()
+def test_what_is_timed_is_not_disturbed():
+    heard: list[Position] = []
+
+    def contender(batch: object) -> int:
+        begin_stage("inside")
+        return len(heard)
+
+    protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=1)
+    with listening(heard.append):
+        taken = time_contenders([contender, contender], ["a", "b"], protocol)
+    assert {(p.stage, p.total) for p in heard} == {("3 rounds of timing", 12)}  # the time left is of all rounds
+    assert [p.done for p in heard] == list(range(13))
+    for by_size in taken:
+        assert all(len(set(batches)) == 1 for rounds in by_size.values() for batches in rounds)
+
+
+def test_a_status_file_is_no_reason_to_stop_and_is_cleared_away(tmp_path):
+    StatusFile(tmp_path / "nowhere" / "status")(Position("a"))
+    path = tmp_path / ".key.status.partial"
+    path.write_text('{"stage": "a", "do')  # never left by a kill, for the file is replaced; but who knows
+    assert read_status(path) is None
+    path.write_text('{"steps": "of another version"}')
+    assert read_status(path) is None
+    clear_leftovers(tmp_path)
+    assert not path.exists()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,55 +97,53 @@ class Named:
         return ["accuracy 80.0"], False
 
 
-class TestWhatTheRunShows:
-    def test_a_line_every_ten_seconds_where_there_is_no_terminal(self, tmp_path, monkeypatch):
-        console = Console(file=io.StringIO(), width=200)
-        monkeypatch.setattr("benchmarks.run.progress.time.monotonic", lambda: 1000.0)
-        shown = RunProgress(console, 2)
-        job = Named("toy · full", tmp_path / ".a.status.partial")
-        shown.started(job)
-        for now in (1001, 1009.9, 1010.1):
-            shown.update(now)
-        StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
-        for now in (1015, 1020.2, 1021, 1030.3, 1040.4):  # the process stands still for 20 seconds
-            shown.update(now)
-        StatusFile(job.status)(Position("training joint", 31, 50, 31, 992, 33.0))
-        shown.update(1041)
-        job.status.unlink()  # its process ends
-        shown.update(1052)
-        shown.ended(job)
-        shown.update(1050)
-        assert console.file.getvalue().splitlines() == [
-            "[1/2] toy · full",
-            "[1/2] toy · full, 10 s: starting",
-            "[1/2] toy · full, 20 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
-            "[1/2] toy · full, 41 s: training joint, step 31 of 50, 30 rows/s, 0.3 min left",
-            "[1/2]   accuracy 80.0, 0 s",
-        ]
+def test_a_run_shows_a_line_every_ten_seconds_where_there_is_no_terminal(tmp_path, monkeypatch):
+    console = Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr("benchmarks.run.progress.time.monotonic", lambda: 1000.0)
+    shown = RunProgress(console, 2)
+    job = Named("toy · full", tmp_path / ".a.status.partial")
+    shown.started(job)
+    for now in (1001, 1009.9, 1010.1):
+        shown.update(now)
+    StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
+    for now in (1015, 1020.2, 1021, 1030.3, 1040.4):  # the process stands still for 20 seconds
+        shown.update(now)
+    StatusFile(job.status)(Position("training joint", 31, 50, 31, 992, 33.0))
+    shown.update(1041)
+    job.status.unlink()  # its process ends
+    shown.update(1052)
+    shown.ended(job)
+    shown.update(1050)
+    assert console.file.getvalue().splitlines() == [
+        "[1/2] toy · full",
+        "[1/2] toy · full, 10 s: starting",
+        "[1/2] toy · full, 20 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
+        "[1/2] toy · full, 41 s: training joint, step 31 of 50, 30 rows/s, 0.3 min left",
+        "[1/2]   accuracy 80.0, 0 s",
+    ]
 
 
-class TestWhatATrainingShows:
-    def test_stages_are_numbered_and_lines_come_every_ten_seconds(self, monkeypatch):
-        clock = SimpleNamespace(now=100.0)
-        monkeypatch.setattr(status.time, "monotonic", lambda: clock.now)
-        console = Console(file=io.StringIO(), width=200)
-        with StageProgress(console, ["training a", "training b", "training a", "training c"]) as tell:
-            for now, position in (
-                (100, Position("loading")),
-                (101, Position("training a", 0, 8)),
-                (104, Position("training a", 2, 8, 2, 64, 3.0)),
-                (111, Position("training a", 4, 8, 4, 128, 10.0)),
-                (123, Position("training a", 3, 8)),  # b was done before the interruption
-                (124, Position("training c", 0, 8)),
-                (134, Position("training c", 4, 8, 4, 128, 12.0)),
-            ):
-                clock.now = now
-                tell(position)
-        assert console.file.getvalue().splitlines() == [
-            "loading",
-            "stage 1 of 4: training a, step 0 of 8",
-            "stage 1 of 4: training a, step 4 of 8, 13 rows/s, 0.2 min left in this stage",
-            "stage 3 of 4: training a, step 3 of 8",
-            "stage 4 of 4: training c, step 0 of 8",
-            "stage 4 of 4: training c, step 4 of 8, 11 rows/s, 0.2 min left",
-        ]
+def test_stages_of_a_training_are_numbered_and_lines_come_every_ten_seconds(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(status.time, "monotonic", lambda: clock.now)
+    console = Console(file=io.StringIO(), width=200)
+    with StageProgress(console, ["training a", "training b", "training a", "training c"]) as tell:
+        for now, position in (
+            (100, Position("loading")),
+            (101, Position("training a", 0, 8)),
+            (104, Position("training a", 2, 8, 2, 64, 3.0)),
+            (111, Position("training a", 4, 8, 4, 128, 10.0)),
+            (123, Position("training a", 3, 8)),  # b was done before the interruption
+            (124, Position("training c", 0, 8)),
+            (134, Position("training c", 4, 8, 4, 128, 12.0)),
+        ):
+            clock.now = now
+            tell(position)
+    assert console.file.getvalue().splitlines() == [
+        "loading",
+        "stage 1 of 4: training a, step 0 of 8",
+        "stage 1 of 4: training a, step 4 of 8, 13 rows/s, 0.2 min left in this stage",
+        "stage 3 of 4: training a, step 3 of 8",
+        "stage 4 of 4: training c, step 0 of 8",
+        "stage 4 of 4: training c, step 4 of 8, 11 rows/s, 0.2 min left",
+    ]

@@ -39,77 +39,78 @@ def changed(**changes: object) -> CellSpec:
     return SPEC.model_copy(update=changes)
 
 
-class TestKey:
-    def test_names_change_nothing(self):
-        assert key_parts(changed(label="another name"), "rows", BACKBONE).key == PARTS.key
-        assert key_parts(changed(backbone="/a/b", task="/c"), "rows", BACKBONE).key == PARTS.key
-
-    def test_what_matters_changes_it(self):
-        changes = (
-            {"seed": 1},
-            {"method": "static"},
-            {"parameters": {"tolerance": 0.2}},
-            {"recipe": RecipeSettings(epochs=9)},
-            {"test_rows": 10},
-            {"budgets": (0.25,)},
-        )
-        others = [
-            key_parts(SPEC, "other rows", BACKBONE),
-            key_parts(SPEC, "rows", {"files": {"weights": "2"}}),
-            *(key_parts(changed(**change), "rows", BACKBONE) for change in changes),
-        ]
-        assert len({PARTS.key, *(other.key for other in others)}) == 1 + len(others)
+def test_names_change_no_key():
+    assert key_parts(changed(label="another name"), "rows", BACKBONE).key == PARTS.key
+    assert key_parts(changed(backbone="/a/b", task="/c"), "rows", BACKBONE).key == PARTS.key
 
 
-class TestVersions:
-    @pytest.mark.parametrize(
-        ("raise_version", "reason"),
-        [
-            (
-                lambda patch: patch.setitem(versions.ENGINE_VERSION, "classification", 2),
-                "the version of the engine was 1, is 2",
-            ),
-            (lambda patch: patch.setattr(keys, "TRAINING_VERSION", 2), "the version of the training was 1, is 2"),
-        ],
+def test_what_matters_changes_the_key():
+    changes = (
+        {"seed": 1},
+        {"method": "static"},
+        {"parameters": {"tolerance": 0.2}},
+        {"recipe": RecipeSettings(epochs=9)},
+        {"test_rows": 10},
+        {"budgets": (0.25,)},
     )
-    def test_a_raise_makes_another_key_and_names_itself(self, monkeypatch, raise_version, reason):
-        raise_version(monkeypatch)
-        raised = key_parts(SPEC, "rows", BACKBONE)
-        assert raised.key != PARTS.key
-        assert differences(PARTS, raised) == [reason]
+    others = [
+        key_parts(SPEC, "other rows", BACKBONE),
+        key_parts(SPEC, "rows", {"files": {"weights": "2"}}),
+        *(key_parts(changed(**change), "rows", BACKBONE) for change in changes),
+    ]
+    assert len({PARTS.key, *(other.key for other in others)}) == 1 + len(others)
 
-    def test_a_users_file_counts_by_its_code_and_not_by_its_comments(self, tmp_path):
-        path = tmp_path / "mine.py"
 
-        def version_of(source: str) -> int | str:
-            path.write_text(source)
-            method_version.cache_clear()
-            return method_version(f"{path}:Mine")
+@pytest.mark.parametrize(
+    ("raise_version", "reason"),
+    [
+        (
+            lambda patch: patch.setitem(versions.ENGINE_VERSION, "classification", 2),
+            "the version of the engine was 1, is 2",
+        ),
+        (lambda patch: patch.setattr(keys, "TRAINING_VERSION", 2), "the version of the training was 1, is 2"),
+    ],
+)
+def test_a_raised_version_makes_another_key_and_names_itself(monkeypatch, raise_version, reason):
+    raise_version(monkeypatch)
+    raised = key_parts(SPEC, "rows", BACKBONE)
+    assert raised.key != PARTS.key
+    assert differences(PARTS, raised) == [reason]
 
-        first = version_of(METHOD)
-        assert version_of(METHOD.replace("Docs", "Other docs").replace("# why", "# because")) == first
-        assert version_of(METHOD.replace("x = 1", "x = 2")) != first
-        with pytest.raises(UserError, match="cannot be read as Python"):
-            version_of("class :")
-        with pytest.raises(UserError, match="no such method file"):
-            method_version(f"{tmp_path / 'none.py'}:Mine")
-        with pytest.raises(UserError, match="unknown method 'pabe'"):
-            method_version("pabe")
 
-    def test_a_users_file_counts_by_what_it_derives_from_too(self, tmp_path, monkeypatch):
-        (tmp_path / "installed").mkdir()
-        (tmp_path / "installed" / "__init__.py").write_text("from .place import Base\n")
-        (tmp_path / "mine.py").write_text(
-            "from abc import ABC\nfrom installed import Base as Theirs\n\nclass Mine(ABC, Theirs):\n    x = 1\n"
-        )
-        monkeypatch.syspath_prepend(tmp_path)
+def test_a_users_file_counts_by_its_code_and_not_by_its_comments(tmp_path):
+    path = tmp_path / "mine.py"
 
-        def version_of(version: int) -> int | str:
-            (tmp_path / "installed" / "place.py").write_text(f"class Base:\n    version = {version}\n")
-            method_version.cache_clear()
-            return method_version(f"{tmp_path / 'mine.py'}:Mine")
+    def version_of(source: str) -> int | str:
+        path.write_text(source)
+        method_version.cache_clear()
+        return method_version(f"{path}:Mine")
 
-        assert version_of(1) == version_of(1) != version_of(2)
+    first = version_of(METHOD)
+    assert version_of(METHOD.replace("Docs", "Other docs").replace("# why", "# because")) == first
+    assert version_of(METHOD.replace("x = 1", "x = 2")) != first
+    with pytest.raises(UserError, match="cannot be read as Python"):
+        version_of("class :")
+    with pytest.raises(UserError, match="no such method file"):
+        method_version(f"{tmp_path / 'none.py'}:Mine")
+    with pytest.raises(UserError, match="unknown method 'pabe'"):
+        method_version("pabe")
+
+
+def test_a_users_file_counts_by_what_it_derives_from_too(tmp_path, monkeypatch):
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "__init__.py").write_text("from .place import Base\n")
+    (tmp_path / "mine.py").write_text(
+        "from abc import ABC\nfrom installed import Base as Theirs\n\nclass Mine(ABC, Theirs):\n    x = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def version_of(version: int) -> int | str:
+        (tmp_path / "installed" / "place.py").write_text(f"class Base:\n    version = {version}\n")
+        method_version.cache_clear()
+        return method_version(f"{tmp_path / 'mine.py'}:Mine")
+
+    assert version_of(1) == version_of(1) != version_of(2)
 
 
 def test_every_part_that_differs_is_named():

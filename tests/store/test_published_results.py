@@ -62,10 +62,12 @@ def forms(request, tmp_path_factory) -> tuple[Path, Path]:
     return run, out
 
 
-@pytest.fixture
-def bare(monkeypatch) -> None:
+def publish_bare(run: Path, out: Path) -> Path:
     """Publish without tables and figure, which take most of the time."""
-    monkeypatch.setattr(publish, "write_published_files", lambda out: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "write_published_files", lambda out: [])
+        publish_run(run, out)
+    return out
 
 
 # ---------------------------------------------------------------------------------------------- round trip
@@ -87,7 +89,7 @@ def test_everything_reads_back_equal(forms):
     assert kind_of_results(out_folder) == kind_of_results(run_folder)
 
 
-def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_path, bare):
+def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_path):
     run, out = forms
     names = {path.name for path in out.iterdir()}
     assert {"cells.parquet", "timings.parquet", "rows.parquet", "table.md"} <= names
@@ -96,7 +98,7 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
     assert {name for name in names if name.endswith((".pdf", ".html", ".json"))} == {"hashes.json"}
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
     assert size < sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 2
-    publish_run(run, tmp_path)
+    publish_bare(run, tmp_path)
     for path in out.glob("*.parquet"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
@@ -108,10 +110,7 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
 def published(tmp_path_factory) -> Path:
     """Return published results of classification; not to be changed."""
     folder = tmp_path_factory.mktemp("published")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "write_published_files", lambda out: [])
-        publish_run(write_run("classification", folder / "run"), folder / "made-up")
-    return folder / "made-up"
+    return publish_bare(write_run("classification", folder / "run"), folder / "made-up")
 
 
 def cut(path: Path) -> None:
@@ -160,7 +159,7 @@ def test_what_does_not_read_back_equal_is_said(tmp_path, monkeypatch, kept):
 
     monkeypatch.setattr(StoredCell, kept, lossy)
     with pytest.raises(AssertionError, match="keep the run"):
-        publish_run(write_run("classification", tmp_path / "run"), tmp_path / "out")
+        publish_bare(write_run("classification", tmp_path / "run"), tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------- runs
@@ -174,14 +173,12 @@ def finished(finished_suite, tmp_path_factory) -> Bench:
     """Return a small suite that has run and was published, in ``published`` beside it."""
     bench = finished_suite.elsewhere(finished_suite.out)
     bench.folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "write_published_files", lambda out: [])
-        publish_run(bench.out, bench.folder / "published")
+    publish_bare(bench.out, bench.folder / "published")
     return bench
 
 
 @pytest.fixture
-def elsewhere(finished, tmp_path, unreported, bare) -> Bench:
+def elsewhere(finished, tmp_path, unreported) -> Bench:
     """Return the same suite, whose own folder is empty."""
     return finished.elsewhere(tmp_path / "out")
 
@@ -268,7 +265,7 @@ def test_a_new_method_is_all_that_is_computed_and_all_can_be_published_again(fin
     assert "not timed" not in elsewhere.said
     assert elsewhere.timed_labels() == [{"stock model", "static"}, {"stock model", "full", "calm-softmax"}]
     assert run_from(elsewhere, finished.folder / "published", [*METHODS, "static"]).computed == 0
-    publish_run(elsewhere.out, tmp_path / "again")
+    publish_bare(elsewhere.out, tmp_path / "again")
     assert opened(tmp_path / "again").timings == elsewhere.read().timings
     other = elsewhere.elsewhere(tmp_path / "new")
     lines = other.plan(changes={"methods": [*METHODS, "static"]}, published_dir=tmp_path / "again")

@@ -56,34 +56,33 @@ def test_every_family_passes_every_check(tiny_backbone, family):
     assert found(report, "long texts are cut") == f"{limit} tokens"
 
 
-class TestLayers:
-    def test_that_the_stepper_runs_in_another_way(self, bert):
-        config = json.loads((bert / "config.json").read_text())
-        (bert / "config.json").write_text(json.dumps({**config, "is_decoder": True}))
-        report = check_backbone(str(bert))
-        fault = faults(report)["stepped, full depth = the stock model"]
-        assert "the hidden states of layer 1 of" in fault
-        assert "encoders.py" in fault
+def test_layers_that_the_stepper_runs_in_another_way(bert):
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps({**config, "is_decoder": True}))
+    report = check_backbone(str(bert))
+    fault = faults(report)["stepped, full depth = the stock model"]
+    assert "the hidden states of layer 1 of" in fault
+    assert "encoders.py" in fault
 
 
-class TestSteppers:
-    def test_one_that_does_not_cut_the_mask(self, bert, monkeypatch):
-        compact = EncoderStepper.compact
+def test_a_stepper_that_does_not_cut_the_mask(bert, monkeypatch):
+    compact = EncoderStepper.compact
 
-        def cuts_wrong_rows(self, hidden, context, keep, rows):
-            _, cut = compact(self, hidden, context, keep, rows)
-            return hidden[: len(rows), : max(cut.lengths)], cut
+    def cuts_wrong_rows(self, hidden, context, keep, rows):
+        _, cut = compact(self, hidden, context, keep, rows)
+        return hidden[: len(rows), : max(cut.lengths)], cut
 
-        monkeypatch.setattr(EncoderStepper, "compact", cuts_wrong_rows)
-        only(monkeypatch, "a row's result is its own")
-        fault = faults(check_backbone(str(bert)))["a row's result is its own"]
-        assert "encoders.py" in fault
+    monkeypatch.setattr(EncoderStepper, "compact", cuts_wrong_rows)
+    only(monkeypatch, "a row's result is its own")
+    fault = faults(check_backbone(str(bert)))["a row's result is its own"]
+    assert "encoders.py" in fault
 
-    def test_one_that_is_wrong_about_positions(self, tiny_backbone, monkeypatch):
-        monkeypatch.setattr(RobertaStepper, "reserved_positions", 0)
-        only(monkeypatch, "long texts are cut")
-        report = check_backbone(str(tiny_backbone("roberta")))
-        assert "a row of the longest length cannot be run: 66 tokens" in faults(report)["long texts are cut"]
+
+def test_a_stepper_that_is_wrong_about_positions(tiny_backbone, monkeypatch):
+    monkeypatch.setattr(RobertaStepper, "reserved_positions", 0)
+    only(monkeypatch, "long texts are cut")
+    report = check_backbone(str(tiny_backbone("roberta")))
+    assert "a row of the longest length cannot be run: 66 tokens" in faults(report)["long texts are cut"]
 
 
 def without_padding(folder) -> None:
@@ -155,50 +154,50 @@ def test_an_architecture_without_a_stepper(tmp_path):
     assert "'gpt2' is no encoder that can be run layer by layer: supported are albert, bert" in fault
 
 
-class TestPooling:
-    def test_as_sentence_transformers_say(self, bert, monkeypatch):
-        only(monkeypatch, "pooling")
-        (bert / "1_Pooling").mkdir()
-        (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-        assert found(check_backbone(str(bert)), "pooling") == "mean of the tokens: as 1_Pooling/config.json defines it"
-
-    def test_a_pooler_that_the_files_lack_is_told(self, bert):
-        edit_weights(bert, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler")])
-        report = check_backbone(str(bert))
-        assert report.passed
-        assert found(report, "pooling").endswith("the files hold no pooler: it starts at random")
+def test_pooling_as_sentence_transformers_say(bert, monkeypatch):
+    only(monkeypatch, "pooling")
+    (bert / "1_Pooling").mkdir()
+    (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert found(check_backbone(str(bert)), "pooling") == "mean of the tokens: as 1_Pooling/config.json defines it"
 
 
-class TestRun:
-    def test_the_command_ends_as_check_method_does(self, bert, tmp_path):
-        sound = call("check-backbone", bert)
-        assert sound.exit_code == 0, sound.output
-        assert "methods can be compared on it" in sound.output
-        (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
-        broken = call("check-backbone", bert)
-        assert broken.exit_code == 1
-        assert "the configuration cannot be read" in broken.output
-        assert "methods cannot be compared on it" in broken.output
-        absent = call("check-backbone", "minilm-16")
-        assert absent.exit_code == 2
-        assert "did you mean 'minilm-l6'" in absent.output
-        empty = call("check-backbone", tmp_path)
-        assert empty.exit_code == 2
-        assert "holds no config.json" in empty.output
-        for path in bert.glob("*token*"):
-            path.unlink()
-        without = call("check-backbone", bert)
-        assert without.exit_code == 2
-        assert "holds no tokenizer" in without.output
+def test_a_pooler_that_the_files_lack_is_told(bert):
+    edit_weights(bert, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler")])
+    report = check_backbone(str(bert))
+    assert report.passed
+    assert found(report, "pooling").endswith("the files hold no pooler: it starts at random")
 
-    def test_text_is_never_read_as_markup(self):
-        from rich.console import Console
 
-        finding = Finding("[bold]a", "[red]x")
-        console = Console(width=100, record=True)
-        console.print(Report("[b]name", "[i]what", [finding], "holds", "broken").table())
-        shown = console.export_text()
-        assert all(part in shown for part in ("[bold]a", "[red]x", "[b]name", "[i]what"))
+def test_the_command_ends_as_check_method_does(bert, tmp_path):
+    sound = call("check-backbone", bert)
+    assert sound.exit_code == 0, sound.output
+    assert "methods can be compared on it" in sound.output
+    (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
+    broken = call("check-backbone", bert)
+    assert broken.exit_code == 1
+    assert "the configuration cannot be read" in broken.output
+    assert "methods cannot be compared on it" in broken.output
+    absent = call("check-backbone", "minilm-16")
+    assert absent.exit_code == 2
+    assert "did you mean 'minilm-l6'" in absent.output
+    empty = call("check-backbone", tmp_path)
+    assert empty.exit_code == 2
+    assert "holds no config.json" in empty.output
+    for path in bert.glob("*token*"):
+        path.unlink()
+    without = call("check-backbone", bert)
+    assert without.exit_code == 2
+    assert "holds no tokenizer" in without.output
+
+
+def test_text_is_never_read_as_markup():
+    from rich.console import Console
+
+    finding = Finding("[bold]a", "[red]x")
+    console = Console(width=100, record=True)
+    console.print(Report("[b]name", "[i]what", [finding], "holds", "broken").table())
+    shown = console.export_text()
+    assert all(part in shown for part in ("[bold]a", "[red]x", "[b]name", "[i]what"))
 
 
 @pytest.mark.real
