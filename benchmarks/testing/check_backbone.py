@@ -35,7 +35,7 @@ ROWS = 33
 _SAME_BATCH = 1e-5
 """Relative difference allowed between two ways to compute the same batch."""
 _LOOK_AT_THE_STEPPER = (
-    "Look at step(), compact() and layer_module() of its family in consistentee/backbones/encoders.py"
+    "Look at step(), context() and layer_module() of its family in consistentee/backbones/encoders.py"
 )
 _FEWEST_WORDS = 20
 _LONGEST_RUN = 2048

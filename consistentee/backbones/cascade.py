@@ -5,7 +5,6 @@ the rows that are still active are embedded again, from their tokens, and the L 
 batch that the companion empties runs nothing of the full backbone, not even its embeddings.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +31,10 @@ class CascadeContext:
 
     Attributes:
         tokens: the active rows, for the full backbone to start from.
-        running: the backbone whose layers run now.
-        layers: the context of its layers.
+        layers: the context of the layers of the backbone that runs now.
     """
 
     tokens: Batch
-    running: EncoderStepper
     layers: Context
 
     @property
@@ -103,7 +100,7 @@ class CascadeStepper(EncoderStepper):
     def context(self, layer: int, hidden: Tensor, batch: Batch) -> CascadeContext:
         depth = self.companion.num_layers
         running, own_layer = (self.companion, layer) if layer <= depth else (self.full, layer - depth)
-        return CascadeContext(batch, running, running.context(own_layer, hidden, batch))
+        return CascadeContext(batch, running.context(own_layer, hidden, batch))
 
     def step(self, layer: int, hidden: Tensor, context: CascadeContext) -> Tensor:
         """Run layer ``layer`` (1-based); at the first one of the full backbone ``hidden`` is not read.
@@ -115,15 +112,7 @@ class CascadeStepper(EncoderStepper):
             return self.companion.step(layer, hidden, context.layers)
         if layer == depth + 1:
             hidden, context.layers = self.full.begin(context.tokens)
-            context.running = self.full
         return self.full.step(layer - depth, hidden, context.layers)
-
-    def compact(
-        self, hidden: Tensor, context: CascadeContext, keep: Sequence[int], rows: Tensor
-    ) -> tuple[Tensor, CascadeContext]:
-        """Keep some rows, their tokens too; see :meth:`EncoderStepper.compact`."""
-        hidden, layers = context.running.compact(hidden, context.layers, keep, rows)
-        return hidden, CascadeContext(context.tokens.select(keep, rows), context.running, layers)
 
 
 def first_layers(stepper: EncoderStepper, layers: int) -> Any:

@@ -124,10 +124,6 @@ class EncoderStepper(ABC):
         """Compute what every layer needs to know of positions, if the family has it: from [rows, tokens, width]."""
         return None
 
-    def cut_bias(self, bias: Any, tokens: int) -> Any:
-        """Cut the result of :meth:`position_bias` to the first ``tokens`` positions."""
-        return bias[..., :tokens, :tokens]
-
     def read(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what the exit of layer ``layer`` (1-based) reads of its output [rows, tokens, width].
 
@@ -149,19 +145,6 @@ class EncoderStepper(ABC):
         """Run layer ``layer`` (1-based) on [rows, tokens, width]."""
         output = self.layer_module(layer)(hidden, context.attention_mask)
         return output if isinstance(output, Tensor) else output[0]
-
-    def compact(self, hidden: Tensor, context: Any, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Any]:
-        """Keep some rows and cut padding columns.
-
-        ``keep`` and ``rows`` are the same row numbers, as integers and as a tensor on the model's device.
-        """
-        lengths = [context.lengths[i] for i in keep]
-        width = max(lengths)
-        hidden = hidden[:, :width].index_select(0, rows)
-        padding_mask = context.padding_mask[:, :width].index_select(0, rows)
-        bias = context.position_bias
-        bias = bias if bias is None else self.cut_bias(bias, width)
-        return hidden, Context(padding_mask, self._attention_mask(hidden, padding_mask, lengths), bias, lengths)
 
     def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> Any:
         mask = _unless_unpadded(padding_mask, lengths)
@@ -325,10 +308,6 @@ class DebertaStepper(EncoderStepper):
         encoder = self.backbone.encoder
         return encoder.get_rel_pos(hidden), encoder.get_rel_embedding()
 
-    def cut_bias(self, bias: Any, tokens: int) -> Any:
-        distances, embeddings = bias
-        return None if distances is None else distances[:, :tokens, :tokens], embeddings
-
     def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         distances, embeddings = context.position_bias
         bias = {"relative_pos": distances, "rel_embeddings": embeddings}
@@ -358,9 +337,6 @@ class ModernBertStepper(EncoderStepper):
         """Compute the rotation of each kind of layer: cosines and sines [1, tokens, head width]."""
         positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
         return {kind: self.backbone.rotary_emb(hidden, positions, kind) for kind in set(self.config.layer_types)}
-
-    def cut_bias(self, bias: Any, tokens: int) -> Any:
-        return {kind: (cosines[:, :tokens], sines[:, :tokens]) for kind, (cosines, sines) in bias.items()}
 
     def read(self, layer: int, hidden: Tensor) -> Tensor:
         return self.backbone.final_norm(hidden)

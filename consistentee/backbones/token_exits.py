@@ -62,54 +62,6 @@ class TokenContext(Context):
     exit_layers: Tensor
 
 
-@dataclass(frozen=True)
-class _LiveTokens:
-    """Where the live tokens of a layer are: indices on the model's device.
-
-    Attributes:
-        rows: rows that have live tokens, [running rows].
-        tokens: live tokens among all tokens of the batch, flattened: [live].
-        columns: their positions in their rows, [live].
-        slots: their places among the queries, which are padded to ``queries`` a running row and flattened: [live].
-        queries: the largest number of live tokens in a row.
-    """
-
-    rows: Tensor
-    tokens: Tensor
-    columns: Tensor
-    slots: Tensor
-    queries: int
-
-    @classmethod
-    def of(cls, live: Tensor, device: torch.device) -> "_LiveTokens":
-        """List the live tokens of bool [rows, tokens], on the CPU, of which there is at least one."""
-        counts = live.sum(dim=1)
-        queries = int(counts.max())
-        rows, columns = live.nonzero(as_tuple=True)
-        running = (counts > 0).cumsum(dim=0) - 1
-        slots = running[rows] * queries + (live.cumsum(dim=1) - 1)[rows, columns]
-        return cls(
-            rows=counts.nonzero().flatten().to(device),
-            tokens=(rows * live.shape[1] + columns).to(device),
-            columns=columns.to(device),
-            slots=slots.to(device),
-            queries=queries,
-        )
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """Turn one vector a live token [live, ...] into [running rows, queries, ...]."""
-        shape = (len(self.rows), self.queries, *packed.shape[1:])
-        slots = len(self.rows) * self.queries
-        if len(packed) == slots:  # equally many live tokens in every row: nothing to pad
-            return packed.view(shape)
-        return packed.new_zeros(slots, *packed.shape[1:]).index_copy(0, self.slots, packed).view(shape)
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """Turn [running rows, queries, ...] into one vector a live token [live, ...]."""
-        flat = padded.flatten(0, 1)
-        return flat if len(flat) == len(self.slots) else flat.index_select(0, self.slots)
-
-
 class TokenExitStepper(EncoderStepper):
     """Runs a stock encoder one layer at a time, each layer on its live tokens."""
 
@@ -172,41 +124,38 @@ class TokenExitStepper(EncoderStepper):
             return self.stock.step(layer, hidden, context)
         return self._step_live(layer, hidden, context, live) if count else hidden
 
-    def compact(
-        self, hidden: Tensor, context: TokenContext, keep: Sequence[int], rows: Tensor
-    ) -> tuple[Tensor, TokenContext]:
-        hidden, kept = self.stock.compact(hidden, context, keep, rows)
-        exit_layers = context.exit_layers[list(keep), : hidden.shape[1]]
-        return hidden, TokenContext(**vars(kept), exit_layers=exit_layers)
-
     def _step_live(self, layer: int, hidden: Tensor, context: TokenContext, live: Tensor) -> Tensor:
-        """Run a layer's parts: keys and values of all tokens in rows that have live ones, all else of live ones."""
+        """Run a layer's parts: keys and values of all tokens, all else of live ones, bool [rows, tokens] on the CPU."""
         parts = self.stock.parts(layer)
-        places = _LiveTokens.of(live, hidden.device)
-        states = hidden.flatten(0, 1).index_select(0, places.tokens)
-        attended = hidden if len(places.rows) == len(hidden) else hidden.index_select(0, places.rows)
+        # The columns of each row's queries, live tokens first; rows with fewer of them are padded with others.
+        columns = live.long().argsort(dim=1, descending=True, stable=True)[:, : int(live.sum(dim=1).max())]
+        rows, places = live.gather(1, columns).nonzero(as_tuple=True)  # of live tokens, among the queries
+        at_queries = (rows.to(hidden.device), places.to(hidden.device))
+        columns = columns.to(hidden.device)
+        at_tokens = (at_queries[0], columns[at_queries])
+        states = hidden[at_tokens]
+        packed = parts.query(states)
+        queries = packed.new_zeros(*columns.shape, packed.shape[-1]).index_put(at_queries, packed)
         mixed = scaled_dot_product_attention(
-            self._split_heads(places.pad(parts.query(states))),
-            self._split_heads(parts.key(attended)),
-            self._split_heads(parts.value(attended)),
-            attn_mask=_attention_mask(context, places),
+            self._split_heads(queries),
+            self._split_heads(parts.key(hidden)),
+            self._split_heads(parts.value(hidden)),
+            attn_mask=_attention_mask(context, columns),
             dropout_p=parts.dropout.p if parts.dropout.training else 0.0,
         )
-        updated = parts.finish(places.pack(mixed.transpose(1, 2).flatten(2)), states)
-        return hidden.flatten(0, 1).index_copy(0, places.tokens, updated).view_as(hidden)
+        updated = parts.finish(mixed.transpose(1, 2).flatten(2)[at_queries], states)
+        return hidden.index_put(at_tokens, updated)
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         """Turn [rows, tokens, width] into [rows, heads, tokens, width / heads]."""
         return projected.unflatten(2, (self.config.num_attention_heads, -1)).transpose(1, 2)
 
 
-def _attention_mask(context: TokenContext, places: _LiveTokens) -> Tensor | None:
-    """Return what queries may see, as attention takes it: [running rows, heads or 1, queries or 1, tokens], or None."""
-    tokens = context.padding_mask.shape[1]
-    unpadded = min(context.lengths) == tokens
-    real = context.padding_mask.index_select(0, places.rows)[:, None, None, :]
+def _attention_mask(context: TokenContext, columns: Tensor) -> Tensor | None:
+    """Return what queries in these columns [rows, queries] see: [rows, heads or 1, queries or 1, tokens], or None."""
+    unpadded = min(context.lengths) == context.padding_mask.shape[1]
+    real = context.padding_mask[:, None, None, :]
     if context.position_bias is None:
         return None if unpadded else real
-    bias_of_token = context.position_bias[0].transpose(0, 1).index_select(0, places.columns)
-    bias = places.pad(bias_of_token).transpose(1, 2)
+    bias = context.position_bias[0][:, columns].transpose(0, 1)
     return bias if unpadded else bias.masked_fill(~real, float("-inf"))

@@ -154,13 +154,12 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
     logits = torch.empty(rows, model.num_labels, dtype=model.dtype, device=model.device)
     exit_layers = torch.full((rows,), model.num_layers, dtype=torch.long)
     active = torch.arange(rows)
-    encodings = list(batch.encodings)
     state = {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
     hidden, context = model.stepper.begin(batch)
     past = no_history_yet(model, rule, rows)
     for layer in range(1, model.num_layers + 1):
         hidden = model.stepper.step(layer, hidden, context)
-        view = LiveView(model, layer, hidden, context.padding_mask, encodings, past=past)
+        view = LiveView(model, layer, hidden, context.padding_mask, batch.encodings, past=past)
         if layer == model.num_layers:
             logits[active.to(model.device)] = view.logits
             break
@@ -175,10 +174,11 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
         gone = set(leaving)
         keep = [i for i in range(len(active)) if i not in gone]
         kept = torch.tensor(keep, device=model.device)
-        hidden, context = model.stepper.compact(hidden, context, keep, kept)
+        batch = batch.select(keep, kept)
+        hidden = hidden[:, : max(batch.lengths)].index_select(0, kept)
+        context = model.stepper.context(layer + 1, hidden, batch)
         state = {name: tensor[kept] for name, tensor in state.items()}
         past = past if past is None else past[kept]
-        encodings = [encodings[i] for i in keep]
         active = active[keep]
     return logits, exit_layers
 
