@@ -19,7 +19,7 @@ from torch import Tensor
 from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.models.classifiers import ClassMeansClassifier
 from consistentee.signals import top_probability
-from consistentee.training import recorded_features, train_last_exit, training_source
+from consistentee.training import cached_rows, train_last_exit, training_source
 
 _PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))  # shares of the interval from 1/C to 1
 # Also used for a class without rows, whose relative distance is then so large that it is never answered.
@@ -39,7 +39,7 @@ class E2CM(Method):
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         model.use_classifier(ClassifierSpec("class-means", at_last_layer=False), recipe.seed)
-        pooled = recorded_features(model, source, recipe).pooled
+        pooled = cached_rows(model, source, recipe).outputs.pooled
         for layer in range(1, model.num_layers):
             put_means(cast(ClassMeansClassifier, model.classifier(layer)), pooled[:, layer - 1], source.labels)
         return model

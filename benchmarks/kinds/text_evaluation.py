@@ -38,9 +38,10 @@ from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.traces.token_trace import named_tokens, record_tokens
+from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.loop import precision_used
+from consistentee.training.token_answers import exit_answers
 
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""
@@ -255,7 +256,7 @@ def replay_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPo
     wanted = torch.empty(0)
     for reader, own in _by_model(decoder, knobs):
         trace = record_tokens(reader, rows, store=decoder.store)
-        named = named_tokens(trace, candidates)[trace.may_exit]  # by every exit: int64 [tokens, exits]
+        named = exit_answers(trace, candidates=candidates).predictions[trace.may_exit]  # int64 [tokens, exits]
         if reader is model:
             wanted = named[:, -1:]
         if not own:

@@ -28,9 +28,10 @@ from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
-from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
+from consistentee.traces.token_trace import TokenTrace, record_tokens
 from consistentee.traces.walk import Recorded, replay, sweep
 from consistentee.training.recipe import Recipe, TokenRecipe
+from consistentee.training.token_answers import exit_answers
 
 ROWS = 40
 RECIPE = Recipe(
@@ -286,7 +287,8 @@ class TokenCase(Case):
         exits = self.replayed(knob, trace)
         candidates = self.method.candidates if isinstance(self.method, VocabularyMethod) else None
         places = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
-        named = named_tokens(trace, candidates).gather(1, places.unsqueeze(1)).squeeze(1)
+        by_exit = exit_answers(trace, candidates=candidates).predictions
+        named = by_exit.gather(1, places.unsqueeze(1)).squeeze(1)
         return (torch.cat(live.exit_layers), torch.cat(live.tokens)), (exits, named)
 
     def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from consistentee.data.encoding import Batch, Encoding
-from consistentee.errors import UserError
+from consistentee.errors import UserError, wrong_kind
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class EncoderStepper(ABC):
         config.num_hidden_layers = layers
         return config
 
-    @abstractmethod
     def layer_module(self, layer: int) -> nn.Module:
-        """Return the stock module that is layer ``layer`` (1-based); ALBERT's layers share modules."""
+        """Return the stock module that is layer ``layer`` (1-based), by default of those under ``encoder.layer``."""
+        return self.backbone.encoder.layer[layer - 1]
 
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
@@ -159,12 +159,9 @@ def _unless_unpadded(padding_mask: Tensor, lengths: list[int]) -> Tensor | None:
 
 
 class BertStepper(EncoderStepper):
-    """BERT: token types in the embeddings, layers under ``encoder.layer``."""
+    """BERT: token types in the embeddings."""
 
     uses_token_types = True
-
-    def layer_module(self, layer: int) -> nn.Module:
-        return self.backbone.encoder.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
         return self.backbone.embeddings(input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
@@ -201,9 +198,6 @@ class MPNetStepper(EncoderStepper):
 
     reserved_positions = 2
 
-    def layer_module(self, layer: int) -> nn.Module:
-        return self.backbone.encoder.layer[layer - 1]
-
     def embed(self, batch: Batch) -> Tensor:
         return self.backbone.embeddings(input_ids=batch.input_ids)
 
@@ -226,10 +220,6 @@ class MPNetStepper(EncoderStepper):
 
 class DistilBertStepper(EncoderStepper):
     """DistilBERT: layers under ``transformer.layer``."""
-
-    @property
-    def num_layers(self) -> int:
-        return int(self.config.n_layers)
 
     def layer_module(self, layer: int) -> nn.Module:
         return self.backbone.transformer.layer[layer - 1]
@@ -296,9 +286,6 @@ class DebertaStepper(EncoderStepper):
     def __init__(self, backbone: Any) -> None:
         super().__init__(backbone)
         self.uses_token_types = self.config.type_vocab_size > 0
-
-    def layer_module(self, layer: int) -> nn.Module:
-        return self.backbone.encoder.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
         return self.backbone.embeddings(batch.input_ids, batch.token_type_ids, mask=batch.padding_mask)
@@ -370,6 +357,10 @@ STEPPERS: dict[str, type[EncoderStepper]] = {
 
 def check_encoder_family(family: str) -> None:
     """Raise UserError if no stepper knows an architecture, which is given as ``config.model_type``."""
+    from consistentee.backbones.decoders import DECODER_STEPPERS
+
+    if family in DECODER_STEPPERS:
+        raise wrong_kind(family, "decoder")
     if family not in STEPPERS:
         raise UserError(f"no layer-stepping for architecture {family!r}; supported: {', '.join(sorted(STEPPERS))}")
 

@@ -96,10 +96,6 @@ class TokenExitStepper(EncoderStepper):
     def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor:
         return self.token_exits.live_tokens(encodings)
 
-    @property
-    def num_layers(self) -> int:
-        return self.stock.num_layers
-
     def layer_module(self, layer: int) -> nn.Module:
         return self.stock.layer_module(layer)
 

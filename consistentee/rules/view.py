@@ -20,6 +20,7 @@ class LayerView(ABC):
         num_layers: number of layers of the model.
         rows: number of active rows.
         device: of the tensors.
+        places: the place of each row's new token in its text; 0 in classification.
     """
 
     _past: Tensor | None = None
@@ -29,24 +30,14 @@ class LayerView(ABC):
         self.num_layers = num_layers
         self.rows = rows
         self.device = device
-
-    @property
-    def step(self) -> int:
-        """The place of the new token if it is the same for all rows; 0 in classification."""
-        return 0
-
-    @property
-    def places(self) -> Sequence[int]:
-        """The place of each row's new token, which takes nothing from the device; 0 in classification."""
-        return [self.step] * self.rows
+        self.places: Sequence[int] = [0] * rows
 
     @cached_property
     def steps(self) -> Tensor:
-        """The same on the device: int64 [rows]."""
-        places = self.places
-        if len(set(places)) == 1:  # copies nothing to the device
-            return torch.full((self.rows,), places[0], device=self.device)
-        return torch.tensor(places, dtype=torch.long, device=self.device)
+        """The places on the device: int64 [rows]."""
+        if len(set(self.places)) == 1:  # copies nothing to the device
+            return torch.full((self.rows,), self.places[0], device=self.device)
+        return torch.tensor(self.places, dtype=torch.long, device=self.device)
 
     @cached_property
     @abstractmethod

@@ -6,7 +6,6 @@ candidates. Later exits read and predict only these candidates, with probabiliti
 full head. A confidence over K tokens is larger, so thresholds have to be chosen anew.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated
 
@@ -56,14 +55,7 @@ class CandidatesView(LayerView):
         self._view = view
         self._state = state
         self._count = candidates
-
-    @property
-    def step(self) -> int:
-        return self._view.step
-
-    @property
-    def places(self) -> Sequence[int]:
-        return self._view.places
+        self.places = view.places
 
     @cached_property
     def hidden(self) -> Tensor:

@@ -22,7 +22,7 @@ from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
-from consistentee.rules.view import LayerView, best_among, likeliest, predictions_of
+from consistentee.rules.view import LayerView, predictions_of
 from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
@@ -116,7 +116,7 @@ class TokenTraceView(TokenView):
         self._tokens = tokens
         self._heads: dict[str, Tensor] = {}
         self._model = trace.model
-        self._step = step
+        self.places = [step] * len(tokens)
         self._among = None
 
     @cached_property
@@ -253,26 +253,3 @@ def _record(
 def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     narrow = hidden.to("cpu", dtype)
     return narrow if narrow.isfinite().all() else hidden.to("cpu", torch.float32)
-
-
-@torch.inference_mode()
-def named_tokens(trace: TokenTrace, candidates: int | None = None) -> Tensor:
-    """Return the token that each exit predicts: int64 [N, exits], on the CPU.
-
-    ``candidates``: tokens that exits between the first and the last may predict, the likeliest ones at the first, as
-    under a rule that prunes the vocabulary; None for the whole vocabulary.
-    """
-    last = len(trace.exit_layers) - 1
-    parts = [torch.empty(0, last + 1, dtype=torch.long)]
-    for tokens in torch.arange(len(trace)).split(CHUNK):
-        among: Tensor | None = None
-        named = []
-        for place, layer in enumerate(trace.exit_layers):
-            states = trace.states(place, tokens)
-            pruned = among if 0 < place < last else None
-            logits = trace.model.logits(layer, states)
-            if place == 0 and candidates is not None:
-                among = likeliest(logits, candidates)
-            named.append(best_among(logits if pruned is None else logits.gather(1, pruned), pruned))
-        parts.append(torch.stack(named, dim=1).cpu())
-    return torch.cat(parts)

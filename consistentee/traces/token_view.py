@@ -55,7 +55,7 @@ class TokenView(LayerView):
         self._hidden = hidden
         self._prompt_keys = prompt_keys
         self._past = past
-        self._step = step
+        self.places = [step] * self.rows if isinstance(step, int) else step
         self._among: tuple[Tensor, Tensor] | None = None
 
     def _check_readable(self) -> None:
@@ -65,22 +65,6 @@ class TokenView(LayerView):
                 "nothing before the closing layers: use a rule that reads states (view.pooled, a learned head), or a "
                 "decoder without closing layers"
             )
-
-    @property
-    def step(self) -> int:
-        """The place of the new token. Raises UserError where every row has its own."""
-        if isinstance(self._step, int):
-            return self._step
-        if self.rows == 1:
-            return self._step[0]
-        raise UserError(
-            "this exit rule reads view.step, and the rows of this batch are at steps of their own: let it read "
-            "view.steps, one a row"
-        )
-
-    @property
-    def places(self) -> Sequence[int]:
-        return [self._step] * self.rows if isinstance(self._step, int) else self._step
 
     @cached_property
     def hidden(self) -> Tensor:

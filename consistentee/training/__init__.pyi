@@ -16,7 +16,6 @@ from consistentee.training.encoder import (
     early_exits as early_exits,
     hold_out as hold_out,
     layer_losses as layer_losses,
-    recorded_features as recorded_features,
     recorded_logits as recorded_logits,
     steps_of as steps_of,
     token_stage as token_stage,

@@ -258,25 +258,21 @@ def steps_of(source: TokenSource, recipe: Recipe) -> int:
 # Stages on the features of a frozen backbone
 
 
-def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> LayerOutputs:
-    """Record the outputs of every layer for the training rows: one pass in eval mode, kept in the recipe's store.
-
-    They are up to 8 L d bytes a row, which is 74 KB for BERT-base, and memory-mapped above 1 GiB.
-    """
-    return record_outputs(model, source.encodings, store=recipe.store)
-
-
 def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
     """Return the logits of every layer for the training rows, under the model as it is: [rows, L, classes].
 
-    Neither states nor logits are stored; a pass that :func:`recorded_features` stored is read.
+    Neither states nor logits are stored; a pass that :func:`cached_rows` stored is read.
     """
     return record_logits(model, source.encodings, store=recipe.store)
 
 
 def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:
-    """Return the features of the training rows under the model as it is: a source for :func:`train_heads`."""
-    return FeatureSource(model, recorded_features(model, source, recipe), source.labels)
+    """Record every layer's outputs for the training rows, under the model as it is: a source for :func:`train_heads`.
+
+    One pass in eval mode, kept in the recipe's store: up to 8 L d bytes a row, which is 74 KB for BERT-base, and
+    memory-mapped above 1 GiB.
+    """
+    return FeatureSource(model, record_outputs(model, source.encodings, store=recipe.store), source.labels)
 
 
 def early_exits(model: MultiExitModel, *patterns: str) -> tuple[str, ...]:

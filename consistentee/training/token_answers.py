@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from consistentee.files import computed_once, hash_json
 from consistentee.progress import tracked
@@ -74,21 +75,22 @@ def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None) -> di
 
 def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:
     model, last = trace.model, len(trace.exit_layers) - 1
-    targets = trace.targets[tokens].to(model.device).unsqueeze(1)
+    targets = trace.targets[tokens].to(model.device)
     predictions: list[Tensor] = []
     losses, confidence = [], []
     among: Tensor | None = None
     for index, layer in enumerate(trace.exit_layers):
-        scores = model.logits(layer, trace.states(index, tokens)).log_softmax(dim=-1)
-        losses.append(-scores.gather(1, targets).squeeze(1))
+        logits = model.logits(layer, trace.states(index, tokens))
+        losses.append(functional.cross_entropy(logits, targets, reduction="none"))
         if index == 0 and candidates is not None:
-            among = likeliest(scores, candidates)
+            among = likeliest(logits, candidates)
         pruned = among if 0 < index < last else None
         if pruned is not None:
-            scores = scores.gather(1, pruned).log_softmax(dim=-1)
-        answer = best_among(scores, pruned)
+            logits = logits.gather(1, pruned)
+        answer = best_among(logits, pruned)
         if with_confidence:
-            confidence.append(confidence_features(scores.exp(), answer, predictions[-1] if predictions else None))
+            probs, previous = logits.softmax(dim=-1), predictions[-1] if predictions else None
+            confidence.append(confidence_features(probs, answer, previous))
         predictions.append(answer)
     answers = {"predictions": torch.stack(predictions, dim=1), "losses": torch.stack(losses, dim=1)}
     return answers | ({"confidence": torch.stack(confidence, dim=1)} if with_confidence else {})

@@ -19,8 +19,9 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import StaticRule, ThresholdRule
 from consistentee.rules.schedules import ScheduledRule
 from consistentee.signals import margin
-from consistentee.traces.token_trace import named_tokens, record_tokens
+from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
+from consistentee.training.token_answers import exit_answers
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 8
@@ -68,7 +69,7 @@ class TestTrace:
         """A prompt runs at full depth in a trace too, and what follows behind the exit."""
         out = generate(model, PROMPTS, StaticRule(layer), max_new_tokens=NEW_TOKENS)
         trace = record_tokens(model, rows_of(model, out))
-        said = named_tokens(trace)[:, model.exit_layers.index(layer)]
+        said = exit_answers(trace).predictions[:, model.exit_layers.index(layer)]
         assert said.tolist() == torch.cat(out.tokens).tolist()
 
 

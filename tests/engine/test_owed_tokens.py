@@ -30,7 +30,7 @@ class RandomUntilTheLast(RandomRule):
     """Lets the last token run through all layers, which pays all debts."""
 
     def should_exit(self, view, state):
-        return super().should_exit(view, state) & (view.step < NEW_TOKENS)
+        return super().should_exit(view, state) & (view.steps < NEW_TOKENS)
 
 
 def run_to_the_end(model, rows, kv: str) -> tuple[TokenDecoder, list[list[int]]]:

@@ -33,7 +33,7 @@ class LeaveAt(ExitRule):
     """Leave after the first layer at even steps, after the third at odd ones; nothing is read."""
 
     def should_exit(self, view, state):
-        return torch.full((view.rows,), view.layer >= (1 if view.step % 2 == 0 else 3))
+        return torch.full((view.rows,), view.layer >= (1 if view.places[0] % 2 == 0 else 3))
 
 
 def layer_formula(columns: int) -> int:
@@ -89,7 +89,7 @@ class ReadsInTheMiddle(ExitRule):
     """Reads what layer 2 says, of the third new token alone, and leaves nowhere."""
 
     def should_exit(self, view, state):
-        if view.layer == 2 and view.step == 2:
+        if view.layer == 2 and view.places[0] == 2:
             view.logits  # noqa: B018 (reading is what costs)
         return torch.zeros(view.rows, dtype=torch.bool)
 

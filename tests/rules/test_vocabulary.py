@@ -13,10 +13,11 @@ from consistentee.methods.method import get_method
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
 from consistentee.signals import entropy, margin, top_probability
-from consistentee.traces.token_trace import named_tokens, record_tokens
+from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_answers import exit_answers
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 6
@@ -103,7 +104,8 @@ class TestTexts:
         out, trace = trace_of(model, pruned)
         exits = torch.cat(out.exit_layers)
         assert torch.equal(replay(pruned, trace), exits)
-        named = named_tokens(trace, candidates).gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
+        by_exit = exit_answers(trace, candidates=candidates).predictions
+        named = by_exit.gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
         assert torch.equal(named, torch.cat(out.tokens))
 
 

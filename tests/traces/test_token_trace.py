@@ -24,8 +24,8 @@ class FromLayer(ExitRule):
         self.steps = []
 
     def should_exit(self, view, state):
-        self.steps.append((view.step, view.layer, view.rows))
-        return torch.full((view.rows,), view.layer >= view.step)
+        self.steps.append((view.places[0], view.layer, view.rows))
+        return torch.full((view.rows,), view.layer >= view.places[0])
 
 
 def test_states_lie_beside_the_token_they_give(tiny_decoder):

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
-from consistentee.backbones.decoders import refuse_decoder_family
 from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
@@ -131,9 +129,7 @@ class MultiExitModel(MultiExit):
 
         found = resolve(name)
         tokenizer = read_tokenizer(found.path)
-        family = read_config(found.path).model_type
-        refuse_decoder_family(family)
-        check_encoder_family(family)
+        check_encoder_family(read_config(found.path).model_type)
         backbone, missing = read_model(found.path, AutoModel)
         pretrained_pooler = take_pooler(backbone)
         missing_of_pooler = {weight for weight in missing if weight.startswith("pooler.")}
@@ -297,10 +293,12 @@ class MultiExitModel(MultiExit):
         reads_history = self.classifier(self.num_layers).reads_history
         with self._layers_precision():
             output = self.backbone(**batch.model_inputs, output_hidden_states=reads_history)
-        earlier, first = output.hidden_states[1:-1] if reads_history else (), self.num_layers - self.stock_layers + 1
-        states = [self.stepper.read(t, state.to(self.dtype)) for t, state in enumerate(earlier, start=first)]
-        states.append(output.last_hidden_state.to(self.dtype))
-        return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
+        last, mask = output.last_hidden_state.to(self.dtype), batch.padding_mask
+        earlier = output.hidden_states[1:-1] if reads_history else ()
+        first = self.num_layers - len(earlier)
+        states = (self.stepper.read(t, state.to(self.dtype)) for t, state in enumerate(earlier, start=first))
+        history = [self.pool(t, state, mask) for t, state in enumerate([*states, last], start=first)]
+        return self.classify(self.num_layers, RecordedLayer(torch.stack(history, dim=1), last, mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of all that determines outputs: weights, pooling, configuration and engine version.
@@ -341,26 +339,6 @@ class MultiExitModel(MultiExit):
     ) -> Self:
         tokenizer = cls._saved_tokenizer(folder)
         return cls(_saved_stepper(folder, weights), tokenizer, description)
-
-
-class _StockLayer:
-    """The last of some layers of a stock forward, pooled only for classifiers that read it so."""
-
-    def __init__(self, model: MultiExitModel, states: Sequence[Tensor], padding_mask: Tensor) -> None:
-        self._model = model
-        self._states = states
-        self.hidden = states[-1]
-        self.padding_mask = padding_mask
-
-    @cached_property
-    def history(self) -> Tensor:
-        first = self._model.num_layers - len(self._states) + 1
-        layers = enumerate(self._states, start=first)
-        return torch.stack([self._model.pool(t, state, self.padding_mask) for t, state in layers], dim=1)
-
-    @property
-    def pooled(self) -> Tensor:
-        return self.history[:, -1]
 
 
 def _saved_stepper(folder: Path, weights: dict[str, Tensor]) -> EncoderStepper:
