@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, OneLayerRule, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, SomeLayersRule, TaskData, ThresholdRule
 from consistentee.engine.classify import stock_encoded
 from consistentee.models.encoder.cascade import (
     add_companion,
@@ -82,7 +82,7 @@ class CascadeBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after the companion if its largest probability is above ``knob``."""
-        return OneLayerRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
+        return SomeLayersRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
         if self.companion_backbone is None:

@@ -16,7 +16,7 @@ from consistentee import (
     ExitRule,
     Knob,
     MultiExitDecoder,
-    OneLayerRule,
+    SomeLayersRule,
     TextTask,
     ThresholdRule,
     TokenMethod,
@@ -55,4 +55,4 @@ class FREE(TokenMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at the shallow layer if the margin is above ``knob``."""
-        return OneLayerRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))
+        return SomeLayersRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

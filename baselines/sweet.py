@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, SomeLayersRule, TaskData, ThresholdRule
 from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
@@ -41,18 +40,7 @@ class SWEET(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at one of the trained exits if the largest probability is above ``knob``."""
-        return _SomeLayersRule(exit_layers(model), knob)
-
-
-class _SomeLayersRule(ThresholdRule):
-    def __init__(self, layers: Collection[int], threshold: float) -> None:
-        super().__init__(top_probability, threshold, exit_when="above")
-        self.layers = layers
-
-    def should_exit(self, view: LayerView, state: dict[str, Tensor]) -> Tensor:
-        if view.layer not in self.layers:
-            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
-        return super().should_exit(view, state)
+        return SomeLayersRule(ThresholdRule(top_probability, knob, exit_when="above"), *exit_layers(model))
 
 
 def exit_layers(model: MultiExitModel) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ from consistentee.rules.exit_rule import (
     ConsecutiveRule as ConsecutiveRule,
     ExitRule as ExitRule,
     NeverExit as NeverExit,
-    OneLayerRule as OneLayerRule,
+    SomeLayersRule as SomeLayersRule,
     SameAnswerRule as SameAnswerRule,
     State as State,
     StaticRule as StaticRule,

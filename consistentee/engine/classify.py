@@ -72,7 +72,7 @@ class LiveView(LayerView):
     def row_keys(self) -> Tensor:
         return torch.tensor([encoding.key for encoding in self._encodings], device=self.device)
 
-    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+    def _run_head(self, name: str, extra: Tensor | None) -> Tensor:
         return self._model.head(name)(self.layer, self.pooled, extra)
 
 

@@ -21,6 +21,7 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
+from consistentee.traces.token_rows import check_prompt
 
 
 @dataclass(frozen=True)
@@ -226,17 +227,8 @@ def _add_tokens(
 
 def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raise UserError for a prompt that is empty, or too long for the model together with its new tokens."""
-    limit = model.stepper.position_limit
     for place, row in enumerate(rows, start=1):
-        if not row:
-            raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
-        model.check_tokens(row, f"prompt {place} of {len(rows)}")
-        read = len(row) + max(max_new_tokens - 1, 0)  # the last new token is written, not read
-        if read > limit:
-            raise UserError(
-                f"prompt {place} of {len(rows)} has {len(row)} tokens, and with {max_new_tokens} new ones that is more "
-                f"than the {limit} that the model reads at once; cut it with max_prompt_tokens"
-            )
+        check_prompt(model, row, max_new_tokens, f"prompt {place} of {len(rows)}")
 
 
 def _check_engine(model: MultiExitDecoder, writing: Writing, in_flight: int | None) -> None:

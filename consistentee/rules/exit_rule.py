@@ -112,24 +112,24 @@ class ThresholdRule(ExitRule):
 
 
 @checked
-class OneLayerRule(ExitRule):
-    """Ask another rule at one layer, and leave nowhere else: other layers are not even looked at."""
+class SomeLayersRule(ExitRule):
+    """Ask another rule at some layers, and exit at no other: those are not even looked at."""
 
-    def __init__(self, rule: ExitRule, layer: Positive) -> None:
+    def __init__(self, rule: ExitRule, *layers: int) -> None:
         self.rule = rule
         self.reads_history = rule.reads_history
-        self.layer = layer
+        self.layers = layers
 
     def start(self, rows: int, num_layers: int) -> State:
         return self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        if view.layer != self.layer:
+        if view.layer not in self.layers:
             return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
         return self.rule.should_exit(view, state)
 
     def asked_at(self, layer: int) -> bool:
-        return layer == self.layer
+        return layer in self.layers
 
 
 @checked

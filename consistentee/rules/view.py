@@ -74,12 +74,23 @@ class LayerView(ABC):
         """True labels [rows] in a trace; raises UserError at inference."""
         raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new texts")
 
-    @abstractmethod
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
         """Run the head that the method added as ``name``: [rows], or [rows, outputs] if it has several.
 
         ``extra`` [rows, k] is concatenated to the pooled vector, for heads with ``extra_inputs=k``.
         """
+        if extra is not None:
+            return self._run_head(name, extra)
+        if name not in self._heads:
+            self._heads[name] = self._run_head(name, None)
+        return self._heads[name]
+
+    @abstractmethod
+    def _run_head(self, name: str, extra: Tensor | None) -> Tensor: ...
+
+    @cached_property
+    def _heads(self) -> dict[str, Tensor]:
+        return {}
 
     def likeliest(self, count: int) -> Tensor:
         """Return the ``count`` classes or tokens with the largest logits, in increasing order: int64 [rows, count].

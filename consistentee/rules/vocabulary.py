@@ -77,7 +77,7 @@ class CandidatesView(LayerView):
     def labels(self) -> Tensor:
         return self._view.labels
 
-    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+    def _run_head(self, name: str, extra: Tensor | None) -> Tensor:
         return self._view.head(name, extra)
 
     @cached_property

@@ -27,18 +27,17 @@ class Trace:
     Attributes:
         logits: float [N, L, classes].
         labels: int64 [N], or float [N] for a regression.
-        signals: further signals by name, rows and layers first: ``pooled`` [N, L, width], and ``head:NAME`` [N, L]
-            (or [N, L, outputs]) for every learned head that reads the pooled vector alone.
+        pooled: inputs of the classifiers: float [N, L, width].
         lengths: number of tokens a row: int64 [N].
         row_keys: see :class:`LayerView`: int64 [N].
-        heads: the model's learned heads, for rules that give them extra inputs.
+        heads: the model's learned heads.
         live_tokens: see :meth:`consistentee.backbones.encoders.EncoderStepper.live_tokens`: int64 [N, L], or None.
         encodings: the rows as tokens, to run them again.
     """
 
     logits: Tensor
     labels: Tensor
-    signals: dict[str, Tensor]
+    pooled: Tensor
     lengths: Tensor
     row_keys: Tensor
     heads: dict[str, ExitHeads] = field(default_factory=dict)
@@ -90,11 +89,11 @@ class TraceView(LayerView):
 
     @cached_property
     def pooled(self) -> Tensor:
-        return self._trace.signals["pooled"][:, self.layer - 1]
+        return self._trace.pooled[:, self.layer - 1]
 
     @cached_property
     def history(self) -> Tensor:
-        return self._trace.signals["pooled"][:, : self.layer]
+        return self._trace.pooled[:, : self.layer]
 
     @cached_property
     def logits(self) -> Tensor:
@@ -109,12 +108,9 @@ class TraceView(LayerView):
         return self._trace.labels
 
     @torch.inference_mode()
-    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """Output of a learned head: recorded, or computed from the recorded pooled vectors if it has extra inputs."""
-        if extra is None and f"head:{name}" in self._trace.signals:
-            return self._trace.signals[f"head:{name}"][:, self.layer - 1]
+    def _run_head(self, name: str, extra: Tensor | None) -> Tensor:
         if name not in self._trace.heads:
-            raise UserError(f"the trace has no signal of head {name!r}; record it with a model that has this head")
+            raise UserError(f"the trace has no head {name!r}; record it with a model that has this head")
         heads = self._trace.heads[name]
         device = next(heads.parameters()).device
         return heads(self.layer, self.pooled.to(device), None if extra is None else extra.to(device)).cpu()
@@ -187,18 +183,13 @@ def record_trace(
     """
     encodings = model.tokenize(split.texts, max_length)
     outputs = record_outputs(model, encodings, batch_size=batch_size, store=store)
-    signals, heads = {"pooled": outputs.pooled}, {name: model.head(name) for name in model.exit_heads}
-    for name, head in heads.items():
-        if head.spec.extra_inputs == 0:
-            layers = [head(t, outputs.pooled[:, t - 1].to(model.device)) for t in range(1, model.num_layers + 1)]
-            signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
     return Trace(
         logits=outputs.logits,
         labels=torch.tensor(split.labels),
-        signals=signals,
+        pooled=outputs.pooled,
         lengths=torch.tensor([len(encoding) for encoding in encodings]),
         row_keys=torch.tensor([encoding.key for encoding in encodings]),
-        heads=heads,
+        heads={name: model.head(name) for name in model.exit_heads},
         live_tokens=model.stepper.live_tokens(encodings),
         encodings=encodings,
     )

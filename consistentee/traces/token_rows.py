@@ -48,17 +48,17 @@ def _end_of_text(model: MultiExitDecoder) -> list[int]:
     return [own] if own in model.end_tokens else sorted(model.end_tokens)[:1]
 
 
-def check_rows(model: MultiExitDecoder, rows: Sequence[TokenRow]) -> None:
-    """Raise UserError for a row with an empty prompt, or with more tokens than the model can read at once."""
-    limit = model.stepper.position_limit
-    for number, (prompt, response) in enumerate(rows, start=1):
-        if not len(prompt):
-            raise UserError(f"row {number} has an empty prompt: there is no state that gives its first token")
-        model.check_tokens([*prompt, *response], f"row {number}")
-        if len(prompt) + len(response) > limit + 1:  # the last token is not read
-            raise UserError(
-                f"row {number} has {len(prompt)} + {len(response)} tokens, and the context of this model is {limit}"
-            )
+def check_prompt(model: MultiExitDecoder, prompt: Sequence[int], new_tokens: int, name: str) -> None:
+    """Raise UserError for a prompt that is empty, or too long for the model together with its new tokens."""
+    if not len(prompt):
+        raise UserError(f"{name} is empty: there is nothing to go on from")
+    model.check_tokens(prompt, name)
+    limit, read = model.stepper.position_limit, len(prompt) + max(new_tokens - 1, 0)  # the last one is not read
+    if read > limit:
+        raise UserError(
+            f"{name} has {len(prompt)} tokens, and with {new_tokens} new ones that is more than the {limit} that the "
+            "model reads at once; cut it with max_prompt_tokens"
+        )
 
 
 @dataclass(frozen=True)

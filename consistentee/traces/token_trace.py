@@ -23,7 +23,7 @@ from consistentee.files import computed_once, empty_tensor, hash_json, hash_tens
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
-from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, tokens_read
+from consistentee.traces.token_rows import TokenRow, check_prompt, collate_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
 CHUNK = 256
@@ -114,7 +114,6 @@ class TokenTraceView(TokenView):
         self._trace = trace
         self._exit_index = exit_index
         self._tokens = tokens
-        self._heads: dict[str, Tensor] = {}
         self._model = trace.model
         self.places = [step] * len(tokens)
         self._among = None
@@ -140,14 +139,6 @@ class TokenTraceView(TokenView):
     @cached_property
     def labels(self) -> Tensor:
         return self._trace.targets[self._tokens].to(self.device)
-
-    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """As of every view; computed once for all rules."""
-        if extra is not None:
-            return super().head(name, extra)
-        if name not in self._heads:
-            self._heads[name] = super().head(name)
-        return self._heads[name]
 
 
 @checked
@@ -208,7 +199,9 @@ def recorded_states(
     """
     if not rows:
         raise UserError("there are no rows to record")
-    check_rows(model, rows)
+    for number, (prompt, response) in enumerate(rows, start=1):
+        check_prompt(model, prompt, len(response), f"the prompt of row {number}")
+        model.check_tokens(response, f"the response of row {number}")
     run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype)
     if store is None:
         return run()

@@ -58,7 +58,7 @@ def test_exits_of_e2cm_are_the_class_means_of_the_full_model(tiny_model):
     trace, of_full = (record_trace(each, task.train, max_length=32) for each in (model, full))
     assert torch.equal(trace.logits[:, -1], of_full.logits[:, -1])
     for layer in range(1, model.num_layers):
-        pooled = of_full.signals["pooled"][:, layer - 1]
+        pooled = of_full.pooled[:, layer - 1]
         means = torch.stack([pooled[of_full.labels == label].mean(dim=0) for label in range(3)])
         distances = (pooled.unsqueeze(1) - means).norm(dim=-1)
         torch.testing.assert_close(trace.logits[:, layer - 1], -distances / distances.mean(dim=0))

@@ -129,7 +129,7 @@ def test_palbert_leaves_by_the_distribution_that_training_has_shaped(tiny_model)
     model = PALBERT().fit(tiny_model(), task, RECIPE)
     trace = record_trace(model, task.test, max_length=32)
     with torch.no_grad():
-        masses = exit_distribution(leaving_probabilities(model, trace.signals["pooled"]))
+        masses = exit_distribution(leaving_probabilities(model, trace.pooled))
     torch.testing.assert_close(masses.sum(dim=1), torch.ones(len(trace)))
     rule = QuantileRule(0.5, model.width)
     state = rule.start(len(trace), model.num_layers)
@@ -144,7 +144,7 @@ def test_the_ratio_is_none_at_a_prototype_and_half_between_two():
 
 def distances(model, trace, layer):
     """Distances from the prototypes, without the heads' way to say them: [rows, classes]."""
-    place = model.head("metric")(layer, trace.signals["pooled"][:, layer - 1])
+    place = model.head("metric")(layer, trace.pooled[:, layer - 1])
     prototypes = model.head("prototypes").modules_by_layer[layer - 1].weight
     return (place.unsqueeze(1) - prototypes).norm(dim=-1)
 

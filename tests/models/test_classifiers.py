@@ -113,7 +113,7 @@ class TestHistory:
         model = model_with(tiny_model, "past-future")
         task = make_task()
         trace = record_trace(model, task.test)
-        recorded = dict(zip(trace.row_keys.tolist(), trace.signals["pooled"], strict=True))
+        recorded = dict(zip(trace.row_keys.tolist(), trace.pooled, strict=True))
         sizes = []
 
         class ReadsHistory(ByKey):

@@ -85,7 +85,7 @@ class TestEncoders:
         model.add_head("gate", HeadSpec(hidden=8))
         split = make_task(rows=120).test
         trace = record_trace(model, split)
-        assert {trace.logits.dtype, *(recorded.dtype for recorded in trace.signals.values())} == {dtype}
+        assert {trace.logits.dtype, trace.pooled.dtype} == {dtype}
         values = torch.stack([signal(trace.view(layer)) for layer in range(1, model.num_layers)], dim=1)
         rule = AboveItsOwn(signal, values.double().quantile(0.6, dim=0).tolist())
         exits = replay(rule, trace)

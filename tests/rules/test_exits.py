@@ -17,8 +17,8 @@ from consistentee.methods.token_methods import TokenMethod
 from consistentee.rules.exit_rule import (
     ConsecutiveRule,
     NeverExit,
-    OneLayerRule,
     SameAnswerRule,
+    SomeLayersRule,
     StaticRule,
     ThresholdRule,
 )
@@ -71,9 +71,9 @@ def test_rules_about_another_rule_read_what_it_reads():
     class Earlier(NeverExit):
         reads_history = True
 
-    for wrapped in (OneLayerRule(Earlier(), 2), ConsecutiveRule(Earlier(), 2), prune_vocabulary(Earlier(), 8)):
+    for wrapped in (SomeLayersRule(Earlier(), 2), ConsecutiveRule(Earlier(), 2), prune_vocabulary(Earlier(), 8)):
         assert wrapped.reads_history
-    assert not OneLayerRule(NeverExit(), 2).reads_history
+    assert not SomeLayersRule(NeverExit(), 2).reads_history
 
 
 RULES_THAT_KNOW = {
@@ -105,8 +105,8 @@ def test_a_subclass_that_decides_anew_is_asked():
             return super().should_exit(view, state) & (view.layer > 3)
 
     assert Later(2).exit_in_advance((1, 3), 1, 0) is None
-    assert OneLayerRule(NeverExit(), 3).asked_at(3)
-    assert not OneLayerRule(NeverExit(), 3).asked_at(1)
+    assert SomeLayersRule(NeverExit(), 3).asked_at(3)
+    assert not SomeLayersRule(NeverExit(), 3).asked_at(1)
     assert [DepthThresholdRule({1: 1.0, 3: 0.5}).asked_at(layer) for layer in (1, 3)] == [False, True]
 
 

@@ -63,9 +63,9 @@ def test_references_become_responses_that_end(tiny_decoder):
 
 
 def test_impossible_rows_are_named(tiny_decoder):
-    with pytest.raises(UserError, match="row 2 has an empty prompt"):
+    with pytest.raises(UserError, match="the prompt of row 2 is empty"):
         record_tokens(tiny_decoder(), [ROWS[0], ([], [5])])
-    with pytest.raises(UserError, match=r"row 1 has 3 \+ 200 tokens"):
+    with pytest.raises(UserError, match="the prompt of row 1 has 3 tokens, and with 200 new ones"):
         record_tokens(tiny_decoder(), [([2, 7, 9], [5] * 200)])
 
 

@@ -51,9 +51,8 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     if model.exit_heads or model.stepper.own_modules:
         raise ValueError("a companion must be added once, before any learned head, and without token exits")
     stepper = check_companion(model, companion)
-    if model.description.pooler == "shared":
-        companion.use_pooler("per_exit")
-        model.use_pooler("per_exit")
+    companion.use_own_poolers()
+    model.use_own_poolers()
     companion.to(model.device)
     model.classifiers = nn.ModuleList([*companion.classifiers, *model.classifiers])
     model.poolers = nn.ModuleList([*companion.poolers, *model.poolers])
