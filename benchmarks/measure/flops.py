@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.measure.operations import ExitCost, count_exits, count_operations, eager_attention
 from consistentee.backbones.token_exits import TokenContext, TokenExitStepper
-from consistentee.data.encoding import Encoding
+from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import LiveView, no_history_yet
 from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -73,7 +73,7 @@ class _CountedLayer(NamedTuple):
 
     operations: int
     hidden: torch.Tensor
-    padding_mask: torch.Tensor
+    batch: Batch
 
 
 class FlopModel:
@@ -85,7 +85,7 @@ class FlopModel:
         with eager_attention(model.backbones), torch.no_grad():
             rows = [self._row(tokens) for tokens, _ in points]
             runs = [self._run_layers(row, live) for row, (_, live) in zip(rows, points, strict=True)]
-        self._all_live = [(row, layers) for row, (_, layers) in zip(rows, runs, strict=True)][: len(ALL_LIVE)]
+        self._all_live = [layers for _, layers in runs[: len(ALL_LIVE)]]
         self.embedding = RowCost.fit([operations for operations, _ in runs[: len(ALL_LIVE)]])
         by_layer = zip(*(layers for _, layers in runs), strict=True)
         self.layers = [RowCost.fit([counted.operations for counted in layer], points) for layer in by_layer]
@@ -124,16 +124,16 @@ class FlopModel:
     @torch.no_grad()
     def rule_cost(self, rule: ExitRule) -> RuleCost:
         """Count the reads of a rule at every layer."""
-        costs = [self._exit_cost(rule, row, layers) for row, layers in self._all_live]
+        costs = [self._exit_cost(rule, layers) for layers in self._all_live]
         return RuleCost(
             [RowCost.fit([cost.reading[layer] for cost in costs]) for layer in self._numbers],
             [RowCost.fit([cost.answering[layer] for cost in costs]) for layer in self._numbers],
         )
 
-    def _exit_cost(self, rule: ExitRule, row: Encoding, layers: list[_CountedLayer]) -> ExitCost:
+    def _exit_cost(self, rule: ExitRule, layers: list[_CountedLayer]) -> ExitCost:
         def view_at(layer: int, past: torch.Tensor | None) -> LiveView:
-            _, hidden, mask = layers[layer - 1]
-            return LiveView(self._model, layer, hidden, mask, [row], past=past)
+            _, hidden, batch = layers[layer - 1]
+            return LiveView(self._model, layer, hidden, batch, past=past)
 
         return count_exits(rule, self._numbers, view_at, no_history_yet(self._model, rule, 1))
 
@@ -157,5 +157,5 @@ class FlopModel:
         layers = []
         for layer in self._numbers:
             operations, hidden = count_operations(partial(stepper.step, layer, hidden, context))
-            layers.append(_CountedLayer(operations, hidden, context.padding_mask))
+            layers.append(_CountedLayer(operations, hidden, batch))
         return embedding, layers

@@ -5,7 +5,6 @@ the rows that are still active are embedded again, from their tokens, and the L 
 batch that the companion empties runs nothing of the full backbone, not even its embeddings.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,24 +24,6 @@ _PROBE = "Does Zürich's 3.5% naïvely rise? ONE, two: three_4!"
 _PROBED_ENTRIES = 200
 
 
-@dataclass
-class CascadeContext:
-    """Inputs of the layers besides the hidden states; they change when the full backbone takes over.
-
-    Attributes:
-        tokens: the active rows, for the full backbone to start from.
-        layers: the context of the layers of the backbone that runs now.
-    """
-
-    tokens: Batch
-    layers: Context
-
-    @property
-    def padding_mask(self) -> Tensor:
-        """The real tokens of the active rows: bool [rows, tokens]."""
-        return self.layers.padding_mask
-
-
 class CascadeStepper(EncoderStepper):
     """Run a companion and then a full backbone, one layer at a time.
 
@@ -54,13 +35,10 @@ class CascadeStepper(EncoderStepper):
         self.companion = companion
         self.full = full
         self.uses_token_types = full.uses_token_types
-        if companion.num_layers >= full.num_layers:
+        if companion.num_layers >= full.num_layers or companion.width != full.width:
             raise UserError(
-                f"a companion must have fewer layers than its model: {companion.num_layers} of {full.num_layers}"
-            )
-        if companion.width != full.width:
-            raise UserError(
-                f"a companion must be as wide as its model: its width is {companion.width}, not {full.width}"
+                f"a companion must have fewer layers than its model and be as wide: it has {companion.num_layers} of "
+                f"width {companion.width}, and the model {full.num_layers} of width {full.width}"
             )
         if companion.uses_token_types != full.uses_token_types:
             raise UserError("a companion must tell the texts of a pair apart the way its model does")
@@ -86,33 +64,35 @@ class CascadeStepper(EncoderStepper):
     def own_modules(self) -> dict[str, nn.Module]:
         return {COMPANION: self.companion.backbone}
 
-    def layer_module(self, layer: int) -> nn.Module:
+    def _running(self, layer: int) -> tuple[EncoderStepper, int]:
         depth = self.companion.num_layers
-        return self.companion.layer_module(layer) if layer <= depth else self.full.layer_module(layer - depth)
+        return (self.companion, layer) if layer <= depth else (self.full, layer - depth)
+
+    def layer_module(self, layer: int) -> nn.Module:
+        running, own_layer = self._running(layer)
+        return running.layer_module(own_layer)
 
     def embed(self, batch: Batch) -> Tensor:
         return self.companion.embed(batch)
 
     def read(self, layer: int, hidden: Tensor) -> Tensor:
-        depth = self.companion.num_layers
-        return self.companion.read(layer, hidden) if layer <= depth else self.full.read(layer - depth, hidden)
+        running, own_layer = self._running(layer)
+        return running.read(own_layer, hidden)
 
-    def context(self, layer: int, hidden: Tensor, batch: Batch) -> CascadeContext:
-        depth = self.companion.num_layers
-        running, own_layer = (self.companion, layer) if layer <= depth else (self.full, layer - depth)
-        return CascadeContext(batch, running.context(own_layer, hidden, batch))
+    def context(self, layer: int, hidden: Tensor, batch: Batch) -> Context:
+        running, own_layer = self._running(layer)
+        return running.context(own_layer, hidden, batch)
 
-    def step(self, layer: int, hidden: Tensor, context: CascadeContext) -> Tensor:
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``layer`` (1-based); at the first one of the full backbone ``hidden`` is not read.
 
         That layer embeds the tokens of the active rows, and makes ``context`` the full backbone's.
         """
-        depth = self.companion.num_layers
-        if layer <= depth:
-            return self.companion.step(layer, hidden, context.layers)
-        if layer == depth + 1:
-            hidden, context.layers = self.full.begin(context.tokens)
-        return self.full.step(layer - depth, hidden, context.layers)
+        running, own_layer = self._running(layer)
+        if running is self.full and own_layer == 1:
+            hidden, own = self.full.begin(context.batch)
+            context.attention_mask, context.position_bias = own.attention_mask, own.position_bias
+        return running.step(own_layer, hidden, context)
 
 
 def first_layers(stepper: EncoderStepper, layers: int) -> Any:

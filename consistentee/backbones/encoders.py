@@ -17,22 +17,20 @@ from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError, wrong_kind
 
 
-@dataclass(frozen=True)
+@dataclass
 class Context:
     """Inputs of the layers besides the hidden states, for the active rows.
 
     Attributes:
-        padding_mask: bool [rows, tokens].
+        batch: these rows.
         attention_mask: the mask of the stock layers for the attention in use, or None; of each kind of layer, if the
             family has several (ModernBERT).
         position_bias: what the layers need to know of positions: [1, attention heads, tokens, tokens] in MPNet.
-        lengths: number of real tokens a row.
     """
 
-    padding_mask: Tensor
+    batch: Batch
     attention_mask: Any
     position_bias: Any
-    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -131,31 +129,26 @@ class EncoderStepper(ABC):
         """
         return hidden
 
-    def begin(self, batch: Batch) -> tuple[Tensor, Any]:
+    def begin(self, batch: Batch) -> tuple[Tensor, Context]:
         """Embed a batch: the input of layer 1 [rows, tokens, width], and its context."""
         hidden = self.embed(batch)
         return hidden, self.context(1, hidden, batch)
 
-    def context(self, layer: int, hidden: Tensor, batch: Batch) -> Any:
+    def context(self, layer: int, hidden: Tensor, batch: Batch) -> Context:
         """Return what layers from ``layer`` on need besides their input [rows, tokens, width], for these rows."""
-        mask = self._attention_mask(hidden, batch.padding_mask, batch.lengths)
-        return Context(batch.padding_mask, mask, self.position_bias(hidden), batch.lengths)
+        return Context(batch, self._attention_mask(hidden, batch), self.position_bias(hidden))
 
-    def step(self, layer: int, hidden: Tensor, context: Any) -> Tensor:
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``layer`` (1-based) on [rows, tokens, width]."""
         output = self.layer_module(layer)(hidden, context.attention_mask)
         return output if isinstance(output, Tensor) else output[0]
 
-    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> Any:
-        mask = _unless_unpadded(padding_mask, lengths)
+    def _attention_mask(self, hidden: Tensor, batch: Batch) -> Any:
+        mask = batch.padding_mask if batch.is_padded else None
         if self.config._attn_implementation != "sdpa":
             return create_bidirectional_mask(self.config, hidden, mask)
         # The same mask as transformers makes, in a fraction of the time, which counts in small batches.
         return None if mask is None else mask[:, None, None].expand(-1, -1, mask.shape[1], -1)
-
-
-def _unless_unpadded(padding_mask: Tensor, lengths: list[int]) -> Tensor | None:
-    return None if min(lengths) == padding_mask.shape[1] else padding_mask
 
 
 class BertStepper(EncoderStepper):
@@ -300,10 +293,10 @@ class DebertaStepper(EncoderStepper):
         bias = {"relative_pos": distances, "rel_embeddings": embeddings}
         output = self.layer_module(layer)(hidden, context.attention_mask, **bias)[0]
         convolution = self.backbone.encoder.conv if layer == 1 else None
-        return output if convolution is None else convolution(hidden, output, context.padding_mask.long())
+        return output if convolution is None else convolution(hidden, output, context.batch.padding_mask.long())
 
-    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> Tensor:
-        return self.backbone.encoder.get_attention_mask(padding_mask)
+    def _attention_mask(self, hidden: Tensor, batch: Batch) -> Tensor:
+        return self.backbone.encoder.get_attention_mask(batch.padding_mask)
 
 
 class ModernBertStepper(EncoderStepper):
@@ -332,12 +325,12 @@ class ModernBertStepper(EncoderStepper):
         kind = self.config.layer_types[layer - 1]
         return self.layer_module(layer)(hidden, context.attention_mask[kind], context.position_bias[kind])
 
-    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> dict[str, Tensor | None]:
+    def _attention_mask(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor | None]:
         of_kind = {
             "full_attention": create_bidirectional_mask,
             "sliding_attention": create_bidirectional_sliding_window_mask,
         }
-        inputs = self.config, hidden, _unless_unpadded(padding_mask, lengths)
+        inputs = self.config, hidden, batch.padding_mask if batch.is_padded else None
         return {kind: of_kind[kind](*inputs) for kind in set(self.config.layer_types)}
 
 

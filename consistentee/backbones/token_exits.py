@@ -52,7 +52,7 @@ class TokenExits(nn.Module):
         return exit_counts.flip(1).cumsum(dim=1).flip(1)[:, 1:]
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenContext(Context):
     """Inputs of the layers of a model whose tokens exit: with the exit layers of all tokens, int64 [rows, tokens].
 
@@ -109,14 +109,15 @@ class TokenExitStepper(EncoderStepper):
         context = self.stock.context(layer, hidden, batch)
         return TokenContext(**vars(context), exit_layers=self.token_exits.exit_layers(batch))
 
-    def step(self, layer: int, hidden: Tensor, context: TokenContext) -> Tensor:
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``layer`` (1-based) on the live tokens; the others' states [rows, tokens, width] stay as they are.
 
         Padding is no token: what stands in its place has no meaning after any layer.
         """
+        assert isinstance(context, TokenContext)
         live = context.exit_layers >= layer
         count = int(live.sum())
-        if count == sum(context.lengths):
+        if count == sum(context.batch.lengths):
             return self.stock.step(layer, hidden, context)
         return self._step_live(layer, hidden, context, live) if count else hidden
 
@@ -149,9 +150,8 @@ class TokenExitStepper(EncoderStepper):
 
 def _attention_mask(context: TokenContext, columns: Tensor) -> Tensor | None:
     """Return what queries in these columns [rows, queries] see: [rows, heads or 1, queries or 1, tokens], or None."""
-    unpadded = min(context.lengths) == context.padding_mask.shape[1]
-    real = context.padding_mask[:, None, None, :]
+    real = context.batch.padding_mask[:, None, None, :] if context.batch.is_padded else None
     if context.position_bias is None:
-        return None if unpadded else real
+        return real
     bias = context.position_bias[0][:, columns].transpose(0, 1)
-    return bias if unpadded else bias.masked_fill(~real, float("-inf"))
+    return bias if real is None else bias.masked_fill(~real, float("-inf"))

@@ -52,6 +52,11 @@ class Batch:
     encodings: Sequence[Encoding]
 
     @property
+    def is_padded(self) -> bool:
+        """Whether some row is shorter than another."""
+        return min(self.lengths) < self.padding_mask.shape[1]
+
+    @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of a stock model's forward."""
         inputs = {"input_ids": self.input_ids, "attention_mask": self.padding_mask.long()}

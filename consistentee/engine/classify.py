@@ -44,16 +44,15 @@ class LiveView(LayerView):
         model: MultiExitModel,
         layer: int,
         hidden: Tensor,
-        padding_mask: Tensor,
-        rows: Sequence[Encoding],
+        batch: Batch,
         *,
         past: Tensor | None = None,
     ) -> None:
         super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
         self._hidden = hidden
-        self.padding_mask = padding_mask
-        self._encodings = rows
+        self.padding_mask = batch.padding_mask
+        self._encodings = batch.encodings
         self._past = past
 
     @cached_property
@@ -159,7 +158,7 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
     past = no_history_yet(model, rule, rows)
     for layer in range(1, model.num_layers + 1):
         hidden = model.stepper.step(layer, hidden, context)
-        view = LiveView(model, layer, hidden, context.padding_mask, batch.encodings, past=past)
+        view = LiveView(model, layer, hidden, batch, past=past)
         if layer == model.num_layers:
             logits[active.to(model.device)] = view.logits
             break
@@ -250,7 +249,7 @@ class _RowsInFlight:
             state = {name: tensor[places] for name, tensor in self._states[layer - 1].items()}
         hidden = model.stepper.step(layer, hidden, context)
         past = None if self._past is None else self._past[places, : layer - 1]
-        view = LiveView(model, layer, hidden, context.padding_mask, batch.encodings, past=past)
+        view = LiveView(model, layer, hidden, batch, past=past)
         leaving = list(range(len(slots)))
         if layer < model.num_layers:
             leaving = ask(self._rule, view, state).nonzero().flatten().tolist()

@@ -104,7 +104,7 @@ def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(ca
     ("config", "options", "message"),
     [
         ({}, {"lowercase": False}, "cuts the same text differently"),
-        ({"hidden_size": 16}, {}, "width is 16, not 32"),
+        ({"hidden_size": 16}, {}, "of width 16, and the model"),
         ({"num_hidden_layers": DEPTH}, {}, "fewer layers than its model"),
         ({}, {"pooling": "mean"}, "labels, pooling and pooler"),
     ],

@@ -264,11 +264,11 @@ class MultiExitModel(MultiExit):
             with self._layers_precision():
                 hidden = self.stepper.step(layer, hidden, context).to(dtype)
             read = self.stepper.read(layer, hidden)
-            vectors.append(self.pool_tokens(read, context.padding_mask))
+            vectors.append(self.pool_tokens(read, batch.padding_mask))
             states.append(read if keeps_tokens else NO_TOKENS)
             if layer in cut_after:
                 hidden = hidden.detach()
-        return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
+        return self._read(torch.stack(vectors, dim=1), states, batch.padding_mask)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
         """Apply every layer's pooler and classifier to pooled tokens [rows, L, width] of a frozen backbone.
