@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Lite
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
-from consistentee.arguments import Number, check_fields, checked
+from consistentee.arguments import Number, check_fields, checked, explained
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_json
@@ -231,9 +231,7 @@ def get_method(name: str, **parameters: Any) -> AnyMethod:
     try:
         return TypeAdapter(method_class).validate_python(parameters)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"parameter {where!r} of {name} is {first['input']!r}: {first['msg']}") from error
+        raise explained(error, f"parameter {error.errors()[0]['loc'][0]!r} of {name}") from error
 
 
 def method_class_of(name: str) -> type[AnyMethod]:

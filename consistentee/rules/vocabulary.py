@@ -47,6 +47,11 @@ class PrunedVocabularyRule(ExitRule):
         return self.rule.asked_at(layer)
 
 
+def _of_view(name: str) -> cached_property[Tensor]:
+    """Return a property that is what the view without pruning has under this name."""
+    return cached_property(lambda self: getattr(self._view, name))
+
+
 class CandidatesView(LayerView):
     """A view with the logits of the candidates after the first exit that was read."""
 
@@ -57,25 +62,11 @@ class CandidatesView(LayerView):
         self._count = candidates
         self.places = view.places
 
-    @cached_property
-    def hidden(self) -> Tensor:
-        return self._view.hidden
-
-    @cached_property
-    def pooled(self) -> Tensor:
-        return self._view.pooled
-
-    @cached_property
-    def history(self) -> Tensor:
-        return self._view.history
-
-    @cached_property
-    def row_keys(self) -> Tensor:
-        return self._view.row_keys
-
-    @cached_property
-    def labels(self) -> Tensor:
-        return self._view.labels
+    hidden = _of_view("hidden")
+    pooled = _of_view("pooled")
+    history = _of_view("history")
+    row_keys = _of_view("row_keys")
+    labels = _of_view("labels")
 
     def _run_head(self, name: str, extra: Tensor | None) -> Tensor:
         return self._view.head(name, extra)

@@ -60,7 +60,7 @@ class Trace:
         return self._views[layer]
 
     def parts(self) -> Iterator[tuple[Tensor, list["TraceView"]]]:
-        """Yield all rows and the views of all layers, see :class:`consistentee.traces.walk.Recorded`."""
+        """Yield all rows and the views of all layers: rules are asked about all rows together."""
         yield torch.arange(len(self)), [self.view(layer) for layer in range(1, self.num_layers + 1)]
 
     def logits_at(self, exits: Tensor) -> Tensor:

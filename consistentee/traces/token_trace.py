@@ -79,8 +79,7 @@ class TokenTrace:
     def parts(self) -> Iterator[tuple[Tensor, list["TokenTraceView"]]]:
         """Yield tokens of the same step that may exit, and the views of the exits on them, a chunk at a time.
 
-        Together, because a rule is asked about all rows of one step at a time; see
-        :class:`consistentee.traces.walk.Recorded`.
+        Together, because a rule is asked about all rows of one step at a time.
         """
         order = self.may_exit[self.step[self.may_exit].argsort(stable=True)]
         steps, counts = self.step[order].unique_consecutive(return_counts=True)

@@ -1,7 +1,7 @@
 """The exit loop over recorded layers, and the replay of rules with it, for rows of both kinds."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,22 +9,14 @@ from torch import Tensor
 from consistentee.arguments import checked
 from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.rules.view import LayerView
+from consistentee.traces.instance_trace import Trace
+from consistentee.traces.token_trace import TokenTrace
 
 View = TypeVar("View", bound=LayerView)
 
 
-@runtime_checkable
-class Recorded(Protocol):
-    """A trace that rules are replayed on: :class:`consistentee.Trace`, whose rows are instances, or TokenTrace."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers of the model."""
-
-    def parts(self) -> Iterator[tuple[Tensor, Sequence[LayerView]]]:
-        """Yield rows that a rule is asked about together, and the views of their exits, the last layer's included."""
+Recorded = Trace | TokenTrace
+"""A trace that rules are replayed on; its rows are instances, or tokens."""
 
 
 def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]:

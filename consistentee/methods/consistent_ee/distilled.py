@@ -25,7 +25,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.arguments import Fraction
 from consistentee.methods.consistent_ee.instances import ConsistentEECurve
 from consistentee.methods.policy import PolicyInputs
@@ -40,6 +40,7 @@ from consistentee.training import (
     token_stage,
     train_last_exit,
     training_source,
+    use_exit_network,
 )
 
 _FASTEST = 1e-3  # the highest peak learning rate of exits
@@ -77,8 +78,7 @@ class JointDistillation(Method):
         """Run both stages on tokenised rows."""
         train_last_exit(model, source, recipe)
         teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
-        if self.classifier != "linear":
-            model.use_classifier(ClassifierSpec(self.classifier, at_last_layer=False), recipe.seed)
+        use_exit_network(model, self.classifier, recipe)
         loss = partial(taught_loss, self, teacher)
         slower = replace(
             token_stage("consistent-distillation", loss, recipe, details={"method": repr(self)}),
