@@ -10,7 +10,6 @@ Choice: the estimate reads detached features, so that it does not train the back
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,8 +60,7 @@ def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 def _uncertainty_loss(model: MultiExitModel, outputs: LayerOutputs, labels: Tensor) -> Tensor:
-    head = model.head(_UNCERTAINTY)
-    before_last = range(model.num_layers - 1)
-    guess = torch.stack([head(i + 1, outputs.pooled[:, i].detach()) for i in before_last], dim=1).sigmoid()
+    pooled = outputs.pooled[:, :-1].detach()
+    guess = model.head(_UNCERTAINTY).at_layers(range(1, model.num_layers), pooled).sigmoid()
     wrong = (outputs.logits[:, :-1].argmax(dim=-1) != labels.unsqueeze(1)).to(guess.dtype)
     return functional.mse_loss(guess, wrong, reduction="none").sum(dim=1).mean()

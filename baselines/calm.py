@@ -144,8 +144,7 @@ def agreement(predictions: Tensor) -> Tensor:
 
 
 def _agreement_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    head = model.head(_CONFIDENCE)
-    guess = torch.stack([head(i + 1, batch.outputs.pooled[:, i]) for i in range(model.num_layers - 1)], dim=1)
+    guess = model.head(_CONFIDENCE).at_layers(range(1, model.num_layers), batch.outputs.pooled[:, :-1])
     agrees = agreement(batch.outputs.logits.argmax(dim=-1)).to(guess.dtype)
     return functional.binary_cross_entropy_with_logits(guess, agrees)
 
@@ -256,6 +255,5 @@ class CALMTokensClassifier(_CALMTokens):
 
 
 def _token_agreement_loss(agrees: Tensor, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
-    head, states = model.head(_CONFIDENCE), model.state(batch.deciding)
-    guess = torch.stack([head(layer, states[:, i]) for i, layer in enumerate(model.exit_layers[:-1])], dim=1)
+    guess = model.head(_CONFIDENCE).at_layers(model.exit_layers[:-1], model.state(batch.deciding[:, :-1]))
     return functional.binary_cross_entropy_with_logits(guess, agrees[batch.tokens].to(guess.device))

@@ -71,11 +71,11 @@ def _prototypes(model: MultiExitModel, layer: int) -> Tensor:
 def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
     outputs = model(batch.tokens)
     of_classifiers = depth_weighted_loss(layer_losses(outputs.logits, batch.labels))
-    nearness = []
-    for layer in range(1, model.num_layers):
-        mapped = model.head(_METRIC)(layer, outputs.pooled[:, layer - 1])
-        nearness.append(-(mapped.unsqueeze(1) - _prototypes(model, layer)).square().sum(dim=-1))
-    of_prototypes = depth_weighted_loss(layer_losses(torch.stack(nearness, dim=1), batch.labels))
+    before_last = range(1, model.num_layers)
+    mapped = model.head(_METRIC).at_layers(before_last, outputs.pooled[:, :-1]).unsqueeze(2)
+    prototypes = torch.stack([_prototypes(model, layer) for layer in before_last])
+    nearness = -(mapped - prototypes).square().sum(dim=-1)  # [rows, L - 1, classes]
+    of_prototypes = depth_weighted_loss(layer_losses(nearness, batch.labels))
     return of_classifiers + of_prototypes
 
 

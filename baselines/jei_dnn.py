@@ -144,6 +144,6 @@ def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: Feature
 
 def _gates(model: MultiExitModel, logits: Tensor) -> Tensor:
     """Compute logits of the gates [rows, L - 1] from those of the exits [rows, L, classes]."""
-    gate, read = model.head(_GATE), certainty(logits.softmax(dim=-1))
-    no_state = logits.new_empty(len(logits), 0)
-    return torch.stack([gate(t, no_state, read[:, t - 1]) for t in range(1, logits.shape[1])], dim=1)
+    read = certainty(logits[:, :-1].softmax(dim=-1))
+    no_states = read[..., :0]
+    return model.head(_GATE).at_layers(range(1, model.num_layers), no_states, read)

@@ -101,9 +101,8 @@ def _loss(method: PALBERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 def leaving_probabilities(model: MultiExitModel, pooled: Tensor) -> Tensor:
     """Compute lambda_1..lambda_L [rows, L] from the states of all layers [rows, L, width]."""
-    head, before = model.head(_EXITS), torch.cat([torch.zeros_like(pooled[:, :1]), pooled[:, :-1]], dim=1)
-    layers = range(pooled.shape[1])
-    return torch.stack([head(i + 1, pooled[:, i], before[:, i]) for i in layers], dim=1).sigmoid()
+    before = torch.cat([torch.zeros_like(pooled[:, :1]), pooled[:, :-1]], dim=1)
+    return model.head(_EXITS).at_layers(range(1, model.num_layers + 1), pooled, before).sigmoid()
 
 
 def geometric(rate: float, num_layers: int) -> Tensor:

@@ -57,15 +57,15 @@ def head_probability(name: str) -> Signal:
 NUM_CONFIDENCE_FEATURES = 4
 
 
-def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | None) -> Tensor:
-    """Compute top probability, margin, normalised entropy, agreement with the layer before (0 at layer 1): [rows, 4].
+def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor) -> Tensor:
+    """Compute top probability, margin, normalised entropy, and agreement with the layer before: [..., 4].
 
-    ``probs`` are of the candidates if the vocabulary is pruned; ``prediction`` and ``previous`` are of all classes.
+    ``probs`` [..., classes] are of the candidates if the vocabulary is pruned; ``prediction`` and ``previous`` [...] of
+    all classes, and -1 where there is no layer before.
     """
     first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
     entropy = torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
-    agrees = torch.zeros_like(first) if previous is None else (prediction == previous).to(first.dtype)
-    return torch.stack([first, first - second, entropy, agrees], dim=-1)
+    return torch.stack([first, first - second, entropy, (prediction == previous).to(first.dtype)], dim=-1)
 
 
 def even_log_odds(first: float, last: float, count: int) -> tuple[float, ...]:

@@ -42,7 +42,6 @@ class KeysValues(Protocol):
 
         ``layer_index`` counts from 0.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class PolicyRule(ExitRule):
         extra = None
         if self.reads != "state":
             answers = view.predictions
-            extra = confidence_features(view.probs, answers, state["previous"] if view.layer > 1 else None)
+            extra = confidence_features(view.probs, answers, state["previous"])
             state["previous"] = answers
         return self.logit(view.head(POLICY, extra), view).sigmoid() > self.threshold
 
@@ -273,11 +273,9 @@ def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
 
     Its inputs, [rows, L, width] and [rows, L, classes], are detached, so it does not train the backbone.
     """
-    pooled, probs = pooled.detach(), logits.detach().softmax(dim=-1)
-    answers = probs.argmax(dim=-1)
-    columns = []
-    for index in range(pooled.shape[1]):
-        previous = answers[:, index - 1] if index else None
-        extra = confidence_features(probs[:, index], answers[:, index], previous) if policy.spec.extra_inputs else None
-        columns.append(policy(index + 1, pooled[:, index], extra))
-    return torch.stack(columns, dim=1)
+    extra = None
+    if policy.spec.extra_inputs:
+        probs = logits.detach().softmax(dim=-1)
+        answers = probs.argmax(dim=-1)
+        extra = confidence_features(probs, answers, functional.pad(answers[:, :-1], (1, 0), value=-1))
+    return policy.at_layers(range(1, policy.num_layers + 1), pooled.detach(), extra)

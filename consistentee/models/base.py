@@ -235,7 +235,9 @@ class MultiExit(nn.Module, ABC):
             for name, tensor in model._own_weights().items():
                 if name in weights and weights[name].is_floating_point() != tensor.is_floating_point():
                     raise ValueError(f"{name} is {weights[name].dtype}, expected {tensor.dtype}")
-            model._take_weights(weights)
+            if weights.keys() != model._own_weights().keys():
+                raise ValueError(f"it holds other weights than {description.file} names")
+            model.load_state_dict(weights, strict=False)  # a decoder's backbone has its own already
         with reading(folder / BACKBONE_FOLDER / CONFIG_FILE), torch.inference_mode():
             check_finite({"the answer of the model": model.eval()._try_out()})
         return model
@@ -256,10 +258,6 @@ class MultiExit(nn.Module, ABC):
         cls, folder: Path, description: Any, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
         """Return the model of a saved folder before its own weights are in it, and without its learned heads."""
-
-    def _take_weights(self, weights: dict[str, Tensor]) -> None:
-        """Load the weights that the model was saved with."""
-        self.load_state_dict(weights)
 
 
 @contextmanager

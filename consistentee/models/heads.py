@@ -1,5 +1,6 @@
 """Learned heads: small networks that a method adds to the model (policy, uncertainty, confidence, ...)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,15 @@ class ExitHeads(nn.Module):
         features = torch.cat(parts, dim=-1)
         output = self.modules_by_layer[0 if self.spec.shared else layer - 1](features)
         return output.squeeze(-1) if self.spec.outputs == 1 else output
+
+    def at_layers(self, layers: Sequence[int], pooled: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Return the outputs at some layers (1-based): [rows, layers], or [rows, layers, outputs].
+
+        ``pooled`` is [rows, layers, width], and ``extra`` [rows, layers, extra inputs].
+        """
+        extras = [None] * len(layers) if extra is None else extra.unbind(dim=1)
+        inputs = zip(layers, pooled.unbind(dim=1), extras, strict=True)
+        return torch.stack([self(layer, vectors, more) for layer, vectors, more in inputs], dim=1)
 
 
 @torch.no_grad()

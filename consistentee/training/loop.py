@@ -67,19 +67,15 @@ class Source(Protocol[BatchT_co]):
     @property
     def lengths(self) -> Tensor | None:
         """Tokens of every row [N]; None if batches have no padding, or rows come in an order of their own."""
-        ...
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        ...
 
     def batch(self, rows: Tensor, step: int) -> BatchT_co:
         """Return the given rows, padded, on the model's device."""
-        ...
 
     def fingerprint(self) -> str:
         """Return a hash of all rows."""
-        ...
 
 
 class Judge(Protocol[ModelT_contra]):
@@ -87,11 +83,9 @@ class Judge(Protocol[ModelT_contra]):
 
     def __call__(self, model: ModelT_contra, /) -> float:
         """Score the model as it is."""
-        ...
 
     def fingerprint(self) -> str:
         """Return a hash of the rows and of the score."""
-        ...
 
 
 @dataclass(frozen=True)

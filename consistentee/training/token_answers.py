@@ -89,8 +89,8 @@ def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candida
             logits = logits.gather(1, pruned)
         answer = best_among(logits, pruned)
         if with_confidence:
-            probs, previous = logits.softmax(dim=-1), predictions[-1] if predictions else None
-            confidence.append(confidence_features(probs, answer, previous))
+            previous = predictions[-1] if predictions else torch.full_like(answer, -1)
+            confidence.append(confidence_features(logits.softmax(dim=-1), answer, previous))
         predictions.append(answer)
     answers = {"predictions": torch.stack(predictions, dim=1), "losses": torch.stack(losses, dim=1)}
     return answers | ({"confidence": torch.stack(confidence, dim=1)} if with_confidence else {})

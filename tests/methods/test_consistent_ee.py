@@ -59,7 +59,7 @@ def test_confidence_features_by_hand():
     torch.testing.assert_close(features[0, :2], torch.tensor([0.7, 0.5]))
     torch.testing.assert_close(features[1, 1:3], torch.tensor([0.0, 1.0]))
     assert features[:, 3].tolist() == [1.0, 0.0]
-    assert confidence_features(probs, torch.tensor([0, 0]), None)[:, 3].tolist() == [0.0, 0.0]
+    assert confidence_features(probs, torch.tensor([0, 0]), torch.tensor([-1, -1]))[:, 3].tolist() == [0.0, 0.0]
     of_candidates = confidence_features(probs, torch.tensor([40_000, 7]), previous=torch.tensor([40_000, 0]))
     assert of_candidates[:, 3].tolist() == [1.0, 0.0], "tokens agree, and not places among the candidates"
 

@@ -129,14 +129,11 @@ class ConsistentEETokens(PolicyParameters, VocabularyMethod):
 
     def policies(self, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch) -> Policies:
         """Compute the price of a layer [tokens] and P(exit) [tokens, exits], 1 at the last, for every trained price."""
-        policy, states, confidence = model.head(POLICY), model.state(batch.deciding), None
+        states, confidence = model.state(batch.deciding[:, :-1]), None
         if answers.confidence is not None:
-            confidence = answers.confidence[batch.tokens].to(batch.speaking.device)
-        outputs = [
-            policy(layer, states[:, index], None if confidence is None else confidence[:, index])
-            for index, layer in enumerate(model.exit_layers[:-1])
-        ]
-        policies = self.prices.policies(torch.stack(outputs, dim=1))
+            confidence = answers.confidence[batch.tokens, :-1].to(states.device)
+        outputs = model.head(POLICY).at_layers(model.exit_layers[:-1], states, confidence)
+        policies = self.prices.policies(outputs)
         return [(alpha, torch.cat([p, torch.ones_like(p[:, :1])], dim=1)) for alpha, p in policies]
 
     def _fit_policy(

@@ -23,7 +23,7 @@ from consistentee.backbones.pretrained import check_complete, read_config, read_
 from consistentee.data.prompts import ChatTemplate, Keep, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
+from consistentee.models.base import BACKBONE_FOLDER, MultiExit, new_weights
 from consistentee.models.decoder import lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, build_adapter
 from consistentee.models.decoder.branches import Branch, BranchSpec
@@ -446,8 +446,3 @@ class MultiExitDecoder(MultiExit):
         for layer, spec in description.branches.items():
             model.add_branch(layer, spec)
         return model
-
-    def _take_weights(self, weights: dict[str, Tensor]) -> None:
-        if weights.keys() != self._own_weights().keys():
-            raise ValueError(f"{WEIGHTS_FILE} holds other weights than the description names")
-        self.load_state_dict(weights, strict=False)  # the backbone has its own already
