@@ -153,46 +153,52 @@ def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
 ) -> Tensor:
     """Train a stage; return sums and numbers of the losses in up to :data:`LOSS_POINTS` equal parts, [2, parts]."""
-    precision = precision_used(recipe.precision, model.device)
-    with onednn_products(model.device):
-        parameters = _freeze_all_but(model, stage.trains)
-        optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
-        steps_per_epoch = math.ceil(len(source) / stage.batch_size)
-        total_steps = steps_per_epoch * stage.epochs
-        model.train(stage.dropout)
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
-            model.description.validation_by_epoch.pop(stage.name, None)
-            first_step, losses = _resume(checkpoint, model, stage, parameters, optimizer)
-            if losses is None:
-                losses = torch.zeros(2, min(LOSS_POINTS, total_steps), dtype=torch.float64)
-            scheduler = _schedule(optimizer, recipe, first_step, total_steps)
-            batches = _batches(source, stage, recipe, first_step)
-            steps = range(first_step, total_steps)
-            title, saved_at = f"training {stage.name}", time.monotonic()
-            for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
-                batch = source.batch(next(batches), step)
-                with model.layers_in(precision):
-                    loss = stage.loss(model, batch)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise UserError(f"the loss of stage {stage.name!r} is {value} at step {step + 1}; lower the rate")
-                losses[:, step * losses.shape[1] // total_steps] += losses.new_tensor([value, 1])
-                loss.backward()
-                clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad(set_to_none=True)
-                if (step + 1) % steps_per_epoch == 0:
-                    _judge(model, stage)
-                is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
-                if checkpoint is not None and is_due and step + 1 < total_steps:
-                    _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _curves_of(model, stage, losses))
-                    saved_at = time.monotonic()
+    model.description.validation_by_epoch.pop(stage.name, None)
+    model.train(stage.dropout)
+    with onednn_products(model.device), torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        losses = _run_steps(model, source, stage, recipe, checkpoint)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
     _note_losses(stage.name, losses)
+    return losses
+
+
+def _run_steps(
+    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
+) -> Tensor:
+    precision = precision_used(recipe.precision, model.device)
+    parameters = _freeze_all_but(model, stage.trains)
+    optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
+    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
+    total_steps = steps_per_epoch * stage.epochs
+    first_step, losses = _resume(checkpoint, model, stage, parameters, optimizer)
+    if losses is None:
+        losses = torch.zeros(2, min(LOSS_POINTS, total_steps), dtype=torch.float64)
+    scheduler = _schedule(optimizer, recipe, first_step, total_steps)
+    batches = _batches(source, stage, recipe, first_step)
+    steps, title = range(first_step, total_steps), f"training {stage.name}"
+    saved_at = time.monotonic()
+    for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
+        batch = source.batch(next(batches), step)
+        with model.layers_in(precision):
+            loss = stage.loss(model, batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"the loss of stage {stage.name!r} is {value} at step {step + 1}; lower the rate")
+        losses[:, step * losses.shape[1] // total_steps] += losses.new_tensor([value, 1])
+        loss.backward()
+        clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % steps_per_epoch == 0:
+            _judge(model, stage)
+        is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
+        if checkpoint is not None and is_due and step + 1 < total_steps:
+            _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _curves_of(model, stage, losses))
+            saved_at = time.monotonic()
     return losses
 
 
