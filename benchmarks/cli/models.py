@@ -1,6 +1,5 @@
 """Commands of one model: train it, choose its knob by risk control, predict and generate with it."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,15 +11,12 @@ from benchmarks.cli.application import (
     DataOption,
     KnobOption,
     ParametersOption,
-    app,
-    examples,
+    command,
     out_folder,
     parsed_parameters,
     several,
 )
 from benchmarks.terminal import output_console
-
-command = partial(app.command, rich_help_panel="One model")
 
 
 class HelpWithSettings(TyperCommand):
@@ -34,37 +30,34 @@ class HelpWithSettings(TyperCommand):
         output_console().print(explained_settings())
 
 
+_DEFAULT_BACKBONES = "minilm-l6, for tasks of texts smollm2-135m"
+
+
 @command(
+    "One model",
+    "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
+    "consistentee train mcid --method consistentee --param alpha=0.1 --set epochs=6 --data DATA --out my-model",
+    "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
+    "consistentee train movie-snippets --method deebert --risk 0.02 --out my-model",
+    "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
     cls=HelpWithSettings,
-    epilog=examples(
-        "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
-        "consistentee train mcid --method consistentee --param alpha=0.1 --set epochs=6 --data DATA --out my-model",
-        "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
-        "consistentee train movie-snippets --method deebert --risk 0.02 --out my-model",
-        "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
-    ),
 )
 def train(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="A task's name, or its YAML file.")],
+    task: Annotated[str, typer.Argument(help="A task's name, or its YAML file.")],
     *,
-    method: Annotated[str, typer.Option("--method", help="A method's name, or file.py:Class.")],
+    method: Annotated[str, typer.Option(help="A method's name, or file.py:Class.")],
     out: Annotated[Path, out_folder("Folder of the trained model.")],
     backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone",
-            help="Catalogue name, directory or hub id.",
-            show_default="minilm-l6, for tasks of texts smollm2-135m",
-        ),
+        str | None, typer.Option(help="Catalogue name, directory or hub id.", show_default=_DEFAULT_BACKBONES)
     ] = None,
     param: ParametersOption = None,
     settings: Annotated[
         list[str] | None, several("--set", "How to train: the fields are listed below.", "KEY=VALUE ...")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     risk: Annotated[
         float | None,
-        typer.Option("--risk", help="Store the earliest knob proven (UCB, 0.9) to lose at most this share of points."),
+        typer.Option(help="Store the earliest knob proven (UCB, 0.9) to lose at most this share of points."),
     ] = None,
     data: DataOption = None,
 ) -> None:
@@ -86,17 +79,16 @@ def train(
 
 
 @command(
-    epilog=examples(
-        "consistentee risk my-model movie-snippets --risk 0.02",
-        "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA",
-    )
+    "One model",
+    "consistentee risk my-model movie-snippets --risk 0.02",
+    "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA",
 )
 def risk(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
-    task: Annotated[str, typer.Argument(metavar="TASK", help="The task that it was trained for.")],
+    task: Annotated[str, typer.Argument(help="The task that it was trained for.")],
     *,
     risks: Annotated[list[float], several("--risk", "Mean losses that you accept.")],
-    delta: Annotated[float, typer.Option("--delta", help="Probability that a bound may fail.")] = 0.1,
+    delta: Annotated[float, typer.Option(help="Probability that a bound may fail.")] = 0.1,
     losses: Annotated[
         list[str] | None,
         several("--loss", "gap, consistency, brier-gap, brier-consistency.", show_default="gap consistency"),
@@ -113,11 +105,10 @@ def risk(
 
 
 @command(
-    epilog=examples(
-        'consistentee predict my-model "a film to see twice" "dull from start to end"',
-        'consistentee predict my-pair-model --pair "It rains." "The ground is wet."',
-        'consistentee predict my-model --knob 0.9 "quite good, I suppose"',
-    )
+    "One model",
+    'consistentee predict my-model "a film to see twice" "dull from start to end"',
+    'consistentee predict my-pair-model --pair "It rains." "The ground is wet."',
+    'consistentee predict my-model --knob 0.9 "quite good, I suppose"',
 )
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
@@ -133,10 +124,9 @@ def predict(
 
 
 @command(
-    epilog=examples(
-        'consistentee generate my-decoder "The committee decided that"',
-        'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time" | tr " " "\\n"',
-    )
+    "One model",
+    'consistentee generate my-decoder "The committee decided that"',
+    'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time" | tr " " "\\n"',
 )
 def generate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of texts.")],
@@ -144,12 +134,10 @@ def generate(
     *,
     knob: KnobOption = None,
     max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", min=0, help="Length of each text.", show_default="as in training"),
+        int | None, typer.Option(min=0, help="Length of each text.", show_default="as in training")
     ] = None,
     max_prompt_tokens: Annotated[
-        int | None,
-        typer.Option("--max-prompt-tokens", min=1, help="Cut longer prompts; their end stays.", show_default="no cut"),
+        int | None, typer.Option(min=1, help="Cut longer prompts; their end stays.", show_default="no cut")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
     allow_code: AllowCodeOption = False,
@@ -161,25 +149,18 @@ def generate(
 
 
 @command(
-    epilog=examples(
-        "consistentee suitability smollm2-135m",
-        "consistentee suitability my-decoder --texts prompts.txt --out suitability",
-    )
+    "One model",
+    "consistentee suitability smollm2-135m",
+    "consistentee suitability my-decoder --texts prompts.txt --out suitability",
 )
 def suitability(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A decoder: catalogue name, directory, hub id, or a trained one.")
-    ],
+    model: Annotated[str, typer.Argument(help="A decoder: catalogue name, directory, hub id, or a trained one.")],
     *,
     texts: Annotated[
         Path | None,
-        typer.Option(
-            "--texts", exists=True, dir_okay=False, help="One text a line; the first third of each is the prompt."
-        ),
+        typer.Option(exists=True, dir_okay=False, help="One text a line; the first third of each is the prompt."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", file_okay=False, help="Folder for suitability.json and suitability.png.")
-    ] = None,
+    out: Annotated[Path | None, out_folder("Folder for suitability.json and suitability.png.")] = None,
 ) -> None:
     """Show from which layer on a decoder predicts its final tokens, without training."""
     from benchmarks.commands.suitability import described, suitability_of, write

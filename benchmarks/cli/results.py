@@ -1,7 +1,6 @@
 """Commands of a suite: run it, publish its results, and show results as tables, figures and a report."""
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +13,7 @@ from benchmarks.cli.application import (
     MethodsOption,
     TasksOption,
     WorkersOption,
-    app,
-    examples,
+    command,
     finish,
     out_folder,
     several,
@@ -24,10 +22,8 @@ from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
+    from benchmarks.run.sweep import RunOutcome
     from benchmarks.specs.suites import Shard
-
-run_command = partial(app.command, rich_help_panel="Run a suite")
-command = partial(app.command, rich_help_panel="See results")
 
 _TABLES = "headline, tasks, tests, costs, batches-TASK, points-TASK, points or provenance"
 ResultsArgument = Annotated[
@@ -43,18 +39,17 @@ def _labels(methods: list[str] | None) -> list[str] | None:
     return None if methods is None else [label_of(name) for name in find_methods(methods)]
 
 
-@run_command(
-    epilog=examples(
-        "consistentee run quick",
-        "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
-        "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod",
-        "consistentee run cpu-6-layers --data DATA --dry-run",
-        "consistentee run cpu-6-layers --data DATA --workers 4",
-        "Run it again at any time: only missing cells are computed.",
-    )
+@command(
+    "Run a suite",
+    "consistentee run quick",
+    "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
+    "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod",
+    "consistentee run cpu-6-layers --data DATA --dry-run",
+    "consistentee run cpu-6-layers --data DATA --workers 4",
+    "Run it again at any time: only missing cells are computed.",
 )
 def run(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
+    suite: Annotated[str, typer.Argument(help="A suite's name, or a YAML file; before any option.")],
     *,
     tasks: TasksOption = None,
     methods: MethodsOption = None,
@@ -64,9 +59,7 @@ def run(
     out: Annotated[Path | None, out_folder("The run's folder.", "runs/SUITE")] = None,
     published: Annotated[
         Path | None,
-        typer.Option(
-            "--published", help="Published results that count as done.", show_default="results/SUITE, where it is"
-        ),
+        typer.Option(help="Published results that count as done.", show_default="results/SUITE, where it is"),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     timing: Annotated[
@@ -78,12 +71,10 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
     workers: WorkersOption = 1,
     scheduler: Annotated[
-        str | None,
-        typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786.")
     ] = None,
     shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="3/20", help="This part of the cells, without times: see docs/clusters.md."),
+        str | None, typer.Option(metavar="3/20", help="This part of the cells, without times: see docs/clusters.md.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
@@ -98,15 +89,10 @@ def run(
     spec = load_suite(suite)
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has its own workers")
+    labels = None if methods is None else find_methods(methods)
     outcome = run_suite(
         spec,
-        Filters(
-            tasks,
-            None if methods is None else find_methods(methods),
-            backbones,
-            seeds,
-            None if shard is None else _shard(shard),
-        ),
+        Filters(tasks, labels, backbones, seeds, None if shard is None else _shard(shard)),
         out=out or Path("runs") / spec.name,
         data_dir=data,
         fresh=fresh,
@@ -117,15 +103,18 @@ def run(
         schedule=Schedule(workers, scheduler),
         dry_run=dry_run,
     )
+    _show(outcome)
+    finish(bool(outcome.failed))
+
+
+def _show(outcome: "RunOutcome") -> None:
     for line in outcome.plan:
         print(line)
     if outcome.table is not None:
         output_console(RESULTS_WIDTH).print(outcome.table)
-    for line in outcome.refused:
-        print(f"not defined: {line}", file=sys.stderr)
-    for line in outcome.failed:
-        print(f"failed: {line}", file=sys.stderr)
-    finish(bool(outcome.failed))
+    for word, lines in (("not defined", outcome.refused), ("failed", outcome.failed)):
+        for line in lines:
+            print(f"{word}: {line}", file=sys.stderr)
 
 
 def _shard(text: str) -> "Shard":
@@ -137,9 +126,7 @@ def _shard(text: str) -> "Shard":
     return Shard(int(number), int(parts))
 
 
-@run_command(
-    epilog=examples("consistentee publish runs/quick", "consistentee publish runs/quick --out elsewhere/quick")
-)
+@command("Run a suite", "consistentee publish runs/quick", "consistentee publish runs/quick --out elsewhere/quick")
 def publish(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
     out: Annotated[Path | None, out_folder("Folder to write.", "results/SUITE")] = None,
@@ -151,12 +138,12 @@ def publish(
         print(path)
 
 
-@run_command(epilog=examples('consistentee submit runs/quick --method gate.py:Gate --author "A. Lovelace"'))
+@command("Run a suite", 'consistentee submit runs/quick --method gate.py:Gate --author "A. Lovelace"')
 def submit(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
     *,
-    method: Annotated[str, typer.Option("--method", metavar="NAME", help="Its label, or file.py:Class.")],
-    author: Annotated[str, typer.Option("--author", metavar="TEXT", help="Who hands it in, and how to reach you.")],
+    method: Annotated[str, typer.Option(metavar="NAME", help="Its label, or file.py:Class.")],
+    author: Annotated[str, typer.Option(metavar="TEXT", help="Who hands it in, and how to reach you.")],
     out: Annotated[Path | None, out_folder("Folder to write.", "results/submissions/NAME")] = None,
 ) -> None:
     """Write the results of one method, with its source, as a folder for a pull request: see CONTRIBUTING.md."""
@@ -167,20 +154,16 @@ def submit(
 
 
 @command(
-    epilog=examples(
-        "consistentee table runs/quick",
-        'consistentee table runs/quick --format latex --table headline --columns "at 2x" "score % 2x" > headline.tex',
-        "consistentee table runs/quick --format latex --out tables",
-        "consistentee table results/cpu-6-layers results/cpu-12-layers",
-    )
+    "See results",
+    "consistentee table runs/quick",
+    'consistentee table runs/quick --format latex --table headline --columns "at 2x" "score % 2x" > headline.tex',
+    "consistentee table runs/quick --format latex --out tables",
+    "consistentee table results/cpu-6-layers results/cpu-12-layers",
 )
 def table(
     results: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="DIR...",
-            help="Folders of runs or published results. Of equal curves the first counts.",
-        ),
+        typer.Argument(metavar="DIR...", help="Folders of runs or published results; of equal curves the first."),
     ],
     *,
     table_format: Annotated[
@@ -215,16 +198,15 @@ def table(
 
 
 @command(
-    epilog=examples(
-        "consistentee reproduce consistentee-glue",
-        "consistentee reproduce pabee-glue --format csv > pabee.csv",
-        "consistentee reproduce deebert-glue --dry-run --data DATA",
-        "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased",
-        "Without --run nothing is trained: our numbers are published results and those of an earlier --run.",
-    )
+    "See results",
+    "consistentee reproduce consistentee-glue",
+    "consistentee reproduce pabee-glue --format csv > pabee.csv",
+    "consistentee reproduce deebert-glue --dry-run --data DATA",
+    "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased",
+    "Without --run nothing is trained: our numbers are published results and those of an earlier --run.",
 )
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A table's name, see `list papers`, or its YAML file.")],
+    name: Annotated[str, typer.Argument(help="A table's name, see `list papers`, or its YAML file.")],
     *,
     backbones: BackbonesOption = None,
     table_format: Annotated[
@@ -260,10 +242,9 @@ def reproduce(
 
 
 @command(
-    epilog=examples(
-        "consistentee plot runs/quick",
-        "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
-    )
+    "See results",
+    "consistentee plot runs/quick",
+    "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
 )
 def plot(
     results: ResultsArgument,
@@ -292,7 +273,7 @@ def plot(
         print(f"not drawn: {line}", file=sys.stderr)
 
 
-@command(epilog=examples("consistentee report runs/quick"))
+@command("See results", "consistentee report runs/quick")
 def report(results: ResultsArgument) -> None:
     """Write report.html: headline, curves to explore, exits, provenance and warnings; it needs no network."""
     from benchmarks.analysis.frames import load_results
@@ -301,7 +282,7 @@ def report(results: ResultsArgument) -> None:
     print(write_report(load_results(results), results))
 
 
-@command(epilog=examples("consistentee verify results/quick", "consistentee verify FOLDER --allow-code"))
+@command("See results", "consistentee verify results/quick", "consistentee verify FOLDER --allow-code")
 def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> None:
     """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault.
 

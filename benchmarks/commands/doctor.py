@@ -14,7 +14,7 @@ import psutil
 
 from benchmarks.store.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import filled_table
 from consistentee.backbones.catalog import Backbone, list_backbones
 from consistentee.backbones.hub import HubError, ask
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
@@ -150,8 +150,5 @@ def _load_backbone(backbone: Backbone) -> object:
 
 def report(findings: list[Finding]) -> "Table":
     """Return the findings as a table for the terminal."""
-    table = plain_table()
-    add_columns(table, "", "subject", "state", "advice")
-    for finding in findings:
-        add_row(table, finding.verdict, finding.subject, finding.state, finding.remedy)
-    return table
+    rows = [(finding.verdict, finding.subject, finding.state, finding.remedy) for finding in findings]
+    return filled_table(["", "subject", "state", "advice"], [], rows)

@@ -2,14 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.papers import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import filled_table
 from consistentee import Method, TokenMethod
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
@@ -31,26 +31,18 @@ def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
 
     Raises UserError for an unknown kind.
     """
-    builders: dict[str, Callable[[], Table]] = {
-        "methods": lambda: _table("Methods", "name kind knob regression source", _methods(places)),
-        "tasks": lambda: _table("Tasks", "name kind description rows", _tasks()),
-        "backbones": lambda: _table(
-            "Backbones (or any directory or hub id)", "name kind layers width pooling licence source", _backbones()
-        ),
-        "suites": lambda: _table("Suites (hours: on 2 CPU cores)", "name description cells data hours", _suites()),
-        "papers": lambda: _table("Tables of papers", "name description methods tasks source", _papers()),
+    backbones = "Backbones (or any directory or hub id)"
+    tables = {  # the rows are generators, so that only those of the wanted tables are made
+        "methods": ("Methods", "name kind knob regression source", _methods(places)),
+        "tasks": ("Tasks", "name kind description rows", _tasks()),
+        "backbones": (backbones, "name kind layers width pooling licence source", _backbones()),
+        "suites": ("Suites (hours: on 2 CPU cores)", "name description cells data hours", _suites()),
+        "papers": ("Tables of papers", "name description methods tasks source", _papers()),
     }
-    if kind != "all" and kind not in builders:
-        raise unknown_name("list", kind, builders)
-    return [build() for name, build in builders.items() if kind in (name, "all")]
-
-
-def _table(title: str, headings: str, rows: Iterable[Sequence[object]]) -> "Table":
-    table = plain_table(title)
-    add_columns(table, *headings.split())
-    for row in rows:
-        add_row(table, *row)
-    return table
+    if kind != "all" and kind not in tables:
+        raise unknown_name("list", kind, tables)
+    wanted = tables.values() if kind == "all" else [tables[kind]]
+    return [filled_table(headings.split(), [], rows, title) for title, headings, rows in wanted]
 
 
 def _methods(places: Sequence[str]) -> Iterator[Sequence[object]]:
@@ -128,7 +120,7 @@ def cards(places: Sequence[str] = ()) -> Iterator["Table"]:
     """Yield a card for every method; ``places`` are files and folders with more methods."""
     for name, method in _listed_methods(places):
         card = {"unavailable": str(method)} if isinstance(method, UserError) else method_card(method)
-        table = _table(name, "heading text", card.items())
+        table = filled_table(["heading", "text"], [], card.items(), name)
         table.show_header = False
         yield table
 

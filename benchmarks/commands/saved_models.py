@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.tasks.loader import load_classification_task
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import filled_table
 from consistentee import TokenMethod
 from consistentee.data.instances import Text
 from consistentee.deployment.pipeline import Classifier, load_saved
@@ -41,17 +41,17 @@ def predict_texts(
     model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
     classifier = Classifier(model, method.rule(model, knob))
     classifier(rows[:1])  # warm-up: the first call of a process is slower
-    table = plain_table(f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included")
-    add_columns(table, "text", *(["value"] if model.num_labels == 1 else ["label", "probability"]))
-    add_columns(table, f"exit layer of {model.num_layers}", "ms", numbers=True)
+    lines = []
     for row in rows:
         start = time.perf_counter()
         (answer,) = classifier(row)
         milliseconds = 1000 * (time.perf_counter() - start)
         text = " | ".join(row) if isinstance(row, tuple) else row
         label = [answer["label"]] if "label" in answer else []
-        add_row(table, text, *label, f"{answer['score']:.3f}", answer["exit_layer"], f"{milliseconds:.1f}")
-    return table
+        lines.append([text, *label, f"{answer['score']:.3f}", answer["exit_layer"], f"{milliseconds:.1f}"])
+    words = ["text", *(["value"] if model.num_labels == 1 else ["label", "probability"])]
+    title, caption = f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included"
+    return filled_table(words, [f"exit layer of {model.num_layers}", "ms"], lines, title, caption)
 
 
 def risk_table(
@@ -76,13 +76,7 @@ def risk_table(
     if model.description.task_name != task.name:
         raise UserError(f"{folder} was trained for task {model.description.task_name!r}, not for {task.name!r}")
     traces = record_trace(model, task.validation), record_trace(model, task.test)
-    table = plain_table(
-        f"{method.name} on {task.name}, {method.knob.name} by risk control, delta={delta:g}",
-        "chosen on validation rows; (none): no early exit is proven, so all rows run all layers",
-    )
-    add_columns(table, "loss", "bound")
-    headings = "accepted risk %", method.knob.name, "validation loss %", "test loss %"
-    add_columns(table, *headings, f"test layers of {model.num_layers}", numbers=True)
+    rows = []
     for loss in losses:
         validation, test = (knob_risks(method, model, trace, loss) for trace in traces)
         for risk, (name, bound) in product(risks, BOUNDS.items()):
@@ -90,8 +84,14 @@ def risk_table(
             index = max(found, 0)
             knob = f"{validation.knobs[index]:.4g}" if found >= 0 else "(none)"
             means = [f"{100 * of.losses[:, index].mean():.2f}" for of in (validation, test)]
-            add_row(table, loss, name, f"{100 * risk:g}", knob, *means, f"{test.layers[index]:.2f}")
-    return table
+            rows.append([loss, name, f"{100 * risk:g}", knob, *means, f"{test.layers[index]:.2f}"])
+    return filled_table(
+        ["loss", "bound"],
+        ["accepted risk %", method.knob.name, "validation loss %", "test loss %", f"test layers of {model.num_layers}"],
+        rows,
+        f"{method.name} on {task.name}, {method.knob.name} by risk control, delta={delta:g}",
+        "chosen on validation rows; (none): no early exit is proven, so all rows run all layers",
+    )
 
 
 def write_texts(

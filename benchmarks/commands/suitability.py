@@ -9,12 +9,13 @@ from rich.console import Group
 from rich.text import Text
 
 from benchmarks.measure.suitability import GREEDY, REFERENCE, TEXTS, Suitability, measure_suitability
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import filled_table
 from consistentee.errors import UserError
 from consistentee.models.base import chosen_device
 
 _ROWS = 12
 """Layers shown in the table, spread over the depth; all are in the JSON file."""
+_HEADINGS = ["layer", "agrees, greedy", "agrees, references", "KL, greedy", "cosine", "cosine, normed"]
 
 
 def suitability_of(name: str, texts: Path | None) -> Suitability:
@@ -52,17 +53,14 @@ def _lines(path: Path) -> list[str]:
 
 def described(name: str, found: Suitability) -> Group:
     """Return the table of layers, the summary and the verdict."""
-    table = plain_table(f"{name}: {found.layers} layers, read through the final norm and the LM head")
-    add_columns(
-        table, "layer", "agrees, greedy", "agrees, references", "KL, greedy", "cosine", "cosine, normed", numbers=True
-    )
     by_layer = found.by_layer.pivot(index="layer", columns="text")
     step = max(1, round(found.layers / _ROWS))
+    rows = []
     for layer in [*range(step, found.layers, step), found.layers]:
         row = by_layer.loc[layer]
         shares = [f"{row['agreement', kind]:.0%}" for kind in (GREEDY, REFERENCE)]
-        numbers = [f"{row[name, GREEDY]:.2f}" for name in ("kl", "cosine", "normed_cosine")]
-        add_row(table, layer, *shares, *numbers)
+        rows.append([layer, *shares, *(f"{row[name, GREEDY]:.2f}" for name in ("kl", "cosine", "normed_cosine"))])
+    title = f"{name}: {found.layers} layers, read through the final norm and the LM head"
     draft = found.draft
     lines = [
         f"first layer that agrees with the last: {found.first_agreement[GREEDY]:.1f} on {found.tokens[GREEDY]} greedy "
@@ -73,7 +71,7 @@ def described(name: str, found: Suitability) -> Group:
         f"{draft.cost:.0%} of the cost with the LM head, which is worth {found.head_in_layers:.1f} layers",
         f"{name} is {found.judgement}",
     ]
-    return Group(table, *(Text(line) for line in lines))
+    return Group(filled_table([], _HEADINGS, rows, title), *(Text(line) for line in lines))
 
 
 def write(name: str, found: Suitability, folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import filled_table
 from benchmarks.testing.decoders import TinyDecoders, make_text_task
 from benchmarks.testing.encoders import TinyModels, make_task
 from consistentee.deployment.risk_control import control_risk
@@ -128,12 +128,8 @@ def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float
 
 def _points_table(title: str, caption: str, knob_name: str, chosen: Chosen) -> "Table":
     points = chosen.columns()
-    table = plain_table(title, caption)
-    add_columns(table, knob_name, "chosen for")
-    add_columns(table, *points[0][2], numbers=True)
-    for point, targets, numbers in points:
-        add_row(table, f"{point:.4g}", in_words(targets), *numbers.values())
-    return table
+    rows = [(f"{knob:.4g}", in_words(targets), *numbers.values()) for knob, targets, numbers in points]
+    return filled_table([knob_name, "chosen for"], list(points[0][2]), rows, title, caption)
 
 
 def stages_of(method: AnyMethod, spec: BaseCellSpec) -> list[str]:

@@ -13,7 +13,7 @@ from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import CellRows, TrainedCell
 from benchmarks.specs.base import BaseCellSpec, short_name
 from benchmarks.store.environment import describe_environment, now
-from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_record, write_rows
+from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_cell
 from benchmarks.store.hashes import share_weights
 from benchmarks.store.keys import code_hash
 from benchmarks.store.records import BaseRecord, KeyParts
@@ -56,17 +56,13 @@ def run_cell(
                 "finished_at": now(),
             }
         )
-        (cell / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the files written next
+        (cell / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the model written next
         with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
             share_weights(temporary, folder.weights)
             seal_model(temporary, parts.key)
-        for old in cell.glob("*.parquet"):
-            old.unlink()
         tables = chosen.tables()
-        for name, table in tables.items():
-            write_rows(cell / name, table)
-    write_record(cell / RECORD_FILE, record, [cell / name for name in tables])
+    write_cell(cell, record, tables)
     return record
 
 

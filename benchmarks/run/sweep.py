@@ -205,7 +205,9 @@ class _Run:
         suite, folder, cells_taken, timings_taken = self.planner.suite, self.planner.folder, 0, 0
         for cell in cells:
             if cell.stored:
-                unpack_cell(cell.stored, folder.cell(cell.spec))
+                found = {name: cell.stored.rows_of(name) for name in (VALIDATION_FILE, PREDICTIONS_FILE)}
+                tables = {name: rows for name, rows in found.items() if rows is not None}
+                write_cell(folder.cell(cell.spec), cell.stored.record, tables)
                 cells_taken += 1
         keys, protocol = {cell.key for cell in cells}, timing_key(suite.timing, suite.kind)
         for group in groups_of(cells):
@@ -260,12 +262,3 @@ def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
     machine = {"environment": describe_environment(), "conditions": describe_conditions()}
     described = {"command": command_line(), **machine}
     write_json(folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
-
-
-def unpack_cell(stored: StoredCell[BaseRecord], place: Path) -> None:
-    """Write a published cell into its folder in a run; the record, which makes it done, comes last."""
-    tables = {name: stored.rows_of(name) for name in (VALIDATION_FILE, PREDICTIONS_FILE)}
-    written = {place / name: rows for name, rows in tables.items() if rows is not None}
-    for path, rows in written.items():
-        write_rows(path, rows)
-    write_record(place / RECORD_FILE, stored.record, written)

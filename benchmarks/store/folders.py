@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,16 @@ def write_rows(path: Path, columns: "pd.DataFrame") -> None:
     """Write rows of a cell as Parquet, atomically."""
     with replacing(path) as temporary:
         columns.to_parquet(temporary, index=False, write_page_checksum=True)
+
+
+def write_cell(folder: Path, record: BaseModel, tables: "Mapping[str, pd.DataFrame]") -> None:
+    """Write a cell: its rows, and last the record, with their hashes, which makes the cell done."""
+    (folder / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the rows written next
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+    for name, rows in tables.items():
+        write_rows(folder / name, rows)
+    write_record(folder / RECORD_FILE, record, [folder / name for name in tables])
 
 
 def seal_model(folder: Path, key: str) -> None:

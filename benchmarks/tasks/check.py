@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks.tasks.loader import list_tasks, load_task
-from benchmarks.terminal import add_columns, add_row, plain_table, plain_text
+from benchmarks.terminal import filled_table, plain_text
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.errors import UserError, unknown_name
@@ -228,10 +228,5 @@ def _length_frame(report: TaskReport, column: str, limit: int) -> pd.DataFrame:
 
 
 def _table(frame: pd.DataFrame, title: str, caption: str = "") -> "Table":
-    table = plain_table(title, caption)
     first, *others = map(str, frame)
-    add_columns(table, first)
-    add_columns(table, *others, numbers=True)
-    for row in frame.itertuples(index=False):
-        add_row(table, *row)
-    return table
+    return filled_table([first], others, frame.itertuples(index=False), title, caption)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 import consistentee
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import filled_table
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,12 +141,8 @@ class Report:
         from rich.console import Group
         from rich.text import Text
 
-        table = plain_table(f"{self.subject} {self.heading}")
-        add_columns(table, "check", "result")
-        add_columns(table, "seconds", numbers=True)
-        add_columns(table, "found")
-        for finding in self.findings:
-            add_row(table, finding.title, finding.verdict, f"{finding.seconds:.1f}", finding.found)
+        rows = [(one.title, one.verdict, one.found, f"{one.seconds:.1f}") for one in self.findings]
+        table = filled_table(["check", "result", "found"], ["seconds"], rows, f"{self.subject} {self.heading}")
         seconds = sum(finding.seconds for finding in self.findings)
         last = f"{self.subject}: {self.holds if self.passed else self.broken} ({seconds:.0f} s)"
         return Group(table, *(Text(line, style="red") for line in self.fault_lines()), Text(last))
