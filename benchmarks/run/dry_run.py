@@ -4,17 +4,14 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
-from benchmarks.run.plan import PlannedCell, Planner, groups_of, summary
+from benchmarks.run.plan import PlannedCell, Planner, Work, groups_of, summary
 from benchmarks.specs.base import group_name, short_name
-from benchmarks.specs.suites import Filters
 from benchmarks.store.folders import Fault
 
 _SHOWN_IN_MINUTES_FROM = 90.0  # seconds
 
 
-def plan_lines(
-    planner: Planner, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool, times: bool, workers: int
-) -> list[str]:
+def plan_lines(planner: Planner, work: Work, workers: int) -> list[str]:
     """Describe the plan of a run in lines for people; nothing is set aside."""
     faults: dict[str, None] = {}
 
@@ -22,10 +19,10 @@ def plan_lines(
         faults[f"{fault}: it would be set aside"] = None
 
     planner = replace(planner, on_fault=note)
-    planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, train=train)
+    planned = planner.plan(work)
     missing = [cell for cell in planned if cell.is_missing]
-    groups = list(groups_of(planned).values()) if times else []
-    due = [cells for cells in groups if fresh or planner.is_timing_due(cells)]
+    groups = list(groups_of(planned).values()) if work.times else []
+    due = [cells for cells in groups if work.fresh or planner.is_timing_due(cells)]
     found = [*(cell.record for cell in planned), *(cell.record for cell in planner.published.cells.values())]
     records = {record.key: record for record in found if record}.values()
     trained = [((record.task, record.backbone, record.label), record.train_seconds) for record in records]

@@ -39,6 +39,17 @@ TimedKnobs = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a run does with which cells: the arguments of :func:`benchmarks.run.sweep.run_suite`."""
+
+    filters: Filters
+    fresh: bool
+    retry_failed: bool
+    train: bool
+    times: bool
+
+
+@dataclass(frozen=True)
 class PlannedCell:
     """A cell of a run.
 
@@ -169,41 +180,35 @@ class Planner:
     on_fault: Callable[[Fault], None]
     published: Published
 
-    def plan(
-        self, filters: Filters, *, fresh: bool = False, retry_failed: bool = False, train: bool = True
-    ) -> list[PlannedCell]:
-        """Read the state of every cell of a part of the suite; with ``fresh`` all count as missing.
-
-        Without ``train`` missing cells are left out. All shards together have the cells of a plan without a shard.
+    def plan(self, work: Work) -> list[PlannedCell]:
+        """Read the state of every cell of a part of the suite. All shards together have the cells of the whole.
 
         Raises UserError if a name or parameter is unknown, or data or a backbone cannot be found.
         """
-        specs = expand(self.suite, filters)
+        specs, shard = expand(self.suite, work.filters), work.filters.shard
         for fault in self._cells_of_other_parameters(specs):
             self.on_fault(fault)
-        planned = [
-            PlannedCell(spec, self.inputs.parts(spec)) if fresh else self._state_of(spec, retry_failed=retry_failed)
-            for spec in specs
-        ]
-        planned = [self._refused_if_undefined(cell) if cell.is_missing else cell for cell in planned]
+        planned = [self._refused_if_undefined(self._state_of(spec, work)) for spec in specs]
         groups = [spec.group for spec in specs]
         return [
             cell
             for number, cell in enumerate(planned)
-            if (train or not cell.is_missing) and (filters.shard is None or filters.shard.has(groups, number))
+            if (work.train or not cell.is_missing) and (shard is None or shard.has(groups, number))
         ]
 
-    def _state_of(self, spec: BaseCellSpec, *, retry_failed: bool = False, in_filter: bool = True) -> PlannedCell:
-        """Read the state of a cell; one outside the run's filter keeps its place, unless a published one takes it."""
+    def _state_of(self, spec: BaseCellSpec, work: Work | None = None) -> PlannedCell:
+        """Read the state of a cell; one outside the run's work keeps its place, unless a published one takes it."""
         parts, place = self.inputs.parts(spec), self.folder.cell(spec)
+        if work and work.fresh:
+            return PlannedCell(spec, parts)
         record, fault = read_cell(place, parts, kind_named(spec.kind).record)
         stored = None if record else self.published.cell(spec, parts)
-        if fault and (stored or in_filter):
+        if fault and (stored or work):
             self.on_fault(fault)
         if stored:
             record = stored.record
         failure = None if record else read_failure(place, parts.key)
-        if failure and not failure.refused and (retry_failed or failure.may_pass):
+        if failure and not failure.refused and (failure.may_pass or (work and work.retry_failed)):
             failure = None
         return PlannedCell(spec, parts, record, failure, stored)
 
@@ -220,7 +225,9 @@ class Planner:
                     yield Fault(place / RECORD_FILE, "stale", reason)
 
     def _refused_if_undefined(self, cell: PlannedCell) -> PlannedCell:
-        """Build the method, so that a wrong name or parameter ends the run before any training."""
+        """Build the method of a missing cell: a wrong name or parameter ends the run before any training."""
+        if not cell.is_missing:
+            return cell
         method = get_method(cell.spec.method, **cell.spec.parameters)
         try:
             for task in self.inputs.rows(cell.spec).tasks:
@@ -232,7 +239,7 @@ class Planner:
 
     def finished(self, specs: Iterable[BaseCellSpec]) -> list[PlannedCell]:
         """Return the finished cells among those outside a run's filter, which are timed with the others."""
-        return [cell for spec in specs if (cell := self._state_of(spec, in_filter=False)).record]
+        return [cell for spec in specs if (cell := self._state_of(spec)).record]
 
     def timings_of(self, group: Group) -> list[BaseTimingRecord]:
         """Return the timings of a group taken by the suite's protocol."""

@@ -12,7 +12,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.run.jobs import CellJob, RunContext, TimingJob
-from benchmarks.run.plan import Inputs, PlannedCell, Planner, Published, checked_kind, groups_of, summary, timed_knobs
+from benchmarks.run.plan import (
+    Inputs,
+    PlannedCell,
+    Planner,
+    Published,
+    Work,
+    checked_kind,
+    groups_of,
+    summary,
+    timed_knobs,
+)
 from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
 from benchmarks.specs.base import BaseSuite
@@ -22,7 +32,6 @@ from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
     PREDICTIONS_FILE,
-    RECORD_FILE,
     SUITE_FILE,
     TIMING_FILE,
     VALIDATION_FILE,
@@ -32,13 +41,12 @@ from benchmarks.store.folders import (
     only_run,
     parse_record,
     read_failure,
+    write_cell,
     write_record,
-    write_rows,
 )
 from benchmarks.store.hashes import file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseRecord
-from benchmarks.store.stored_results import StoredCell, is_published
+from benchmarks.store.stored_results import is_published
 from consistentee.arguments import checked
 from consistentee.errors import UserError
 from consistentee.files import only_one
@@ -103,14 +111,8 @@ def run_suite(
     Raises:
         UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
-    folder, filters, schedule = RunFolder(out), filters or Filters(), schedule or Schedule()
-    shard = filters.shard
-    if fresh and (shard or not train):
-        raise UserError("--fresh computes all cells: it takes neither --shard nor --only-timing")
-    times = times and shard is None and suite.timing.rounds > 0
-    if not train and not times:
-        raise UserError("nothing to do: --only-timing takes no --shard and no --no-timing; the suite must have times")
-    console = console or Console(stderr=True)
+    console, schedule = console or Console(stderr=True), schedule or Schedule()
+    work = _possible(suite, Work(filters or Filters(), fresh, retry_failed, train, times))
     if is_published(out):
         raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")
     checked_kind(suite, out, "give another --out")
@@ -118,19 +120,30 @@ def run_suite(
     def put_aside(fault: Fault) -> None:
         _print(console, fault.set_aside())
 
-    planner = Planner(suite, folder, Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
-    choices = {"fresh": fresh, "retry_failed": retry_failed, "train": train, "times": times}
+    planner = Planner(suite, RunFolder(out), Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
-        return RunOutcome(plan=tuple(plan_lines(planner, filters, workers=schedule.workers, **choices)))
+        return RunOutcome(plan=tuple(plan_lines(planner, work, schedule.workers)))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
+    shard = work.filters.shard
     try:
-        with only_run(folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
-            return _Run(planner, context, schedule, console).complete(filters, **choices)
+        with only_run(planner.folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
+            return _Run(planner, work, context, schedule, console).complete()
     except KeyboardInterrupt as error:
         kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command continues"
         raise KeyboardInterrupt(kept) from error
+
+
+def _possible(suite: BaseSuite, work: Work) -> Work:
+    """Leave out times that cannot be taken. Raises UserError for work that contradicts itself."""
+    shard = work.filters.shard
+    if work.fresh and (shard or not work.train):
+        raise UserError("--fresh computes all cells: it takes neither --shard nor --only-timing")
+    times = work.times and shard is None and suite.timing.rounds > 0
+    if not work.train and not times:
+        raise UserError("nothing to do: --only-timing takes no --shard and no --no-timing; the suite must have times")
+    return replace(work, times=times)
 
 
 def _print(console: Console, line: str) -> None:
@@ -142,16 +155,17 @@ class _Run:
     """One call of :func:`run_suite`."""
 
     planner: Planner
+    work: Work
     context: RunContext
     schedule: Schedule
     console: Console
 
-    def complete(self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool, times: bool) -> RunOutcome:
+    def complete(self) -> RunOutcome:
         with only_one(self.planner.folder.plan):
-            planned, outside_filter = self.prepare(filters, fresh=fresh, retry_failed=retry_failed, train=train)
+            planned, outside_filter = self.prepare()
         missing = {cell.key for cell in planned if cell.is_missing}
         finished = self.compute(planned)
-        timings = self.due_timings(finished, outside_filter, fresh=fresh) if times else []
+        timings = self.due_timings(finished, outside_filter) if self.work.times else []
         if timings and not missing:
             describe_run(self.planner.suite, self.planner.folder)
         with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
@@ -173,19 +187,17 @@ class _Run:
             table=table,
         )
 
-    def prepare(
-        self, filters: Filters, *, fresh: bool, retry_failed: bool, train: bool
-    ) -> tuple[list[PlannedCell], list[PlannedCell]]:
+    def prepare(self) -> tuple[list[PlannedCell], list[PlannedCell]]:
         """Plan the run and write what is known before any training.
 
         Returns the cells of this run, and the finished cells outside the filter.
         """
         planner, suite, folder = self.planner, self.planner.suite, self.planner.folder
-        planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, train=train)
+        planned = planner.plan(self.work)
         specs = [cell.spec for cell in planned]
-        others = expand(suite, replace(filters, methods=None))
+        others = expand(suite, replace(self.work.filters, methods=None))
         outside_filter = planner.finished(spec for spec in others if spec not in specs)
-        if not fresh:
+        if not self.work.fresh:
             self.unpack([*planned, *outside_filter])
         for line in planner.published.staleness_lines(planned):
             _print(self.console, line)
@@ -194,7 +206,7 @@ class _Run:
             if cell.failure and cell.state == "refused" and read_failure(place, cell.key) is None:
                 write_record(place / FAILURE_FILE, cell.failure)
         _print(self.console, f"{summary(suite, planned)}; results in {folder.root}")
-        if fresh:
+        if self.work.fresh:
             shutil.rmtree(folder.stages, ignore_errors=True)
         if any(cell.is_missing for cell in planned) or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
             describe_run(suite, folder)
@@ -230,9 +242,7 @@ class _Run:
             for cell, job in zip(planned, jobs, strict=True)
         ]
 
-    def due_timings(
-        self, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell], *, fresh: bool
-    ) -> list[TimingJob]:
+    def due_timings(self, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell]) -> list[TimingJob]:
         """List the timings that are due; finished cells outside the filter are timed with the others.
 
         An earlier timing is kept, instead of being overwritten, if it holds cells that cannot be timed again now.
@@ -245,7 +255,7 @@ class _Run:
                 _print(self.console, line)
             wanted = timed_knobs([cell.record for cell in done if cell.record], protocol)
             ready = [cell for cell in done if wanted.get(cell.key) and planner.has_model(cell)]
-            if ready and (fresh or planner.is_timing_due(members)):
+            if ready and (self.work.fresh or planner.is_timing_due(members)):
                 place = planner.folder.timing(*group)
                 old, _ = parse_record(place / TIMING_FILE, members[0].kind.timing)
                 if old and {contender.cell_key for contender in old.contenders} - {"", *(cell.key for cell in ready)}:

@@ -163,19 +163,17 @@ def _check_overlaps(report: TaskReport, answer: str) -> None:
     """Find texts that a split repeats with another answer, and texts that two splits share."""
     splits = dict(iter(report.rows.groupby("split", sort=False)))
     for name, split in splits.items():
-        contradicting = split.duplicated("text") & ~split.duplicated(["text", "answer"])
-        if contradicting.any():
-            repeats = f"{contradicting.sum()} rows of {name} repeat an earlier text"
-            report.warnings.append(f"{repeats} with another {answer}")
+        contradicting = (split.duplicated("text") & ~split.duplicated(["text", "answer"])).sum()
+        if contradicting:
+            report.warnings.append(f"{contradicting} rows of {name} repeat an earlier text with another {answer}")
     for first, second in combinations(splits, 2):
-        known = set(zip(splits[first]["text"], splits[first]["answer"], strict=True))
         shared = splits[second][splits[second]["text"].isin(splits[first]["text"])]
         if shared.empty:
             continue
         share = len(shared) / len(splits[second])
         finding = f"{len(shared)} rows of {second} ({100 * share:.1f}%) have a text of {first}"
-        others = sum(pair not in known for pair in zip(shared["text"], shared["answer"], strict=True))
-        if others:
+        known = set(zip(splits[first]["text"], splits[first]["answer"], strict=True))
+        if others := sum(pair not in known for pair in zip(shared["text"], shared["answer"], strict=True)):
             finding += f", {others} of them with another {answer}"
         if second == "test" and share >= LEAKAGE_ERROR:
             report.errors.append(f"{finding}: the score would measure memory; take them out of {first}")

@@ -9,8 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from benchmarks.tasks.rows import Row, Template, TextRow
-from benchmarks.tasks.specs import AnyTaskSpec, Cut, TaskSpec, TextTaskSpec
+from benchmarks.tasks.specs import AnyTaskSpec, Cut, Row, TaskSpec, Template, TextRow, TextTaskSpec
 from consistentee.data.instances import Label, Split, TaskData
 from consistentee.data.prompts import Prompt, PromptSplit, TextTask
 from consistentee.errors import UserError, shown

@@ -30,23 +30,22 @@ WORDS = [f"w{i}" for i in range(60)]
 # Padding has id 1: what RoBERTa and MPNet count positions from, and a trap for code that takes it to be 0.
 VOCABULARY = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *WORDS]
 PAD_ID = 1
-_SMALL = {"vocab_size": len(VOCABULARY), "pad_token_id": PAD_ID, "hidden_size": 32, "num_attention_heads": 4}
-_SIZE = _SMALL | {"num_hidden_layers": 4, "intermediate_size": 64, "max_position_embeddings": 66}
+_SIZE = {
+    "vocab_size": len(VOCABULARY),
+    "pad_token_id": PAD_ID,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 66,
+}
 
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "bert": lambda: BertConfig(**_SIZE),
     "roberta": lambda: RobertaConfig(**_SIZE, type_vocab_size=1),
     "electra": lambda: ElectraConfig(**_SIZE, embedding_size=16),
     "mpnet": lambda: MPNetConfig(**_SIZE),
-    "distilbert": lambda: DistilBertConfig(
-        vocab_size=len(VOCABULARY),
-        pad_token_id=PAD_ID,
-        dim=32,
-        hidden_dim=64,
-        n_heads=4,
-        n_layers=4,
-        max_position_embeddings=66,
-    ),
+    "distilbert": lambda: DistilBertConfig(**_SIZE, hidden_dim=64),
     "albert": lambda: AlbertConfig(**_SIZE, embedding_size=16, num_hidden_groups=2),
     # Relative positions alone, as in v3, and the convolution of v2.
     "deberta-v2": lambda: DebertaV2Config(

@@ -12,8 +12,7 @@ from benchmarks.tasks.loader import (
     load_task,
     load_text_task,
 )
-from benchmarks.tasks.rows import Template
-from benchmarks.tasks.specs import TaskSpec, TextFiles, TextTaskSpec
+from benchmarks.tasks.specs import TaskSpec, Template, TextFiles, TextTaskSpec
 from consistentee.backbones.hub import HubError
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
