@@ -1,12 +1,12 @@
 """Read the YAML files that people write (suites, tasks, tables of papers), and describe their faults."""
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from yaml.constructor import ConstructorError
 
 from consistentee.errors import UserError, unknown_name
@@ -15,7 +15,42 @@ _LARGEST = 100_000
 """Values of a document, with each alias counted as a copy."""
 
 
-def read_fields(path: Path, of: str) -> dict[str, object]:
+_SchemaT = TypeVar("_SchemaT", bound=BaseModel)
+
+
+def yaml_files(folder: Path) -> dict[str, Path]:
+    """Return the YAML files of a folder, by name."""
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_named(
+    what: str,
+    name_or_path: str | Path,
+    known: Mapping[str, Path],
+    schema_of: Callable[[dict[str, Any]], type[_SchemaT]],
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> _SchemaT:
+    """Read a YAML file, by its path or a known name; its fields, once prepared, define its schema.
+
+    Raises UserError for an unknown name, and for a file that is not valid (the field is named).
+    """
+    path = known.get(str(name_or_path)) or Path(name_or_path).expanduser()
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"}:
+            raise UserError(f"no such {what} file: {path}")
+        raise unknown_name(what, str(name_or_path), known)
+    fields = prepare(read_fields(path, what))
+    try:
+        schema = schema_of(fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{path} is not a {what}: {validation_sentence(error, schema)}") from error
+
+
+def read_fields(path: Path, of: str) -> dict[str, Any]:
     """Return the fields of a YAML file; ``of`` names what they describe, for the message.
 
     Raises UserError for a file that cannot be read, is not YAML, has a key twice, or holds no mapping.

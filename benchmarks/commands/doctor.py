@@ -38,7 +38,7 @@ class Finding:
 
 def examine(data_dir: Path | None) -> list[Finding]:
     """Examine the machine, and load the backbones and tasks that are in the cache; takes some seconds."""
-    found = [check_libraries(), *check_device(), check_load(), check_cache(), check_data(data_dir), check_hub()]
+    found = [check_libraries(), check_device(), check_load(), check_cache(), check_data(data_dir), check_hub()]
     return [*found, *check_shipments()]
 
 
@@ -48,8 +48,8 @@ def check_libraries() -> Finding:
     return Finding("libraries", "ok", f"Python {platform.python_version()}, {versions}")
 
 
-def check_device() -> Iterator[Finding]:
-    """Yield the device of models, and the precision that ``auto`` stands for there."""
+def check_device() -> Finding:
+    """Name the device of models, its threads, and the precision that ``auto`` stands for there."""
     try:
         import torch
 
@@ -58,16 +58,13 @@ def check_device() -> Iterator[Finding]:
 
         device = chosen_device()
     except (ImportError, OSError, UserError) as error:
-        yield Finding("device", "problem", str(error), "install torch again, or give another --device")
-        return
+        return Finding("device", "problem", str(error), "install torch again, or give another --device")
     threads, cores = torch.get_num_threads(), usable_cores()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    state = f"{name}, {threads} threads on {cores} usable cores"
+    state = f"{name}, {threads} threads on {cores} usable cores; auto trains in {precision_used('auto', device)}"
     if threads > cores:
-        yield Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
-    else:
-        yield Finding("device", "ok", state)
-    yield Finding("precision", "ok", f"auto trains in {precision_used('auto', device)} on this {device.type}")
+        return Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
+    return Finding("device", "ok", state)
 
 
 def check_load() -> Finding:

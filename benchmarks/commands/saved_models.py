@@ -115,17 +115,10 @@ def write_texts(
         model.description.chat_template = "auto"
     assert isinstance(method, TokenMethod)
     length = max_new_tokens if max_new_tokens is not None else model.description.max_new_tokens or 64
+    options = {"max_new_tokens": length, "max_prompt_tokens": max_prompt_tokens}
     unit = "layer calls a token" if method.drafts else "layers on average"
     for prompt in prompts:
-        written = method.generate(
-            model,
-            [prompt],
-            knob,
-            max_new_tokens=length,
-            max_prompt_tokens=max_prompt_tokens,
-            batch_size=1,
-            stream=_show,
-        )
+        written = method.generate(model, [prompt], knob, **options, batch_size=1, stream=_show)
         print(flush=True)
         parts = [f"{method.name}, {method.knob.name}={knob:.4g}", f"{len(written.tokens[0])} new tokens"]
         if written.decoded_tokens:

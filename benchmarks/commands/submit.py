@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from benchmarks.analysis.frames import FULL, role_of
 from benchmarks.commands.publish import whole_results, write_folder
-from benchmarks.specs.base import folder_name, label_of, validation_sentence
+from benchmarks.specs.base import folder_name, label_of
 from benchmarks.specs.schema import Strict
 from benchmarks.store.hashes import write_text
 from benchmarks.store.keys import method_version
 from benchmarks.store.records import BaseRecord
 from benchmarks.store.stored_results import failure_texts
-from benchmarks.yaml_files import read_fields
+from benchmarks.yaml_files import load_named
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import get_method, method_class_of
 
@@ -85,7 +85,7 @@ def _is_reference(record: BaseRecord, own: Sequence[BaseRecord]) -> bool:
 def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_code: bool) -> Iterator[str]:
     """Yield a sentence for every fault of a submission itself; ``allow_code`` imports the method's file to check it."""
     try:
-        submission = Submission.model_validate(read_fields(folder / SUBMISSION_FILE, "submission"))
+        submission = load_named("submission", folder / SUBMISSION_FILE, {}, lambda fields: Submission)
         own = [record for record in records if record.label == submission.method]
         for label in sorted({r.label for r in records if r not in own and not _is_reference(r, own)}):
             yield f"{folder}: cells of {label} are no part of a submission of {submission.method}"
@@ -104,5 +104,3 @@ def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_c
             yield from (f"{source} breaks the contract of methods: {' '.join(fault.split())}" for fault in faults)
     except UserError as error:
         yield str(error)
-    except ValidationError as error:
-        yield f"{folder / SUBMISSION_FILE}: {validation_sentence(error, Submission)}"

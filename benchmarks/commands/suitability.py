@@ -8,25 +8,22 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from benchmarks.measure.suitability import GREEDY, REFERENCE, TEXTS, Suitability, measure_suitability
+from benchmarks.measure.suitability import GREEDY, REFERENCE, Suitability, measure_suitability
 from benchmarks.terminal import filled_table
 from consistentee.errors import UserError
 from consistentee.models.base import chosen_device
 
 _ROWS = 12
 """Layers shown in the table, spread over the depth; all are in the JSON file."""
+_USUAL_TEXTS = Path(__file__).parents[1] / "measure" / "suitability.txt"
 _HEADINGS = ["layer", "agrees, greedy", "agrees, references", "KL, greedy", "cosine", "cosine, normed"]
 
 
 def suitability_of(name: str, texts: Path | None) -> Suitability:
-    """Measure a decoder of the catalogue, a folder (a trained one's too) or a hub id on the lines of a file.
-
-    Without a file, on texts that come with the command.
-    """
+    """Measure a decoder of the catalogue, a folder (a trained one's too) or a hub id on the lines of a file."""
     model, tokenizer = _load(name)
     model.to(chosen_device())
-    lines = TEXTS if texts is None else tuple(_lines(texts))
-    return measure_suitability(model, tokenizer, lines, progress=True)
+    return measure_suitability(model, tokenizer, _lines(texts or _USUAL_TEXTS), progress=True)
 
 
 def _load(name: str) -> tuple[Any, Any]:

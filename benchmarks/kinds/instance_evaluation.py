@@ -91,16 +91,15 @@ class InstanceEvaluation:
         return next(self.knobs[index] for index, targets in self.chosen.items() if WITHIN_ONE_POINT in targets)
 
     def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        metric, shown = self.task.metric, []
-        for index, targets in self.chosen.items():
-            validation, test = self.validation.points[index], self.test.points[index]
-            numbers = {
-                f"validation {metric} %": f"{100 * validation.scores[metric]:.1f}",
-                f"test {metric} %": f"{100 * test.scores[metric]:.1f}",
-                "test layers": f"{test.average_layers:.2f} of {self.model.stock_layers}",
-            }
-            shown.append((self.knobs[index], targets, numbers))
-        return shown
+        return [(self.knobs[index], targets, self._numbers(index)) for index, targets in self.chosen.items()]
+
+    def _numbers(self, index: int) -> dict[str, str]:
+        metric, validation, test = self.task.metric, self.validation.points[index], self.test.points[index]
+        return {
+            f"validation {metric} %": f"{100 * validation.scores[metric]:.1f}",
+            f"test {metric} %": f"{100 * test.scores[metric]:.1f}",
+            "test layers": f"{test.average_layers:.2f} of {self.model.stock_layers}",
+        }
 
     def findings(self) -> dict[str, object]:
         flops, test, validation = FlopModel(self.model), self.test, self.validation
@@ -115,32 +114,25 @@ class InstanceEvaluation:
             "curve_validation": validation.points,
             "curve_test": test.points,
             "operating_points": points,
-            "hull": [
-                HullPoint(
-                    place=index,
-                    validation_flops=self._flops(flops, validation, index),
-                    flops=self._flops(flops, test, index),
-                )
-                for index in self.hull
-            ],
+            "hull": [self._hull_point(flops, index) for index in self.hull],
         }
+
+    def _hull_point(self, flops: FlopModel, index: int) -> HullPoint:
+        validation, test = (self._flops(flops, curve, index) for curve in (self.validation, self.test))
+        return HullPoint(place=index, validation_flops=validation, flops=test)
 
     def _operating_point(self, flops: FlopModel, index: int) -> OperatingPoint:
         """Build the record of a chosen knob; its rule is run live as well, unless it needs labels."""
         trace, live = self.test.trace, not self.method.replay_only
-        interval = score_interval(
-            self.task.metric,
-            trace.labels.numpy(),
-            self.test.answers(index),
-            resamples=self.spec.bootstrap_resamples,
-            seed=self.spec.seed,
-        )
+        resamples, seed, labels = self.spec.bootstrap_resamples, self.spec.seed, trace.labels.numpy()
         return OperatingPoint(
             knob=self.knobs[index],
             targets=self.chosen[index],
             validation=self.validation.points[index],
             test=self.test.points[index],
-            score_interval=interval,
+            score_interval=score_interval(
+                self.task.metric, labels, self.test.answers(index), resamples=resamples, seed=seed
+            ),
             flops=self._flops(flops, self.test, index),
             live_rows=len(trace) if live else 0,
             live_disagreements=self._live_disagreements(index) if live else 0,

@@ -27,11 +27,8 @@ def time_contenders(
 ) -> list[dict[int, list[list[Sample]]]]:
     """Time all contenders on the same rows.
 
-    Args:
-        contenders: each answers one batch of rows and returns its sample, see :func:`timed`.
-        rows: in the order of the data.
-        protocol: rounds, batch sizes, warm-up.
-        sizes: batch sizes of every contender; by default all of the protocol.
+    A contender answers one batch of rows and returns its sample, see :func:`timed`. ``sizes`` are the batch sizes of
+    every contender; by default all of the protocol.
 
     Returns:
         Samples of every contender by batch size: ``[rounds][batches]``.

@@ -23,26 +23,6 @@ GREEDY, REFERENCE = "greedy", "reference"
 LONGEST_DRAFT = 8
 _SAME = 1e-3
 
-TEXTS = (
-    "The river rises in the hills north of the town and runs south for about forty miles before it meets the sea. "
-    "Along the way it passes two old mills, a stone bridge and a small island where herons nest every spring.",
-    "To make a simple soup, chop two onions and a carrot, fry them slowly in a little oil, and add a litre of water. "
-    "Let it boil for twenty minutes, then season it with salt and pepper and serve it with bread.",
-    "A prime number is a whole number greater than one that has no divisors except one and itself. The first few are "
-    "two, three, five, seven and eleven, and there are infinitely many of them.",
-    "When the train finally arrived, most of the passengers had already left the platform and gone home. Only an old "
-    "man with a brown suitcase was still waiting under the clock, reading a newspaper from the day before.",
-    "The committee met on Monday to discuss the budget for the next year. Members agreed to spend more on schools and "
-    "roads, but they could not agree on how to pay for the new library.",
-    "Plants make their food from water, carbon dioxide and light. The green pigment in their leaves absorbs the energy "
-    "of the sun, and the plant uses it to build sugar while it gives off oxygen.",
-    "Thank you for your letter of the third of May. We are sorry to hear that the lamp you ordered was damaged when it "
-    "arrived, and we will send you a new one at no cost before the end of the week.",
-    "The team won its first match of the season with two goals in the last ten minutes. The coach said after the game "
-    "that his players had been patient and that the crowd had helped them to believe in themselves.",
-)
-"""Texts by default: the first third is the prompt, the rest the reference."""
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -113,7 +93,7 @@ class Suitability:
 def measure_suitability(
     model: Any,
     tokenizer: Any,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str],
     *,
     new_tokens: int = 34,
     progress: bool = False,

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,6 @@ from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
 _ValuesT = TypeVar("_ValuesT", bound=Iterable[object])
-_SchemaT = TypeVar("_SchemaT", bound=Strict)
 
 
 def _all_different(values: _ValuesT) -> _ValuesT:
@@ -341,27 +340,3 @@ def folder_name(name: str) -> str:
 def short_hash(value: Any) -> str:
     """Return the first 10 hexadecimal digits of the hash of a JSON-serialisable value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
-
-
-def load_named(
-    what: str,
-    name_or_path: str | Path,
-    known: Mapping[str, Path],
-    schema_of: Callable[[dict[str, Any]], type[_SchemaT]],
-    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-) -> _SchemaT:
-    """Read a YAML file, by its path or a known name; its fields, once prepared, define its schema.
-
-    Raises UserError for an unknown name, and for a file that is not valid (the field is named).
-    """
-    path = known.get(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
-        if path.suffix in {".yaml", ".yml"}:
-            raise UserError(f"no such {what} file: {path}")
-        raise unknown_name(what, str(name_or_path), known)
-    fields = prepare(read_fields(path, what))
-    schema = schema_of(fields)
-    try:
-        return schema.model_validate(fields)
-    except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error, schema)}") from error

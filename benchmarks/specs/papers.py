@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from benchmarks.specs.base import load_named
 from benchmarks.specs.schema import Strict
+from benchmarks.yaml_files import load_named, yaml_files
 
 PAPERS_DIR = Path(__file__).parents[1] / "papers"
 
@@ -80,7 +80,7 @@ class PaperTable(Strict):
 
 def list_papers() -> dict[str, Path]:
     """Return the tables that come with the package: name -> file."""
-    return {path.stem: path for path in sorted(PAPERS_DIR.glob("*.yaml"))}
+    return yaml_files(PAPERS_DIR)
 
 
 def load_paper(name_or_path: str | Path) -> PaperTable:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, MethodEntry, SuiteSpec, load_named, own_name
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, MethodEntry, SuiteSpec, own_name
 from benchmarks.specs.generation import GenerationSuite
+from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.arguments import Positive, Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
@@ -53,7 +54,7 @@ class Filters:
 
 def list_suites() -> dict[str, Path]:
     """Return the suites that come with the package: name -> file."""
-    return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
+    return yaml_files(SUITES_DIR)
 
 
 @checked

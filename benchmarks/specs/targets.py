@@ -52,8 +52,6 @@ Target: TypeAlias = Budget | PointsLost | Agreement
 
 WITHIN_ONE_POINT = PointsLost(lost_at_most=0.01)
 FAITHFUL = Agreement(agreement_at_least=0.9)
-HALF = Budget(layers_at_most=0.5)
-"""The budget for a comparison in one number, because published figures are for speed-ups near 2."""
 
 Speedups: TypeAlias = tuple[float, float, float]
 """Three budgets, full cost / cost. Tables are sorted by the middle one."""

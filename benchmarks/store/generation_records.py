@@ -128,10 +128,6 @@ class DecodingSamples(BaseSamples):
     decoded_tokens: list[int] = Field(description="[batches], new tokens but the first of each text")
     prefill_seconds: list[list[Seconds]] = Field(description="[rounds][batches]: prompts and first tokens")
     decode_seconds: list[list[Seconds]] = Field(description="[rounds][batches]: all further tokens")
-    in_flight: int | None = Field(
-        default=None,
-        description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step",
-    )
     layer_calls: list[float] | None = Field(default=None, description="[batches], of the decoded tokens")
     completed_seconds: list[list[Seconds]] = Field(
         default=[],
@@ -142,10 +138,6 @@ class DecodingSamples(BaseSamples):
         default=[],
         description="[rounds][batches], of stock generate: embedding and LM head of the decoding, which no exit saves",
     )
-
-    @property
-    def regroups(self) -> bool:
-        return self.in_flight is not None
 
     @property
     def under_way(self) -> int:

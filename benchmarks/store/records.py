@@ -194,11 +194,14 @@ class BaseSamples(Strict, ABC):
     """Raw wall-clock samples of one contender at one batch size: the same rows in every round."""
 
     batch_size: int
+    in_flight: int | None = Field(
+        default=None, description="rows or prompts in flight, of which batch_size run at a time; None: a batch, in step"
+    )
 
     @property
-    @abstractmethod
     def regroups(self) -> bool:
         """Whether a batch runs out of more rows in flight; it is compared with no other batch of its size."""
+        return self.in_flight is not None
 
     @property
     @abstractmethod
@@ -221,13 +224,6 @@ class TimingSamples(BaseSamples):
     rows: int
     seconds_per_round: list[Seconds]
     seconds_per_batch: list[list[Seconds]] = Field(description="[rounds][batches], in the order of the data")
-    in_flight: int | None = Field(
-        default=None, description="rows in flight, of which batch_size run at a time; None: a batch, in step"
-    )
-
-    @property
-    def regroups(self) -> bool:
-        return self.in_flight is not None
 
     @property
     def round_seconds(self) -> list[float]:

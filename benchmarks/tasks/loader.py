@@ -10,14 +10,15 @@ from typing import Any, cast
 from filelock import FileLock
 
 from benchmarks.tasks.readers import read_file, read_hub_split
-from benchmarks.tasks.specs import AnyTaskSpec, FileLayout, HubLayout, Package, TextTaskSpec, read_spec
+from benchmarks.tasks.specs import AnyTaskSpec, FileLayout, HubLayout, Package, TextTaskSpec, task_schema
 from benchmarks.tasks.splits import SPLITS, build_task, build_text_task
+from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.arguments import checked
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import UserError
 
 _FOLDER = Path(__file__).parent
 
@@ -28,7 +29,7 @@ class _UnavailableError(Exception):
 
 def list_tasks() -> dict[str, str]:
     """Return the one-line descriptions of the tasks, by name."""
-    return {path.stem: read_spec(path).description for path in sorted(_FOLDER.glob("*.yaml"))}
+    return {name: spec_of(name)[0].description for name in yaml_files(_FOLDER)}
 
 
 def task_kind(name: str | Path) -> str:
@@ -94,14 +95,9 @@ def _load_for(suites: str, name: str | Path, data_dir: Path | str | None) -> Tas
 
 def spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
     """Return a task's specification, and the folder of its files if it is a user's own YAML."""
-    if Path(name).suffix in (".yaml", ".yml"):
-        path = Path(name).expanduser()
-        return read_spec(path), path.parent
-    path = _FOLDER / f"{name}.yaml"
-    names = [yaml.stem for yaml in _FOLDER.glob("*.yaml")]
-    if str(name) not in names:
-        raise unknown_name("task", str(name), names)
-    return read_spec(path), None
+    known = yaml_files(_FOLDER)
+    spec = load_named("task", name, known, task_schema)
+    return spec, None if str(name) in known else Path(name).expanduser().parent
 
 
 def _remedy(spec: AnyTaskSpec) -> str:

@@ -6,13 +6,11 @@ A faulty cell of a row is named by file and line.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from benchmarks.yaml_files import read_fields, validation_sentence
 from consistentee.data.instances import Text
 from consistentee.data.prompts import Keep, Prompt
 from consistentee.errors import UserError, shown, unencodable, unknown_name
@@ -380,14 +378,10 @@ class TextTaskSpec(BaseTaskSpec):
 AnyTaskSpec = TaskSpec | TextTaskSpec
 
 
-def read_spec(path: Path) -> AnyTaskSpec:
-    """Return the task described by a YAML file. Raises UserError that names the file and the key at fault."""
-    fields = read_fields(path, "task")
+def task_schema(fields: Mapping[str, object]) -> type[AnyTaskSpec]:
+    """Return the schema of a task with these fields. Raises UserError for an unknown kind."""
+    kinds: dict[str, type[AnyTaskSpec]] = {"classification": TaskSpec, "text": TextTaskSpec}
     kind = str(fields.get("kind", "classification"))
-    if kind not in ("classification", "text"):
-        raise UserError(f"{path}: {unknown_name('kind', kind, ('classification', 'text'))}")
-    schema = TextTaskSpec if kind == "text" else TaskSpec
-    try:
-        return schema.model_validate(fields)
-    except ValidationError as error:
-        raise UserError(f"{path} is not a task: {validation_sentence(error, schema)}") from error
+    if kind not in kinds:
+        raise unknown_name("kind", kind, kinds)
+    return kinds[kind]

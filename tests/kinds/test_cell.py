@@ -12,7 +12,7 @@ from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec, Regrouped, TimingSpec
 from benchmarks.specs.knob_choice import concave_hull
-from benchmarks.specs.targets import HALF
+from benchmarks.specs.targets import Budget
 from benchmarks.store.folders import LOG_FILE, PREDICTIONS_FILE, VALIDATION_FILE, RunFolder, read_cell, read_rows
 from benchmarks.store.records import BaseRecord, CellRecord
 from consistentee.data.instances import TaskData
@@ -75,7 +75,7 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
     assert record.num_layers == LAYERS
     assert {len(p.exit_histogram) for p in record.curve_test} == {LAYERS + 2}
     assert all(sum(p.exit_histogram) == p.exit_histogram[1] + p.exit_histogram[-1] for p in record.curve_test)
-    within = next(p for p in record.operating_points if HALF in p.targets)
+    within = next(p for p in record.operating_points if Budget(layers_at_most=0.5) in p.targets)
     assert within.validation.average_layers <= LAYERS / 2
     assert all(p.live_disagreements == 0 for p in record.operating_points)
 

@@ -26,7 +26,7 @@ from benchmarks.run.timing import load_models
 from benchmarks.specs.base import Regrouped
 from benchmarks.specs.generation import DecodingTimingSpec
 from benchmarks.specs.suites import expand, load_suite
-from benchmarks.specs.targets import FAITHFUL, HALF, Budget
+from benchmarks.specs.targets import FAITHFUL, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
@@ -71,7 +71,7 @@ def test_knobs_are_chosen_within_budgets_and_by_agreement_and_around_the_budgets
     points = [point(0, 6, 0.3), point(1, 12, 0.5), point(2, 14, 0.5), point(3, 20, 0.91), point(4, 30, 1.0)]
     assert choose_points(points, (0.2, 0.33, 0.5, 0.8), 30) == {
         0: [Budget(layers_at_most=0.2), Budget(layers_at_most=0.33)],
-        1: [HALF],  # as good as knob 2, and cheaper
+        1: [Budget(layers_at_most=0.5)],  # as good as knob 2, and cheaper
         3: [Budget(layers_at_most=0.8), FAITHFUL],
         4: [],  # beside 24 layers on the hull
     }

@@ -5,14 +5,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from benchmarks.specs.knob_choice import Reach, choose, concave_hull, mixture_at
-from benchmarks.specs.targets import (
-    FAITHFUL,
-    HALF,
-    WITHIN_ONE_POINT,
-    Budget,
-)
+from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget
 
 LAYERS = 12
+HALF = Budget(layers_at_most=0.5)
 QUARTER = Budget(layers_at_most=0.25)
 
 # Scores and costs of 176 validation rows: means of counts, of which many are collinear.
