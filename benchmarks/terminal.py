@@ -77,6 +77,13 @@ def plain_text(text: str, style: str = "", longest: int = 10_000) -> "Text":
     return Text(printable(text, longest), style=style)
 
 
+def print_line(console: "Console", line: str) -> None:
+    """Print a line as it is, however long it is."""
+    from rich.markup import escape
+
+    console.print(escape(line), highlight=False, soft_wrap=True)
+
+
 def output_console(at_least: int = 0) -> "Console":
     """Return the console of standard output; a file or a pipe has no width, and gets whole lines.
 

@@ -30,11 +30,9 @@ class Commands(TyperGroup):
     """The group of all commands: options may take several words, and errors become one sentence and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Rewrite the arguments into the form that the parser knows."""
         return super().parse_args(ctx, normalised(args, self.commands))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the name and the command of the arguments, and the arguments after it."""
         if args[0] not in self.commands:
             raise unknown_name("command", args[0], self.commands)
         return super().resolve_command(ctx, args)
@@ -56,7 +54,6 @@ class Commands(TyperGroup):
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the sentence for an error."""
     if isinstance(error, UserError):
         return _EXIT_USER_ERROR, f"error: {error}"
     if isinstance(error, _CLICK_ERROR) and hasattr(error, "option_name") and error.ctx is not None:

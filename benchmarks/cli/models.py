@@ -23,7 +23,6 @@ class HelpWithSettings(TyperCommand):
     """A command whose help ends with the fields of ``--set``."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help."""
         from benchmarks.commands.settings import explained_settings
 
         super().format_help(ctx, formatter)

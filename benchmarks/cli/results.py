@@ -32,7 +32,6 @@ ResultsArgument = Annotated[
 
 
 def _labels(methods: list[str] | None) -> list[str] | None:
-    """Return the labels that methods of the command line have in results."""
     from benchmarks.commands.own_methods import find_methods
     from benchmarks.specs.base import label_of
 

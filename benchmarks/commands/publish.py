@@ -61,10 +61,7 @@ def whole_results(run: Path) -> _Results:
 def write_folder(
     out: Path, run: Path, results: _Results, failures: Mapping[str, str], files: Sequence[Path] = ()
 ) -> list[Path]:
-    """Write ``results``, all or a part of a run's, as :func:`publish_run` does, with copies of further ``files``.
-
-    ``failures`` are the texts of the notes, by the folders of cells without a record.
-    """
+    """Write ``results``, all or a part of a run's, as :func:`publish_run` does, with copies of further ``files``."""
     if out.exists() and not is_published(out) and any(out.iterdir()):
         raise UserError(f"{out} holds other files than published results; give another --out")
     for leftover in out.parent.glob(f".{out.name}.*{PARTIAL}"):
@@ -129,7 +126,6 @@ def _table_of(frame: "pd.DataFrame | None") -> pa.Table | None:
 
 
 def _write_rows(path: Path, tables: Sequence[pa.Table | None]) -> Path:
-    """Write the rows of all cells."""
     numbered = [
         table.add_column(0, CELL_COLUMN, pa.array([number] * len(table), pa.int32()))
         for number, table in enumerate(tables)

@@ -16,10 +16,7 @@ SettingsT = TypeVar("SettingsT", RecipeSettings, TokenRecipeSettings)
 
 
 def checked_settings(declared: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-    """Return settings with some values.
-
-    Raises UserError for an unknown field, with the nearest known ones, and for a value out of its range.
-    """
+    """Return settings with some values. Raises UserError for an unknown field, and for a value out of its range."""
     known = _fields(declared)
     for name in values:
         if name not in known:

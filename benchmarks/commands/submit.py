@@ -1,7 +1,4 @@
-"""Hand in the result of a method as one folder: its cells, the full model's, its source and its author.
-
-The folder has the format of published results, so that every command reads it, and can be verified by anybody.
-"""
+"""Hand in the result of a method as one folder in the format of published results, with its source and its author."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -52,15 +52,11 @@ def train_model(
     data_dir: Path | None = None,
     risk: float | None = None,
 ) -> "Table":
-    """Train one method on one task and save the model with the knob that validation data chose.
+    """Train one method on one task, save the model with the knob that validation data chose, and return its points.
 
-    Everything else has the defaults of a suite: exits, caps on what is decoded, budgets. With a ``risk``,
-    :func:`consistentee.control_risk` chooses the knob on the validation rows: training has not seen them.
-
-    Finished stages and checkpoints are kept in ``out`` until the model is saved. After an interruption the same
-    arguments continue from there; others begin anew.
-
-    Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files.
+    Everything else has the defaults of a suite. With a ``risk``, :func:`consistentee.control_risk` chooses the knob.
+    Finished stages and checkpoints are kept in ``out`` until the model is saved: the same arguments continue there,
+    others begin anew. Raises UserError for unknown names, and if ``out`` holds other files.
     """
     name = "generation" if task_kind(task_name) == "text" else "classification"
     kind = kind_named(name)
@@ -119,7 +115,6 @@ def train_model(
 
 
 def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float) -> tuple[float, str]:
-    """Choose the knob by risk control; return it and the reason, in brackets."""
     found = control_risk(method, model, trace, risk)
     if not found.proven:
         return found.knob, " (full depth: no early exit is proven to lose as little)"

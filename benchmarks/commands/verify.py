@@ -81,7 +81,6 @@ def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
 
 
 def _faults_of_other_files(root: Path) -> Iterator[str]:
-    """Yield the faults of files that only a run has: notes of failures, models, stages, leftovers."""
     for path in record_files(root, FAILURE_FILE):
         _, reason = parse_record(path, FailureRecord)
         if reason:

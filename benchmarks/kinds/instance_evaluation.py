@@ -36,13 +36,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Curve:
-    """All knob values of a method, replayed on the trace of one split.
-
-    Attributes:
-        trace: of the split.
-        exits: 1-based exit layers, int64 [knobs, N].
-        points: scores and exit histogram of every knob.
-    """
+    """All knob values of a method, replayed on the trace of one split; ``exits``: 1-based, int64 [knobs, N]."""
 
     trace: Trace
     exits: Tensor
@@ -122,7 +116,6 @@ class InstanceEvaluation:
         return HullPoint(place=index, validation_flops=validation, flops=test)
 
     def _operating_point(self, flops: FlopModel, index: int) -> OperatingPoint:
-        """Build the record of a chosen knob; its rule is run live as well, unless it needs labels."""
         trace, live = self.test.trace, not self.method.replay_only
         resamples, seed, labels = self.spec.bootstrap_resamples, self.spec.seed, trace.labels.numpy()
         return OperatingPoint(
@@ -144,7 +137,6 @@ class InstanceEvaluation:
         return float(flops.row_flops(trace.lengths.numpy(), curve.exits[index].numpy(), rule, trace.live_tokens).sum())
 
     def _live_disagreements(self, index: int) -> int:
-        """Classify the test rows live, and count rows whose exit layer or answer differs from the replay."""
         rows, replayed = self.test.trace.encodings, self.test.answers(index)
         live = classify_encoded(self.model, rows, self.rules[index], batch_size=_LIVE_BATCH_SIZE, sort_by_length=True)
         answers = live.predictions.numpy()

@@ -35,7 +35,6 @@ class CellRows(Generic[TaskT]):
 
     @property
     def tasks(self) -> list[TaskT]:
-        """The different ones of the two."""
         return [self.task] if self.training is self.task else [self.task, self.training]
 
     def trained_on(self, recipe: RecipeSettings | TokenRecipeSettings) -> int:
@@ -45,7 +44,6 @@ class CellRows(Generic[TaskT]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all of them."""
         return " ".join(task.fingerprint() for task in self.tasks)
 
 

@@ -26,11 +26,8 @@ _PER_TOKEN = ("tokens", "exit_layers", "late_layers")
 class PromptDecoder:
     """Decodes with one trained model, greedily; what it decoded is kept in a store under all that it depends on.
 
-    Prompts are read once for all knobs, as far as memory for them goes, unless a method has another way to decode, or
-    another model for it.
-
-    ``key`` is that of the cell, which covers model and method. Without a ``store``, and of methods that draft, nothing
-    is kept.
+    Prompts are read once for all knobs, as far as memory goes, unless a method decodes in a way or a model of its own.
+    ``key`` is that of the cell, which covers model and method. Methods that draft keep nothing.
     """
 
     def __init__(

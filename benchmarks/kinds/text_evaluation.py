@@ -76,6 +76,7 @@ class TextEvaluation:
             batch_size=cell.spec.batch_size,
             store=cell.store,
         )
+        self.prompts, self.truncated = fitted(cell.model, cell.spec, cell.rows, "test")
         validation, _ = fitted(cell.model, cell.spec, cell.rows, "validation")
         self.points = (drafted_points if cell.method.drafts else replay_points)(self.decoder, validation)
         self.chosen = choose_points(self.points, cell.spec.budgets, cell.model.num_layers)
@@ -92,15 +93,6 @@ class TextEvaluation:
             for point, targets in ((self.points[index], targets) for index, targets in self.chosen.items())
             if targets
         ]
-
-    @cached_property
-    def fitted(self) -> tuple[PromptSplit, list[bool]]:
-        """The test prompts, and which of them were cut."""
-        return fitted(self.decoder.model, self.spec, self.rows, "test")
-
-    @property
-    def prompts(self) -> PromptSplit:
-        return self.fitted[0]
 
     @cached_property
     def full(self) -> Generations:
@@ -142,7 +134,7 @@ class TextEvaluation:
             "max_prompt_tokens": max_prompt_tokens,
             "max_new_tokens": max_new_tokens,
             "kv": decoder.method.kv,
-            "truncated_prompts": sum(self.fitted[1]),
+            "truncated_prompts": sum(self.truncated),
             "full_scores": self._means(self.full_scores),
             "full_new_tokens": sum(map(len, self.full.tokens)),
             "full_reference_nats": self.references[0].mean,
@@ -191,7 +183,6 @@ class TextEvaluation:
         return Mean(value=float(values.mean()), interval=interval)
 
     def _flops(self, flops: DecodingFlops, written: Written) -> tuple[int, int]:
-        """Return the operations of prompts and of decoded tokens."""
         decoder, texts, knob = self.decoder, written.texts, written.validation.knob
         method, model = decoder.method, decoder.model
         if isinstance(texts, SpeculativeGenerations):
@@ -209,7 +200,7 @@ class TextEvaluation:
         """
         columns: dict[str, object] = {
             "row": np.arange(len(self.prompts)),
-            "truncated": self.fitted[1],
+            "truncated": self.truncated,
             "prompt_tokens": self.full.prompt_tokens,
             "full_tokens": [tokens.tolist() for tokens in self.full.tokens],
             **{f"full_{name}": values for name, values in self.full_scores.reference.items()},

@@ -189,7 +189,6 @@ class DecodingFlops:
 
 
 def _decoded(written: Generations) -> tuple[int, int]:
-    """Return the number of decoded tokens and of their attended columns."""
     counts = [max(len(tokens) - 1, 0) for tokens in written.tokens]
     columns = [n * prompt + n * (n + 1) // 2 for n, prompt in zip(counts, written.prompt_tokens, strict=True)]
     return sum(counts), sum(columns)

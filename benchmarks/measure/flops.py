@@ -69,8 +69,6 @@ class RuleCost:
 
 
 class _CountedLayer(NamedTuple):
-    """One layer of one counted row: its operations and hidden states."""
-
     operations: int
     hidden: torch.Tensor
     batch: Batch
@@ -123,7 +121,6 @@ class FlopModel:
 
     @torch.no_grad()
     def rule_cost(self, rule: ExitRule) -> RuleCost:
-        """Count the reads of a rule at every layer."""
         costs = [self._exit_cost(rule, layers) for layers in self._all_live]
         return RuleCost(
             [RowCost.fit([cost.reading[layer] for cost in costs]) for layer in self._numbers],

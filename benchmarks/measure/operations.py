@@ -87,8 +87,6 @@ def _views(layers: Sequence[int], view_at: Callable[[int, Tensor | None], View],
 
 
 class _CountedRule(NeverExit):
-    """Count the reads of another rule and never exit."""
-
     def __init__(self, rule: ExitRule, *, keeps_history: bool) -> None:
         self.rule = rule
         self.keeps_history = keeps_history

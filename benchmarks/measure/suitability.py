@@ -76,7 +76,6 @@ class Suitability:
 
     @property
     def judgement(self) -> str:
-        """The verdict in one line."""
         if self.reference_loss > 0.9 * self.uniform_loss:
             return f"unsuited: it does not model text (loss {self.reference_loss:.1f}, chance {self.uniform_loss:.1f})"
         saved = 1 - self.draft.cost
@@ -110,7 +109,7 @@ def measure_suitability(
         UserError: for an architecture whose layers cannot be read, and for texts that are too short.
     """
     reader = _LayerReader(model.eval())
-    measured: dict[str, list[_Readings]] = {GREEDY: [], REFERENCE: []}
+    measured: dict[str, list[dict[str, np.ndarray]]] = {GREEDY: [], REFERENCE: []}
     losses: list[Tensor] = []
     for text in tracked(texts, "reading layers", rows=1, shown=progress):
         tokens = torch.tensor(tokenizer(text)["input_ids"], device=model.device)
@@ -125,20 +124,27 @@ def measure_suitability(
             repetition_penalty=1.0,
             pad_token_id=tokenizer.pad_token_id or 0,
         )[0]
-        measured[GREEDY].append(reader.read(own, prompt))
-        reference = reader.read(tokens, prompt)
+        measured[GREEDY].append(reader.read(own, prompt)[0])
+        reference, logits = reader.read(tokens, prompt)
         measured[REFERENCE].append(reference)
-        losses.append(functional.cross_entropy(reference.last_logits, tokens[prompt:], reduction="none"))
-    agreements = {
-        kind: np.concatenate([reading.agrees for reading in parts], axis=1) for kind, parts in measured.items()
+        losses.append(functional.cross_entropy(logits, tokens[prompt:], reduction="none"))
+    joined = {
+        kind: {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        for kind, parts in measured.items()
     }
+    layer = np.arange(1, reader.layers + 1)
+    frames = [
+        pd.DataFrame({"text": kind, "layer": layer} | {name: of.mean(axis=1) for name, of in quantities.items()})
+        for kind, quantities in joined.items()
+    ]
+    agreements = {kind: quantities["agreement"] for kind, quantities in joined.items()}
     return Suitability(
         layers=reader.layers,
         tokens={kind: agrees.shape[1] for kind, agrees in agreements.items()},
-        by_layer=pd.concat([_by_layer(kind, parts) for kind, parts in measured.items()], ignore_index=True),
+        by_layer=pd.concat(frames, ignore_index=True),
         first_agreement={kind: float(agrees.argmax(axis=0).mean()) + 1 for kind, agrees in agreements.items()},
         saturation_layer={kind: float(saturation_layers(agrees).mean()) for kind, agrees in agreements.items()},
-        draft=best_draft([reading.agrees for reading in measured[GREEDY]], reader.head_in_layers),
+        draft=best_draft([part["agreement"] for part in measured[GREEDY]], reader.head_in_layers),
         head_in_layers=reader.head_in_layers,
         reference_loss=float(torch.cat(losses).mean()),
         uniform_loss=math.log(model.config.vocab_size),
@@ -182,28 +188,7 @@ def saturation_layers(agrees: np.ndarray) -> np.ndarray:
     return np.where(disagreeing.any(axis=0), len(agrees) - disagreeing.argmax(axis=0) + 1, 1)
 
 
-@dataclass(frozen=True)
-class _Readings:
-    """The layers' readings of the tokens of one text: arrays [L, tokens], and the logits of layer L."""
-
-    agrees: np.ndarray
-    kl: np.ndarray
-    cosine: np.ndarray
-    normed_cosine: np.ndarray
-    last_logits: Tensor
-
-
-def _by_layer(kind: str, parts: Sequence[_Readings]) -> pd.DataFrame:
-    def mean(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts], axis=1).mean(axis=1)
-
-    means = {"agreement": mean("agrees"), **{name: mean(name) for name in ("kl", "cosine", "normed_cosine")}}
-    return pd.DataFrame({"text": kind, "layer": np.arange(1, len(means["kl"]) + 1), **means})
-
-
 class _LayerReader:
-    """Read a stock decoder's layers through its final norm and head."""
-
     def __init__(self, model: Any) -> None:
         self.model, self.head = model, model.get_output_embeddings()
         self.layers: int = model.config.get_text_config().num_hidden_layers
@@ -221,8 +206,11 @@ class _LayerReader:
         return self.head.weight.numel() / layer
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor, prompt: int) -> _Readings:
-        """Read the predictions of every layer for the tokens after a prompt: tokens [T], T - prompt of them."""
+    def read(self, tokens: Tensor, prompt: int) -> tuple[dict[str, np.ndarray], Tensor]:
+        """Read the predictions of every layer for the tokens [T] after a prompt.
+
+        Returns quantities by the names of :class:`Suitability`, [L, T - prompt], and the logits of layer L.
+        """
         states, logits = self._states(tokens)
         states, logits = states[:, prompt - 1 : -1].float(), logits[prompt - 1 : -1].float()
         normed = self.norm(states.to(self.head.weight.dtype)).float()
@@ -234,13 +222,13 @@ class _LayerReader:
             kl.append(functional.kl_div(said.log_softmax(dim=-1), last, log_target=True, reduction="none").sum(dim=-1))
         if not bool(agrees[-1].all()) or float(kl[-1].max()) > _SAME:
             raise self._unreadable("its final norm and head do not give its own logits")
-        return _Readings(
-            torch.stack(agrees).cpu().numpy(),
-            torch.stack(kl).cpu().numpy(),
-            functional.cosine_similarity(states, states[-1:], dim=-1).cpu().numpy(),
-            functional.cosine_similarity(normed, normed[-1:], dim=-1).cpu().numpy(),
-            logits,
-        )
+        quantities = {
+            "agreement": torch.stack(agrees),
+            "kl": torch.stack(kl),
+            "cosine": functional.cosine_similarity(states, states[-1:], dim=-1),
+            "normed_cosine": functional.cosine_similarity(normed, normed[-1:], dim=-1),
+        }
+        return {name: values.cpu().numpy() for name, values in quantities.items()}, logits
 
     def _states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model: states after every layer [L, T, width], before the final norm, and logits [T, vocabulary]."""

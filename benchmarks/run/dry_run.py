@@ -49,7 +49,6 @@ def plan_lines(planner: Planner, work: Work, workers: int) -> list[str]:
 def _estimate(
     what: str, wanted: Sequence[Hashable], recorded: Iterable[tuple[Hashable, float]], workers: int = 1
 ) -> list[str]:
-    """Add the medians of recorded seconds, over all wanted jobs that have any."""
     seconds: dict[Hashable, list[float]] = {}
     for name, taken in recorded:
         seconds.setdefault(name, []).append(taken)

@@ -89,7 +89,6 @@ class Job(ABC, Generic[ResultT]):
         return None if found is None or found.finished_at == self._replaces else found
 
     def failure(self) -> FailureRecord | None:
-        """Read the note on disk on why the job failed."""
         return read_failure(self.place, self.key)
 
     def ending(self) -> tuple[list[str], bool]:
@@ -101,7 +100,6 @@ class Job(ABC, Generic[ResultT]):
         return self.describe(found), False
 
     def describe(self, _found: ResultT) -> list[str]:
-        """Describe the result in a line or two."""
         return ["done"]
 
     def note_failure(self, error: Exception | str, details: str = "", *, may_pass: bool = False) -> FailureRecord:

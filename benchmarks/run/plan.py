@@ -86,7 +86,6 @@ class PlannedCell:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the cell has to be computed."""
         return self.state == "to run"
 
 
@@ -99,7 +98,6 @@ class Inputs:
         self._identity = cache(lambda kind, backbone: kind_named(kind).backbone_identity(backbone))
 
     def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
-        """Return a cell's rows."""
         if spec.rows not in self._rows:
             self._rows[spec.rows] = kind_named(spec.kind).load_rows(spec, self._data_dir)
         return self._rows[spec.rows]
@@ -149,7 +147,6 @@ class Published:
         return cls(place, {cell.folder: cell for cell in results.cells}, timings)
 
     def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> StoredCell[BaseRecord] | None:
-        """Return a cell if it is published under the wanted key."""
         found = self.cells.get(spec.folder.as_posix())
         return found if found is not None and stale_reason(found.record, wanted) is None else None
 

@@ -190,7 +190,6 @@ def _host(address: str) -> str:
 
 
 def _run_in_worker(job: AnyJob, slots: Counter[str], limit: int | None) -> None:
-    """Run a job in a process of its own, below a dask worker."""
     from distributed import get_worker
 
     # Dask's workers are daemons, which may have no children, lest these outlive them; ours end with their parent.
@@ -310,10 +309,9 @@ def _threads_sleep_while_they_wait() -> Iterator[None]:
 
 
 def _stop(process: BaseProcess) -> None:
-    """End a process that still runs, and give it time to remove its temporary files."""
     if process.is_alive():
         process.terminate()
-        process.join(_GRACE_SECONDS)
+        process.join(_GRACE_SECONDS)  # in which it removes its temporary files
         process.kill()
         process.join()
 
@@ -327,7 +325,6 @@ def _end_of_process(exit_code: int) -> str:
 
 
 def _work(job: AnyJob, threads: int | None, output: Path) -> None:
-    """Run a job in the new process."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.status import Status
 
+from benchmarks.terminal import print_line
 from consistentee.files import PARTIAL
 from consistentee.progress import Position
 
@@ -100,7 +101,7 @@ class StageProgress(Status):
         if self.console.is_terminal:
             self.update(escape(words))
         else:
-            self.console.print(escape(words), highlight=False, soft_wrap=True)
+            print_line(self.console, words)
 
 
 @dataclass
@@ -145,17 +146,15 @@ class RunProgress:
         self._bars.stop()
 
     def started(self, job: "AnyJob") -> None:
-        """Show that a job runs."""
         with self._changing:
             title = f"[{self._done + len(self._running) + 1}/{self._total}] {job.name}"
             if not self._is_live:
-                self._print(title)
+                print_line(self._console, title)
             now = time.monotonic()
             self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, self._bars.add_task(escape(title)))
             self._summarise()
 
     def ended(self, job: "AnyJob") -> None:
-        """Show how a job ended, in one line or more."""
         (first, *others), failed = job.ending()
         with self._changing:
             running = self._running.pop(job)
@@ -163,9 +162,9 @@ class RunProgress:
             self._done += 1
             self._failed += failed
             head = f"{running.title}: " if self._is_live else f"{running.title.partition(' ')[0]}   "
-            self._print(f"{head}{first}, {time.monotonic() - running.started:.0f} s")
+            print_line(self._console, f"{head}{first}, {time.monotonic() - running.started:.0f} s")
             for line in others:
-                self._print(f"    {line}")
+                print_line(self._console, f"    {line}")
             self._summarise()
 
     def update(self, now: float) -> None:
@@ -183,14 +182,11 @@ class RunProgress:
                     self._bars.update(running.bar, description=escape(f"{running.title}: {words}"), refresh=True)
                 elif place != running.place:  # a job that stands still does not repeat its line
                     running.place, running.next_line = place, now + SECONDS_BETWEEN_LINES
-                    self._print(f"{running.title}, {now - running.started:.0f} s: {words}")
+                    print_line(self._console, f"{running.title}, {now - running.started:.0f} s: {words}")
 
     def _keep_reading(self) -> None:
         while not self._ended.wait(_SECONDS_BETWEEN_READS):
             self.update(time.monotonic())
-
-    def _print(self, line: str) -> None:
-        self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def _summarise(self) -> None:
         failed = f", {self._failed} failed" if self._failed else ""

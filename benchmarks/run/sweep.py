@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
 
 from benchmarks.run.jobs import CellJob, RunContext, TimingJob
 from benchmarks.run.plan import (
@@ -47,6 +46,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.hashes import file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
 from benchmarks.store.stored_results import is_published
+from benchmarks.terminal import print_line
 from consistentee.arguments import checked
 from consistentee.errors import UserError
 from consistentee.files import only_one
@@ -118,7 +118,7 @@ def run_suite(
     checked_kind(suite, out, "give another --out")
 
     def put_aside(fault: Fault) -> None:
-        _print(console, fault.set_aside())
+        print_line(console, fault.set_aside())
 
     planner = Planner(suite, RunFolder(out), Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
     if dry_run:
@@ -144,10 +144,6 @@ def _possible(suite: BaseSuite, work: Work) -> Work:
     if not work.train and not times:
         raise UserError("nothing to do: --only-timing takes no --shard and no --no-timing; the suite must have times")
     return replace(work, times=times)
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -200,12 +196,12 @@ class _Run:
         if not self.work.fresh:
             self.unpack([*planned, *outside_filter])
         for line in planner.published.staleness_lines(planned):
-            _print(self.console, line)
+            print_line(self.console, line)
         for cell in planned:
             place = folder.cell(cell.spec)
             if cell.failure and cell.state == "refused" and read_failure(place, cell.key) is None:
                 write_record(place / FAILURE_FILE, cell.failure)
-        _print(self.console, f"{summary(suite, planned)}; results in {folder.root}")
+        print_line(self.console, f"{summary(suite, planned)}; results in {folder.root}")
         if self.work.fresh:
             shutil.rmtree(folder.stages, ignore_errors=True)
         if any(cell.is_missing for cell in planned) or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
@@ -229,10 +225,9 @@ class _Run:
                     timings_taken += 1
         if cells_taken or timings_taken:
             place = self.planner.published.root
-            _print(self.console, f"{cells_taken} cells and {timings_taken} timings taken from {place}")
+            print_line(self.console, f"{cells_taken} cells and {timings_taken} timings taken from {place}")
 
     def compute(self, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
-        """Run the missing cells. A failed cell is recorded, and the run goes on."""
         jobs = [CellJob(self.context, cell) if cell.is_missing else None for cell in planned]
         missing = [job for job in jobs if job]
         with RunProgress(self.console, len(missing)) as progress:
@@ -252,7 +247,7 @@ class _Run:
         for group, members in groups_of(finished).items():
             done = [*members, *outside.get(group, [])]
             if line := planner.untimed_line(done):
-                _print(self.console, line)
+                print_line(self.console, line)
             wanted = timed_knobs([cell.record for cell in done if cell.record], protocol)
             ready = [cell for cell in done if wanted.get(cell.key) and planner.has_model(cell)]
             if ready and (self.work.fresh or planner.is_timing_due(members)):
@@ -260,7 +255,7 @@ class _Run:
                 old, _ = parse_record(place / TIMING_FILE, members[0].kind.timing)
                 if old and {contender.cell_key for contender in old.contenders} - {"", *(cell.key for cell in ready)}:
                     kept = keep_timing(place)
-                    _print(self.console, f"    the earlier timing, which holds other cells, is kept as {kept.name}")
+                    print_line(self.console, f"    the earlier timing, which holds other cells, is kept as {kept.name}")
                 jobs.append(TimingJob(self.context, ready, wanted, protocol))
         return jobs
 

@@ -23,8 +23,6 @@ from consistentee.progress import begin_stage
 
 @dataclass(frozen=True)
 class _Timed:
-    """A knob, or the stock model, timed in step or regrouped; ``run`` answers a batch and returns its times."""
-
     cell_key: str
     label: str
     knob: float | None

@@ -160,7 +160,6 @@ class BaseCellSpec(Strict, ABC):
 
     @property
     def name(self) -> str:
-        """A readable name."""
         values = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
         method = f"{self.label} ({values})" if values else self.label
         return f"{short_name(self.task)} · {short_name(self.backbone)} · {method} · seed {self.seed}"

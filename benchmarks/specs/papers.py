@@ -69,11 +69,9 @@ class PaperTable(Strict):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of our curves, without duplicates."""
         return tuple(dict.fromkeys(label for method in self.methods for label in method.ours))
 
     def setting_for(self, backbone: str) -> PaperSetting:
-        """Return the setting of a backbone."""
         known = {setting.backbone: setting for setting in (*self.settings, self.paper_setting)}
         return known.get(backbone, PaperSetting(backbone=backbone, suite=self.paper_setting.suite))
 

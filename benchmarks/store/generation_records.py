@@ -49,10 +49,7 @@ class Speculation(Strict):
 
 
 class ReadReferences(Strict):
-    """The references of the test prompts, read at full depth, each token judged where the rule would let it leave.
-
-    See :mod:`benchmarks.measure.text_scores`.
-    """
+    """The references of the test prompts at the exits of a rule, see :mod:`benchmarks.measure.text_scores`."""
 
     nats: float = Field(description="negative log-likelihood of a token, mean over all but the first of each reference")
     average_layers: float
@@ -141,7 +138,6 @@ class DecodingSamples(BaseSamples):
 
     @property
     def under_way(self) -> int:
-        """Prompts under way at once."""
         return self.in_flight or self.batch_size
 
     @property

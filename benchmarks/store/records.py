@@ -29,7 +29,6 @@ class KeyParts(Strict):
 
     @cached_property
     def key(self) -> str:
-        """The key of the cell: a hash of the parts."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
 
 
@@ -267,7 +266,6 @@ class BaseTimingRecord(Strict):
 
     @property
     def total_seconds(self) -> float:
-        """Seconds of all rounds of all contenders."""
         return sum(samples.total_seconds for contender in self.contenders for samples in contender.samples)
 
 

@@ -152,10 +152,7 @@ def _texts(root: Path, below: str, pattern: str) -> dict[str, str]:
 
 
 def failed_cells(root: Path) -> dict[str, str]:
-    """Return why cells have no record, by their folders below ``cells``: they failed, or are not defined for the task.
-
-    Raises UserError if the folder was published and cannot be read.
-    """
+    """Return why cells have no record (they failed, or are not defined for the task), by their folders in a run."""
     return {
         folder: failure.error if (failure := parse_text(text, FailureRecord)[0]) else "unreadable note"
         for folder, text in failure_texts(root).items()

@@ -40,7 +40,6 @@ class TaskReport:
     """Findings about a task: errors make a score meaningless, warnings are for a reader to weigh.
 
     Attributes:
-        name: the name or path that was checked.
         task: None if it cannot be loaded.
         unit: of lengths: words, or tokens of a backbone.
         rows: all rows: ``split``, ``text`` and ``answer`` (both normalised), ``length``, and ``response_length`` if
@@ -56,15 +55,10 @@ class TaskReport:
 
 
 def check_task(name: str, data_dir: Path | None = None, backbone: str | None = None) -> TaskReport:
-    """Read all rows of a task and look for faults that would spoil its scores.
+    """Read all rows of a task, of a name or a YAML's path, and look for faults that would spoil its scores.
 
-    Args:
-        name: a task's name, or the path of its YAML.
-        data_dir: where data files are looked for first.
-        backbone: measure lengths in its tokens instead of words.
-
-    Raises:
-        UserError: there is no such task or file, or no such backbone.
+    With a ``backbone`` lengths are in its tokens instead of words. Raises UserError if there is no such task or file,
+    or no such backbone.
     """
     is_file = Path(name).suffix in (".yaml", ".yml")
     if not is_file and name not in list_tasks():

@@ -27,13 +27,7 @@ Column = str | Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a classification or regression.
-
-    Attributes:
-        place: where it stands, for messages: ``file:line``.
-        text: a sentence or a pair.
-        label: the label's cell.
-    """
+    """A row of a classification or regression: where it stands (``file:line``), its text or pair, its label's cell."""
 
     place: str
     text: Text
@@ -42,12 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TextRow:
-    """A row whose answer is a text.
-
-    Attributes:
-        fields: what goes into the prompt, by the names that templates use; "" where the cell is empty.
-        response: the answer; "" where the cell is empty, or where the task has no such column.
-    """
+    """A row whose answer is a text: the fields of its prompt by name, and the response; "" where there is none."""
 
     fields: dict[str, str]
     response: str
@@ -352,7 +341,6 @@ class TextTaskSpec(BaseTaskSpec):
 
     @property
     def templates(self) -> list[Template]:
-        """The templates, in order. Raises ValueError for a faulty one."""
         return [Template(text) for text in self.template_texts]
 
     @model_validator(mode="after")

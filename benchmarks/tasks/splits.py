@@ -40,9 +40,7 @@ def build_task(spec: TaskSpec, rows: Mapping[str, Sequence[Row]]) -> TaskData:
     return TaskData(
         name=spec.name,
         version=spec.version,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         label_names=names,
         metrics=tuple(spec.metrics),
         notes=_joined(notes),
@@ -112,9 +110,7 @@ def build_text_task(spec: TextTaskSpec, rows: Mapping[str, Sequence[TextRow]]) -
     return TextTask(
         name=spec.name,
         version=spec.version,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         metrics=tuple(spec.metrics),
         template=BETWEEN_TEMPLATES.join(spec.template_texts),
         max_prompt_tokens=spec.max_prompt_tokens,
@@ -152,7 +148,6 @@ def _halves(row: TextRow, minimum_words: int) -> TextRow | None:
 
 
 def _prompt(row: TextRow, templates: Sequence[Template], cut_field: str | None) -> Prompt | None:
-    """Return the prompt by the first template whose fields the row has all; None if there is no such template."""
     for template in templates:
         if all(row.fields[field] for field in template.fields):
             return template.prompt(row.fields, cut_field)
@@ -171,7 +166,6 @@ def _dropped(which: str, dropped: int, rows: int, split: str) -> str:
 
 
 def _subsets(spec: AnyTaskSpec, splits: Mapping[str, Sequence[object] | Split]) -> list[str]:
-    """Note which splits have fewer rows than the complete data set."""
     sizes = {name: len(split) for name, split in splits.items()}
     notes = [
         f"{name.capitalize()} is a subset: {sizes[name]} of {rows} rows"
@@ -197,7 +191,6 @@ def _repeats(texts: Mapping[str, Sequence[Hashable]]) -> list[str]:
 def _cut_missing(
     spec: AnyTaskSpec, splits: dict[str, SplitT], labels_of: Callable[[SplitT], Sequence[Label]]
 ) -> list[str]:
-    """Cut the splits that the source does not have from train, and note it."""
     notes = []
     for name, cut in (("test", spec.test), ("validation", spec.validation)):
         if name not in splits:

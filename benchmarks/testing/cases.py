@@ -105,7 +105,6 @@ class Case:
 
     @property
     def middle_knob(self) -> float:
-        """One of :attr:`knobs` between the ends, if there is one."""
         return self.knobs[len(self.knobs) // 2]
 
     def rule(self, knob: float) -> ExitRule:
@@ -276,7 +275,6 @@ class TokenCase(Case):
         return texts_of(self.live(knob, watched=watched, kv=self.method.kv))
 
     def trace_of(self, written: Generations, knob: float) -> TokenTrace:
-        """Record the trace of texts written after the prompts of the case at one value of the knob."""
         rows = list(zip(self.prompts, (tokens.tolist() for tokens in written.tokens), strict=True))
         return record_tokens(self.model_at(knob), rows)
 

@@ -188,8 +188,6 @@ def long_texts_are_cut(encoder: Encoder) -> str:
 
 
 def _of_methods(check: Callable[[AnyCase], None]) -> Callable[[Encoder], None]:
-    """Return a check of methods as one of an encoder."""
-
     def run(encoder: Encoder) -> None:
         try:
             check(encoder.case)

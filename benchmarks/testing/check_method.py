@@ -45,14 +45,8 @@ def check_method(
 ) -> Report:
     """Train a method on a tiny model of every family and run every check on it.
 
-    Args:
-        name: as the user typed it.
-        method: the method.
-        families: of encoders, or of decoders for a method of generation; all by default.
-        progress: show a progress bar.
-
-    Raises:
-        UserError: for an unknown family.
+    ``name`` is what the user typed; ``families`` are of encoders, or of decoders for a method of generation, by default
+    all. Raises UserError for an unknown family.
     """
     checks, known = checks_of(method), families_of(method)
     families = list(families or known)

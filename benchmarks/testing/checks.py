@@ -39,11 +39,9 @@ _CLOSE = 1e-4
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """One check, and in ``title`` what must hold.
 
     Attributes:
-        title: what must hold.
-        run: the check.
         live: it runs new texts with the rule, which a rule that reads labels cannot.
         every_family: the result can depend on the family of the backbone.
     """

@@ -71,7 +71,6 @@ class TinyDecoders:
         self._folder = folder
 
     def backbone(self, family: str = "llama", *, pad_token: bool = True) -> Path:
-        """Return the directory of a small random decoder and its tokenizer."""
         directory = self._folder / (family if pad_token else f"{family}-without-padding")
         if not directory.is_dir():
             # Layers differ from each other, and the next token varies.

@@ -107,7 +107,6 @@ class TinyModels:
         self._folder = folder
 
     def backbone(self, family: str) -> Path:
-        """Return the directory of a small random model and its tokenizer."""
         directory = self._folder / family
         if not directory.is_dir():
             save_random_model(AutoModel, CONFIGS[family](), directory, spread=0.1)

@@ -106,10 +106,7 @@ class Finding:
 class Report:
     """The findings of all checks on a subject: a method, or a backbone.
 
-    Attributes:
-        heading: what was checked, and on what.
-        holds, broken: the last line if nothing failed, and if something did.
-        guide: the page that explains faults, or an empty text.
+    The last line says ``holds`` if nothing failed, else ``broken``; ``guide`` is the page that explains faults.
     """
 
     subject: str

@@ -108,7 +108,6 @@ def modules_of_later_layers(model: MultiExitModel | MultiExitDecoder, watched: W
 
 
 def _modules_by_layer(model: MultiExitModel | MultiExitDecoder) -> Iterator[tuple[nn.Module, str, int]]:
-    """Yield module, owner and layer of what belongs to one layer each."""
     owners: dict[str, Sequence[nn.Module] | nn.ModuleList] = {}
     if isinstance(model, MultiExitModel):
         owners = {"classifier": model.classifiers, "pooler": model.poolers}
