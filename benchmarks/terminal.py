@@ -1,14 +1,14 @@
 """How tables look on a terminal: the same everywhere. Text is never read as markup, wherever it came from."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from consistentee.errors import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
 RESULTS_WIDTH = 140
 """Columns that a table of results needs."""
@@ -17,11 +17,8 @@ _LONGEST_CELL = 500
 """Characters of a cell, such as a class name, before it is shortened."""
 
 
-def plain_table(title: str = "", caption: str = "") -> "Table":
+def plain_table(title: str = "", caption: str = "") -> Table:
     """Return an empty table with one line under its headings."""
-    from rich import box
-    from rich.table import Table
-
     return Table(
         title=plain_text(title, style="bold") if title else None,
         caption=plain_text(caption, style="dim") if caption else None,
@@ -33,10 +30,8 @@ def plain_table(title: str = "", caption: str = "") -> "Table":
     )
 
 
-def add_columns(table: "Table", *headings: str, numbers: bool = False) -> None:
+def add_columns(table: Table, *headings: str, numbers: bool = False) -> None:
     """Add columns of words, or of numbers: numbers are set to the right and never broken."""
-    from rich.text import Text
-
     for heading in headings:
         if numbers:
             # A heading on two lines keeps the column nearly as narrow as its numbers.
@@ -53,14 +48,14 @@ def _on_two_lines(heading: str) -> str:
     return f"{heading[:middle]}\n{heading[middle + 1 :]}"
 
 
-def add_row(table: "Table", *cells: object) -> None:
+def add_row(table: Table, *cells: object) -> None:
     """Add a row of plain text."""
     table.add_row(*(plain_text(str(cell), longest=_LONGEST_CELL) for cell in cells))
 
 
 def filled_table(
     words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", caption: str = ""
-) -> "Table":
+) -> Table:
     """Return a table of ``rows``, whose cells stand first below headings of ``words`` and then of ``numbers``."""
     table = plain_table(title, caption)
     add_columns(table, *words)
@@ -70,28 +65,22 @@ def filled_table(
     return table
 
 
-def plain_text(text: str, style: str = "", longest: int = 10_000) -> "Text":
+def plain_text(text: str, style: str = "", longest: int = 10_000) -> Text:
     """Return text that a terminal shows as it is: control characters are escaped, and it is shortened."""
-    from rich.text import Text
-
     return Text(printable(text, longest), style=style)
 
 
-def print_line(console: "Console", line: str) -> None:
+def print_line(console: Console, line: str) -> None:
     """Print a line as it is, however long it is."""
-    from rich.markup import escape
-
     console.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def output_console(at_least: int = 0) -> "Console":
+def output_console(at_least: int = 0) -> Console:
     """Return the console of standard output; a file or a pipe has no width, and gets whole lines.
 
     Args:
         at_least: columns below which a table is unreadable; a narrower terminal wraps its lines instead.
     """
-    from rich.console import Console
-
     console = Console()
     if not console.is_terminal:
         return Console(width=200)

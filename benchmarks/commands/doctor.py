@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import psutil
+from rich.table import Table
 
 from benchmarks.store.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
@@ -19,9 +20,6 @@ from consistentee.backbones.catalog import Backbone, list_backbones
 from consistentee.backbones.hub import HubError, ask
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 from consistentee.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _GIB = 2**30
 
@@ -145,7 +143,7 @@ def _load_backbone(backbone: Backbone) -> object:
     return ee.MultiExitModel.from_backbone(backbone.name, num_labels=2)
 
 
-def report(findings: list[Finding]) -> "Table":
+def report(findings: list[Finding]) -> Table:
     """Return the findings as a table for the terminal."""
     rows = [(finding.verdict, finding.subject, finding.state, finding.remedy) for finding in findings]
     return filled_table(["", "subject", "state", "advice"], [], rows)

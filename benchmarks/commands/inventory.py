@@ -3,7 +3,8 @@
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.papers import list_papers, load_paper
@@ -16,9 +17,6 @@ from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 _PAPER = re.compile(
     r"(?P<author>.+?), (?P<title>.+), (?:(?P<howpublished>\D+) )?(?P<year>\d{4})"
     r"(?:, arXiv (?P<eprint>\d{4}\.\d{4,5}))?(?: \(.+\))?"
@@ -26,7 +24,7 @@ _PAPER = re.compile(
 _HEAD = "% Authors and titles are as short as in tables: complete the entries that you print."
 
 
-def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
+def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
     """Return the table of one kind of name, or of all; with the methods of some files and folders (``places``).
 
     Raises UserError for an unknown kind.
@@ -116,7 +114,7 @@ def fetch_by_name(name: str) -> str:
     return resolve_decoder(name) if known is not None and known.kind == "decoder" else resolve(name).path
 
 
-def cards(places: Sequence[str] = ()) -> Iterator["Table"]:
+def cards(places: Sequence[str] = ()) -> Iterator[Table]:
     """Yield a card for every method; ``places`` are files and folders with more methods."""
     for name, method in _listed_methods(places):
         card = {"unavailable": str(method)} if isinstance(method, UserError) else method_card(method)

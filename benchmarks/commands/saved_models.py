@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import filled_table
@@ -19,9 +20,6 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 def rows_of(texts: Sequence[str], pair: bool) -> list[Text]:
     """Turn words of the command line into rows; ``pair`` joins every two. Raises UserError for an empty text."""
@@ -34,9 +32,7 @@ def rows_of(texts: Sequence[str], pair: bool) -> list[Text]:
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def predict_texts(
-    folder: Path, rows: Sequence[Text], knob: float | None = None, *, allow_code: bool = False
-) -> "Table":
+def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None, *, allow_code: bool = False) -> Table:
     """Classify texts or pairs one by one with a saved model: label, probability, exit layer, milliseconds."""
     model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
     classifier = Classifier(model, method.rule(model, knob))
@@ -63,7 +59,7 @@ def risk_table(
     losses: Sequence[str] | None = None,
     data_dir: Path | None = None,
     allow_code: bool = False,
-) -> "Table":
+) -> Table:
     """Choose a saved model's knob by every bound on a task's validation rows, and measure it on the test rows.
 
     Raises UserError if the folder holds no model of this task, or an argument is unknown or out of its range.

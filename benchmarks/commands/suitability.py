@@ -21,9 +21,12 @@ _HEADINGS = ["layer", "agrees, greedy", "agrees, references", "KL, greedy", "cos
 
 def suitability_of(name: str, texts: Path | None) -> Suitability:
     """Measure a decoder of the catalogue, a folder (a trained one's too) or a hub id on the lines of a file."""
+    content = (texts or _USUAL_TEXTS).read_text(encoding="utf-8")
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{texts} holds no text")
     model, tokenizer = _load(name)
-    model.to(chosen_device())
-    return measure_suitability(model, tokenizer, _lines(texts or _USUAL_TEXTS), progress=True)
+    return measure_suitability(model.to(chosen_device()), tokenizer, lines, progress=True)
 
 
 def _load(name: str) -> tuple[Any, Any]:
@@ -39,13 +42,6 @@ def _load(name: str) -> tuple[Any, Any]:
 
     folder = resolve_decoder(name)
     return read_model(folder, AutoModelForCausalLM)[0], read_tokenizer(folder)
-
-
-def _lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{path} holds no text")
-    return lines
 
 
 def described(name: str, found: Suitability) -> Group:

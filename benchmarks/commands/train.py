@@ -8,9 +8,10 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
@@ -33,9 +34,6 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import Position, begin_stage, listening
 from consistentee.traces.instance_trace import Trace, record_trace
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 UNFINISHED = ".training"  # below the folder of the model
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
 
@@ -51,7 +49,7 @@ def train_model(
     seed: int = 0,
     data_dir: Path | None = None,
     risk: float | None = None,
-) -> "Table":
+) -> Table:
     """Train one method on one task, save the model with the knob that validation data chose, and return its points.
 
     Everything else has the defaults of a suite. With a ``risk``, :func:`consistentee.control_risk` chooses the knob.
@@ -121,7 +119,7 @@ def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float
     return found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
 
 
-def _points_table(title: str, caption: str, knob_name: str, chosen: Chosen) -> "Table":
+def _points_table(title: str, caption: str, knob_name: str, chosen: Chosen) -> Table:
     points = chosen.columns()
     rows = [(f"{knob:.4g}", in_words(targets), *numbers.values()) for knob, targets, numbers in points]
     return filled_table([knob_name, "chosen for"], list(points[0][2]), rows, title, caption)

@@ -18,22 +18,17 @@ from benchmarks.analysis.statistics import MEAN, score_interval
 from benchmarks.kinds.kind import CellRows, TrainedCell
 from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.decoding_flops import DecodingFlops
-from benchmarks.measure.text_scores import (
-    ReferenceLoss,
-    TextScores,
-    record_references,
-    reference_losses,
-    score_generations,
-)
+from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
 from benchmarks.specs.generation import GenerationCellSpec
 from benchmarks.specs.knob_choice import choose_all, mixture_at
 from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferences, ReplayPoint, Speculation
-from consistentee.data.metrics import token_match
+from consistentee.data.metrics import rouge, token_match
 from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
+from consistentee.methods.calibration import textual_losses
 from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -118,7 +113,11 @@ class TextEvaluation:
         return found
 
     def _scores(self, texts: Generations) -> TextScores:
-        return score_generations(texts, self.full, self.prompts.references, self.rows.task.metrics)
+        return TextScores(
+            reference=rouge(self.prompts.references, texts.texts, self.rows.task.metrics),
+            full_text=1 - textual_losses(texts.texts, self.full.texts),
+            match=token_match(self.full.tokens, texts.tokens),
+        )
 
     def findings(self) -> dict[str, object]:
         spec, rows, decoder = self.spec, self.rows, self.decoder

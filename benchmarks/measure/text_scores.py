@@ -15,10 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from consistentee.data.metrics import rouge, token_match
 from consistentee.data.prompts import PromptSplit
-from consistentee.engine.generate import Generations
-from consistentee.methods.calibration import textual_losses
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_rows import encode_rows
@@ -39,17 +36,6 @@ class TextScores:
     reference: dict[str, NDArray[np.float64]]
     full_text: NDArray[np.float64]
     match: NDArray[np.float64]
-
-
-def score_generations(
-    written: Generations, full: Generations, references: Sequence[str], metrics: Sequence[str]
-) -> TextScores:
-    """Score texts against references and against the full model's texts."""
-    return TextScores(
-        reference=rouge(references, written.texts, metrics),
-        full_text=1 - textual_losses(written.texts, full.texts),
-        match=token_match(full.tokens, written.tokens),
-    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from benchmarks.run.plan import (
     Work,
     checked_kind,
     groups_of,
+    plan_lines,
     summary,
     timed_knobs,
 )
@@ -122,8 +123,6 @@ def run_suite(
 
     planner = Planner(suite, RunFolder(out), Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
     if dry_run:
-        from benchmarks.run.dry_run import plan_lines
-
         return RunOutcome(plan=tuple(plan_lines(planner, work, schedule.workers)))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
     shard = work.filters.shard

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from rich.console import Group
+from rich.table import Table
 
 from benchmarks.tasks.loader import list_tasks, load_task
 from benchmarks.terminal import filled_table, plain_text
@@ -16,10 +17,6 @@ from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.errors import UserError, unknown_name
 from consistentee.training.recipe import RecipeSettings
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
 
 LEAKAGE_ERROR = 0.1
 """From this share of test texts that are also in train, the score measures memory."""
@@ -178,19 +175,17 @@ def _check_overlaps(report: TaskReport, answer: str) -> None:
 # ---------------------------------------------------------------------------------------------- for a terminal
 
 
-def report_tables(report: TaskReport) -> "Group":
+def report_tables(report: TaskReport) -> Group:
     """Render a report: tables, then warnings, then errors, then the verdict."""
-    from rich.console import Group
-    from rich.text import Text
 
     lines = [plain_text(f"warning: {line}.", style="yellow", longest=2_000) for line in report.warnings]
     lines += [plain_text(f"error: {line}.", style="red", longest=2_000) for line in report.errors]
     verdict = f"{len(report.errors)} errors, {len(report.warnings)} warnings" if lines else "nothing is wrong"
     tables = [] if report.task is None else _tables(report.task, report)
-    return Group(*tables, *lines, Text(f"{report.name}: {verdict}"))
+    return Group(*tables, *lines, plain_text(f"{report.name}: {verdict}"))
 
 
-def _tables(task: AnyTask, report: TaskReport) -> Iterator["Table"]:
+def _tables(task: AnyTask, report: TaskReport) -> Iterator[Table]:
     title = f"{task.name}, version {task.version}: {_kind(task)}, scored by {', '.join(task.metrics)}"
     limit = task.max_prompt_tokens if isinstance(task, TextTask) else USUAL_LENGTH
     yield _table(_length_frame(report, "length", limit), title, task.notes)
@@ -219,6 +214,6 @@ def _length_frame(report: TaskReport, column: str, limit: int) -> pd.DataFrame:
     return frame.reset_index()
 
 
-def _table(frame: pd.DataFrame, title: str, caption: str = "") -> "Table":
+def _table(frame: pd.DataFrame, title: str, caption: str = "") -> Table:
     first, *others = map(str, frame)
     return filled_table([first], others, frame.itertuples(index=False), title, caption)

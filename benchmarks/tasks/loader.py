@@ -1,13 +1,10 @@
 """load_task: a task by name or YAML, from the first source that has its rows."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-
-from filelock import FileLock
 
 from benchmarks.tasks.readers import read_file, read_hub_split
 from benchmarks.tasks.specs import AnyTaskSpec, FileLayout, HubLayout, Package, TextTaskSpec, task_schema
@@ -19,6 +16,7 @@ from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetc
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
+from consistentee.files import only_one, replacing
 
 _FOLDER = Path(__file__).parent
 
@@ -141,13 +139,10 @@ def _dataset(hub: HubLayout, place: str) -> Mapping[str, Any]:
     import datasets
 
     copy = cache_dir() / "datasets" / "--".join([*hub.path.split("/"), hub.config or "default"])
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(copy.with_name(f"{copy.name}.lock")):
+    with only_one(copy):
         if not copy.is_dir():
-            partial_copy = copy.with_name(f"{copy.name}.partial")
-            shutil.rmtree(partial_copy, ignore_errors=True)  # left behind by a run that was killed
-            _download(hub, place).save_to_disk(partial_copy)
-            partial_copy.rename(copy)
+            with replacing(copy) as new:
+                _download(hub, place).save_to_disk(new)
     try:
         return datasets.load_from_disk(copy)
     except Exception as error:  # whatever a damaged file makes of the library

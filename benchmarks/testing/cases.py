@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,7 +54,6 @@ FEW = 4
 """Prompts, if each is continued alone: enough to find a fault, in half the time."""
 
 ModelT = TypeVar("ModelT", MultiExitModel, MultiExitDecoder)
-
 
 ExitsAndAnswers = tuple[Tensor, Tensor]
 """Exit layers [N] and answers [N, ...]."""
@@ -119,9 +117,6 @@ class Case:
         """Replay every value of the knob: exit layers of the rows that may exit early [values, N]."""
         with any_error_is("the rule cannot be replayed on a trace"):
             return sweep([self.rule(value) for value in values], self.trace)
-
-    def reloaded(self, folder: Path) -> Self:
-        return replace(self, model=type(self.model).from_pretrained(folder))
 
 
 def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:

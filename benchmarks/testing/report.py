@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from rich.console import Group
+from rich.text import Text
 
 import consistentee
 from benchmarks.terminal import filled_table
 from consistentee.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 RULE_SECTION = "What a rule may read"
 STATE_SECTION = "What a rule remembers"
@@ -134,9 +133,7 @@ class Report:
             for fault, error in first.items()
         ]
 
-    def table(self) -> "Group":
-        from rich.console import Group
-        from rich.text import Text
+    def table(self) -> Group:
 
         rows = [(one.title, one.verdict, one.found, f"{one.seconds:.1f}") for one in self.findings]
         table = filled_table(["check", "result", "found"], ["seconds"], rows, f"{self.subject} {self.heading}")
