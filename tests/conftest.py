@@ -92,7 +92,7 @@ def tiny_decoders(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoders:
 
 @pytest.fixture(scope="session")
 def tiny_decoder_backbone(tiny_decoders: TinyDecoders) -> Callable[..., Path]:
-    """Return a function: (family="llama", pad_token=True) -> directory of a small random decoder."""
+    """Return a function: (family="llama") -> directory of a small random decoder."""
     return tiny_decoders.backbone
 
 

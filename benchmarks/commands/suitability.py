@@ -7,11 +7,15 @@ from typing import Any
 
 from rich.console import Group
 from rich.text import Text
+from transformers import AutoModelForCausalLM
 
 from benchmarks.measure.suitability import GREEDY, REFERENCE, Suitability, measure_suitability
 from benchmarks.terminal import filled_table
+from consistentee.backbones.catalog import resolve_decoder
+from consistentee.backbones.pretrained import read_model, read_tokenizer
 from consistentee.errors import UserError
 from consistentee.models.base import chosen_device
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 _ROWS = 12
 """Layers shown in the table, spread over the depth; all are in the JSON file."""
@@ -30,16 +34,9 @@ def suitability_of(name: str, texts: Path | None) -> Suitability:
 
 
 def _load(name: str) -> tuple[Any, Any]:
-    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-
     if (Path(name) / MultiExitDecoder.description_class.file).is_file():
         trained = MultiExitDecoder.from_pretrained(name)
         return trained.backbone, trained.tokenizer
-    from transformers import AutoModelForCausalLM
-
-    from consistentee.backbones.catalog import resolve_decoder
-    from consistentee.backbones.pretrained import read_model, read_tokenizer
-
     folder = resolve_decoder(name)
     return read_model(folder, AutoModelForCausalLM)[0], read_tokenizer(folder)
 

@@ -10,6 +10,7 @@ from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec, TimingSpec
 from benchmarks.store.hashes import hash_model
 from benchmarks.store.records import CellRecord, TimingRecord, TimingSamples
 from benchmarks.tasks.loader import load_classification_task
+from consistentee.backbones.catalog import resolve
 from consistentee.data.instances import TaskData
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         return CellRows(task, task)
 
     def backbone_identity(self, name: str) -> dict[str, object]:
-        from consistentee.backbones.catalog import resolve
-
         found = resolve(name)
         return {"pooling": found.pooling, "pooler": found.pooler, "files": hash_model(Path(found.path))}
 

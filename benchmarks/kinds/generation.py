@@ -10,6 +10,7 @@ from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, 
 from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
 from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_text_task
+from consistentee.backbones.catalog import resolve_decoder
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         return CellRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
 
     def backbone_identity(self, name: str) -> dict[str, object]:
-        from consistentee.backbones.catalog import resolve_decoder
-
         return {"files": hash_model(Path(resolve_decoder(name)))}
 
     def build_model(self, spec: GenerationCellSpec, rows: CellRows[TextTask]) -> "MultiExitDecoder":

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from benchmarks import analysis
 from benchmarks.run.jobs import CellJob, RunContext, TimingJob
 from benchmarks.run.plan import (
     Inputs,
@@ -170,8 +171,6 @@ class _Run:
         done = {cell.key for cell in finished if cell.record}
         table = None
         if done:
-            from benchmarks import analysis
-
             with only_one(self.planner.folder.plan):
                 table = analysis.report_files(self.planner.folder.root, done & missing)
         return RunOutcome(

@@ -107,14 +107,10 @@ def only_run(folder: RunFolder, part: str = "") -> Iterator[None]:
                     pass
         except Timeout as error:
             raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
-        if part:
-            yield
-            return
-        clear_leftovers(folder.root)
-        try:
-            yield
-        finally:
+        if not part:
             clear_leftovers(folder.root)
+            held.callback(clear_leftovers, folder.root)
+        yield
 
 
 # ---------------------------------------------------------------------------------------------- writing

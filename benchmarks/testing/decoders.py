@@ -50,7 +50,7 @@ DECODER_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 DECODER_FAMILIES = sorted(DECODER_CONFIGS)
 
 
-def make_decoder_tokenizer(pad_token: bool = True) -> PreTrainedTokenizerFast:
+def make_decoder_tokenizer() -> PreTrainedTokenizerFast:
     """Build a byte-level BPE tokenizer, a token a word, that puts <s> before a text."""
     ids = {token: i for i, token in enumerate(VOCABULARY)}
     merges = [(word[0], word[1]) for word in WORDS] + [(_SPACE, word) for word in WORDS]
@@ -58,9 +58,7 @@ def make_decoder_tokenizer(pad_token: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    if pad_token:
-        names["pad_token"] = "<pad>"
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
@@ -70,20 +68,17 @@ class TinyDecoders:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def backbone(self, family: str = "llama", *, pad_token: bool = True) -> Path:
-        directory = self._folder / (family if pad_token else f"{family}-without-padding")
+    def backbone(self, family: str = "llama") -> Path:
+        directory = self._folder / family
         if not directory.is_dir():
             # Layers differ from each other, and the next token varies.
             save_random_model(AutoModelForCausalLM, DECODER_CONFIGS[family](), directory, spread=0.3)
-            make_decoder_tokenizer(pad_token).save_pretrained(directory)
+            make_decoder_tokenizer().save_pretrained(directory)
         return directory
 
-    def model(
-        self, family: str = "llama", *, pad_token: bool = True, rank: int = 16, **options: object
-    ) -> MultiExitDecoder:
+    def model(self, family: str = "llama", *, rank: int = 16, **options: object) -> MultiExitDecoder:
         """Return a fresh multi-exit decoder whose adapters are random, so that its exits disagree."""
-        directory = self.backbone(family, pad_token=pad_token)
-        model = MultiExitDecoder.from_backbone(str(directory), rank=rank, **options)  # type: ignore[arg-type]
+        model = MultiExitDecoder.from_backbone(str(self.backbone(family)), rank=rank, **options)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in model.exit_adapters.parameters():
