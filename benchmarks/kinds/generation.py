@@ -15,7 +15,7 @@ from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
     from benchmarks.kinds.text_evaluation import TextEvaluation
-    from benchmarks.measure.decoding_clock import DecodingTimes
+    from benchmarks.measure.clock import DecodingTimes
     from consistentee.methods.token_methods import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
@@ -94,7 +94,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
 
     def time_stock(self, model: "MultiExitDecoder", **options: int) -> Callable[[Sequence[str]], "DecodingTimes"]:
         """Time the stock model's greedy ``generate``, a whole batch of prompts padded on the left at once."""
-        from benchmarks.measure.decoding_clock import stock_times
+        from benchmarks.measure.clock import stock_times
 
         return lambda batch: stock_times(model, model.encode(batch), options["max_new_tokens"], with_head=True)
 
@@ -117,7 +117,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         The latter are read in the order of their length, the default of ``generate``: which prompts are read together
         is part of regrouping, and reading is timed apart.
         """
-        from benchmarks.measure.decoding_clock import DecodingTimes
+        from benchmarks.measure.clock import DecodingTimes
 
         flight = {} if regrouped is None else regrouped.model_dump()
 

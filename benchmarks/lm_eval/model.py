@@ -1,14 +1,7 @@
-"""EarlyExitLM: a saved early-exit decoder, asked what lm-evaluation-harness asks.
+"""EarlyExitLM: a saved early-exit decoder under lm-evaluation-harness; see docs/trained_models.md.
 
 Texts are tokenised, cut and windowed by the harness's own ``hf`` model, so that a rule that never exits has its scores.
-
-What an exit means there:
-
-- ``generate_until``: tokens leave as they do in :func:`consistentee.generate`; the first one is given by the prompt, at
-  full depth.
-- ``loglikelihood`` and ``loglikelihood_rolling``: the text is given (teacher forcing), and every scored token, the
-  first one too, is read off the exit that the rule takes for it, of the states at full depth of the tokens before it.
-  So nothing is saved there; the score is that of exits whose skipped keys and values are exact.
+Given texts are read once at full depth, so that the skipped keys and values are exact.
 """
 
 import json

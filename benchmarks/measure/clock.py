@@ -1,17 +1,23 @@
 """Time methods and the stock model in interleaved rounds, batch by batch, in a process that does nothing else.
 
 Rows are in the order of the data. Everything is timed once a round, in rotating order, so that drift of the machine
-affects all alike. All samples are kept.
+affects all alike. All samples are kept. In decoding, prompts and generated tokens are timed apart; texts end where they
+end in use, so the time of a decoded token is compared.
 """
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.specs.base import TimingSpec
 from consistentee.engine.transcript import clock
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps, listening
 
 Row = TypeVar("Row")
@@ -61,3 +67,89 @@ def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: 
     start = clock(device)
     answer = run(batch)
     return clock(device) - start, answer
+
+
+# ---------------------------------------------------------------------------------------------- decoding
+
+
+@dataclass(frozen=True)
+class DecodingTimes:
+    """Times of one batch.
+
+    Attributes:
+        prefill: seconds for the prompts and the first new tokens.
+        decoding, decoded_tokens, layer_calls: seconds, number and layers of all further tokens.
+        completed: seconds until each text ended, if recorded; the same for all texts of stock ``generate``.
+        head: seconds of decoding for embedding and LM head, if measured.
+    """
+
+    prefill: float
+    decoding: float
+    decoded_tokens: int
+    layer_calls: float
+    completed: list[float] = field(default_factory=list)
+    head: float | None = None
+
+
+class _FirstToken(StoppingCriteria):
+    """Record when the stock model has its first new token; stop nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.at: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        if self.at is None:
+            self.at = clock(self.device)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@torch.inference_mode()
+def stock_times(
+    model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int, *, with_head: bool = False
+) -> DecodingTimes:
+    """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most.
+
+    ``with_head`` also times embedding and LM head, which no exit can save.
+    """
+    prompts = list(map(torch.tensor, rows))
+    tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
+    mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
+    ends = sorted(model.end_tokens)
+    first = _FirstToken(model.device)
+    start = clock(model.device)
+    output = model.backbone.generate(
+        input_ids=tokens.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=length,
+        do_sample=False,
+        eos_token_id=ends or None,
+        pad_token_id=model.pad_id,
+        stopping_criteria=StoppingCriteriaList([first]),
+    )
+    end = clock(model.device)
+    assert first.at is not None
+    steps = output.shape[1] - tokens.shape[1] - 1
+    decoded = sum(_length(row, set(ends)) - 1 for row in output[:, tokens.shape[1] :].tolist())
+    return DecodingTimes(
+        prefill=first.at - start,
+        decoding=end - first.at,
+        decoded_tokens=decoded,
+        layer_calls=decoded * model.num_layers,
+        completed=[end - start] * len(rows),
+        head=head_seconds(model, len(rows), steps) if with_head else None,
+    )
+
+
+@torch.inference_mode()
+def head_seconds(model: MultiExitDecoder, rows: int, steps: int) -> float:
+    """Time decoding without its layers: embedding, final norm, LM head, argmax, ``steps`` times."""
+    tokens = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
+    start = clock(model.device)
+    for _ in range(steps):
+        model.logits(model.num_layers, model.stepper.embed(tokens, tokens)[:, 0]).argmax(dim=-1)
+    return clock(model.device) - start
+
+
+def _length(row: Sequence[int], ends: set[int]) -> int:
+    return next((place for place, token in enumerate(row, start=1) if token in ends), len(row))

@@ -26,12 +26,7 @@ View = TypeVar("View", bound=LayerView)
 
 @dataclass(frozen=True)
 class ExitCost:
-    """Operations of one row at each exit layer.
-
-    Attributes:
-        reading: operations of the rule's reads, including what is kept for later layers.
-        answering: further operations if the row exits there.
-    """
+    """Operations of one row at each exit layer: of the rule's reads, with what later layers need, and of the answer."""
 
     reading: dict[int, int]
     answering: dict[int, int]

@@ -26,13 +26,9 @@ _SAME = 1e-3
 
 @dataclass(frozen=True)
 class Draft:
-    """Self-speculation from an exit.
+    """Self-speculation: an exit drafts so many tokens.
 
-    Attributes:
-        exit_layer: the exit that drafts.
-        tokens: number of tokens in a draft.
-        layers_per_token: layers that run for each new token.
-        cost: of a new token, the LM head included, as a share of the model's own.
+    ``layers_per_token`` run for each new token; ``cost`` is the share of the model's own cost, the LM head included.
     """
 
     exit_layer: int
@@ -97,16 +93,10 @@ def measure_suitability(
     new_tokens: int = 34,
     progress: bool = False,
 ) -> Suitability:
-    """Measure a stock causal language model; it is not changed.
+    """Measure a stock causal language model of any architecture with a final norm and a linear LM head.
 
-    Args:
-        model, tokenizer: of transformers, of any architecture with a final norm and a linear LM head.
-        texts: references; the first third of each is the prompt that the model continues.
-        new_tokens: length of a continuation.
-        progress: show a progress bar.
-
-    Raises:
-        UserError: for an architecture whose layers cannot be read, and for texts that are too short.
+    ``texts`` are references; the first third of each is the prompt that the model continues. Raises UserError for an
+    architecture whose layers cannot be read, and for texts that are too short.
     """
     reader = _LayerReader(model.eval())
     measured: dict[str, list[dict[str, np.ndarray]]] = {GREEDY: [], REFERENCE: []}
@@ -155,11 +145,8 @@ def best_draft(agreements: Sequence[np.ndarray], head_in_layers: float) -> Draft
     """Return the cheapest self-speculation.
 
     The layers up to an exit draft k tokens and read the last of them; the other layers then verify all in one pass. The
-    head is read once for each drafted token and once to verify.
-
-    Args:
-        agreements: of each text, bool [L, tokens]: whether a layer predicts the token.
-        head_in_layers: cost of the head.
+    head is read once for each drafted token and once to verify. ``agreements`` say of each text whether a layer
+    predicts the token: bool [L, tokens].
     """
     layers = len(agreements[0])
     drafts = []

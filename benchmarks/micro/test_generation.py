@@ -3,7 +3,7 @@
 import pytest
 from conftest import in_rounds, ratio_of_rounds, report, smollm2
 
-from benchmarks.measure.decoding_clock import stock_times
+from benchmarks.measure.clock import stock_times
 from consistentee.engine.generate import generate_encoded
 from consistentee.rules.exit_rule import NeverExit
 

@@ -8,7 +8,7 @@ from conftest import in_rounds, ratio_of_rounds, report, smollm2
 from numpy.random import default_rng
 
 from baselines.references import RandomRule
-from benchmarks.measure.decoding_clock import head_seconds, stock_times
+from benchmarks.measure.clock import head_seconds, stock_times
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 

@@ -45,12 +45,8 @@ class Job(ABC, Generic[ResultT]):
     The result on disk when the job is made is the one to replace. Any other result means that the job is done, by this
     run or by a worker of an earlier one.
 
-    Args:
-        context: settings that all jobs of the run share.
-        name: one line for people.
-        key: key of the result.
-        group: jobs of one group share stages: two at once may wait for each other.
-        place: folder of the result, and of the note of a failure.
+    Jobs of one ``group`` share stages: two at once may wait for each other. ``place`` is the folder of the result, and
+    of the note of a failure.
     """
 
     shares_machine: ClassVar[bool] = True

@@ -64,7 +64,7 @@ class RunOutcome:
         refused: cells whose method is not defined for their task, one line each.
         failed: cells and timings that failed, one line each; not empty means exit code 1.
         table: the end screen, for a terminal.
-        plan: of a dry run alone, what the run would do, in lines for people.
+        plan: lines of a dry run.
     """
 
     finished: int = 0

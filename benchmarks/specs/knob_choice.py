@@ -22,9 +22,7 @@ def choose(
     those that are good enough, of equal ones the best quality. Of equal knobs the first.
 
     Args:
-        target: what is wanted.
-        layers: average layers of each knob, [K].
-        quality: of each knob, [K]; for an agreement, the share of rows answered as in the full model.
+        layers, quality: of each knob, [K]; for an agreement, the share of rows answered as in the full model.
         num_layers: of the stock model, L: budgets are shares of it.
         reference: the score that :class:`PointsLost` is measured against; other targets need none.
     """

@@ -20,7 +20,7 @@ from benchmarks.kinds.text_evaluation import (
     read_references,
     replay_points,
 )
-from benchmarks.measure.decoding_clock import stock_times
+from benchmarks.measure.clock import stock_times
 from benchmarks.measure.text_scores import record_references, reference_losses
 from benchmarks.run.timing import load_models
 from benchmarks.specs.base import Regrouped
