@@ -18,10 +18,6 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 _CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # of the click that Typer carries
 
-_EXIT_USER_ERROR = 2
-
-_EXIT_INTERRUPTED = 130
-
 _OF_ALL_COMMANDS = {"--debug": 0, "--device": 1, "--threads": 1}
 """Options of all commands, and how many words follow them."""
 
@@ -55,15 +51,15 @@ class Commands(TyperGroup):
 
 def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
-        return _EXIT_USER_ERROR, f"error: {error}"
+        return 2, f"error: {error}"
     if isinstance(error, _CLICK_ERROR) and hasattr(error, "option_name") and error.ctx is not None:
         options = [name for option in error.ctx.command.params for name in (*option.opts, *option.secondary_opts)]
         known = [name for name in (*options, *_OF_ALL_COMMANDS) if name.startswith("-")]
-        return _EXIT_USER_ERROR, f"error: {unknown_name('option', error.option_name, known)}"
+        return 2, f"error: {unknown_name('option', error.option_name, known)}"
     if isinstance(error, _CLICK_ERROR):
-        return _EXIT_USER_ERROR, f"error: {error.format_message()} (add --help to see what there is)"
+        return 2, f"error: {error.format_message()} (add --help to see what there is)"
     if isinstance(error, KeyboardInterrupt):
-        return _EXIT_INTERRUPTED, str(error) or "interrupted"
+        return 130, str(error) or "interrupted"
     return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
 
 

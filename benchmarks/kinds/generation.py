@@ -96,7 +96,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         """Time the stock model's greedy ``generate``, a whole batch of prompts padded on the left at once."""
         from benchmarks.measure.clock import stock_times
 
-        return lambda batch: stock_times(model, model.encode(batch), options["max_new_tokens"], with_head=True)
+        return lambda batch: stock_times(model, model.encode(batch), options["max_new_tokens"])
 
     def regroupings(self, method: "TokenMethod", protocol: TimingSpec) -> Sequence[Regrouped]:
         """List the settings of the protocol, for methods that decode in the common way."""

@@ -105,13 +105,8 @@ class _FirstToken(StoppingCriteria):
 
 
 @torch.inference_mode()
-def stock_times(
-    model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int, *, with_head: bool = False
-) -> DecodingTimes:
-    """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most.
-
-    ``with_head`` also times embedding and LM head, which no exit can save.
-    """
+def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> DecodingTimes:
+    """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
     prompts = list(map(torch.tensor, rows))
     tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
     mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
@@ -137,13 +132,13 @@ def stock_times(
         decoded_tokens=decoded,
         layer_calls=decoded * model.num_layers,
         completed=[end - start] * len(rows),
-        head=head_seconds(model, len(rows), steps) if with_head else None,
+        head=head_seconds(model, len(rows), steps),
     )
 
 
 @torch.inference_mode()
 def head_seconds(model: MultiExitDecoder, rows: int, steps: int) -> float:
-    """Time decoding without its layers: embedding, final norm, LM head, argmax, ``steps`` times."""
+    """Time what no exit saves of decoding: embedding, final norm, LM head, argmax, ``steps`` times."""
     tokens = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
     start = clock(model.device)
     for _ in range(steps):
