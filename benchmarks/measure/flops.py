@@ -60,14 +60,6 @@ class RowCost:
         return np.where(m > 0, self.constant + self.linear * m + self.quadratic * n * m + self.attended * (n - m), 0)
 
 
-@dataclass(frozen=True)
-class RuleCost:
-    """Cost of a rule's reads at each layer, including what is kept for later layers, and of the answer."""
-
-    reading: list[RowCost]
-    answering: list[RowCost]
-
-
 class _CountedLayer(NamedTuple):
     operations: int
     hidden: torch.Tensor
@@ -100,14 +92,13 @@ class FlopModel:
             live_tokens: tokens of a row that run each layer, [N, L]; None if all of them do.
         """
         tokens, layers = np.asarray(lengths, dtype=np.int64), np.asarray(exits, dtype=np.int64)
-        cost = self.rule_cost(NeverExit() if rule is None else rule)
         live = None if live_tokens is None else np.asarray(live_tokens)
         total = self.embedding(tokens)
-        for index in range(self._model.num_layers):
+        for index, (reading, answering) in enumerate(self.rule_cost(NeverExit() if rule is None else rule)):
             ran, left = layers > index, layers == index + 1
             layer = self.layers[index](tokens, None if live is None else live[:, index])
-            total = total + np.where(ran, layer + cost.reading[index](tokens), 0)
-            total = total + np.where(left, cost.answering[index](tokens), 0)
+            total = total + np.where(ran, layer + reading(tokens), 0)
+            total = total + np.where(left, answering(tokens), 0)
         return total
 
     def full_flops(self, lengths: ArrayLike) -> NDArray[np.int64]:
@@ -120,12 +111,14 @@ class FlopModel:
         return total - self.embedding(tokens) - sum(layer(tokens) for layer in self.layers[:companion])
 
     @torch.no_grad()
-    def rule_cost(self, rule: ExitRule) -> RuleCost:
+    def rule_cost(self, rule: ExitRule) -> list[tuple[RowCost, RowCost]]:
+        """Count at every layer what a rule reads, with what is kept for later layers, and the answer."""
         costs = [self._exit_cost(rule, layers) for layers in self._all_live]
-        return RuleCost(
-            [RowCost.fit([cost.reading[layer] for cost in costs]) for layer in self._numbers],
-            [RowCost.fit([cost.answering[layer] for cost in costs]) for layer in self._numbers],
-        )
+        reading, answering = [cost.reading for cost in costs], [cost.answering for cost in costs]
+        return [
+            (RowCost.fit([counts[layer] for counts in reading]), RowCost.fit([counts[layer] for counts in answering]))
+            for layer in self._numbers
+        ]
 
     def _exit_cost(self, rule: ExitRule, layers: list[_CountedLayer]) -> ExitCost:
         def view_at(layer: int, past: torch.Tensor | None) -> LiveView:
