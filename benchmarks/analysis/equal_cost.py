@@ -20,6 +20,7 @@ import pandas as pd
 from benchmarks.analysis import statistics
 from benchmarks.analysis.frames import (
     CURVE,
+    FULL,
     NATS,
     REFERENCES,
     STATIC,
@@ -32,11 +33,25 @@ from benchmarks.analysis.frames import (
 )
 from benchmarks.analysis.statistics import Floats, interval
 from benchmarks.specs.knob_choice import ROUNDING, Mixture, Reach, concave_hull, mixture_that_pays
+from benchmarks.store.records import CellRecord
 
 Task = tuple[str, str]
 """A task and a backbone."""
 
 RESAMPLES = 10_000
+HEADLINE = (
+    *("method", "exits", "budget", "points", "low", "high", "low_tasks", "high_tasks", "own_last_exit", "score"),
+    *("layers", "flops_ratio", "training_cost", "seeds", "tasks"),
+)
+"""The first columns of the headline; docs/results.md explains them."""
+EARLIER_NETWORKS = {
+    "consistentee-distilled-curve": "attention",
+    "e2cm": "class-means",
+    "gpfee": "past-future",
+    "palbert": "shared",
+    "ztw": "ensemble",
+}
+"""Exit networks of methods whose first records do not name them; other such records have linear exits."""
 TESTED_AGAINST = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")
 """The methods that variants of ConsistentEE are tested against by name, where they were run."""
 
@@ -271,13 +286,10 @@ class EqualCost:
         """Points of every label at every budget, means over the tasks that (nearly) all labels were run on.
 
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
-        Columns: ``method`` (the label), ``budget``, ``points``, ``low`` and ``high`` (95% interval over these tasks),
-        ``low_tasks`` and ``high_tasks`` (over any task), ``own_last_exit`` (points against it), ``score``, ``kept``
-        in percent, ``tasks``, ``seeds`` (of the task with fewest), ``layers``, ``over`` and ``under`` (the budget),
-        ``better_than_static`` and ``worse_than_static`` (on how many tasks, significantly), and geometric means of
-        measured ratios.
+        Columns: those of :data:`HEADLINE`; ``kept`` in percent; ``over`` and ``under`` (the budget); further measured
+        ratios, geometric means; ``better_than_static`` and ``worse_than_static`` (on how many tasks, significantly).
         """
-        found = self.by_task
+        found = self.by_task.merge(self.training_costs, on=CURVE, how="left")
         of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
         found = found[of_compared & found["label"].isin(self.results.labels_to_compare)]
         found = found[found.groupby("label")["task"].transform("size") == len(self.compared) * len(self.speedups)]
@@ -285,6 +297,7 @@ class EqualCost:
         groups = found.groupby(["method", "budget"])
         means = 100 * groups[["points", "own_last_exit", "score"]].mean()
         means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean(skipna=False))
+        means["training_cost"] = groups["training_cost"].agg(lambda costs: costs.mean(skipna=False))
         means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
         means["layers"] = groups["layers"].mean()
         means[["over", "under"]] = groups[["over", "under"]].any()
@@ -296,12 +309,28 @@ class EqualCost:
             tasks = (found["sign"] == sign).groupby([found["method"], found["budget"]]).sum()
             means[name] = tasks.where(groups["sign"].count() == means["tasks"])
         means = means.reset_index()
+        means["exits"] = means["method"].map(exit_networks(self.results.records))
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
         middle = middle.sort_values(["over", "points"], ascending=[True, False], kind="stable")
         place = {label: number for number, label in enumerate(middle["method"])}
         order = means.assign(place=means["method"].map(place)).sort_values(["place", "budget"]).drop(columns="place")
-        first = ["method", "budget", "points", "low", "high", "low_tasks", "high_tasks", "own_last_exit", "score"]
-        return order[[*first, *(name for name in order if name not in first)]].reset_index(drop=True)
+        return order[[*HEADLINE, *(name for name in order if name not in HEADLINE)]].reset_index(drop=True)
+
+    @cached_property
+    def training_costs(self) -> pd.DataFrame:
+        """The cost of training every label on every task, as a multiple of the full model's with the same seed.
+
+        Columns: ``task``, ``backbone``, ``label`` and ``training_cost``, a mean over the seeds of which it is known.
+        Cost is that of :class:`consistentee.training.loop.TrainingLog`, summed over the cells of a grid.
+        """
+        lines = [(r.task, r.backbone, r.label, r.seed, _trained_rows(r)) for r in self.results.records]
+        rows = pd.DataFrame(lines, columns=[*CURVE, "seed", "rows"])
+        rows = rows.groupby([*CURVE, "seed"])["rows"].agg(lambda known: known.sum(skipna=False)).reset_index()
+        full = self.results.tasks["full_label"].rename("label").reset_index()
+        of_full = rows.merge(full, on=CURVE).drop(columns="label")
+        found = rows.merge(of_full, on=[*TASK, "seed"], suffixes=("", "_of_full"))
+        found["training_cost"] = found["rows"] / found["rows_of_full"].where(found["rows_of_full"] > 0)
+        return found.groupby(CURVE)["training_cost"].mean().reset_index()
 
     def _bounds(self, label: str, budget: float) -> tuple[float, float, float, float]:
         """Compute the interval over the compared tasks and that over any task; NaN if some samples are unknown."""
@@ -361,6 +390,23 @@ class EqualCost:
         best = list(zip(variants[:1], others[:1], strict=False))
         pairs = [(variant, other) for variant in variants for other in others if methods[other] in TESTED_AGAINST]
         return [*(pair for pair in pairs if pair not in best), *best]
+
+
+def _trained_rows(record: Any) -> float:
+    """Return the cost of training; of full models that did not record it, training rows times epochs."""
+    if record.trained_rows is None and role_of(record.method) == FULL:
+        return float(record.train_rows * len(record.validation_by_epoch.get("last-exit", []))) or np.nan
+    return np.nan if record.trained_rows is None else float(record.trained_rows)
+
+
+def exit_networks(records: Iterable[Any]) -> dict[str, str]:
+    """Name the network of the exits of every label, in classification; references are left out."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        if isinstance(record, CellRecord) and role_of(record.method) not in REFERENCES:
+            earlier = record.parameters.get("classifier", EARLIER_NETWORKS.get(record.method, "linear"))
+            found.setdefault(record.label, {})[record.exit_network or str(earlier)] = None
+    return {label: " / ".join(kinds) for label, kinds in found.items()}
 
 
 @lru_cache(maxsize=4)

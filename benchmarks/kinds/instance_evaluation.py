@@ -102,6 +102,7 @@ class InstanceEvaluation:
             _logger.info("%s: knob %g, test %s", in_words(point.targets), point.knob, point.test.model_dump_json())
         return {
             "num_layers": self.model.stock_layers,
+            "exit_network": self.model.description.classifier.kind,
             "training_precision": precision_used(self.spec.recipe.precision, chosen_device()),
             "full_flops": float(flops.full_flops(test.trace.lengths.numpy()).sum()),
             "full_validation_flops": float(flops.full_flops(validation.trace.lengths.numpy()).sum()),

@@ -20,7 +20,7 @@ from benchmarks.store.records import BaseRecord, KeyParts
 from consistentee.files import replacing
 from consistentee.methods.method import AnyMethod, get_method, train_method
 from consistentee.progress import begin_stage
-from consistentee.training.loop import collected_losses
+from consistentee.training.loop import logged_training
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def run_cell(
     with _log_to(cell / LOG_FILE):
         _logger.info("%s, key %s", spec.name, parts.key)
         started = time.perf_counter()
-        with collected_losses() as losses:
+        with logged_training() as log:
             model = trained(spec, rows, method, store=folder.stages)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
@@ -50,7 +50,8 @@ def run_cell(
                 **findings,
                 "train_seconds": train_seconds,
                 "validation_by_epoch": model.description.validation_by_epoch,
-                "losses": losses,
+                "losses": log.losses,
+                "trained_rows": log.rows,
                 "command": command,
                 "environment": describe_environment(),
                 "finished_at": now(),

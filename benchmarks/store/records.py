@@ -123,6 +123,9 @@ class BaseRecord(Strict, ABC):
     losses: dict[str, list[Annotated[float, AfterValidator(lambda loss: float(f"{loss:.4g}"))]]] = Field(
         default={}, description="mean training loss in up to 50 equal parts of every stage, by its name"
     )
+    trained_rows: float | None = Field(
+        None, description="rows that training passed through the backbone, see consistentee.training.loop.TrainingLog"
+    )
     training_precision: Literal["float32", "bfloat16"] | None = Field(
         None,
         description="that layers were trained in, never compared; None where it was not asked, or not recorded yet",
@@ -152,6 +155,7 @@ class CellRecord(BaseRecord):
     curve_validation: list[CurvePoint]
     curve_test: list[CurvePoint]
     operating_points: list[OperatingPoint]
+    exit_network: str | None = Field(None, description="kind of the classifiers of exits before layer L")
     full_validation_flops: float | None = Field(None, description="as full_flops, on all validation rows")
     hull: list[HullPoint] = Field(
         default=[],

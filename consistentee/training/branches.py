@@ -18,7 +18,7 @@ from consistentee.models.decoder.stack import DecoderStack
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
 from consistentee.traces.token_trace import compact_dtype, recorded_states
 from consistentee.training.decoder import train_exits, training_rows
-from consistentee.training.loop import Stage, run_stage
+from consistentee.training.loop import Stage, count_rows, run_stage
 from consistentee.training.recipe import TokenRecipe, drawn
 
 
@@ -81,6 +81,7 @@ def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Pat
     """
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
+    count_rows(len(rows), with_gradients=False)
     hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)
     return RowStates(rows, hidden, model, torch.arange(len(rows)))
 

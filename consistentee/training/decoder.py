@@ -20,7 +20,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow, encode_rows
 from consistentee.traces.token_trace import TokenTrace, compact_dtype, record_tokens
 from consistentee.training.decoder_backbone import exit_weights, joint_loss, last_exit_loss, train_backbone
-from consistentee.training.loop import Stage, run_stage
+from consistentee.training.loop import Stage, count_rows, run_stage
 from consistentee.training.recipe import Target, TokenRecipe, drawn
 
 ADAPTERS = "exit_adapters."
@@ -122,6 +122,7 @@ def train_last_token_exit(model: MultiExitDecoder, task: TextTask, recipe: Token
 
 def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
     """Record the states of some rows at the exits, in float16 (float64 if the model is), and keep them in the store."""
+    count_rows(len(rows), with_gradients=False)
     return record_tokens(model, rows, dtype=compact_dtype(model), store=recipe.store)
 
 

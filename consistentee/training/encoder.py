@@ -19,7 +19,7 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
-from consistentee.training.loop import Stage, precision_used, run_stage
+from consistentee.training.loop import Stage, count_rows, precision_used, run_stage
 from consistentee.training.recipe import ExitNetwork, PrecisionSetting, Recipe
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
@@ -263,6 +263,7 @@ def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) 
 
     Neither states nor logits are stored; a pass that :func:`cached_rows` stored is read.
     """
+    count_rows(len(source), with_gradients=False)
     return record_logits(model, source.encodings, store=recipe.store)
 
 
@@ -272,6 +273,7 @@ def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> F
     One pass in eval mode, kept in the recipe's store: up to 8 L d bytes a row, which is 74 KB for BERT-base, and
     memory-mapped above 1 GiB.
     """
+    count_rows(len(source), with_gradients=False)
     return FeatureSource(model, record_outputs(model, source.encodings, store=recipe.store), source.labels)
 
 

@@ -49,7 +49,7 @@ LOSS_POINTS = 50
 _SCORES = "validation_by_epoch"
 _LOSSES = "losses"
 
-_losses: ContextVar[dict[str, list[float]] | None] = ContextVar("losses", default=None)
+_log: ContextVar["TrainingLog | None"] = ContextVar("log", default=None)
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
@@ -118,12 +118,48 @@ class Stage(Generic[ModelT, BatchT]):
     judge: Judge[ModelT] | None = None
 
 
+@dataclass
+class TrainingLog:
+    """What the stages of a training report.
+
+    Attributes:
+        losses: mean losses in equal parts of a stage's steps, by the stage's name.
+        rows: rows that were passed through the whole backbone. A pass with gradients counts 1 a row, a pass without
+            them a third. A shared stage counts for every method that uses it, even if it was trained before.
+            Validation rows do not count.
+    """
+
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    rows: float = 0.0
+
+
+@contextmanager
+def logged_training() -> Iterator[TrainingLog]:
+    """Collect losses and cost of every stage in the block."""
+    log = TrainingLog()
+    token = _log.set(log)
+    try:
+        yield log
+    finally:
+        _log.reset(token)
+
+
+def count_rows(rows: float, *, with_gradients: bool) -> None:
+    """Count rows that are passed through the backbone, see :class:`TrainingLog`."""
+    log = _log.get()
+    if log is not None:
+        log.rows += rows if with_gradients else rows / 3
+
+
 def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that need the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
+    if source.lengths is not None:  # rows are tokens: the backbone runs
+        moves = any(prefix.startswith("backbone.") for prefix in stage.trains)
+        count_rows(stage.epochs * len(source), with_gradients=moves)
     model.to(chosen_device())
     recipe = replace(recipe, precision=precision_used(recipe.precision, model.device))  # the key has what was used
     if recipe.store is None:
@@ -202,20 +238,10 @@ def _run_steps(
     return losses
 
 
-@contextmanager
-def collected_losses() -> Iterator[dict[str, list[float]]]:
-    """Collect the loss of every stage in the block: mean losses in equal parts of its steps, by the stage's name."""
-    found: dict[str, list[float]] = {}
-    token = _losses.set(found)
-    try:
-        yield found
-    finally:
-        _losses.reset(token)
-
-
 def _note_losses(stage: str, losses: Tensor) -> None:
-    found = _losses.get()
-    if found is not None and losses.numel():
+    log = _log.get()
+    if log is not None and losses.numel():
+        found = log.losses
         again = sum(name.partition(" (")[0] == stage for name in found)
         means = losses[0] / losses[1]  # a checkpoint of an earlier version has not counted its parts
         found[f"{stage} ({again + 1})" if again else stage] = means[losses[1] > 0].tolist()

@@ -14,7 +14,7 @@ from records_by_hand import (
     write_results,
 )
 
-from benchmarks.analysis.equal_cost import EqualCost, comparison_of, headline
+from benchmarks.analysis.equal_cost import HEADLINE, EqualCost, comparison_of, headline
 from benchmarks.analysis.frames import load_results, merge
 from benchmarks.specs.knob_choice import Reach
 from benchmarks.store.hashes import unsealed
@@ -138,6 +138,27 @@ def test_the_headline_is_the_mean_over_tasks(results):
         middle.sort_values(["over", "points"], ascending=[True, False])["method"].tolist() == middle["method"].tolist()
     )
     assert "full" not in set(middle["method"])
+
+
+def test_the_headline_names_exits_and_the_cost_of_training():
+    trained = {"pabee": 2000.0, "deebert": 2500.0}
+    records = [
+        record.model_copy(
+            update={
+                "trained_rows": trained.get(record.label),
+                "exit_network": "mlp" if record.label == "pabee" else None,
+                "method": "gpfee" if record.label == "berxit" else record.method,
+                "validation_by_epoch": {"last-exit": [0.5, 0.75]},  # two epochs of 1,000 rows
+            }
+        )
+        for record in made_up_suite()
+    ]
+    twice = [*records, *(r.model_copy(update={"parameters": {"alpha": 0.1}}) for r in records if r.label == "deebert")]
+    found = headline(results_of(twice)).query("budget == 2").set_index("method")
+    assert found["training_cost"].dropna().to_dict() == {"pabee": 1.0, "deebert": 2.5}, "a grid's cells add up"
+    assert found["exits"].dropna()[["pabee", "berxit", "deebert"]].tolist() == ["mlp", "past-future", "linear"]
+    assert found["exits"].isna()["static"]
+    assert tuple(headline(results_of(records)).columns[: len(HEADLINE)]) == HEADLINE
 
 
 def test_a_difference_is_over_the_seeds_that_both_have():

@@ -23,10 +23,11 @@ from consistentee.training.encoder import (
     hold_out,
     layer_losses,
     token_stage,
+    train_early_exits,
     train_jointly,
     training_source,
 )
-from consistentee.training.loop import collected_losses, run_stage
+from consistentee.training.loop import logged_training, run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16)
@@ -77,6 +78,10 @@ def kind(request, kinds) -> Kind:
     return kinds[request.param]
 
 
+def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return layer_losses(logits, labels).mean()
+
+
 def same(first: Any, second: Any) -> bool:
     weights = second.state_dict()
     return all(torch.equal(tensor, weights[name]) for name, tensor in first.state_dict().items())
@@ -96,7 +101,7 @@ class TestTheLoop:
     def test_interrupted_it_ends_as_if_it_had_not_been(self, kinds, name, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
         kind, grouped = kinds[name], {"group_by_length": True}
-        with collected_losses() as losses:
+        with logged_training() as log:
             straight = kind.trained(**grouped)
         steps, real = [], kind.source.batch
 
@@ -110,9 +115,9 @@ class TestTheLoop:
         with pytest.raises(KeyboardInterrupt):
             kind.trained(store=tmp_path, **grouped)
         assert len(list(tmp_path.glob("*.checkpoint.safetensors"))) == 1
-        with collected_losses() as losses_again:
+        with logged_training() as log_again:
             resumed = kind.trained(store=tmp_path, **grouped)
-        assert losses_again == losses
+        assert log_again == log
         assert steps == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7], "training resumes from the last checkpoint"
         assert same(straight, resumed)
         scores = (model.description.validation_by_epoch for model in (straight, resumed))
@@ -130,21 +135,35 @@ class TestTheLoop:
         monkeypatch.setattr(loop, "LOSS_POINTS", 4)
         noted = []
         for _ in range(2):  # the second time, shared stages come from the store
-            with collected_losses() as losses:
+            with logged_training() as log:
                 kind.trained(store=tmp_path)
                 kind.trained(seed=1)
-            noted.append(losses)
+            noted.append(log)
         assert noted[0] == noted[1]
-        assert {kind.stage, f"{kind.stage} (2)"} <= noted[0].keys(), "a name that is there already gets a number"
-        assert max(map(len, noted[0].values())) == 4
+        assert {kind.stage, f"{kind.stage} (2)"} <= noted[0].losses.keys(), "a name that is there already gets a number"
+        assert max(map(len, noted[0].losses.values())) == 4
 
     def test_the_points_of_a_curve_are_means_of_the_losses(self, tiny_model, monkeypatch):
         monkeypatch.setattr(loop, "LOSS_POINTS", 2)
         model, source = tiny_model(), training_source(tiny_model(), make_task(rows=48), RECIPE)
         stage = token_stage("counted", lambda model, batch: 0 * own_loss(model, batch) + batch.step, RECIPE)
-        with collected_losses() as losses:
+        with logged_training() as log:
             run_stage(model, source, stage, RECIPE)
-        assert losses == {"counted": [1.0, 4.0]}  # of the steps 0 to 5
+        assert log.losses == {"counted": [1.0, 4.0]}  # of the steps 0 to 5
+
+    def test_rows_that_pass_the_backbone_are_counted_trained_again_or_not(self, tiny_model, tmp_path):
+        recipe = replace(RECIPE, store=tmp_path)
+        for _ in range(2):  # the second time, the shared stage comes from the store
+            model = tiny_model()
+            source = training_source(model, make_task(rows=48), recipe)
+            with logged_training() as log:
+                train_jointly(model, source, recipe)
+                assert log.rows == 2 * 48
+                train_early_exits(model, source, _mean_loss, recipe, name="cached", network="mlp")
+                assert log.rows == pytest.approx(2 * 48 + 48 / 3)
+        with logged_training() as log:
+            train_early_exits(model, source, _mean_loss, recipe, name="attending", network="attention")
+        assert log.rows == pytest.approx(4 * 48 / 3), "5/3 of 2 epochs, without gradients of the backbone"
 
     def test_a_loss_that_is_not_finite_is_named(self, tiny_model):
         model = tiny_model()
