@@ -41,16 +41,17 @@ def add_columns(table: Table, *headings: str, numbers: bool = False) -> None:
 
 
 def _on_two_lines(heading: str) -> str:
-    spaces = [i for i, character in enumerate(heading) if character == " "]
-    if not spaces:
+    mark = " " if " " in heading else "-"
+    places = [i + 1 for i, character in enumerate(heading) if character == mark]
+    if not places:
         return heading
-    middle = min(spaces, key=lambda i: abs(2 * i + 1 - len(heading)))
-    return f"{heading[:middle]}\n{heading[middle + 1 :]}"
+    middle = min(places, key=lambda i: abs(2 * i - 1 - len(heading)))
+    return f"{heading[:middle].rstrip()}\n{heading[middle:]}"
 
 
 def add_row(table: Table, *cells: object) -> None:
-    """Add a row of plain text."""
-    table.add_row(*(plain_text(str(cell), longest=_LONGEST_CELL) for cell in cells))
+    """Add a row of plain text; cells that have a style keep it."""
+    table.add_row(*(c if isinstance(c, Text) else plain_text(str(c), longest=_LONGEST_CELL) for c in cells))
 
 
 def filled_table(

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import yaml
 
 from benchmarks.analysis.frames import role_of
 from benchmarks.store.hashes import write_text
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import add_columns, add_row, plain_table, plain_text
 from consistentee.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class Table:
     """A table: numbers, how they are written, and what a reader must know.
 
     ``name`` is that of its label in LaTeX; the column ``labels`` holds labels of methods, with display names in print;
-    ``notes`` are of the whole table, see :attr:`all_notes`.
+    ``notes`` are of the whole table, see :attr:`all_notes`; lines with the same value of ``blocks``, a column of the
+    frame, form a block with a best number of its own.
     """
 
     title: str
@@ -107,6 +108,7 @@ class Table:
     columns: Sequence[Column]
     notes: Sequence[str] = ()
     labels: str = "method"
+    blocks: str = ""
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -142,14 +144,27 @@ class Table:
         return {column.heading for column in self.columns if not column.form}
 
     def bold(self, heading: str) -> list[bool]:
-        """Return which rows are best in a column, as it is printed."""
+        """Return which rows are best in a column, as it is printed; in a block of one row, none is."""
         column = next(column for column in self.columns if column.heading == heading)
-        if not column.best or len(self.frame) < 2:
+        if not column.best:
             return [False] * len(self.frame)
-        numbers = [float(t.split(" ")[0].rstrip("†‡*")) if t != MISSING else -np.inf for t in self.cells[heading]]
-        over = [bool(column.mark) and "†" in str(mark) for mark in self.frame.get(column.mark, [""] * len(numbers))]
-        best = max((n for n, o in zip(numbers, over, strict=True) if not o), default=np.inf)
-        return [n == best and not o for n, o in zip(numbers, over, strict=True)]
+        costs_more = [bool(column.mark) and "†" in str(row[column.mark]) for row in self.frame.to_dict("records")]
+        texts = self.cells[heading].mask(costs_more, MISSING).str.split(" ").str[0].str.rstrip("†‡*")
+        blocks = pd.to_numeric(texts, errors="coerce").groupby(self._blocks.to_numpy())
+        return list((blocks.obj == blocks.transform("max")) & (blocks.transform("size") > 1))
+
+    @property
+    def starts_block(self) -> list[bool]:
+        """Return which rows are the first of a block below another."""
+        return list((self._blocks != self._blocks.shift()) & (np.arange(len(self.frame)) > 0))
+
+    @property
+    def _blocks(self) -> pd.Series:
+        return self.frame[self.blocks] if self.blocks else pd.Series(0, self.frame.index)
+
+    def with_best(self, cells: pd.DataFrame, best: Callable[[str], object]) -> pd.DataFrame:
+        """Return the texts of all cells, those of the best numbers as ``best`` writes them."""
+        return cells.apply(lambda texts: texts.mask(self.bold(str(texts.name)), texts.map(best)))
 
 
 def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
@@ -168,7 +183,10 @@ def _rich(table: Table) -> "RichTable":
     shown, cells = plain_table(), table.cells
     for heading in cells:
         add_columns(shown, str(heading), numbers=heading not in table.words)
-    for row in cells.itertuples(index=False):
+    rows = table.with_best(cells, partial(plain_text, style="bold")).itertuples(index=False)
+    for row, starts_block in zip(rows, table.starts_block, strict=True):
+        if starts_block:
+            shown.add_section()
         add_row(shown, *row)
     return shown
 
@@ -179,12 +197,12 @@ def to_markdown(tables: Iterable[Table]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    def line(cells: Iterable[object]) -> str:
-        return f"| {' | '.join(_escape_markdown(str(cell)) for cell in cells)} |"
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cells)} |"
 
-    cells = table.cells
+    cells = table.with_best(table.cells.map(_escape_markdown), "**{}**".format)
     rule = ["---" if heading in table.words else "---:" for heading in cells]
-    lines = [f"## {_escape_markdown(table.title)}", "", line(cells), f"| {' | '.join(rule)} |"]
+    lines = [f"## {_escape_markdown(table.title)}", "", line(map(_escape_markdown, cells)), line(rule)]
     lines += [line(row) for row in cells.itertuples(index=False)]
     return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.all_notes), ""])
 
@@ -212,20 +230,21 @@ def to_latex(tables: Iterable[Table]) -> str:
 
 
 def _latex(table: Table) -> str:
-    cells = table.cells.copy()
-    names = {c.heading for c in table.columns if c.source in {table.labels, "against"}}
-    for heading in cells:
-        texts = [escape_latex(display_name(text) if heading in names else text) for text in cells[heading]]
-        texts = [re.sub(r"^-(?=[\d.])", "$-$", text).replace("[-", "[$-$").replace(", -", ", $-$") for text in texts]
-        bold = table.bold(str(heading))
-        cells[heading] = [rf"\textbf{{{text}}}" if best else text for text, best in zip(texts, bold, strict=True)]
+    names = [c.heading for c in table.columns if c.source in {table.labels, "against"} and c.heading in table.cells]
+    cells = table.cells.assign(**{name: table.cells[name].map(display_name) for name in names}).map(_latex_number)
+    cells = table.with_best(cells, r"\textbf{{{}}}".format)
     lines = ["\\begin{table}", "\\centering\\small", f"\\caption{{{escape_latex(table.title)}.}}"]
     lines += [f"\\label{{tab:{table.name}}}"]
     lines += [f"\\begin{{tabular}}{{{''.join('l' if heading in table.words else 'r' for heading in cells)}}}"]
     lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
-    lines += [" & ".join(row) + r" \\" for row in cells.itertuples(index=False)]
+    for row, starts_block in zip(cells.itertuples(index=False), table.starts_block, strict=True):
+        lines += [*(["\\midrule"] if starts_block else []), " & ".join(row) + r" \\"]
     lines += ["\\bottomrule", "\\end{tabular}", *(rf"\par\footnotesize {escape_latex(n)}" for n in table.all_notes)]
     return "\n".join([*lines, "\\end{table}", ""])
+
+
+def _latex_number(text: str) -> str:
+    return re.sub(r"^-(?=[\d.])", "$-$", escape_latex(text)).replace("[-", "[$-$").replace(", -", ", $-$")
 
 
 def to_csv(frame: pd.DataFrame) -> str:

@@ -92,7 +92,7 @@ def render(results: Results) -> str:
     return templates.get_template("report.html").render(
         name=results.folder.resolve().name,
         headline=tables.pop("headline", None),
-        by_task=tables.pop("tasks", None),
+        by_task=tables.pop("scores", None),
         charts={place: chart for place, chart in charts.items() if chart is not None},
         points=_shown(operating_table(results, points)),
         more=list(tables.values()),

@@ -28,8 +28,6 @@ from benchmarks.analysis.rendering import (
     INTERVALS_NOTE,
     METRIC_NAMES,
     MOST_LINES,
-    OVER_NOTE,
-    UNDER_NOTE,
     Column,
     Table,
     note_on_marks,
@@ -44,6 +42,9 @@ from benchmarks.specs.targets import Target, in_order, in_words
 from benchmarks.store.hashes import write_text
 from consistentee.errors import UserError, unknown_name
 
+PRINTED_SPEEDUPS = (1.5, 2.0)
+"""Speed-ups of the scores task by task."""
+
 _BOUNDS = ("", "_low", "_high")
 _ANY_TASK = "Any task: the interval when tasks are resampled, too."
 _OWN_LAST_EXIT = "Own last exit: points against it."
@@ -51,6 +52,7 @@ _RATIOS = (
     "FLOPs, clock: full model / method, b = batch size; full depth that was not counted or timed counts as the full "
     "model."
 )
+_SEEDS = "Seeds: of the task that has fewest. Where they differ, compare points, not scores."
 _AGAINST_STATIC = "vs. static: tasks on which it is significantly better / worse than a static exit."
 
 
@@ -124,33 +126,68 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index()
 
 
-def task_table(results: Results) -> Table | None:
-    """Return points at the middle budget, task by task; None without a full model."""
-    comparison = comparison_of(results)
-    middle, tasks = comparison.middle, list(results.tasks.index[results.tasks["full_label"].notna()])
-    found = comparison.by_task
-    found = found[(found["speedup"] == middle) & found["label"].isin(results.labels_to_compare)]
-    if not tasks or found.empty:
+def score_table(results: Results) -> Table | None:
+    """Return scores task by task as papers print them: the full model, then a block of lines for every speed-up.
+
+    Tasks are those that means are over; a label that ran on fewer than half of them is left out. None without a full
+    model.
+    """
+    lines = _score_lines(results)
+    if lines.empty:
         return None
-    found = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
-    found["name"] = task_names(results, found)
-    signs = pd.Series(comparison.against_static(found), found.index).fillna(0)
-    found["mark"] = signs.map({0: "", 1: "*", -1: "*"}) + over_or_under(found)
-    wide = found.assign(points=100 * found["points"]).pivot(index="label", columns="name", values=["points", "mark"])
-    wide.columns = [name if kind == "points" else f"{name} mark" for kind, name in wide.columns]
-    first = {label: place for place, label in enumerate(dict.fromkeys(comparison.headline["method"]))}
-    order = sorted(dict.fromkeys(found["label"]), key=lambda label: first.get(label, len(first)))
-    frame = wide.loc[order].rename_axis("method").reset_index()
+    enough = 2 * lines.groupby("label")["name"].transform("nunique") >= len(comparison_of(results).compared)
+    shown, names = lines[enough], list(dict.fromkeys(lines["name"]))
+    order = dict.fromkeys([FULL, *comparison_of(results).headline["method"], *shown["label"]])
+    place = shown["label"].map({label: number for number, label in enumerate(order)})
+    keys = ["speedup", "place", "label"]
+    wide = shown.assign(place=place).pivot(index=keys, columns="name", values=["score", "mark"]).sort_index()
+    wide.columns = [name if kind == "score" else f"{name} mark" for kind, name in wide.columns]
+    frame = wide.reset_index().rename(columns={"label": "method"}).astype(dict.fromkeys(names, float))
+    frame["at"] = frame["speedup"].map("{:g}x".format)
+    frame["seeds"] = frame["method"].map(lines.groupby("label")["seeds"].min())
+    seeds = [Column("seeds", form=".0f", note=_SEEDS)] if frame["seeds"].nunique() > 1 else []
+    metrics = lines.dropna(subset=["metric"]).groupby("name")["metric"].first().map(lambda x: METRIC_NAMES.get(x, x))
+    usual = metrics.mode()[0]
+    others = [f"{metric} of {task}" for task, metric in metrics.items() if metric != usual]
+    left_out = sorted(set(lines["label"]) - set(shown["label"]))
     return Table(
-        title=f"Points against the full model at {middle:g}x, task by task",
-        name="tasks",
+        title=f"Scores at {' and '.join(frame['at'].unique()[1:])}, task by task",
+        name="scores",
         frame=frame,
         columns=[
-            Column("method"),
-            *(Column(name, name, "+.1f", mark=f"{name} mark", best=True) for name in found["name"].unique()),
+            *(Column("method"), Column("at"), *seeds),
+            *(Column(name, form=".1f", mark=f"{name} mark", best=True) for name in names),
         ],
-        notes=[f"*: significantly better or worse than a static exit at the same budget. {OVER_NOTE} {UNDER_NOTE}"],
+        notes=[
+            f"Percent: {', '.join([usual, *others])}. At: the speed-up in layers, exactly equal for all but †.",
+            "†: even the cheapest knob costs more; @ is its speed-up. *: differs significantly from a static exit.",
+            *([f"Ran on fewer than half of the tasks: {', '.join(left_out)}."] if left_out else []),
+        ],
+        blocks="speedup",
     )
+
+
+def _score_lines(results: Results) -> pd.DataFrame:
+    """Return the scores of :func:`score_table`, a line each: of every task, and the averages of all of them."""
+    comparison, tasks = comparison_of(results), results.tasks[results.tasks["compared"]]
+    found = comparison.by_task
+    found = found[found["label"].isin(results.labels_to_compare) & found["speedup"].isin(PRINTED_SPEEDUPS)]
+    found = found.join(tasks[["metric", "num_layers"]], on=TASK, how="inner")
+    if found["full"].isna().all():
+        return found.iloc[:0]
+    found["star"] = pd.Series(comparison.against_static(found), found.index).map({1: "*", -1: "*"})
+    scores = results.full_scores().drop(index=-1, level="seed").groupby(TASK).agg(["mean", "count"])
+    full = tasks.assign(label=FULL, speedup=1.0, score=scores["mean"], seeds=scores["count"], over=False)
+    lines = pd.concat([full.reset_index(), found], ignore_index=True)
+    lines["name"] = task_names(results, lines)
+    if len(tasks) > 1:
+        groups = lines.groupby(["label", "speedup"])
+        average = groups[["score", "layers", "num_layers", "seeds"]].mean().join(groups["over"].any())
+        average = average[groups.size() == len(tasks)].reset_index().assign(name="average")
+        lines = pd.concat([lines, average], ignore_index=True)
+    spent = (lines["num_layers"] / lines["layers"]).map(" @ {:.2f}x†".format)
+    lines["mark"] = lines["star"].fillna("") + spent.where(lines["over"].astype(bool), "")
+    return lines.assign(score=100 * lines["score"])
 
 
 def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
@@ -350,7 +387,7 @@ def first_tables(results: Results) -> list[Table]:
     tasks, of_texts = list(results.tasks.index), results.kind == "generation"
     found = [headline_table(results)]
     found += [cost_table(results) if of_texts else None, *(batch_table(results, task) for task in tasks)]
-    found += [task_table(results) if len(tasks) > 1 else None, contrast_table(results)]
+    found += [score_table(results) if len(tasks) > 1 else None, contrast_table(results)]
     return [table for table in found if table is not None]
 
 

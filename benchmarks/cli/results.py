@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.run.sweep import RunOutcome
     from benchmarks.specs.suites import Shard
 
-_TABLES = "headline, tasks, tests, costs, batches-TASK, points-TASK, points or provenance"
+_TABLES = "headline, scores, tests, costs, batches-TASK, points-TASK, points or provenance"
 ResultsArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick, or published results.")
 ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from documents import ROOT
-from records_by_hand import made_up_suite, results_of, timing, write_results
+from records_by_hand import cell, curve_point, made_up_suite, results_of, timing, write_results
 from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
@@ -31,6 +31,7 @@ from benchmarks.analysis.tables import (
     operating_points,
     page,
     render,
+    score_table,
     table_named,
 )
 from benchmarks.specs.base import short_hash
@@ -174,9 +175,30 @@ def test_one_table_with_some_columns_and_the_notes_of_these(results):
     assert list(table.numbers["points 3x"]) == list(table.frame["points 3x"])
 
 
+def test_scores_stand_task_by_task_with_the_speed_up_of_what_costs_more():
+    late = [curve_point(0.1, 4.0, 0.8), curve_point(0.2, 6.0, 0.9)]
+    cells = [
+        one
+        for task in ("mcid", "rte", "sst2")
+        for one in (*made_up_suite(task=task), *([cell("late", [], curve=late, task=task)] if task != "sst2" else []))
+    ]
+    table = score_table(results_of([*cells, cell("rare", [], curve=late)]))
+    shown = table.cells.set_index(["at", "method"])
+    assert shown.index[0] == ("1x", "full")
+    assert shown.loc[("1x", "full")].tolist() == ["91.0"] * 4
+    assert shown.loc[("1.5x", "late")].tolist() == ["80.0", "80.0", "n/a", "n/a"]
+    assert shown.loc[("2x", "late")].tolist() == ["80.0 @ 1.50x†", "80.0 @ 1.50x†", "n/a", "n/a"]
+    assert shown.loc[("2x", "static"), "average"] == "74.0"
+    best = [line for line, is_best in zip(shown.index, table.bold("mcid"), strict=True) if is_best]
+    assert best == [("1.5x", "consistentee"), ("2x", "consistentee")], "in every block of several lines"
+    assert "**83.9** |" in to_markdown([table]).partition("| consistentee | 2x |")[2].partition("\n")[0]
+    assert to_latex([table]).count(r"\midrule") == 3
+    assert "Ran on fewer than half of the tasks: rare." in table.notes
+
+
 def test_every_table_has_a_name_of_its_own(results, tmp_path):
     names = [table.name for table in all_tables(results)]
-    assert names == ["headline", "tasks", "tests", "points-mcid", "points-rte"]
+    assert names == ["headline", "scores", "tests", "points-mcid", "points-rte"]
     assert [path.name for path in write_tables(all_tables(results), tmp_path, "latex")] == [f"{x}.tex" for x in names]
     assert (tmp_path / "tests.tex").read_text().count(r"\end{table}") == 1
     others = [replace(c, record=c.record.model_copy(update={"backbone": "org/other"})) for c in results.cells]
