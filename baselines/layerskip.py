@@ -8,9 +8,9 @@ Training (section 4.1), if the recipe trains the backbone: a row skips layer l w
 ``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, and every exit learns the next token. With a frozen backbone only the
 exits are trained, in the shared stage.
 
-Choices: exits have adapters, and every step trains all exits, where the paper's take turns. Their weights are by
-default in proportion to depth, the paper's to its square (``exit_weights: squared depth``): see
-:mod:`consistentee.training.decoder_backbone`.
+Choices: the draft length is chosen for each draft layer on validation texts. Exits have adapters, and every step trains
+all exits, where the paper's take turns. Their weights are by default in proportion to depth, the paper's to its square
+(``exit_weights: squared depth``): see :mod:`consistentee.training.decoder_backbone`.
 """
 
 from dataclasses import dataclass, replace

@@ -5,7 +5,8 @@ searched (section 4.2): random sets, and every 25th the best by a Gaussian proce
 bound, kappa 2.5). A score is one pass over a text of the full model: the share of tokens that the draft predicts. The
 search ends above a score of 0.93, after 300 failures in a row, or after 1000 sets.
 
-Decoding: up to 25 tokens are drafted, none after one less probable than 0.8. The full model reads the draft in one
+Decoding: up to 25 tokens are drafted, none after one less probable than 0.8; here both numbers are chosen on validation
+texts, with these among the candidates. The full model reads the draft in one
 pass; tokens that agree are kept, with one of its own after them. Drafts attend to keys and values of the full model;
 their own are discarded. A greedy text is the full model's.
 
@@ -46,6 +47,7 @@ from consistentee import (
     UserError,
     generate_encoded,
 )
+from consistentee.arguments import Fraction
 from consistentee.engine.token_batch import TokenBatch
 from consistentee.files import computed_once, hash_json
 from consistentee.methods.token_methods import DraftedBy
@@ -78,12 +80,13 @@ class SWIFT(DraftingMethod):
     """
 
     name: ClassVar[str] = "swift"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = "Xia et al., SWIFT, ICLR 2025, arXiv 2410.06916"
     knob: ClassVar[Knob] = Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
 
-    draft_tokens: PositiveInt = 25
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
+    published: ClassVar[tuple[int, float]] = (25, 0.8)
+
+    threshold: Fraction | None = None
     search_prompts: PositiveInt = 2
     search_tokens: Annotated[int, Field(ge=2)] = 50
     max_sets: PositiveInt = 1000

@@ -29,10 +29,11 @@ from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.calibration import textual_losses
-from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
+from consistentee.methods.token_methods import DraftingMethod, TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.loop import precision_used
@@ -58,7 +59,7 @@ class Written:
 class TextEvaluation:
     """A model that decodes, its knobs on validation prompts, and the test prompts at the chosen ones.
 
-    Methods that draft and verify are not replayed but run, for the layers that they call depend on what is accepted.
+    Methods that draft and verify choose their drafts by replay, and are then run for the layers that they call.
     """
 
     def __init__(self, cell: TrainedCell[GenerationCellSpec, TextTask, TokenMethod, MultiExitDecoder]) -> None:
@@ -238,8 +239,7 @@ def replay_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPo
     a token goes wrong, not what becomes of the text after it.
     """
     model, method = decoder.model, decoder.method
-    encoded, full = model.encode(prompts.prompts), decoder.full(prompts)
-    rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, full.tokens, strict=True)]
+    rows = _rows_of(model, prompts, decoder.full(prompts))
     candidates = method.candidates if isinstance(method, VocabularyMethod) else None
     knobs = [float(knob) for knob in method.knob_values(model)]
     points: dict[float, ReplayPoint] = {}
@@ -273,15 +273,27 @@ def _by_model(decoder: PromptDecoder, knobs: Iterable[float]) -> list[tuple[Mult
 
 
 def drafted_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPoint]:
-    """Decode a few prompts at every knob value of a method that drafts and verifies."""
+    """Choose the drafts of every knob value on the full model's texts, then decode a few prompts with them."""
     few, full = prompts.select(range(min(_DRAFTED_PROMPTS, len(prompts)))), decoder.full(prompts)
+    model, method = decoder.model, decoder.method
+    if isinstance(method, DraftingMethod):
+        method.choose_drafts(model, _rows_of(model, prompts, full), decoder.options["max_new_tokens"], decoder.store)
     points = []
-    for knob in map(float, decoder.method.knob_values(decoder.model)):
+    for knob in map(float, method.knob_values(model)):
         written = decoder.at(knob, few)
         match = token_match(full.tokens[: len(few)], written.tokens)
         layers = written.layer_calls / max(written.decoded_tokens, 1)
-        points.append(ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean())))
+        chosen = model.description.drafts.get(knob)
+        point = ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean()))
+        if chosen is not None:
+            point = point.model_copy(update={"draft_tokens": chosen.tokens, "draft_threshold": chosen.threshold})
+        points.append(point)
     return points
+
+
+def _rows_of(model: MultiExitDecoder, prompts: PromptSplit, written: Generations) -> list[TokenRow]:
+    encoded = model.encode(prompts.prompts)
+    return [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, written.tokens, strict=True)]
 
 
 def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_layers: int) -> dict[int, list[Target]]:

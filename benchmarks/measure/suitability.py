@@ -7,7 +7,6 @@ and on references. These quantities are ours; the metric of arXiv 2603.23701, wh
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from torch.nn import functional
 
 from consistentee.errors import UserError
 from consistentee.progress import tracked
+from consistentee.traces.drafts import DraftedText, DraftTrace
 
 GREEDY, REFERENCE = "greedy", "reference"
-LONGEST_DRAFT = 8
 _SAME = 1e-3
 
 
@@ -148,25 +147,16 @@ def best_draft(agreements: Sequence[np.ndarray], head_in_layers: float) -> Draft
     head is read once for each drafted token and once to verify. ``agreements`` say of each text whether a layer
     predicts the token: bool [L, tokens].
     """
-    layers = len(agreements[0])
+    layers, tokens = len(agreements[0]), sum(agrees.shape[1] for agrees in agreements)
     drafts = []
-    for exit_layer, drafted in product(range(1, layers), range(1, LONGEST_DRAFT + 1)):
-        passes = sum(_passes(agrees[exit_layer - 1], drafted) for agrees in agreements)
-        share = passes / sum(agrees.shape[1] for agrees in agreements)
-        layer_calls = share * ((drafted + 1) * exit_layer + layers - exit_layer)
-        cost = (layer_calls + share * (drafted + 1) * head_in_layers) / (layers + head_in_layers)
-        drafts.append(Draft(exit_layer, drafted, layer_calls, cost))
+    for exit_layer in range(1, layers):
+        texts = [DraftedText(agrees[exit_layer - 1]) for agrees in agreements]
+        for replayed in DraftTrace(texts, exit_layer, layers).replay():
+            layer_calls = replayed.layer_calls / tokens
+            heads = (replayed.drafted + replayed.passes) / tokens
+            cost = (layer_calls + heads * head_in_layers) / (layers + head_in_layers)
+            drafts.append(Draft(exit_layer, replayed.tokens, layer_calls, cost))
     return min(drafts, key=lambda draft: draft.cost)
-
-
-def _passes(agrees: np.ndarray, drafted: int) -> int:
-    """Return how often the full model verifies a draft: each time it accepts what agrees, and adds one token."""
-    place = passes = 0
-    while place < len(agrees):
-        rejected = np.flatnonzero(~agrees[place : place + drafted])
-        place += (int(rejected[0]) if len(rejected) else drafted) + 1
-        passes += 1
-    return passes
 
 
 def saturation_layers(agrees: np.ndarray) -> np.ndarray:

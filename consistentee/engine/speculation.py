@@ -23,6 +23,7 @@ from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.progress import tracked
+from consistentee.traces.drafts import draft_layer_calls
 
 
 class Drafter:
@@ -133,15 +134,10 @@ class SpeculativeGenerations(Generations):
 
     @property
     def layer_calls(self) -> float:
-        """Layers that were called, drafts and verification together.
-
-        A draft of k tokens calls the layers that draft, and the branch, k + 1 times, the last time for what follows it,
-        and the others once. The model without some sublayers, which keeps nothing of what it reads, is called k times.
-        """
-        drafted, passes = sum(self.drafted), sum(self.passes)
-        read_by_drafter = drafted + passes if self.skipped is None else drafted
-        shallow = (drafted + passes) * self.draft_layer + read_by_drafter * self.drafter_in_layers
-        return shallow + passes * (self.num_layers - self.draft_layer)
+        """Layers that were called, see :func:`consistentee.traces.drafts.draft_layer_calls`."""
+        return draft_layer_calls(
+            sum(self.drafted), sum(self.passes), self.draft_layer, self.num_layers, self.drafter_in_layers
+        )
 
     @property
     def acceptance_rate(self) -> float:

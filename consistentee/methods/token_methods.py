@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import Field, PositiveInt
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from consistentee.models.decoder.branches import SkippedSublayers
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
     from consistentee.rules.exit_rule import ExitRule
+    from consistentee.traces.token_rows import TokenRow
 
 
 @dataclass(frozen=True)
@@ -124,16 +126,22 @@ class DraftedBy(TypedDict, total=False):
 class DraftingMethod(TokenMethod):
     """Self-speculative decoding; the knob is the layer that drafts, unless a method has another.
 
+    Class attributes:
+        published: draft length and threshold for a model without chosen ones.
+
     Attributes:
-        draft_tokens: maximum number of tokens before each verification.
-        threshold: a draft ends after a token that is less probable than this; 0 disables it.
+        draft_tokens: maximum number of tokens before each verification; None: see :meth:`choose_drafts`.
+        threshold: a draft ends after a token that is less probable than this; 0 disables it; None likewise.
     """
+
+    version: ClassVar[int] = 2
 
     knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
     drafts: ClassVar[bool] = True
+    published: ClassVar[tuple[int, float]] = (4, 0.0)
 
-    draft_tokens: PositiveInt = 4
-    threshold: Fraction = 0.0
+    draft_tokens: PositiveInt | None = None
+    threshold: Fraction | None = 0.0
 
     def knob_values(self, model: "MultiExitDecoder") -> Sequence[float]:
         """Return the exit layers; the last one decodes with the full model, without drafts."""
@@ -149,6 +157,38 @@ class DraftingMethod(TokenMethod):
     def drafter(self, model: "MultiExitDecoder", knob: float) -> DraftedBy:
         """Return the drafter as options of :func:`generate_speculatively`; empty at full depth."""
         return {} if knob == model.num_layers else {"draft_layer": round(knob)}
+
+    def choose_drafts(
+        self, model: "MultiExitDecoder", rows: "Sequence[TokenRow]", max_new_tokens: int, store: Path | None = None
+    ) -> None:
+        """Choose the draft length and the threshold that call the fewest layers, for every value of the knob.
+
+        They are kept in the model's description. Parameters of the method that are set stay as they are.
+
+        Args:
+            model: as :meth:`fit` returned it.
+            rows: prompts, with the full model's greedy texts of at most ``max_new_tokens`` tokens.
+            max_new_tokens: of a text.
+            store: see :func:`consistentee.traces.token_trace.record_tokens`.
+        """
+        from consistentee.models.decoder.description import DraftSettings
+        from consistentee.traces.drafts import DRAFT_LENGTHS, DRAFT_THRESHOLDS, trace_drafts
+
+        tokens, threshold = self.published
+        lengths = sorted({*DRAFT_LENGTHS, tokens}) if self.draft_tokens is None else [self.draft_tokens]
+        thresholds = sorted({*DRAFT_THRESHOLDS, threshold}) if self.threshold is None else [self.threshold]
+        for knob in map(float, self.knob_values(model)):
+            if drafter := self.drafter(model, knob):
+                trace = trace_drafts(model, rows, **drafter, store=store)
+                replayed = trace.replay(lengths, thresholds, tokens_at_most=max_new_tokens - 1)
+                best = min(replayed, key=lambda drafts: drafts.layer_calls)
+                model.description.drafts[knob] = DraftSettings(best.tokens, best.threshold)
+
+    def draft_settings(self, model: "MultiExitDecoder", knob: float) -> tuple[int, float]:
+        """Return the draft length and threshold: the method's parameters, else the chosen ones, else the published."""
+        chosen = model.description.drafts.get(knob)
+        tokens, threshold = self.published if chosen is None else (chosen.tokens, chosen.threshold)
+        return self.draft_tokens or tokens, threshold if self.threshold is None else self.threshold
 
     def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
         """Generate the full model's texts with the drafter of ``knob``; see :func:`generate_speculatively`.
@@ -168,6 +208,5 @@ class DraftingMethod(TokenMethod):
                 raise UserError(f"{self.name} verifies greedy drafts text by text, and takes no {refused}; {at_knob}")
         for of_batches in ("batch_size", "sort_by_length", "read"):
             options.pop(of_batches, None)
-        return generate_speculatively(
-            model, prompts, draft_tokens=self.draft_tokens, threshold=self.threshold, **drafter, **options
-        )
+        tokens, threshold = self.draft_settings(model, knob)
+        return generate_speculatively(model, prompts, draft_tokens=tokens, threshold=threshold, **drafter, **options)

@@ -1,0 +1,166 @@
+"""Replay drafts on texts of the full model: what every draft length and threshold would cost.
+
+A greedy draft is accepted as far as the drafter predicts the text, so one pass over the text gives the layers of every
+draft length. Without a threshold this is exact, but for settings of the model that change its scores. With one, the
+length of a rejected draft is an estimate: tokens after the rejected one are those of the text.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from consistentee.models.decoder.branches import SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
+from consistentee.traces.token_rows import TokenRow, collate_rows
+from consistentee.traces.token_trace import CHUNK, record_tokens
+
+DRAFT_LENGTHS = range(1, 9)
+DRAFT_THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class DraftedText:
+    """The predictions of a drafter for the decoded tokens of a text.
+
+    Attributes:
+        agrees: whether it predicts the token: bool [tokens].
+        probability: of what it predicts, [tokens]; None if drafts never end early.
+    """
+
+    agrees: NDArray[np.bool_]
+    probability: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class ReplayedDrafts:
+    """Drafts of one length and threshold on some texts: drafted tokens, verifying passes, and layers called by both."""
+
+    tokens: int
+    threshold: float
+    drafted: int
+    passes: int
+    layer_calls: float
+
+
+@dataclass(frozen=True)
+class DraftTrace:
+    """Texts as a drafter reads them.
+
+    Attributes:
+        texts: its predictions.
+        draft_layer, num_layers, drafter_in_layers: see :class:`consistentee.engine.speculation.SpeculativeGenerations`.
+    """
+
+    texts: Sequence[DraftedText]
+    draft_layer: int
+    num_layers: int
+    drafter_in_layers: float = 0.0
+
+    def replay(
+        self,
+        lengths: Sequence[int] = DRAFT_LENGTHS,
+        thresholds: Sequence[float] = (0.0,),
+        *,
+        tokens_at_most: float = math.inf,
+    ) -> Iterator[ReplayedDrafts]:
+        """Yield the drafts of every length and threshold.
+
+        ``tokens_at_most``: limit of a text's decoded tokens, which also limits its last draft.
+        """
+        for tokens, threshold in product(lengths, thresholds):
+            counts = [_count(text, tokens, threshold, tokens_at_most) for text in self.texts]
+            drafted, passes = (sum(column) for column in zip(*counts, strict=True))
+            calls = draft_layer_calls(drafted, passes, self.draft_layer, self.num_layers, self.drafter_in_layers)
+            yield ReplayedDrafts(tokens, threshold, drafted, passes, calls)
+
+
+def draft_layer_calls(
+    drafted: int, passes: int, draft_layer: int, num_layers: int, drafter_in_layers: float = 0.0
+) -> float:
+    """Count the layers that drafts and their verification call.
+
+    A draft of k tokens calls the layers up to ``draft_layer``, and the branch, k + 1 times, the last time for what
+    follows it, and the others once. With ``draft_layer`` 0 the model without some sublayers drafts: it keeps nothing of
+    what it reads, and is called k times.
+    """
+    read_by_drafter = drafted + passes if draft_layer else drafted
+    shallow = (drafted + passes) * draft_layer + read_by_drafter * drafter_in_layers
+    return shallow + passes * (num_layers - draft_layer)
+
+
+def _count(text: DraftedText, tokens: int, threshold: float, tokens_at_most: float) -> tuple[int, int]:
+    """Count drafted tokens and passes: each pass accepts what agrees, and adds one token."""
+    place = drafted = passes = 0
+    while place < len(text.agrees):
+        length = int(min(tokens, tokens_at_most - place - 1))
+        if threshold and text.probability is not None:
+            length = min(length, _first_true(text.probability[place : place + length] < threshold, length - 1) + 1)
+        place += _first_true(~text.agrees[place : place + length], length) + 1
+        drafted += length
+        passes += 1
+    return drafted, passes
+
+
+def _first_true(found: NDArray[np.bool_], otherwise: int) -> int:
+    return int(found.argmax()) if found.any() else otherwise
+
+
+def trace_drafts(
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    *,
+    draft_layer: int = 0,
+    skipped: SkippedSublayers | None = None,
+    store: Path | None = None,
+) -> DraftTrace:
+    """Record what a drafter predicts for the tokens of texts but the first, which the prompt gives.
+
+    Args:
+        model: the decoder.
+        rows: prompts, and greedy texts of the full model.
+        draft_layer, skipped: the drafter, see :func:`consistentee.generate_speculatively`. Without sublayers, tokens
+            attend to states of the drafter; while decoding they attend to those of the full model.
+        store: see :func:`consistentee.traces.token_trace.record_tokens`.
+    """
+    reader, layer = model, draft_layer or model.num_layers
+    drafter_in_layers = 0.0
+    if model.has_branch(draft_layer):
+        reader, layer = DecoderStack(model, draft_layer), draft_layer + 1
+        drafter_in_layers = model.branch(draft_layer).size_in_layers
+    if skipped is None:
+        trace = record_tokens(reader, rows, store=store)
+        states = trace.states(trace.exit_layers.index(layer), torch.arange(len(trace)))
+    else:
+        states = torch.cat([_states_without(skipped, model, row) for row in rows])
+        drafter_in_layers = skipped.layers_left(model.stepper)
+    predicted, probability = _predictions(reader, layer, states)
+    ends = np.cumsum([len(response) for _, response in rows])[:-1]
+    targets = np.array([token for _, response in rows for token in response])
+    texts = zip(np.split(predicted == targets, ends), np.split(probability, ends), strict=True)
+    drafted = [DraftedText(agrees[1:], sure[1:]) for agrees, sure in texts]
+    return DraftTrace(drafted, draft_layer, model.num_layers, drafter_in_layers)
+
+
+@torch.inference_mode()
+def _states_without(skipped: SkippedSublayers, model: MultiExitDecoder, row: TokenRow) -> Tensor:
+    batch = collate_rows(model, [row])
+    return skipped.run(model.stepper, *model.stepper.begin(batch.tokens, batch.padding_mask))[batch.gives_response]
+
+
+@torch.inference_mode()
+def _predictions(model: MultiExitDecoder, layer: int, states: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the likeliest tokens of states [N, width], and their probabilities: [N]."""
+    tokens, probabilities = [], []
+    for chunk in states.split(CHUNK):
+        logits = model.logits(layer, chunk)
+        tokens.append(logits.argmax(dim=-1).cpu())
+        probabilities.append(logits.softmax(dim=-1).amax(dim=-1).double().cpu())
+    return torch.cat(tokens).numpy(), torch.cat(probabilities).numpy()

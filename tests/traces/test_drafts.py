@@ -1,0 +1,122 @@
+"""Drafts replayed on texts of the full model: counts equal those of decoding, and the cheapest drafts are chosen."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_prompts
+
+from baselines.kangaroo import Kangaroo
+from baselines.layerskip import LayerSkip
+from consistentee.engine.generate import generate
+from consistentee.engine.speculation import generate_speculatively
+from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers
+from consistentee.models.decoder.description import DraftSettings
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.drafts import DraftedText, DraftTrace, trace_drafts
+
+PROMPTS = random_prompts(3, seed=5)
+NEW_TOKENS = 10
+
+
+@pytest.fixture
+def model(tiny_decoder) -> MultiExitDecoder:
+    """A decoder whose deep layers change so little that drafts are often accepted, with a branch at layer 1."""
+    model = tiny_decoder("llama")
+    with torch.no_grad():
+        for layer in (3, 4):
+            for name, parameter in model.stepper.layer_module(layer).named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    parameter.mul_(0.2)
+    model.add_branch(1, BranchSpec(copied_layer=2))
+    return model
+
+
+def rows_of(model):
+    written = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+    return list(zip(model.encode(PROMPTS), (tokens.tolist() for tokens in written.tokens), strict=True))
+
+
+def decoded(model, tokens, threshold=0.0, **drafter):
+    return generate_speculatively(
+        model, PROMPTS, draft_tokens=tokens, threshold=threshold, max_new_tokens=NEW_TOKENS, **drafter
+    )
+
+
+def test_drafts_by_hand():
+    """Two of three tokens agree: drafts of 2 give 3 tokens a pass, and end early after unsure tokens."""
+    text = DraftedText(np.array([True, True, False] * 3), np.array([0.9, 0.1, 0.9] * 3))
+    trace = DraftTrace([text], draft_layer=1, num_layers=10)
+    one, two, three = trace.replay([1, 2, 3])
+    assert [(drafts.tokens, drafts.drafted, drafts.passes) for drafts in (one, two, three)] == [
+        (1, 6, 6),
+        (2, 6, 3),
+        (3, 9, 3),
+    ]
+    assert two.layer_calls == 3 * (3 * 1 + 9)
+    (sure,) = trace.replay([3], [0.5])
+    assert (sure.drafted, sure.passes) == (6, 3), "the second token of each draft is unsure, and is the last"
+    (limited,) = trace.replay([2], tokens_at_most=9)
+    assert (limited.drafted, limited.passes) == (6, 3)
+    (limited,) = trace.replay([8], tokens_at_most=9)
+    assert (limited.drafted, limited.passes) == (8 + 5 + 2, 3), "a pass gives one token besides its draft"
+
+
+@pytest.mark.parametrize("draft_layer", [1, 2, 3])
+def test_a_replay_without_threshold_is_exact(model, draft_layer):
+    trace = trace_drafts(model, rows_of(model), draft_layer=draft_layer)
+    for replayed in trace.replay([1, 4, 99], tokens_at_most=NEW_TOKENS - 1):
+        written = decoded(model, replayed.tokens, draft_layer=draft_layer)
+        assert replayed.drafted == sum(written.drafted)
+        assert replayed.passes == sum(written.passes)
+        assert replayed.layer_calls == pytest.approx(written.layer_calls)
+    for replayed in trace.replay([4], [0.1, 0.3], tokens_at_most=NEW_TOKENS - 1):
+        written = decoded(model, 4, replayed.threshold, draft_layer=draft_layer)
+        assert replayed.passes == sum(written.passes), "what ends a draft before a rejected token is known exactly"
+
+
+def test_the_model_without_sublayers_is_replayed(model):
+    nothing, some = SkippedSublayers((), ()), SkippedSublayers((2,), (3,))
+    whole = trace_drafts(model, rows_of(model), skipped=nothing)
+    assert all(text.agrees.all() for text in whole.texts)
+    (replayed,) = trace_drafts(model, rows_of(model), skipped=some).replay([3], tokens_at_most=NEW_TOKENS - 1)
+    written = decoded(model, 3, skipped=some)
+    assert replayed.layer_calls == pytest.approx(written.layer_calls, rel=0.2), "states attended to differ"
+
+
+@pytest.mark.parametrize("method", [LayerSkip(), Kangaroo()])
+def test_the_cheapest_drafts_are_chosen_kept_and_used(model, method, tmp_path):
+    full = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+    assert method.draft_settings(model, 2.0) == method.published
+    method.choose_drafts(model, rows_of(model), NEW_TOKENS)
+    assert set(model.description.drafts) == {1.0, 2.0, 3.0}, "at full depth nothing is drafted"
+    model.save_pretrained(tmp_path)
+    loaded = MultiExitDecoder.from_pretrained(tmp_path)
+    assert loaded.description.drafts == model.description.drafts
+    for knob, chosen in model.description.drafts.items():
+        written = method.generate(loaded, PROMPTS, knob, max_new_tokens=NEW_TOKENS)
+        assert [tokens.tolist() for tokens in written.tokens] == [tokens.tolist() for tokens in full.tokens]
+        assert sum(written.drafted) > 0
+        if isinstance(method, LayerSkip):
+            calls = [decoded(model, length, draft_layer=round(knob)).layer_calls for length in range(1, 9)]
+            assert chosen == DraftSettings(1 + int(np.argmin(calls)), 0.0)
+            assert written.layer_calls == min(calls)
+
+
+def test_parameters_that_are_set_are_not_chosen(model):
+    LayerSkip(draft_tokens=3).choose_drafts(model, rows_of(model), NEW_TOKENS)
+    assert model.description.drafts[2.0] == DraftSettings(3, 0.0)
+    assert LayerSkip().draft_settings(model, 2.0) == (3, 0.0)
+    assert LayerSkip(draft_tokens=5, threshold=0.5).draft_settings(model, 2.0) == (5, 0.5)
+
+
+def test_a_description_of_before_drafts_were_chosen_is_read(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "multi_exit_decoder.json"
+    values = json.loads(path.read_text())
+    del values["drafts"]
+    path.write_text(json.dumps(values))
+    loaded = MultiExitDecoder.from_pretrained(tmp_path)
+    assert LayerSkip().draft_settings(loaded, 2.0) == (4, 0.0)
