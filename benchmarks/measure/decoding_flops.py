@@ -139,11 +139,12 @@ class DecodingFlops:
         rows = zip(written.prompt_tokens, written.tokens, written.drafted, written.passes, strict=True)
         for prompt_tokens, tokens, drafted, passes in rows:
             read = drafted + passes
-            columns = round(read * (prompt_tokens + len(tokens) / 2))
+            columns, drafted_columns = (round(count * (prompt_tokens + len(tokens) / 2)) for count in (read, drafted))
             total += sum(layer(read, columns) for layer in layers)
+            total += sum(layer(drafted, drafted_columns) for layer in self._run_again(written))
             total += drafting * drafted + self.head * read
             if written.skipped is not None:
-                total += self._without(written.skipped, drafted, round(drafted * (prompt_tokens + len(tokens) / 2)))
+                total += self.head * drafted + self._without(written.skipped, drafted, drafted_columns)
         return total
 
     @torch.no_grad()
@@ -159,14 +160,18 @@ class DecodingFlops:
         """Count the operations of prompts at full depth, also in a branch that drafts."""
         tokens, columns = sum(written.prompt_tokens), sum(n * n for n in written.prompt_tokens)
         branch, _ = self._branch(written.draft_layer)
-        return self.prefill(written.prompt_tokens) + (0 if branch is None else branch(tokens, columns))
+        more = self._run_again(written) if branch is None else [branch]
+        return self.prefill(written.prompt_tokens) + sum(layer(tokens, columns) for layer in more)
+
+    def _run_again(self, written: SpeculativeGenerations) -> Sequence[TokenCost]:
+        return self.layers[: written.draft_layer] if written.runs_again else []
 
     @torch.no_grad()
     def _branch(self, layer: int) -> tuple[TokenCost | None, int]:
         """Return the cost of a branch, if there is one, and that of a drafted token after it or at the exit."""
         model = self._model
-        if not layer:  # the model itself drafts
-            return None, self.head
+        if not layer:  # no exit drafts
+            return None, 0
         if not model.has_branch(layer):
             return None, self.exit_cost(NeverExit(), 1).answering[layer]
         stack = DecodingFlops(DecoderStack(model, layer))

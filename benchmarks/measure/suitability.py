@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from consistentee.errors import UserError
 from consistentee.progress import tracked
-from consistentee.traces.drafts import DraftedText, DraftTrace
+from consistentee.traces.drafts import DRAFT_LENGTHS, DraftTrace
 
 GREEDY, REFERENCE = "greedy", "reference"
 _SAME = 1e-3
@@ -143,19 +143,17 @@ def measure_suitability(
 def best_draft(agreements: Sequence[np.ndarray], head_in_layers: float) -> Draft:
     """Return the cheapest self-speculation.
 
-    The layers up to an exit draft k tokens and read the last of them; the other layers then verify all in one pass. The
-    head is read once for each drafted token and once to verify. ``agreements`` say of each text whether a layer
+    The head is read once for each drafted token and once to verify. ``agreements`` say of each text whether a layer
     predicts the token: bool [L, tokens].
     """
     layers, tokens = len(agreements[0]), sum(agrees.shape[1] for agrees in agreements)
     drafts = []
     for exit_layer in range(1, layers):
-        texts = [DraftedText(agrees[exit_layer - 1]) for agrees in agreements]
-        for replayed in DraftTrace(texts, exit_layer, layers).replay():
-            layer_calls = replayed.layer_calls / tokens
-            heads = (replayed.drafted + replayed.passes) / tokens
+        trace = DraftTrace(exit_layer, layers, [agrees[exit_layer - 1] for agrees in agreements])
+        for length in DRAFT_LENGTHS:
+            layer_calls, heads = trace.layer_calls(length) / tokens, sum(trace.count(length)) / tokens
             cost = (layer_calls + heads * head_in_layers) / (layers + head_in_layers)
-            drafts.append(Draft(exit_layer, replayed.tokens, layer_calls, cost))
+            drafts.append(Draft(exit_layer, length, layer_calls, cost))
     return min(drafts, key=lambda draft: draft.cost)
 
 

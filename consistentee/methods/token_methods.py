@@ -1,7 +1,8 @@
 """Base classes of methods of generation, in which a decoded token exits. Nothing here loads torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
@@ -70,6 +71,20 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         from consistentee.engine.generate import generate
 
         return generate(self.model_at(model, knob), prompts, self.rule(model, knob), kv=self.kv, **options)
+
+    def options_of_drafts(self, knob: float, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of ``generate`` without those of batches, for a method that drafts text by text.
+
+        Raises UserError for ``sampling`` and ``in_flight``.
+        """
+        for refused in ("sampling", "in_flight"):
+            if options.get(refused) is not None:
+                raise UserError(
+                    f"{self.name} verifies greedy drafts text by text, and takes no {refused}; "
+                    f"{self.knob.name} {knob:g} drafts"
+                )
+        dropped = ("sampling", "in_flight", "batch_size", "sort_by_length", "read")
+        return {name: value for name, value in options.items() if name not in dropped}
 
 
 @dataclass(frozen=True)
@@ -180,9 +195,8 @@ class DraftingMethod(TokenMethod):
         for knob in map(float, self.knob_values(model)):
             if drafter := self.drafter(model, knob):
                 trace = trace_drafts(model, rows, **drafter, store=store)
-                replayed = trace.replay(lengths, thresholds, tokens_at_most=max_new_tokens - 1)
-                best = min(replayed, key=lambda drafts: drafts.layer_calls)
-                model.description.drafts[knob] = DraftSettings(best.tokens, best.threshold)
+                calls = {ends: trace.layer_calls(*ends, max_new_tokens - 1) for ends in product(lengths, thresholds)}
+                model.description.drafts[knob] = DraftSettings(*min(calls, key=calls.__getitem__))
 
     def draft_settings(self, model: "MultiExitDecoder", knob: float) -> tuple[int, float]:
         """Return the draft length and threshold: the method's parameters, else the chosen ones, else the published."""
@@ -202,11 +216,6 @@ class DraftingMethod(TokenMethod):
         rule, drafter = self.rule(model, knob), self.drafter(model, knob)
         if not drafter:
             return generate(model, prompts, rule, **options)
-        at_knob = f"{self.knob.name} {knob:g} drafts"
-        for refused in ("sampling", "in_flight"):
-            if options.pop(refused, None) is not None:
-                raise UserError(f"{self.name} verifies greedy drafts text by text, and takes no {refused}; {at_knob}")
-        for of_batches in ("batch_size", "sort_by_length", "read"):
-            options.pop(of_batches, None)
+        options = self.options_of_drafts(knob, options)
         tokens, threshold = self.draft_settings(model, knob)
         return generate_speculatively(model, prompts, draft_tokens=tokens, threshold=threshold, **drafter, **options)

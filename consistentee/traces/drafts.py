@@ -6,9 +6,8 @@ length of a rejected draft is an estimate: tokens after the rejected one are tho
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,59 +26,49 @@ DRAFT_THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
-class DraftedText:
-    """The predictions of a drafter for the decoded tokens of a text.
-
-    Attributes:
-        agrees: whether it predicts the token: bool [tokens].
-        probability: of what it predicts, [tokens]; None if drafts never end early.
-    """
-
-    agrees: NDArray[np.bool_]
-    probability: NDArray[np.float64] | None = None
-
-
-@dataclass(frozen=True)
-class ReplayedDrafts:
-    """Drafts of one length and threshold on some texts: drafted tokens, verifying passes, and layers called by both."""
-
-    tokens: int
-    threshold: float
-    drafted: int
-    passes: int
-    layer_calls: float
-
-
-@dataclass(frozen=True)
 class DraftTrace:
-    """Texts as a drafter reads them.
+    """The predictions of a drafter for the decoded tokens of texts.
 
     Attributes:
-        texts: its predictions.
         draft_layer, num_layers, drafter_in_layers: see :class:`consistentee.engine.speculation.SpeculativeGenerations`.
+        agrees: whether it predicts the tokens of each text: bool [tokens].
+        probability: of what it predicts, likewise; read for thresholds alone.
     """
 
-    texts: Sequence[DraftedText]
     draft_layer: int
     num_layers: int
+    agrees: Sequence[NDArray[np.bool_]]
+    probability: Sequence[NDArray[np.float64]] = ()
     drafter_in_layers: float = 0.0
 
-    def replay(
-        self,
-        lengths: Sequence[int] = DRAFT_LENGTHS,
-        thresholds: Sequence[float] = (0.0,),
-        *,
-        tokens_at_most: float = math.inf,
-    ) -> Iterator[ReplayedDrafts]:
-        """Yield the drafts of every length and threshold.
+    def count(self, tokens: int, threshold: float = 0.0, tokens_at_most: float = math.inf) -> tuple[int, int]:
+        """Return the numbers of drafted tokens, and of passes, each of which gives one token besides its draft.
 
-        ``tokens_at_most``: limit of a text's decoded tokens, which also limits its last draft.
+        Args:
+            tokens, threshold: end drafts, see :func:`consistentee.generate_speculatively`.
+            tokens_at_most: limit of a text's decoded tokens, which also limits its last draft.
         """
-        for tokens, threshold in product(lengths, thresholds):
-            counts = [_count(text, tokens, threshold, tokens_at_most) for text in self.texts]
-            drafted, passes = (sum(column) for column in zip(*counts, strict=True))
-            calls = draft_layer_calls(drafted, passes, self.draft_layer, self.num_layers, self.drafter_in_layers)
-            yield ReplayedDrafts(tokens, threshold, drafted, passes, calls)
+        drafted = passes = 0
+        for number, agrees in enumerate(self.agrees):
+            place = 0
+            while place < len(agrees):
+                length = int(min(tokens, tokens_at_most - place - 1))
+                if threshold:
+                    unsure = self.probability[number][place : place + length] < threshold
+                    length = min(length, _first_true(unsure, length) + 1)
+                place += _first_true(~agrees[place : place + length], length) + 1
+                drafted += length
+                passes += 1
+        return drafted, passes
+
+    def layer_calls(self, tokens: int, threshold: float = 0.0, tokens_at_most: float = math.inf) -> float:
+        """Count the layers that drafts and their verification call."""
+        counts = self.count(tokens, threshold, tokens_at_most)
+        return draft_layer_calls(*counts, self.draft_layer, self.num_layers, self.drafter_in_layers)
+
+
+def _first_true(found: NDArray[np.bool_], otherwise: int) -> int:
+    return int(found.argmax()) if found.any() else otherwise
 
 
 def draft_layer_calls(
@@ -94,23 +83,6 @@ def draft_layer_calls(
     read_by_drafter = drafted + passes if draft_layer else drafted
     shallow = (drafted + passes) * draft_layer + read_by_drafter * drafter_in_layers
     return shallow + passes * (num_layers - draft_layer)
-
-
-def _count(text: DraftedText, tokens: int, threshold: float, tokens_at_most: float) -> tuple[int, int]:
-    """Count drafted tokens and passes: each pass accepts what agrees, and adds one token."""
-    place = drafted = passes = 0
-    while place < len(text.agrees):
-        length = int(min(tokens, tokens_at_most - place - 1))
-        if threshold and text.probability is not None:
-            length = min(length, _first_true(text.probability[place : place + length] < threshold, length - 1) + 1)
-        place += _first_true(~text.agrees[place : place + length], length) + 1
-        drafted += length
-        passes += 1
-    return drafted, passes
-
-
-def _first_true(found: NDArray[np.bool_], otherwise: int) -> int:
-    return int(found.argmax()) if found.any() else otherwise
 
 
 def trace_drafts(
@@ -144,9 +116,10 @@ def trace_drafts(
     predicted, probability = _predictions(reader, layer, states)
     ends = np.cumsum([len(response) for _, response in rows])[:-1]
     targets = np.array([token for _, response in rows for token in response])
-    texts = zip(np.split(predicted == targets, ends), np.split(probability, ends), strict=True)
-    drafted = [DraftedText(agrees[1:], sure[1:]) for agrees, sure in texts]
-    return DraftTrace(drafted, draft_layer, model.num_layers, drafter_in_layers)
+    agrees, probabilities = (
+        [text[1:] for text in np.split(values, ends)] for values in (predicted == targets, probability)
+    )
+    return DraftTrace(draft_layer, model.num_layers, agrees, probabilities, drafter_in_layers)
 
 
 @torch.inference_mode()
