@@ -179,10 +179,10 @@ def _double_precision() -> Iterator[None]:
     def norm(self: LlamaRMSNorm, hidden: Tensor) -> Tensor:
         return functional.rms_norm(hidden, self.weight.shape, self.weight, self.variance_epsilon)
 
-    def rotation(self: LlamaRotaryEmbedding, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(self: LlamaRotaryEmbedding, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         half = len(self.inv_freq)
         frequencies = self.config.rope_parameters["rope_theta"] ** -(torch.arange(half) / half)
-        angles = (positions.unsqueeze(-1) * frequencies).repeat(1, 1, 2)
+        angles = (position_ids.unsqueeze(-1) * frequencies).repeat(1, 1, 2)
         return angles.cos(), angles.sin()
 
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
