@@ -12,11 +12,13 @@ from conftest import random_prompts
 from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
+from baselines.stock_drafts import PromptLookup
 from benchmarks.kinds import prompt_decoder
 from benchmarks.kinds.generation import Generation
 from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.kinds.text_evaluation import (
     choose_points,
+    drafted_points,
     read_references,
     replay_points,
 )
@@ -92,6 +94,21 @@ def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
         places = range(len(prompt), len(prompt) + len(tokens) - 1)
         agreed += [bool(said[place] == row[0, place + 1]) for place in places]
     assert points[1.0].agreement == pytest.approx(np.mean(agreed))
+
+
+def test_drafts_are_chosen_recorded_and_run(tiny_decoder):
+    model, prompts = tiny_decoder("llama"), prompts_of(2)
+    points = {point.knob: point for point in drafted_points(decoder_of(model, LayerSkip()), prompts)}
+    assert all(point.agreement == 1 for point in points.values())
+    assert (points[4.0].average_layers, points[4.0].draft_tokens, points[4.0].draft_threshold) == (4, None, None)
+    for knob in (1.0, 2.0, 3.0):
+        assert points[knob].draft_threshold == 0
+        length = points[knob].draft_tokens
+        assert length == model.description.drafts[knob].tokens
+        written = LayerSkip(draft_tokens=length).generate(model, prompts.prompts, knob, max_new_tokens=6)
+        assert points[knob].average_layers == written.average_layers
+    (lookup, *_, full) = drafted_points(decoder_of(model, PromptLookup()), prompts)
+    assert (lookup.agreement, lookup.draft_tokens, full.average_layers) == (1, None, 4), "nothing is to be chosen"
 
 
 def test_references_are_judged_where_the_rule_lets_them_leave(model):
