@@ -1,5 +1,7 @@
 """Results folders as frames: what every line holds, and what several folders make together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from records_by_hand import (
@@ -16,7 +18,9 @@ from records_by_hand import (
 
 from benchmarks.analysis.equal_cost import HEADLINE, EqualCost, comparison_of, headline
 from benchmarks.analysis.frames import load_results, merge
+from benchmarks.analysis.tables import render
 from benchmarks.specs.knob_choice import Reach
+from benchmarks.store.generation_records import Speculation
 from benchmarks.store.hashes import unsealed
 
 
@@ -199,6 +203,15 @@ def test_generation():
     found = EqualCost(results, (1.5,)).by_task.set_index("label")
     for label in results.labels_to_compare:
         assert found.at[label, "points"] == pytest.approx(found.at[label, "score"] - full)
+
+
+def test_how_many_drafts_are_accepted_is_shown():
+    results = load_results(DECODING)
+    cell = next(one for one in results.cells if one.record.label == "skipdecode")
+    drafts = {"speculation": Speculation(drafted=1000, accepted=600, passes=300)}
+    points = [point.model_copy(update=drafts) for point in cell.record.operating_points]
+    drafting = replace(cell, record=cell.record.model_copy(update={"operating_points": points}))
+    assert "60% of drafts accepted" in render(results.with_cells([drafting]), "all")
 
 
 def test_references_do_not_make_a_task_count():
