@@ -207,10 +207,10 @@ def test_generation():
 
 def test_how_many_drafts_are_accepted_is_shown():
     results = load_results(DECODING)
-    cell = next(one for one in results.cells if one.record.label == "skipdecode")
+    stored = next(one for one in results.cells if one.record.label == "skipdecode")
     drafts = {"speculation": Speculation(drafted=1000, accepted=600, passes=300)}
-    points = [point.model_copy(update=drafts) for point in cell.record.operating_points]
-    drafting = replace(cell, record=cell.record.model_copy(update={"operating_points": points}))
+    points = [point.model_copy(update=drafts) for point in stored.record.operating_points]
+    drafting = replace(stored, record=stored.record.model_copy(update={"operating_points": points}))
     assert "60% of drafts accepted" in render(results.with_cells([drafting]), "all")
 
 
