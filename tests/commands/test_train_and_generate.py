@@ -93,7 +93,6 @@ def test_faults_of_train(task, backbone, tmp_path):
         assert result.exit_code == 2
         return result.output
 
-    assert "unknown field of --set 'exit_step'; did you mean 'exit_steps'" in train("--set", "exit_step=3")
     assert "--set exit_learning_rate: Input should be greater than 0" in train("--set", "exit_learning_rate=-1")
     assert "deebert answers with labels, and task 'toy-text' asks for texts" in train(method="deebert")
     (tmp_path / "o").mkdir()

@@ -23,7 +23,7 @@ from benchmarks.store.hashes import share_weights, write_text
 from benchmarks.store.records import CellRecord, KeyParts, TimingRecord
 from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
-from consistentee.files import DiskFullError, is_disk_full, replacing, set_aside
+from consistentee.files import DiskFullError, is_disk_full, set_aside
 
 RECORD = cell("pabee", [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
 PARTS = parts_by_hand()
@@ -39,28 +39,6 @@ def stored_cell(root: Path, parts: KeyParts = PARTS) -> Path:
     write_rows(folder / PREDICTIONS_FILE, pd.DataFrame({"row": [0, 1], "label": [1, 0]}))
     write_record(folder / RECORD_FILE, stored(parts), [folder / PREDICTIONS_FILE])
     return folder
-
-
-def interrupted(path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.mkdir()
-        (temporary / "weights").write_text("half")
-        raise KeyboardInterrupt
-
-
-def test_interrupted_write_leaves_the_old_file_or_folder(tmp_path):
-    file, folder = tmp_path / "file.txt", tmp_path / "model"
-    write_text(file, "old")
-    for name in ("first", "second"):
-        with replacing(folder) as temporary:
-            temporary.mkdir()
-            (temporary / name).write_text(name)
-    for path in (file, folder):
-        with pytest.raises(KeyboardInterrupt):
-            interrupted(path)
-    assert file.read_text() == "old"
-    assert [p.name for p in folder.iterdir()] == ["second"]
-    assert set(tmp_path.iterdir()) == {file, folder}
 
 
 def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
