@@ -12,7 +12,7 @@ from consistentee.backbones.encoders import layers_run
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, State, ask
+from consistentee.rules.exit_rule import ExitRule, State, ask, start_rule
 from consistentee.rules.view import LayerView, predictions_of
 
 
@@ -153,7 +153,7 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
     logits = torch.empty(rows, model.num_labels, dtype=model.dtype, device=model.device)
     exit_layers = torch.full((rows,), model.num_layers, dtype=torch.long)
     active = torch.arange(rows)
-    state = {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
+    state = start_rule(rule, rows, model.num_layers, model.device)
     hidden, context = model.stepper.begin(batch)
     past = no_history_yet(model, rule, rows)
     for layer in range(1, model.num_layers + 1):
@@ -241,8 +241,7 @@ class _RowsInFlight:
         batch = self._rows.select(rows, row_index)
         if layer == 1:
             hidden, context = model.stepper.begin(batch)
-            state = self._rule.start(len(slots), model.num_layers)
-            state = {name: tensor.to(model.device) for name, tensor in state.items()}
+            state = start_rule(self._rule, len(slots), model.num_layers, model.device)
         else:
             hidden = self._hidden[:, : max(batch.lengths)].index_select(0, places)
             context = model.stepper.context(layer, hidden, batch)

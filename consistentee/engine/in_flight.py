@@ -23,13 +23,12 @@ from consistentee.engine.token_decoder import (
     logits_behind_exits,
     planned_exits,
     rows_leaving,
-    start_rule,
     state_behind_exit,
 )
 from consistentee.engine.transcript import Transcript, clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
-from consistentee.rules.exit_rule import State
+from consistentee.rules.exit_rule import State, start_rule
 from consistentee.traces.token_view import TokenView
 
 _FREE = -1
@@ -217,7 +216,7 @@ class InFlight:
         if stage == 0:
             hidden = self._model.stepper.embed(rows.of(self.texts.newest).unsqueeze(1), leg.context.positions)
             self._planned[slots] = planned_exits(self._rule, self._model, places, keys)
-            state = start_rule(self._rule, self._model, len(rows))
+            state = start_rule(self._rule, len(rows), self._model.num_layers, self._model.device)
         else:
             hidden = rows.of(self._hidden).unsqueeze(1)
             state = {name: rows.of(tensor) for name, tensor in self._states[stage].items()}

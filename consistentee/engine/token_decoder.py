@@ -15,7 +15,7 @@ from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.engine.transcript import Transcript
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, State, ask
+from consistentee.rules.exit_rule import ExitRule, State, ask, start_rule
 from consistentee.traces.token_view import TokenView
 
 
@@ -67,7 +67,7 @@ class TokenDecoder:
         rows, keys = batch.rows(), [text.key for text in self._texts]
         batch.begin(rows)
         planned = planned_exits(rule, model, [self._step] * len(rows), keys)
-        state = start_rule(rule, model, len(rows))
+        state = start_rule(rule, len(rows), model.num_layers, model.device)
         leg = self._owed.enter(model.stretches[0], rows)
         context_of_all = leg.context
         hidden = batch.stepper.embed(self._newest.unsqueeze(1), context_of_all.positions)
@@ -122,12 +122,6 @@ def planned_exits(rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int],
     """Return the exit layers that a rule knows in advance: int64 [rows]; 0 where it must be asked."""
     rows = zip(steps, keys, strict=True)
     return np.array([rule.exit_in_advance(model.exit_layers, step, key) or 0 for step, key in rows], dtype=np.int64)
-
-
-def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
-    """Return a rule's state before the first exit, on the model's device."""
-    with model.device:  # where its tensors are made, and not copied
-        return {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
 
 
 def rows_leaving(rule: ExitRule, view: TokenView, state: State, planned: RowNumbers) -> NDArray[np.bool_]:

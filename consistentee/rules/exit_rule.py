@@ -62,6 +62,12 @@ def first_exit(exit_layers: Sequence[int], layer: int) -> int:
     return next((exit_layer for exit_layer in exit_layers if exit_layer >= layer), exit_layers[-1])
 
 
+def start_rule(rule: ExitRule, rows: int, num_layers: int, device: torch.device) -> State:
+    """Return a rule's state before the first layer, on a device."""
+    with device:  # where its tensors are made, and not copied
+        return {name: tensor.to(device) for name, tensor in rule.start(rows, num_layers).items()}
+
+
 def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
     """Call a rule and check its result: bool [active rows]. Raises ValueError for anything else."""
     exits = rule.should_exit(view, state)

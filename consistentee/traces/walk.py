@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import checked
-from consistentee.rules.exit_rule import ExitRule, State, ask
+from consistentee.rules.exit_rule import ExitRule, State, ask, start_rule
 from consistentee.rules.view import LayerView
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.token_trace import TokenTrace
@@ -31,7 +31,7 @@ def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]
     for view in views:
         if active is None:
             active = torch.ones(view.rows, dtype=torch.bool, device=view.device)
-            state = {name: value.to(view.device) for name, value in rule.start(view.rows, view.num_layers).items()}
+            state = start_rule(rule, view.rows, view.num_layers, view.device)
         leaves = active if view.layer == view.num_layers else ask(rule, view, state) & active
         yield view, leaves
         active = active & ~leaves
