@@ -66,11 +66,10 @@ def exit_answers(
 
 @torch.no_grad()
 def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:
-    answered: dict[str, list[Tensor]] = {}
-    for tokens in tracked(torch.arange(len(trace)).split(CHUNK), "asking exits", rows=CHUNK):
-        for name, tensor in _ask_about(trace, tokens, with_confidence, candidates).items():
-            answered.setdefault(name, []).append(tensor.cpu())
-    return {"targets": trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()}}
+    chunks = tracked(torch.arange(len(trace)).split(CHUNK), "asking exits", rows=CHUNK)
+    parts = [_ask_about(trace, tokens, with_confidence, candidates) for tokens in chunks]
+    answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {"targets": trace.targets, **answers}
 
 
 def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:
@@ -92,5 +91,5 @@ def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candida
             previous = predictions[-1] if predictions else torch.full_like(answer, -1)
             confidence.append(confidence_features(logits.softmax(dim=-1), answer, previous))
         predictions.append(answer)
-    answers = {"predictions": torch.stack(predictions, dim=1), "losses": torch.stack(losses, dim=1)}
-    return answers | ({"confidence": torch.stack(confidence, dim=1)} if with_confidence else {})
+    answers = {"predictions": predictions, "losses": losses} | ({"confidence": confidence} if with_confidence else {})
+    return {name: torch.stack(by_exit, dim=1).cpu() for name, by_exit in answers.items()}
