@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
-from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec, TimingSpec
+from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec
 from benchmarks.store.hashes import hash_model
 from benchmarks.store.records import CellRecord, TimingRecord, TimingSamples
 from benchmarks.tasks.loader import load_classification_task
@@ -78,9 +78,6 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
     ) -> Sequence["Encoding"]:
         return model.tokenize(rows.task.test.texts[:at_most])
 
-    def timing_options(self, spec: CellSpec, rows: CellRows[TaskData], protocol: TimingSpec) -> dict[str, int]:
-        return {}
-
     def time_stock(self, model: "MultiExitModel", **options: int) -> Callable[[Sequence["Encoding"]], BatchTime]:
         from benchmarks.measure.clock import timed
         from consistentee.engine.classify import stock_encoded
@@ -90,9 +87,6 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
             return BatchTime(seconds, [float(model.stock_layers)] * len(batch))
 
         return run
-
-    def regroupings(self, method: "Method", protocol: TimingSpec) -> Sequence[Regrouped]:
-        return protocol.regrouped
 
     def time_method(
         self, method: "Method", model: "MultiExitModel", knob: float, regrouped: Regrouped | None = None, **options: int

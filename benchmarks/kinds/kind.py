@@ -122,17 +122,17 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
     def timed_rows(self, model: ModelT, spec: SpecT, rows: CellRows[TaskT], at_most: int) -> Sequence[RowT]:
         """Prepare the first test rows for timing."""
 
-    @abstractmethod
     def timing_options(self, spec: SpecT, rows: CellRows[TaskT], protocol: TimingSpec) -> dict[str, int]:
         """Collect options of the contenders that the timing record keeps."""
+        return {}
 
     @abstractmethod
     def time_stock(self, model: ModelT, **options: int) -> Callable[[Sequence[RowT]], TimesT]:
         """Build a function that answers a batch with the stock model and returns its times."""
 
-    @abstractmethod
     def regroupings(self, method: MethodT, protocol: TimingSpec) -> Sequence[Regrouped]:
         """List the settings of regrouping in which a method is timed as well."""
+        return protocol.regrouped
 
     @abstractmethod
     def time_method(
