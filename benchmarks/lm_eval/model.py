@@ -85,16 +85,16 @@ class EarlyExitLM(HFLM):
             )
         rows = [_cut(context, scored, self.max_length) for _, context, scored in requests]
         order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
-        answers: dict[int, tuple[float, bool]] = {}
+        answers = [(0.0, False)] * len(rows)
         size = override_bs or self.batch_size
         shown = not disable_tqdm and override_bs is None
         for start in tracked(range(0, len(order), size), "scoring", rows=size, shown=shown):
             chosen = order[start : start + size]
-            answers |= dict(zip(chosen, self._score([rows[i] for i in chosen]), strict=True))
-        for i, (request, _, _) in enumerate(requests):
-            if request is not None:
-                self.cache_hook.add_partial("loglikelihood", request, answers[i])
-        return [answers[i] for i in range(len(rows))]
+            for i, answer in zip(chosen, self._score([rows[i] for i in chosen]), strict=True):
+                answers[i] = answer
+                if requests[i][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+        return answers
 
     @torch.inference_mode()
     def _score(self, rows: Sequence[TokenRow]) -> list[tuple[float, bool]]:
@@ -110,16 +110,16 @@ class EarlyExitLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue contexts; requests with the same options are decoded together."""
-        answers: dict[int, str] = {}
+        answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         for options, numbers in groups.items():
             texts = self._continue([requests[i].args[0] for i in numbers], json.loads(options))
-            answers |= dict(zip(numbers, texts, strict=True))
-        for number, request in enumerate(requests):
-            self.cache_hook.add_partial("generate_until", request.args, answers[number])
-        return [answers[i] for i in range(len(requests))]
+            for number, text in zip(numbers, texts, strict=True):
+                answers[number] = text
+                self.cache_hook.add_partial("generate_until", requests[number].args, text)
+        return answers
 
     def _continue(self, contexts: Sequence[str], options: dict[str, Any]) -> list[str]:
         options = normalize_gen_kwargs(options, self.max_gen_toks)
