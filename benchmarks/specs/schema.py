@@ -2,7 +2,7 @@
 
 import json
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
 def canonical_json(value: object) -> str:
@@ -10,7 +10,5 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, extra="forbid", frozen=True, ser_json_inf_nan="constants"):
     """A model that forbids unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
