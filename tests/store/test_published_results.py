@@ -20,6 +20,7 @@ from benchmarks.store.folders import (
     FAILURE_FILE,
     RECORD_FILE,
     VALIDATION_FILE,
+    write_cell,
     write_record,
     write_rows,
 )
@@ -237,13 +238,13 @@ def test_interrupted_unpacking_goes_on(finished, elsewhere, monkeypatch):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write_record(*arguments)
+        write_cell(*arguments)
 
-    monkeypatch.setattr(sweep, "write_record", stop)
+    monkeypatch.setattr(sweep, "write_cell", stop)
     with pytest.raises(KeyboardInterrupt):
         run_from(elsewhere, finished.folder / "published")
     assert len(elsewhere.finished_cells()) == 1
-    monkeypatch.setattr(sweep, "write_record", write_record)
+    monkeypatch.setattr(sweep, "write_cell", write_cell)
     assert run_from(elsewhere, finished.folder / "published").computed == 0
     assert elsewhere.results() == finished.results()
     assert elsewhere.leftovers() == []
