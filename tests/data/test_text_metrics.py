@@ -51,6 +51,3 @@ def test_token_match_by_hand():
     assert token_match(full, ours).tolist() == pytest.approx([3 / 4, 2 / 4, 1 / 3, 1, 0, 1])
     tensors = token_match([torch.tensor(row) for row in full], [torch.tensor(row) for row in ours])
     assert tensors.tolist() == token_match(full, ours).tolist()
-
-
-TOKENS = st.lists(st.integers(0, 3), max_size=8)

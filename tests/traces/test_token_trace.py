@@ -1,4 +1,4 @@
-"""The trace of tokens: what is recorded beside what, and rules replayed on it."""
+"""The trace of tokens and its views: what is recorded beside what, what rules read, and replays."""
 
 import pytest
 import torch
@@ -9,8 +9,9 @@ from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.signals import margin
-from consistentee.traces.token_rows import collate_rows, encode_rows
+from consistentee.traces.token_rows import encode_rows
 from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_view import TokenView, prompt_key, token_key
 from consistentee.traces.walk import replay, sweep
 
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
@@ -41,16 +42,6 @@ def test_states_lie_beside_the_token_they_give(tiny_decoder):
     states = [model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).speaking[0] for tokens in alone]
     expected = torch.cat([states[0][2:5], states[1][1:3]])
     torch.testing.assert_close(trace.speaking, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_rows_by_hand(tiny_decoder):
-    batch = collate_rows(tiny_decoder(), ROWS)
-    pad = tiny_decoder().pad_id
-    assert batch.tokens.tolist() == [[2, 7, 9, 30, 31], [2, 8, 40, pad, pad]]
-    assert batch.padding_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
-    assert batch.gives_response.tolist() == [[False, False, True, True, True], [False, True, True, False, False]]
-    assert batch.targets.tolist() == [30, 31, 3, 40, 3]
-    assert batch.step.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_references_become_responses_that_end(tiny_decoder):
@@ -107,13 +98,57 @@ def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, mo
     trace = record_tokens(model, ROWS)
     rules = [ThresholdRule(margin, threshold, "above") for threshold in (0.0, 0.1, 0.3, 2.0)]
     single = torch.stack([replay(rule, trace) for rule in rules])
-    asked = []
-    real = model.logits
-
-    def counted(layer, hidden):
-        asked.append(layer)
-        return real(layer, hidden)
-
-    monkeypatch.setattr(model, "logits", counted)
+    asked, logits = [], model.logits
+    monkeypatch.setattr(model, "logits", lambda layer, hidden: asked.append(layer) or logits(layer, hidden))
     assert torch.equal(sweep(rules, trace), single)
     assert len(asked) == 2 * 3, "two steps, three exits before the last"
+
+
+@pytest.fixture
+def hidden() -> torch.Tensor:
+    return torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(1))
+
+
+def view_of(model, hidden, layer=2, past=None) -> TokenView:
+    return TokenView(model, layer, hidden, 5, [11, 12, 13], past=past)
+
+
+def test_what_a_rule_reads(tiny_decoder, hidden):
+    model = tiny_decoder()
+    model.add_head("policy", HeadSpec())
+    view = view_of(model, hidden)
+    assert (view.layer, view.num_layers, view.rows, view.step) == (2, 4, 3, 5)
+    assert torch.equal(view.hidden, hidden)
+    assert torch.equal(view.pooled, model.state(hidden[:, 0]))
+    assert torch.equal(view.logits, model.logits(2, hidden[:, 0]))
+    assert torch.equal(view.predictions, view.logits.argmax(dim=-1))
+    assert torch.equal(view.head("policy"), model.head("policy")(2, view.pooled))
+    assert view.row_keys.tolist() == [token_key(key, 5) for key in (11, 12, 13)]
+    with pytest.raises(UserError, match="true labels"):
+        _ = view.labels
+
+
+def test_rows_may_be_at_steps_of_their_own(tiny_decoder, hidden):
+    view = TokenView(tiny_decoder(), 2, hidden, [5, 1, 9], [11, 12, 13])
+    assert view.steps.tolist() == [5, 1, 9]
+    assert view.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
+    with pytest.raises(UserError, match=r"let it read view\.steps"):
+        _ = view.step
+    assert TokenView(tiny_decoder(), 2, hidden[:1], [5], [11]).step == 5
+    assert view_of(tiny_decoder(), hidden).steps.tolist() == [5, 5, 5]
+
+
+def test_history_is_the_states_at_the_exits_so_far(tiny_decoder, hidden):
+    model = tiny_decoder()
+    with pytest.raises(UserError, match="reads_history"):
+        _ = view_of(model, hidden).history
+    past = torch.randn(3, 1, 32)
+    history = view_of(model, hidden, past=past).history
+    assert torch.equal(history, torch.stack([past[:, 0], model.state(hidden[:, 0])], dim=1))
+
+
+def test_keys_tell_prompts_and_steps_apart():
+    keys = {token_key(prompt_key(prompt), step) for prompt in ([1], [1, 2], [2, 1]) for step in range(1000)}
+    assert len(keys) == 3000
+    assert all(0 <= key < 2**31 for key in keys)
+    assert sum(key < 2**30 for key in keys) == pytest.approx(1500, abs=150)

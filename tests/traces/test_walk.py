@@ -2,18 +2,13 @@
 
 import torch
 from hypothesis import given, strategies as st
+from traces_by_hand import trace_of
 
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.signals import entropy, margin, top_probability
-from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay, sweep, walk
 
 LAYERS, CLASSES = 6, 3
-
-
-def trace_of(logits):
-    rows = len(logits)
-    return Trace(logits, torch.zeros(rows), {}, torch.ones(rows), torch.arange(rows))
 
 
 class Tabled(ExitRule):
@@ -81,15 +76,16 @@ EXITS = st.sets(st.integers(1, LAYERS - 1)).map(lambda layers: [*sorted(layers),
 
 @given(all_logits(), RULES, EXITS)
 def test_a_walk_is_what_rows_do_one_by_one(logits, rule, exits):
-    trace, asked = trace_of(logits), Asked(rule)
+    trace, asked, taken = trace_of(logits), Asked(rule), []
     left = [0] * len(trace)
-    for view, leaves in walk(asked, [trace.view(layer) for layer in exits]):
+    for view, leaves in walk(asked, (taken.append(layer) or trace.view(layer) for layer in exits)):
         for row in leaves.nonzero().flatten().tolist():
             assert left[row] == 0, "a row leaves once"
             left[row] = view.layer
     expected = row_by_row(rule, logits, exits)
     assert left == expected
     deepest = max(expected, default=exits[0])
+    assert taken == [layer for layer in exits if layer <= deepest], "no view is taken once all rows have left"
     assert asked.questions == [(layer, len(trace)) for layer in exits if layer <= deepest and layer < LAYERS]
 
 
@@ -99,21 +95,3 @@ def test_a_sweep_is_every_rule_row_by_row(logits, rules):
     expected = [row_by_row(rule, logits, layers) for rule in rules]
     assert sweep(rules, trace).tolist() == expected
     assert [replay(rule, trace).tolist() for rule in rules] == expected
-
-
-def test_views_are_taken_only_while_a_row_is_there():
-    trace, taken = trace_of(torch.zeros(3, LAYERS, CLASSES)), []
-
-    def views():
-        for layer in range(1, LAYERS + 1):
-            taken.append(layer)
-            yield trace.view(layer)
-
-    table = torch.zeros(3, LAYERS, dtype=torch.bool)
-    table[0, 0] = table[1, 2] = table[2, 2] = True
-    assert [(view.layer, leaves.tolist()) for view, leaves in walk(Tabled(table), views())] == [
-        (1, [True, False, False]),
-        (2, [False, False, False]),
-        (3, [False, True, True]),
-    ]
-    assert taken == [1, 2, 3]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparing import same_weights
 from conftest import make_task
 
 from consistentee.files import DiskFullError, clear_leftovers, load_tensors, only_one, save_tensors
@@ -89,25 +90,16 @@ def test_a_shared_stage_is_trained_once_by_two_that_want_it(tmp_path, tiny_model
     models = [tiny_model(), tiny_model()]
     unused, steps, real = list(models), [], TokenSource.batch
 
-    def count(source, rows, step):
-        steps.append(step)
-        return real(source, rows, step)
-
-    monkeypatch.setattr(TokenSource, "batch", count)
+    monkeypatch.setattr(TokenSource, "batch", lambda source, rows, step: steps.append(step) or real(source, rows, step))
     both(lambda: train_jointly(unused.pop(), make_task(), Recipe(epochs=1, max_length=16, store=tmp_path)))
     assert steps == list(range(len(steps))), "one went through the steps"
-    for first, second in zip(*(model.state_dict().values() for model in models), strict=True):
-        assert torch.equal(first, second)
+    assert same_weights(*models)
 
 
 def test_a_shared_pass_is_run_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
     model, passes, real = tiny_model(), [], MultiExitModel.forward
 
-    def count(model, batch):
-        passes.append(batch)
-        return real(model, batch)
-
-    monkeypatch.setattr(MultiExitModel, "forward", count)
+    monkeypatch.setattr(MultiExitModel, "forward", lambda model, batch: passes.append(batch) or real(model, batch))
     traces = both(lambda: record_trace(model, make_task().test, store=tmp_path))
     assert len(passes) == 1, "one batch holds all rows"
     assert torch.equal(traces[0].logits, traces[1].logits)
