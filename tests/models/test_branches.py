@@ -9,16 +9,13 @@ from torch.nn import functional
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.branches import branch_logits, branch_loss, record_rows
-from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(6, seed=4)
 ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]
 LAST = BranchSpec(copied_layer=4)
-RECIPE = TokenRecipe(branch_steps=12, branch_batch_size=4, branch_learning_rate=1e-2)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -52,29 +49,10 @@ def test_a_layer_without_its_mlp_is_one_whose_mlp_says_nothing(tiny_decoder, fam
     assert model.add_branch(2, LAST).size_in_layers == 1
 
 
-def test_branches_are_saved_with_the_model(tiny_decoder, tmp_path):
-    model = tiny_decoder("gpt2")
-    for layer, spec in ((1, LAST), (2, BranchSpec(copied_layer=3, with_mlp=False))):
-        model.add_branch(layer, spec)
-        with torch.no_grad():
-            for weight in model.branch(layer).parameters():
-                weight.mul_(1.3)
-    model.save_pretrained(tmp_path / "saved")
-    loaded = MultiExitDecoder.from_pretrained(tmp_path / "saved")
-    assert loaded.description.branches == model.description.branches
-    assert loaded.fingerprint() == model.fingerprint()
-    for layer in (1, 2):
-        mine, its = (
-            generate(DecoderStack(m, layer), PROMPTS, NeverExit(), max_new_tokens=6).texts for m in (model, loaded)
-        )
-        assert mine == its
-
-
 def test_a_branch_leaves_at_an_exit(tiny_decoder):
     model = tiny_decoder(exit_layers=(2,))
-    for layer in (1, 4):
-        with pytest.raises(UserError, match="no exit adapter"):
-            model.add_branch(layer, LAST)
+    with pytest.raises(UserError, match="no exit adapter"):
+        model.add_branch(1, LAST)
     with pytest.raises(UserError, match="exit layer 2 has no branch"):
         DecoderStack(model, 2)
 
