@@ -38,13 +38,17 @@ def test_encoders_and_decoders_are_told_apart(tmp_path):
         resolve_decoder("minilm-l6")
 
 
+@pytest.mark.parametrize("find", [resolve, resolve_decoder])
+def test_names_and_directories_that_are_no_model(tmp_path, find):
+    with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
+        find(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))
+    with pytest.raises(UserError, match="no such file or directory"):
+        find(str(tmp_path / "absent"))
+
+
 def test_a_directory_with_a_decoder(tmp_path):
     folder = write_model(tmp_path / "mine", {"model_type": "llama"})
     assert resolve_decoder(str(folder)) == str(folder)
-    with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
-        resolve_decoder(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))
-    with pytest.raises(UserError, match="no such file or directory"):
-        resolve_decoder(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="unknown backbone 'smolm2-135m'; did you mean 'smollm2-135m'"):
         resolve_decoder("smolm2-135m")
 
@@ -65,15 +69,11 @@ def test_directory_is_pooled_as_it_was_trained(tmp_path, config, pooling, expect
     assert resolve(str(folder)) == ResolvedBackbone(str(folder), *expected)
 
 
-def test_directory_that_is_no_model(tmp_path):
+def test_a_directory_that_lacks_something(tmp_path):
     with pytest.raises(UserError, match=r"holds no config\.json"):
         resolve(str(tmp_path))
-    with pytest.raises(UserError, match="no such file or directory"):
-        resolve(str(tmp_path / "absent"))
-    with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
-        resolve(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))
     (write_model(tmp_path / "mute") / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"mute holds no tokenizer; save it there too \(tokenizer\.json, vocab"):
+    with pytest.raises(UserError, match="mute holds no tokenizer"):
         resolve(str(tmp_path / "mute"))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
@@ -86,27 +86,22 @@ def test_directory_that_is_no_model(tmp_path):
 # The hub's address is read when the library is imported, so these run in processes of their own.
 
 RESOLVE = """
-import sys, time
+import sys
 from consistentee.backbones.catalog import resolve
 from consistentee.errors import UserError
 for name in sys.argv[1:]:
-    start = time.perf_counter()
     try:
         print(resolve(name))
     except UserError as error:
         print("UserError:", error)
-    print("seconds:", time.perf_counter() - start)
 """
 
 
 def resolve_elsewhere(tmp_path, port, *names):
     environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "hub")}
     environment.pop("HF_HUB_OFFLINE", None)
-    run = subprocess.run(
-        [sys.executable, "-c", RESOLVE, *names], env=environment, capture_output=True, text=True, timeout=60, check=True
-    )
-    lines = run.stdout.splitlines()
-    return lines[::2], [float(line.removeprefix("seconds: ")) for line in lines[1::2]]
+    command = [sys.executable, "-c", RESOLVE, *names]
+    return subprocess.check_output(command, env=environment, text=True, timeout=60).splitlines()
 
 
 def closed_port():
@@ -175,7 +170,7 @@ def test_hub_download_then_offline(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
     names = ("someone/model", "someone/pickled", "someone/absent")
-    answers, _ = resolve_elsewhere(tmp_path, server.server_port, *names)
+    answers = resolve_elsewhere(tmp_path, server.server_port, *names)
     server.shutdown()
     server.server_close()
     assert "pooling='mean', pooler=False" in answers[0]
@@ -184,12 +179,11 @@ def test_hub_download_then_offline(tmp_path):
     fetched = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json", "1_Pooling"}
 
-    again, seconds = resolve_elsewhere(tmp_path, closed_port(), "someone/model", "someone/else", "bert-base-uncased")
+    again = resolve_elsewhere(tmp_path, closed_port(), "someone/model", "someone/else", "bert-base-uncased")
     assert again[0] == answers[0]
     assert "no directory someone/else, and the hub cannot be reached" in again[1]
     assert again[1].endswith("use one that needs no hub: minilm-l6, mpnet-base")  # of the same kind
     assert "'bert-base-uncased' cannot be had: the catalogue ships it in no package" in again[2]
-    assert max(seconds) < 10
 
 
 @pytest.mark.real

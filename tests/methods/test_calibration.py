@@ -7,36 +7,22 @@ import pytest
 from hypothesis import given, strategies as st
 
 from consistentee.errors import UserError
-from consistentee.methods.calibration import (
-    hoeffding_bentkus,
-    learn_then_test,
-    textual_losses,
-)
+from consistentee.methods.calibration import hoeffding_bentkus, learn_then_test, textual_losses
 
 
 def binomial_cdf(most: int, count: int, chance: float) -> float:
     return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(most + 1))
 
 
-def test_where_hoeffding_is_sharper():
+def test_p_values_by_hand():
     divergence = 0.1 * math.log(0.1 / 0.5) + 0.9 * math.log(0.9 / 0.5)
-    assert hoeffding_bentkus(0.1, 10, 0.5) == pytest.approx(math.exp(-10 * divergence))  # 0.0252 < 0.0292
+    assert hoeffding_bentkus(0.1, 10, 0.5) == pytest.approx(math.exp(-10 * divergence))  # Hoeffding: 0.0252 < 0.0292
     assert hoeffding_bentkus(0.0, 28, 0.1) == pytest.approx(0.9**28)
-
-
-def test_where_bentkus_is_sharper():
-    expected = math.e * binomial_cdf(40, 100, 0.5)
-    assert expected == pytest.approx(0.0773, abs=1e-4)
-    assert hoeffding_bentkus(0.4, 100, 0.5) == pytest.approx(expected)
-    assert hoeffding_bentkus(0.3951, 100, 0.5) == pytest.approx(
-        expected
-    )  # a sum between two whole numbers is rounded up
-    assert hoeffding_bentkus(0.4 + 1e-12, 100, 0.5) == pytest.approx(expected)  # not 41: this is rounding
-
-
-def test_a_mean_that_is_not_below_delta_proves_nothing():
-    assert hoeffding_bentkus(0.5, 100, 0.5) == 1.0
-    assert hoeffding_bentkus(1.0, 100, 0.5) == 1.0
+    bentkus = math.e * binomial_cdf(40, 100, 0.5)
+    for mean in (0.4, 0.3951, 0.4 + 1e-12):  # a sum between two whole numbers is rounded up, but for rounding errors
+        assert hoeffding_bentkus(mean, 100, 0.5) == pytest.approx(bentkus)
+    for not_below_delta in (0.5, 1.0):
+        assert hoeffding_bentkus(not_below_delta, 100, 0.5) == 1.0
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 500), st.floats(0.01, 0.99))
@@ -53,9 +39,6 @@ def table(*means: float, prompts: int = 100) -> np.ndarray:
 def test_the_last_threshold_before_the_first_failure_is_kept():
     assert learn_then_test(table(0.0, 0.0, 0.0), delta=0.1) == 2
     assert learn_then_test(table(0.0, 0.01, 0.3, 0.0), delta=0.1) == 1  # the fourth would pass
-
-
-def test_no_threshold_is_proven_by_a_high_risk_or_by_few_prompts():
     assert learn_then_test(table(0.09, 0.0, 0.0), delta=0.1) == -1
     assert learn_then_test(table(0.0, 0.0, prompts=5), delta=0.1) == -1  # 0.9 ** 5 > 0.05
 
@@ -63,12 +46,10 @@ def test_no_threshold_is_proven_by_a_high_risk_or_by_few_prompts():
 @pytest.mark.parametrize(
     ("losses", "delta", "epsilon", "message"),
     [
-        ([[0.0, 1.2]], 0.1, 0.05, "losses in 0..1"),
         ([[0.0, float("nan")]], 0.1, 0.05, "losses in 0..1"),
-        ([], 0.1, 0.05, "every prompt and threshold"),
         ([0.1, 0.2], 0.1, 0.05, "every prompt and threshold"),
-        ([[0.1]], 0.0, 0.05, "delta must lie between 0 and 1, got 0"),
-        ([[0.1]], 0.1, 1.0, "epsilon must lie between 0 and 1, got 1"),
+        ([[0.1]], 0.0, 0.05, "delta"),
+        ([[0.1]], 0.1, 1.0, "epsilon"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said(losses, delta, epsilon, message):

@@ -1,4 +1,4 @@
-"""ConsistentEE on instances: its policies, its stages, its options; the ladder and the distilled variant."""
+"""ConsistentEE on instances: reward, policy gradient, Memorized Layer; policies, options, ladder, distilled variant."""
 
 import math
 from dataclasses import replace
@@ -6,20 +6,106 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_task
+from hypothesis import given, settings, strategies as st
 
-from consistentee.methods.consistent_ee import distilled, instances
+from consistentee.methods.consistent_ee import distilled
 from consistentee.methods.consistent_ee.distilled import JointDistillation
 from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
 from consistentee.methods.method import get_method
-from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, policy_spec, rung_logits
-from consistentee.methods.reward import exit_shares
+from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, rung_logits
+from consistentee.methods.reward import (
+    exact_policy_loss,
+    exit_distribution,
+    exit_shares,
+    memorized_layer,
+    reinforce_policy_loss,
+    rewards,
+)
 from consistentee.signals import confidence_features
-from consistentee.traces.instance_trace import record_outputs, record_trace
+from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay, sweep
-from consistentee.training import encoder
 from consistentee.training.encoder import layer_losses, training_source
 from consistentee.training.recipe import Recipe
+
+probabilities = st.integers(0, 2**31).map(
+    lambda seed: torch.rand(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+)
+
+
+def test_vanilla_reward_by_hand():
+    losses = torch.tensor([[0.5, 0.2, 0.1]])
+    torch.testing.assert_close(rewards(losses, 0.1), torch.tensor([[-0.6, -0.4, -0.4]]))
+    of_rows = rewards(torch.zeros(2, 2), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(of_rows, torch.tensor([[0.0, 0.0], [-1.0, -2.0]]))
+
+
+def test_hardness_guided_reward_by_hand():
+    losses = torch.tensor([[0.5, 0.2, 0.1], [0.5, 0.2, 0.1]])
+    reward = rewards(losses, 0.3, hardness=torch.tensor([1, 3]))
+    # An easy row (m=1 of 3) pays 2/3 of the price; a hard one (m=L) cares about the loss alone.
+    torch.testing.assert_close(reward, torch.tensor([[-0.7, -0.6, -0.7], [-0.5, -0.2, -0.1]]))
+
+
+def test_exits_at_some_layers_pay_for_the_layers_they_are_at():
+    losses = torch.tensor([[0.5, 0.2, 0.1]])
+    reward = rewards(losses, 0.3, hardness=torch.tensor([4]), layers=(2, 4, 8))
+    torch.testing.assert_close(reward, torch.tensor([[-0.8, -0.8, -1.3]]))  # half of the price: m = 4 of 8
+
+
+def test_exit_distribution_by_hand():
+    q = exit_distribution(torch.tensor([[0.5, 0.2, 0.9]]))
+    torch.testing.assert_close(q, torch.tensor([[0.5, 0.1, 0.4]]))
+
+
+@given(probabilities)
+def test_exit_distribution_is_a_distribution_and_the_last_layer_has_no_choice(p):
+    q = exit_distribution(p)
+    assert (q >= 0).all()
+    torch.testing.assert_close(q.sum(dim=1), torch.ones(5, dtype=torch.float64))
+    p[:, -1] = 0.123
+    assert torch.equal(q, exit_distribution(p))
+
+
+def gradient(loss_of, logits):
+    logits = logits.clone().requires_grad_()
+    loss_of(logits.sigmoid()).backward()
+    return logits.grad
+
+
+@settings(max_examples=2)
+@given(st.integers(0, 1000), st.sampled_from([2, 8]))
+def test_averaged_reinforce_gradient_approaches_the_exact_one(seed, rollouts):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    reward = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    exact = gradient(lambda p: exact_policy_loss(p, reward), logits)
+    repeats = 10_000
+    many_logits, many_rewards = logits.repeat(repeats, 1), reward.repeat(repeats, 1)
+    sampled = gradient(lambda p: reinforce_policy_loss(p, many_rewards, rollouts, generator), many_logits)
+    per_repeat = sampled.view(repeats, 3, 4) * repeats
+    # The baseline holds the rollout's own reward, which shrinks the expectation by exactly (K-1)/K.
+    estimate = per_repeat.mean(dim=0) * rollouts / (rollouts - 1)
+    standard_error = per_repeat.std(dim=0) * rollouts / (rollouts - 1) / repeats**0.5
+    assert ((estimate - exact).abs() <= 5 * standard_error + 1e-9).all()
+    assert exact[:, :-1].abs().max() > 5 * standard_error.max(), "the check must be able to fail"
+    assert (sampled.view(repeats, 3, 4)[..., -1] == 0).all(), "no choice at the last layer, no gradient"
+
+
+def test_reward_carries_no_gradient_into_the_losses():
+    losses = torch.rand(2, 3, requires_grad=True)
+    p = torch.rand(2, 3, requires_grad=True)
+    exact_policy_loss(p, rewards(losses, 0.1)).backward()
+    assert losses.grad is None
+    assert p.grad is not None
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=8))
+def test_memorized_layer_is_the_first_from_which_on_all_are_right_or_the_last(rows):
+    for row, found in zip(rows, memorized_layer(torch.tensor(rows)).tolist(), strict=True):
+        candidates = [layer for layer in range(1, 6) if all(row[layer - 1 :])]
+        assert found == (min(candidates) if candidates else 5)
+
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16, frozen_steps=4)
 LADDER = ConsistentEELadder(rungs=3, lowest_price=0.01, highest_price=1.0)
@@ -42,15 +128,6 @@ def with_policy(tiny_model):
 def exits_of(probabilities, threshold):
     wants_out = torch.cat([probabilities[:, :-1] > threshold, torch.ones(len(probabilities), 1).bool()], dim=1)
     return wants_out.int().argmax(dim=1) + 1
-
-
-def test_papers_policy_has_the_papers_shape(tiny_model):
-    model = tiny_model()
-    head = model.add_head(POLICY, policy_spec("state", outputs=1))
-    first, _, last = head.modules_by_layer[0]
-    assert len(head.modules_by_layer) == model.num_layers
-    assert (first.in_features, first.out_features, last.in_features, last.out_features) == (model.width, 32, 32, 1)
-    assert last.bias.item() == pytest.approx(-1.5), "a policy starts from low exit probabilities"
 
 
 def test_confidence_features_by_hand():
@@ -89,9 +166,10 @@ class TestPrices:
         """Training computes P(exit) of all prices and layers at once, the rule of one price, layer by layer."""
         task, method = make_task(), replace(LADDER, policy_reads=reads)
         model = with_policy(method)
-        outputs, trace = record_outputs(model, model.tokenize(task.test.texts)), record_trace(model, task.test)
+        trace = record_trace(model, task.test)
         with torch.no_grad():
-            policies = method.prices.policies(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
+            outputs = policy_outputs(model.head(POLICY), trace.signals["pooled"], trace.logits)
+            policies = method.prices.policies(outputs)
         exits = sweep([method.rule(model, price) for price in method.prices.prices], trace)
         assert [alpha[0].item() for alpha, _ in policies] == pytest.approx(list(method.prices.prices))
         for (_, probabilities), found in zip(policies, exits, strict=True):
@@ -101,39 +179,23 @@ class TestPrices:
     def test_the_threshold_of_one_price_is_the_knob(self, with_policy):
         task, method = make_task(), ConsistentEE()
         model = with_policy(method)
-        outputs = record_outputs(model, model.tokenize(task.test.texts))
+        trace = record_trace(model, task.test)
         with torch.no_grad():
-            [(alpha, p)] = method.prices.policies(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
-        threshold = p[:, 0].median().item()  # half of the rows exit at layer 1
-        found = replay(method.rule(model, threshold), record_trace(model, task.test))
-        assert torch.equal(found, exits_of(p, threshold))
-        assert found.unique().numel() > 1
+            outputs = policy_outputs(model.head(POLICY), trace.signals["pooled"], trace.logits)
+            [(alpha, p)] = method.prices.policies(outputs)
         assert (alpha == 0.05).all()
+        threshold = p[:, 0].median().item()  # half of the rows exit at layer 1
+        assert torch.equal(replay(method.rule(model, threshold), trace), exits_of(p, threshold))
 
 
-class TestStages:
-    def test_they_are_run_as_asked_and_stage_2_trains_the_policy_alone(self, tiny_model, monkeypatch):
-        run, real, states = [], instances.run_stage, []
-
-        def record(model, source, stage, recipe):
-            run.append((stage.name, stage.epochs))
-            real(model, source, stage, recipe)
-            states.append(model.clone_weights())
-
-        for module in (instances, encoder):
-            monkeypatch.setattr(module, "run_stage", record)
-        ConsistentEE(joint_epochs=3).fit(tiny_model(), make_task(), RECIPE)
-        assert run == [("joint", 1), ("policy", 4), ("exit-consistent", 3), ("policy", 4)]
-        assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-
-    def test_a_higher_price_gives_earlier_exits(self, tiny_model):
-        recipe, averages = replace(RECIPE, frozen_steps=60, frozen_learning_rate=3e-2), []
-        for alpha in (0.0, 5.0):
-            method = ConsistentEE(reward="vanilla", joint_epochs=0, alpha=alpha)
-            model = method.fit(tiny_model(), make_task(), recipe)
-            averages.append(replay(method.rule(model, 0.5), record_trace(model, make_task().test)).double().mean())
-        assert averages[1] == 1
-        assert averages[0] > 1.5
+def test_a_higher_price_gives_earlier_exits(tiny_model):
+    recipe, averages = replace(RECIPE, frozen_steps=60, frozen_learning_rate=3e-2), []
+    for alpha in (0.0, 5.0):
+        method = ConsistentEE(reward="vanilla", joint_epochs=0, alpha=alpha)
+        model = method.fit(tiny_model(), make_task(), recipe)
+        averages.append(replay(method.rule(model, 0.5), record_trace(model, make_task().test)).double().mean())
+    assert averages[1] == 1
+    assert averages[0] > 1.5
 
 
 class TestDistilled:
@@ -172,13 +234,3 @@ def test_the_published_values(tiny_model):
     model.add_head("policy", method.policy_spec())
     assert model.head("policy").modules_by_layer[0][-1].bias.item() == 0
     assert 0.5 in method.knob_values(model)
-
-
-def test_stage_2_takes_the_epochs_of_the_paper(tiny_model, monkeypatch):
-    stages = []
-    for module in (encoder, instances):
-        monkeypatch.setattr(module, "run_stage", lambda model, source, stage, recipe: stages.append(stage))
-    get_method("consistentee-paper").fit(tiny_model(), make_task(), Recipe(epochs=3, max_length=32))
-    joint, policy, consistent = stages
-    assert (policy.epochs, policy.batch_size, policy.learning_rate) == (2, 32, 3e-4)
-    assert (joint.epochs, consistent.epochs, consistent.learning_rate) == (3, 2, 3e-5)

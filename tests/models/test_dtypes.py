@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from comparing import tokens_of
 from conftest import FAMILIES, make_task, random_prompts, random_texts
 from torch import Tensor
 
-from benchmarks.testing.watching import reference_logits
+from benchmarks.testing.watching import reference_logits, stock_tokens
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify, classify_encoded
@@ -104,20 +105,14 @@ class TestDecoders:
         model = tiny_decoder(family).to(dtype)
         rows = model.encode(random_prompts(6, seed=3))
         written = generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=1)
-        for row, tokens in zip(rows, written.tokens, strict=True):
-            prompt = torch.tensor([row])
-            stock = model.backbone.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False
-            )
-            assert tokens.tolist() == stock[0, len(row) :].tolist()
+        assert tokens_of(written) == [stock_tokens(model, row, NEW_TOKENS) for row in rows]
 
     def test_replay_is_reality(self, tiny_decoder, family, dtype):
         model = tiny_decoder(family).to(dtype)
         rows = model.encode(random_prompts(7, seed=1))
         rule = ThresholdRule(margin, 0.15, "above")
         written = generate_encoded(model, rows, rule, kv="exact", max_new_tokens=NEW_TOKENS, batch_size=4)
-        texts = [tokens.tolist() for tokens in written.tokens]
-        trace = record_tokens(model, list(zip(rows, texts, strict=True)), dtype=dtype)
+        trace = record_tokens(model, list(zip(rows, tokens_of(written), strict=True)), dtype=dtype)
         assert trace.speaking.dtype == dtype
         live, tokens = torch.cat(written.exit_layers), torch.arange(len(trace.targets))
         views = [TokenTraceView(trace, exit_index, tokens, step=1) for exit_index in range(len(trace.exit_layers) - 1)]

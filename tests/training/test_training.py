@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import same_weights
 from conftest import make_task, make_text_task
 
 from consistentee.data.metrics import score
@@ -37,24 +38,15 @@ ROWS_RECIPE = replace(TOKEN_RECIPE, backbone_steps=8, exit_steps=0, precision="b
 
 @dataclass(frozen=True)
 class Kind:
-    """The training that all methods of one kind share.
-
-    Attributes:
-        new_model: () -> a fresh model.
-        train: (model, task, recipe).
-        task, recipe: the data and settings, with eight steps in the last stage.
-        source: of the rows of the last stage.
-        stage: the last one's name in the store.
-        files: how many the store holds in the end.
-    """
+    """The training that all methods of one kind share, with eight steps in the last stage."""
 
     new_model: Callable[[], Any]
-    train: Callable[[Any, Any, Any], object]
+    train: Callable[[Any, Any, Any], object]  # (model, task, recipe)
     task: Any
     recipe: Any
-    source: type
-    stage: str
-    files: int
+    source: type  # of the rows of the last stage
+    stage: str  # the last one's name in the store
+    files: int  # how many the store holds in the end
 
     def trained(self, **changes: object) -> Any:
         """Return a model trained with some changes of the recipe."""
@@ -78,15 +70,6 @@ def kind(request, kinds) -> Kind:
     return kinds[request.param]
 
 
-def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return layer_losses(logits, labels).mean()
-
-
-def same(first: Any, second: Any) -> bool:
-    weights = second.state_dict()
-    return all(torch.equal(tensor, weights[name]) for name, tensor in first.state_dict().items())
-
-
 class TestTheLoop:
     def test_seed_decides_everything_and_the_global_generator_is_left_alone(self, kind):
         torch.manual_seed(5)
@@ -94,8 +77,8 @@ class TestTheLoop:
         torch.manual_seed(5)
         first = kind.trained(seed=0)
         assert torch.equal(torch.rand(3), expected)
-        assert same(first, kind.trained(seed=0)), "the state of the global generator does not matter"
-        assert not same(first, kind.trained(seed=1))
+        assert same_weights(first, kind.trained(seed=0)), "the state of the global generator does not matter"
+        assert not same_weights(first, kind.trained(seed=1))
 
     @pytest.mark.parametrize("name", ["instances", "tokens", "rows"])
     def test_interrupted_it_ends_as_if_it_had_not_been(self, kinds, name, tmp_path, monkeypatch):
@@ -119,7 +102,7 @@ class TestTheLoop:
             resumed = kind.trained(store=tmp_path, **grouped)
         assert log_again == log
         assert steps == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7], "training resumes from the last checkpoint"
-        assert same(straight, resumed)
+        assert same_weights(straight, resumed)
         scores = (model.description.validation_by_epoch for model in (straight, resumed))
         assert next(scores) == next(scores)
         assert not list(tmp_path.glob("*.checkpoint.*"))
@@ -178,7 +161,7 @@ class TestTheStore:
         assert len(list(tmp_path.glob("*.safetensors"))) == kind.files
         with monkeypatch.context() as patch:
             patch.setattr(kind.source, "batch", lambda *_: pytest.fail("the store was not used"))
-            assert same(first, kind.trained(store=tmp_path))
+            assert same_weights(first, kind.trained(store=tmp_path))
             patch.setattr("consistentee.training.loop.TRAINING_VERSION", -1)
             with pytest.raises(pytest.fail.Exception, match="the store was not used"):
                 kind.trained(store=tmp_path)
@@ -199,25 +182,16 @@ class TestTheStore:
         assert len(list(tmp_path.glob("joint-*.safetensors"))) == 1
 
     @pytest.mark.parametrize(
-        ("name", "changes"),
+        ("name", "short", "changes"),
         [
-            (
-                "instances",
-                {
-                    "seed": 1,
-                    "max_rows": 10,
-                    "max_length": 12,
-                    "precision": "bfloat16",
-                    "epochs": 2,
-                },
-            ),
-            ("tokens", {"seed": 1, "exit_steps": 2, "target": "label", "max_rows": 20, "max_new_tokens": 3}),
+            ("instances", {"epochs": 1}, {"seed": 1, "max_rows": 10, "max_length": 12, "precision": "bfloat16"}),
+            ("tokens", {"exit_steps": 1, "trains": "exits"}, {"seed": 1, "target": "label", "max_new_tokens": 3}),
+            ("rows", {"backbone_steps": 1}, {"exit_weights": "equal", "taught_share": 0.5}),
         ],
-        ids=["instances", "tokens"],
+        ids=["instances", "tokens", "rows"],
     )
-    def test_whatever_matters_changes_the_key(self, kinds, name, tmp_path, changes):
-        kind = replace(kinds[name], task=make_task(rows=16) if name == "instances" else make_text_task())
-        short = {"epochs": 1} if name == "instances" else {"exit_steps": 1, "trains": "exits"}
+    def test_whatever_matters_changes_the_key(self, kinds, name, tmp_path, short, changes):
+        kind = replace(kinds[name], task=make_task(rows=16)) if name == "instances" else kinds[name]
         for change in ({}, *({setting: value} for setting, value in changes.items())):
             kind.trained(store=tmp_path, **short | change)
         assert len(list(tmp_path.glob(f"{kind.stage}-*.safetensors"))) == 1 + len(changes)
@@ -227,7 +201,7 @@ class TestTheStore:
         first = kind.trained(store=tmp_path)
         (stored,) = tmp_path.glob(f"{kind.stage}-*.safetensors")
         stored.write_bytes(stored.read_bytes()[:100])
-        assert same(first, kind.trained(store=tmp_path))
+        assert same_weights(first, kind.trained(store=tmp_path))
         assert f"{stored} is damaged" in caplog.text
 
     def test_a_full_disk_is_named_and_leaves_nothing_behind(self, kind, tmp_path, monkeypatch):
