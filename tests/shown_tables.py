@@ -1,42 +1,55 @@
-"""Tables of results that documents show, below folder and title: `python tests/shown_tables.py` writes them."""
+"""Tables of results that documents show: `python tests/shown_tables.py`, in the root of the project, writes them.
+
+A comment above a table names a folder of results and the table's title, or a command that prints Markdown.
+"""
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from documents import ROOT
+from typer.testing import CliRunner
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.rendering import to_markdown
 from benchmarks.analysis.tables import first_tables
+from benchmarks.cli import app
 
-FIRST_ROWS = {"README.md": 10, "results/README.md": None}
-"""Documents, and how many rows they show of each table."""
+OF_THE_PAPER = ("consistentee-paper", "deebert", "pabee", "berxit", "calm-softmax")
+OURS = ("consistentee-curve", "consistentee-ladder", "joint-distillation")
+METHODS = {"README.md": (*OF_THE_PAPER, *OURS, "static"), "results/README.md": (), "docs/paper_tables.md": ()}
+"""Documents, and the methods that they compare, of which some may have no results yet; (): all."""
 
 _SHOWN = re.compile(r"<!-- (?P<folder>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)*)")
+_PRINTED = re.compile(r"(?P<comment><!-- consistentee (?P<words>.*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def with_its_tables(document: str) -> tuple[str, str]:
     """Return what a document says, and what it would say with the tables that the records give."""
     said = (ROOT / document).read_text(encoding="utf-8")
-    assert _SHOWN.search(said), f"{document} shows no table"
+    assert _SHOWN.search(said) or _PRINTED.search(said), f"{document} shows no table"
 
     def table_of(match: re.Match[str]) -> str:
-        heading = f"## {match['title']}\n\n"
-        assert heading in headline(match["folder"]), f"{document}: {match['folder']} has no table {match['title']!r}"
-        table = headline(match["folder"]).partition(heading)[2].partition("\n\n")[0].splitlines()
-        rows = FIRST_ROWS[document]
-        shown = table if rows is None else table[: 2 + rows]
-        return match[0].removesuffix(match["table"]) + "\n".join(shown) + "\n"
+        heading, tables = f"## {match['title']}\n\n", headline(match["folder"], METHODS[document])
+        assert heading in tables, f"{document}: {match['folder']} has no table {match['title']!r}"
+        return match[0].removesuffix(match["table"]) + tables.partition(heading)[2].partition("\n\n")[0] + "\n"
 
-    return said, _SHOWN.sub(table_of, said)
+    return said, _PRINTED.sub(lambda m: m["comment"] + printed(m["words"]), _SHOWN.sub(table_of, said))
 
 
 @cache
-def headline(folder: str) -> str:
-    """Return the headline tables of published results as Markdown."""
-    return to_markdown(first_tables(load_results(ROOT / folder)))
+def headline(folder: str, methods: Sequence[str]) -> str:
+    """Return the first tables of published results as Markdown."""
+    results = load_results(ROOT / folder)
+    shown = [method for method in methods if method in results.methods]
+    return to_markdown(first_tables(results.only(shown) if methods else results))
+
+
+def printed(words: str) -> str:
+    """Return what a command prints."""
+    return CliRunner().invoke(app, words.split()).stdout
 
 
 if __name__ == "__main__":
-    for document in FIRST_ROWS:
+    for document in METHODS:
         (ROOT / document).write_text(with_its_tables(document)[1], encoding="utf-8")

@@ -21,7 +21,7 @@ from benchmarks.tasks.loader import spec_of
 
 _FOLDER = files("benchmarks") / "published"
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
-_MINUS = "ours - theirs"
+PAPER = "paper"
 
 
 class Names(BaseModel):
@@ -60,10 +60,14 @@ class Comparison:
     labels: tuple[str, ...]
     command: str
 
+    @property
+    def records(self) -> list[CellRecord]:
+        """Our records."""
+        return [] if self.results is None else self.results.records
+
     def has(self, task: str, label: str | None = None) -> bool:
         """Return whether there are records of a task, or of a label on it."""
-        records = [] if self.results is None else self.results.records
-        return any(record.task == task and label in {None, record.label} for record in records)
+        return any(record.task == task and label in {None, record.label} for record in self.records)
 
 
 def compare(comparison: Comparison) -> pd.DataFrame:
@@ -71,7 +75,8 @@ def compare(comparison: Comparison) -> pd.DataFrame:
 
     Columns: ``method``, ``printed_backbone``, ``task`` (of the paper), ``our_task``, ``number`` of how many ``points``,
     ``printed_metric``, ``printed_value``, ``printed_speedup``, ``speedup``, ``their_score``, ``their_points``,
-    ``label``, ``score``, ``points``, ``low``, ``high``, ``layers``, ``over``, ``under``, ``source`` and ``url``.
+    ``label``, ``score``, ``our_points``, ``low``, ``high``, ``layers``, ``spent`` (the speed-up in layers), ``over``,
+    ``under``, ``source`` and ``url``.
     """
     lines = [
         line | {"label": label}
@@ -83,7 +88,7 @@ def compare(comparison: Comparison) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
     own = [_ours(comparison, column, frame) for column in comparison.table.columns]
     keys = ["our_task", "label", "speedup"]
-    names_of_ours = ["score", "our_points", "low", "high", "layers", "over", "under"]
+    names_of_ours = ["score", "our_points", "low", "high", "layers", "spent", "over", "under"]
     known = [found for found in own if found is not None]
     ours = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=[*keys, *names_of_ours])
     return frame.merge(ours[[*keys, *names_of_ours]].drop_duplicates(keys), on=keys, how="left")
@@ -100,6 +105,7 @@ def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) ->
     found = EqualCost(scored, sorted(set(wanted["speedup"])))
     frame = found.by_task
     frame = frame.merge(wanted[["label", "speedup"]].drop_duplicates(), on=["label", "speedup"])
+    frame["spent"] = scored.records[0].num_layers / frame["layers"]
     return found.with_intervals(frame).rename(columns={"task": "our_task", "points": "our_points"})
 
 
@@ -168,86 +174,82 @@ def _speedup(speed: PrintedSpeed, text: str) -> float | None:
     return 1 / (1 + value / 100)  # -21% is a fifth of the time saved
 
 
-def paper_table(comparison: Comparison) -> Table:
-    """Return the table of one backbone of ours, in the paper's shape: a printed line, ours, and the difference."""
+def paper_table(comparison: Comparison, *, notes: bool = False) -> Table:
+    """Return the table of one backbone of ours, in the paper's shape: of every method the paper's line and ours.
+
+    ``notes`` adds all conditions that differ. What is missing, and marks that occur, are always explained.
+    """
     table, found = comparison.table, compare(comparison)
-    lines: list[dict[str, Any]] = []
-    for method in {(method.full, method.backbone): method for method in table.methods}.values():
-        scores = {column.printed: printed_full(table, method, column) for column in table.columns}
-        texts = {task: MISSING if score is None else f"{score:.1f}" for task, score in scores.items()}
-        lines.append({"method": method.full, "whose": "printed"} | texts)
+    lines = [{"method": name, "whose": PAPER} | scores for name, scores in _printed_full_models(table).items()]
     full = {column.printed: _our_full(comparison, column) for column in table.columns}
     lines.append({"method": FULL, "whose": "ours"} | {t: f"{100 * s:.1f}" for t, s in full.items() if not np.isnan(s)})
+    found["theirs"] = _texts(table, found["their_score"], found["their_points"], found["speedup"])
+    marks = found["over"].map({True: "†"}).fillna("") + found["under"].map({True: "‡"}).fillna("")
+    found["ours"] = _texts(table, found["score"], found["our_points"], found["spent"], marks)
     backbones = found.groupby("method")["printed_backbone"].nunique()
-    for (name, backbone, number), own in found.groupby(["method", "printed_backbone", "number"], sort=False):
+    groups = found.groupby(["method", "printed_backbone", "number"], sort=False)
+    for block, ((name, backbone, number), own) in enumerate(groups):
         words = f"{name}, {backbone}" if backbones[name] > 1 else str(name)
         words += f", point {number}" if own["points"].max() > 1 else ""
-        printed = own.drop_duplicates("task").to_dict("records")
-        lines.append({"method": words, "whose": "printed"} | {line["task"]: _printed_text(line) for line in printed})
+        theirs = own.drop_duplicates("task").set_index("task")["theirs"]
+        lines.append({"block": block, "method": words, "whose": PAPER} | theirs.to_dict())
         for label, ours in own[own["label"] != ""].groupby("label", sort=False):
-            records = ours.to_dict("records")
-            lines.append({"method": label, "whose": "ours"} | {line["task"]: _our_text(line) for line in records})
-            lines.append({"method": "", "whose": _MINUS} | {line["task"]: _minus_text(line) for line in records})
+            lines.append({"block": block, "method": label, "whose": "ours"} | ours.set_index("task")["ours"].to_dict())
     return Table(
-        title=f"{table.title} · {comparison.backbone}",
+        title=f"{table.title}. {_setting(comparison)}",
         name=f"{table.name}-{comparison.backbone}",
-        frame=pd.DataFrame(lines),
-        columns=[
-            Column("method"),
-            Column("whose"),
-            *(Column(column.printed) for column in table.columns),
-        ],
+        frame=pd.DataFrame(lines).fillna({"block": -1}),
+        columns=[Column("method"), Column("whose"), *(Column(column.printed) for column in table.columns)],
         notes=[
-            "Printed: score, points against the paper's own full model in brackets, at the printed speed-up. Ours: the "
-            "same against our full model; two knobs, chosen on validation rows, are mixed to run L / speed-up layers.",
-            f"{_MINUS}: difference of the points, with its 95% paired bootstrap interval over our rows and seeds; "
-            f"theirs is taken as printed. {OVER_NOTE} {UNDER_NOTE}",
-            *_conditions(comparison, found),
-            *table.notes,
+            *([f"{OVER_NOTE} {UNDER_NOTE}"] if marks.any() else []),
             *_missing(comparison, found),
-            f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}.",
+            *([*_conditions(comparison, found), *table.notes] if notes else []),
+            *([f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}."] if notes else []),
         ],
+        blocks="block",
     )
 
 
+def _printed_full_models(table: PaperTable) -> dict[str, dict[str, str]]:
+    """Return the printed scores of every full model of a table, by task."""
+    found: dict[str, dict[str, str]] = {}
+    for method in table.methods:
+        scores = {column.printed: printed_full(table, method, column) for column in table.columns}
+        found[method.full] = {task: f"{score:.1f}" for task, score in scores.items() if score is not None}
+    return found
+
+
+def _texts(table: PaperTable, score: pd.Series, points: pd.Series, speedup: pd.Series, marks: Any = "") -> pd.Series:
+    """Write scores, or points where the paper prints these, with their speed-ups: ``69.0 @ 1.85x``."""
+    of_points = table.values is PrintedValue.POINTS
+    values = (100 * (points if of_points else score).astype(float)).round(1) + 0.0  # no -0.0
+    texts = values.map(("{:+.1f}" if of_points else "{:.1f}").format) + speedup.map(" @ {:.2f}x".format) + marks
+    return texts.where(values.notna(), None)
+
+
+def _setting(comparison: Comparison) -> str:
+    """Name backbones and data of both sides."""
+    table = comparison.table
+    printed = ", ".join(dict.fromkeys(method.backbone for method in table.methods))
+    ours, rows = [comparison.backbone], [record.train_rows for record in comparison.records]
+    if rows:
+        all_dev = all("GLUE dev" in record.task_notes for record in comparison.records)
+        ours += ["GLUE dev" if all_dev else "test splits", f"{min(rows):,} to {max(rows):,} training rows a task"]
+    return f"Paper: {printed}, {names().splits[table.table]}; ours: {', '.join(ours)}"
+
+
 def _our_full(comparison: Comparison, column: PaperColumn) -> float:
-    own = [] if comparison.results is None else comparison.results.records
-    scores = [r.curve_test[-1].scores for r in own if r.task == column.task and r.method == FULL]
+    """Return the full model's score, with the seeds that the methods of the table have."""
+    own = [record for record in comparison.records if record.task == column.task]
+    seeds = {record.seed for record in own if record.label in comparison.labels} or {record.seed for record in own}
+    scores = [record.curve_test[-1].scores for record in own if record.method == FULL and record.seed in seeds]
     return float(np.mean([s.get(column.metric, np.nan) for s in scores])) if scores else np.nan
-
-
-def _signed(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:+.1f}"  # no -0.0
-
-
-def _score_text(score: float, points: float) -> str:
-    of_points = "" if np.isnan(points) else f"({_signed(points)})"
-    return " ".join(text for text in ("" if np.isnan(score) else f"{100 * score:.1f}", of_points) if text)
-
-
-def _printed_text(line: dict[str, Any]) -> str:
-    return f"{_score_text(line['their_score'], line['their_points'])} at {line['speedup']:.2f}x"
-
-
-def _our_text(line: dict[str, Any]) -> str:
-    if pd.isna(line["score"]):
-        return MISSING
-    return f"{_score_text(line['score'], line['our_points'])}{'†' * int(line['over'])}{'‡' * int(line['under'])}"
-
-
-def _minus_text(line: dict[str, Any]) -> str:
-    theirs = line["their_points"]
-    if pd.isna(line["score"]) or np.isnan(line["our_points"] - theirs):
-        return MISSING
-    interval = "" if np.isnan(line["low"]) else f" [{_signed(line['low'] - theirs)}, {_signed(line['high'] - theirs)}]"
-    return _signed(line["our_points"] - theirs) + interval
 
 
 def _conditions(comparison: Comparison, found: pd.DataFrame) -> list[str]:
     """Name the conditions that differ, one sentence each."""
     table = comparison.table
-    records = [] if comparison.results is None else comparison.results.records
-    by_task = {column: [r for r in records if r.task == column.task] for column in table.columns}
+    by_task = {column: [r for r in comparison.records if r.task == column.task] for column in table.columns}
     known = {column: own[0] for column, own in by_task.items() if own}
     paper, printed = table.paper_setting.backbone, ", ".join(dict.fromkeys(method.backbone for method in table.methods))
     trains = "" if comparison.backbone == paper else f" (`--run --backbones {paper}` trains the paper's, with a GPU)"
@@ -277,21 +279,17 @@ def _rows(record: CellRecord, split: Literal["train", "test"]) -> str:
 
 def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
     """Name what has no records, and the command that makes them."""
-    tasks, of_labels = [], []
-    for column in comparison.table.columns:
-        labels = sorted({x for x in found.loc[found["our_task"] == column.task, "label"] if x})
-        lacking = [label for label in labels if not comparison.has(column.task, label)]
-        if not comparison.has(column.task):
-            tasks.append(column.printed)
-        elif lacking:
-            of_labels.append(f"{', '.join(lacking)} on {column.printed}")
-    missing = [", ".join(tasks), *of_labels] if tasks else of_labels
-    return [f"{MISSING}: no records of {'; '.join(missing)}; `{comparison.command}` makes them."] if missing else []
+    wanted = found.loc[found["label"] != "", ["label", "task", "our_task"]].drop_duplicates()
+    known = [comparison.has(line.our_task, line.label) for line in wanted.itertuples()]
+    missing = wanted[np.invert(known)].groupby("label", sort=False)["task"].agg(", ".join)
+    texts = [f"{label} on {tasks}" for label, tasks in missing.items()]
+    return [f"{MISSING}: no records of {'; '.join(texts)}; `{comparison.command}` makes them."] if texts else []
 
 
-def render(comparisons: Sequence[Comparison], table_format: str) -> str:
+def render(comparisons: Sequence[Comparison], table_format: str, *, notes: bool = False) -> str:
     """Render the tables of all backbones as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
-    return formatted([*map(paper_table, comparisons)], table_format, csv=lambda _: to_csv(paper_csv(comparisons)))
+    tables = [paper_table(comparison, notes=notes) for comparison in comparisons]
+    return formatted(tables, table_format, csv=lambda _: to_csv(paper_csv(comparisons)))
 
 
 def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:

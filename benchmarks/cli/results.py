@@ -211,13 +211,14 @@ def reproduce(
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv|latex", help="Print text in this format.")
     ] = None,
+    notes: Annotated[bool, typer.Option("--notes", help="Name all conditions that differ.")] = False,
     run_first: Annotated[bool, typer.Option("--run", help="First run the missing cells, see `run`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan of --run and a time estimate.")] = False,
     data: DataOption = None,
     out: Annotated[Path | None, out_folder("Folder of the cells that --run trains.", "runs/NAME")] = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Compare a paper's table with ours: the same tasks at the printed speed-ups, with intervals and differences."""
+    """Compare a paper's table with ours: score @ speed-up, at the printed speed-ups; csv adds differences."""
     from benchmarks.analysis.paper_tables import paper_table, render
     from benchmarks.analysis.rendering import to_terminal
     from benchmarks.commands.reproduce import compare_with_ours, run_missing
@@ -232,9 +233,9 @@ def reproduce(
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(to_terminal(map(paper_table, comparisons)))
+        output_console().print(to_terminal(paper_table(one, notes=notes) for one in comparisons))
     else:
-        print(render(comparisons, table_format), end="")
+        print(render(comparisons, table_format, notes=notes), end="")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     finish(bool(failed))

@@ -65,7 +65,7 @@ def compare_with_ours(
 ) -> tuple[list[Comparison], list[str]]:
     """Return a paper's table with our records of every backbone, and the faults of these records.
 
-    Without ``backbones`` these are the backbones that have records.
+    Without ``backbones`` these are the backbones that have records of a method of the table.
     """
     table = load_paper(name)
     found: list[Comparison] = []
@@ -76,7 +76,7 @@ def compare_with_ours(
         labels = tuple(_labels(table, setting))
         found.append(Comparison(table, short_name(setting.backbone), results, labels, command))
         faults |= dict.fromkeys([] if results is None else results.faults)
-    known = [comparison for comparison in found if comparison.results is not None and comparison.results.cells]
+    known = [one for one in found if {record.label for record in one.records}.intersection(one.labels)]
     return found if backbones is not None else known or found[:1], list(faults)
 
 

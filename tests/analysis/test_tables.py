@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.generation_tables import batch_table
-from benchmarks.analysis.paper_tables import Comparison, compare, names, paper_table, published_results
+from benchmarks.analysis.paper_tables import PAPER, Comparison, compare, names, paper_table, published_results
 from benchmarks.analysis.provenance import caveats
 from benchmarks.analysis.rendering import (
     Column,
@@ -264,20 +264,43 @@ def test_papers_without_our_records_show_what_is_printed(name):
     comparison = Comparison(table, "minilm-l6", None, table.labels, "consistentee reproduce it")
     found = compare(comparison)
     assert found["score"].isna().all()
-    shown_table = paper_table(comparison)
-    assert "printed" in set(shown_table.cells["whose"])
-    assert any("`consistentee reproduce it` makes them" in note for note in shown_table.notes)
+    assert PAPER in set(paper_table(comparison).cells["whose"])
+    assert any("`consistentee reproduce it` makes them" in note for note in paper_table(comparison).notes)
 
 
-def test_ours_stand_at_the_printed_speed_up(results):
-    table = load_paper("consistentee-glue")
+def test_a_method_of_a_paper_has_its_line_and_ours_at_the_printed_speed_up(results):
     renamed = results.with_cells(
-        replace(c, record=c.record.model_copy(update={"label": "consistentee-curve"}))
+        replace(c, record=c.record.model_copy(update={"label": "consistentee-paper"}))
         if c.record.label == "deebert"
         else c
         for c in results.cells
     )
-    found = compare(Comparison(table, "minilm-l6", renamed, ("consistentee-curve",), ""))
-    ours = found[(found["label"] == "consistentee-curve") & (found["our_task"] == "rte")].iloc[0]
-    assert ours["layers"] == pytest.approx(6 / ours["speedup"], abs=0.05)
+    comparison = Comparison(load_paper("consistentee-glue"), "minilm-l6", renamed, ("consistentee-paper",), "run it")
+    found = compare(comparison)
+    ours = found[found["our_task"] == "rte"].iloc[0]
+    assert ours["spent"] == pytest.approx(1.85)
     assert ours["our_points"] == pytest.approx(ours["score"] - 0.91)
+    table = paper_table(comparison)
+    lines = table.cells.set_index(["method", "whose"])
+    assert list(lines.index) == [
+        ("BERT-base (full)", PAPER),
+        ("full", "ours"),
+        ("ConsistentEE", PAPER),
+        ("consistentee-paper", "ours"),
+    ]
+    assert lines["RTE"].tolist() == ["66.4", "91.0", "69.0 @ 1.85x", f"{100 * ours['score']:.1f} @ 1.85x"]
+    assert lines["QNLI"].tolist() == ["90.5", "n/a", "89.9 @ 1.72x", "n/a"], "that task has no records yet"
+    assert "Paper: BERT-base, GLUE test; ours: minilm-l6" in table.title
+    missing = "consistentee-paper on MRPC, QQP, SST-2, QNLI, MNLI"
+    assert table.notes == [f"n/a: no records of {missing}; `run it` makes them."]
+    assert any(note.startswith("Split: theirs GLUE test") for note in paper_table(comparison, notes=True).notes)
+
+
+def test_a_paper_that_prints_points_has_points_of_ours(results):
+    table = load_paper("deebert-glue")
+    found = compare(Comparison(table, "minilm-l6", results, ("deebert",), ""))
+    ours = found[(found["our_task"] == "rte") & (found["number"] == 1)].iloc[0]
+    shown_table = paper_table(Comparison(table, "minilm-l6", results, ("deebert",), ""))
+    assert shown_table.cells.loc[shown_table.cells["method"] == "deebert", "RTE"].iloc[0] == (
+        f"{100 * ours['our_points']:+.1f} @ {ours['speedup']:.2f}x"
+    )
