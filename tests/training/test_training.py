@@ -70,6 +70,10 @@ def kind(request, kinds) -> Kind:
     return kinds[request.param]
 
 
+def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return layer_losses(logits, labels).mean()
+
+
 class TestTheLoop:
     def test_seed_decides_everything_and_the_global_generator_is_left_alone(self, kind):
         torch.manual_seed(5)
