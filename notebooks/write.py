@@ -4,7 +4,6 @@ import base64
 import io
 from pathlib import Path
 
-import jupytext
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
@@ -12,9 +11,9 @@ from PIL import Image
 FOLDER = Path(__file__).parent
 
 
-def write(source: Path) -> None:
-    """Write the notebook beside its source, and nothing into it that differs from run to run unasked."""
-    notebook = jupytext.read(source)
+def write(path: Path) -> None:
+    """Write a notebook with its outputs, and nothing into it that differs from run to run unasked."""
+    notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1800, record_timing=False, resources={"metadata": {"path": FOLDER}}).execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
@@ -24,7 +23,7 @@ def write(source: Path) -> None:
             if "image/png" in data:
                 data["image/png"] = with_few_colours(data["image/png"])
     del notebook.metadata["language_info"]  # the version of Python
-    nbformat.write(notebook, source.with_suffix(".ipynb"))
+    nbformat.write(notebook, path)
 
 
 def with_few_colours(png: str) -> str:
@@ -35,7 +34,6 @@ def with_few_colours(png: str) -> str:
 
 
 if __name__ == "__main__":
-    for source in sorted(FOLDER.glob("*.py")):
-        if source != Path(__file__):
-            print(source.stem, flush=True)
-            write(source)
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        print(path.stem, flush=True)
+        write(path)
