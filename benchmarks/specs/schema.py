@@ -2,7 +2,7 @@
 
 import json
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 def canonical_json(value: object) -> str:
@@ -10,5 +10,7 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-class Strict(BaseModel, extra="forbid", frozen=True, ser_json_inf_nan="constants"):
+class Strict(BaseModel):
     """A model that forbids unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from consistentee.data.instances import Text
 from consistentee.data.prompts import Keep, Prompt
@@ -99,8 +99,10 @@ class Template:
 # ---------------------------------------------------------------------------------------------- schemas
 
 
-class Strict(BaseModel, extra="forbid", frozen=True):
+class Strict(BaseModel):
     """A part of a YAML; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RowColumns(Strict, ABC):
