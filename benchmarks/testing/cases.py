@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -117,6 +118,9 @@ class Case:
         """Replay every value of the knob: exit layers of the rows that may exit early [values, N]."""
         with any_error_is("the rule cannot be replayed on a trace"):
             return sweep([self.rule(value) for value in values], self.trace)
+
+    def reloaded(self, folder: Path) -> Self:
+        return replace(self, model=type(self.model).from_pretrained(folder))
 
 
 def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:

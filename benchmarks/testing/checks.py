@@ -7,7 +7,7 @@ same numbers (7). The messages are for the author of the method: they name the f
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -284,7 +284,7 @@ def saved_and_loaded_it_is_the_same(case: AnyCase) -> None:
         case.model.save_pretrained(Path(folder) / "model")
         advice = "What a method adds must be known to the model: add_head(), use_pooler() see to it"
         with any_error_is("a saved model cannot be loaded", FIT_SECTION, advice):
-            loaded = replace(case, model=type(case.model).from_pretrained(Path(folder) / "model"))
+            loaded = case.reloaded(Path(folder) / "model")
     knob = case.middle_knob
     for before, after in zip(case.decided(knob), loaded.decided(knob), strict=True):
         if before.layers != after.layers or not torch.equal(before.answers, after.answers):
