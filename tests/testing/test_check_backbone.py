@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,14 +66,14 @@ def test_layers_that_the_stepper_runs_in_another_way(bert):
     assert "encoders.py" in fault
 
 
-def test_a_stepper_that_does_not_cut_the_mask(bert, monkeypatch):
-    compact = EncoderStepper.compact
+def test_a_stepper_that_forgets_the_padding_once_rows_have_left(bert, monkeypatch):
+    context = EncoderStepper.context
 
-    def cuts_wrong_rows(self, hidden, context, keep, rows):
-        _, cut = compact(self, hidden, context, keep, rows)
-        return hidden[: len(rows), : max(cut.lengths)], cut
+    def without_mask(self, layer, hidden, batch):
+        whole = context(self, layer, hidden, batch)
+        return whole if layer == 1 else replace(whole, attention_mask=None)
 
-    monkeypatch.setattr(EncoderStepper, "compact", cuts_wrong_rows)
+    monkeypatch.setattr(EncoderStepper, "context", without_mask)
     only(monkeypatch, "a row's result is its own")
     fault = faults(check_backbone(str(bert)))["a row's result is its own"]
     assert "encoders.py" in fault
