@@ -15,9 +15,9 @@ from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
 from benchmarks.kinds import kind_named
 from benchmarks.run import sweep
-from benchmarks.run.sweep import unpack_cell
 from benchmarks.store.folders import (
     FAILURE_FILE,
+    PREDICTIONS_FILE,
     RECORD_FILE,
     VALIDATION_FILE,
     write_cell,
@@ -41,7 +41,7 @@ def write_run(kind: str, folder: Path) -> Path:
     else:
         found = publish.whole_results(DECODING)
         for cell in found.cells:
-            unpack_cell(cell, folder / "cells" / cell.folder)
+            write_cell(folder / "cells" / cell.folder, cell.record, {PREDICTIONS_FILE: cell.predictions()})
         for file, timing in zip(found.timing_files, found.timings, strict=True):
             write_record(folder / "timings" / file, timing)
     refusal = FailureRecord(key="k", error="no regression", refused=True, traceback="", failed_at="now")
