@@ -4,7 +4,8 @@ Prompt lookup (Saxena, 2023) drafts what followed the last tokens where they occ
 drafts with the first layers, and the model's own norm and LM head; all layers verify, and run the first ones again.
 Drafts end as transformers decides. A greedy text is the full model's.
 
-Transformers drafts before the first token too: such drafts count, and so do their accepted tokens.
+Transformers drafts before the first token too: such drafts count, and so do their accepted tokens; not so the first
+layers' reading of the prompt.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from consistentee import (
     Knob,
     MultiExitDecoder,
     NeverExit,
+    SkippedSublayers,
     TokenMethod,
     generate,
 )
@@ -47,14 +49,14 @@ class StockDrafts(TokenMethod):
         """Never exit: all tokens are the full model's."""
         return NeverExit()
 
-    def draft_layer(self, knob: float) -> int:
-        """Return the layer whose exit drafts; 0 if none does."""
+    def layers(self, knob: float) -> int:
+        """Return the number of layers that draft."""
         return 0
 
     def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
         """Generate texts; ``options`` are those of :class:`consistentee.DraftingMethod`."""
         rule = self.rule(model, knob)
-        if knob == self.knob_values(model)[-1]:
+        if knob == self.knob_values(model)[-1] or options.get("max_new_tokens") == 0:
             return generate(model, prompts, rule, **options)
         return self._generate(model, prompts, knob, **self.options_of_drafts(knob, options))
 
@@ -72,18 +74,20 @@ class StockDrafts(TokenMethod):
         rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
         check_prompts(model, rows, max_new_tokens)
         texts = begin_texts(model, rows, max_new_tokens=max_new_tokens, **endings)
+        layers, deep = self.layers(knob), tuple(range(self.layers(knob) + 1, model.num_layers + 1))
         runs = [_StockRun(model, text, {self.argument: round(knob)}, max_new_tokens) for text in texts]
         return SpeculativeGenerations.of(
             texts,
             rows,
             prefill_seconds=sum(run.prefill_seconds for run in runs),
             decode_seconds=sum(run.decode_seconds for run in runs),
-            draft_layer=self.draft_layer(knob),
+            draft_layer=0,
             num_layers=model.num_layers,
             drafted=[run.drafted for run in runs],
             accepted=[run.accepted for run in runs],
             passes=[run.passes for run in runs],
-            runs_again=True,
+            drafter_in_layers=layers,
+            skipped=SkippedSublayers(deep, deep) if layers else None,
         )
 
 
@@ -146,5 +150,5 @@ class AssistantEarlyExit(StockDrafts):
         layers = model.exit_layers[-1:] if model.backbone.config.model_type == "gpt2" else model.exit_layers
         return tuple(map(float, layers))
 
-    def draft_layer(self, knob: float) -> int:
+    def layers(self, knob: float) -> int:
         return round(knob)

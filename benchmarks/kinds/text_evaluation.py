@@ -283,11 +283,8 @@ def drafted_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayP
         written = decoder.at(knob, few)
         match = token_match(full.tokens[: len(few)], written.tokens)
         layers = written.layer_calls / max(written.decoded_tokens, 1)
-        chosen = model.description.drafts.get(knob)
-        point = ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean()))
-        if chosen is not None:
-            point = point.model_copy(update={"draft_tokens": chosen.tokens, "draft_threshold": chosen.threshold})
-        points.append(point)
+        draft = model.description.drafts.get(knob)
+        points.append(ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean()), draft=draft))
     return points
 
 

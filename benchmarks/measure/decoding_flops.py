@@ -139,12 +139,12 @@ class DecodingFlops:
         rows = zip(written.prompt_tokens, written.tokens, written.drafted, written.passes, strict=True)
         for prompt_tokens, tokens, drafted, passes in rows:
             read = drafted + passes
-            columns, drafted_columns = (round(count * (prompt_tokens + len(tokens) / 2)) for count in (read, drafted))
+            columns = round(read * (prompt_tokens + len(tokens) / 2))
             total += sum(layer(read, columns) for layer in layers)
-            total += sum(layer(drafted, drafted_columns) for layer in self._run_again(written))
             total += drafting * drafted + self.head * read
             if written.skipped is not None:
-                total += self.head * drafted + self._without(written.skipped, drafted, drafted_columns)
+                total += self.head * drafted
+                total += self._without(written.skipped, drafted, round(drafted * (prompt_tokens + len(tokens) / 2)))
         return total
 
     @torch.no_grad()
@@ -160,11 +160,7 @@ class DecodingFlops:
         """Count the operations of prompts at full depth, also in a branch that drafts."""
         tokens, columns = sum(written.prompt_tokens), sum(n * n for n in written.prompt_tokens)
         branch, _ = self._branch(written.draft_layer)
-        more = self._run_again(written) if branch is None else [branch]
-        return self.prefill(written.prompt_tokens) + sum(layer(tokens, columns) for layer in more)
-
-    def _run_again(self, written: SpeculativeGenerations) -> Sequence[TokenCost]:
-        return self.layers[: written.draft_layer] if written.runs_again else []
+        return self.prefill(written.prompt_tokens) + (0 if branch is None else branch(tokens, columns))
 
     @torch.no_grad()
     def _branch(self, layer: int) -> tuple[TokenCost | None, int]:

@@ -34,8 +34,9 @@ class ReplayPoint(Strict):
     knob: float
     average_layers: float
     agreement: float = Field(description="share of the tokens for which the exit predicts what the full model predicts")
-    draft_tokens: int | None = Field(None, description="length of drafts, chosen on the texts; also recorded if given")
-    draft_threshold: float | None = Field(None, description="a draft ends after a less probable token, likewise")
+    draft: tuple[int, float] | None = Field(
+        default=None, description="length of drafts, and probability below which one ends"
+    )
 
     def quality(self, _metric: str) -> float:
         """Return what knobs are chosen by: the agreement, whatever the task's metric is."""

@@ -122,7 +122,6 @@ class SpeculativeGenerations(Generations):
         drafter_in_layers: what a branch, or the model without some sublayers, costs as a drafter besides the layers up
             to ``draft_layer``, in layers; 0 where an exit drafts.
         skipped: the sublayers that drafts left out, if any.
-        runs_again: the layers up to ``draft_layer`` run again on drafted tokens to verify them.
     """
 
     draft_layer: int
@@ -132,7 +131,6 @@ class SpeculativeGenerations(Generations):
     passes: list[int]
     drafter_in_layers: float = field(default=0.0, kw_only=True)
     skipped: SkippedSublayers | None = field(default=None, kw_only=True)
-    runs_again: bool = field(default=False, kw_only=True)
 
     @property
     def layer_calls(self) -> float:

@@ -77,12 +77,10 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
 
         Raises UserError for ``sampling`` and ``in_flight``.
         """
+        at_knob = f"{self.knob.name} {knob:g} drafts"
         for refused in ("sampling", "in_flight"):
             if options.get(refused) is not None:
-                raise UserError(
-                    f"{self.name} verifies greedy drafts text by text, and takes no {refused}; "
-                    f"{self.knob.name} {knob:g} drafts"
-                )
+                raise UserError(f"{self.name} verifies greedy drafts text by text, and takes no {refused}; {at_knob}")
         dropped = ("sampling", "in_flight", "batch_size", "sort_by_length", "read")
         return {name: value for name, value in options.items() if name not in dropped}
 
@@ -186,22 +184,23 @@ class DraftingMethod(TokenMethod):
             max_new_tokens: of a text.
             store: see :func:`consistentee.traces.token_trace.record_tokens`.
         """
-        from consistentee.models.decoder.description import DraftSettings
         from consistentee.traces.drafts import DRAFT_LENGTHS, DRAFT_THRESHOLDS, trace_drafts
 
-        tokens, threshold = self.published
-        lengths = sorted({*DRAFT_LENGTHS, tokens}) if self.draft_tokens is None else [self.draft_tokens]
-        thresholds = sorted({*DRAFT_THRESHOLDS, threshold}) if self.threshold is None else [self.threshold]
+        length, least = self.published
+        lengths = sorted({*DRAFT_LENGTHS, length}) if self.draft_tokens is None else [self.draft_tokens]
+        thresholds = sorted({*DRAFT_THRESHOLDS, least}) if self.threshold is None else [self.threshold]
         for knob in map(float, self.knob_values(model)):
             if drafter := self.drafter(model, knob):
                 trace = trace_drafts(model, rows, **drafter, store=store)
-                calls = {ends: trace.layer_calls(*ends, max_new_tokens - 1) for ends in product(lengths, thresholds)}
-                model.description.drafts[knob] = DraftSettings(*min(calls, key=calls.__getitem__))
+                calls = {
+                    (tokens, threshold): trace.layer_calls(tokens, threshold, max_new_tokens - 1)
+                    for tokens, threshold in product(lengths, thresholds)
+                }
+                model.description.drafts[knob] = min(calls, key=calls.__getitem__)
 
     def draft_settings(self, model: "MultiExitDecoder", knob: float) -> tuple[int, float]:
         """Return the draft length and threshold: the method's parameters, else the chosen ones, else the published."""
-        chosen = model.description.drafts.get(knob)
-        tokens, threshold = self.published if chosen is None else (chosen.tokens, chosen.threshold)
+        tokens, threshold = model.description.drafts.get(knob, self.published)
         return self.draft_tokens or tokens, threshold if self.threshold is None else self.threshold
 
     def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":

@@ -100,15 +100,14 @@ def test_drafts_are_chosen_recorded_and_run(tiny_decoder):
     model, prompts = tiny_decoder("llama"), prompts_of(2)
     points = {point.knob: point for point in drafted_points(decoder_of(model, LayerSkip()), prompts)}
     assert all(point.agreement == 1 for point in points.values())
-    assert (points[4.0].average_layers, points[4.0].draft_tokens, points[4.0].draft_threshold) == (4, None, None)
+    assert (points[4.0].average_layers, points[4.0].draft) == (4, None)
     for knob in (1.0, 2.0, 3.0):
-        assert points[knob].draft_threshold == 0
-        length = points[knob].draft_tokens
-        assert length == model.description.drafts[knob].tokens
+        length, threshold = points[knob].draft
+        assert (length, threshold) == (model.description.drafts[knob][0], 0)
         written = LayerSkip(draft_tokens=length).generate(model, prompts.prompts, knob, max_new_tokens=6)
         assert points[knob].average_layers == written.average_layers
     (lookup, *_, full) = drafted_points(decoder_of(model, PromptLookup()), prompts)
-    assert (lookup.agreement, lookup.draft_tokens, full.average_layers) == (1, None, 4), "nothing is to be chosen"
+    assert (lookup.agreement, lookup.draft, full.average_layers) == (1, None, 4), "nothing is to be chosen"
 
 
 def test_references_are_judged_where_the_rule_lets_them_leave(model):

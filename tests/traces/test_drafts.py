@@ -12,7 +12,6 @@ from baselines.layerskip import LayerSkip
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers
-from consistentee.models.decoder.description import DraftSettings
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.drafts import DraftTrace, trace_drafts
@@ -93,13 +92,13 @@ def test_the_cheapest_drafts_are_chosen_kept_and_used(model, method, tmp_path):
         assert sum(written.drafted) > 0
         if isinstance(method, LayerSkip) and knob == 2:
             calls = [decoded(model, length, draft_layer=round(knob)).layer_calls for length in range(1, 9)]
-            assert chosen == DraftSettings(1 + int(np.argmin(calls)), 0.0)
+            assert chosen == (1 + int(np.argmin(calls)), 0.0)
             assert written.layer_calls == min(calls)
 
 
 def test_parameters_that_are_set_are_not_chosen(model):
     LayerSkip(draft_tokens=3).choose_drafts(model, rows_of(model), NEW_TOKENS)
-    assert model.description.drafts[2.0] == DraftSettings(3, 0.0)
+    assert model.description.drafts[2.0] == (3, 0.0)
     assert LayerSkip().draft_settings(model, 2.0) == (3, 0.0)
     assert LayerSkip(draft_tokens=5, threshold=0.5).draft_settings(model, 2.0) == (5, 0.5)
 

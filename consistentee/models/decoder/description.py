@@ -16,14 +16,6 @@ from consistentee.models.decoder.lora import LoraSpec
 _DEFAULT_EXITS = 5
 
 
-@dataclass(frozen=True)
-class DraftSettings:
-    """The end of a draft: after ``tokens`` tokens, or after one that is less probable than ``threshold``."""
-
-    tokens: PositiveInt
-    threshold: float
-
-
 @dataclass(kw_only=True)
 class DecoderDescription(Description):
     """Everything besides the weights that a saved multi-exit decoder needs.
@@ -35,7 +27,7 @@ class DecoderDescription(Description):
         closing_layers, chat_template: see :meth:`consistentee.MultiExitDecoder.from_backbone`.
         branches: decoder layers of their own behind some exit layers.
         skipped: sublayers that drafts leave out, by their share of all that may be skipped, in per cent.
-        drafts: length and threshold of drafts, by the knob of a method that drafts.
+        drafts: length and threshold of drafts, by the knob; see :meth:`consistentee.DraftingMethod.choose_drafts`.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
         max_prompt_tokens, max_new_tokens: the longest prompts and texts that it was trained on; None where it was not.
     """
@@ -53,7 +45,7 @@ class DecoderDescription(Description):
     lora: LoraSpec | None = None
     branches: dict[int, BranchSpec] = field(default_factory=dict)
     skipped: dict[int, SkippedSublayers] = field(default_factory=dict)
-    drafts: dict[float, DraftSettings] = field(default_factory=dict)
+    drafts: dict[float, tuple[PositiveInt, float]] = field(default_factory=dict)
     with_backbone: bool = False
     max_prompt_tokens: PositiveInt | None = None
     max_new_tokens: PositiveInt | None = None
