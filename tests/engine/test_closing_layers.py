@@ -53,7 +53,7 @@ class TestStack:
 
 class TestTexts:
     @pytest.mark.parametrize(
-        ("family", "rule"), [("llama", ScheduledRule([4, 2, 3, 2, 4, 2])), ("gpt2", MIXED)], ids=str
+        ("family", "rule"), [("llama", ScheduledRule([4, 2, 3, 2, 4, 2])), ("gpt2", MIXED)], ids=["llama", "gpt2"]
     )
     def test_they_are_those_of_a_decoder_that_owes_nothing(self, tiny_decoder, family, rule):
         model = tiny_decoder(family, **CLOSED)
