@@ -26,10 +26,9 @@ WORDS = [consonant + vowel for consonant in "bdfghjklmnpr" for vowel in "aeiou"]
 _SPECIAL = ["<unk>", "<pad>", "<s>", "</s>"]
 _SPACE = "\u0120"  # what byte-level tokenizers write for a space
 VOCABULARY = [*_SPECIAL, *sorted(set("".join(WORDS))), _SPACE, *WORDS, *(_SPACE + word for word in WORDS)]
+_IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
 _SIZE = {
-    "pad_token_id": 1,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
+    **_IDS,
     "vocab_size": len(VOCABULARY),
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -45,7 +44,7 @@ DECODER_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen2": lambda: Qwen2Config(**_SIZE),
     "qwen3": lambda: Qwen3Config(**_SIZE, head_dim=16),
     "gemma": lambda: GemmaConfig(**_SIZE, head_dim=16),
-    "gpt2": lambda: GPT2Config(**_SIZE),
+    "gpt2": lambda: GPT2Config(**_IDS, vocab_size=len(VOCABULARY), n_embd=32, n_layer=4, n_head=4, n_positions=128),
 }
 DECODER_FAMILIES = sorted(DECODER_CONFIGS)
 

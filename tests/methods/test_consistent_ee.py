@@ -168,7 +168,7 @@ class TestPrices:
         model = with_policy(method)
         trace = record_trace(model, task.test)
         with torch.no_grad():
-            outputs = policy_outputs(model.head(POLICY), trace.signals["pooled"], trace.logits)
+            outputs = policy_outputs(model.head(POLICY), trace.pooled, trace.logits)
             policies = method.prices.policies(outputs)
         exits = sweep([method.rule(model, price) for price in method.prices.prices], trace)
         assert [alpha[0].item() for alpha, _ in policies] == pytest.approx(list(method.prices.prices))
@@ -181,7 +181,7 @@ class TestPrices:
         model = with_policy(method)
         trace = record_trace(model, task.test)
         with torch.no_grad():
-            outputs = policy_outputs(model.head(POLICY), trace.signals["pooled"], trace.logits)
+            outputs = policy_outputs(model.head(POLICY), trace.pooled, trace.logits)
             [(alpha, p)] = method.prices.policies(outputs)
         assert (alpha == 0.05).all()
         threshold = p[:, 0].median().item()  # half of the rows exit at layer 1

@@ -27,7 +27,7 @@ def test_shapes_and_order_do_not_depend_on_batching(tiny_model):
     split = Split("some", random_texts(21), list(range(3)) * 7)
     trace, other = (record_trace(model, split, batch_size=size) for size in (4, 64))
     assert trace.logits.shape == (21, 4, 3)
-    assert trace.signals["pooled"].shape == (21, 4, model.width)
+    assert trace.pooled.shape == (21, 4, model.width)
     assert trace.labels.tolist() == list(split.labels)
     assert torch.equal(trace.row_keys, other.row_keys)
     torch.testing.assert_close(trace.logits, other.logits, rtol=1e-4, atol=1e-5)
@@ -47,7 +47,7 @@ def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, 
     first = record_trace(model, split, store=tmp_path)
     again = record_trace(model, split, store=tmp_path)
     assert torch.equal(first.logits, again.logits)
-    assert torch.equal(first.signals["pooled"], again.signals["pooled"])
+    assert torch.equal(first.pooled, again.pooled)
     assert len(list(tmp_path.glob("outputs-*"))) == 1
     with torch.no_grad():
         model.classifiers[0].bias += 1
@@ -59,7 +59,7 @@ def test_what_a_trace_cannot_say_is_named(tiny_model):
     trace = record_trace(tiny_model(), make_task().test)
     with pytest.raises(UserError, match="hidden states"):
         _ = trace.view(1).hidden
-    with pytest.raises(UserError, match="no signal of head 'policy'"):
+    with pytest.raises(UserError, match="no head 'policy'"):
         trace.view(1).head("policy")
 
 
