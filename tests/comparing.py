@@ -1,4 +1,4 @@
-"""What tests compare: written texts as lists, and weights before and after."""
+"""Compare generated texts, and the weights of two models."""
 
 from collections.abc import Mapping
 

@@ -43,7 +43,7 @@ TimedKnobs = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Work:
-    """What a run does with which cells: the arguments of :func:`benchmarks.run.sweep.run_suite`."""
+    """Options of a run: filters, and whether it trains and takes times; see :func:`benchmarks.run.sweep.run_suite`."""
 
     filters: Filters
     fresh: bool

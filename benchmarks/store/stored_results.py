@@ -71,7 +71,7 @@ class StoredCell(Generic[RecordT]):
         return None if table is None else table.to_pandas(ignore_metadata=True)  # the index is the default one
 
     def columns(self) -> "dict[str, NDArray[Any]] | None":
-        """Read :meth:`predictions` as arrays, in a fifth of the time; None if there are none."""
+        """Read :meth:`predictions` as arrays; a DataFrame takes twice as long. None if there are none."""
         table = self._table(PREDICTIONS_FILE)
         return None if table is None else {name: table[name].to_numpy() for name in table.column_names}
 
@@ -152,7 +152,10 @@ def _texts(root: Path, below: str, pattern: str) -> dict[str, str]:
 
 
 def failed_cells(root: Path) -> dict[str, str]:
-    """Return why cells have no record (they failed, or are not defined for the task), by their folders in a run."""
+    """Return why cells have no record (they failed, or are not defined for the task), by their folders in a run.
+
+    Raises UserError if the folder was published and cannot be read.
+    """
     return {
         folder: failure.error if (failure := parse_text(text, FailureRecord)[0]) else "unreadable note"
         for folder, text in failure_texts(root).items()

@@ -120,7 +120,7 @@ class Stage(Generic[ModelT, BatchT]):
 
 @dataclass
 class TrainingLog:
-    """What the stages of a training report.
+    """Losses of the stages of a training, and the rows that they passed through the backbone.
 
     Attributes:
         losses: mean losses in equal parts of a stage's steps, by the stage's name.

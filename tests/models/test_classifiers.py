@@ -94,6 +94,8 @@ def test_layers_are_pooled_only_for_classifiers_that_read_them(tiny_model, monke
     monkeypatch.setattr(model, "pool", lambda layer, *rest: (layers.append(layer), pool(layer, *rest))[1])
     classify(model, ["w1"], NeverExit())
     assert layers == pooled_at
+    model.stock_logits(model.collate(model.tokenize(["w1"])))
+    assert layers == 2 * pooled_at, "a clock runs in the stock model too"
 
 
 def test_what_cannot_be_built_is_named(tiny_model):

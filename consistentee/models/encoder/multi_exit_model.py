@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -296,12 +297,11 @@ class MultiExitModel(MultiExit):
         reads_history = self.classifier(self.num_layers).reads_history
         with self._layers_precision():
             output = self.backbone(**batch.model_inputs, output_hidden_states=reads_history)
-        last, mask = output.last_hidden_state.to(self.dtype), batch.padding_mask
         earlier = output.hidden_states[1:-1] if reads_history else ()
         first = self.num_layers - len(earlier)
-        states = (self.stepper.read(t, state.to(self.dtype)) for t, state in enumerate(earlier, start=first))
-        history = [self.pool(t, state, mask) for t, state in enumerate([*states, last], start=first)]
-        return self.classify(self.num_layers, RecordedLayer(torch.stack(history, dim=1), last, mask))
+        states = [self.stepper.read(t, state.to(self.dtype)) for t, state in enumerate(earlier, start=first)]
+        states.append(output.last_hidden_state.to(self.dtype))
+        return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of all that determines outputs: weights, pooling, configuration and engine version.
@@ -342,6 +342,25 @@ class MultiExitModel(MultiExit):
     ) -> Self:
         tokenizer = cls._saved_tokenizer(folder)
         return cls(_saved_stepper(folder, weights), tokenizer, description)
+
+
+class _StockLayer:
+    """The last of some layers of a stock forward, pooled only for classifiers that read it so: a clock runs."""
+
+    def __init__(self, model: MultiExitModel, states: Sequence[Tensor], padding_mask: Tensor) -> None:
+        self._model = model
+        self._states = states
+        self.hidden = states[-1]
+        self.padding_mask = padding_mask
+
+    @cached_property
+    def history(self) -> Tensor:
+        layers = enumerate(self._states, start=self._model.num_layers - len(self._states) + 1)
+        return torch.stack([self._model.pool(t, state, self.padding_mask) for t, state in layers], dim=1)
+
+    @property
+    def pooled(self) -> Tensor:
+        return self.history[:, -1]
 
 
 def _saved_stepper(folder: Path, weights: dict[str, Tensor]) -> EncoderStepper:
