@@ -9,13 +9,15 @@ Other networks of exits are trained in the same way.
 
 Choices: the teacher is the stock model's linear classifier, so that the stage is shared; the paper's has attention. The
 attention has two heads. The paper writes the divergence with the student first, here the teacher is first. Distillation
-takes 5/3 of the recipe's epochs, the paper's proportion; linear students use cached features, for the recipe's frozen
-steps, with a pooler each if the backbone has one. The frozen model runs without dropout.
+takes 5/3 of the recipe's epochs, the paper's proportion, or ``steps``, until the students have converged; linear
+students use cached features, for the recipe's frozen steps, with a pooler each if the backbone has one. The frozen
+model runs without dropout.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
@@ -31,6 +33,7 @@ class FastBERT(Method):
 
     Attributes:
         classifier: the network of the students; "attention" is the paper's.
+        steps: of the distillation into students that attend, on cached states; None for 5/3 of the recipe's epochs.
     """
 
     name: ClassVar[str] = "fastbert"
@@ -38,12 +41,21 @@ class FastBERT(Method):
     knob: ClassVar[Knob] = Knob("speed", _SPEEDS)
 
     classifier: ExitNetwork = "attention"
+    steps: PositiveInt | None = None
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
-        train_early_exits(model, source, _student_loss, recipe, name="self-distillation", network=self.classifier)
+        train_early_exits(
+            model,
+            source,
+            _student_loss,
+            recipe,
+            name="self-distillation",
+            network=self.classifier,
+            attention_steps=self.steps,
+        )
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:

@@ -25,6 +25,7 @@ from consistentee.training.encoder import (
     train_last_exit as train_last_exit,
     training_source as training_source,
     use_exit_network as use_exit_network,
+    validation_source as validation_source,
 )
 from consistentee.training.loop import Stage as Stage, run_stage as run_stage
 from consistentee.training.recipe import ExitNetwork as ExitNetwork

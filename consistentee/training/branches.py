@@ -52,6 +52,7 @@ class RowStates:
     numbers: Tensor
 
     lengths = None
+    runs_backbone = False
 
     def __len__(self) -> int:
         return len(self.numbers)

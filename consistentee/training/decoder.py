@@ -54,6 +54,7 @@ class DrawnTokens:
     tokens: Tensor
 
     lengths = None
+    runs_backbone = False
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -37,6 +37,8 @@ _POWERS: dict[ExitWeights, int] = {"equal": 0, "depth": 1, "squared depth": 2}
 class DrawnRows:
     """Prompts with responses, drawn at random: as many as a stage takes."""
 
+    runs_backbone = True
+
     def __init__(self, model: MultiExitDecoder, rows: Sequence[TokenRow], draws: int, seed: int) -> None:
         self.model = model
         self.rows = rows

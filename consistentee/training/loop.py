@@ -64,6 +64,9 @@ AnyRecipe = Recipe | TokenRecipe
 class Source(Protocol[BatchT_co]):
     """A number of rows, which a stage reads in batches."""
 
+    runs_backbone: bool
+    """Whether the loss runs the backbone on the rows."""
+
     @property
     def lengths(self) -> Tensor | None:
         """Tokens of every row [N]; None if batches have no padding, or rows come in an order of their own."""
@@ -157,7 +160,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
     Leaves the model in eval mode with every weight unfrozen. Processes that need the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
-    if source.lengths is not None:  # rows are tokens: the backbone runs
+    if source.runs_backbone:
         moves = any(prefix.startswith("backbone.") for prefix in stage.trains)
         count_rows(stage.epochs * len(source), with_gradients=moves)
     model.to(chosen_device())

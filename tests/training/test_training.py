@@ -1,5 +1,6 @@
 """Training of both kinds of rows: determinism, resuming, the store; and losses and batches of instances."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,6 +152,25 @@ class TestTheLoop:
         with logged_training() as log:
             train_early_exits(model, source, _mean_loss, recipe, name="attending", network="attention")
         assert log.rows == pytest.approx(4 * 48 / 3), "5/3 of 2 epochs, without gradients of the backbone"
+        with logged_training() as log:
+            train_early_exits(
+                model, source, _mean_loss, recipe, name="on-states", network="attention", attention_steps=30
+            )
+        assert log.rows == pytest.approx(48 / 3), "one pass, whatever the number of steps"
+
+    def test_exits_learn_from_recorded_states_what_they_learn_from_tokens(self, tiny_model):
+        """Two epochs either way; the recorded states are rounded to half precision."""
+        trained = []
+        for steps in (None, 2 * math.ceil(48 / RECIPE.batch_size)):
+            model = tiny_model()
+            source = training_source(model, make_task(rows=48), RECIPE)
+            recipe = replace(RECIPE, epochs=1)  # 5/3 of it are two
+            train_early_exits(
+                model, source, _mean_loss, recipe, name="exits", network="attention", attention_steps=steps
+            )
+            trained.append(torch.cat([weight.flatten() for weight in model.classifiers.parameters()]))
+        recorded, run = trained
+        assert (recorded - run).abs().mean() < 1e-3 * run.abs().mean()
 
     def test_a_loss_that_is_not_finite_is_named(self, tiny_model):
         model = tiny_model()

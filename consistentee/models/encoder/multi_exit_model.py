@@ -1,7 +1,7 @@
 """MultiExitModel: a stock encoder with pooling, an internal classifier per layer, and heads of methods."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -260,19 +260,26 @@ class MultiExitModel(MultiExit):
 
         ``cut_after``: layers whose output passes no gradient on to them from later layers.
         """
-        keeps_tokens, dtype = self.reads_tokens, self.dtype
+        keeps_tokens = self.reads_tokens
         vectors, states = [], []
+        for read in self.layer_states(batch, cut_after=cut_after):
+            vectors.append(self.pool_tokens(read, batch.padding_mask))
+            states.append(read if keeps_tokens else NO_TOKENS)
+        return self._read(torch.stack(vectors, dim=1), states, batch.padding_mask)
+
+    def layer_states(self, batch: Batch, *, cut_after: Collection[int] = ()) -> Iterator[Tensor]:
+        """Run all layers on all rows, and yield what the classifiers of each may read: [rows, tokens, width].
+
+        ``cut_after``: see :meth:`forward`.
+        """
         with self._layers_precision():
             hidden, context = self.stepper.begin(batch)
         for layer in range(1, self.num_layers + 1):
             with self._layers_precision():
-                hidden = self.stepper.step(layer, hidden, context).to(dtype)
-            read = self.stepper.read(layer, hidden)
-            vectors.append(self.pool_tokens(read, batch.padding_mask))
-            states.append(read if keeps_tokens else NO_TOKENS)
+                hidden = self.stepper.step(layer, hidden, context).to(self.dtype)
+            yield self.stepper.read(layer, hidden)
             if layer in cut_after:
                 hidden = hidden.detach()
-        return self._read(torch.stack(vectors, dim=1), states, batch.padding_mask)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
         """Apply every layer's pooler and classifier to pooled tokens [rows, L, width] of a frozen backbone.
@@ -282,6 +289,12 @@ class MultiExitModel(MultiExit):
         if self.reads_tokens:
             raise UserError("a classifier that reads every token cannot answer from pooled vectors; run it on tokens")
         return self._read(vectors, [NO_TOKENS] * self.num_layers, NO_TOKENS)
+
+    def read_states(self, states: Tensor, padding_mask: Tensor) -> LayerOutputs:
+        """Apply every layer's pooler and classifier to all tokens of a frozen backbone: [rows, L, tokens, width]."""
+        by_layer = states.unbind(dim=1)
+        vectors = torch.stack([self.pool_tokens(tokens, padding_mask) for tokens in by_layer], dim=1)
+        return self._read(vectors, by_layer, padding_mask)
 
     def _read(self, vectors: Tensor, states: Sequence[Tensor], padding_mask: Tensor) -> LayerOutputs:
         layers = range(1, self.num_layers + 1)

@@ -1,0 +1,70 @@
+"""consistentee-held-out: a ConsistentEE policy that learns on rows which the exits have not seen.
+
+On its own training rows nearly every late exit is right, so a policy that learns there finds that depth never pays, and
+on new rows it exits too early. Joint training, the paper's stage 1, also costs the last exit accuracy on tasks of many
+classes. So here:
+
+1. the stock model is fine-tuned and frozen (shared with DeeBERT and FastBERT); early exits are distilled from its last
+   one until they have converged: students that attend, as FastBERT's, for the recipe's ``frozen_steps``;
+2. the policy learns on the validation rows, with ConsistentEE's reward for prices drawn at random. A few hundred rows
+   are few, so it is linear in the exit's confidence: ten numbers a layer.
+
+The answer that is rewarded is the one of the exit that the policy takes, as in the paper's stage 3, but the backbone no
+longer moves. Validation rows choose the knob of every method; here they also fit the policy.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from consistentee import HeadSpec, MultiExitModel, Recipe, TaskData
+from consistentee.methods.consistent_ee.instances import ConsistentEECurve
+from consistentee.training import (
+    ExitNetwork,
+    distillation_loss,
+    train_early_exits,
+    train_last_exit,
+    training_source,
+    validation_source,
+)
+
+
+@dataclass(frozen=True)
+class ConsistentEEHeldOut(ConsistentEECurve):
+    """Distilled exits on a frozen fine-tuned model; one policy for all prices, learnt on validation rows.
+
+    ``alpha``, ``joint_epochs``, ``joint_learning_rate`` and ``refit_policy`` have no effect.
+
+    Attributes:
+        classifier: the network of the exits before layer L.
+    """
+
+    name: ClassVar[str] = "consistentee-held-out"
+    paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with a policy learnt on held-out rows"
+
+    classifier: ExitNetwork = "attention"
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, distil it into the exits, and fit the policy to validation rows."""
+        source = training_source(model, task, recipe)
+        train_last_exit(model, source, recipe)
+        train_early_exits(
+            model,
+            source,
+            _student_loss,
+            recipe,
+            name="students",
+            network=self.classifier,
+            attention_steps=recipe.frozen_steps,
+        )
+        self.learn_policy(model, validation_source(model, task, recipe), recipe)
+        return model
+
+    def policy_spec(self) -> HeadSpec:
+        """Return a linear policy."""
+        return replace(super().policy_spec(), hidden=None)
+
+
+def _student_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return distillation_loss(logits)
