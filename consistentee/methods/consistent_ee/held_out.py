@@ -6,11 +6,13 @@ classes. So here:
 
 1. the stock model is fine-tuned and frozen (shared with DeeBERT and FastBERT); early exits are distilled from its last
    one until they have converged: students that attend, as FastBERT's, for the recipe's ``frozen_steps``;
-2. the policy learns on the validation rows, with ConsistentEE's reward for prices drawn at random. A few hundred rows
-   are few, so it is linear in the exit's confidence: ten numbers a layer.
+2. the policy learns on the texts of the validation rows, with ConsistentEE's reward for prices drawn at random. The
+   right answer is the last exit's: few rows tell two exits apart by their labels, many by their answers. The Memorized
+   Layer is then the first from which on all exits answer as the last. A few hundred rows are few, so the policy is
+   linear in the exit's confidence: ten numbers a layer.
 
-The answer that is rewarded is the one of the exit that the policy takes, as in the paper's stage 3, but the backbone no
-longer moves. Validation rows choose the knob of every method; here they also fit the policy.
+What is rewarded is the answer of the exit that the policy takes, as in the paper; there is no stage 3, since the exits
+already answer as the last one wherever they can. Labels of validation rows choose the knob, as for every method.
 """
 
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from consistentee.methods.consistent_ee.instances import ConsistentEECurve
 from consistentee.training import (
     ExitNetwork,
     distillation_loss,
+    recorded_logits,
     train_early_exits,
     train_last_exit,
     training_source,
@@ -32,7 +35,7 @@ from consistentee.training import (
 
 @dataclass(frozen=True)
 class ConsistentEEHeldOut(ConsistentEECurve):
-    """Distilled exits on a frozen fine-tuned model; one policy for all prices, learnt on validation rows.
+    """Distilled exits on a frozen fine-tuned model; one policy for all prices, learnt on other texts.
 
     ``alpha``, ``joint_epochs``, ``joint_learning_rate`` and ``refit_policy`` have no effect.
 
@@ -46,7 +49,7 @@ class ConsistentEEHeldOut(ConsistentEECurve):
     classifier: ExitNetwork = "attention"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, distil it into the exits, and fit the policy to validation rows."""
+        """Fine-tune the stock model, distil it into the exits, and fit the policy to the texts of validation rows."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         train_early_exits(
@@ -58,7 +61,9 @@ class ConsistentEEHeldOut(ConsistentEECurve):
             network=self.classifier,
             attention_steps=recipe.frozen_steps,
         )
-        self.learn_policy(model, validation_source(model, task, recipe), recipe)
+        held_out = validation_source(model, task, recipe)
+        answers = recorded_logits(model, held_out, recipe)[:, -1].argmax(dim=-1)
+        self.learn_policy(model, replace(held_out, labels=answers), recipe)
         return model
 
     def policy_spec(self) -> HeadSpec:
