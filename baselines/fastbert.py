@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import PositiveInt
-from torch import Tensor
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import falling_fractions, normalised_entropy
-from consistentee.training import ExitNetwork, distillation_loss, train_early_exits, train_last_exit, training_source
+from consistentee.training import ExitNetwork, student_loss, train_early_exits, train_last_exit, training_source
 
 _SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)  # from just above the largest normalised entropy down to 0
 
@@ -50,7 +49,7 @@ class FastBERT(Method):
         train_early_exits(
             model,
             source,
-            _student_loss,
+            student_loss,
             recipe,
             name="self-distillation",
             network=self.classifier,
@@ -61,7 +60,3 @@ class FastBERT(Method):
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the normalised entropy is below ``knob``."""
         return ThresholdRule(normalised_entropy, knob, exit_when="below")
-
-
-def _student_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return distillation_loss(logits)

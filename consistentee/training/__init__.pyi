@@ -18,6 +18,7 @@ from consistentee.training.encoder import (
     layer_losses as layer_losses,
     recorded_logits as recorded_logits,
     steps_of as steps_of,
+    student_loss as student_loss,
     token_stage as token_stage,
     train_early_exits as train_early_exits,
     train_heads as train_heads,

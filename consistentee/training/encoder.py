@@ -256,6 +256,11 @@ def distillation_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return temperature**2 * divergences.sum(dim=(1, 2)).mean()
 
 
+def student_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute :func:`distillation_loss`, which has no use for labels, as :func:`train_early_exits` asks for it."""
+    return distillation_loss(logits)
+
+
 # Stages that run the backbone
 
 
@@ -420,7 +425,8 @@ def train_early_exits(
         run_stage(model, source, stage, recipe)
         return
     epochs = math.ceil(attention_steps / math.ceil(len(source) / recipe.batch_size))
-    on_states = replace(stage, loss=partial(_of_states, loss), epochs=epochs)
+    shared = loss.__module__ == __name__  # two methods' own losses may have the same name
+    on_states = replace(stage, loss=partial(_of_states, loss), epochs=epochs, shared=shared)
     run_stage(model, cached_states(model, source), on_states, recipe)
 
 

@@ -16,16 +16,14 @@ already answer as the last one wherever they can. Labels of validation rows choo
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import ClassVar, Literal
 
 from consistentee import HeadSpec, MultiExitModel, Recipe, TaskData
 from consistentee.methods.consistent_ee.instances import ConsistentEECurve
 from consistentee.training import (
     ExitNetwork,
-    distillation_loss,
     recorded_logits,
+    student_loss,
     train_early_exits,
     train_last_exit,
     training_source,
@@ -41,12 +39,14 @@ class ConsistentEEHeldOut(ConsistentEECurve):
 
     Attributes:
         classifier: the network of the exits before layer L.
+        policy_rows: the rows whose texts the policy learns on; "training" shows what held-out ones are worth.
     """
 
     name: ClassVar[str] = "consistentee-held-out"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with a policy learnt on held-out rows"
 
     classifier: ExitNetwork = "attention"
+    policy_rows: Literal["validation", "training"] = "validation"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, distil it into the exits, and fit the policy to the texts of validation rows."""
@@ -55,21 +55,17 @@ class ConsistentEEHeldOut(ConsistentEECurve):
         train_early_exits(
             model,
             source,
-            _student_loss,
+            student_loss,
             recipe,
-            name="students",
+            name="self-distillation",
             network=self.classifier,
             attention_steps=recipe.frozen_steps,
         )
-        held_out = validation_source(model, task, recipe)
-        answers = recorded_logits(model, held_out, recipe)[:, -1].argmax(dim=-1)
-        self.learn_policy(model, replace(held_out, labels=answers), recipe)
+        rows = validation_source(model, task, recipe) if self.policy_rows == "validation" else source
+        answers = recorded_logits(model, rows, recipe)[:, -1].argmax(dim=-1)
+        self.learn_policy(model, replace(rows, labels=answers), recipe)
         return model
 
     def policy_spec(self) -> HeadSpec:
         """Return a linear policy."""
         return replace(super().policy_spec(), hidden=None)
-
-
-def _student_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return distillation_loss(logits)
