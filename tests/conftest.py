@@ -103,6 +103,25 @@ def tiny_decoder(tiny_decoders: TinyDecoders) -> Callable[..., MultiExitDecoder]
 
 
 @pytest.fixture(scope="session")
+def agreeing_decoder(tiny_decoders: TinyDecoders) -> Callable[..., MultiExitDecoder]:
+    """Return a function: (family="llama", deep=0.2) -> a decoder whose drafts from layers 1 and 2 are often accepted.
+
+    Its exits are untrained. Layers 3 and 4 add ``deep`` of what they would; with 0, layer 2 says what layer 4 says.
+    """
+
+    def build(family: str = "llama", deep: float = 0.2) -> MultiExitDecoder:
+        model = MultiExitDecoder.from_backbone(str(tiny_decoders.backbone(family)), adapter="norm")
+        with torch.no_grad():
+            for layer in (3, 4):
+                for name, parameter in model.stepper.layer_module(layer).named_parameters():
+                    if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight", "c_proj.bias")):
+                        parameter.mul_(deep)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def finished_suite(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> "Bench":
     """A tiny suite of classification that has run; nothing may change it, see ``Bench.elsewhere``."""
     from small_suite import Bench

@@ -7,12 +7,9 @@ from conftest import make_text_task, random_prompts
 from torch import nn
 
 from baselines.balcony import Balcony
-from baselines.kangaroo import Kangaroo
 from benchmarks.testing.watching import stock_tokens
 from consistentee.engine.generate import generate
-from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
@@ -42,21 +39,13 @@ def test_texts_of_balcony_are_those_of_a_stock_model_of_its_layers(tiny_decoder,
 
 
 @pytest.fixture
-def drafting_decoder(tiny_decoder):
-    """Return a function: deep -> a model with adapters, and layers 3 and 4 that add so much of what they do.
-
-    With 0, the exits say what layer 4 says. An adapter adds as much of its attention.
-    """
+def drafting_decoder(agreeing_decoder):
+    """Return a function: deep -> an agreeing decoder with adapters; an adapter adds as much of its attention."""
 
     def build(deep: float = 0.2) -> MultiExitDecoder:
-        model = tiny_decoder()
-        with torch.no_grad():
-            for layer in (3, 4):
-                for name, parameter in model.stepper.layer_module(layer).named_parameters():
-                    if name.endswith(("o_proj.weight", "down_proj.weight")):
-                        parameter.mul_(deep)
-            for layer in (1, 2, 3):
-                model.add_branch(layer, BranchSpec(copied_layer=3, with_mlp=False))
+        model = agreeing_decoder(deep=deep)
+        for layer in (1, 2, 3):
+            model.add_branch(layer, BranchSpec(copied_layer=3, with_mlp=False))
         return model
 
     return build
@@ -86,13 +75,3 @@ def test_the_adapter_reads_every_token_once_and_is_counted(drafting_decoder):
     share = model.branch(2).size_in_layers
     assert out.drafter_in_layers == share
     assert out.layer_calls == (drafts + passes) * (2 + share) + passes * 2
-
-
-def test_what_cannot_be_drafted_is_named(drafting_decoder):
-    model = drafting_decoder()
-    with pytest.raises(UserError, match="takes no sampling"):
-        Kangaroo().generate(model, ["ba"], 2.0, sampling=Sampling())
-    with pytest.raises(UserError, match="takes no in_flight"):
-        Kangaroo().generate(model, ["ba"], 2.0, in_flight=4)
-    with pytest.raises(UserError, match="threshold"):
-        Kangaroo(threshold=1.5)

@@ -15,9 +15,6 @@ from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.encoder.cascade import add_companion, companion_layers, companion_of_first_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.signals import top_probability
-from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import replay
 
 DEPTH, COMPANION = 4, 2
 
@@ -137,16 +134,6 @@ def test_difficulty_loss_by_hand():
     assert difficulty_loss(logits, easy, 0.1).item() == pytest.approx(0.2 / 2)
     assert difficulty_loss(logits, hard, 0.5).item() == pytest.approx((0.8 + 0.7) / 2)
     assert difficulty_loss(logits, torch.ones(3, dtype=torch.bool), 0.5).item() == 0, "there is no pair"
-
-
-def test_rows_leave_after_the_companion_or_not_at_all(cascade):
-    model = cascade()[0]
-    trace = record_trace(model, make_task().test)
-    confidence = top_probability(trace.view(COMPANION))
-    threshold = confidence.median().item()
-    exits = replay(CascadeBERT().rule(model, threshold), trace)
-    assert exits.tolist() == [COMPANION if c > threshold else COMPANION + DEPTH for c in confidence.tolist()]
-    assert 0 < (exits == COMPANION).sum() < len(trace)
 
 
 def test_a_companion_of_another_backbone(tiny_model, tmp_path):

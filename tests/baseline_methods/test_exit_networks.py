@@ -8,7 +8,7 @@ from conftest import make_task
 from torch.nn import functional
 
 from baselines.cap_nsp import CAP, NullSpaces
-from baselines.e2cm import E2CM, put_means
+from baselines.e2cm import put_means
 from baselines.gpfee import imitation_loss
 from baselines.product_of_experts import ProductOfExperts
 from benchmarks.testing.cases import RECIPE
@@ -49,19 +49,6 @@ def test_a_class_without_rows_is_never_answered(tiny_model):
     said = classifier(RecordedLayer(on_a_line(model, 0.01, 2.9).unsqueeze(1)))
     assert said.softmax(dim=-1)[:, 1].tolist() == [0, 0]
     assert said.argmax(dim=-1).tolist() == [0, 2]
-
-
-def test_exits_of_e2cm_are_the_class_means_of_the_full_model(tiny_model):
-    task = make_task()
-    model = E2CM().fit(tiny_model().double(), task, RECIPE)  # float32 rounds small distances of large vectors
-    full = get_method("full").fit(tiny_model().double(), task, RECIPE)
-    trace, of_full = (record_trace(each, task.train, max_length=32) for each in (model, full))
-    assert torch.equal(trace.logits[:, -1], of_full.logits[:, -1])
-    for layer in range(1, model.num_layers):
-        pooled = of_full.pooled[:, layer - 1]
-        means = torch.stack([pooled[of_full.labels == label].mean(dim=0) for label in range(3)])
-        distances = (pooled.unsqueeze(1) - means).norm(dim=-1)
-        torch.testing.assert_close(trace.logits[:, layer - 1], -distances / distances.mean(dim=0))
 
 
 def with_past_future(model: MultiExitModel) -> MultiExitModel:

@@ -13,11 +13,10 @@ from baselines.beem import BEEM, EXPERTS, ExpertsRule
 from baselines.de3_bert import DE3BERT, distance_enhanced_entropy, distance_ratio
 from baselines.eenet import BudgetRule, fit_thresholds, scores_and_shares
 from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_loss
-from baselines.palbert import PALBERT, QuantileRule, divergence, geometric, leaving_probabilities
+from baselines.palbert import divergence, geometric
 from benchmarks.testing.cases import RECIPE
 from consistentee.data.instances import Split
 from consistentee.methods.method import get_method
-from consistentee.methods.reward import exit_distribution
 from consistentee.models.heads import FACTORS, HeadSpec, factors_of, set_factors
 from consistentee.signals import normalised_entropy
 from consistentee.traces.instance_trace import Trace, record_trace
@@ -122,19 +121,6 @@ def test_the_divergence_is_none_from_the_prior_itself_and_known_from_a_certain_e
     assert divergence(prior.repeat(5, 1), prior).item() == pytest.approx(0, abs=1e-6)
     certain = torch.tensor([[0.0, 1.0, 0.0]])
     torch.testing.assert_close(divergence(certain, prior), -torch.tensor(0.09).log())
-
-
-def test_palbert_leaves_by_the_distribution_that_training_has_shaped(tiny_model):
-    task = make_task()
-    model = PALBERT().fit(tiny_model(), task, RECIPE)
-    trace = record_trace(model, task.test, max_length=32)
-    with torch.no_grad():
-        masses = exit_distribution(leaving_probabilities(model, trace.pooled))
-    torch.testing.assert_close(masses.sum(dim=1), torch.ones(len(trace)))
-    rule = QuantileRule(0.5, model.width)
-    state = rule.start(len(trace), model.num_layers)
-    left = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
-    torch.testing.assert_close(left, masses.cumsum(dim=1)[:, :3])
 
 
 def test_the_ratio_is_none_at_a_prototype_and_half_between_two():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import random_prompts
 
+from baselines.kangaroo import Kangaroo
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.engine.generate import generate
@@ -53,13 +54,13 @@ def test_layers_are_counted(tiny_decoder, method, knob, draft_layer):
     assert flops.speculating(written) == layers + again + heads * flops.head
 
 
-def test_what_transformers_cannot_do_is_left_out(tiny_decoder):
+def test_what_drafts_cannot_do_is_refused_or_left_out(tiny_decoder):
     assert AssistantEarlyExit().knob_values(tiny_decoder("gpt2")) == (4.0,)
     model = tiny_decoder("llama")
-    with pytest.raises(UserError, match="takes no sampling; draft tokens 3 drafts"):
-        PromptLookup().generate(model, PROMPTS, 3.0, sampling=Sampling())
-    with pytest.raises(UserError, match="takes no in_flight"):
-        AssistantEarlyExit().generate(model, PROMPTS, 2.0, in_flight=4)
+    for method, knob in ((PromptLookup(), 3.0), (AssistantEarlyExit(), 2.0), (Kangaroo(), 2.0)):
+        for option in ({"sampling": Sampling()}, {"in_flight": 4}):
+            with pytest.raises(UserError, match=f"takes no {next(iter(option))}; {method.knob.name}"):
+                method.generate(model, PROMPTS, knob, **option)
     assert PromptLookup().generate(model, PROMPTS, 0.0, sampling=Sampling(), max_new_tokens=2).decoded_tokens == 3
     assert torch.equal(
         PromptLookup().generate(model, PROMPTS[:1], 3.0, max_new_tokens=1).tokens[0],

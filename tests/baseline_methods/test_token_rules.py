@@ -19,7 +19,7 @@ from baselines.soft import SoFT
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
-from consistentee.rules.schedules import DepthThresholdRule, ScheduledRule, shifted_thresholds
+from consistentee.rules.schedules import ScheduledRule, shifted_thresholds
 from consistentee.signals import margin
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
@@ -33,18 +33,6 @@ SIX = (6, 12, 18, 24, 30)
 def trace_of(model):
     rows = [(prompt, [7, 9, 11, 30, 3]) for prompt in model.encode(random_prompts(12, seed=4))]
     return record_tokens(model, rows)
-
-
-def test_entropy_by_hand(tiny_decoder):
-    model = tiny_decoder()
-    trace = trace_of(model)
-    probs = torch.stack([model.logits(i + 1, trace.speaking[:, i]) for i in range(3)], dim=1).softmax(-1)
-    entropies = -(probs * probs.log()).sum(-1)
-    middle = float(entropies.detach().median())
-    expected = [next((i + 1 for i, entropy in enumerate(row) if entropy < middle), 4) for row in entropies.tolist()]
-    expected = torch.where(trace.step == 0, 4, torch.tensor(expected))
-    assert torch.equal(replay(get_method("token-entropy").rule(model, middle), trace), expected)
-    assert set(expected.tolist()) >= {1, 4}
 
 
 def test_patience_counts_exits_and_not_layers(tiny_decoder):
@@ -63,20 +51,6 @@ def test_thresholds_lie_on_a_line_between_those_of_the_paper():
 def test_a_shift_is_one_of_log_odds():
     thresholds = torch.tensor(list(shifted_thresholds(((0.25, 0.9), (0.75, 0.6)), (1, 3, 4), 1.5).values()))
     torch.testing.assert_close(thresholds.logit(), torch.tensor([0.9, 0.6]).logit() + 1.5)
-
-
-def test_a_token_leaves_where_its_probability_reaches_the_threshold_of_the_layer(tiny_decoder):
-    model = tiny_decoder(exit_layers=(1, 3))
-    trace = trace_of(model)
-    tokens = torch.arange(len(trace))
-    top = torch.stack([model.logits(layer, trace.states(i, tokens)) for i, layer in enumerate((1, 3))])
-    top = top.softmax(-1).amax(-1)
-    thresholds = {1: top[0].quantile(0.7).item(), 3: top[1].quantile(0.4).item()}
-    expected = torch.where(top[1] >= thresholds[3], 3, 4).where(top[0] < thresholds[1], 1)
-    expected[trace.step == 0] = 4
-    found = replay(DepthThresholdRule(thresholds), trace)
-    assert set(found.tolist()) == {1, 3, 4}
-    assert (found == expected).double().mean() > 0.98, "up to a token on the threshold"
 
 
 def test_lite_and_soft_have_the_stage_of_all_methods_that_ask_for_equal_weights(tiny_decoder, tmp_path):

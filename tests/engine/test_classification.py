@@ -2,19 +2,13 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, random_prompts, random_texts
+from conftest import random_prompts, random_texts
 
+from baselines.references import RandomRule
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.signals import top_probability
-
-
-class ByKey(ExitRule):
-    """Rows leave at layers that their tokens alone decide."""
-
-    def should_exit(self, view, state):
-        return view.row_keys % view.num_layers < view.layer
 
 
 def run_batches(model, monkeypatch) -> list[tuple[int, int, int]]:
@@ -31,37 +25,31 @@ def run_batches(model, monkeypatch) -> list[tuple[int, int, int]]:
 
 
 class TestInFlight:
-    @pytest.mark.parametrize("family", FAMILIES)
-    @pytest.mark.parametrize("rule", [ByKey(), ConsecutiveRule(ByKey(), 2)], ids=["by key", "with state"])
-    def test_a_row_gets_what_it_gets_alone(self, tiny_model, family, rule):
-        model = tiny_model(family)
-        texts = random_texts(23, pairs=True)
-        alone = classify(model, texts, rule, batch_size=1)
-        assert len(alone.exit_layers.unique()) > 1
-        for batch_size, in_flight in ((1, 1), (4, 4), (4, 9), (8, 100)):
-            found = classify(model, texts, rule, batch_size=batch_size, in_flight=in_flight, sort_by_length=False)
-            assert torch.equal(found.exit_layers, alone.exit_layers)
-            torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
-
     def test_batches_are_full_up_to_the_last_of_each_layer(self, tiny_model, monkeypatch):
         model, texts = tiny_model(), random_texts(60)
         ran = run_batches(model, monkeypatch)
-        exits = classify(model, texts, ByKey(), batch_size=4, in_flight=24).exit_layers
+        exits = classify(model, texts, RandomRule(2.5, seed=1), batch_size=4, in_flight=24).exit_layers
         for layer in range(1, 5):
             sizes = [rows for number, rows, _ in ran if number == layer]
             assert sum(sizes) == int((exits >= layer).sum()), "every row runs once"
             assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)
 
-    def test_a_rule_that_reads_history_finds_that_of_its_row(self, tiny_model):
+    @pytest.mark.parametrize(("batch_size", "in_flight"), [(1, 1), (4, 4), (4, 11), (8, 100)])
+    def test_a_rule_that_reads_history_finds_that_of_its_row(self, tiny_model, batch_size, in_flight):
+        """The contract regroups rows of every family."""
+
         class FromHistory(ExitRule):
             reads_history = True
 
             def should_exit(self, view, state):
                 return view.history.abs().sum(dim=(1, 2)) * 1000 % 4 < view.layer
 
-        model, texts = tiny_model(), random_texts(30)
-        alone = classify(model, texts, FromHistory(), batch_size=1).exit_layers
-        assert torch.equal(classify(model, texts, FromHistory(), batch_size=4, in_flight=11).exit_layers, alone)
+        model, texts = tiny_model(), random_texts(30, pairs=True)
+        alone = classify(model, texts, FromHistory(), batch_size=1)
+        assert len(alone.exit_layers.unique()) > 1
+        found = classify(model, texts, FromHistory(), batch_size=batch_size, in_flight=in_flight)
+        assert torch.equal(found.exit_layers, alone.exit_layers)
+        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_left_are_not_run(tiny_model, monkeypatch):

@@ -7,27 +7,10 @@ from conftest import random_prompts
 
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 10
-
-
-@pytest.fixture
-def agreeing_decoder(tiny_decoder_backbone):
-    """Return a function: family, share -> a model whose deep layers add so little that drafts are often accepted."""
-
-    def build(family: str = "llama", deep: float = 0.2):
-        model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter="norm")
-        with torch.no_grad():
-            for layer in (3, 4):
-                for name, parameter in model.stepper.layer_module(layer).named_parameters():
-                    if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight", "c_proj.bias")):
-                        parameter.mul_(deep)
-        return model
-
-    return build
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

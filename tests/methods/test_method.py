@@ -111,6 +111,7 @@ REFUSED = [
     ("consistentee-tokens-curve", {"lowest_alpha": 2.0}, "lowest alpha"),
     ("consistentee-tokens-ladder", {"price_rise": 0.0}, "price_rise"),
     ("eenet", {"budget": 3}, "budget"),
+    ("kangaroo", {"threshold": 1.5}, "threshold"),
     ("swift", {"search_tokens": 1}, "search_tokens"),
 ]
 

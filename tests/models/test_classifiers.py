@@ -7,6 +7,7 @@ import torch
 from conftest import make_task
 from torch import nn
 
+from baselines.references import RandomRule
 from benchmarks.measure.flops import FlopModel
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
@@ -48,11 +49,7 @@ def model_with(tiny_model, kind: str, **options) -> MultiExitModel:
     return perturb(model)
 
 
-class ByKey(ExitRule):
-    """Rows leave at layers that their tokens alone decide."""
-
-    def should_exit(self, view, state):
-        return view.row_keys % view.num_layers < view.layer
+MIXED = RandomRule(2.5, seed=1)
 
 
 def test_every_kind_is_stock_at_full_depth_says_live_what_a_trace_says_and_is_saved(tiny_model, kind, tmp_path):
@@ -64,7 +61,7 @@ def test_every_kind_is_stock_at_full_depth_says_live_what_a_trace_says_and_is_sa
     again = MultiExitModel.from_pretrained(tmp_path / "saved")
     assert again.description == model.description
     average = entropy(trace.view(1)).mean().item()
-    for rule in (ByKey(), ThresholdRule(entropy, average, "below")):
+    for rule in (MIXED, ThresholdRule(entropy, average, "below")):
         exits = replay(rule, trace)
         assert exits.unique().numel() > 1
         live, loaded = (classify(each, task.test.texts, rule, batch_size=7) for each in (model, again))
@@ -173,8 +170,8 @@ def test_a_kind_of_ones_own_is_entered_in_one_place(tiny_model, tmp_path, monkey
     model.use_classifier(ClassifierSpec("max"))
     task = make_task()
     trace = record_trace(model, task.test)
-    live = classify(model, task.test.texts, ByKey(), batch_size=7)
-    assert torch.equal(live.exit_layers, replay(ByKey(), trace))
+    live = classify(model, task.test.texts, MIXED, batch_size=7)
+    assert torch.equal(live.exit_layers, replay(MIXED, trace))
     torch.testing.assert_close(live.logits, trace.logits_at(live.exit_layers), rtol=1e-4, atol=1e-5)
     encodings = model.tokenize(task.test.texts)
     torch.testing.assert_close(stock_encoded(model, encodings, batch_size=8), trace.logits[:, -1], rtol=1e-4, atol=1e-5)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import random_prompts
 
 from baselines.kangaroo import Kangaroo
@@ -21,14 +20,9 @@ NEW_TOKENS = 10
 
 
 @pytest.fixture
-def model(tiny_decoder) -> MultiExitDecoder:
-    """A decoder whose deep layers change so little that drafts are often accepted, with a branch at layer 1."""
-    model = tiny_decoder("llama")
-    with torch.no_grad():
-        for layer in (3, 4):
-            for name, parameter in model.stepper.layer_module(layer).named_parameters():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    parameter.mul_(0.2)
+def model(agreeing_decoder) -> MultiExitDecoder:
+    """A decoder whose drafts are often accepted, with a branch at layer 1."""
+    model = agreeing_decoder()
     model.add_branch(1, BranchSpec(copied_layer=2))
     return model
 
