@@ -8,7 +8,7 @@ from conftest import make_task
 from traces_by_hand import trace_of
 
 from baselines import leebert
-from baselines.cosee import COSEE, consistency_oriented_loss, exit_weights, normalised_energy, ranking_loss
+from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss
 from baselines.leebert import SCORES, LeeBERT, alignment, lesson_weights, lessons
 from baselines.sweet import exit_layers, separate_loss
 from consistentee.methods.reward import simulated_exits
@@ -48,17 +48,6 @@ def test_ranking_by_hand():
     # Layer 1: 0.2 - 0.6 + 0.5; layer 2 has no hard row; layer 3 is the last.
     assert ranking_loss(signals, correct, margin=0.5).item() == pytest.approx(0.1 / 2)
     assert ranking_loss(signals, correct, margin=0.3).item() == 0
-
-
-def test_loss_of_cosee_starts_as_the_mean_over_layers(tiny_model):
-    """Before any warm-up the exits must not matter: the loss is the plain mean of all cross-entropies."""
-    model = tiny_model()
-    source = training_source(model, make_task(), RECIPE)
-    batch = source.batch(torch.arange(16), step=0)
-    loss = partial(consistency_oriented_loss, COSEE(ranking=0.0), 10)
-    torch.testing.assert_close(loss(model, batch), layer_losses(model(batch.tokens).logits, batch.labels).mean())
-    late = source.batch(torch.arange(16), step=9)
-    assert not torch.isclose(loss(model, late), loss(model, batch))
 
 
 def test_lessons_by_hand():

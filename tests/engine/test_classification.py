@@ -42,7 +42,7 @@ class TestInFlight:
             reads_history = True
 
             def should_exit(self, view, state):
-                return view.history.abs().sum(dim=(1, 2)) * 1000 % 4 < view.layer
+                return view.history.abs().sum(dim=(1, 2)) * 10 % 4 < view.layer
 
         model, texts = tiny_model(), random_texts(30, pairs=True)
         alone = classify(model, texts, FromHistory(), batch_size=1)

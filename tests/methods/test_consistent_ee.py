@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import make_task
 from hypothesis import given, settings, strategies as st
+from random_policies import with_random_policy
 
 from consistentee.methods.consistent_ee import distilled
 from consistentee.methods.consistent_ee.distilled import JointDistillation
-from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
 from consistentee.methods.method import get_method
 from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, rung_logits
@@ -24,7 +24,7 @@ from consistentee.methods.reward import (
 )
 from consistentee.signals import confidence_features
 from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import sweep
 from consistentee.training.encoder import layer_losses, training_source
 from consistentee.training.recipe import Recipe
 
@@ -92,14 +92,6 @@ def test_averaged_reinforce_gradient_approaches_the_exact_one(seed, rollouts):
     assert (sampled.view(repeats, 3, 4)[..., -1] == 0).all(), "no choice at the last layer, no gradient"
 
 
-def test_reward_carries_no_gradient_into_the_losses():
-    losses = torch.rand(2, 3, requires_grad=True)
-    p = torch.rand(2, 3, requires_grad=True)
-    exact_policy_loss(p, rewards(losses, 0.1)).backward()
-    assert losses.grad is None
-    assert p.grad is not None
-
-
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=8))
 def test_memorized_layer_is_the_first_from_which_on_all_are_right_or_the_last(rows):
     for row, found in zip(rows, memorized_layer(torch.tensor(rows)).tolist(), strict=True):
@@ -109,20 +101,6 @@ def test_memorized_layer_is_the_first_from_which_on_all_are_right_or_the_last(ro
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16, frozen_steps=4)
 LADDER = ConsistentEELadder(rungs=3, lowest_price=0.01, highest_price=1.0)
-
-
-@pytest.fixture
-def with_policy(tiny_model):
-    """Return a function: method -> a model with random weights of the method's policy."""
-
-    def add(method):
-        model = tiny_model()
-        head = model.add_head(POLICY, method.policy_spec())
-        generator = torch.Generator().manual_seed(2)
-        head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
-        return model
-
-    return add
 
 
 def exits_of(probabilities, threshold):
@@ -162,10 +140,10 @@ class TestPrices:
             assert ladder.rule("state", price).logit(output, None) == rung_logits(output)[:, rung]
 
     @pytest.mark.parametrize("reads", ["state", "state+confidence"])
-    def test_rule_follows_the_probabilities_that_were_trained(self, with_policy, reads):
+    def test_rule_follows_the_probabilities_that_were_trained(self, tiny_model, reads):
         """Training computes P(exit) of all prices and layers at once, the rule of one price, layer by layer."""
         task, method = make_task(), replace(LADDER, policy_reads=reads)
-        model = with_policy(method)
+        model = with_random_policy(tiny_model(), method)
         trace = record_trace(model, task.test)
         with torch.no_grad():
             outputs = policy_outputs(model.head(POLICY), trace.pooled, trace.logits)
@@ -175,27 +153,6 @@ class TestPrices:
         for (_, probabilities), found in zip(policies, exits, strict=True):
             assert torch.equal(exits_of(probabilities, 0.5), found)
         assert exits.unique().numel() > 1
-
-    def test_the_threshold_of_one_price_is_the_knob(self, with_policy):
-        task, method = make_task(), ConsistentEE()
-        model = with_policy(method)
-        trace = record_trace(model, task.test)
-        with torch.no_grad():
-            outputs = policy_outputs(model.head(POLICY), trace.pooled, trace.logits)
-            [(alpha, p)] = method.prices.policies(outputs)
-        assert (alpha == 0.05).all()
-        threshold = p[:, 0].median().item()  # half of the rows exit at layer 1
-        assert torch.equal(replay(method.rule(model, threshold), trace), exits_of(p, threshold))
-
-
-def test_a_higher_price_gives_earlier_exits(tiny_model):
-    recipe, averages = replace(RECIPE, frozen_steps=60, frozen_learning_rate=3e-2), []
-    for alpha in (0.0, 5.0):
-        method = ConsistentEE(reward="vanilla", joint_epochs=0, alpha=alpha)
-        model = method.fit(tiny_model(), make_task(), recipe)
-        averages.append(replay(method.rule(model, 0.5), record_trace(model, make_task().test)).double().mean())
-    assert averages[1] == 1
-    assert averages[0] > 1.5
 
 
 class TestDistilled:

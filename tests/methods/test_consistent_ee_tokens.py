@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparing import changed_parts
 from conftest import make_text_task
+from random_policies import with_random_policy
 from torch.nn import functional
 
 from consistentee.errors import UserError
@@ -28,20 +29,6 @@ RECIPE = TokenRecipe(exit_steps=4, exit_batch_size=16, head_steps=6, head_batch_
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
 LONG_ROWS = [(prompt, [*response[:1], *range(20, 60)]) for prompt, response in ROWS]
 LADDER = ConsistentEETokensLadder(rungs=3, lowest_price=0.01, highest_price=1.0)
-
-
-@pytest.fixture
-def with_policy(tiny_decoder):
-    """Return a function: method, options of a decoder -> a decoder with random weights of the method's policy."""
-
-    def add(method, **options):
-        model = tiny_decoder(**options)
-        head = model.add_head(POLICY, method.policy_spec())
-        generator = torch.Generator().manual_seed(2)
-        head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
-        return model
-
-    return add
 
 
 def all_states(trace):
@@ -86,10 +73,10 @@ class TestAnswers:
 class TestStages:
     @pytest.mark.parametrize("reads", ["state", "state+confidence"])
     @pytest.mark.parametrize("estimator", ["exact", "reinforce"])
-    def test_objective_is_that_of_classification_on_the_same_tensors(self, with_policy, reads, estimator):
+    def test_objective_is_that_of_classification_on_the_same_tensors(self, tiny_decoder, reads, estimator):
         """If every layer is an exit, a token is a row and its next token a label."""
         method = ConsistentEETokens(alpha=0.3, policy_reads=reads, estimator=estimator)
-        model = with_policy(method)
+        model = with_random_policy(tiny_decoder(), method)
         trace = record_tokens(model, LONG_ROWS)
         answers, batch = exit_answers(trace, with_confidence=reads != "state"), all_states(trace)
         hardness = memorized_exit_layer(answers.correct, model.exit_layers)
@@ -106,9 +93,9 @@ class TestStages:
         expected = method.policy_loss(p, rewards(costs, 0.3, hardness))
         torch.testing.assert_close(loss, expected)
 
-    def test_reward_counts_true_layers(self, with_policy, monkeypatch):
+    def test_reward_counts_true_layers(self, tiny_decoder, monkeypatch):
         method, given = ConsistentEETokens(alpha=0.5), []
-        model = with_policy(method, exit_layers=(3,))
+        model = with_random_policy(tiny_decoder(exit_layers=(3,)), method)
         trace = record_tokens(model, ROWS)
         answers, hardness = exit_answers(trace), torch.tensor([3, 4, 3, 4, 3])
         monkeypatch.setattr(ConsistentEETokens, "policy_loss", lambda _, p, reward: given.append(reward) or p.sum())
@@ -128,9 +115,9 @@ class TestStages:
         assert run == ["exits", "policy", "exits", "policy", "exit-consistent", "policy"]
         assert changed_parts(models[0], models[1].state_dict()) == {"exit_adapters", "exit_heads"}
 
-    def test_exits_learn_at_drawn_exits_alone(self, with_policy):
+    def test_exits_learn_at_drawn_exits_alone(self, tiny_decoder):
         method = ConsistentEETokens()
-        model = with_policy(method, exit_layers=(2,))
+        model = with_random_policy(tiny_decoder(exit_layers=(2,)), method)
         trace = record_tokens(model, ROWS)
         batch, answers, policy = all_states(trace), exit_answers(trace), model.head(POLICY)
         wanted = functional.cross_entropy(model.logits(2, batch.speaking[:, 0]), batch.targets)
@@ -147,10 +134,10 @@ class TestStages:
 
 class TestPrices:
     @pytest.mark.parametrize("reads", ["state", "state+confidence", "confidence"])
-    def test_rules_follow_the_policies_that_were_trained(self, with_policy, reads):
+    def test_rules_follow_the_policies_that_were_trained(self, tiny_decoder, reads):
         """Training computes P(exit) of all prices and exits at once, the rule of one price, exit by exit."""
         method = replace(LADDER, policy_reads=reads)
-        model = with_policy(method, exit_layers=(1, 3))
+        model = with_random_policy(tiny_decoder(exit_layers=(1, 3)), method)
         trace = record_tokens(model, LONG_ROWS)
         answers = exit_answers(trace, with_confidence=reads != "state")
         with torch.no_grad():
@@ -163,8 +150,11 @@ class TestPrices:
             assert torch.equal(found[trace.may_exit], expected[trace.may_exit])
         assert exits[:, trace.may_exit].unique().numel() > 1
 
-    def test_a_rising_price_is_that_of_its_step_and_stays_on_the_ladder(self, with_policy):
-        model, rising = with_policy(LADDER, exit_layers=(1, 3)), replace(LADDER, price_rise=100.0, horizon=5)
+    def test_a_rising_price_is_that_of_its_step_and_stays_on_the_ladder(self, tiny_decoder):
+        model, rising = (
+            with_random_policy(tiny_decoder(exit_layers=(1, 3)), LADDER),
+            replace(LADDER, price_rise=100.0, horizon=5),
+        )
         trace = record_tokens(model, LONG_ROWS)
         at_prices = sweep([LADDER.rule(model, price) for price in (0.01, 0.1, 1.0)], trace)
         steps = trace.step.clamp_max(4)
