@@ -280,17 +280,12 @@ def test_changed_numbers_are_written_once_the_version_is_raised(golden, tmp_path
     write_cell("pabee", golden, tmp_path)
     assert not list(differences(read_cell("pabee"), read_cell("pabee", tmp_path)))
     path = tmp_path / "pabee.json"
-    changed = (
-        (FOLDER / "pabee.json")
-        .read_text()
-        .replace('"1.0": "', '"1.0": "9:')
-        .replace('"logits of exit 1": 2', '"logits of exit 1": 3')
-    )
+    changed = (FOLDER / "pabee.json").read_text().replace('"1.0": "', '"1.0": "9:').replace("23.5290858076", "33")
     path.write_text(changed)
     with pytest.raises(UserError, match="no version was raised") as refusal:
         write_cell("pabee", golden, tmp_path)
     assert "bert, knob 1: row 1 is 4:0, golden: 9:4:0" in str(refusal.value)
-    assert "bert, logits of exit 1: 23.5290858076, golden: 33.5290858076" in str(refusal.value)
+    assert "bert, logits of exit 1: 23.5290858076, golden: 33" in str(refusal.value)
     assert "PABEE.version" in str(refusal.value)
     monkeypatch.setattr(PABEE, "version", 0)
     with pytest.raises(UserError, match="Write it"):
