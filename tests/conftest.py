@@ -132,6 +132,14 @@ def finished_suite(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Call
 
 
 @pytest.fixture
+def no_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Read no data of this machine, unless a test is about real ones."""
+    if "real" not in request.keywords:
+        monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
+        monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def toy_task() -> TaskData:
     """A classification task of 3 classes that takes a second to train on."""
     return make_task()

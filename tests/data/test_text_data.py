@@ -30,9 +30,6 @@ def make_text_task(**changes) -> TextTask:
     return TextTask("say", 1, metrics=("rougeL",), **fields)
 
 
-# ------------------------------------------------------------------------------------------------ prompts
-
-
 def test_a_prompt_is_its_text_and_survives_copying():
     prompt = Prompt("Article: ", "one two", "\nSummary:")
     assert prompt == "Article: one two\nSummary:"
@@ -69,9 +66,6 @@ def test_a_cut_prompt_fits_keeps_one_end_and_wastes_no_word(words, limit, keep):
     assert prompt.body.startswith(body) if keep == "start" else prompt.body.endswith(body)
     if cut != prompt:
         assert len(cut) + 25 > limit  # another piece, and the space before it, would not have fitted
-
-
-# ------------------------------------------------------------------------------------------------ splits and tasks
 
 
 def test_empty_and_ragged_splits_and_empty_prompts_are_refused():

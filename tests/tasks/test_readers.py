@@ -58,8 +58,6 @@ def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path):
         load_task(path)
 
 
-# ------------------------------------------------------------------------------------------------ what is read
-
 TSV_CELL = st.text(st.characters(blacklist_characters="\t\n\r", blacklist_categories=["Cs"]), min_size=1)
 QUOTED_CELL = st.text(st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from('\t\n",'), min_size=1)
 
@@ -98,8 +96,6 @@ def test_pairs_without_header_by_column_number(tmp_path):
     assert task.label_names == ("c0", "c1")
     assert all(first.startswith("first") and second.startswith("second") for first, second in task.train.texts)
 
-
-# ------------------------------------------------------------------------------------------------ the hub
 
 HUB = Hub(path="someone/pairs", config="easy", train="train", test="validation", text=["a", "b"], label="label")
 TEXT_HUB = TextHub(path="someone/news", test="validation", fields={"article": "a"}, response="b")

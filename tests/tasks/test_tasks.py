@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import yaml
 from hypothesis import given, strategies as st
-from task_files import LABELS, balanced, table, write_task
+from task_files import LABELS, TEXTS, balanced, table, write_task, write_text_task
 
 from benchmarks import list_tasks, load_task
 from benchmarks.tasks import loader
@@ -17,15 +17,7 @@ from benchmarks.tasks.splits import shares
 from consistentee.data.metrics import METRICS
 from consistentee.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def no_data_directory(monkeypatch, tmp_path, request):
-    if "real" not in request.keywords:
-        monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
-        monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
-
-
-# ---------------------------------------------------------------------------------------------- the YAML files
+pytestmark = pytest.mark.usefixtures("no_data_directory")
 
 
 def test_every_task_yaml_is_valid_and_named_after_its_file():
@@ -42,26 +34,32 @@ def test_every_task_yaml_is_valid_and_named_after_its_file():
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("write", "keys", "message"),
     [
-        ({"metric": "accuracy"}, r"mine\.yaml is not a task: unknown key 'metric'; did you mean 'metrics'"),
-        ({"files": None}, "give files or hub"),
-        ({"metrics": ["pearson"]}, "pearson and spearman go with target number"),
-        ({"metrics": ["f1"]}, "f1 needs two labels"),
-        ({"target": "sign"}, "target sign needs two labels"),
-        ({"labels": ["a", "b"], "label_values": {"0": "c"}}, "label_values names classes that labels lacks: c"),
-        ({"files": {**LABELS, "text": 1}}, "columns must be names"),
-        ({"files": {**LABELS, "text": ["a", "b", "c"]}}, "at most 2 items"),
+        (write_task, {"metric": "accuracy"}, r"mine\.yaml is not a task: unknown key 'metric'; did you mean 'metrics'"),
+        (write_task, {"files": None}, "give files or hub"),
+        (write_task, {"metrics": ["pearson"]}, "pearson and spearman go with target number"),
+        (write_task, {"metrics": ["f1"]}, "f1 needs two labels"),
+        (write_task, {"target": "sign"}, "target sign needs two labels"),
+        (write_task, {"labels": ["a", "b"], "label_values": {"0": "c"}}, "label_values .* that labels lacks: c"),
+        (write_task, {"files": {**LABELS, "text": 1}}, "columns must be names"),
+        (write_task, {"files": {**LABELS, "text": ["a", "b", "c"]}}, "at most 2 items"),
+        (write_text_task, {"kind": "texts"}, r"mine\.yaml: unknown kind 'texts'; did you mean 'text'"),
+        (write_text_task, {"label": "x"}, r"mine\.yaml is not a task: unknown key 'label'"),
+        (write_text_task, {"metrics": ["accuracy"]}, "metrics.0: unknown value 'accuracy'; known: rouge1"),
+        (write_text_task, {"template": "none"}, "is not a task: a template needs a field"),
+        (write_text_task, {"template": "{other}"}, "fields other, but the columns are given of question"),
+        (write_text_task, {"cut_field": "article"}, "no template has the cut_field article"),
+        (write_text_task, {"continuation": {"minimum_words": 12}}, "give response, .*, or continuation"),
+        (write_text_task, {"files": {**TEXTS, "unwrap": {"article": ["", ""]}}}, "unwrap names .*: article"),
+        (write_text_task, {"files": {**TEXTS, "format": "json", "header": False}}, "do not apply to format json"),
     ],
 )
-def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
-    path = write_task(tmp_path, {})
+def test_faulty_yaml_names_file_and_key(tmp_path, write, keys, message):
+    path = write(tmp_path, {})
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
     with pytest.raises(UserError, match=message):
         load_task(path)
-
-
-# ------------------------------------------------------------------------------------------------ labels
 
 
 NUMBERS = {"target": "number", "metrics": ["pearson"]}
@@ -110,9 +108,6 @@ def test_label_values_and_regression_and_sign(tmp_path):
     assert "Rows rated exactly 0 are dropped (1 of 21 in train)." in task.notes
 
 
-# ------------------------------------------------------------------------------------------------ splits
-
-
 def test_missing_splits_are_cut_from_train_by_class_and_always_alike(tmp_path):
     path = write_task(tmp_path, {"train.tsv": balanced(300, classes=3)})
     task = load_task(path)
@@ -148,9 +143,6 @@ def test_texts_that_occur_twice_and_subsets_are_noted(tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------------ sources
-
-
 def test_data_directory_by_argument_or_environment(tmp_path, monkeypatch):
     folder = tmp_path / "data" / "mcid"
     folder.mkdir(parents=True)
@@ -176,9 +168,6 @@ def test_package_source(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "fetch", fail)
     with pytest.raises(UserError, match=r"no data directory was given; no index\. Give --data"):
         load_task("movie-snippets")
-
-
-# ------------------------------------------------------------------------------------------------ real data
 
 
 @pytest.mark.real
