@@ -19,22 +19,12 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 DEPTH, COMPANION = 4, 2
 
 
-@pytest.fixture(scope="session")
-def cascade(tiny_model):
-    """Return a function: family -> (a model with a companion of 2 layers, that companion, the model without one)."""
-
-    def build(family: str = "bert", **options: object) -> tuple[MultiExitModel, MultiExitModel, MultiExitModel]:
-        model, full = tiny_model(family, **options), tiny_model(family, **options)
-        companion, alone = (companion_of_first_layers(model, COMPANION, seed=5) for _ in range(2))
-        for small in (companion, alone):  # as if fine-tuned: no layer of the two backbones is the same any more
-            generator = torch.Generator().manual_seed(11)
-            with torch.no_grad():
-                for weight in small.parameters():
-                    weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-        add_companion(model, companion)
-        return model, alone, full
-
-    return build
+@pytest.fixture
+def cascade(tiny_model) -> MultiExitModel:
+    """Return a model with a companion of 2 layers."""
+    model = tiny_model(pooling="cls", pooler="none")
+    add_companion(model, companion_of_first_layers(model, COMPANION, seed=5))
+    return model
 
 
 def save_backbone(folder, config, *, lowercase: bool = True):
@@ -78,23 +68,10 @@ def test_albert_companions_share_weights_as_their_model_does(tiny_model):
         first_layers(stepper, 4)  # no stock model shares their weights in this way
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_layers_are_the_companions_and_then_the_models(cascade, family):
-    model, companion, full = cascade(family)
-    assert (model.num_layers, model.stock_layers, companion_layers(model)) == (COMPANION + DEPTH, DEPTH, COMPANION)
-    batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
-    with torch.no_grad():
-        ours, first, second = model(batch), companion(batch), full(batch)
-    for name in ("vectors", "pooled", "logits"):
-        expected = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
-        torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(cascade):
-    model, _, _ = cascade()
-    for module in model.backbone.modules():
+    for module in cascade.backbone.modules():
         module.register_forward_hook(lambda *_: pytest.fail("it ran"))
-    classify(model, random_texts(20), CascadeBERT().rule(model, 0.0), batch_size=7)
+    classify(cascade, random_texts(20), CascadeBERT().rule(cascade, 0.0), batch_size=7)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +94,7 @@ def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, config, 
 
 def test_flops_of_both_outcomes_are_the_closed_formula(cascade):
     """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
-    model = cascade(pooling="cls", pooler="none")[0]
-    flops, rule = FlopModel(model), CascadeBERT().rule(model, 0.5)
+    flops, rule = FlopModel(cascade), CascadeBERT().rule(cascade, 0.5)
     n, width, inner, classifier = 10, 32, 64, 2 * 32 * 3
     layer = 4 * 2 * n * width**2 + 2 * 2 * n * n * width + 2 * 2 * n * width * inner
     small = COMPANION * layer + classifier

@@ -10,18 +10,15 @@ from torch.nn import functional
 from traces_by_hand import trace_of
 
 from baselines.beem import BEEM, EXPERTS, ExpertsRule
-from baselines.de3_bert import DE3BERT, distance_enhanced_entropy, distance_ratio
-from baselines.eenet import BudgetRule, fit_thresholds, scores_and_shares
+from baselines.de3_bert import distance_ratio
+from baselines.eenet import fit_thresholds
 from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_loss
 from baselines.palbert import divergence, geometric
 from benchmarks.testing.cases import RECIPE
-from consistentee.data.instances import Split
 from consistentee.methods.method import get_method
-from consistentee.models.heads import FACTORS, HeadSpec, factors_of, set_factors
-from consistentee.signals import normalised_entropy
+from consistentee.models.heads import FACTORS, HeadSpec, set_factors
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay, sweep
-from consistentee.training.encoder import hold_out, training_source
 
 ROWS, LAYERS = 16, 5
 
@@ -41,20 +38,6 @@ def test_the_largest_scores_exit_first_and_equal_ones_together():
     scores = torch.tensor([[0.5, 0.9], [0.5, 0.8], [0.5, 0.7], [0.1, 0.6], [0.1, 0.2]])
     scores = torch.cat([scores, torch.zeros(5, 1)], dim=1)
     assert fit_thresholds(scores, torch.tensor([0.2, 0.8, 0.0])).tolist() == pytest.approx([0.5, 0.2])
-
-
-def test_the_rule_of_eenet_gives_the_scores_that_the_thresholds_were_fitted_to(tiny_model):
-    model = tiny_model()
-    for name in ("score", "share"):
-        model.add_head(name, HeadSpec(extra_inputs=3 + 2 + 3, reads_pooled=False), seed=3)
-    logits = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(2))
-    scores, shares = scores_and_shares(model, logits)
-    torch.testing.assert_close(shares.sum(dim=1), torch.ones(6))
-    trace = trace_of(logits, model.width, score=model.head("score"))
-    rule = BudgetRule([math.inf] * 4)
-    state = rule.start(6, 4)
-    asked = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
-    torch.testing.assert_close(asked, scores[:, :3])
 
 
 @given(st.integers(0, 2**31), st.floats(0.05, 1))
@@ -128,26 +111,6 @@ def test_the_ratio_is_none_at_a_prototype_and_half_between_two():
     assert distance_ratio(nearest, second).tolist() == [0, 0.125, 0.5, 0.5]
 
 
-def distances(model, trace, layer):
-    """Distances from the prototypes, without the heads' way to say them: [rows, classes]."""
-    place = model.head("metric")(layer, trace.pooled[:, layer - 1])
-    prototypes = model.head("prototypes").modules_by_layer[layer - 1].weight
-    return (place.unsqueeze(1) - prototypes).norm(dim=-1)
-
-
-@torch.no_grad()
-def test_de3_bert_compares_distances_from_prototypes(tiny_model):
-    task = make_task()
-    with torch.enable_grad():
-        model = DE3BERT().fit(tiny_model(), task, RECIPE)
-    trace = record_trace(model, task.test, max_length=32)
-    for layer in range(1, model.num_layers):
-        nearest, second = distances(model, trace, layer).sort(dim=-1).values[:, :2].unbind(dim=-1)
-        view = trace.view(layer)
-        expected = 2 / (1 / (0.5 * nearest / second) + 1 / normalised_entropy(view))
-        torch.testing.assert_close(distance_enhanced_entropy(view), expected, rtol=1e-3, atol=1e-4)
-
-
 PROBABILITIES = torch.tensor(
     [
         [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.5, 0.3]],  # changes its answer at layer 3
@@ -177,19 +140,6 @@ def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_c
 )
 def test_beem_leaves_at_the_first_score_that_reaches_the_threshold(trace, threshold, exits):
     assert replay(ExpertsRule(threshold), trace).tolist() == exits
-
-
-def test_experts_of_beem_weigh_what_they_are_right_on_rows_that_training_has_not_seen(tiny_model):
-    method, task = BEEM(held_out=0.25), make_task()
-    model = method.fit(tiny_model(), task, RECIPE)
-    source = training_source(model, task, RECIPE)
-    seen, judged = hold_out(source, 0.25)
-    assert (len(seen) + len(judged), len(judged)) == (len(source), round(0.25 * len(source)))
-    rows = [i for i, encoding in enumerate(source.encodings) if any(encoding is other for other in judged.encodings)]
-    held_out: Split = task.train.select(rows)
-    answers = record_trace(model, held_out, max_length=32).logits.argmax(dim=-1)
-    right = (answers == torch.tensor(held_out.labels).unsqueeze(1)).float().mean(dim=0)
-    torch.testing.assert_close(torch.tensor(factors_of(model.head(EXPERTS))), right)
 
 
 def test_the_knob_of_beem_is_a_share_of_the_largest_score(tiny_model):

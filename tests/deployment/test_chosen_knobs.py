@@ -12,8 +12,6 @@ from consistentee.methods.method import get_method
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 
-# ---------------------------------------------------------------------------------------------- bounds
-
 
 @pytest.mark.parametrize(
     ("bound", "rows", "highest", "floor"),
@@ -90,9 +88,6 @@ def test_what_no_bound_can_prove_is_said(bound):
             BOUNDS[bound](losses * table(0.1), risk, delta, 1.0)
 
 
-# ---------------------------------------------------------------------------------------------- losses
-
-
 def test_losses_by_hand():
     """Rows: only the early answer is wrong, only the full model's is, both are right and as sure."""
     probs = torch.tensor([[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]])
@@ -107,9 +102,6 @@ def test_losses_by_hand():
     assert set(expected) == set(RISK_LOSSES)
     for name, losses in expected.items():
         assert RISK_LOSSES[name].of(probs, full, labels).tolist() == pytest.approx(losses)
-
-
-# ---------------------------------------------------------------------------------------------- any method
 
 
 @pytest.fixture
@@ -158,22 +150,12 @@ def test_regressions_are_refused(tiny_model):
         control_risk(get_method("pabee"), model, record_trace(model, make_task(regression=True).test), 0.1)
 
 
-# ---------------------------------------------------------------------------------------------- bandits
-
-
 def test_each_arm_is_played_once_and_then_the_largest_bound_by_hand():
     rewards = np.array([[1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.5, 0.5]])
     # After one play each: 1 + 2 sqrt(ln 2) against 0.5 + 2 sqrt(ln 2): arm 0, which earns 1.
     # At time 3: 1 + 2 sqrt(ln 3 / 2) = 2.48 against 0.5 + 2 sqrt(ln 3) = 2.60: arm 1, which earns 0.5.
     # At time 4: 1 + 2 sqrt(ln 4 / 2) = 2.67 against 0.5 + 2 sqrt(ln 4 / 2) = 2.17: arm 0.
     assert upper_confidence_arms(rewards, exploration=2.0).tolist() == [0, 1, 0, 1, 0]
-
-
-def test_the_best_arm_is_found_among_arms_of_known_reward():
-    means = np.array([0.2, 0.5, 0.8, 0.4])
-    rewards = (np.random.default_rng(0).random((4, 4000)) < means[:, None]).astype(float)
-    played = upper_confidence_arms(rewards, exploration=0.5)
-    assert (played[-1000:] == 2).mean() > 0.9
 
 
 def test_a_high_price_learns_to_exit_at_once_and_none_to_go_on(traced):

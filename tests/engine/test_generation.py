@@ -85,21 +85,6 @@ def test_compiled_layers_write_the_same(tiny_decoder):
 
 
 class TestEndings:
-    @pytest.mark.parametrize("family", ["llama", "gpt2"])
-    def test_every_row_ends_with_its_own_end_token(self, tiny_decoder, family):
-        model = tiny_decoder(family)
-        rows = model.encode(PROMPTS)
-        options = {"max_new_tokens": NEW_TOKENS, "kv": "exact"}
-        endless = tokens_of(generate_encoded(model, rows, MIXED, **options, end_at_eos=False))
-        ends = {endless[1][3], endless[4][6], endless[8][0]}
-        model.backbone.generation_config.eos_token_id = sorted(ends)
-        expected = [row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1] for row in endless]
-        for size in (1, 4):
-            out = generate_encoded(model, rows, MIXED, **options, batch_size=size)
-            assert tokens_of(out) == expected
-            assert out.ended_by == ["eos" if row[-1] in ends else "length" for row in expected]
-        assert len(set(map(len, expected))) > 2, "rows leave the batch one after the other"
-
     @pytest.mark.parametrize("batch_size", [1, 8])
     def test_a_stop_string_ends_a_text_wherever_tokens_part(self, tiny_decoder, batch_size):
         model = tiny_decoder()

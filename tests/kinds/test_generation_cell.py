@@ -62,9 +62,6 @@ def equal(first: Generations, second: Generations) -> bool:
     )
 
 
-# ---------------------------------------------------------------------------------------------- selection
-
-
 def point(knob: float, layers: float, agreement: float) -> ReplayPoint:
     return ReplayPoint(knob=knob, average_layers=layers, agreement=agreement)
 
@@ -140,9 +137,6 @@ def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
     assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
 
 
-# ---------------------------------------------------------------------------------------------- kept texts
-
-
 def test_texts_are_decoded_once_for_what_they_depend_on(model, tmp_path: Path, monkeypatch):
     prompts, asked = prompts_of(), []
     written = TokenStatic().generate(model, prompts.prompts, 2.0, max_new_tokens=6)
@@ -160,9 +154,6 @@ def test_texts_are_decoded_once_for_what_they_depend_on(model, tmp_path: Path, m
     decoder_of(model, store=tmp_path, tokens=5).at(2.0, prompts)
     decoder_of(model, store=tmp_path).at(2.0, prompts_of(seed=1))
     assert asked == [2.0, 3.0, 2.0, 2.0]
-
-
-# ---------------------------------------------------------------------------------------------- the clock
 
 
 def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):

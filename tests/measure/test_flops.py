@@ -22,13 +22,6 @@ def bert_layer(n: int) -> int:
     return 4 * 2 * n * WIDTH**2 + 2 * 2 * n * n * WIDTH + 2 * 2 * n * WIDTH * INNER
 
 
-@pytest.mark.parametrize("n", [1, 5, 20])
-def test_bert_layer_is_the_closed_formula(tiny_model, n):
-    flops = FlopModel(tiny_model("bert"))
-    assert flops.embedding(n) == 0
-    assert [polynomial(n) for polynomial in flops.layers] == [bert_layer(n)] * 4
-
-
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_depth_is_what_the_counter_sees_in_the_stock_model(tiny_model, family, pooling):
@@ -65,30 +58,6 @@ def test_counts_off_the_polynomial_are_noticed():
     assert RowCost.fit([5 + 2 * n + 7 * n * n for n, _ in ALL_LIVE]) == RowCost(5, 2, 7)
     points = [*ALL_LIVE, (8, 3), (12, 5)]
     assert RowCost.fit([5 + 2 * m + 7 * n * m + 4 * (n - m) for n, m in points], points) == RowCost(5, 2, 7, 4)
-
-
-def test_a_layer_of_live_tokens_is_the_closed_formula(tiny_model):
-    model = tiny_model("bert", pooler="none", pooling="cls")
-    schedule = torch.full((64,), 4)
-    schedule[[10, 11]] = torch.tensor([1, 3])
-    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
-    rows = [Encoding([2, 10, 10, 11, 3]), Encoding([11]), Encoding([10, 10])]
-    flops = FlopModel(model)
-    live = model.stepper.live_tokens(rows)
-    exits = [4, 4, 2]
-
-    def layer(n: int, m: int) -> int:
-        keys_and_values, rest = 2 * 2 * n * WIDTH**2, 2 * 2 * m * WIDTH**2 + 2 * 2 * m * WIDTH * INNER
-        return keys_and_values + rest + 2 * 2 * n * m * WIDTH if m else 0
-
-    expected = [
-        sum(layer(len(row), m) for m in counts[:exit_layer]) + 2 * WIDTH * CLASSES
-        for row, counts, exit_layer in zip(rows, live.tolist(), exits, strict=True)
-    ]
-    lengths = [len(row) for row in rows]
-    assert flops.row_flops(lengths, exits, NeverExit(), live).tolist() == expected
-    assert layer(7, 7) == bert_layer(7)
-    assert flops.full_flops(7) == 4 * bert_layer(7) + 2 * WIDTH * CLASSES
 
 
 @pytest.mark.parametrize("family", TOKEN_EXIT_FAMILIES)

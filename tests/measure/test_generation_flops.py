@@ -13,6 +13,7 @@ from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.schedules import ScheduledRule
 from consistentee.signals import margin
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 48, 4, 2, 8, 4
@@ -27,13 +28,6 @@ def model(tiny_decoder: Callable[..., MultiExitDecoder]) -> MultiExitDecoder:
 @pytest.fixture(scope="module")
 def flops(model: MultiExitDecoder) -> DecodingFlops:
     return DecodingFlops(model)
-
-
-class LeaveAt(ExitRule):
-    """Leave after the first layer at even steps, after the third at odd ones; nothing is read."""
-
-    def should_exit(self, view, state):
-        return torch.full((view.rows,), view.layer >= (1 if view.places[0] % 2 == 0 else 3))
 
 
 def layer_formula(columns: int) -> int:
@@ -73,7 +67,8 @@ def test_prefill_is_what_the_counter_says_of_a_whole_pass(tiny_decoder, family):
 
 @pytest.mark.parametrize("kv", ["propagate", "exact"])
 def test_decoding_adds_up_layers_exits_and_late_keys_and_values(model, flops, kv):
-    written = generate(model, random_prompts(3, seed=1), LeaveAt(), max_new_tokens=6, kv=kv)
+    rule = ScheduledRule([4, 3, 1, 3, 1, 3])  # it reads nothing
+    written = generate(model, random_prompts(3, seed=1), rule, max_new_tokens=6, kv=kv)
     expected = 0
     for prompt, exits, late in zip(written.prompt_tokens, written.exit_layers, written.late_layers, strict=True):
         for step in range(1, len(exits)):
@@ -81,7 +76,7 @@ def test_decoding_adds_up_layers_exits_and_late_keys_and_values(model, flops, kv
             expected += left * layer_formula(prompt + step) + exit_formula(model, left)
             a_fill = 2 * 2 * WIDTH * KV_HEADS * HEAD_DIM if kv == "propagate" else layer_formula(prompt + step)
             expected += filled * a_fill
-    assert flops.decoding(written, LeaveAt(), kv) == expected
+    assert flops.decoding(written, rule, kv) == expected
     assert any(int(late.sum()) for late in written.late_layers)
 
 

@@ -1,19 +1,17 @@
 """ConsistentEE on instances: reward, policy gradient, Memorized Layer; policies, options, ladder, distilled variant."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_task
 from hypothesis import given, settings, strategies as st
-from random_policies import with_random_policy
 
 from consistentee.methods.consistent_ee import distilled
 from consistentee.methods.consistent_ee.distilled import JointDistillation
 from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
 from consistentee.methods.method import get_method
-from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, rung_logits
+from consistentee.methods.policy import PriceLadder, policy_logit, rung_logits
 from consistentee.methods.reward import (
     exact_policy_loss,
     exit_distribution,
@@ -23,8 +21,6 @@ from consistentee.methods.reward import (
     rewards,
 )
 from consistentee.signals import confidence_features
-from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import sweep
 from consistentee.training.encoder import layer_losses, training_source
 from consistentee.training.recipe import Recipe
 
@@ -103,11 +99,6 @@ RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=
 LADDER = ConsistentEELadder(rungs=3, lowest_price=0.01, highest_price=1.0)
 
 
-def exits_of(probabilities, threshold):
-    wants_out = torch.cat([probabilities[:, :-1] > threshold, torch.ones(len(probabilities), 1).bool()], dim=1)
-    return wants_out.int().argmax(dim=1) + 1
-
-
 def test_confidence_features_by_hand():
     probs = torch.tensor([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]])
     features = confidence_features(probs, torch.tensor([0, 0]), previous=torch.tensor([0, 2]))
@@ -138,21 +129,6 @@ class TestPrices:
         output = torch.tensor([[0.5, 1.0, 2.0]])
         for price, rung in ((0.012, 0), (0.2, 1), (0.5, 2), (20.0, 2)):
             assert ladder.rule("state", price).logit(output, None) == rung_logits(output)[:, rung]
-
-    @pytest.mark.parametrize("reads", ["state", "state+confidence"])
-    def test_rule_follows_the_probabilities_that_were_trained(self, tiny_model, reads):
-        """Training computes P(exit) of all prices and layers at once, the rule of one price, layer by layer."""
-        task, method = make_task(), replace(LADDER, policy_reads=reads)
-        model = with_random_policy(tiny_model(), method)
-        trace = record_trace(model, task.test)
-        with torch.no_grad():
-            outputs = policy_outputs(model.head(POLICY), trace.pooled, trace.logits)
-            policies = method.prices.policies(outputs)
-        exits = sweep([method.rule(model, price) for price in method.prices.prices], trace)
-        assert [alpha[0].item() for alpha, _ in policies] == pytest.approx(list(method.prices.prices))
-        for (_, probabilities), found in zip(policies, exits, strict=True):
-            assert torch.equal(exits_of(probabilities, 0.5), found)
-        assert exits.unique().numel() > 1
 
 
 class TestDistilled:

@@ -6,29 +6,14 @@ from conftest import random_prompts
 from torch import nn
 from torch.nn import functional
 
-from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.stack import DecoderStack
-from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.branches import branch_logits, branch_loss, record_rows
 
 PROMPTS = random_prompts(6, seed=4)
 ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]
 LAST = BranchSpec(copied_layer=4)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_the_last_layer_in_the_last_layers_place_is_the_full_model(tiny_decoder, family):
-    model = tiny_decoder(family)
-    model.add_branch(3, LAST)
-    stack = DecoderStack(model, 3)
-    full = generate(model, PROMPTS, NeverExit(), max_new_tokens=8)
-    for options in ({"batch_size": 1}, {"batch_size": 4}, {"batch_size": 2, "in_flight": 5}):
-        written = generate(stack, PROMPTS, NeverExit(), max_new_tokens=8, **options)
-        assert written.texts == full.texts
-        assert torch.cat(written.exit_layers).unique().tolist() == [4]
-        assert not torch.cat(written.late_layers).any()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

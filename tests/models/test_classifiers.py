@@ -25,12 +25,28 @@ from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
-SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in CLASSIFIER_KINDS}
+SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in [*CLASSIFIER_KINDS, "max"]}
+
+
+class MaxOfAll(InternalClassifier):
+    """A kind of one's own: the largest value of every feature, over tokens and over the layers before."""
+
+    reads_tokens = True
+    reads_history = True
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        self.output = nn.Linear(2 * place.width, place.num_labels)
+
+    def forward(self, layer):
+        tokens = layer.hidden.masked_fill(~layer.padding_mask[:, :, None], -torch.inf).amax(dim=1)
+        return self.output(torch.cat([tokens, layer.history.amax(dim=1)], dim=-1))
 
 
 @pytest.fixture(params=SPECS)
-def kind(request: pytest.FixtureRequest) -> str:
-    """Return the name of a kind."""
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a kind: the project's, or "max", one of one's own that is entered in one place."""
+    monkeypatch.setitem(CLASSIFIER_KINDS, "max", MaxOfAll)
     return request.param
 
 
@@ -145,41 +161,14 @@ def test_flops_of_an_answer_are_the_closed_formula(tiny_model, kind, pooling):
         "past-future": 2 * pooling_cost(n, pooling) + past_future_cost(2),
         "ensemble": 2 * pooling_cost(n, pooling) + ensemble_cost(2),
         "product": 2 * linear_cost(n, pooling),
+        "max": 2 * pooling_cost(n, pooling) + 2 * 2 * WIDTH * CLASSES,
     }
     assert flops.row_flops([n], [2], StaticRule(2)).tolist() == [before + answer[kind]]
 
 
-class MaxOfAll(InternalClassifier):
-    """A kind of one's own: the largest value of every feature, over tokens and over the layers before."""
-
-    reads_tokens = True
-    reads_history = True
-
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
-        super().__init__(spec, place)
-        self.output = nn.Linear(2 * place.width, place.num_labels)
-
-    def forward(self, layer):
-        tokens = layer.hidden.masked_fill(~layer.padding_mask[:, :, None], -torch.inf).amax(dim=1)
-        return self.output(torch.cat([tokens, layer.history.amax(dim=1)], dim=-1))
-
-
-def test_a_kind_of_ones_own_is_entered_in_one_place(tiny_model, tmp_path, monkeypatch):
+def test_a_saved_kind_of_ones_own_that_is_not_there_is_named(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(CLASSIFIER_KINDS, "max", MaxOfAll)
-    model = tiny_model(pooling="cls", pooler="none")
-    model.use_classifier(ClassifierSpec("max"))
-    task = make_task()
-    trace = record_trace(model, task.test)
-    live = classify(model, task.test.texts, MIXED, batch_size=7)
-    assert torch.equal(live.exit_layers, replay(MIXED, trace))
-    torch.testing.assert_close(live.logits, trace.logits_at(live.exit_layers), rtol=1e-4, atol=1e-5)
-    encodings = model.tokenize(task.test.texts)
-    torch.testing.assert_close(stock_encoded(model, encodings, batch_size=8), trace.logits[:, -1], rtol=1e-4, atol=1e-5)
-    flops = FlopModel(model)
-    assert flops.full_flops([9]).tolist() == [sum(int(layer(9)) for layer in flops.layers) + 2 * 2 * WIDTH * CLASSES]
-    model.save_pretrained(tmp_path / "saved")
-    again = MultiExitModel.from_pretrained(tmp_path / "saved")
-    assert torch.equal(record_trace(again, task.test).logits, trace.logits)
+    model_with(tiny_model, "max").save_pretrained(tmp_path / "saved")
     monkeypatch.delitem(CLASSIFIER_KINDS, "max")
     with pytest.raises(UserError, match="unknown kind of classifier 'max'"):
         MultiExitModel.from_pretrained(tmp_path / "saved")

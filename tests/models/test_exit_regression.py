@@ -24,14 +24,6 @@ def test_least_squares_by_hand():
     assert moments.map.item() == pytest.approx(31 / 14, rel=2e-3), "but for the ridge"
 
 
-@pytest.mark.parametrize("rank", [6, 9])
-def test_full_rank_is_the_map(rank):
-    moments = moments_of(draw(200, 6), draw(200, 6, seed=1), draw(20, 6))
-    left, right = moments.low_rank(rank)
-    assert (left.shape, right.shape) == ((6, 6), (6, 6))
-    torch.testing.assert_close(moments.scale * torch.eye(6).double() + left @ right, moments.map)
-
-
 def test_a_low_rank_is_nearest_in_logits():
     """No better residual of rank 2 is found from there by descent on the squared distance of logits."""
     inputs, lm_head = draw(300, 6), draw(20, 6, seed=2)

@@ -252,9 +252,6 @@ def write_cell(name: str, golden: Golden, folder: Path = FOLDER) -> None:
     path.write_text(now.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------- the cells
-
-
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory):
     return Golden(tmp_path_factory.mktemp("golden"))
@@ -270,9 +267,6 @@ def test_no_number_changed_without_a_version(golden, name, pytestconfig):
 
 def test_there_is_no_cell_without_a_method():
     assert sorted(path.stem for path in FOLDER.iterdir()) == all_methods()
-
-
-# ---------------------------------------------------------------------------------------------- files and versions
 
 
 def test_changed_numbers_are_written_once_the_version_is_raised(golden, tmp_path, monkeypatch):

@@ -9,28 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import make_task, random_texts
+from conftest import make_task
 from torch.profiler import ProfilerActivity, profile
 
 from baselines.deebert import DeeBERT
 from consistentee import files
-from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, load_tensors, save_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
 from consistentee.training.recipe import Recipe
-
-
-def test_shapes_and_order_do_not_depend_on_batching(tiny_model):
-    model = tiny_model()
-    split = Split("some", random_texts(21), list(range(3)) * 7)
-    trace, other = (record_trace(model, split, batch_size=size) for size in (4, 64))
-    assert trace.logits.shape == (21, 4, 3)
-    assert trace.pooled.shape == (21, 4, model.width)
-    assert trace.labels.tolist() == list(split.labels)
-    assert torch.equal(trace.row_keys, other.row_keys)
-    torch.testing.assert_close(trace.logits, other.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_logits_alone_are_those_of_the_whole_pass_and_leave_nothing_in_the_store(tiny_model, tmp_path):

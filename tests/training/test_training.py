@@ -255,9 +255,6 @@ def own_loss(model, batch):
     return model(batch.tokens).logits.square().mean()
 
 
-# ---------------------------------------------------------------------------------------------- instances
-
-
 class TestTheJudge:
     def test_every_epoch_is_scored_and_the_store_keeps_it(self, tiny_model, tmp_path):
         model, stored, other = tiny_model(), tiny_model(), tiny_model()
