@@ -1,6 +1,5 @@
 """Wrong arguments of public functions raise UserError, in one sentence that names what is wrong."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,6 @@ import consistentee as ee
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import MethodEntry
 from benchmarks.specs.suites import Filters, load_suite
-from benchmarks.tasks.check import check_task, report_tables
-from benchmarks.terminal import output_console
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.heads import HeadSpec
 
@@ -206,52 +203,6 @@ def test_yaml_that_is_none_is_refused_in_one_sentence(tmp_path, text):
             read(path)
         assert "\n" not in str(raised.value)
         assert len(str(raised.value)) < 600
-
-
-def task_of(folder, rows, file="train.csv", file_format="csv"):
-    (folder / file).write_text(rows, encoding="utf-8")
-    fields = {
-        "schema_version": 1,
-        "name": "mine",
-        "version": 1,
-        "description": "",
-        "metrics": ["accuracy"],
-        "files": {"format": file_format, "train": file, "text": "text", "label": "label"},
-    }
-    path = folder / "mine.yaml"
-    path.write_text(json.dumps(fields), encoding="utf-8")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ('{"text": "b\\ud800d", "label": "b"}', r"2: .* half of a surrogate pair, '\\ud800', at character 2"),
-        ('{"text": ' + "[" * 20_000, "2: not JSON"),
-    ],
-    ids=["half of a surrogate pair", "nested too deeply"],
-)
-def test_a_row_that_cannot_be_read_is_named_with_its_line(tmp_path, row, message):
-    path = task_of(tmp_path, f'{{"text": "good", "label": "a"}}\n{row}\n', "train.jsonl", "jsonl")
-    with pytest.raises(ee.UserError, match=f"train.jsonl:{message}"):
-        benchmarks.load_task(path)
-
-
-def test_long_cells_and_control_characters_do_no_harm(tmp_path, capsys):
-    names = "x" * 5_000, "\x1b[31mred\x07"
-    rows = "text,label\n" + "".join(f"{'word ' * 30_000}{row},{names[row % 2]}\n" for row in range(40))
-    path = task_of(tmp_path, rows)
-    task = benchmarks.load_task(path)
-    assert len(task.train.texts[0]) > 131_072
-    assert set(task.label_names) == set(names)
-    output_console().print(report_tables(check_task(str(path))))
-    shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) < 1_000
-    assert "\x1b" not in shown
-    assert "\\x1b[31mred\\x07" in shown
-    with pytest.raises(ee.UserError, match=r"\[\.\.\.\]|\.\.\.") as raised:
-        ee.TaskData("t", 1, task.train, task.train, ee.Split("test", ["a"], ["y" * 5_000]), names, ("accuracy",))
-    assert len(str(raised.value)) < 400
 
 
 @pytest.mark.parametrize("label", ["x" * 5_000, "\x1b[31mred", "two\nlines"])

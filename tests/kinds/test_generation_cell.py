@@ -16,12 +16,7 @@ from baselines.stock_drafts import PromptLookup
 from benchmarks.kinds import prompt_decoder
 from benchmarks.kinds.generation import Generation
 from benchmarks.kinds.prompt_decoder import PromptDecoder
-from benchmarks.kinds.text_evaluation import (
-    choose_points,
-    drafted_points,
-    read_references,
-    replay_points,
-)
+from benchmarks.kinds.text_evaluation import choose_points, drafted_points, read_references, replay_points
 from benchmarks.measure.clock import stock_times
 from benchmarks.measure.text_scores import record_references, reference_losses
 from benchmarks.run.timing import load_models

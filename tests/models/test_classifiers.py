@@ -11,12 +11,7 @@ from baselines.references import RandomRule
 from benchmarks.measure.flops import FlopModel
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.models.classifiers import (
-    CLASSIFIER_KINDS,
-    ClassifierSpec,
-    Exit,
-    InternalClassifier,
-)
+from consistentee.models.classifiers import CLASSIFIER_KINDS, ClassifierSpec, Exit, InternalClassifier
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule

@@ -1,12 +1,14 @@
-"""Everything that the documentation shows works."""
+"""Everything that the documentation shows works; `tox -e notebooks` compares the outputs of notebooks."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 import typer
 from documents import DOCUMENTS, ROOT, blocks_of
+from shown_tables import METHODS, with_its_tables
 
 import benchmarks
 import consistentee as ee
@@ -90,3 +92,18 @@ def test_what_is_shown_imports_from_public_modules_alone(source):
     imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {getattr(node, "module", alias.name) for node in imported for alias in node.names}
     assert {module for module in modules if module.startswith(("consistentee", "benchmarks"))} <= PUBLIC_MODULES
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_was_executed_and_is_small(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert all(output["output_type"] != "error" for cell in code for output in cell["outputs"])
+    assert path.stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("document", METHODS)
+def test_a_page_shows_the_tables_of_the_published_results(document):
+    said, today = with_its_tables(document)
+    assert said == today, "write them anew: python tests/shown_tables.py"

@@ -8,9 +8,12 @@ from hypothesis import given, strategies as st
 from task_files import LABELS, TEXTS, balanced, questions, table, write_task, write_text_task
 
 from benchmarks import load_task
+from benchmarks.tasks.check import check_task, report_tables
 from benchmarks.tasks.loader import rows_of_dataset
 from benchmarks.tasks.readers import read_file
 from benchmarks.tasks.specs import Files, Hub, TextHub
+from benchmarks.terminal import output_console
+from consistentee.data.instances import Split, TaskData
 from consistentee.errors import UserError
 
 QUOTED = {"quoting": "csv"}
@@ -38,6 +41,8 @@ NO_JSON = f"{questions(1)}%s\n{questions(1)}"
         (TEXTS, NO_JSON % '{"q": ["x"], "a": "y"}', "2: column 'q' must hold text, got"),
         (LABELS_JSON, '{"text": null, "label": "x"}', "1: empty text in column 'text'"),
         (LABELS_JSON, '{"text": "a", "label": null}', "1: missing label"),
+        (LABELS_JSON, r'{"text": "b\ud800d", "label": "b"}', "1: .* half of a surrogate .*, at character 2"),
+        (LABELS_JSON, '{"text": ' + "[" * 20_000, "1: not JSON"),
         # One JSON list: a row is named by its number.
         (JSON, '{"q": "x"}', " not a JSON list"),
         (JSON, '[\n{"q": "x", "a": "y"},\n7]', ", row 2: a row must be a JSON object"),
@@ -95,6 +100,23 @@ def test_pairs_without_header_by_column_number(tmp_path):
     task = load_task(write_task(tmp_path, {"train.tsv": content}, {"header": False, "text": [3, 4], "label": 2}))
     assert task.label_names == ("c0", "c1")
     assert all(first.startswith("first") and second.startswith("second") for first, second in task.train.texts)
+
+
+def test_long_cells_and_control_characters_do_no_harm(tmp_path, capsys):
+    names = "x" * 5_000, "\x1b[31mred\x07"
+    rows = "text,label\n" + "".join(f"{'word ' * 30_000}{row},{names[row % 2]}\n" for row in range(40))
+    path = write_task(tmp_path, {"train.csv": rows}, {"format": "csv", "train": "train.csv"})
+    task = load_task(path)
+    assert len(task.train.texts[0]) > 131_072
+    assert set(task.label_names) == set(names)
+    output_console().print(report_tables(check_task(str(path))))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) < 1_000
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred\\x07" in shown
+    with pytest.raises(UserError, match=r"\[\.\.\.\]|\.\.\.") as raised:
+        TaskData("t", 1, task.train, task.train, Split("test", ["a"], ["y" * 5_000]), names, ("accuracy",))
+    assert len(str(raised.value)) < 400
 
 
 HUB = Hub(path="someone/pairs", config="easy", train="train", test="validation", text=["a", "b"], label="label")

@@ -6,11 +6,7 @@ from task_files import balanced, lines, questions, write_task, write_text_task
 
 from benchmarks.tasks import loader
 from benchmarks.tasks.check import check_task
-from benchmarks.tasks.loader import (
-    load_classification_task,
-    load_task,
-    load_text_task,
-)
+from benchmarks.tasks.loader import load_classification_task, load_task, load_text_task
 from benchmarks.tasks.specs import TaskSpec, Template, TextFiles, TextTaskSpec
 from consistentee.backbones.hub import HubError
 from consistentee.data.prompts import TextTask

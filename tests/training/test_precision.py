@@ -27,10 +27,11 @@ def test_auto_is_bfloat16_where_processors_are_fast_in_it(monkeypatch, found, pr
 
 
 class TestOneDnn:
-    def test_it_is_asked_only_where_it_keeps_float32(self, monkeypatch):
-        monkeypatch.setattr(loop, "onednn_keeps_float32", lambda: False)
+    @pytest.mark.parametrize(("keeps", "inside"), [(True, "medium"), (False, "highest")])
+    def test_it_is_asked_only_where_it_keeps_float32(self, monkeypatch, keeps, inside):
+        monkeypatch.setattr(loop, "onednn_keeps_float32", lambda: keeps)
         with onednn_products(CPU):
-            assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.get_float32_matmul_precision() == inside
 
     def test_a_setting_of_the_users_is_kept_and_errors_restore_it(self):
         torch.set_float32_matmul_precision("high")
