@@ -30,6 +30,7 @@ def classified(model, batches, rule: ExitRule) -> float:
 
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_never_exit_costs_what_the_stock_model_costs(benchmark, request, model, task, batch_size):
+    """Stepping through all layers takes at most 1.03 times as long as the stock model's own forward."""
     batches = batches_of(model.tokenize(task.test.texts[:ROWS]), batch_size)
     stock, never = in_rounds(
         lambda: seconds(lambda: [stock_encoded(model, batch, batch_size=len(batch)) for batch in batches]),
@@ -58,6 +59,7 @@ def real_to_allowed(model, batches, rule: ExitRule, *ways: Callable[[], float]) 
 
 @pytest.mark.parametrize("batch_size", sorted(AT_LEAST))
 def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task, batch_size):
+    """With exits at random layers, time falls nearly as much as the layers that run."""
     rows = model.tokenize(task.test.texts[:ROWS])
     batches, mixed = batches_of(rows, batch_size), RandomRule((model.num_layers + 1) / 2, seed=0)
     average, (ratio,) = real_to_allowed(model, batches, mixed, lambda: classified(model, batches, mixed))
@@ -110,6 +112,7 @@ def test_regrouped_rows_are_as_fast_as_their_layers_allow(request, model, rows_o
 
 
 def test_a_hundred_thresholds_cost_little_more_than_one_evaluation(benchmark, request, model, task):
+    """One pass and the replay of all thresholds take at most 1.2 times as long as one evaluation."""
     rules = [ThresholdRule(entropy, threshold, "below") for threshold in torch.linspace(0.8, 0, 100).tolist()]
     encodings = model.tokenize(task.test.texts)
     evaluated, swept = in_rounds(

@@ -29,7 +29,7 @@ def write_model(folder, config=None, pooling=None, weights="model.safetensors"):
     return folder
 
 
-def test_encoders_and_decoders_are_told_apart(tmp_path):
+def test_encoders_and_decoders_are_told_apart():
     kinds = {name: backbone.kind for name, backbone in list_backbones().items()}
     assert (kinds["minilm-l6"], kinds["smollm2-135m"], kinds["gpt2"]) == ("encoder", "decoder", "decoder")
     with pytest.raises(UserError, match="'smollm2-135m' is a decoder: it generates text and classifies none"):

@@ -104,7 +104,7 @@ def test_rows_end_where_a_sliding_window_would_hide_tokens(family):
     assert not torch.allclose(without(tokens).logits, model(tokens).logits)  # one token more, and the window shows
 
 
-def test_unsupported_architectures_are_named(tiny_backbone, tmp_path):
+def test_unsupported_architectures_are_named(tiny_backbone):
     config = OPTConfig(vocab_size=40, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4)
     with pytest.raises(
         UserError, match="decoders of architecture 'opt'; supported: gemma, gpt2, llama, mistral, qwen2, qwen3"

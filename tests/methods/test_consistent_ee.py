@@ -9,7 +9,6 @@ from hypothesis import given, settings, strategies as st
 
 from consistentee.methods.consistent_ee import distilled
 from consistentee.methods.consistent_ee.distilled import JointDistillation
-from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
 from consistentee.methods.method import get_method
 from consistentee.methods.policy import PriceLadder, policy_logit, rung_logits
 from consistentee.methods.reward import (
@@ -96,7 +95,6 @@ def test_memorized_layer_is_the_first_from_which_on_all_are_right_or_the_last(ro
 
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16, frozen_steps=4)
-LADDER = ConsistentEELadder(rungs=3, lowest_price=0.01, highest_price=1.0)
 
 
 def test_confidence_features_by_hand():

@@ -6,7 +6,6 @@ import pytest
 import torch
 from comparing import changed_parts
 from conftest import make_text_task
-from random_policies import with_random_policy
 from torch.nn import functional
 
 from consistentee.errors import UserError
@@ -29,6 +28,14 @@ RECIPE = TokenRecipe(exit_steps=4, exit_batch_size=16, head_steps=6, head_batch_
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
 LONG_ROWS = [(prompt, [*response[:1], *range(20, 60)]) for prompt, response in ROWS]
 LADDER = ConsistentEETokensLadder(rungs=3, lowest_price=0.01, highest_price=1.0)
+
+
+def with_random_policy(model, method):
+    """Add the policy of a method to a model, drawn so that tokens exit at different layers."""
+    head = model.add_head(POLICY, method.policy_spec())
+    generator = torch.Generator().manual_seed(2)
+    head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
+    return model
 
 
 def all_states(trace):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import random_prompts
 from torch import nn
 from torch.nn import functional
 
@@ -11,7 +10,6 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.training.branches import branch_logits, branch_loss, record_rows
 
-PROMPTS = random_prompts(6, seed=4)
 ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]
 LAST = BranchSpec(copied_layer=4)
 

@@ -169,26 +169,16 @@ def test_a_pooler_that_the_files_lack_is_told(bert):
     assert found(report, "pooling").endswith("the files hold no pooler: it starts at random")
 
 
-def test_the_command_ends_as_check_method_does(bert, tmp_path):
-    sound = call("check-backbone", bert)
-    assert sound.exit_code == 0, sound.output
-    assert "methods can be compared on it" in sound.output
+def test_the_command_ends_as_check_method_does(bert):
+    def shown(backbone: object, exit_code: int) -> str:
+        done = call("check-backbone", backbone)
+        assert done.exit_code == exit_code, done.output
+        return done.output
+
+    assert "methods can be compared on it" in shown(bert, 0)
     (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
-    broken = call("check-backbone", bert)
-    assert broken.exit_code == 1
-    assert "the configuration cannot be read" in broken.output
-    assert "methods cannot be compared on it" in broken.output
-    absent = call("check-backbone", "minilm-16")
-    assert absent.exit_code == 2
-    assert "did you mean 'minilm-l6'" in absent.output
-    empty = call("check-backbone", tmp_path)
-    assert empty.exit_code == 2
-    assert "holds no config.json" in empty.output
-    for path in bert.glob("*token*"):
-        path.unlink()
-    without = call("check-backbone", bert)
-    assert without.exit_code == 2
-    assert "holds no tokenizer" in without.output
+    assert "methods cannot be compared on it" in shown(bert, 1)
+    assert "did you mean 'minilm-l6'" in shown("minilm-16", 2)
 
 
 def test_text_is_never_read_as_markup():
