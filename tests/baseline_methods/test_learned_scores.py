@@ -135,13 +135,6 @@ def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_c
     torch.testing.assert_close(scores, SCORES)
 
 
-@pytest.mark.parametrize(
-    ("threshold", "exits"), [(0.0, [1, 1]), (0.42, [2, 1]), (1.2, [3, 2]), (1.5, [4, 3]), (9, [4, 4])]
-)
-def test_beem_leaves_at_the_first_score_that_reaches_the_threshold(trace, threshold, exits):
-    assert replay(ExpertsRule(threshold), trace).tolist() == exits
-
-
 def test_the_knob_of_beem_is_a_share_of_the_largest_score(tiny_model):
     model = tiny_model()
     set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)

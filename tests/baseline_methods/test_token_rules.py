@@ -1,4 +1,4 @@
-"""Rules of decoding by hand: entropy, patience, CALM, thresholds by depth, schedules, and exits that know nothing."""
+"""Rules of decoding by hand: patience, CALM, thresholds by depth, schedules, and exits that know nothing."""
 
 import math
 from dataclasses import replace

@@ -85,12 +85,3 @@ def test_no_file_that_a_folder_names_is_run_unless_it_is_allowed(kind, tiny_mode
     with pytest.raises(UserError, match="unknown class in"):
         ee.pipeline(folder, allow_code=True)
     assert ran.exists()
-
-
-def test_what_cannot_be_is_said(tiny_model, tmp_path):
-    folder = saved(tiny_model("bert"), tmp_path / "model", "calm-softmax", 0.5)
-    with pytest.raises(UserError, match="must lie in"):
-        ee.pipeline(folder, knob=7)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is not a saved multi-exit model"):
-        ee.pipeline(tmp_path / "empty")

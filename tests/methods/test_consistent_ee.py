@@ -1,4 +1,4 @@
-"""ConsistentEE on instances: reward, policy gradient, Memorized Layer; policies, options, ladder, distilled variant."""
+"""ConsistentEE on instances: reward, policy gradient, Memorized Layer; prices, distilled variant, published values."""
 
 import math
 
