@@ -34,6 +34,13 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
     assert not torch.cat(out.late_layers).any()
 
 
+def test_texts_come_in_the_order_of_the_prompts(tiny_decoder):
+    model = tiny_decoder()
+    options = {"max_new_tokens": NEW_TOKENS, "batch_size": 4}
+    by_length, as_given = (generate(model, PROMPTS, MIXED, **options, sort_by_length=sort) for sort in (True, False))
+    assert tokens_of(by_length) == tokens_of(as_given)
+
+
 def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decoder):
     model = tiny_decoder()
     out = generate(model, PROMPTS, StaticRule(2), max_new_tokens=5, batch_size=4)
