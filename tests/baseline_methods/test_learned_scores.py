@@ -17,7 +17,7 @@ from baselines.palbert import divergence, geometric
 from benchmarks.testing.cases import RECIPE
 from consistentee.methods.method import get_method
 from consistentee.models.heads import FACTORS, HeadSpec, set_factors
-from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay, sweep
 
 ROWS, LAYERS = 16, 5
@@ -111,28 +111,19 @@ def test_the_ratio_is_none_at_a_prototype_and_half_between_two():
     assert distance_ratio(nearest, second).tolist() == [0, 0.125, 0.5, 0.5]
 
 
-PROBABILITIES = torch.tensor(
-    [
-        [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.5, 0.3]],  # changes its answer at layer 3
-        [[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]],
-    ]
-)
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 7.0])
-SCORES = torch.tensor([[0.5 * 0.8, 0.5 * 0.8 + 0.6, 2 * 0.7], [0.5 * 0.9, 0.5 * 0.9 + 0.9, 0.5 * 0.9 + 0.9 + 2.0]])
 
 
-@pytest.fixture
-def trace(tiny_model) -> Trace:
-    model = tiny_model()
+def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_changes(tiny_model):
+    model, rule = tiny_model(), ExpertsRule(1.0)
     set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)
-    return trace_of(PROBABILITIES.log(), model.width, **{EXPERTS: model.head(EXPERTS)})
-
-
-def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_changes(trace):
-    rule = ExpertsRule(1.0)
+    changes_at_layer_3 = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.5, 0.3]]
+    stays = [[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    trace = trace_of(torch.tensor([changes_at_layer_3, stays]).log(), model.width, **{EXPERTS: model.head(EXPERTS)})
     state = rule.start(2, 4)
     scores = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
-    torch.testing.assert_close(scores, SCORES)
+    expected = [[0.5 * 0.8, 0.5 * 0.8 + 0.6, 2 * 0.7], [0.5 * 0.9, 0.5 * 0.9 + 0.9, 0.5 * 0.9 + 0.9 + 2.0]]
+    torch.testing.assert_close(scores, torch.tensor(expected))
 
 
 def test_the_knob_of_beem_is_a_share_of_the_largest_score(tiny_model):

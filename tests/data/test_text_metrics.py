@@ -1,4 +1,4 @@
-"""ROUGE by hand and against rouge-score; the share of tokens that equal the full model's."""
+"""ROUGE against rouge-score; the share of tokens that equal the full model's."""
 
 import pytest
 import torch
