@@ -11,10 +11,35 @@ from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.owed_tokens import Propagation
 from consistentee.rules.exit_rule import StaticRule
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.walk import replay
 
 NEW_TOKENS = 8
 PROMPTS = random_prompts(6, seed=2)
 MIXED = RandomRule(2.5, seed=0)
+
+
+class Noting(RandomRule):
+    """Leaves at random, and notes the states that it sees, by the key of a token and the layer."""
+
+    def __init__(self) -> None:
+        super().__init__(2.5, seed=0)
+        self.seen: dict[tuple[int, int], torch.Tensor] = {}
+
+    def should_exit(self, view, state):
+        self.seen |= {(key, view.layer): seen for key, seen in zip(view.row_keys.tolist(), view.pooled, strict=True)}
+        return super().should_exit(view, state)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_exact_keys_and_values_are_those_of_full_depth(tiny_decoder, family):
+    """Tokens that attend to them have the states of a trace, in which all tokens have run all layers."""
+    model, live, replayed = tiny_decoder(family), Noting(), Noting()
+    out = generate(model, PROMPTS, live, max_new_tokens=NEW_TOKENS, kv="exact", batch_size=3)
+    replay(replayed, record_tokens(model, list(zip(model.encode(PROMPTS), tokens_of(out), strict=True))))
+    assert len(live.seen) > 2 * len(PROMPTS)
+    for place, state in live.seen.items():
+        torch.testing.assert_close(state, replayed.seen[place], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", [{"kv": "propagate"}, {"kv": "exact"}, {"in_flight": 4, "batch_size": 2}], ids=str)
