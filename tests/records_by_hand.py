@@ -12,16 +12,9 @@ from benchmarks.analysis.frames import Results
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget
 from benchmarks.store.folders import write_record, write_rows
-from benchmarks.store.records import (
-    CellRecord,
-    Contender,
-    CurvePoint,
-    KeyParts,
-    OperatingPoint,
-    TimingRecord,
-    TimingSamples,
-)
+from benchmarks.store.records import CellRecord, CurvePoint, KeyParts, OperatingPoint
 from benchmarks.store.stored_results import StoredCell
+from benchmarks.store.timings import Contender, TimingRecord, TimingSamples
 from consistentee.training.recipe import RecipeSettings
 
 DECODING = ROOT / "results" / "decoding-closing-layers"

@@ -6,8 +6,6 @@ from pathlib import Path
 import yaml
 from small_suite import Bench
 
-from benchmarks.store.generation_records import DecodingTimingRecord, GenerationRecord
-from benchmarks.store.stored_results import StoredResults, open_results
 from benchmarks.testing.decoders import make_text_task
 from consistentee.data.prompts import PromptSplit
 
@@ -61,9 +59,6 @@ class GenerationBench(Bench):
                 "regrouped": [{"batch_size": 1, "in_flight": 4}],
             },
         }
-
-    def read(self) -> StoredResults[GenerationRecord, DecodingTimingRecord]:
-        return open_results(self.out, GenerationRecord, DecodingTimingRecord)
 
     def results(self) -> dict[str, tuple[object, ...]]:
         """Return what must not depend on how a run went: knobs, texts, scores and layers of every cell."""

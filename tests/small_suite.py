@@ -20,7 +20,7 @@ from benchmarks.run.pool import compute_here
 from benchmarks.run.sweep import RunOutcome, run_suite
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE
-from benchmarks.store.records import CellRecord, TimingRecord
+from benchmarks.store.records import CellRecord
 from benchmarks.store.stored_results import StoredResults, open_results
 from consistentee.data.instances import Split
 
@@ -115,10 +115,10 @@ class Bench:
 
     def timed_labels(self) -> list[set[str]]:
         """Return the labels in each timing, the latest first."""
-        return [{contender.label for contender in timing.contenders} for timing in self.read().timings]
+        return [{contender.label for contender in timing.contenders} for timing in self.read().timings.values()]
 
-    def read(self) -> StoredResults[CellRecord, TimingRecord]:
-        return open_results(self.out, CellRecord, TimingRecord)
+    def read(self) -> StoredResults:
+        return open_results(self.out)
 
     def records(self) -> dict[str, CellRecord]:
         return {cell.record.label: cell.record for cell in self.read().cells}

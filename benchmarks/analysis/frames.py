@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,14 @@ from numpy.typing import NDArray
 
 from benchmarks.specs.base import folder_name
 from benchmarks.specs.schema import canonical_json
-from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
-from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, DecodingTimingRecord, GenerationRecord
-from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint, OperatingPoint, TimingRecord, TimingSamples
-from benchmarks.store.stored_results import StoredCell, StoredResults, kind_of_results, open_results
+from benchmarks.specs.targets import SPEEDUPS, Speedups
+from benchmarks.store.folders import PREDICTIONS_FILE
+from benchmarks.store.generation_records import DecodingPoint
+from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint, OperatingPoint
+from benchmarks.store.stored_results import StoredCell, open_results
+from benchmarks.store.timings import DecodingSamples, TimingSamples
 from consistentee.errors import UserError, unknown_name
+from consistentee.versions import Kind
 
 FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
 REFERENCES = (STATIC, "random", ORACLE, MAJORITY)
@@ -57,8 +60,8 @@ class Results:
     """The results of one or several folders; ``faults`` name what could not be read or compared."""
 
     folder: Path
-    kind: Literal["classification", "generation"]
-    cells: list[StoredCell[Any]]
+    kind: Kind
+    cells: list[StoredCell]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
     _predictions: dict[int, Columns | None] = field(default_factory=dict, repr=False)
@@ -67,7 +70,7 @@ class Results:
     @property
     def speedups(self) -> Speedups:
         """The budgets at which methods are compared, as full cost / cost."""
-        return TEXT_SPEEDUPS if self.kind == "generation" else SPEEDUPS
+        return SPEEDUPS[self.kind]
 
     @property
     def records(self) -> list[Any]:
@@ -183,9 +186,11 @@ class Results:
         """Return the columns of a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
-                columns = self.cells[cell].columns()
+                table = self.cells[cell].table(PREDICTIONS_FILE)
             except UserError:  # the rows are gone; what the record holds still stands
-                columns = None
+                table = None
+            # A DataFrame would take twice as long.
+            columns = None if table is None else {name: table[name].to_numpy() for name in table.column_names}
             if columns is not None and (np.diff(columns["row"]) < 0).any():
                 order = np.argsort(columns["row"])
                 columns = {name: column[order] for name, column in columns.items()}
@@ -265,7 +270,7 @@ class Results:
 
         return self.with_cells([cell for cell in self.cells if stays(cell.record)])
 
-    def with_cells(self, cells: Iterable[StoredCell[Any]]) -> "Results":
+    def with_cells(self, cells: Iterable[StoredCell]) -> "Results":
         """Return the same results with other cells."""
         return replace(self, cells=list(cells), _predictions={}, _columns={})
 
@@ -278,15 +283,10 @@ def load_results(
     Raises UserError if there are no results that can be read, or none of a label or task.
     """
     root = Path(folder)
-    found: StoredResults[Any, Any]
-    if of_texts := kind_of_results(root) == "generation":
-        found = open_results(root, GenerationRecord, DecodingTimingRecord)
-    else:
-        found = open_results(root, CellRecord, TimingRecord)
+    found = open_results(root)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
-    kind: Literal["classification", "generation"] = "generation" if of_texts else "classification"
-    results = Results(root, kind, found.cells, found.timings, list(map(str, found.faults)))
+    results = Results(root, found.kind, found.cells, list(found.timings.values()), list(map(str, found.faults)))
     return results if labels is None and tasks is None else results.only(labels, tasks)
 
 
@@ -308,7 +308,7 @@ def merge(found: Sequence[Results]) -> Results:
     Recipes are never mixed: a folder whose records of a task follow another protocol than those of the first folder
     that has the task is left out for this task, and named in ``faults``.
     """
-    cells: dict[tuple[str, ...], list[StoredCell[Any]]] = {}
+    cells: dict[tuple[str, ...], list[StoredCell]] = {}
     owners: dict[tuple[str, str], tuple[Path, dict[str, object]]] = {}
     faults = dict.fromkeys(fault for results in found for fault in results.faults)
     for results in found:
@@ -371,6 +371,7 @@ def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
     common["parameters"] = ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
     points = {point.knob: (place, point) for place, point in enumerate(record.operating_points)}
     hull = {point.place: (place, point) for place, point in enumerate(getattr(record, "hull", []))}
+    of_instances = isinstance(record, CellRecord)
     for place, validation in enumerate(record.curve_validation):
         point_number, point = points.get(validation.knob, (np.nan, None))
         hull_number, on_hull = hull.get(place, (np.nan, None))
@@ -378,12 +379,12 @@ def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
             "place": place,
             "knob": validation.knob,
             "validation_layers": validation.average_layers,
-            "validation_quality": validation.quality(record.metric),
+            "validation_quality": validation.scores[record.metric] if of_instances else validation.agreement,
             "point": point_number,
             "hull": hull_number,
             "targets": () if point is None else tuple(point.targets),
         }
-        if isinstance(record, CellRecord):
+        if of_instances:
             line |= _test_of_instances(record, record.curve_test[place], point, on_hull)
         elif point is not None:
             line |= _test_of_texts(point, record.metric)
@@ -440,14 +441,13 @@ def _time_lines(timings: Iterable[Any]) -> Iterator[_Line]:
 
 
 def _sample(sample: TimingSamples | DecodingSamples, place: int, seconds: float) -> _Line:
-    line: _Line
+    regroups = sample.in_flight is not None  # it is compared with no other batch of its size
+    line: _Line = {"in_flight": sample.in_flight or sample.batch_size, "regroups": regroups, "seconds": seconds}
     if isinstance(sample, TimingSamples):
-        line = {"in_flight": sample.in_flight or sample.batch_size, "regroups": sample.regroups}
         nothing = {"head_seconds": 0.0, "completed_seconds": []}  # every second is spent on layers and exits
-        return line | nothing | {"rows": sample.rows, "seconds": seconds / sample.rows}
+        return line | nothing | {"rows": sample.rows}
     head = sum(sample.head_seconds[place]) / sum(sample.decoded_tokens) if sample.head_seconds else np.nan
-    line = {"in_flight": sample.under_way, "regroups": sample.regroups, "rows": sample.prompts}
-    line |= {"seconds": seconds, "head_seconds": head}
+    line |= {"rows": sample.prompts, "head_seconds": head}
     line["completed_seconds"] = sample.completed_seconds[place] if sample.completed_seconds else []
     return line | ({} if sample.layers_a_token is None else {"layers": sample.layers_a_token})
 

@@ -84,7 +84,7 @@ def caveats(results: Results) -> list[tuple[str, str]]:
     """Return what a reader should know before trusting the results: subject and sentence, the gravest first."""
     records = results.records
     found = [("left out", f"{fault}.") for fault in results.faults]
-    found += [("no result", f"{cell}: {error}.") for cell, error in failed_cells(results.folder).items()]
+    found += [("no result", f"{cell}: {failure.error}.") for cell, failure in failed_cells(results.folder).items()]
     found += clock_caveats(results)
     if dev := {r.task for r in records if re.search(r"\bdev\w*( set)? is the test split", r.task_notes)}:
         found.append(("dev as test", f"{', '.join(sorted(dev))}: not the numbers of the GLUE server."))

@@ -19,6 +19,7 @@ from benchmarks.analysis.tables import headline_table, terminal_tables
 from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.knob_choice import Reach
 from benchmarks.specs.schema import canonical_json
+from benchmarks.specs.targets import SPEEDUPS
 from benchmarks.store.folders import RECORD_FILE, parse_record
 from benchmarks.store.records import BaseRecord
 from benchmarks.store.stored_results import StoredCell, is_published, kind_of_results
@@ -59,7 +60,7 @@ def reached(run: Path, spec: BaseCellSpec, record: BaseRecord) -> str:
     places = {own, *(own.parents[2] / name / "default" / own.name for name in (FULL, f"token-{FULL}"))}
     found = [(place, parse_record(run / "cells" / place / RECORD_FILE, type(record))[0]) for place in places]
     cells = [StoredCell(one, run, str(place)) for place, one in found if one]
-    middle = record.compared_at[1]
+    middle = SPEEDUPS[kind][1]
     points = EqualCost(Results(run, kind, cells, []), [middle]).per_seed
     for point in points[points["label"] == record.label].to_dict("records"):
         score = f"{record.metric} {100 * point['score']:.1f}"

@@ -13,7 +13,7 @@ from typing import Literal
 import psutil
 from rich.table import Table
 
-from benchmarks.store.environment import usable_cores
+from benchmarks.run.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
 from benchmarks.terminal import filled_table
 from consistentee.backbones.catalog import Backbone, list_backbones

@@ -2,32 +2,28 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.analysis import write_published_files
-from benchmarks.kinds import kind_named
 from benchmarks.store.folders import CELLS_FILE, ENVIRONMENT_FILE, FAILURE_FILE, HASHES_FILE, RECORD_FILE, SUITE_FILE
 from benchmarks.store.hashes import write_json
-from benchmarks.store.published import CELL_COLUMN, ROWS_FILES, TIMINGS_FILE
-from benchmarks.store.records import BaseRecord, BaseTimingRecord
+from benchmarks.store.records import FailureRecord
 from benchmarks.store.stored_results import (
+    CELL_COLUMN,
+    ROWS_FILES,
+    TIMINGS_FILE,
     StoredResults,
-    failure_texts,
+    failed_cells,
     is_published,
-    kind_of_results,
     open_results,
 )
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL, replacing
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-_Results = StoredResults[BaseRecord, BaseTimingRecord]
 _OPTIONS = {
     "compression": "zstd",
     "compression_level": 19,
@@ -46,22 +42,24 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     """
     if is_published(run):
         raise UserError(f"{run} is published already; give the folder of a run")
-    return write_folder(out or Path("results") / run.resolve().name, run, whole_results(run), failure_texts(run))
+    return write_folder(out or Path("results") / run.resolve().name, run, whole_results(run), failed_cells(run))
 
 
-def whole_results(run: Path) -> _Results:
+def whole_results(run: Path) -> StoredResults:
     """Read results of either kind. Raises UserError if a file of them cannot be read."""
-    kind = kind_named(kind_of_results(run) or "classification")
-    results = open_results(run, kind.record, kind.timing)
+    results = open_results(run)
     if results.faults:
         raise UserError(f"{results.faults[0]}; run the suite again before you publish it")
     return results
 
 
 def write_folder(
-    out: Path, run: Path, results: _Results, failures: Mapping[str, str], files: Sequence[Path] = ()
+    out: Path, run: Path, results: StoredResults, failures: Mapping[str, FailureRecord], files: Sequence[Path] = ()
 ) -> list[Path]:
-    """Write ``results``, all or a part of a run's, as :func:`publish_run` does, with copies of further ``files``."""
+    """Write ``results``, all or a part of a run's, as :func:`publish_run` does, with copies of further ``files``.
+
+    ``failures`` are by the folders of cells without a record.
+    """
     if out.exists() and not is_published(out) and any(out.iterdir()):
         raise UserError(f"{out} holds other files than published results; give another --out")
     for leftover in out.parent.glob(f".{out.name}.*{PARTIAL}"):
@@ -70,7 +68,7 @@ def write_folder(
         if out.exists():
             shutil.copytree(out, new, ignore=shutil.ignore_patterns("*.parquet"))
         new.mkdir(exist_ok=True)
-        written = write_published(new, results, failures)
+        written = _write_results(new, results, failures)
         for file in (run / SUITE_FILE, run / ENVIRONMENT_FILE, *files):
             if file.exists():
                 written.append(Path(shutil.copyfile(file, new / file.name)))
@@ -83,35 +81,26 @@ def write_folder(
     return [out / path.relative_to(new) for path in written]
 
 
-def _are_equal(results: _Results, published: _Results) -> bool:
-    rows = [
-        [frame for cell in of.cells for frame in (cell.predictions(), cell.validation())] for of in (results, published)
-    ]
-    return _texts(results) == _texts(published) and all(
-        one.equals(other) if one is not None else other is None for one, other in zip(*rows, strict=True)
-    )
+def _are_equal(results: StoredResults, published: StoredResults) -> bool:
+    records, rows = [], []
+    for found in (results, published):
+        records.append([r.model_dump_json() for r in (*(cell.record for cell in found.cells), *found.timings.values())])
+        rows.append([cell.table(name) for cell, name in product(found.cells, ROWS_FILES)])
+    return records[0] == records[1] and rows[0] == rows[1]
 
 
-def _texts(results: _Results) -> list[str]:
-    return [record.model_dump_json() for record in (*(cell.record for cell in results.cells), *results.timings)]
-
-
-def write_published(root: Path, results: _Results, failures: Mapping[str, str]) -> list[Path]:
-    """Write the results of a run, rows included, into a folder that holds none; return the files.
-
-    ``failures`` are the texts of the notes, by the folders of cells without a record.
-    """
+def _write_results(root: Path, results: StoredResults, failures: Mapping[str, FailureRecord]) -> list[Path]:
     texts = {f"{cell.folder}/{RECORD_FILE}": cell.record.model_dump_json() for cell in results.cells}
-    texts |= {f"{folder}/{FAILURE_FILE}": text for folder, text in failures.items()}
+    texts |= {f"{folder}/{FAILURE_FILE}": failure.model_dump_json() for folder, failure in failures.items()}
     schemas: dict[str, list[bytes | None]] = {}
     written = []
     for name, file in ROWS_FILES.items():
-        tables = [_table_of(cell.rows_of(name)) for cell in results.cells]
+        tables = [cell.table(name) for cell in results.cells]
         found = [None if table is None else table.schema.serialize().to_pybytes() for table in tables]
         schemas[name] = [*found, *[None] * len(failures)]
         if any(found):
             written.append(_write_rows(root / file, tables))
-    times = {file: timing.model_dump_json() for file, timing in zip(results.timing_files, results.timings, strict=True)}
+    times = {file: timing.model_dump_json() for file, timing in results.timings.items()}
     return [*written, _write_texts(root / CELLS_FILE, texts, schemas), _write_texts(root / TIMINGS_FILE, times, {})]
 
 
@@ -119,10 +108,6 @@ def _write_texts(path: Path, texts: Mapping[str, str], schemas: Mapping[str, lis
     columns: dict[str, pa.Array] = {"file": pa.array(texts, pa.string()), "text": pa.array(texts.values(), pa.string())}
     columns |= {name: pa.array(values, pa.binary()) for name, values in schemas.items()}
     return _write(path, pa.table(columns), use_dictionary=list(schemas))
-
-
-def _table_of(frame: "pd.DataFrame | None") -> pa.Table | None:
-    return None if frame is None else pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
 
 
 def _write_rows(path: Path, tables: Sequence[pa.Table | None]) -> Path:

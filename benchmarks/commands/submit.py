@@ -10,11 +10,11 @@ from pydantic import Field
 from benchmarks.analysis.frames import FULL, role_of
 from benchmarks.commands.publish import whole_results, write_folder
 from benchmarks.specs.base import folder_name, label_of
+from benchmarks.specs.method_files import method_version
 from benchmarks.specs.schema import Strict
 from benchmarks.store.hashes import write_text
-from benchmarks.store.keys import method_version
 from benchmarks.store.records import BaseRecord
-from benchmarks.store.stored_results import failure_texts
+from benchmarks.store.stored_results import failed_cells
 from benchmarks.yaml_files import load_named
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import get_method, method_class_of
@@ -62,13 +62,13 @@ def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> 
     cells = [c for c in results.cells if c.record.label == label or _is_reference(c.record, own)]
     keys = {"", *(cell.record.key for cell in cells)}
     timings = {}
-    for name, timing in zip(results.timing_files, results.timings, strict=True):
+    for name, timing in results.timings.items():
         kept = [contender for contender in timing.contenders if contender.cell_key in keys]
         if any(contender.cell_key for contender in kept):
             timings[name] = timing.model_copy(update={"contenders": kept})
-    part = replace(results, cells=cells, timings=list(timings.values()), timing_files=list(timings))
-    failures = {name: text for name, text in failure_texts(run).items() if Path(name).parts[2] == folder_name(label)}
+    failures = {name: note for name, note in failed_cells(run).items() if Path(name).parts[2] == folder_name(label)}
     out = out or Path("results") / "submissions" / folder_name(label)
+    part = replace(results, cells=cells, timings=timings)
     written = write_folder(out, run, part, failures, [Path(file)] if file else [])
     text = yaml.safe_dump(submission.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
     write_text(out / SUBMISSION_FILE, text)

@@ -8,7 +8,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from benchmarks.commands.submit import SUBMISSION_FILE, faults_of_submission
-from benchmarks.kinds import kind_named
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
@@ -21,7 +20,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.hashes import file_fault
 from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint, FailureRecord
-from benchmarks.store.stored_results import StoredCell, is_published, kind_of_results, open_results
+from benchmarks.store.stored_results import StoredCell, is_published, open_results
 from consistentee.data.metrics import score, token_match
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors
@@ -41,17 +40,15 @@ def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
     yield from (f"{path}: left by a publication that was interrupted; publish the run again" for path in leftovers)
     if leftovers and not root.exists():
         return
-    kind_name = kind_of_results(root)
-    if kind_name is None and not list(root.glob("cells")):
+    if not is_published(root) and not (root / "cells").is_dir():
         raise UserError(f"{root} holds no results; give the folder of a run, or published results")
     sealed, remedy = root / ENVIRONMENT_FILE, "the next run writes it again"
     if is_published(root):
         sealed, remedy = root / HASHES_FILE, "publish the run again"
     if fault := file_fault(sealed, sealed=True):
         yield f"{sealed}: {fault}; {remedy}"
-    kind = kind_named(kind_name or "classification")
     try:
-        results = open_results(root, kind.record, kind.timing)
+        results = open_results(root)
     except UserError as error:
         yield str(error)
         return
@@ -64,7 +61,7 @@ def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
         yield from _faults_of_other_files(root)
 
 
-def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
+def _faults_of_cell(cell: StoredCell) -> Iterator[str]:
     record = cell.record
     if fault := file_fault(cell.place / RECORD_FILE) if cell.number is None else None:
         yield fault

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec
 from benchmarks.store.hashes import hash_model
-from benchmarks.store.records import CellRecord, TimingRecord, TimingSamples
+from benchmarks.store.records import CellRecord
+from benchmarks.store.timings import TimingSamples
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.backbones.catalog import resolve
 from consistentee.data.instances import TaskData
@@ -33,7 +34,6 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
 
     suite = SuiteSpec
     record = CellRecord
-    timing = TimingRecord
     model_file = "multi_exit.json"
     usual_backbone = "minilm-l6"
     stock_label = "stock model"

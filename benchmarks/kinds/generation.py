@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import Regrouped, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite
-from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
+from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.hashes import hash_model
+from benchmarks.store.timings import DecodingSamples
 from benchmarks.tasks.loader import load_text_task
 from consistentee.backbones.catalog import resolve_decoder
 from consistentee.data.prompts import TextTask
@@ -25,7 +26,6 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
 
     suite = GenerationSuite
     record = GenerationRecord
-    timing = DecodingTimingRecord
     model_file = "multi_exit_decoder.json"
     usual_backbone = "smollm2-135m"
     stock_label = "stock generate"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, T
 
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Regrouped, TimingSpec
 from benchmarks.specs.targets import Target
-from benchmarks.store.records import BaseRecord, BaseSamples, BaseTimingRecord
+from benchmarks.store.records import BaseRecord
+from benchmarks.store.timings import BaseSamples
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
@@ -89,7 +90,6 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
 
     suite: ClassVar[type[BaseSuite]]
     record: ClassVar[type[BaseRecord]]
-    timing: ClassVar[type[BaseTimingRecord]]
     model_file: ClassVar[str]  # of a saved model, which describes its weights
     usual_backbone: ClassVar[str]
     stock_label: ClassVar[str]  # of the stock model in timings

@@ -21,7 +21,7 @@ from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
 from benchmarks.specs.generation import GenerationCellSpec
 from benchmarks.specs.knob_choice import choose_all, mixture_at
-from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target, in_words
+from benchmarks.specs.targets import FAITHFUL, SPEEDUPS, Agreement, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferences, ReplayPoint, Speculation
 from consistentee.data.metrics import rouge, token_match
@@ -304,7 +304,7 @@ def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_l
     targets: list[Target] = [*(Budget(layers_at_most=budget) for budget in budgets), faithful]
     found = choose_all(targets, layers, agreement, num_layers=num_layers)
     chosen = {index: [FAITHFUL if t is faithful else t for t in own] for index, own in found.items()}
-    for speedup in TEXT_SPEEDUPS:
+    for speedup in SPEEDUPS["generation"]:
         mixture = mixture_at(num_layers / speedup, layers, agreement)
         chosen = {mixture.first: [], mixture.second: []} | chosen
     return dict(sorted(chosen.items()))

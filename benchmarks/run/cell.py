@@ -11,8 +11,8 @@ from transformers import set_seed
 
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import CellRows, TrainedCell
+from benchmarks.run.environment import describe_environment, now
 from benchmarks.specs.base import BaseCellSpec, short_name
-from benchmarks.store.environment import describe_environment, now
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_cell
 from benchmarks.store.hashes import share_weights
 from benchmarks.store.keys import code_hash

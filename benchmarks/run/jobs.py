@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
+from benchmarks.run.environment import now
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
 from benchmarks.specs.base import Group, TimingSpec, group_name
-from benchmarks.store.environment import now
 from benchmarks.store.folders import (
     FAILURE_FILE,
     TIMING_FILE,
@@ -21,12 +21,13 @@ from benchmarks.store.folders import (
     read_failure,
     write_record,
 )
-from benchmarks.store.keys import differences, timing_key
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
+from benchmarks.store.keys import stale_reason, timing_key
+from benchmarks.store.records import BaseRecord, FailureRecord
+from benchmarks.store.timings import TimingRecord
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL
 
-ResultT = TypeVar("ResultT", bound=BaseRecord | BaseTimingRecord)
+ResultT = TypeVar("ResultT", bound=BaseRecord | TimingRecord)
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,8 @@ class CellJob(Job[BaseRecord]):
         from benchmarks.run.cell import run_cell
 
         inputs, spec, parts = Inputs(self.context.data_dir), self.cell.spec, self.cell.parts
-        changed = differences(parts, inputs.parts(spec))
-        if changed:
-            raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
+        if changed := stale_reason(parts, inputs.parts(spec)):
+            raise UserError(f"changed since the run began, run it again: {changed}")
         run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
 
     def describe(self, found: BaseRecord) -> list[str]:
@@ -154,7 +154,7 @@ class CellJob(Job[BaseRecord]):
         return [reached(self.context.folder.root, self.cell.spec, found), *found.warnings()]
 
 
-class TimingJob(Job[BaseTimingRecord]):
+class TimingJob(Job[TimingRecord]):
     """The timing of one group: finished cells whose models are on disk, and the knobs to time."""
 
     shares_machine: ClassVar[bool] = False
@@ -170,8 +170,8 @@ class TimingJob(Job[BaseTimingRecord]):
         name = f"timing {group_name(group)}: {points} knobs and the stock model"
         super().__init__(context, name, key, group, context.folder.timing(*group))
 
-    def read(self) -> BaseTimingRecord | None:
-        return parse_record(self.place / TIMING_FILE, self.cells[0].kind.timing)[0]
+    def read(self) -> TimingRecord | None:
+        return parse_record(self.place / TIMING_FILE, TimingRecord)[0]
 
     def compute(self) -> None:
         from benchmarks.run.timing import run_timing
@@ -180,4 +180,4 @@ class TimingJob(Job[BaseTimingRecord]):
         run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
 
 
-AnyJob: TypeAlias = Job[BaseRecord] | Job[BaseTimingRecord]
+AnyJob: TypeAlias = Job[BaseRecord] | Job[TimingRecord]

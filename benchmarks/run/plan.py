@@ -15,15 +15,17 @@ from typing import Any
 
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
+from benchmarks.run.environment import now
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec, group_name, short_name
 from benchmarks.specs.knob_choice import mixture_at
 from benchmarks.specs.suites import Filters, expand
-from benchmarks.store.environment import now
+from benchmarks.specs.targets import SPEEDUPS
 from benchmarks.store.folders import HASHES_FILE, RECORD_FILE, Fault, RunFolder, read_cell, read_failure, read_timings
 from benchmarks.store.hashes import file_fault
 from benchmarks.store.keys import key_parts, stale_reason, timing_key
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
+from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts
 from benchmarks.store.stored_results import StoredCell, kind_of_results, open_results
+from benchmarks.store.timings import TimingRecord
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
@@ -66,7 +68,7 @@ class PlannedCell:
     parts: KeyParts
     record: BaseRecord | None = None
     failure: FailureRecord | None = None
-    stored: StoredCell[BaseRecord] | None = None
+    stored: StoredCell | None = None
 
     @property
     def key(self) -> str:
@@ -128,8 +130,8 @@ class Published:
     """
 
     root: Path | None = None
-    cells: dict[str, StoredCell[BaseRecord]] = field(default_factory=dict)
-    timings: dict[str, BaseTimingRecord] = field(default_factory=dict)
+    cells: dict[str, StoredCell] = field(default_factory=dict)
+    timings: dict[str, TimingRecord] = field(default_factory=dict)
 
     @classmethod
     def find(cls, suite: BaseSuite, root: Path | None, out: Path) -> "Published":
@@ -144,21 +146,21 @@ class Published:
             if root is None:
                 return cls()
             raise UserError(f"{place} holds no results, published or not; give another --published")
-        kind = kind_named(suite.kind)
-        results = open_results(place, kind.record, kind.timing)
-        timings = dict(zip(results.timing_files, results.timings, strict=True))
-        return cls(place, {cell.folder: cell for cell in results.cells}, timings)
+        results = open_results(place)
+        return cls(place, {cell.folder: cell for cell in results.cells}, results.timings)
 
-    def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> StoredCell[BaseRecord] | None:
+    def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> StoredCell | None:
         found = self.cells.get(spec.folder.as_posix())
-        return found if found is not None and stale_reason(found.record, wanted) is None else None
+        return found if found is not None and not stale_reason(found.record.key_parts, wanted) else None
 
     def staleness_lines(self, planned: Iterable[PlannedCell]) -> list[str]:
         """List why published cells are not used, one line for each reason: a new recipe makes many cells stale."""
         names: dict[str, list[str]] = {}
         for cell in planned:
             found = self.cells.get(cell.spec.folder.as_posix())
-            if found is not None and cell.record is None and (reason := stale_reason(found.record, cell.parts)):
+            if found is None or cell.record is not None:
+                continue
+            if reason := stale_reason(found.record.key_parts, cell.parts):
                 names.setdefault(reason, []).append(cell.spec.name)
         return [
             f"{first}{f' and {len(others)} more' if others else ''}: published, but {reason}"
@@ -241,15 +243,15 @@ class Planner:
         """Return the finished cells among those outside a run's filter, which are timed with the others."""
         return [cell for spec in specs if (cell := self._state_of(spec)).record]
 
-    def timings_of(self, group: Group) -> list[BaseTimingRecord]:
+    def timings_of(self, group: Group) -> list[TimingRecord]:
         """Return the timings of a group taken by the suite's protocol."""
-        found, faults = read_timings(self.folder.timing(*group), kind_named(self.suite.kind).timing)
+        found, faults = read_timings(self.folder.timing(*group))
         for fault in faults:
             self.on_fault(fault)
         key = timing_key(self.suite.timing, self.suite.kind)
         return [timing for timing in [*found, *self.missing_timings(group).values()] if timing.key == key]
 
-    def missing_timings(self, group: Group) -> dict[Path, BaseTimingRecord]:
+    def missing_timings(self, group: Group) -> dict[Path, TimingRecord]:
         """Return the published timings of a group that the run's folder lacks, by the files that they would have."""
         files = {self.folder.timings / file: timing for file, timing in self.published.timings.items()}
         place = self.folder.timing(*group)
@@ -331,15 +333,16 @@ def _mixed_knobs(records: Sequence[BaseRecord]) -> Iterator[tuple[str, float]]:
     """Yield (key of the cell, knob) on both sides of every budget, curve by curve."""
     by_label = attrgetter("label")
     for _, of_curve in groupby(sorted(records, key=by_label), key=by_label):
-        knobs = [(record, knob) for record in of_curve if record.timed_points(1) for knob in record.mixable_knobs()]
+        live = [record for record in of_curve if record.timed_points(1)]
+        knobs = [(record.key, *knob) for record in live for knob in record.mixable_knobs()]
         if not knobs:
             continue
-        layers, quality = [knob.layers for _, knob in knobs], [knob.quality for _, knob in knobs]
-        first, middle, last = knobs[0][0].compared_at
+        _, _, layers, quality = zip(*knobs, strict=True)
+        first, middle, last = SPEEDUPS[live[0].key_parts.kind]
         for speedup in (middle, first, last):
-            mixture = mixture_at(knobs[0][0].num_layers / speedup, layers, quality)
-            for record, knob in (knobs[mixture.first], knobs[mixture.second]):
-                yield record.key, knob.knob
+            mixture = mixture_at(live[0].num_layers / speedup, layers, quality)
+            for key, knob, *_ in (knobs[mixture.first], knobs[mixture.second]):
+                yield key, knob
 
 
 # ---------------------------------------------------------------------------------------------- dry run

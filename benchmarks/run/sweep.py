@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks import analysis
+from benchmarks.run.environment import command_line, describe_conditions, describe_environment
 from benchmarks.run.jobs import CellJob, RunContext, TimingJob
 from benchmarks.run.plan import (
     Inputs,
@@ -28,7 +29,6 @@ from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
 from benchmarks.specs.base import BaseSuite
 from benchmarks.specs.suites import Filters, expand
-from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
@@ -48,6 +48,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.hashes import file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
 from benchmarks.store.stored_results import is_published
+from benchmarks.store.timings import TimingRecord
 from benchmarks.terminal import print_line
 from consistentee.arguments import checked
 from consistentee.errors import UserError
@@ -211,8 +212,9 @@ class _Run:
         suite, folder, cells_taken, timings_taken = self.planner.suite, self.planner.folder, 0, 0
         for cell in cells:
             if cell.stored:
-                found = {name: cell.stored.rows_of(name) for name in (VALIDATION_FILE, PREDICTIONS_FILE)}
-                tables = {name: rows for name, rows in found.items() if rows is not None}
+                tables = {PREDICTIONS_FILE: cell.stored.predictions()}
+                if (validation := cell.stored.validation()) is not None:
+                    tables[VALIDATION_FILE] = validation
                 write_cell(folder.cell(cell.spec), cell.stored.record, tables)
                 cells_taken += 1
         keys, protocol = {cell.key for cell in cells}, timing_key(suite.timing, suite.kind)
@@ -250,7 +252,7 @@ class _Run:
             ready = [cell for cell in done if wanted.get(cell.key) and planner.has_model(cell)]
             if ready and (self.work.fresh or planner.is_timing_due(members)):
                 place = planner.folder.timing(*group)
-                old, _ = parse_record(place / TIMING_FILE, members[0].kind.timing)
+                old, _ = parse_record(place / TIMING_FILE, TimingRecord)
                 if old and {contender.cell_key for contender in old.contenders} - {"", *(cell.key for cell in ready)}:
                     kept = keep_timing(place)
                     print_line(self.console, f"    the earlier timing, which holds other cells, is kept as {kept.name}")

@@ -11,11 +11,12 @@ import torch
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.measure.clock import time_contenders
+from benchmarks.run.environment import describe_conditions, describe_environment, now
 from benchmarks.run.plan import PlannedCell, TimedKnobs
 from benchmarks.specs.base import Regrouped, TimingSpec, short_name
-from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, write_record
 from benchmarks.store.keys import timing_key
+from benchmarks.store.timings import TimingRecord
 from consistentee.methods.method import get_method
 from consistentee.models.base import chosen_device
 from consistentee.progress import begin_stage
@@ -57,8 +58,9 @@ def run_timing(
             timed.append(_Timed(cell.key, cell.spec.label, knob, run, setting))
     sizes = [protocol.batch_sizes if way.regrouped is None else [way.regrouped.in_flight] for way in timed]
     taken = time_contenders([way.run for way in timed], timed_rows, protocol, sizes)
-    record = kind.timing.model_validate(
+    record = TimingRecord.model_validate(
         {
+            "kind": spec.kind,
             "key": timing_key(protocol, spec.kind),
             "task": rows.task.name,
             "backbone": short_name(spec.backbone),

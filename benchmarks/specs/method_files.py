@@ -1,11 +1,52 @@
 """Read the name and the version of a method from its source. Nothing is imported, so that planning loads no torch."""
 
 import ast
+import hashlib
 import importlib.util
 from functools import cache
 from pathlib import Path
 
-from consistentee.errors import UserError
+from consistentee.errors import UserError, unknown_name
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
+
+
+@cache
+def method_version(name: str) -> int | str:
+    """Return the version of a method: its class's own; or of a user's file, where nobody raises one, a hash of it.
+
+    Comments, docstrings and formatting of a file do not count; the version of an installed method that it derives from
+    does. Raises UserError for what cannot be read or found.
+    """
+    if ".py:" in name:
+        file, _, class_name = name.rpartition(":")
+        code, inherited = _hash_of_code(Path(file)), _stated_version(Path(file), class_name)
+        return code if inherited is None else f"{code}-{inherited}"
+    methods = available_methods(ENTRY_POINT_GROUP) | available_methods(TOKEN_ENTRY_POINT_GROUP)
+    if name not in methods:
+        raise unknown_name("method", name, methods)
+    module, class_name = methods[name].module, methods[name].attr
+    found = _stated_version(source_of(module), class_name)
+    if found is None:
+        raise UserError(f"{name}: no class {class_name} that states a version is found in the source of {module}")
+    return found
+
+
+def _stated_version(path: Path | None, class_name: str) -> int | None:
+    found = stated_value(path, class_name, "version", inherited=True)
+    return found if isinstance(found, int) else None
+
+
+def _hash_of_code(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"no such method file: {path}")
+    tree = parsed(path)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def stated_value(path: Path | None, class_name: str, attribute: str, *, inherited: bool = False) -> object:

@@ -8,37 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.specs.base import BaseCellSpec, folder_name
 from benchmarks.store.hashes import file_fault, unsealed, write_json
 from benchmarks.store.keys import stale_reason
-from benchmarks.store.records import FailureRecord, KeyParts, RecordT, TimingT
+from benchmarks.store.records import FailureRecord, KeyParts, RecordT
+from benchmarks.store.timings import TimingRecord
 from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.parquet"
 VALIDATION_FILE = "validation.parquet"
 FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
-TIMING_FILES = "timing*.json"
-"""The latest timing of a group, and earlier ones whose cells could not be timed again: ``timing-1.json``, ..."""
+TIMING_FILES = "timing*.json"  # the latest of a group, and earlier ones whose cells could not be timed again
 LOG_FILE = "log.txt"
 SUITE_FILE = "suite.yaml"
 ENVIRONMENT_FILE = "environment.json"
-HASHES_FILE = "hashes.json"
-"""The hashes of the files of a saved model, and of published results."""
-CELLS_FILE = "cells.parquet"
-"""The file of published results that has the records of all cells."""
+HASHES_FILE = "hashes.json"  # of the files of a saved model, and of published results
+CELLS_FILE = "cells.parquet"  # of published results: the records of all cells
 
-_SchemaT = TypeVar("_SchemaT", bound=BaseModel)
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
 _SECONDS_TO_BEGIN = 30  # parts that begin together take their locks one after another
 
 
@@ -154,10 +153,8 @@ def keep_timing(folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read_rows(path: Path) -> "pa.Table":
+def read_rows(path: Path) -> pa.Table:
     """Read a file of rows that a cell left behind. Raises UserError if it cannot be read."""
-    import pyarrow.parquet as pq
-
     try:
         if fault := file_fault(path.parent / RECORD_FILE, path.name):
             raise ValueError(fault)
@@ -170,13 +167,10 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[Re
     """Return a cell's record if it is whole and has the wanted key; or what is wrong with the one there."""
     path = folder / RECORD_FILE
     record, damage = parse_record(path, schema)
-    if record is not None:
-        damage = file_fault(path)
-        if damage is None and not (folder / PREDICTIONS_FILE).exists():
-            damage = f"{PREDICTIONS_FILE} is missing"
+    damage = damage or file_fault(path)
     if damage:
         return None, Fault(path, "damaged", damage)
-    if record is not None and (reason := stale_reason(record, wanted)):
+    if record is not None and (reason := stale_reason(record.key_parts, wanted)):
         return None, Fault(path, "stale", reason)
     return record, None
 
@@ -187,16 +181,11 @@ def read_failure(folder: Path, key: str) -> FailureRecord | None:
     return failure if failure is not None and failure.key == key else None
 
 
-def read_timings(folder: Path, schema: type[TimingT]) -> tuple[list[TimingT], list[Fault]]:
+def read_timings(folder: Path) -> tuple[list[TimingRecord], list[Fault]]:
     """Return the timings of a group that are whole; and what is wrong with the others."""
-    timings, faults = [], []
-    for path in sorted(folder.glob(TIMING_FILES)):
-        record, reason = parse_record(path, schema)
-        if record:
-            timings.append(record)
-        else:
-            faults.append(Fault(path, "damaged", str(reason)))
-    return timings, faults
+    texts = {path: path.read_text("utf-8", errors="replace") for path in sorted(folder.glob(TIMING_FILES))}
+    timings, faults = parse_texts(texts, TimingRecord)
+    return list(timings.values()), faults
 
 
 def record_files(root: Path, name: str) -> list[Path]:
@@ -204,7 +193,7 @@ def record_files(root: Path, name: str) -> list[Path]:
     return sorted(path for path in root.rglob(name) if re.fullmatch(r"seed-?\d+", path.parent.name))
 
 
-def parse_record(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str | None]:
+def parse_record(path: Path, schema: type[SchemaT]) -> tuple[SchemaT | None, str | None]:
     """Return (record, None), or (None, what is wrong), or (None, None) if there is no such file."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -215,15 +204,22 @@ def parse_record(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, s
     return parse_text(text, schema)
 
 
-def parse_text(text: str, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str | None]:
+def parse_text(text: str, schema: type[SchemaT]) -> tuple[SchemaT | None, str | None]:
     """Return the record in the text of a JSON file, or what is wrong with it."""
     text, fault = unsealed(text)
     try:
-        record = schema.model_validate_json(text)
-        return (record, None) if fault is None else (None, fault)
+        return (schema.model_validate_json(text), None) if fault is None else (None, fault)
     except ValidationError as error:
-        for wrong in error.errors():
-            if wrong["loc"] == ("schema_version",):
-                expected = schema.model_fields["schema_version"].default
-                return None, f"schema version {wrong['input']}, this version reads {expected}"
         return None, validation_sentence(error, schema)
+
+
+def parse_texts(texts: Mapping[Path, str], schema: type[SchemaT]) -> tuple[dict[Path, SchemaT], list[Fault]]:
+    """Return the records in the texts of JSON files, by their paths, and what is wrong with the others."""
+    found, faults = {}, []
+    for path, text in texts.items():
+        record, reason = parse_text(text, schema)
+        if record is None:
+            faults.append(Fault(path, "damaged", str(reason)))
+        else:
+            found[path] = record
+    return found, faults

@@ -1,21 +1,12 @@
 """The records of generation: raw numbers first. What is decoded is every new token but the first of a text."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from benchmarks.specs.schema import Strict
-from benchmarks.specs.targets import TEXT_SPEEDUPS, Speedups
-from benchmarks.store.records import (
-    BaseContender,
-    BaseOperatingPoint,
-    BaseRecord,
-    BaseSamples,
-    BaseTimingRecord,
-    MixableKnob,
-    Seconds,
-)
+from benchmarks.store.records import BaseOperatingPoint, BaseRecord
 
 
 class Mean(Strict):
@@ -37,10 +28,6 @@ class ReplayPoint(Strict):
     draft: tuple[int, float] | None = Field(
         default=None, description="length of drafts, and probability below which one ends"
     )
-
-    def quality(self, _metric: str) -> float:
-        """Return what knobs are chosen by: the agreement, whatever the task's metric is."""
-        return self.agreement
 
 
 class Speculation(Strict):
@@ -91,8 +78,6 @@ class GenerationRecord(BaseRecord):
     ``validation_rows`` and ``test_rows`` are prompts.
     """
 
-    compared_at: ClassVar[Speedups] = TEXT_SPEEDUPS
-
     kind: Literal["generation"] = "generation"
     train_task: str
     exit_layers: list[int]
@@ -112,61 +97,10 @@ class GenerationRecord(BaseRecord):
     def timed_points(self, at_most: int) -> Sequence[DecodingPoint]:
         return sorted(self.operating_points, key=lambda point: point.average_layers)[:at_most]
 
-    def mixable_knobs(self) -> list[MixableKnob]:
+    def mixable_knobs(self) -> list[tuple[float, float, float]]:
         if all(point.references is None for point in self.operating_points):
             return []
         return [
-            MixableKnob(point.knob, point.validation.average_layers, point.scores[self.metric].value)
+            (point.knob, point.validation.average_layers, point.scores[self.metric].value)
             for point in self.operating_points
         ]
-
-
-class DecodingSamples(BaseSamples):
-    """Samples of one contender: reading prompts and writing after them, apart."""
-
-    prompts: int
-    decoded_tokens: list[int] = Field(description="[batches], new tokens but the first of each text")
-    prefill_seconds: list[list[Seconds]] = Field(description="[rounds][batches]: prompts and first tokens")
-    decode_seconds: list[list[Seconds]] = Field(description="[rounds][batches]: all further tokens")
-    layer_calls: list[float] | None = Field(default=None, description="[batches], of the decoded tokens")
-    completed_seconds: list[list[Seconds]] = Field(
-        default=[],
-        description="[rounds][prompts]: since a text was asked for, together with all that were under way, until its "
-        "last token was there; empty where that is not noted",
-    )
-    head_seconds: list[list[Seconds]] = Field(
-        default=[],
-        description="[rounds][batches], of stock generate: embedding and LM head of the decoding, which no exit saves",
-    )
-
-    @property
-    def under_way(self) -> int:
-        return self.in_flight or self.batch_size
-
-    @property
-    def layers_a_token(self) -> float | None:
-        """Layers called for a decoded token; None where they were not counted."""
-        return None if self.layer_calls is None else sum(self.layer_calls) / max(sum(self.decoded_tokens), 1)
-
-    @property
-    def round_seconds(self) -> list[float]:
-        tokens = sum(self.decoded_tokens)
-        return [sum(seconds) / tokens for seconds in self.decode_seconds] if tokens else []
-
-    @property
-    def total_seconds(self) -> float:
-        return sum(map(sum, [*self.prefill_seconds, *self.decode_seconds]))
-
-
-class DecodingContender(BaseContender):
-    """One operating point, or the stock model's own ``generate``."""
-
-    samples: list[DecodingSamples]
-
-
-class DecodingTimingRecord(BaseTimingRecord):
-    """The timing of a group of cells of generation."""
-
-    kind: Literal["generation"] = "generation"
-    max_new_tokens: int
-    contenders: list[DecodingContender]

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from consistentee.files import PARTIAL, hash_file, make_folder, replacing
 
-LARGE_BYTES = 1_000_000
-"""Smaller files of weights are not worth a link."""
+LARGE_BYTES = 1_000_000  # smaller files of weights are not worth a link
 
 _SEAL = re.compile(r'\{\n "sha256": "([0-9a-f]{64})"(,\n "files": (\{[^{}]*\}),\n.*)', re.DOTALL)
 _OTHER_HASH = "not the content that was written"
@@ -79,15 +78,13 @@ def share_weights(model: Path, pool: Path) -> None:
 
     The large files of a model's folder become links to those in ``pool``, by their hash; a damaged one is replaced.
     """
-    for file in sorted(model.rglob("*.safetensors")):
-        if file.stat().st_size < LARGE_BYTES:
-            continue
+    make_folder(pool)
+    for file in (file for file in sorted(model.rglob("*.safetensors")) if file.stat().st_size >= LARGE_BYTES):
         digest = hash_file(file)
-        first = pool / f"{digest}.safetensors"
-        make_folder(pool)
+        shared = pool / f"{digest}.safetensors"
+        is_whole = shared.exists() and hash_file(shared) == digest
+        source, place = (shared, file) if is_whole else (file, shared)
         with suppress(OSError):  # no links on this disk: the model has a copy of its own
-            is_whole = first.exists() and hash_file(first) == digest
-            source, place = (first, file) if is_whole else (file, first)
             link = file.with_name(f".{file.name}{PARTIAL}")
             os.link(source, link)
             link.replace(place)

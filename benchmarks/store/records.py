@@ -7,12 +7,12 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from benchmarks.specs.schema import Strict, canonical_json
-from benchmarks.specs.targets import SPEEDUPS, Speedups, Target
+from benchmarks.specs.targets import Target
 from consistentee.versions import Kind
 
 
@@ -50,10 +50,6 @@ class CurvePoint(Strict):
         layers = sum(layer * rows for layer, rows in enumerate(self.exit_histogram, start=1))
         return layers / sum(self.exit_histogram)
 
-    def quality(self, metric: str) -> float:
-        """Return what knobs are chosen by: the task's score."""
-        return self.scores[metric]
-
 
 class BaseOperatingPoint(Strict):
     """One value of the knob, chosen on validation data, measured on the test split."""
@@ -75,26 +71,15 @@ class OperatingPoint(BaseOperatingPoint):
 
 
 class HullPoint(Strict):
-    """A knob on the concave hull of the validation curve: of such knobs the mixtures that meet a budget are made."""
+    """A knob on the concave hull of the validation curve, whose answers are kept: mixtures are made of such knobs."""
 
     place: int = Field(description="of the knob in both curves, from 0")
     validation_flops: float = Field(description="floating point operations of all validation rows, padding not counted")
     flops: float = Field(description="of all test rows")
 
 
-class MixableKnob(NamedTuple):
-    """A knob that a mixture at equal cost may use, with its layers and its score on the rows that choose knobs."""
-
-    knob: float
-    layers: float
-    quality: float
-
-
 class BaseRecord(Strict, ABC):
     """The fields that records of all kinds share: what was run, on how many rows, when and where."""
-
-    compared_at: ClassVar[Speedups] = SPEEDUPS
-    """The budgets at which cells of the kind are compared."""
 
     schema_version: Literal[1] = 1
     key: str
@@ -116,9 +101,7 @@ class BaseRecord(Strict, ABC):
     test_rows: int
     train_seconds: float
     validation_by_epoch: dict[str, list[float]] = Field(
-        default={},
-        description="score on validation rows after each epoch of the stages that many methods share: joint (mean over "
-        "exits) and last-exit",
+        default={}, description="score on validation rows after each epoch of the stages joint and last-exit"
     )
     losses: dict[str, list[Annotated[float, AfterValidator(lambda loss: float(f"{loss:.4g}"))]]] = Field(
         default={}, description="mean training loss in up to 50 equal parts of every stage, by its name"
@@ -126,10 +109,7 @@ class BaseRecord(Strict, ABC):
     trained_rows: float | None = Field(
         None, description="rows that training passed through the backbone, see consistentee.training.loop.TrainingLog"
     )
-    training_precision: Literal["float32", "bfloat16"] | None = Field(
-        None,
-        description="that layers were trained in, never compared; None where it was not asked, or not recorded yet",
-    )
+    training_precision: Literal["float32", "bfloat16"] | None = Field(None, description="of layers, never compared")
     command: str
     operating_points: Sequence[BaseOperatingPoint]
     environment: dict[str, object]
@@ -140,8 +120,8 @@ class BaseRecord(Strict, ABC):
         """Return the operating points that may be timed: the cheapest ones that can run live."""
 
     @abstractmethod
-    def mixable_knobs(self) -> list[MixableKnob]:
-        """List the knobs that mixtures at equal cost may use; empty in records that predate mixtures."""
+    def mixable_knobs(self) -> list[tuple[float, float, float]]:
+        """List (knob, layers, quality where knobs are chosen) of all that mixtures at equal cost may use."""
 
     def warnings(self) -> list[str]:
         """Return what a run says about the result besides its score, a line each."""
@@ -157,19 +137,15 @@ class CellRecord(BaseRecord):
     operating_points: list[OperatingPoint]
     exit_network: str | None = Field(None, description="kind of the classifiers of exits before layer L")
     full_validation_flops: float | None = Field(None, description="as full_flops, on all validation rows")
-    hull: list[HullPoint] = Field(
-        default=[],
-        description="all knobs on the hull of the validation curve, fewest layers first, at which the answers of the "
-        "rows are kept",
-    )
+    hull: list[HullPoint] = Field(default=[], description="of the validation curve, fewest layers first")
 
     def timed_points(self, at_most: int) -> list[OperatingPoint]:
         live = [point for point in self.operating_points if point.live_rows]
         return sorted(live, key=lambda point: point.test.average_layers)[:at_most]
 
-    def mixable_knobs(self) -> list[MixableKnob]:
+    def mixable_knobs(self) -> list[tuple[float, float, float]]:
         hull = [self.curve_validation[point.place] for point in self.hull]
-        return [MixableKnob(point.knob, point.average_layers, point.scores[self.metric]) for point in hull]
+        return [(point.knob, point.average_layers, point.scores[self.metric]) for point in hull]
 
     def warnings(self) -> list[str]:
         return [
@@ -193,91 +169,4 @@ class FailureRecord(Strict):
     failed_at: str
 
 
-class BaseSamples(Strict, ABC):
-    """Raw wall-clock samples of one contender at one batch size: the same rows in every round."""
-
-    batch_size: int
-    in_flight: int | None = Field(
-        default=None, description="rows or prompts in flight, of which batch_size run at a time; None: a batch, in step"
-    )
-
-    @property
-    def regroups(self) -> bool:
-        """Whether a batch runs out of more rows in flight; it is compared with no other batch of its size."""
-        return self.in_flight is not None
-
-    @property
-    @abstractmethod
-    def round_seconds(self) -> list[float]:
-        """The seconds that contenders are compared by, in each round."""
-
-    @property
-    @abstractmethod
-    def total_seconds(self) -> float:
-        """Seconds of all rounds."""
-
-
-Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 9))]
-"""As measured, to the nanosecond: further digits are noise, of which results would mostly consist."""
-
-
-class TimingSamples(BaseSamples):
-    """Samples of a contender of classification."""
-
-    rows: int
-    seconds_per_round: list[Seconds]
-    seconds_per_batch: list[list[Seconds]] = Field(description="[rounds][batches], in the order of the data")
-
-    @property
-    def round_seconds(self) -> list[float]:
-        return self.seconds_per_round
-
-    @property
-    def total_seconds(self) -> float:
-        return sum(self.seconds_per_round)
-
-
-class BaseContender(Strict):
-    """One operating point (or the stock model) in a timing run."""
-
-    cell_key: str = Field(description="empty for the stock model")
-    label: str
-    knob: float | None
-    average_layers: float = Field(description="over the timed rows")
-    samples: Sequence[BaseSamples]
-
-
-class Contender(BaseContender):
-    """A contender of classification."""
-
-    samples: list[TimingSamples]
-
-
-class BaseTimingRecord(Strict):
-    """All operating points of one (task, backbone, seed) and the stock model, timed in interleaved rounds."""
-
-    schema_version: Literal[1] = 1
-    key: str = Field(description="hash of the protocol and its code; what was timed is in contenders")
-    task: str
-    backbone: str
-    seed: int
-    rounds: int
-    contenders: Sequence[BaseContender]
-    environment_before: dict[str, object]
-    environment_after: dict[str, object]
-    command: str
-    finished_at: str
-
-    @property
-    def total_seconds(self) -> float:
-        return sum(samples.total_seconds for contender in self.contenders for samples in contender.samples)
-
-
-class TimingRecord(BaseTimingRecord):
-    """The timing of a group of cells of classification."""
-
-    contenders: list[Contender]
-
-
 RecordT = TypeVar("RecordT", bound=BaseRecord)
-TimingT = TypeVar("TimingT", bound=BaseTimingRecord)

@@ -12,7 +12,6 @@ from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.run_screen import board_table, compared_with_published, run_screen
 from benchmarks.commands.publish import publish_run
 from benchmarks.store.hashes import unsealed
-from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.stored_results import open_results
 
 SHOWN = {"consistentee", "deebert", "pabee", "berxit", "calm-softmax", "calm-state", "calm-classifier", "static"}
@@ -37,7 +36,7 @@ def small_run(everything: Path, tmp_path: Path) -> Path:
 
 
 def keys_of(run: Path) -> set[str]:
-    return {cell.record.key for cell in open_results(run, CellRecord, TimingRecord).cells}
+    return {cell.record.key for cell in open_results(run).cells}
 
 
 def cells_of(run: Path, measured: set[str], folders: list[Path]):

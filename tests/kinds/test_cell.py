@@ -115,5 +115,5 @@ def test_a_batch_in_step_and_more_texts_in_flight_are_timed(tiny_model):
     assert calls == [7] * 3 + [2] * 9 + [1] * 3
     assert in_step.layers == in_flight.layers == [3.0] * 7
     samples = kind.samples(2, 7, [[in_flight]] * 3, 7)
-    assert (samples.regroups, samples.in_flight) == (True, 7)
-    assert not kind.samples(7, 7, [[in_step]] * 3).regroups
+    assert samples.in_flight == 7
+    assert kind.samples(7, 7, [[in_step]] * 3).in_flight is None

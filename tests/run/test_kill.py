@@ -127,7 +127,7 @@ def test_two_shards_of_which_one_is_killed_give_what_one_run_gives(bench, finish
     assert 0 < len(finished) < CELLS, "a shard runs its own cells, and no other"
     assert bench.start("--shard", "1/2").wait(timeout=120) == 0
     assert len(bench.finished_cells()) == CELLS
-    assert (bench.read().timings, bench.read().faults) == ([], [])
+    assert (bench.read().timings, bench.read().faults) == ({}, [])
     assert_completed(bench, finished_suite, stamps(bench))
 
 

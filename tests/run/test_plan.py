@@ -15,7 +15,7 @@ from benchmarks.run.pool import Schedule
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.suites import Filters, Shard, expand, load_suite
 from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE
-from benchmarks.store.keys import differences
+from benchmarks.store.keys import stale_reason
 from benchmarks.store.records import CellRecord, HullPoint, KeyParts
 
 
@@ -65,9 +65,8 @@ def test_the_files_of_a_backbone_in_a_parameter_count(tmp_path, tiny_backbone):
         return Inputs(None).parts(spec)
 
     assert parts("first") == parts("first")
-    assert differences(parts("first"), parts("second")) == [
-        "the backbone is another (companion_backbone.files.model.safetensors)"
-    ]
+    changed = "backbone.companion_backbone.files.model.safetensors has changed"
+    assert stale_reason(parts("first"), parts("second")) == changed
 
 
 # ---------------------------------------------------------------------------------------------- timed knobs

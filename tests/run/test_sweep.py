@@ -17,9 +17,9 @@ from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.tables import render
 from benchmarks.run import plan
 from benchmarks.run.pool import Schedule
+from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import Filters
 from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE, TIMING_FILE
-from benchmarks.store.keys import method_version
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError
 
@@ -74,9 +74,10 @@ def test_whole_run(finished_suite):
     found = bench.read()
     assert found.faults == []
     assert bench.timed_labels() == [{"stock model", "full", "calm-softmax"}]
-    (stock, *_) = found.timings[0].contenders
+    (timing,) = found.timings.values()
+    (stock, *_) = timing.contenders
     assert [sample.batch_size for sample in stock.samples] == [1, 4]
-    layers = {contender.label: contender.average_layers for contender in found.timings[0].contenders}
+    layers = {contender.label: contender.average_layers for contender in timing.contenders}
     assert (layers["stock model"], layers["full"]) == (4.0, 4.0)
     assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
     assert bench.leftovers() == []
@@ -301,7 +302,7 @@ def test_code_that_changes_during_the_run_is_noticed(bench):
         for steps, label in enumerate(("first", "second"))
     ]
     (line,) = bench.run(changes={"methods": entries}, schedule=Schedule()).failed
-    assert re.search("second.*changed since the run began.*the file of Mine has changed", line)
+    assert re.search("second.*changed since the run began.*method_version has changed", line)
 
 
 @pytest.mark.usefixtures("untimed")
@@ -320,8 +321,8 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     for label, reason in {
         "full": "is damaged (Invalid JSON",
         "oracle": "is damaged (unknown key 'surprise'",
-        "calm-softmax": "is damaged (schema version 0",
-        "Mine": "is stale (the file of Mine has changed",
+        "calm-softmax": "is damaged (schema_version: Input should be 1",
+        "Mine": "is stale (method_version has changed",
     }.items():
         assert f"{places[label]} {reason}" in finished.said
     assert "timing.json is damaged" in finished.said

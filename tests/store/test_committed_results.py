@@ -12,11 +12,10 @@ from pandas.testing import assert_frame_equal
 from benchmarks.analysis import write_published_files
 from benchmarks.commands.submit import SUBMISSION_FILE
 from benchmarks.commands.verify import faults_of
-from benchmarks.kinds import kind_named
 from benchmarks.run.sweep import run_suite
+from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import load_suite
-from benchmarks.store.keys import method_version
-from benchmarks.store.stored_results import kind_of_results, open_results
+from benchmarks.store.stored_results import open_results
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
 RESULTS = ROOT / "results"
@@ -26,8 +25,7 @@ FILES = {"cells.parquet", "rows.parquet", "timings.parquet", "table.md"}
 
 
 def records(suite):
-    kind = kind_named(kind_of_results(RESULTS / suite))
-    found = open_results(RESULTS / suite, kind.record, kind.timing)
+    found = open_results(RESULTS / suite)
     assert found.faults == []
     return [cell.record for cell in found.cells]
 

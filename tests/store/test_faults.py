@@ -21,13 +21,12 @@ from benchmarks.analysis.report import write_report
 from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
 from benchmarks.commands.verify import faults_of
-from benchmarks.kinds import kind_named
 from benchmarks.measure import flops, operations
 from benchmarks.run import pool
 from benchmarks.run.pool import compute_here
 from benchmarks.store.folders import LOG_FILE
 from benchmarks.store.hashes import write_text
-from benchmarks.store.stored_results import kind_of_results, open_results
+from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
 
 SETTINGS = {
@@ -227,12 +226,11 @@ def test_a_fault_at_any_write_of_a_report_keeps_the_old_one(tmp_path, writes):
 
 def read_all(root: Path) -> object:
     """Read all results of a folder, as tables and plots do."""
-    kind = kind_named(kind_of_results(root) or "classification")
-    found = open_results(root, kind.record, kind.timing)
+    found = open_results(root)
     if found.faults:
         raise UserError(str(found.faults[0]))
     tables = [(cell.predictions(), cell.validation()) for cell in found.cells]
-    texts = [record.model_dump_json() for record in (*(cell.record for cell in found.cells), *found.timings)]
+    texts = [record.model_dump_json() for record in (*(cell.record for cell in found.cells), *found.timings.values())]
     return texts, [None if table is None else table.to_dict("list") for of_cell in tables for table in of_cell]
 
 

@@ -13,17 +13,19 @@ from documents import ROOT
 from pydantic import TypeAdapter
 from records_by_hand import cell_spec
 
+from benchmarks.specs import method_files
 from benchmarks.specs.base import CellSpec, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec
+from benchmarks.specs.method_files import method_version
 from benchmarks.store import keys
-from benchmarks.store.keys import differences, key_parts, method_version
+from benchmarks.store.keys import key_parts, stale_reason
 from consistentee import versions
 from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 SPEC = cell_spec()
-BACKBONE: dict[str, object] = {"files": {"weights": "1"}, "pooling": "mean"}
+BACKBONE: dict[str, object] = {"files": {"weights": "1" * 64}, "pooling": "mean"}
 PARTS = key_parts(SPEC, "rows", BACKBONE)
 METHOD = '"""A method."""\nfrom consistentee import NeverExit\n\nclass Mine:\n    """Docs."""\n    x = 1  # why\n'
 
@@ -66,16 +68,16 @@ def test_what_matters_changes_the_key():
     [
         (
             lambda patch: patch.setitem(versions.ENGINE_VERSION, "classification", 2),
-            "the version of the engine was 1, is 2",
+            "engine_version was 1, is 2",
         ),
-        (lambda patch: patch.setattr(keys, "TRAINING_VERSION", 2), "the version of the training was 1, is 2"),
+        (lambda patch: patch.setattr(keys, "TRAINING_VERSION", 2), "training_version was 1, is 2"),
     ],
 )
 def test_a_raised_version_makes_another_key_and_names_itself(monkeypatch, raise_version, reason):
     raise_version(monkeypatch)
     raised = key_parts(SPEC, "rows", BACKBONE)
     assert raised.key != PARTS.key
-    assert differences(PARTS, raised) == [reason]
+    assert stale_reason(PARTS, raised) == reason
 
 
 def test_a_users_file_counts_by_its_code_and_not_by_its_comments(tmp_path):
@@ -115,15 +117,11 @@ def test_a_users_file_counts_by_what_it_derives_from_too(tmp_path, monkeypatch):
 
 def test_every_part_that_differs_is_named():
     other = key_parts(
-        changed(recipe=RecipeSettings(epochs=9), seed=1), "others", {"files": {"weights": "2"}, "pooling": "mean"}
+        changed(recipe=RecipeSettings(epochs=9), seed=1), "others", {"files": {"weights": "2" * 64}, "pooling": "mean"}
     )
-    assert differences(PARTS, other) == [
-        "the backbone is another (weights)",
-        "the rows of the task are others",
-        "recipe.epochs was none, is 9",
-        "seed was 0, is 1",
-    ]
-    assert differences(PARTS, PARTS) == []
+    settings = "rows was rows, is others; recipe.epochs was none, is 9; seed was 0, is 1"
+    assert stale_reason(PARTS, other) == f"backbone.files.weights has changed; {settings}"
+    assert stale_reason(PARTS, PARTS) == ""
 
 
 @pytest.mark.parametrize("name", sorted(available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)))
@@ -141,7 +139,7 @@ def test_a_version_is_inherited_and_overridden(tmp_path, monkeypatch):
     points = {
         name: EntryPoint(name, f"second_place:{name}", "consistentee.methods") for name in ("Same", "New", "Nothing")
     }
-    monkeypatch.setattr(keys, "available_methods", lambda group: points)
+    monkeypatch.setattr(method_files, "available_methods", lambda group: points)
     assert [method_version(name) for name in ("Same", "New")] == [3, 4]
     with pytest.raises(UserError, match="no class Nothing that states a version"):
         method_version("Nothing")

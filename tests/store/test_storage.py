@@ -20,8 +20,9 @@ from benchmarks.store.folders import (
     write_rows,
 )
 from benchmarks.store.hashes import share_weights, write_text
-from benchmarks.store.records import CellRecord, KeyParts, TimingRecord
+from benchmarks.store.records import CellRecord, KeyParts
 from benchmarks.store.stored_results import open_results
+from benchmarks.store.timings import TimingRecord
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, is_disk_full, set_aside
 
@@ -89,7 +90,7 @@ def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
 def test_places_without_results_are_named(tmp_path):
     folder = stored_cell(tmp_path / "runs" / "quick")
     with pytest.raises(UserError, match=r"holds no results; these do: .*quick$"):
-        open_results(tmp_path / "runs", CellRecord, TimingRecord)
+        open_results(tmp_path / "runs")
     (folder / PREDICTIONS_FILE).write_bytes(b"PAR1 no PAR1")
     with pytest.raises(UserError, match="cannot be read"):
         read_rows(folder / PREDICTIONS_FILE)
@@ -101,8 +102,8 @@ def test_the_timing_that_was_taken_last_counts(tmp_path):
     earlier, _ = parse_record(latest, TimingRecord)
     changes = {"key": "another protocol", "finished_at": "2025-01-01T00:00:00+00:00"}
     write_record(latest.with_name("timing-1.json"), earlier.model_copy(update=changes))
-    found = open_results(tmp_path, CellRecord, TimingRecord)
-    assert [Path(file).parts[-2:] for file in found.timing_files] == [
+    found = open_results(tmp_path)
+    assert [Path(file).parts[-2:] for file in found.timings] == [
         ("seed0", "timing.json"),
         ("seed0", "timing-1.json"),
         ("seed1", "timing.json"),
@@ -145,11 +146,11 @@ def test_reading_results_changes_nothing_and_skips_what_was_set_aside(tmp_path):
     folder = stored_cell(tmp_path)
     set_aside(folder, "stale")
     stored_cell(tmp_path, parts_by_hand("new"))
-    found = open_results(tmp_path, CellRecord, TimingRecord)
+    found = open_results(tmp_path)
     assert [cell.record.key_parts for cell in found.cells] == [parts_by_hand("new")]
-    assert (found.timings, found.faults) == ([], [])
+    assert (found.timings, found.faults) == ({}, [])
     (folder / RECORD_FILE).write_text("{")
-    found = open_results(tmp_path, CellRecord, TimingRecord)
+    found = open_results(tmp_path)
     assert found.cells == []
     assert found.faults[0].path == folder / RECORD_FILE
     assert folder.is_dir()

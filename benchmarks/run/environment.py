@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -81,19 +82,11 @@ def usable_cores() -> int:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """Return the command that started this process; absolute paths become relative, or lose their folders."""
+    """Return the command that started this process; absolute paths lose their folders."""
     program, *rest = sys.argv if arguments is None else arguments
     name = Path(program).name
     name = "consistentee" if name == "__main__.py" else name  # python -m benchmarks.cli
-    return " ".join([name, *(_without_home(argument) for argument in rest)])
-
-
-def _without_home(argument: str) -> str:
-    option, equals, value = argument.rpartition("=")
-    path = Path(value)
-    if not path.is_absolute():
-        return argument
-    return f"{option}{equals}{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}"
+    return " ".join([name, *(re.sub(r"(^|=)/.*/", r"\1", argument) for argument in rest)])
 
 
 def _cpu_model() -> str:
