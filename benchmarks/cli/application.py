@@ -12,14 +12,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from consistentee.errors import UserError, printable, unknown_name
+from consistentee.errors import UserError, printable
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 _CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # of the click that Typer carries
 
-_OF_ALL_COMMANDS = {"--debug": 0, "--device": 1, "--threads": 1}
-"""Options of all commands, and how many words follow them."""
+_OF_ALL_COMMANDS = {"--debug": 0, "--device": 1, "--threads": 1}  # and how many words follow
 
 
 class Commands(TyperGroup):
@@ -27,11 +26,6 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, normalised(args, self.commands))
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in self.commands:
-            raise unknown_name("command", args[0], self.commands)
-        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command. Exit codes: 2 for errors that the user can fix, 130 for Ctrl-C, 1 for anything else."""
@@ -52,10 +46,6 @@ class Commands(TyperGroup):
 def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 2, f"error: {error}"
-    if isinstance(error, _CLICK_ERROR) and hasattr(error, "option_name") and error.ctx is not None:
-        options = [name for option in error.ctx.command.params for name in (*option.opts, *option.secondary_opts)]
-        known = [name for name in (*options, *_OF_ALL_COMMANDS) if name.startswith("-")]
-        return 2, f"error: {unknown_name('option', error.option_name, known)}"
     if isinstance(error, _CLICK_ERROR):
         return 2, f"error: {error.format_message()} (add --help to see what there is)"
     if isinstance(error, KeyboardInterrupt):
@@ -93,10 +83,6 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
     return [*of_all, *spread, *args[end:]]
 
 
-def _examples(*lines: str) -> str:
-    return "\n\n".join(["Examples:", *lines])
-
-
 app = typer.Typer(
     name="consistentee",
     cls=Commands,
@@ -105,25 +91,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="The reference benchmark for early exiting in language models: train, measure and compare methods.",
-    epilog=_examples(
-        "consistentee run quick",
-        "consistentee run cpu-6-layers --data DATA --tasks mcid rte",
-        "consistentee table runs/quick",
-        "consistentee doctor",
-        "Exit codes: 0 done, 1 something failed, 2 an error that you can fix, 130 interrupted.",
-    ),
+    epilog="Examples: `consistentee run quick`, `consistentee table runs/quick`, `consistentee doctor`.\n\n"
+    "Exit codes: 0 done, 1 something failed, 2 an error that you can fix, 130 interrupted.",
 )
 
 
 def command(panel: str, *lines: str, **settings: Any) -> Callable[[_FunctionT], _FunctionT]:
     """Add a command to a panel of ``--help``; its own help ends with ``lines``, an example each."""
-    return app.command(rich_help_panel=panel, epilog=_examples(*lines), **settings)
-
-
-def finish(failed: bool) -> None:
-    """End a command with exit code 1 if something failed."""
-    if failed:
-        raise typer.Exit(1)
+    return app.command(rich_help_panel=panel, epilog="\n\n".join(["Examples:", *lines]), **settings)
 
 
 def _show_version(wanted: bool) -> None:
@@ -134,22 +109,17 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_DEVICE_HELP = "Where models run; also CONSISTENTEE_DEVICE. auto: an accelerator, if there is one."
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|cpu|cuda|cuda:1|mps",
-            help="Where models are trained and run; also CONSISTENTEE_DEVICE. auto: an accelerator, if there is one.",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of each process; also OMP_NUM_THREADS.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help=_DEVICE_HELP)] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each process; also OMP_NUM_THREADS.")] = None,
 ) -> None:
     # By the environment, so that the processes of a run see them too; torch is not loaded yet.
     if device is not None:
@@ -176,10 +146,7 @@ def out_folder(help_text: str, shown: str | bool = True) -> Any:
 
 
 def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> dict[str, Any]:
-    """Turn ``key=value`` pairs into parameters; values are read as YAML, so ``0.05`` is a number and ``true`` a bool.
-
-    Raises UserError for anything else.
-    """
+    """Turn ``key=value`` pairs into parameters; values are read as YAML. Raises UserError for anything else."""
     import yaml
 
     from benchmarks.yaml_files import read_yaml
@@ -201,15 +168,10 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="CONSISTENTEE_DATA", exists=True, file_okay=False, help=_DATA_HELP)
 ]
 TasksOption = Annotated[list[str] | None, several("--tasks", "Only these tasks.")]
-MethodsOption = Annotated[
-    list[str] | None, several("--methods", "Only these: labels, file.py:Class, or folder/ for all of its methods.")
-]
+MethodsOption = Annotated[list[str] | None, several("--methods", "Only these labels, file.py:Class or folder/.")]
 BackbonesOption = Annotated[list[str] | None, several("--backbones", "Catalogue names, directories or hub ids.")]
 ParametersOption = Annotated[list[str] | None, several("--param", "Parameters of the method.", "KEY=VALUE ...")]
-KnobOption = Annotated[
-    float | None, typer.Option(help="Value of the method's knob.", show_default="chosen in training")
-]
+KnobOption = Annotated[float | None, typer.Option(help="Of the method; by default the one chosen in training.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")]
 WorkersOption = Annotated[int, typer.Option(metavar="N", min=1, help="Cells that run at once on this machine.")]
-AllowCodeOption = Annotated[
-    bool, typer.Option("--allow-code", help="Permit the Python file of the model's method to run, if you trust it.")
-]
+AllowCodeOption = Annotated[bool, typer.Option("--allow-code", help="Run the method's file, if you trust it.")]

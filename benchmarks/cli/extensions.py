@@ -5,15 +5,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import DataOption, ParametersOption, command, finish, parsed_parameters, several
+from benchmarks.cli.application import DataOption, ParametersOption, command, parsed_parameters, several
 from benchmarks.terminal import output_console
 
 
-@command(
-    "Your own",
-    "consistentee new-method early-gate",
-    "consistentee new-method EarlyGate --out methods/gate.py",
-)
+@command("Your own", "consistentee new-method early-gate", "consistentee new-method EarlyGate --out methods/gate.py")
 def new_method(
     name: Annotated[str, typer.Argument(help="Its name, such as early-gate or EarlyGate.")],
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="early_gate.py here")] = None,
@@ -26,13 +22,7 @@ def new_method(
     print(f"  consistentee check-method {method}\n  consistentee run quick --methods {method}")
 
 
-@command(
-    "Your own",
-    "consistentee check-method mine.py:Mine",
-    "consistentee check-method deebert --families bert mpnet",
-    "consistentee check-method free --families llama gpt2",
-    "Exit codes: 0 all checks pass, 1 a check fails, 2 the method cannot be loaded.",
-)
+@command("Your own", "consistentee check-method mine.py:Mine", "consistentee check-method free --families llama gpt2")
 def check_method(
     method: Annotated[str, typer.Argument(help="file.py:Class, file.py, folder/, or a registered name.")],
     *,
@@ -49,21 +39,14 @@ def check_method(
         report = check(name, get_method(name, **parsed_parameters(param)), families, progress=True)
         output_console().print(report.table())
         passed &= report.passed
-    finish(not passed)
+    raise typer.Exit(not passed)
 
 
-@command(
-    "Your own",
-    "consistentee check-task tickets.yaml",
-    "consistentee check-task mcid --data DATA",
-    "Exit codes: 0 no errors, 1 something would distort the scores, 2 there is no such task.",
-)
+@command("Your own", "consistentee check-task tickets.yaml", "consistentee check-task mcid --data DATA")
 def check_task(
     task: Annotated[str, typer.Argument(help="A task's YAML file, or its name.")],
     *,
-    backbone: Annotated[
-        str | None, typer.Option(help="Measure lengths in its tokens.", show_default="in words")
-    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Measure lengths in its tokens, not in words.")] = None,
     data: DataOption = None,
 ) -> None:
     """Check a task: read every row, and show sizes, labels, lengths and texts that occur in two splits."""
@@ -71,15 +54,10 @@ def check_task(
 
     report = check(task, data, backbone)
     output_console().print(report_tables(report))
-    finish(bool(report.errors))
+    raise typer.Exit(bool(report.errors))
 
 
-@command(
-    "Your own",
-    "consistentee check-backbone minilm-l6",
-    "consistentee check-backbone path/to/my-encoder",
-    "Exit codes: 0 all checks pass, 1 a check fails, 2 there is no such backbone.",
-)
+@command("Your own", "consistentee check-backbone minilm-l6", "consistentee check-backbone path/to/my-encoder")
 def check_backbone(
     backbone: Annotated[str, typer.Argument(help="A name of the catalogue, a directory, or a hub id.")],
 ) -> None:
@@ -88,26 +66,14 @@ def check_backbone(
 
     report = check(backbone, progress=True)
     output_console().print(report.table())
-    finish(not report.passed)
+    raise typer.Exit(not report.passed)
 
 
-@command(
-    "This machine",
-    "consistentee list",
-    "consistentee list suites",
-    "consistentee list methods --detail",
-    "consistentee list methods --methods my-methods/ mine.py:Mine",
-    "consistentee list methods --bibtex > methods.bib",
-    name="list",
-)
+@command("This machine", "consistentee list suites", "consistentee list methods --detail", name="list")
 def list_names(
-    kind: Annotated[
-        str, typer.Argument(metavar="[methods|tasks|backbones|suites|papers]", help="What to list.")
-    ] = "all",
+    kind: Annotated[str, typer.Argument(metavar="[methods|tasks|backbones|suites|papers]")] = "all",
     *,
-    methods: Annotated[
-        list[str] | None, several("--methods", "Also the methods of these files, file.py:Class or folder/.")
-    ] = None,
+    methods: Annotated[list[str] | None, several("--methods", "Also those of files, file.py:Class or folder/.")] = None,
     detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX of the methods' papers.")] = False,
 ) -> None:
@@ -133,8 +99,8 @@ def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backb
 @command("This machine", "consistentee doctor", "consistentee doctor --data DATA")
 def doctor(data: DataOption = None) -> None:
     """Check this machine: versions, threads, cache and disk, data, hub; give advice."""
-    from benchmarks.commands import doctor as examination
+    from benchmarks.commands.doctor import examine, report
 
-    findings = examination.examine(data)
-    output_console().print(examination.report(findings))
-    finish(any(finding.verdict == "problem" for finding in findings))
+    findings = examine(data)
+    output_console().print(report(findings))
+    raise typer.Exit(any(finding.verdict == "problem" for finding in findings))

@@ -1,7 +1,10 @@
 """Commands of one model: train it, choose its knob by risk control, predict and generate with it."""
 
+import sys
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -16,7 +19,11 @@ from benchmarks.cli.application import (
     parsed_parameters,
     several,
 )
-from benchmarks.terminal import output_console
+from benchmarks.terminal import filled_table, output_console
+from consistentee.errors import UserError
+
+if TYPE_CHECKING:
+    from consistentee.engine.transcript import NewToken
 
 
 class HelpWithSettings(TyperCommand):
@@ -29,14 +36,13 @@ class HelpWithSettings(TyperCommand):
         output_console().print(explained_settings())
 
 
-_DEFAULT_BACKBONES = "minilm-l6, for tasks of texts smollm2-135m"
+_BACKBONE_HELP = "Catalogue name, directory or hub id; by default minilm-l6, for tasks of texts smollm2-135m."
 
 
 @command(
     "One model",
     "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
-    "consistentee train mcid --method consistentee --param alpha=0.1 --set epochs=6 --data DATA --out my-model",
-    "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
+    "consistentee train my-task.yaml --method mine.py:MyMethod --param alpha=0.1 --set epochs=6 --out my-model",
     "consistentee train movie-snippets --method deebert --risk 0.02 --out my-model",
     "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
     cls=HelpWithSettings,
@@ -46,69 +52,71 @@ def train(
     *,
     method: Annotated[str, typer.Option(help="A method's name, or file.py:Class.")],
     out: Annotated[Path, out_folder("Folder of the trained model.")],
-    backbone: Annotated[
-        str | None, typer.Option(help="Catalogue name, directory or hub id.", show_default=_DEFAULT_BACKBONES)
-    ] = None,
+    backbone: Annotated[str | None, typer.Option(help=_BACKBONE_HELP)] = None,
     param: ParametersOption = None,
-    settings: Annotated[
-        list[str] | None, several("--set", "How to train: the fields are listed below.", "KEY=VALUE ...")
-    ] = None,
+    settings: Annotated[list[str] | None, several("--set", "How to train: see below.", "KEY=VALUE ...")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
-    risk: Annotated[
-        float | None,
-        typer.Option(help="Store the earliest knob proven (UCB, 0.9) to lose at most this share of points."),
-    ] = None,
+    risk: Annotated[float | None, typer.Option(help="Store the earliest knob proven to lose at most this.")] = None,
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
     from benchmarks.commands.train import train_model
 
+    values, fields = parsed_parameters(param), parsed_parameters(settings, "--set")
     report = train_model(
-        task,
-        method,
-        parsed_parameters(param),
-        backbone=backbone,
-        out=out,
-        settings=parsed_parameters(settings, "--set"),
-        seed=seed,
-        data_dir=data,
-        risk=risk,
+        task, method, values, backbone=backbone, out=out, settings=fields, seed=seed, data_dir=data, risk=risk
     )
     output_console().print(report)
 
 
-@command(
-    "One model",
-    "consistentee risk my-model movie-snippets --risk 0.02",
-    "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA",
-)
+@command("One model", "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA")
 def risk(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
     task: Annotated[str, typer.Argument(help="The task that it was trained for.")],
     *,
     risks: Annotated[list[float], several("--risk", "Mean losses that you accept.")],
     delta: Annotated[float, typer.Option(help="Probability that a bound may fail.")] = 0.1,
-    losses: Annotated[
-        list[str] | None,
-        several("--loss", "gap, consistency, brier-gap, brier-consistency.", show_default="gap consistency"),
-    ] = None,
+    losses: Annotated[list[str] | None, several("--loss", "By default gap, consistency; also brier-gap, ...")] = None,
     data: DataOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Choose the knob of a saved model by risk control (CRC, UCB, LTT); show its loss and layers on test rows."""
-    from benchmarks.commands.saved_models import risk_table
+    from benchmarks.tasks.loader import load_classification_task
+    from consistentee.deployment.pipeline import load_saved
+    from consistentee.deployment.risk_control import BOUNDS, check_names, knob_risks
+    from consistentee.models.encoder.multi_exit_model import MultiExitModel
+    from consistentee.traces.instance_trace import record_trace
 
-    output_console().print(
-        risk_table(model, task, risks, delta=delta, losses=losses, data_dir=data, allow_code=allow_code)
-    )
+    losses = losses or ["gap", "consistency"]
+    for loss in losses:
+        check_names(loss=loss)
+    saved, method, _ = load_saved(model, MultiExitModel, allow_code=allow_code)
+    rows = load_classification_task(task, data)
+    if saved.description.task_name != rows.name:
+        raise UserError(f"{model} was trained for task {saved.description.task_name!r}, not for {rows.name!r}")
+    traces = record_trace(saved, rows.validation), record_trace(saved, rows.test)
+    lines = []
+    for loss in losses:
+        validation, test = (knob_risks(method, saved, trace, loss) for trace in traces)
+        for accepted, (name, bound) in product(risks, BOUNDS.items()):
+            found = bound(validation.losses, accepted, delta, validation.highest)
+            index = max(found, 0)
+            knob = f"{validation.knobs[index]:.4g}" if found >= 0 else "(none)"
+            means = [f"{100 * of.losses[:, index].mean():.2f}" for of in (validation, test)]
+            lines.append([loss, name, f"{100 * accepted:g}", knob, *means, f"{test.layers[index]:.2f}"])
+    numbers = [
+        "accepted risk %",
+        method.knob.name,
+        "validation loss %",
+        "test loss %",
+        f"test layers of {saved.num_layers}",
+    ]
+    title = f"{method.name} on {rows.name}, {method.knob.name} by risk control, delta={delta:g}"
+    caption = "chosen on validation rows; (none): no early exit is proven, so all rows run all layers"
+    output_console().print(filled_table(["loss", "bound"], numbers, lines, title, caption))
 
 
-@command(
-    "One model",
-    'consistentee predict my-model "a film to see twice" "dull from start to end"',
-    'consistentee predict my-pair-model --pair "It rains." "The ground is wet."',
-    'consistentee predict my-model --knob 0.9 "quite good, I suppose"',
-)
+@command("One model", 'consistentee predict my-pair-model --knob 0.9 --pair "It rains." "The ground is wet."')
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify.")],
@@ -117,48 +125,75 @@ def predict(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
-    from benchmarks.commands.saved_models import predict_texts, rows_of
+    from consistentee.deployment.pipeline import Classifier, load_saved
+    from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
-    output_console().print(predict_texts(model, rows_of(texts, pair), knob, allow_code=allow_code))
+    if not all(text.strip() for text in texts):
+        raise UserError("an empty text cannot be classified")
+    if pair and len(texts) % 2:
+        raise UserError(f"--pair takes an even number of texts, got {len(texts)}")
+    rows = list(zip(texts[::2], texts[1::2], strict=True)) if pair else texts
+    saved, method, knob = load_saved(model, MultiExitModel, knob, allow_code=allow_code)
+    classifier = Classifier(saved, method.rule(saved, knob))
+    classifier(rows[:1])  # warm-up: the first call of a process is slower
+    lines = []
+    for row in rows:
+        start = perf_counter()
+        (answer,) = classifier(row)
+        milliseconds = 1000 * (perf_counter() - start)
+        label = [answer["label"]] if "label" in answer else []
+        shown = row if isinstance(row, str) else " | ".join(row)
+        lines.append([shown, *label, f"{answer['score']:.3f}", answer["exit_layer"], f"{milliseconds:.1f}"])
+    words = ["text", *(["value"] if saved.num_labels == 1 else ["label", "probability"])]
+    title, caption = f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included"
+    output_console().print(filled_table(words, [f"exit layer of {saved.num_layers}", "ms"], lines, title, caption))
 
 
-@command(
-    "One model",
-    'consistentee generate my-decoder "The committee decided that"',
-    'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time" | tr " " "\\n"',
-)
+@command("One model", 'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time"')
 def generate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of texts.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.")],
     *,
     knob: KnobOption = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Length of each text.", show_default="as in training")
-    ] = None,
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cut longer prompts; their end stays.", show_default="no cut")
-    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=0, help="Of each text; by default as in training.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Cut longer prompts; their end stays.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Continue prompts, a line each: every token with its exit layer, as token/12; a summary to standard error."""
-    from benchmarks.commands.saved_models import write_texts
+    from consistentee.deployment.pipeline import load_saved
+    from consistentee.methods.token_methods import TokenMethod
+    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
-    write_texts(model, prompts, knob, max_new_tokens, max_prompt_tokens, chat=chat, allow_code=allow_code)
+    saved, method, knob = load_saved(model, MultiExitDecoder, knob, allow_code=allow_code)
+    if chat and not saved.tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {model} has no chat template: leave out --chat")
+    if chat:
+        saved.description.chat_template = "auto"
+    assert isinstance(method, TokenMethod)
+    length = max_new_tokens if max_new_tokens is not None else saved.description.max_new_tokens or 64
+    options = {"max_new_tokens": length, "max_prompt_tokens": max_prompt_tokens}
+    unit = "layer calls a token" if method.drafts else "layers on average"
+    for prompt in prompts:
+        written = method.generate(saved, [prompt], knob, **options, batch_size=1, stream=_show_token)
+        print(flush=True)
+        parts = [f"{method.name}, {method.knob.name}={knob:.4g}", f"{len(written.tokens[0])} new tokens"]
+        if written.decoded_tokens:
+            parts.append(f"{written.average_layers:.1f} of {saved.num_layers} {unit}")
+            parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
+        print(", ".join([*parts, f"ended by {written.ended_by[0]}"]), file=sys.stderr)
 
 
-@command(
-    "One model",
-    "consistentee suitability smollm2-135m",
-    "consistentee suitability my-decoder --texts prompts.txt --out suitability",
-)
+def _show_token(token: "NewToken") -> None:
+    text = token.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    print(f"{text}/{token.exit_layer}", end="", flush=True)
+
+
+@command("One model", "consistentee suitability smollm2-135m --texts prompts.txt --out suitability")
 def suitability(
     model: Annotated[str, typer.Argument(help="A decoder: catalogue name, directory, hub id, or a trained one.")],
     *,
-    texts: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="One text a line; the first third of each is the prompt."),
-    ] = None,
+    texts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="One text a line.")] = None,
     out: Annotated[Path | None, out_folder("Folder for suitability.json and suitability.png.")] = None,
 ) -> None:
     """Show from which layer on a decoder predicts its final tokens, without training."""

@@ -10,11 +10,11 @@ from benchmarks.cli.application import (
     AllowCodeOption,
     BackbonesOption,
     DataOption,
+    DryRunOption,
     MethodsOption,
     TasksOption,
     WorkersOption,
     command,
-    finish,
     out_folder,
     several,
 )
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.specs.suites import Shard
 
 _TABLES = "headline, scores, tests, costs, batches-TASK, points-TASK, points or provenance"
-ResultsArgument = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick, or published results.")
-]
+ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or published results.")]
 
 
 def _labels(methods: list[str] | None) -> list[str] | None:
@@ -41,10 +39,8 @@ def _labels(methods: list[str] | None) -> list[str] | None:
 @command(
     "Run a suite",
     "consistentee run quick",
-    "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
-    "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod",
-    "consistentee run cpu-6-layers --data DATA --dry-run",
-    "consistentee run cpu-6-layers --data DATA --workers 4",
+    "consistentee run cpu-6-layers --data DATA --tasks mcid rte --methods full,consistentee mine.py:MyMethod",
+    "consistentee run cpu-6-layers --data DATA --workers 4 --dry-run",
     "Run it again at any time: only missing cells are computed.",
 )
 def run(
@@ -56,28 +52,15 @@ def run(
     seeds: Annotated[list[int] | None, several("--seeds", "Seeds of the training.", "0 1 ...", min=0)] = None,
     data: DataOption = None,
     out: Annotated[Path | None, out_folder("The run's folder.", "runs/SUITE")] = None,
-    published: Annotated[
-        Path | None,
-        typer.Option(help="Published results that count as done.", show_default="results/SUITE, where it is"),
-    ] = None,
+    published: Annotated[Path | None, typer.Option(help="What counts as done, by default results/SUITE.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
-    timing: Annotated[
-        bool, typer.Option("--timing/--no-timing", help="Measure times after the cells; a later run can still do it.")
-    ] = True,
-    only_timing: Annotated[
-        bool, typer.Option("--only-timing", help="Train nothing: measure the times of finished cells.")
-    ] = False,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure times after the cells.")] = True,
+    only_timing: Annotated[bool, typer.Option("--only-timing", help="Only time finished cells.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
     workers: WorkersOption = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786.")
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="3/20", help="This part of the cells, without times: see docs/clusters.md.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
-    ] = False,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A dask cluster: tcp://host:8786.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="3/20", help="This part of the cells, without times.")] = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Run the missing cells of a suite: train, measure, time; then write tables and figures."""
     from benchmarks.commands.own_methods import find_methods
@@ -103,7 +86,7 @@ def run(
         dry_run=dry_run,
     )
     _show(outcome)
-    finish(bool(outcome.failed))
+    raise typer.Exit(bool(outcome.failed))
 
 
 def _show(outcome: "RunOutcome") -> None:
@@ -125,7 +108,7 @@ def _shard(text: str) -> "Shard":
     return Shard(int(number), int(parts))
 
 
-@command("Run a suite", "consistentee publish runs/quick", "consistentee publish runs/quick --out elsewhere/quick")
+@command("Run a suite", "consistentee publish runs/quick")
 def publish(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
     out: Annotated[Path | None, out_folder("Folder to write.", "results/SUITE")] = None,
@@ -154,20 +137,13 @@ def submit(
 
 @command(
     "See results",
-    "consistentee table runs/quick",
     'consistentee table runs/quick --format latex --table headline --columns "at 2x" "score % 2x" > headline.tex',
-    "consistentee table runs/quick --format latex --out tables",
-    "consistentee table results/cpu-6-layers results/cpu-12-layers",
+    "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --out tables",
 )
 def table(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="DIR...", help="Folders of runs or published results; of equal curves the first."),
-    ],
+    results: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Of equal curves the first counts.")],
     *,
-    table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Print text in this format.")
-    ] = None,
+    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex|all|long")] = None,
     table_name: Annotated[str | None, typer.Option("--table", metavar="NAME", help=f"Only one: {_TABLES}.")] = None,
     columns: Annotated[list[str] | None, several("--columns", "Of --table: the first and these headings.")] = None,
     methods: MethodsOption = None,
@@ -198,22 +174,17 @@ def table(
 
 @command(
     "See results",
-    "consistentee reproduce consistentee-glue",
-    "consistentee reproduce pabee-glue --format csv > pabee.csv",
-    "consistentee reproduce deebert-glue --dry-run --data DATA",
-    "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased",
+    "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased --data DATA",
     "Without --run nothing is trained: our numbers are published results and those of an earlier --run.",
 )
 def reproduce(
     name: Annotated[str, typer.Argument(help="A table's name, see `list papers`, or its YAML file.")],
     *,
     backbones: BackbonesOption = None,
-    table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex", help="Print text in this format.")
-    ] = None,
+    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex")] = None,
     notes: Annotated[bool, typer.Option("--notes", help="Name all conditions that differ.")] = False,
     run_first: Annotated[bool, typer.Option("--run", help="First run the missing cells, see `run`.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan of --run and a time estimate.")] = False,
+    dry_run: DryRunOption = False,
     data: DataOption = None,
     out: Annotated[Path | None, out_folder("Folder of the cells that --run trains.", "runs/NAME")] = None,
     workers: WorkersOption = 1,
@@ -238,29 +209,18 @@ def reproduce(
         print(render(comparisons, table_format, notes=notes), end="")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    finish(bool(failed))
+    raise typer.Exit(bool(failed))
 
 
-@command(
-    "See results",
-    "consistentee plot runs/quick",
-    "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
-)
+@command("See results", "consistentee plot runs/quick --format pdf --tasks mcid rte --methods deebert static")
 def plot(
     results: ResultsArgument,
     methods: MethodsOption = None,
     tasks: TasksOption = None,
-    out: Annotated[
-        Path | None, out_folder("Folder of the figures.", "DIR; of some methods or tasks DIR/selected")
-    ] = None,
-    figure_format: Annotated[
-        str, typer.Option("--format", metavar="png|pdf|svg", help="Format of the files; fonts are embedded.")
-    ] = "png",
+    out: Annotated[Path | None, out_folder("Folder of the figures.", "DIR, or DIR/selected for a selection")] = None,
+    figure_format: Annotated[str, typer.Option("--format", metavar="png|pdf|svg")] = "png",
 ) -> None:
-    """Draw the figures of a results folder with their captions: points at equal cost, curves, exit layers.
-
-    Figures of some --methods or --tasks are written to the folder DIR/selected.
-    """
+    """Draw the figures of a results folder with their captions: points at equal cost, curves, exit layers."""
     from benchmarks.analysis.figures import write_figures
     from benchmarks.analysis.frames import load_results
 
@@ -288,7 +248,6 @@ def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> Non
 
     Scores and layers are computed again from the rows. Of a submission, --allow-code checks the method's contract.
     """
-    from benchmarks.commands.submit import SUBMISSION_FILE
     from benchmarks.commands.verify import faults_of
 
     faults = list(faults_of(results, allow_code=allow_code))
@@ -297,5 +256,3 @@ def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> Non
     if faults:
         raise typer.Exit(2)
     print(f"{results}: no faults")
-    if (results / SUBMISSION_FILE).exists() and not allow_code:
-        print("the method's own file, if there is one, was not run; --allow-code checks its contract")

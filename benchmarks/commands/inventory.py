@@ -25,7 +25,7 @@ _HEAD = "% Authors and titles are as short as in tables: complete the entries th
 
 
 def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
-    """Return the table of one kind of name, or of all; with the methods of some files and folders (``places``).
+    """Return the table of one kind of name, or of all; ``places`` are files and folders with more methods.
 
     Raises UserError for an unknown kind.
     """
@@ -115,7 +115,7 @@ def fetch_by_name(name: str) -> str:
 
 
 def cards(places: Sequence[str] = ()) -> Iterator[Table]:
-    """Yield a card for every method; ``places`` are files and folders with more methods."""
+    """Yield a card for every method, see :func:`inventories`."""
     for name, method in _listed_methods(places):
         card = {"unavailable": str(method)} if isinstance(method, UserError) else method_card(method)
         table = filled_table(["heading", "text"], [], card.items(), name)
@@ -128,6 +128,7 @@ def method_card(method: type[AnyMethod]) -> dict[str, str]:
     values = method.knob.values
     usual = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)" if len(values) > 1 else f"{values[0]:g}"
     by_model = "" if method.knob_values is Method.knob_values else ", adapted to the model"
+    parameters = inspect.signature(method).parameters.values()
     card = {
         "what": _summary(method, Method),
         "paper": method.paper,
@@ -135,7 +136,7 @@ def method_card(method: type[AnyMethod]) -> dict[str, str]:
         "training": _summary(method.fit, Method.fit),
         "rule": _summary(method.rule, Method.rule),
         "knob": f"{method.knob.name}, {usual}{by_model}",
-        "parameters": ", ".join(map(_without_type, inspect.signature(method).parameters.values())),
+        "parameters": ", ".join(str(one.replace(annotation=inspect.Parameter.empty)) for one in parameters),
     }
     return {heading: text for heading, text in card.items() if text}
 
@@ -144,10 +145,6 @@ def _summary(described: object, inherited: object) -> str:
     """Return the first line of a docstring; nothing for one that repeats what every method does."""
     text = described.__doc__ or ""
     return "" if text == inherited.__doc__ else inspect.cleandoc(text).partition("\n")[0].replace("``", "")
-
-
-def _without_type(parameter: inspect.Parameter) -> str:
-    return str(parameter.replace(annotation=inspect.Parameter.empty))
 
 
 def bibtex_of(key: str, paper: str) -> str | None:

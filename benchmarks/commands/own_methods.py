@@ -16,8 +16,7 @@ def words_of(text: str) -> list[str]:
 
     Raises UserError for a name that Python cannot use, or that a registered method has already.
     """
-    # A word begins at a capital after a small letter, and at the last of several capitals: EarlyGate, HTTPGate.
-    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text)  # EarlyGate
     words = [word.lower() for word in re.split(r"[\s_-]+", parted) if word]
     module = "_".join(words)
     if not (module.isascii() and module.isidentifier()) or keyword.iskeyword(module):
@@ -42,8 +41,6 @@ def write_method(text: str, out: Path | None = None) -> str:
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(source.replace("NewMethod", class_name).replace("new-method", "-".join(words)))
-    except FileExistsError as error:
-        raise UserError(f"{path} exists already; give another name, or another --out") from error
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return f"{path}:{class_name}"

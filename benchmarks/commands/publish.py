@@ -100,14 +100,10 @@ def _write_results(root: Path, results: StoredResults, failures: Mapping[str, Fa
         schemas[name] = [*found, *[None] * len(failures)]
         if any(found):
             written.append(_write_rows(root / file, tables))
-    times = {file: timing.model_dump_json() for file, timing in results.timings.items()}
-    return [*written, _write_texts(root / CELLS_FILE, texts, schemas), _write_texts(root / TIMINGS_FILE, times, {})]
-
-
-def _write_texts(path: Path, texts: Mapping[str, str], schemas: Mapping[str, list[bytes | None]]) -> Path:
-    columns: dict[str, pa.Array] = {"file": pa.array(texts, pa.string()), "text": pa.array(texts.values(), pa.string())}
-    columns |= {name: pa.array(values, pa.binary()) for name, values in schemas.items()}
-    return _write(path, pa.table(columns), use_dictionary=list(schemas))
+    cells = {"file": list(texts), "text": list(texts.values()), **schemas}
+    times = {"file": list(results.timings), "text": [timing.model_dump_json() for timing in results.timings.values()]}
+    written.append(_write(root / CELLS_FILE, pa.table(cells), use_dictionary=list(schemas)))
+    return [*written, _write(root / TIMINGS_FILE, pa.table(times), use_dictionary=[])]
 
 
 def _write_rows(path: Path, tables: Sequence[pa.Table | None]) -> Path:

@@ -9,7 +9,7 @@ from benchmarks.run.pool import Schedule
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import folder_name, short_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, load_paper
-from benchmarks.specs.suites import load_suite, select_methods
+from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.stored_results import kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
@@ -26,32 +26,20 @@ def run_missing(
     workers: int = 1,
     dry_run: bool = False,
 ) -> tuple[list[str], list[str]]:
-    """Run the missing cells of a table, one backbone after the other, by the suite of the backbone cut to the table.
+    """Run the missing cells of a table, one backbone after the other, by the suite of the backbone.
 
     Returns the failed cells, one line each, and the plan of a dry run, which trains nothing.
     """
     table = load_paper(name)
-    tasks = tuple(column.task for column in table.columns)
+    tasks = [column.task for column in table.columns]
     failed: list[str] = []
     plan: list[str] = []
     for setting in _settings(table, backbones, table.settings):
-        base = load_suite(setting.suite)
-        suite = base.model_copy(
-            update={
-                "name": table.name,
-                "description": table.title,
-                "tasks": tasks,
-                "task_overrides": {task: own for task, own in base.task_overrides.items() if task in tasks},
-                "backbones": (setting.backbone,),
-                "methods": tuple(select_methods(base, [FULL, *_labels(table, setting)])),
-            }
-        )
-        published = _PUBLISHED / base.name
         outcome = run_suite(
-            suite,
+            load_suite(setting.suite),
+            Filters(tasks, [FULL, *_labels(table, setting)], [setting.backbone]),
             out=_folder(table, setting, out),
             data_dir=data_dir,
-            published_dir=published if kind_of_results(published) else None,
             schedule=Schedule(workers),
             dry_run=dry_run,
         )

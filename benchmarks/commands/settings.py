@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 
 from benchmarks.yaml_files import validation_sentence
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import UserError
 from consistentee.training.recipe import BaseSettings, RecipeSettings, TokenRecipeSettings
 
 SettingsT = TypeVar("SettingsT", RecipeSettings, TokenRecipeSettings)
@@ -17,32 +17,23 @@ SettingsT = TypeVar("SettingsT", RecipeSettings, TokenRecipeSettings)
 
 def checked_settings(declared: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
     """Return settings with some values. Raises UserError for an unknown field, and for a value out of its range."""
-    known = _fields(declared)
-    for name in values:
-        if name not in known:
-            raise unknown_name("field of --set", name, known)
     try:
         return declared(**values)
     except ValidationError as error:
-        raise UserError(f"--set {validation_sentence(error, declared)}") from error
+        raise UserError(f"--set: {validation_sentence(error, declared)}") from error
 
 
 def explained_settings() -> Table:
     """Return a table for the terminal: all fields of either kind of task, with their defaults."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    shared = _fields(BaseSettings)
     for title, declared in (("labels", RecipeSettings), ("texts", TokenRecipeSettings)):
+        assert is_pydantic_dataclass(declared)
         table.add_row(f"Fields of --set, tasks of {title}:")
-        own = {name: field for name, field in _fields(declared).items() if name not in shared}
-        for name, field in (own | shared).items():
+        own_first = sorted(declared.__pydantic_fields__.items(), key=lambda item: hasattr(BaseSettings, item[0]))
+        for name, field in own_first:
             table.add_row(f" {name}={_usual(field)}", field.description)
         table.add_row()
     return table
-
-
-def _fields(declared: type[BaseSettings]) -> dict[str, FieldInfo]:
-    assert is_pydantic_dataclass(declared)
-    return declared.__pydantic_fields__
 
 
 def _usual(field: FieldInfo) -> str:

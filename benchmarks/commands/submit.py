@@ -20,7 +20,6 @@ from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import get_method, method_class_of
 
 SUBMISSION_FILE = "submission.yaml"
-_VERSIONS = {"method_version", "engine_version", "training_version"}
 
 
 class Submission(Strict):
@@ -31,7 +30,6 @@ class Submission(Strict):
     author: str = Field(min_length=1, description="who hands it in, and answers questions")
     paper: str
     bibtex: str
-    versions: dict[str, int | str] = Field(description="of the method, the engine and training")
 
 
 def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> list[Path]:
@@ -57,7 +55,6 @@ def submit_run(run: Path, method: str, author: str, out: Path | None = None) -> 
         author=author,
         paper=paper,
         bibtex=" ".join((bibtex_of(label, paper) or "").split()),
-        versions=own[0].key_parts.model_dump(include=_VERSIONS),
     )
     cells = [c for c in results.cells if c.record.label == label or _is_reference(c.record, own)]
     keys = {"", *(cell.record.key for cell in cells)}
@@ -86,8 +83,6 @@ def faults_of_submission(folder: Path, records: Sequence[BaseRecord], *, allow_c
         own = [record for record in records if record.label == submission.method]
         for label in sorted({r.label for r in records if r not in own and not _is_reference(r, own)}):
             yield f"{folder}: cells of {label} are no part of a submission of {submission.method}"
-        if any(r.key_parts.model_dump(include=_VERSIONS) != submission.versions for r in own):
-            yield f"{folder}: {SUBMISSION_FILE} has other versions than the cells"
         if not own or (".py:" in own[0].method and submission.code is None):
             yield f"{folder}: {'the file' if own else 'there is no cell'} of {submission.method} is missing"
             return

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 from rich.text import Text
@@ -17,8 +16,7 @@ from consistentee.errors import UserError
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
-_ROWS = 12
-"""Layers shown in the table, spread over the depth; all are in the JSON file."""
+_ROWS = 12  # layers shown in the table, spread over the depth; all are in the JSON file
 _USUAL_TEXTS = Path(__file__).parents[1] / "measure" / "suitability.txt"
 _HEADINGS = ["layer", "agrees, greedy", "agrees, references", "KL, greedy", "cosine", "cosine, normed"]
 
@@ -29,16 +27,13 @@ def suitability_of(name: str, texts: Path | None) -> Suitability:
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{texts} holds no text")
-    model, tokenizer = _load(name)
-    return measure_suitability(model.to(chosen_device()), tokenizer, lines, progress=True)
-
-
-def _load(name: str) -> tuple[Any, Any]:
     if (Path(name) / MultiExitDecoder.description_class.file).is_file():
         trained = MultiExitDecoder.from_pretrained(name)
-        return trained.backbone, trained.tokenizer
-    folder = resolve_decoder(name)
-    return read_model(folder, AutoModelForCausalLM)[0], read_tokenizer(folder)
+        model, tokenizer = trained.backbone, trained.tokenizer
+    else:
+        folder = resolve_decoder(name)
+        (model, _), tokenizer = read_model(folder, AutoModelForCausalLM), read_tokenizer(folder)
+    return measure_suitability(model.to(chosen_device()), tokenizer, lines, progress=True)
 
 
 def described(name: str, found: Suitability) -> Group:
@@ -83,17 +78,8 @@ def _draw(name: str, found: Suitability, path: Path) -> None:
 
     titles = {"agreement": "agreement with layer L", "cosine": "cosine to layer L", "normed_cosine": "cosine, normed"}
     long = found.by_layer.rename(columns=titles).melt(["text", "layer"], list(titles.values()), "quantity", "value")
-    grid = seaborn.relplot(
-        long,
-        x="layer",
-        y="value",
-        hue="text",
-        col="quantity",
-        kind="line",
-        height=2.4,
-        aspect=1.2,
-        facet_kws={"ylim": (0, 1)},
-    )
+    columns = {"x": "layer", "y": "value", "hue": "text", "col": "quantity"}
+    grid = seaborn.relplot(long, **columns, kind="line", height=2.4, aspect=1.2, facet_kws={"ylim": (0, 1)})
     grid.set_titles("{col_name}")
     grid.figure.suptitle(f"{name}: {found.judgement}", y=1.05, fontsize=9)
     grid.savefig(path, dpi=150)

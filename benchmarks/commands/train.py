@@ -1,13 +1,9 @@
 """Train one model of either kind outside a suite, and save it. What is interrupted goes on later."""
 
-import io
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout, suppress
-from dataclasses import fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -15,23 +11,20 @@ from rich.table import Table
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import Chosen, TrainedCell
+from benchmarks.kinds.kind import TrainedCell
 from benchmarks.run.cell import trained
 from benchmarks.run.plan import Inputs
 from benchmarks.run.progress import StageProgress
-from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table
-from benchmarks.testing.decoders import TinyDecoders, make_text_task
-from benchmarks.testing.encoders import TinyModels, make_task
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
-from consistentee.methods.method import AnyMethod, Method, code_file, get_method
+from consistentee.methods.method import Method, code_file, get_method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.progress import Position, begin_stage, listening
+from consistentee.progress import begin_stage, listening
 from consistentee.traces.instance_trace import Trace, record_trace
 
 UNFINISHED = ".training"  # below the folder of the model
@@ -89,7 +82,7 @@ def train_model(
     if any(store.glob("*.safetensors")):
         print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
     try:
-        progress = StageProgress(Console(stderr=True), stages_of(method, spec))
+        progress = StageProgress(Console(stderr=True))
         with progress, listening(progress):
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
@@ -103,13 +96,14 @@ def train_model(
         model.save_pretrained(out)
     except KeyboardInterrupt as error:
         kept = f"finished stages and checkpoints are kept in {unfinished}; the same command continues"
-        if not any(store.glob("*.safetensors")):
-            kept = "there is no checkpoint yet; the same command starts again"
         raise KeyboardInterrupt(f"interrupted: {kept}") from error
     shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
-    return _points_table(f"{method.name} on {rows.task.name}, saved in {out}", uses, method.knob.name, chosen)
+    points = chosen.columns()
+    lines = [(f"{knob:.4g}", in_words(targets), *numbers.values()) for knob, targets, numbers in points]
+    title = f"{method.name} on {rows.task.name}, saved in {out}"
+    return filled_table([method.knob.name, "chosen for"], list(points[0][2]), lines, title, uses)
 
 
 def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float) -> tuple[float, str]:
@@ -117,27 +111,3 @@ def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float
     if not found.proven:
         return found.knob, " (full depth: no early exit is proven to lose as little)"
     return found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
-
-
-def _points_table(title: str, caption: str, knob_name: str, chosen: Chosen) -> Table:
-    points = chosen.columns()
-    rows = [(f"{knob:.4g}", in_words(targets), *numbers.values()) for knob, targets, numbers in points]
-    return filled_table([knob_name, "chosen for"], list(points[0][2]), rows, title, caption)
-
-
-def stages_of(method: AnyMethod, spec: BaseCellSpec) -> list[str]:
-    """List the titles of a method's training stages, by training a tiny model for a step each; empty if that fails."""
-    steps = [field.name for field in fields(spec.recipe) if field.name == "epochs" or field.name.endswith("_steps")]
-    short = {name: min(getattr(spec.recipe, name), 1) for name in steps}
-    recipe = replace(spec.recipe, **short, precision="float32").to_recipe(spec.seed)
-    titles: list[str] = []
-
-    def note(position: Position) -> None:
-        if position.steps == 0 and position.stage.startswith("training "):
-            titles.append(position.stage)
-
-    with TemporaryDirectory() as folder, suppress(Exception), redirect_stdout(io.StringIO()), listening(note):
-        tiny = TinyDecoders(Path(folder)) if spec.kind == "generation" else TinyModels(Path(folder))
-        method.fit(tiny.model(), make_text_task() if spec.kind == "generation" else make_task(), recipe)
-        return titles
-    return []

@@ -30,10 +30,9 @@ _Fact = tuple[str, ArrayLike, ArrayLike]
 
 
 def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
-    """Yield a sentence for every fault of a results folder, with the file.
+    """Yield a sentence for every fault of a results folder, with the file; ``allow_code`` is for submissions.
 
-    ``allow_code`` imports the method's file of a submission, and checks its contract. Raises UserError for a folder
-    without results.
+    Raises UserError for a folder without results.
     """
     patterns = (f".{root.name}.*{PARTIAL}", f".{root.name}{OLD}")
     leftovers = [path for pattern in patterns for path in root.parent.glob(pattern)]

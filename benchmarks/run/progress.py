@@ -6,7 +6,6 @@ The process of a job writes its position into a status file at most once a secon
 import json
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -74,34 +73,23 @@ def in_words(position: Position) -> str:
 
 
 class StageProgress(Status):
-    """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else.
+    """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else."""
 
-    ``stages``: titles of the training stages to come, in order; empty if they are not known.
-    """
-
-    def __init__(self, console: Console, stages: Sequence[str]) -> None:
+    def __init__(self, console: Console) -> None:
         super().__init__("starting", console=console)
-        self._stages = stages
-        self._number = 0
+        self._stage = ""
         self._next = 0.0
 
     def __call__(self, position: Position) -> None:
-        begins = position.steps == 0 and position.stage in self._stages[self._number :]
-        if begins:  # stages that the store has already are passed over
-            self._number = self._stages.index(position.stage, self._number) + 1
         now = time.monotonic()
-        if now < self._next and not begins:
+        if now < self._next and position.stage == self._stage:
             return
-        words, count = in_words(position), len(self._stages)
-        if self._number and position.stage == self._stages[self._number - 1]:
-            words = f"stage {self._number} of {count}: {words}"
-        if position.seconds_left is not None and (not count or self._number < count):
-            words += " in this stage"  # the pace of later stages is not known
-        self._next = now + (_SECONDS_BETWEEN_WRITES if self.console.is_terminal else SECONDS_BETWEEN_LINES)
+        between = _SECONDS_BETWEEN_WRITES if self.console.is_terminal else SECONDS_BETWEEN_LINES
+        self._stage, self._next = position.stage, now + between
         if self.console.is_terminal:
-            self.update(escape(words))
+            self.update(escape(in_words(position)))
         else:
-            print_line(self.console, words)
+            print_line(self.console, in_words(position))
 
 
 @dataclass

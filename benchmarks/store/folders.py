@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.specs.base import BaseCellSpec, folder_name
 from benchmarks.store.hashes import file_fault, unsealed, write_json
 from benchmarks.store.keys import stale_reason
-from benchmarks.store.records import FailureRecord, KeyParts, RecordT
+from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts
 from benchmarks.store.timings import TimingRecord
 from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError
@@ -163,7 +163,7 @@ def read_rows(path: Path) -> pa.Table:
         raise UserError(f"{path} cannot be read: {error}; run the suite again to recompute it") from error
 
 
-def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[RecordT | None, Fault | None]:
+def read_cell(folder: Path, wanted: KeyParts, schema: type[BaseRecord]) -> tuple[BaseRecord | None, Fault | None]:
     """Return a cell's record if it is whole and has the wanted key; or what is wrong with the one there."""
     path = folder / RECORD_FILE
     record, damage = parse_record(path, schema)

@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -167,6 +167,3 @@ class FailureRecord(Strict):
     )
     traceback: str
     failed_at: str
-
-
-RecordT = TypeVar("RecordT", bound=BaseRecord)

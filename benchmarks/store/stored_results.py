@@ -123,10 +123,7 @@ def is_published(root: Path) -> bool:
 
 
 def kind_of_results(root: Path) -> Kind | None:
-    """Return which kind of suite filled a results folder, from its first record that is whole; None if none is.
-
-    Raises UserError if the folder was published and cannot be read.
-    """
+    """Return the kind of a folder's first record that is whole; None if none is. Raises UserError, see open_results."""
     found = (parse_text(text, _AnyRecord)[0] for text in _texts(root, "cells", RECORD_FILE).values())
     return next((record.kind for record in found if record), None)
 
@@ -159,10 +156,7 @@ def open_results(root: Path) -> StoredResults:
 
 
 def failed_cells(root: Path) -> dict[str, FailureRecord]:
-    """Read why cells have no record (they failed, or are not defined for the task), by their folders in a run.
-
-    Raises UserError if the folder was published and cannot be read.
-    """
+    """Read why cells have no record, by their folders in a run. Raises UserError, see :func:`open_results`."""
     done = {path.parent for path in _texts(root, "cells", RECORD_FILE)}
     notes, _ = parse_texts(_texts(root, "cells", FAILURE_FILE), FailureRecord)
     places = {path.parent: note for path, note in notes.items() if path.parent not in done}

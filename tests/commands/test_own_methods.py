@@ -22,7 +22,7 @@ def test_what_python_cannot_use_is_no_name(text):
 
 def test_it_never_overwrites_and_names_places_that_cannot_be_written(tmp_path):
     (tmp_path / "gate.py").write_text("mine")
-    with pytest.raises(UserError, match=r"gate\.py exists already"):
+    with pytest.raises(UserError, match=r"gate\.py cannot be written: File exists"):
         write_method("gate", tmp_path)
     assert (tmp_path / "gate.py").read_text() == "mine"
     with pytest.raises(UserError, match=r"must be a \.py file, or a folder that exists"):

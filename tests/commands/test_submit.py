@@ -92,7 +92,6 @@ def test_a_submission_has_one_method_the_full_model_its_code_and_is_accepted(sub
     assert names >= {"cells.parquet", "rows.parquet", "suite.yaml", "gate.py", HASHES_FILE, SUBMISSION_FILE}
     fields = yaml.safe_load((folder / SUBMISSION_FILE).read_text())
     assert (fields["method"], fields["code"], fields["author"]) == ("gate", "gate.py:Gate", "A. Lovelace")
-    assert fields["versions"]["engine_version"] >= 1
     cells = publish.whole_results(folder).cells
     assert sorted(cell.record.label for cell in cells) == ["full", "gate"]
     assert list(faults_of(folder, allow_code=True)) == []
@@ -185,7 +184,6 @@ def test_a_method_that_breaks_its_contract_is_refused(submissions, one_family):
         (lambda fields: fields.update(author=""), "author: String should have at least 1 character"),
         (lambda fields: fields.update(code="../gate.py:Gate"), "code: String should match pattern"),
         (lambda fields: fields.pop("code"), "the file of gate is missing"),
-        (lambda fields: fields.update(versions={"method_version": 1}), "has other versions than the cells"),
         (lambda fields: fields.update(method="full", code=None), "cells of gate are no part of a submission of full"),
         (lambda fields: fields.update(votes=3), "unknown key 'votes'"),
     ],
