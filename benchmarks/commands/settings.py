@@ -20,7 +20,7 @@ def checked_settings(declared: type[SettingsT], values: Mapping[str, Any]) -> Se
     try:
         return declared(**values)
     except ValidationError as error:
-        raise UserError(f"--set: {validation_sentence(error, declared)}") from error
+        raise UserError(f"--set {validation_sentence(error, declared)}") from error
 
 
 def explained_settings() -> Table:

@@ -172,7 +172,7 @@ def test_errors_are_one_sentence_and_an_exit_code(runs, error, code, said):
         ("check-task mcdi", "did you mean 'mcid'"),
         ("new-method deebert", "registered already"),
         ("train mcid --method deebart --out x", "did you mean 'deebert'"),
-        ("train mcid --method pabee --out x --set epoch=3", "--set: unknown key 'epoch'; did you mean 'epochs'"),
+        ("train mcid --method pabee --out x --set epoch=3", "--set unknown key 'epoch'; did you mean 'epochs'"),
         ("train movie-snippets --method oracle --out x", "oracle reads the true labels"),
     ],
 )
