@@ -248,6 +248,7 @@ def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> Non
 
     Scores and layers are computed again from the rows. Of a submission, --allow-code checks the method's contract.
     """
+    from benchmarks.commands.submit import SUBMISSION_FILE
     from benchmarks.commands.verify import faults_of
 
     faults = list(faults_of(results, allow_code=allow_code))
@@ -256,3 +257,5 @@ def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> Non
     if faults:
         raise typer.Exit(2)
     print(f"{results}: no faults")
+    if (results / SUBMISSION_FILE).exists() and not allow_code:
+        print("the method's own file was not run; --allow-code checks its contract")
