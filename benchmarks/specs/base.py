@@ -106,7 +106,7 @@ class Regrouped(Strict):
 
 
 class TimingSpec(Strict):
-    """How knobs are timed, in rounds interleaved with the stock model. ``none`` stands for no rounds: no times."""
+    """How knobs are timed, in rounds interleaved with the stock model; without rounds there are no times."""
 
     rounds: int = Field(default=3, ge=0, description="fewer than 3 show no spread, and tables mark their times")
     batch_sizes: BatchSizes = (1, 32)
@@ -120,11 +120,6 @@ class TimingSpec(Strict):
     regrouped: tuple[Regrouped, ...] = Field(
         default=(), description="also timed, of the methods that can: batches out of more rows in flight"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return {"rounds": 0} if value in (None, "none") else value
 
     @model_validator(mode="after")
     def _stock_is_timed_alike(self) -> Self:

@@ -98,7 +98,7 @@ def test_times_may_be_left_to_a_later_run(bench):
 
 
 def test_a_suite_may_have_no_times_or_those_of_one_round(bench):
-    changes = {"methods": ["full", "static"], "timing": "none"}
+    changes = {"methods": ["full", "static"], "timing": {"rounds": 0}}
     assert bench.run(changes=changes).computed == 2
     assert bench.timed_labels() == []
     assert not [line for line in bench.plan(changes=changes) if line.startswith(("to time", "timing"))]
