@@ -56,7 +56,7 @@ def train(
     param: ParametersOption = None,
     settings: Annotated[list[str] | None, several("--set", "How to train: see below.", "KEY=VALUE ...")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
-    risk: Annotated[float | None, typer.Option(help="Store the earliest knob proven to lose at most this.")] = None,
+    risk: Annotated[float | None, typer.Option(help="Share of points that the stored knob may lose.")] = None,
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
