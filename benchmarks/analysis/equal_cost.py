@@ -16,6 +16,7 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from benchmarks.analysis import statistics
 from benchmarks.analysis.frames import (
@@ -68,11 +69,12 @@ def _mixtures(results: Results, speedups: Sequence[float], cost: str) -> pd.Data
     if cost not in knobs:
         return pd.DataFrame(columns=columns)
     known = knobs[knobs["layers"].notna() & knobs[cost].notna()]
-    for key, group in known.groupby([*CURVE, "seed"], sort=False):
+    all_costs = results.column("validation_layers") if in_layers else 1 / results.column(cost)
+    for key, group in known.groupby([*CURVE, "seed"], sort=False)["layers"]:
         index = group.index.to_numpy()
-        costs = group["validation_layers"].to_numpy(float) if in_layers else 1 / group[cost].to_numpy(float)
-        quality = group["score" if of_texts else "validation_quality"].to_numpy(float)
-        paid = group["layers"].to_numpy(float) if in_layers else costs
+        costs = all_costs[index]
+        quality = results.column("score" if of_texts else "validation_quality")[index]
+        paid = group.to_numpy() if in_layers else costs
         deepest = int(np.lexsort((-quality, -costs))[0])
         texts = results.answers_at(index) if of_texts else None
         halved = texts is not None and len(texts[0]) > 1
@@ -81,7 +83,7 @@ def _mixtures(results: Results, speedups: Sequence[float], cost: str) -> pd.Data
         hulls = [concave_hull(costs, scores) for scores in (quality, *chosen_by)]
         # Full depth is the last vertex, with which a method below a budget is mixed.
         hulls = [np.append(h, deepest) if costs[deepest] > costs[h[-1]] + ROUNDING else h for h in hulls]
-        full_cost = float(group["num_layers"].iloc[0]) if in_layers else 1.0
+        full_cost = float(results.column("num_layers")[index[0]]) if in_layers else 1.0
         for speedup in speedups:
             mixture, *halves = [mixture_that_pays(full_cost / speedup, costs, paid, hull, index) for hull in hulls]
             chosen = (speedup, mixture, halves or [mixture, mixture], halved, index[deepest])
@@ -117,6 +119,7 @@ class EqualCost:
         self.results, self.measure = results, measure
         self.speedups = tuple(results.speedups if speedups is None else speedups)
         self._mixtures = _mixtures(results, self.speedups, cost)
+        self._samples: dict[Task, dict[tuple[Any, ...], Floats]] = {}
         self._ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
 
     @property
@@ -137,7 +140,7 @@ class EqualCost:
         full = results.full_scores(self.measure).to_dict()
         keys = zip(frame["task"], frame["backbone"], frame["seed"], strict=True)
         found = frame[[*CURVE, "seed", "speedup"]].assign(
-            score=[self._score(line) for line in frame.to_dict("records")],
+            score=[self._score(line) for line in frame[["mixture", "halves", "halved"]].to_dict("records")],
             full=np.array([full.get(key, full.get((*key[:2], -1), np.nan)) for key in keys], dtype=float),
             layers=self._on_test_rows(results.column("layers")),
             reach=[mixture.reach for mixture in frame["mixture"]],
@@ -216,9 +219,10 @@ class EqualCost:
         answers of some knob, or of the full model with the same seed, were not kept, and for a score of ranks.
         """
         wanted = [seed for seed in self._seeds.get((*task, label), []) if seeds is None or seed in seeds]
-        known = [self._samples.get((*task, label, speedup, seed)) for seed in wanted]
-        found = [one for one in known if one is not None]
-        if not found or len(found) < len(known):
+        if task not in self._samples:
+            self._samples[task] = self._resampled(task)
+        found = [self._samples[task][key] for seed in wanted if (key := (label, speedup, seed)) in self._samples[task]]
+        if not found or len(found) < len(wanted):
             return None
         return statistics.mean_over_drawn_seeds(np.stack(found), seed=crc32(f"{task[0]} {task[1]}".encode()))
 
@@ -226,33 +230,35 @@ class EqualCost:
     def _seeds(self) -> dict[Any, list[int]]:
         return {key: sorted(set(seeds)) for key, seeds in self._mixtures.groupby(CURVE)["seed"]}
 
-    @cached_property
-    def _samples(self) -> dict[tuple[Any, ...], Floats]:
-        """Bootstrap samples of the points of every task, backbone, label, speed-up and seed."""
-        found: dict[tuple[Any, ...], Floats] = {}
-        for task, own in self._mixtures.groupby(TASK, sort=False):
-            found |= self._resampled(task, own.to_dict("records"))
-        return found
-
-    def _resampled(self, task: Task, lines: Sequence[Mapping[Any, Any]]) -> dict[tuple[Any, ...], Floats]:
-        """Compute the samples of a task by one matrix product."""
-        answers = {seed: self.results.full_answers(task, seed, self.measure) for seed in {x["seed"] for x in lines}}
-        full = {seed: rows for seed, rows in answers.items() if rows is not None}
-        if not full:
+    def _resampled(self, task: Task) -> dict[tuple[Any, ...], Floats]:
+        """Resample a task by one matrix product over all answers that are mixed: samples by label, speed-up, seed."""
+        of_task = (self._mixtures["task"] == task[0]) & (self._mixtures["backbone"] == task[1])
+        lines = self._mixtures[of_task].to_dict("records")
+        full = {seed: self.results.full_answers(task, seed, self.measure) for seed in {line["seed"] for line in lines}}
+        known = {seed: rows for seed, rows in full.items() if rows is not None}
+        if not known:
             return {}
-        metric, labels = self._metric(lines[0]["mixture"].first), next(iter(full.values()))[0]
+        metric, labels = self._metric(lines[0]["mixture"].first), next(iter(known.values()))[0]
         if not statistics.can_resample(metric, labels):
             return {}
-        terms = {seed: statistics.terms_of(metric, labels, rows[1]) for seed, rows in full.items()}
+        answers: dict[Any, NDArray[Any]] = {("full", seed): rows[1] for seed, rows in known.items()}
+        mixtures: dict[tuple[Any, ...], tuple[Any, Any, float]] = {}
         for line in lines:
-            rows = self._answers(line) if line["seed"] in full else None
-            if rows is not None and np.array_equal(rows[0], labels) and np.array_equal(full[line["seed"]][0], labels):
-                first, second = (statistics.terms_of(metric, labels, one) for one in rows[1])
-                weight = line["mixture"].weight
-                terms[line["label"], line["speedup"], line["seed"]] = weight * first + (1 - weight) * second
-        scores = statistics.resampled_scores(metric, np.stack(list(terms.values())), resamples=RESAMPLES)
-        by_curve = dict(zip(terms, scores, strict=True))
-        return {(*task, *key): found - by_curve[key[-1]] for key, found in by_curve.items() if isinstance(key, tuple)}
+            curve, mixture = (line["label"], line["speedup"], line["seed"]), line["mixture"]
+            rows = self._answers(line) if line["seed"] in known else None
+            if rows is None or not all(np.array_equal(labels, own) for own in (rows[0], known[line["seed"]][0])):
+                continue
+            pair = ((curve, 0), (curve, 1)) if line["halved"] else (mixture.first, mixture.second)
+            answers |= dict(zip(pair, rows[1], strict=True))
+            mixtures[curve] = (*pair, mixture.weight)
+        terms = np.stack([statistics.terms_of(metric, labels, one) for one in answers.values()])
+        means = dict(zip(answers, statistics.resampled_means(terms, resamples=RESAMPLES), strict=True))
+        of_full = {seed: statistics.score_of_means(metric, means["full", seed]) for seed in known}
+        found = {}
+        for curve, (first, second, weight) in mixtures.items():
+            mixed = weight * means[first] + (1 - weight) * means[second]
+            found[curve] = statistics.score_of_means(metric, mixed) - of_full[curve[-1]]
+        return found
 
     def with_intervals(self, found: pd.DataFrame) -> pd.DataFrame:
         """Add ``low`` and ``high``, the 95% interval of the points, to lines of :attr:`by_task`."""
@@ -261,18 +267,21 @@ class EqualCost:
         bounds = [(np.nan, np.nan) if sample is None else interval(sample) for sample in samples]
         return found.assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
 
-    def against_static(self, found: pd.DataFrame) -> list[float]:
-        """Compare lines of :attr:`by_task` with a static exit: 1 significantly better, -1 worse, else 0; NaN unknown.
+    @cached_property
+    def signs(self) -> pd.Series:
+        """Comparisons of the lines of :attr:`by_task` with a static exit.
 
-        What costs more than the budget is never better.
+        1 is significantly better, -1 worse, 0 neither; NaN unknown, and of tasks that are not compared. What costs more
+        than the budget is never better.
         """
         static = next(iter(labels_of_role(self.results.methods, STATIC)), "")
-        signs = []
-        for task, backbone, label, speedup, over in found[[*CURVE, "speedup", "over"]].itertuples(index=False):
-            known = label != static and (task, backbone, static) in self._seeds
+        signs = pd.Series(np.nan, self.by_task.index)
+        for line, task, backbone, label, speedup, over in self.by_task[[*CURVE, "speedup", "over"]].itertuples():
+            known = label != static and (task, backbone, static) in self._seeds and (task, backbone) in self.compared
             samples = self.difference((task, backbone), label, static, speedup)[1] if known else None
-            low, high = (np.nan, np.nan) if samples is None else interval(samples)
-            signs.append(np.nan if samples is None else int(low > 0 and not over) - int(high < 0))
+            if samples is not None:
+                low, high = interval(samples)
+                signs[line] = int(low > 0 and not over) - int(high < 0)
         return signs
 
     @cached_property
@@ -289,11 +298,11 @@ class EqualCost:
         Columns: those of :data:`HEADLINE`; ``kept`` in percent; ``over`` and ``under`` (the budget); further measured
         ratios, geometric means; ``better_than_static`` and ``worse_than_static`` (on how many tasks, significantly).
         """
-        found = self.by_task.merge(self.training_costs, on=CURVE, how="left")
+        found = self.by_task.assign(sign=self.signs).merge(self.training_costs, on=CURVE, how="left")
         of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
         found = found[of_compared & found["label"].isin(self.results.labels_to_compare)]
         found = found[found.groupby("label")["task"].transform("size") == len(self.compared) * len(self.speedups)]
-        found = found.assign(sign=self.against_static(found)).rename(columns={"label": "method", "speedup": "budget"})
+        found = found.rename(columns={"label": "method", "speedup": "budget"})
         groups = found.groupby(["method", "budget"])
         means = 100 * groups[["points", "own_last_exit", "score"]].mean()
         means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean(skipna=False))

@@ -6,6 +6,8 @@ Figures fit the text of a paper as they are, with letters of 7 to 8 points and c
 apart. Each has a file with its caption.
 """
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -225,8 +227,8 @@ def curves_figure(results: Results) -> "Figure | None":
     height = (1.55 if many else 3.2) * -(-len(panels) // across)
     figure, grid = _panels(list(panels), across, (TEXT_WIDTH if many else 0.5 * TEXT_WIDTH * across + 1, height))
     for axes, own in zip(grid, panels.values(), strict=True):
-        for _, curve in own[own["name"].isna()].groupby("label"):
-            axes.plot(curve["speedup"], curve["value"], color="0.85", linewidth=0.7, zorder=0)
+        others = own[own["name"].isna()].pivot(index="speedup", columns="label", values="value")
+        axes.plot(others, color="0.85", linewidth=0.7, zorder=0)
         drawn = own.dropna(subset=["name"])
         style = {"markers": True, "markersize": 3.5, "markeredgewidth": 0, "linewidth": 1.1}
         order = {"hue": "name", "style": "name", "hue_order": list(colours), "style_order": list(colours)}
@@ -379,16 +381,24 @@ FIGURES = (
 )
 
 
+USUAL_FIGURES = ("equal-cost", "curves", "exits")
+"""The figures that are written unless others are named."""
+
+
 def draw_figure(name: str, results: Results) -> "Figure | None":
     """Draw a figure by the name of its files, such as ``equal-cost``; None where the records lack what it needs."""
     import seaborn as sns
     from matplotlib import rc_context
 
+    with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
+        return _kind(name).draw(results)
+
+
+def _kind(name: str) -> FigureKind:
     kinds = {kind.name: kind for kind in FIGURES}
     if name not in kinds:
         raise unknown_name("figure", name, kinds)
-    with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
-        return kinds[name].draw(results)
+    return kinds[name]
 
 
 def caption_of(kind: FigureKind, results: Results) -> str:
@@ -402,27 +412,44 @@ def caption_of(kind: FigureKind, results: Results) -> str:
     )
 
 
+def import_seaborn_without_scipy() -> None:
+    """Import seaborn, which takes scipy where it finds it: a second for kinds of figures that are not drawn here.
+
+    For a process that draws and ends: seaborn's cluster maps and cumulative densities would miss scipy.
+    """
+    if "scipy" in sys.modules:
+        return
+    sys.modules["scipy"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("seaborn")
+    finally:
+        del sys.modules["scipy"]
+
+
 def write_figures(
-    results: Results, folder: Path, names: Sequence[str] | None = None, file_format: str = "png"
+    results: Results, folder: Path, names: Sequence[str] = USUAL_FIGURES, file_format: str = "png"
 ) -> tuple[list[Path], list[str]]:
     """Write figures with their captions, ``NAME.png`` and ``NAME.txt``; the same results make the same files.
 
     Return the files of figures, and a line for each that cannot be drawn. Raises UserError if the format is none of
-    png (300 dots an inch), pdf and svg.
+    png (200 dots an inch), pdf and svg, or a name is that of no figure.
     """
     from matplotlib import rc_context
 
     if file_format not in _METADATA:
         raise unknown_name("figure format", file_format, _METADATA)
     paths, missing = [], []
-    for kind in (kind for kind in FIGURES if names is None or kind.name in names):
+    for kind in map(_kind, names):
         figure = draw_figure(kind.name, results)
         if figure is None:
             missing.append(f"{kind.name}: {kind.missing}")
             continue
         path = folder / f"{kind.name}.{file_format}"
         with rc_context(fname=_STYLE), replacing(path) as temporary:
-            figure.savefig(temporary, format=file_format, dpi=300, metadata=_METADATA[file_format])
+            if (layout := figure.get_layout_engine()) is not None:  # saving would draw everything twice for it
+                layout.execute(figure)
+                figure.set_layout_engine("none")
+            figure.savefig(temporary, format=file_format, dpi=200, metadata=_METADATA[file_format])
         write_text(path.with_suffix(".txt"), caption_of(kind, results))
         paths.append(path)
     return paths, missing

@@ -148,8 +148,8 @@ class Table:
         column = next(column for column in self.columns if column.heading == heading)
         if not column.best:
             return [False] * len(self.frame)
-        costs_more = [bool(column.mark) and "†" in str(row[column.mark]) for row in self.frame.to_dict("records")]
-        texts = self.cells[heading].mask(costs_more, MISSING).str.split(" ").str[0].str.rstrip("†‡*")
+        cells = self.cells[heading]
+        texts = cells.mask(cells.str.contains("†"), MISSING).str.split(" ").str[0].str.rstrip("‡*")  # †: costs more
         blocks = pd.to_numeric(texts, errors="coerce").groupby(self._blocks.to_numpy())
         return list((blocks.obj == blocks.transform("max")) & (blocks.transform("size") > 1))
 

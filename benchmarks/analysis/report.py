@@ -6,6 +6,7 @@ data, which is put into the finished specification: Altair copies and checks all
 """
 
 import importlib.metadata
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -47,8 +48,8 @@ INK, GREY = "currentColor", "#8b949e"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 LINE = 22
 """Pixels of a line of a chart that has a line for every method."""
-_KEPT = "!$&'()*+,;=:@/?~-._{}[]|^ "
-"""Characters that a data URI keeps inside of a script of JSON: base64 would make it a fifth larger."""
+_NOT_KEPT = re.compile(r"[^\w!$&'()*+,;=:@/?~.{}\[\]|^ -]+", re.ASCII)
+"""Characters that a data URI does not keep inside of a script of JSON: base64 would make it a fifth larger."""
 _ROWS = alt.NamedData("rows")
 """Stands for a chart's data until :func:`_spec` writes them."""
 _LAST = -1e9
@@ -80,12 +81,13 @@ def render(results: Results) -> str:
     )
     points = operating_points(results)
     tables = {table.name: _shown(table) for table in first_tables(results)}
-    charts = {
-        "#headline-chart": _headline_chart(results),
-        "#curves-chart": _curves_chart(results, points),
-        "#exits-chart": _exits_chart(results),
-        "#training-chart": _training_chart(results),
-    }
+    with alt.utils.schemapi.debug_mode(False):  # tests check the charts; here it takes half a second
+        charts = {
+            "#headline-chart": _headline_chart(results),
+            "#curves-chart": _curves_chart(results, points),
+            "#exits-chart": _exits_chart(results),
+            "#training-chart": _training_chart(results),
+        }
     warnings: dict[str, list[str]] = {}
     for subject, text in caveats(results):
         warnings.setdefault(subject, []).append(text)
@@ -122,7 +124,7 @@ def _vega() -> str:
 def _datatables() -> str:
     """Return the module of DataTables as a data URI."""
     module = Path(str(options.dt_bundle)).read_text(encoding="utf-8")
-    return f"data:text/javascript;charset=utf-8,{quote(module, safe=_KEPT)}"
+    return "data:text/javascript;charset=utf-8," + _NOT_KEPT.sub(lambda text: quote(text[0]), module)
 
 
 # ---------------------------------------------------------------------------------------------- tables

@@ -2,7 +2,7 @@
 
 It is the percentile bootstrap. With several seeds it is crossed: rows and seeds are drawn independently of each other,
 because every seed answers the same rows. Every score but that of ranks is a function of means over rows, its terms:
-resamples are written as counts of rows, and all points of a task are resampled by one matrix product.
+resamples are written as counts of rows, and the terms of all points of a task are resampled by one matrix product.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from consistentee.data.metrics import score
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 MEAN = "mean"
 """The metric of answers that are scores themselves, whatever the labels."""
@@ -34,18 +34,22 @@ def _correlation(terms: Floats) -> Floats:
     return _ratio(xy - x * y, np.sqrt(np.clip((xx - x * x) * (yy - y * y), 0, None)))
 
 
+def _zeros_and_ones(*terms: ArrayLike) -> Floats:
+    return np.stack(np.broadcast_arrays(*terms), axis=-1).astype(np.float32)  # their sums are exact below 2^24
+
+
 def _products(true: Floats, answers: Floats) -> Floats:
     return np.stack([true, answers, true * true, answers * answers, true * answers], axis=-1)
 
 
 _TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], Floats]]] = {
-    "accuracy": (lambda true, answers: (true == answers)[:, None].astype(float), lambda terms: terms[..., 0]),
+    "accuracy": (lambda true, answers: _zeros_and_ones(true == answers), lambda terms: terms[..., 0]),
     "f1": (
-        lambda true, answers: np.stack([true * answers, true != answers], axis=-1).astype(float),
+        lambda true, answers: _zeros_and_ones(true * answers, true != answers),
         lambda terms: _ratio(2 * terms[..., 0], 2 * terms[..., 0] + terms[..., 1]),
     ),
     "matthews": (  # of two classes, 0 and 1, which are their own squares: the correlation of the answers with the truth
-        lambda true, answers: np.stack([true, answers, true * answers], axis=-1),
+        lambda true, answers: _zeros_and_ones(true, answers, true * answers),
         lambda terms: _correlation(terms[..., [0, 1, 0, 1, 2]]),
     ),
     "pearson": (_products, _correlation),
@@ -65,10 +69,7 @@ def can_resample(metric: str, labels: ArrayLike) -> bool:
 
 
 def terms_of(metric: str, labels: ArrayLike, answers: ArrayLike) -> Floats:
-    """Compute the terms of labels and answers [N], [N, terms], for a metric that :func:`can_resample`.
-
-    Those of a random mixture of rules are the mixture of the rules' own.
-    """
+    """Compute the terms of labels and answers [N], [N, terms], for a metric that :func:`can_resample`."""
     return _TERMS[metric][0](np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
 
 
@@ -90,16 +91,20 @@ def resample_counts(rows: int, part: int, resamples: int, seed: int) -> NDArray[
     return counts.T
 
 
-def resampled_scores(metric: str, terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Score all resamples of the rows: [points, resamples] of the points' terms [points, N, terms]."""
+def resampled_means(terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Compute the means of terms [points, N, terms] over all resamples of the rows: [points, resamples, terms]."""
     rows = terms.shape[1]
     flat = np.moveaxis(terms, 1, -1).reshape(-1, rows)
-    sums = [
-        flat @ resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed).astype(float)
-        for start in range(0, resamples, RESAMPLES)
-    ]
-    means = (np.concatenate(sums, axis=1) / rows).reshape(len(terms), -1, resamples)
-    return _TERMS[metric][1](np.moveaxis(means, 1, -1))
+    sums = np.empty((len(flat), resamples))
+    for start in range(0, resamples, RESAMPLES):
+        counts = resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
+        sums[:, start : start + RESAMPLES] = flat @ counts.astype(flat.dtype)
+    return np.moveaxis((sums / rows).reshape(len(terms), -1, resamples), 1, -1)
+
+
+def score_of_means(metric: str, means: Floats) -> Floats:
+    """Compute the scores [...] of means of terms [..., terms]; those of a mixture are the mixture of the means."""
+    return _TERMS[metric][1](means)
 
 
 def over_any_task(samples: Floats) -> Floats | None:
@@ -107,8 +112,12 @@ def over_any_task(samples: Floats) -> Floats | None:
     if len(samples) < 2:
         return None
     tasks, resamples = samples.shape
-    drawn = np.random.default_rng([tasks, 2]).integers(tasks, size=(tasks, resamples))
-    return np.asarray(np.take_along_axis(samples, drawn, axis=0).mean(axis=0))
+    return np.asarray(np.take_along_axis(samples, _drawn_tasks(tasks, resamples), axis=0).mean(axis=0))
+
+
+@lru_cache(maxsize=4)
+def _drawn_tasks(tasks: int, resamples: int) -> NDArray[np.int64]:
+    return np.random.default_rng([tasks, 2]).integers(tasks, size=(tasks, resamples))
 
 
 def score_of_mixture(
@@ -120,8 +129,8 @@ def score_of_mixture(
     """
     true, shares = np.asarray(labels), (weight, 1 - weight)
     if can_resample(metric, true):
-        first, second = (terms_of(metric, true, one).mean(axis=0) for one in answers)
-        return float(_TERMS[metric][1](weight * first + (1 - weight) * second))
+        first, second = (terms_of(metric, true, one).mean(axis=0, dtype=float) for one in answers)
+        return float(score_of_means(metric, weight * first + (1 - weight) * second))
     return score(metric, np.tile(true, 2), np.concatenate(answers), np.repeat(shares, true.size))
 
 
@@ -130,7 +139,7 @@ def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
     return scores[0] if len(scores) == 1 else np.asarray((scores * _weights(*scores.shape, seed)).sum(axis=0))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=40)  # every task has its own
 def _weights(seeds: int, resamples: int, seed: int) -> Floats:
     """Return the share of each seed among those that were drawn, [seeds, resamples]."""
     drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds))
@@ -158,7 +167,7 @@ def score_interval(
     true, answers = np.asarray(labels), np.atleast_2d(predictions)
     if can_resample(metric, true):
         terms = np.stack([terms_of(metric, true, one) for one in answers])
-        scores = resampled_scores(metric, terms, resamples=resamples, seed=seed)
+        scores = score_of_means(metric, resampled_means(terms, resamples=resamples, seed=seed))
         return interval(mean_over_drawn_seeds(scores, seed=seed))
     # A score of ranks, or of many classes: rows alone, seed by seed, and the bounds averaged.
     drawn = np.random.default_rng([seed, true.size]).integers(true.size, size=(resamples, true.size))

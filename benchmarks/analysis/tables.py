@@ -1,6 +1,6 @@
 """Tables as pandas expressions over the frames of results, and the pages made of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -170,12 +170,11 @@ def score_table(results: Results) -> Table | None:
 def _score_lines(results: Results) -> pd.DataFrame:
     """Return the scores of :func:`score_table`, a line each: of every task, and the averages of all of them."""
     comparison, tasks = comparison_of(results), results.tasks[results.tasks["compared"]]
-    found = comparison.by_task
+    found = comparison.by_task.assign(star=comparison.signs.map({1: "*", -1: "*"}))
     found = found[found["label"].isin(results.labels_to_compare) & found["speedup"].isin(PRINTED_SPEEDUPS)]
     found = found.join(tasks[["metric", "num_layers"]], on=TASK, how="inner")
     if found["full"].isna().all():
         return found.iloc[:0]
-    found["star"] = pd.Series(comparison.against_static(found), found.index).map({1: "*", -1: "*"})
     scores = results.full_scores().drop(index=-1, level="seed").groupby(TASK).agg(["mean", "count"])
     full = tasks.assign(label=FULL, speedup=1.0, score=scores["mean"], seeds=scores["count"], over=False)
     lines = pd.concat([full.reset_index(), found], ignore_index=True)
@@ -232,33 +231,31 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
     lines = []
     last = results.knobs.groupby([*CURVE, "seed", "cell"])["validation_quality"].last()
     references = last.groupby([*CURVE, "seed"]).max().to_dict()
-    curves = dict(iter(results.knobs.dropna(subset=["point"]).groupby(CURVE)))
-    for (*task, label), method in ((key, results.methods[key[-1]]) for key in _in_order(results, curves)):
-        own = curves[*task, label]
-        full, depth = results.tasks.loc[tuple(task), ["full_label", "num_layers"]]
-        seeds = [
-            (of.index, of["validation_layers"], of["validation_quality"], seed) for seed, of in own.groupby("seed")
-        ]
+    layers, quality, targets = (results.column(x) for x in ("validation_layers", "validation_quality", "targets"))
+    curves: dict[tuple[str, str, str], dict[int, list[int]]] = {}
+    for (task, backbone, label, seed), own in results.knobs.dropna(subset=["point"]).groupby([*CURVE, "seed"])["point"]:
+        curves.setdefault((task, backbone, label), {})[seed] = list(own.index)
+    about = results.tasks[["full_label", "num_layers"]].to_dict("index")
+    place = {label: number for number, label in enumerate(results.methods)}
+    for task, backbone, label in sorted(curves, key=lambda curve: (curve[:2], place[curve[2]])):
+        own, of_task = curves[task, backbone, label], about[task, backbone]
         chosen: dict[tuple[int, ...], list[Target]] = {}
-        for target in in_order(target for targets in own["targets"] for target in targets):
+        for target in in_order(target for knobs in own.values() for knob in knobs for target in targets[knob]):
             found = []
-            for index, layers, quality, seed in seeds:
-                reference = references.get((*task, full, seed), references[*task, label, seed])
-                pick = choose(target, layers, quality, num_layers=depth, reference=reference)
-                found += [] if pick is None else [int(index[pick])]
+            for seed, knobs in own.items():
+                full = references.get((task, backbone, of_task["full_label"], seed))
+                reference = references[task, backbone, label, seed] if full is None else full
+                depth = of_task["num_layers"]
+                pick = choose(target, layers[knobs], quality[knobs], num_layers=depth, reference=reference)
+                found += [] if pick is None else [knobs[pick]]
             if found:
                 chosen.setdefault(tuple(found), []).append(target)
         layers_of = {knobs: float(results.column("layers")[list(knobs)].mean()) for knobs in chosen}
         for knobs in sorted(chosen, key=layers_of.__getitem__):
-            lines.append([*task, label, method, depth, knobs, chosen[knobs], layers_of[knobs]])
+            line = [task, backbone, label, results.methods[label], of_task["num_layers"]]
+            lines.append([*line, knobs, chosen[knobs], layers_of[knobs]])
     columns = [*TASK, "label", "method", "num_layers", "chosen", "targets", "layers"]
     return pd.DataFrame(lines, columns=columns)
-
-
-def _in_order(results: Results, curves: Iterable[Any]) -> list[Any]:
-    """Sort curves by task, and then as the methods of results are sorted."""
-    place = {label: number for number, label in enumerate(results.methods)}
-    return sorted(curves, key=lambda curve: (curve[:2], place[curve[2]]))
 
 
 @lru_cache(maxsize=4)

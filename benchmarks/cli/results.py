@@ -212,21 +212,39 @@ def reproduce(
     raise typer.Exit(bool(failed))
 
 
-@command("See results", "consistentee plot runs/quick --format pdf --tasks mcid rte --methods deebert static")
+@command(
+    "See results",
+    "consistentee plot runs/quick",
+    "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
+    "consistentee plot runs/quick --figures memorized training",
+)
 def plot(
     results: ResultsArgument,
+    *,
     methods: MethodsOption = None,
     tasks: TasksOption = None,
-    out: Annotated[Path | None, out_folder("Folder of the figures.", "DIR, or DIR/selected for a selection")] = None,
-    figure_format: Annotated[str, typer.Option("--format", metavar="png|pdf|svg")] = "png",
+    out: Annotated[
+        Path | None, out_folder("Folder of the figures.", "DIR; of some methods or tasks DIR/selected")
+    ] = None,
+    figure_format: Annotated[
+        str, typer.Option("--format", metavar="png|pdf|svg", help="Format of the files; fonts are embedded.")
+    ] = "png",
+    figures: Annotated[
+        list[str] | None,
+        several("--figures", "equal-cost, curves, exits, memorized, training.", "equal-cost curves exits"),
+    ] = None,
 ) -> None:
-    """Draw the figures of a results folder with their captions: points at equal cost, curves, exit layers."""
-    from benchmarks.analysis.figures import write_figures
+    """Draw figures of a results folder with their captions: points at equal cost, curves, exit layers.
+
+    Others are Memorized Layers and curves of training. Figures of some --methods or --tasks go to DIR/selected.
+    """
+    from benchmarks.analysis.figures import USUAL_FIGURES, import_seaborn_without_scipy, write_figures
     from benchmarks.analysis.frames import load_results
 
     found = load_results(results, _labels(methods), tasks)
     folder = results if methods is None and tasks is None else results / "selected"
-    paths, missing = write_figures(found, out or folder, file_format=figure_format)
+    import_seaborn_without_scipy()
+    paths, missing = write_figures(found, out or folder, figures or USUAL_FIGURES, figure_format)
     for path in paths:
         print(path)
     for line in missing:

@@ -130,7 +130,7 @@ def mixture_that_pays(
     count layers and read no label.
     """
     last = hull.size - 1
-    place = int(np.clip(np.searchsorted(costs[hull], budget), 1, max(last, 1)))
+    place = min(max(int(np.searchsorted(costs[hull], budget)), 1), max(last, 1))
     while place > 1 and paid[hull[place - 1]] > budget + ROUNDING:
         place -= 1
     while place < last and paid[hull[place]] < budget:

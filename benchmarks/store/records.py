@@ -7,6 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -47,8 +48,8 @@ class CurvePoint(Strict):
         """Layers that a row ran, on average: its exit layer (1-based), or the mean over its tokens where they exit."""
         if self.token_layers is not None:
             return self.token_layers
-        layers = sum(layer * rows for layer, rows in enumerate(self.exit_histogram, start=1))
-        return layers / sum(self.exit_histogram)
+        reached = list(accumulate(reversed(self.exit_histogram)))  # rows that run layer L, L-1, ..., 1
+        return sum(reached) / reached[-1]
 
 
 class BaseOperatingPoint(Strict):

@@ -8,8 +8,9 @@ from benchmarks.analysis.statistics import (
     interval,
     over_any_task,
     p_value,
-    resampled_scores,
+    resampled_means,
     score_interval,
+    score_of_means,
     score_of_mixture,
     terms_of,
 )
@@ -35,7 +36,7 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     counts = np.stack([np.bincount(rows, minlength=ROWS) for rows in drawn])
     monkeypatch.setattr("benchmarks.analysis.statistics.resample_counts", lambda *_: counts.T.astype(float))
     terms = terms_of(metric, labels, predictions)
-    found = resampled_scores(metric, np.stack([terms, terms]), resamples=len(drawn))
+    found = score_of_means(metric, resampled_means(np.stack([terms, terms]), resamples=len(drawn)))
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected]))
 

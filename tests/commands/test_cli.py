@@ -247,6 +247,7 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
         return Figure()
 
     monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [FigureKind("curves", "", "", draw)])
+    monkeypatch.setattr("benchmarks.analysis.figures.USUAL_FIGURES", ["curves"])
     write_results(tmp_path)
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")
@@ -261,6 +262,7 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
     for words, hint in ((["--tasks", "mcit"], "'mcid'"), (["--methods", "deebart"], "'deebert'")):
         assert f"did you mean {hint}" in call("plot", tmp_path, *words).output
     assert "unknown figure format 'gif'" in call("plot", tmp_path, "--format", "gif").output
+    assert "unknown figure 'curve'" in call("plot", tmp_path, "--figures", "curve").output
 
 
 # ---------------------------------------------------------------------------------------------- list
