@@ -5,7 +5,7 @@ because every seed answers the same rows. Every score but that of ranks is a fun
 resamples are written as counts of rows, and the terms of all points of a task are resampled by one matrix product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -164,16 +164,28 @@ def score_interval(
         resamples: number of bootstrap samples.
         seed: of the resampling; equal seeds give equal intervals.
     """
-    true, answers = np.asarray(labels), np.atleast_2d(predictions)
+    return score_intervals(metric, labels, [predictions], resamples=resamples, seed=seed)[0]
+
+
+def score_intervals(
+    metric: str, labels: ArrayLike, predictions: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[tuple[float, float]]:
+    """Compute :func:`score_interval` of several predictions of the same rows."""
+    true, answers = np.asarray(labels), [np.atleast_2d(one) for one in predictions]
     if can_resample(metric, true):
-        terms = np.stack([terms_of(metric, true, one) for one in answers])
+        terms = np.stack([terms_of(metric, true, seeds) for one in answers for seeds in one])
         scores = score_of_means(metric, resampled_means(terms, resamples=resamples, seed=seed))
-        return interval(mean_over_drawn_seeds(scores, seed=seed))
+        by_point = np.split(scores, np.cumsum([len(one) for one in answers])[:-1])
+        return [interval(mean_over_drawn_seeds(of_seeds, seed=seed)) for of_seeds in by_point]
     # A score of ranks, or of many classes: rows alone, seed by seed, and the bounds averaged.
     drawn = np.random.default_rng([seed, true.size]).integers(true.size, size=(resamples, true.size))
-    bounds = [interval(np.array([score(metric, true[rows], one[rows]) for rows in drawn])) for one in answers]
-    low, high = np.mean(bounds, axis=0)
-    return float(low), float(high)
+    bounds = [
+        np.mean(
+            [interval(np.array([score(metric, true[rows], seeds[rows]) for rows in drawn])) for seeds in one], axis=0
+        )
+        for one in answers
+    ]
+    return [(float(low), float(high)) for low, high in bounds]
 
 
 def p_value(samples: Floats) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from benchmarks.analysis.equal_cost import comparison_of, headline
 from benchmarks.analysis.frames import (
@@ -15,6 +16,7 @@ from benchmarks.analysis.frames import (
     MATCH,
     TASK,
     TO_FULL,
+    Answers,
     Results,
     load_results,
     merge,
@@ -36,7 +38,7 @@ from benchmarks.analysis.rendering import (
     to_latex,
     to_markdown,
 )
-from benchmarks.analysis.statistics import score_interval
+from benchmarks.analysis.statistics import score_intervals
 from benchmarks.specs.knob_choice import choose
 from benchmarks.specs.targets import Target, in_order, in_words
 from benchmarks.store.hashes import write_text
@@ -296,7 +298,7 @@ def operating_points(results: Results) -> pd.DataFrame:
         elif name.startswith("seconds_b"):
             points[name.replace("seconds", "ms")] = 1000 * points.pop(name)
     if not of_texts:
-        points[["score_low", "score_high"]] = [_interval(results, chosen) for chosen in points["chosen"]]
+        points[["score_low", "score_high"]] = _intervals(results, points)
         return points.join(groups[["live_rows", "live_disagreements"]].sum())
     names = [f"{name}{bound}" for name in (*results.records[0].full_scores, TO_FULL, MATCH) for bound in _BOUNDS]
     points[names] = groups[names].mean()
@@ -307,13 +309,19 @@ def operating_points(results: Results) -> pd.DataFrame:
     return points
 
 
-def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
-    """Return the interval of the score: over rows of one seed as recorded, over rows and seeds of several."""
-    rows = results.answers_at(chosen) if len(chosen) > 1 else None
-    if rows is not None:
-        return score_interval(results.column("metric")[chosen[0]], *rows)
-    low, high = (float(results.column(name)[list(chosen)].mean()) for name in ("score_low", "score_high"))
-    return low, high
+def _intervals(results: Results, points: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the intervals of scores: over rows of one seed as recorded, over rows and seeds of several."""
+    recorded = np.stack([results.column("score_low"), results.column("score_high")], axis=1)
+    found = np.stack([recorded[list(chosen)].mean(axis=0) for chosen in points["chosen"]])
+    of_same_rows: dict[tuple[str, bytes], list[tuple[int, Answers]]] = {}
+    for line, (chosen, metric) in enumerate(zip(points["chosen"], points["metric"], strict=True)):
+        rows = results.answers_at(chosen) if len(chosen) > 1 else None
+        if rows is not None:
+            of_same_rows.setdefault((metric, rows[0].tobytes()), []).append((line, rows))
+    for (metric, _), own in of_same_rows.items():
+        lines, answers = [line for line, _ in own], [rows[1] for _, rows in own]
+        found[lines] = score_intervals(metric, own[0][1][0], answers)
+    return found
 
 
 def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str] | None = None) -> Table:
