@@ -9,7 +9,7 @@ classes. So here:
 2. the policy learns on the texts of the validation rows, with ConsistentEE's reward for prices drawn at random. The
    right answer is the last exit's: few rows tell two exits apart by their labels, many by their answers. The Memorized
    Layer is then the first from which on all exits answer as the last. A few hundred rows are few, so the policy is
-   linear in the exit's confidence: ten numbers a layer.
+   linear in the exit's confidence, and one for all layers: ten numbers.
 
 What is rewarded is the answer of the exit that the policy takes, as in the paper; there is no stage 3, since the exits
 already answer as the last one wherever they can. Labels of validation rows choose the knob, as for every method.
@@ -67,5 +67,5 @@ class ConsistentEEHeldOut(ConsistentEECurve):
         return model
 
     def policy_spec(self) -> HeadSpec:
-        """Return a linear policy."""
-        return replace(super().policy_spec(), hidden=None)
+        """Return a linear policy for all layers."""
+        return replace(super().policy_spec(), hidden=None, shared=True)
