@@ -74,11 +74,6 @@ def test_a_decoder_is_refused_with_the_command_that_takes_it(tiny_decoder_backbo
 LAYERS = 4
 
 
-def mixed_schedule(last: int = LAYERS) -> Tensor:
-    """Exit layers 1..last, mixed over the vocabulary."""
-    return torch.randint(1, last + 1, (len(VOCABULARY),), generator=torch.Generator().manual_seed(5))
-
-
 def full_depth() -> Tensor:
     return torch.full((len(VOCABULARY),), LAYERS)
 
@@ -104,16 +99,13 @@ def stepped(model: MultiExitModel, batch: Batch) -> list[Tensor]:
     return states
 
 
-def batch_of(model: MultiExitModel, count: int = 9) -> Batch:
-    return model.collate(model.tokenize(random_texts(count, seed=4)))
-
-
 @pytest.mark.parametrize(("last", "count"), [(2, 1), (LAYERS, 9)])
 @pytest.mark.parametrize("family", TOKEN_EXIT_FAMILIES)
 def test_states_and_gradients_are_those_of_stock_layers_with_exited_tokens_put_back(tiny_model, family, last, count):
     model = tiny_model(family)
-    model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule(last)))
-    batch = batch_of(model, count)
+    schedule = torch.randint(1, last + 1, (len(VOCABULARY),), generator=torch.Generator().manual_seed(5))
+    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
+    batch = model.collate(model.tokenize(random_texts(count, seed=4)))
     real = batch.padding_mask.unsqueeze(-1)
     runs = [stepped(model, batch), stock_layers_with_exited_tokens_put_back(model, batch)]
     for ours, expected in zip(*runs, strict=True):

@@ -54,6 +54,22 @@ def test_a_companion_starts_as_a_copy_of_the_first_layers(tiny_model, family):
     torch.testing.assert_close(companion.pool_tokens(last, batch.padding_mask), its[:, -1])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_the_companions_and_then_the_models(tiny_model, family):
+    model, full = tiny_model(family), tiny_model(family)
+    companion = companion_of_first_layers(model, COMPANION, seed=5)
+    for weight in companion.parameters():
+        weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(11)))  # as if fine-tuned
+    batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
+    first, second = companion(batch), full(batch)
+    add_companion(model, companion)
+    assert (model.num_layers, model.stock_layers, companion_layers(model)) == (COMPANION + DEPTH, DEPTH, COMPANION)
+    for name in ("vectors", "pooled", "logits"):
+        expected = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
+        torch.testing.assert_close(getattr(model(batch), name), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_albert_companions_share_weights_as_their_model_does(tiny_model):
     changes = {"num_hidden_layers": 6, "num_hidden_groups": 2}
     config = AlbertConfig(**(tiny_model("albert").backbone.config.to_dict() | changes))

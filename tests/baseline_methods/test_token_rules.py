@@ -19,7 +19,7 @@ from baselines.soft import SoFT
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
-from consistentee.rules.schedules import ScheduledRule, shifted_thresholds
+from consistentee.rules.schedules import shifted_thresholds
 from consistentee.signals import margin
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
@@ -117,13 +117,6 @@ def test_random_exits_have_the_mean_that_is_asked(mean):
     for layer in EXITS[:-1]:
         stays = ~RandomRule(mean, seed=3, exit_layers=EXITS).should_exit(SimpleNamespace(**vars(keys), layer=layer), {})
         assert float(stays.double().mean()) == pytest.approx(survival(layer, EXITS, mean), abs=0.02)
-
-
-def test_a_schedule_holds_its_last_layer(tiny_decoder):
-    model = tiny_decoder()
-    written = generate(model, random_prompts(3), ScheduledRule([4, 3, 1, 2]), max_new_tokens=7)
-    for layers in written.exit_layers:
-        assert layers.tolist() == [4, 3, 1, 2, 2, 2, 2][: len(layers)]
 
 
 @pytest.mark.parametrize(
