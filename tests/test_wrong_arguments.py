@@ -139,10 +139,7 @@ CALLS: Calls = {
         lambda m, labels: ee.TaskData("t", 1, *[ee.Split("train", ["a"], labels)] * 3, (), ("pearson",)),
         [["x"]],
     ),
-    "prompts": (
-        lambda m, arguments: ee.PromptSplit("train", *arguments),
-        [("ab", ["c", "d"]), (["a"], [1])],
-    ),
+    "prompts": (lambda m, arguments: ee.PromptSplit("train", *arguments), [("ab", ["c", "d"]), (["a"], [1])]),
     "task": (lambda m, name: benchmarks.load_task(name), ["sst-2", None]),
     "suite": (lambda m, name: load_suite(name), ["quik", None]),
     "run of a name": (lambda m, suite: run_suite(suite, out=Path("runs")), ["quick"]),

@@ -136,8 +136,7 @@ def test_while_all_tokens_are_live_the_stock_layer_runs_and_later_layers_run_on_
 
 
 @given(
-    st.lists(st.lists(st.integers(1, LAYERS), min_size=1, max_size=9), min_size=1, max_size=5),
-    st.integers(1, LAYERS),
+    st.lists(st.lists(st.integers(1, LAYERS), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, LAYERS)
 )
 def test_layers_run_is_the_mean_over_tokens_of_what_comes_first(token_exits, row_exit):
     live = torch.tensor([[sum(t >= layer for t in row) for layer in range(1, LAYERS + 1)] for row in token_exits])

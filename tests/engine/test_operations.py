@@ -109,8 +109,7 @@ def stock(model, prompts, monkeypatch) -> Counter[str]:
     options = {"attention_mask": mask.long(), "do_sample": False, "pad_token_id": model.pad_id, "eos_token_id": None}
     with torch.inference_mode():
         return work_of_a_step(
-            monkeypatch,
-            lambda new_tokens: model.backbone.generate(tokens, max_new_tokens=new_tokens, **options),
+            monkeypatch, lambda new_tokens: model.backbone.generate(tokens, max_new_tokens=new_tokens, **options)
         )
 
 

@@ -39,11 +39,7 @@ def test_a_character_is_held_back_until_it_is_whole():
     assert write("é€")[1] == ["", "é", "", "", "€"]
 
 
-@given(
-    st.text("ab\n€", max_size=12),
-    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
-    st.integers(1, 12),
-)
+@given(st.text("ab\n€", max_size=12), st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2), st.integers(1, 12))
 def test_the_pieces_are_the_text(text, stop, limit):
     transcript, pieces = write(text, *stop, max_new_tokens=limit)
     ended = transcript.ended_by is not None

@@ -17,8 +17,6 @@ from consistentee.signals import margin
 from consistentee.training.decoder import train_exits
 from consistentee.training.encoder import train_jointly
 
-# ------------------------------------------------------------------------------------------------ sound methods
-
 
 class Common:
     name: ClassVar[str] = "mine"
@@ -53,9 +51,6 @@ KINDS = {"instances": (OfInstances, "bert"), "tokens": (OfTokens, "llama")}
 def broken(kind: str, **changes: object) -> AnyMethod:
     """Return a sound method with some attributes replaced."""
     return type("Mine", (KINDS[kind][0],), changes)()
-
-
-# ------------------------------------------------------------------------------------------------ broken rules
 
 
 class Threshold(ExitRule):
@@ -150,8 +145,6 @@ class RunsLayers(Threshold):
         return margin(view) > self.threshold
 
 
-# ------------------------------------------------------------------------------------------------ broken training
-
 counter = itertools.count()
 
 
@@ -175,9 +168,6 @@ def uses_what_is_left(self, model, knob):
 def trains_the_backbone(self, model, task, recipe):
     model.backbone.lm_head.weight.mul_(1.01)
     return model
-
-
-# ------------------------------------------------------------------------------------------------ broken decoding
 
 
 def other_texts(self, model, prompts, knob, **options):
