@@ -449,7 +449,7 @@ def write_figures(
         with rc_context(fname=_STYLE), replacing(path) as temporary:
             if (layout := figure.get_layout_engine()) is not None:  # saving would draw everything twice for it
                 layout.execute(figure)
-                figure.set_layout_engine("none")
+                figure.set_layout_engine(None)
             figure.savefig(temporary, format=file_format, dpi=200, metadata=_METADATA[file_format])
         write_text(path.with_suffix(".txt"), caption_of(kind, results))
         paths.append(path)

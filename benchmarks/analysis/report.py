@@ -81,7 +81,7 @@ def render(results: Results) -> str:
     )
     points = operating_points(results)
     tables = {table.name: _shown(table) for table in first_tables(results)}
-    with alt.utils.schemapi.debug_mode(False):  # tests check the charts; here it takes half a second
+    with alt.utils.schemapi.debug_mode(False):  # without checks by a schema, which take half a second
         charts = {
             "#headline-chart": _headline_chart(results),
             "#curves-chart": _curves_chart(results, points),
