@@ -254,7 +254,7 @@ class EqualCost:
         terms = np.stack([statistics.terms_of(metric, labels, one) for one in answers.values()])
         means = dict(zip(answers, statistics.resampled_means(terms, resamples=RESAMPLES), strict=True))
         of_full = {seed: statistics.score_of_means(metric, means["full", seed]) for seed in known}
-        found = {}
+        found: dict[tuple[Any, ...], Floats] = {}
         for curve, (first, second, weight) in mixtures.items():
             mixed = weight * means[first] + (1 - weight) * means[second]
             found[curve] = statistics.score_of_means(metric, mixed) - of_full[curve[-1]]

@@ -138,6 +138,10 @@ def exit_shares(results: Results) -> pd.DataFrame:
 
 def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[np.float64] | None:
     """Count the test rows of all seeds by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
+    from torch import from_numpy
+
+    from consistentee.methods.reward import memorized_layer
+
     total = None
     for knob in chosen:
         columns = results.predictions(int(results.column("cell")[knob])) or {}
@@ -145,21 +149,12 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
         layers = [answers for name, answers in columns.items() if name.startswith("layer_prediction_")]
         if exits is None or not layers:
             return None
-        memorized = memorized_layers(np.stack([answers == columns["label"] for answers in layers], axis=1))
+        correct = np.stack([answers == columns["label"] for answers in layers], axis=1)
+        memorized = memorized_layer(from_numpy(correct)).numpy()
         size = max(len(layers), len(results.column("exit_histogram")[knob]))
         total = np.zeros((len(layers), size)) if total is None else total
         np.add.at(total, (memorized - 1, exits - 1), 1)
     return total
-
-
-def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the Memorized Layer of every row of ``correct`` [rows, L]: int64 [rows], 1-based.
-
-    The same as :func:`consistentee.methods.reward.memorized_layer` on arrays, so that figures load no torch.
-    """
-    layers = correct.shape[1]
-    right_to_the_end = np.cumprod(correct[:, ::-1], axis=1).sum(axis=1)
-    return np.minimum(layers - right_to_the_end + 1, layers)
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -223,9 +218,10 @@ def curves_figure(results: Results) -> "Figure | None":
         return None
     value = "points" if found["points"].notna().any() else "score"
     named = [*leading_labels(results), *(x for x in results.methods if role_of(results.methods[x]) == STATIC)]
-    looks = [{"marker": marker, "linestyle": dash} for marker, dash in zip(MARKERS, cycle(DASHES), strict=False)]
-    usual = {"markersize": 3.5, "markeredgewidth": 0, "linewidth": 1.1}
-    styles = {x: {"color": palette(results)[x], **usual, **look} for x, look in zip(named, looks, strict=False)}
+    styles: dict[str, dict[str, Any]] = {
+        label: {"color": palette(results)[label], "marker": marker, "linestyle": dash, "label": display_name(label)}
+        for label, marker, dash in zip(named, cycle(MARKERS), cycle(DASHES), strict=False)
+    }
     found = found.assign(value=100 * found[value])
     panels = dict(iter(found.groupby("panel", sort=False)))
     across, many = min(4, len(panels)), len(panels) > 2
@@ -236,7 +232,8 @@ def curves_figure(results: Results) -> "Figure | None":
         curves = own.pivot(index="speedup", columns="label", values="value")
         axes.plot(curves.drop(columns=styles, errors="ignore"), color="0.85", linewidth=0.7, zorder=0)
         for label in curves.columns.intersection(list(styles)):
-            lines[label] = axes.plot(curves[label], label=display_name(label), **styles[label])[0]
+            sizes: dict[str, Any] = {"markersize": 3.5, "markeredgewidth": 0, "linewidth": 1.1}
+            lines[label] = axes.plot(curves[label], **sizes, **styles[label])[0]
         shown = own.loc[own["label"].isin(styles) & (own["speedup"] <= results.speedups[-1]), "value"]
         if len(shown):
             margin = 0.08 * (own["value"].max() - shown.min() + 1)

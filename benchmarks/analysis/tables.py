@@ -252,10 +252,10 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
                 found += [] if pick is None else [knobs[pick]]
             if found:
                 chosen.setdefault(tuple(found), []).append(target)
-        layers_of = {knobs: float(results.column("layers")[list(knobs)].mean()) for knobs in chosen}
-        for knobs in sorted(chosen, key=layers_of.__getitem__):
+        layers_of = {picks: float(results.column("layers")[list(picks)].mean()) for picks in chosen}
+        for picks in sorted(chosen, key=layers_of.__getitem__):
             line = [task, backbone, label, results.methods[label], of_task["num_layers"]]
-            lines.append([*line, knobs, chosen[knobs], layers_of[knobs]])
+            lines.append([*line, picks, chosen[picks], layers_of[picks]])
     columns = [*TASK, "label", "method", "num_layers", "chosen", "targets", "layers"]
     return pd.DataFrame(lines, columns=columns)
 

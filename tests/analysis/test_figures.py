@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from records_by_hand import ROWS, made_up_suite, results_of, write_results
 
 from benchmarks.analysis.equal_cost import headline
@@ -13,11 +12,9 @@ from benchmarks.analysis.figures import (
     exit_shares,
     half_points,
     memorized_against_exit,
-    memorized_layers,
     write_figures,
 )
 from benchmarks.analysis.frames import load_results
-from consistentee.methods.reward import memorized_layer
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +83,6 @@ def test_exit_shares_and_memorized_layers_by_hand(results):
     counts = memorized_against_exit(results, line["chosen"])
     assert counts.sum() == ROWS
     assert counts.sum(axis=1).tolist() == [25, 25, 25, 25, 25, 75]  # row i is right from layer 1 + i % 8 on, if ever
-
-
-def test_memorized_layers_are_those_of_training():
-    correct = np.random.default_rng(0).random((200, 6)) < 0.6
-    expected = memorized_layer(torch.from_numpy(correct))
-    assert memorized_layers(correct).tolist() == expected.tolist()
 
 
 def test_axes_have_units(results):
