@@ -6,8 +6,6 @@ Figures fit the text of a paper as they are, with letters of 7 to 8 points and c
 apart. Each has a file with its caption.
 """
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -408,20 +406,6 @@ def caption_of(kind: FigureKind, results: Results) -> str:
         f"{kind.caption.format(rows=rows_of(results))} Tasks ({len(tasks)}): {', '.join(task for task, _ in tasks)}. "
         f"Seeds of a method on a task: {few_to_many}. Backbone: {', '.join(results.tasks.index.unique('backbone'))}.\n"
     )
-
-
-def import_seaborn_without_scipy() -> None:
-    """Import seaborn, which takes scipy where it finds it: a second for kinds of figures that are not drawn here.
-
-    For a process that draws and ends: seaborn's cluster maps and cumulative densities would miss scipy.
-    """
-    if "scipy" in sys.modules:
-        return
-    sys.modules["scipy"] = None  # type: ignore[assignment]
-    try:
-        importlib.import_module("seaborn")
-    finally:
-        del sys.modules["scipy"]
 
 
 def write_figures(

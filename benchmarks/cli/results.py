@@ -238,12 +238,11 @@ def plot(
 
     Others are Memorized Layers and curves of training. Figures of some --methods or --tasks go to DIR/selected.
     """
-    from benchmarks.analysis.figures import USUAL_FIGURES, import_seaborn_without_scipy, write_figures
+    from benchmarks.analysis.figures import USUAL_FIGURES, write_figures
     from benchmarks.analysis.frames import load_results
 
     found = load_results(results, _labels(methods), tasks)
     folder = results if methods is None and tasks is None else results / "selected"
-    import_seaborn_without_scipy()
     paths, missing = write_figures(found, out or folder, figures or USUAL_FIGURES, figure_format)
     for path in paths:
         print(path)
