@@ -1,8 +1,8 @@
 """consistentee-held-out: a ConsistentEE policy that learns on rows which the exits have not seen.
 
-On its own training rows nearly every late exit is right, so a policy that learns there finds that depth never pays, and
-on new rows it exits too early. Joint training, the paper's stage 1, also costs the last exit accuracy on tasks of many
-classes. So here:
+On its own training rows nearly every late exit is right, so a policy that learns there, from labels, finds that depth
+never pays, and on new rows it exits too early. Joint training, the paper's stage 1, also costs the last exit accuracy on
+tasks of many classes. So here:
 
 1. the stock model is fine-tuned and frozen (shared with DeeBERT and FastBERT); early exits are distilled from its last
    one until they have converged: students that attend, as FastBERT's, for the recipe's ``frozen_steps``;
@@ -12,7 +12,8 @@ classes. So here:
    linear in the exit's confidence, and one for all layers: ten numbers.
 
 What is rewarded is the answer of the exit that the policy takes, as in the paper; there is no stage 3, since the exits
-already answer as the last one wherever they can. Labels of validation rows choose the knob, as for every method.
+already answer as the last one wherever they can. Labels of validation rows choose the knob, as for every method. With
+the last exit's answers, training texts do as well (``results/README.md``).
 """
 
 from dataclasses import dataclass, replace
