@@ -131,13 +131,13 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
 def score_table(results: Results) -> Table | None:
     """Return scores task by task as papers print them: the full model, then a block of lines for every speed-up.
 
-    Tasks are those that means are over; a label that ran on fewer than half of them is left out. None without a full
-    model.
+    Tasks are those that means are over; a label that ran on fewer than two thirds of them is left out. None without
+    a full model.
     """
     lines = _score_lines(results)
     if lines.empty:
         return None
-    enough = 2 * lines.groupby("label")["name"].transform("nunique") >= len(comparison_of(results).compared)
+    enough = 3 * lines.groupby("label")["name"].transform("nunique") >= 2 * len(comparison_of(results).compared)
     shown, names = lines[enough], list(dict.fromkeys(lines["name"]))
     order = dict.fromkeys([FULL, *comparison_of(results).headline["method"], *shown["label"]])
     place = shown["label"].map({label: number for number, label in enumerate(order)})
@@ -163,7 +163,7 @@ def score_table(results: Results) -> Table | None:
         notes=[
             f"Percent: {', '.join([usual, *others])}. At: the speed-up in layers, exactly equal for all but †.",
             "†: even the cheapest knob costs more; @ is its speed-up. *: differs significantly from a static exit.",
-            *([f"Ran on fewer than half of the tasks: {', '.join(left_out)}."] if left_out else []),
+            *([f"Ran on fewer than two thirds of the tasks: {', '.join(left_out)}."] if left_out else []),
         ],
         blocks="speedup",
     )
