@@ -321,7 +321,7 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     for label, reason in {
         "full": "is damaged (Invalid JSON",
         "oracle": "is damaged (unknown key 'surprise'",
-        "calm-softmax": "is damaged (schema_version: Input should be 1",
+        "calm-softmax": "is damaged (not the content that was written",
         "Mine": "is stale (method_version has changed",
     }.items():
         assert f"{places[label]} {reason}" in finished.said
