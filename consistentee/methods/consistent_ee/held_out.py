@@ -1,8 +1,8 @@
 """consistentee-held-out: a ConsistentEE policy that learns on rows which the exits have not seen.
 
 On its own training rows nearly every late exit is right, so a policy that learns there, from labels, finds that depth
-never pays, and on new rows it exits too early. Joint training, the paper's stage 1, also costs the last exit accuracy on
-tasks of many classes. So here:
+never pays, and on new rows it exits too early. Joint training, the paper's stage 1, also costs the last exit accuracy
+on tasks of many classes. So here:
 
 1. the stock model is fine-tuned and frozen (shared with DeeBERT and FastBERT); early exits are distilled from its last
    one until they have converged: students that attend, as FastBERT's, for the recipe's ``frozen_steps``;
