@@ -38,15 +38,7 @@ class DeeBERT(Method):
         """Fine-tune the stock model, then train the off-ramps on cached features."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
-        train_early_exits(
-            model,
-            source,
-            _off_ramp_loss,
-            recipe,
-            name="off-ramps",
-            network=self.classifier,
-            attention_steps=recipe.frozen_steps,
-        )
+        train_early_exits(model, source, _off_ramp_loss, recipe, name="off-ramps", network=self.classifier)
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:

@@ -14,7 +14,8 @@ students use cached features, for the recipe's frozen steps, with a pooler each 
 model runs without dropout.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pydantic import PositiveInt
@@ -32,7 +33,7 @@ class FastBERT(Method):
 
     Attributes:
         classifier: the network of the students; "attention" is the paper's.
-        steps: of the distillation into students that attend, on cached states; None for 5/3 of the recipe's epochs.
+        steps: of the distillation, on cached states; None for 5/3 of the recipe's epochs, if the students attend.
     """
 
     name: ClassVar[str] = "fastbert"
@@ -46,6 +47,8 @@ class FastBERT(Method):
         """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
+        epochs = math.ceil(recipe.epochs * 5 / 3) if self.steps is None else None
+        recipe = replace(recipe, frozen_steps=self.steps or recipe.frozen_steps)
         train_early_exits(
             model,
             source,
@@ -53,7 +56,7 @@ class FastBERT(Method):
             recipe,
             name="self-distillation",
             network=self.classifier,
-            attention_steps=self.steps,
+            attention_epochs=epochs,
         )
         return model
 

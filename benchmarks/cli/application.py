@@ -119,7 +119,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help=_DEVICE_HELP)] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each process; also OMP_NUM_THREADS.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; also OMP_NUM_THREADS.")] = None,
 ) -> None:
     # By the environment, so that the processes of a run see them too; torch is not loaded yet.
     if device is not None:
@@ -171,7 +171,7 @@ TasksOption = Annotated[list[str] | None, several("--tasks", "Only these tasks."
 MethodsOption = Annotated[list[str] | None, several("--methods", "Only these labels, file.py:Class or folder/.")]
 BackbonesOption = Annotated[list[str] | None, several("--backbones", "Catalogue names, directories or hub ids.")]
 ParametersOption = Annotated[list[str] | None, several("--param", "Parameters of the method.", "KEY=VALUE ...")]
-KnobOption = Annotated[float | None, typer.Option(help="Of the method; by default the one chosen in training.")]
+KnobOption = Annotated[float | None, typer.Option(help="Value of the knob; by default as chosen in training.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")]
 WorkersOption = Annotated[int, typer.Option(metavar="N", min=1, help="Cells that run at once on this machine.")]
 AllowCodeOption = Annotated[bool, typer.Option("--allow-code", help="Run the method's file, if you trust it.")]

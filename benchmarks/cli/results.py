@@ -141,9 +141,13 @@ def submit(
     "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --out tables",
 )
 def table(
-    results: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Of equal curves the first counts.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Runs or published results; of equal curves the first.")
+    ],
     *,
-    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex|all|long")] = None,
+    table_format: Annotated[
+        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Print as text.")
+    ] = None,
     table_name: Annotated[str | None, typer.Option("--table", metavar="NAME", help=f"Only one: {_TABLES}.")] = None,
     columns: Annotated[list[str] | None, several("--columns", "Of --table: the first and these headings.")] = None,
     methods: MethodsOption = None,
@@ -181,7 +185,7 @@ def reproduce(
     name: Annotated[str, typer.Argument(help="A table's name, see `list papers`, or its YAML file.")],
     *,
     backbones: BackbonesOption = None,
-    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex")] = None,
+    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex", help="Print as text.")] = None,
     notes: Annotated[bool, typer.Option("--notes", help="Name all conditions that differ.")] = False,
     run_first: Annotated[bool, typer.Option("--run", help="First run the missing cells, see `run`.")] = False,
     dry_run: DryRunOption = False,

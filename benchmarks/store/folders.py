@@ -208,7 +208,8 @@ def parse_text(text: str, schema: type[SchemaT]) -> tuple[SchemaT | None, str | 
     """Return the record in the text of a JSON file, or what is wrong with it."""
     text, fault = unsealed(text)
     try:
-        return (schema.model_validate_json(text), None) if fault is None else (None, fault)
+        record = schema.model_validate_json(text)
+        return (record, None) if fault is None else (None, fault)
     except ValidationError as error:
         return None, validation_sentence(error, schema)
 

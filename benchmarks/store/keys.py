@@ -19,6 +19,7 @@ _PROJECT = Path(__file__).parents[2]
 _PACKAGES = ("consistentee", "baselines", "benchmarks")
 _ABSENT = "none"
 _LONGEST_SHOWN = 120  # characters of two values; shorter than two hashes
+_HASHED = {"rows": "the rows of the task", "method_version": "the method's file"}
 
 
 def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> KeyParts:
@@ -66,9 +67,10 @@ def stale_reason(recorded: KeyParts, wanted: KeyParts) -> str:
 
 
 def _phrase(name: str, before: str, after: str) -> str:
-    is_hash = len(before + after) > _LONGEST_SHOWN  # of rows, weights or a method's file
     what = name.removeprefix("settings.")
-    return f"{what} has changed" if is_hash else f"{what} was {before}, is {after}"
+    if len(before + after) > _LONGEST_SHOWN:  # hashes
+        return f"{_HASHED.get(name, what)} changed"
+    return f"{what} was {before}, is {after}"
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

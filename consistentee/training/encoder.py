@@ -385,12 +385,12 @@ def train_early_exits(
     *,
     name: str,
     network: ExitNetwork,
-    attention_steps: int | None = None,
+    attention_epochs: int | None = None,
 ) -> None:
-    """Train the exits before layer L on a frozen model that is fine-tuned already.
+    """Train the exits before layer L on a frozen model that is fine-tuned already, for the recipe's ``frozen_steps``.
 
-    If the backbone has a pooler, every linear or MLP exit gets its own, and these exits learn from cached features, for
-    the recipe's ``frozen_steps``. The frozen model has no dropout.
+    They learn from cached features, or, if they attend, from the states of all tokens. If the backbone has a pooler,
+    every exit that does not attend gets its own. The frozen model has no dropout.
 
     Args:
         model: changed in place.
@@ -399,8 +399,7 @@ def train_early_exits(
         recipe: how long and how fast.
         name: of the stage.
         network: of the exits.
-        attention_steps: of exits that attend, rounded up to whole epochs, on cached states; None runs the backbone for
-            5/3 of the recipe's epochs (FastBERT).
+        attention_epochs: run the backbone for as many epochs instead, if the exits attend.
     """
     use_exit_network(model, network, recipe)
     if network != "attention":
@@ -414,19 +413,18 @@ def train_early_exits(
         name=name,
         loss=partial(_of_tokens, loss),
         trains=early_exits(model, "classifiers.{}."),
-        epochs=math.ceil(recipe.epochs * 5 / 3),
+        epochs=attention_epochs or math.ceil(recipe.frozen_steps / math.ceil(len(source) / recipe.batch_size)),
         batch_size=recipe.batch_size,
         learning_rate=recipe.head_learning_rate,
         details={"loss": loss.__qualname__},
         dropout=False,
         judge=source.judge,
     )
-    if attention_steps is None:
+    if attention_epochs is not None:
         run_stage(model, source, stage, recipe)
         return
-    epochs = math.ceil(attention_steps / math.ceil(len(source) / recipe.batch_size))
     shared = loss.__module__ == __name__  # two methods' own losses may have the same name
-    on_states = replace(stage, loss=partial(_of_states, loss), epochs=epochs, shared=shared)
+    on_states = replace(stage, loss=partial(_of_states, loss), shared=shared)
     run_stage(model, cached_states(model, source), on_states, recipe)
 
 

@@ -95,7 +95,7 @@ def test_changed_settings_and_rows_make_results_stale(finished):
         lines = finished.plan()
     finally:
         data.write_text(text)
-    assert sum("is stale (rows has changed)" in line for line in lines) == len(METHODS)
+    assert sum("is stale (the rows of the task changed)" in line for line in lines) == len(METHODS)
 
 
 @pytest.fixture

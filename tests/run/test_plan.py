@@ -65,7 +65,7 @@ def test_the_files_of_a_backbone_in_a_parameter_count(tmp_path, tiny_backbone):
         return Inputs(None).parts(spec)
 
     assert parts("first") == parts("first")
-    changed = "backbone.companion_backbone.files.model.safetensors has changed"
+    changed = "backbone.companion_backbone.files.model.safetensors changed"
     assert stale_reason(parts("first"), parts("second")) == changed
 
 

@@ -302,7 +302,7 @@ def test_code_that_changes_during_the_run_is_noticed(bench):
         for steps, label in enumerate(("first", "second"))
     ]
     (line,) = bench.run(changes={"methods": entries}, schedule=Schedule()).failed
-    assert re.search("second.*changed since the run began.*method_version has changed", line)
+    assert re.search("second.*changed since the run began.*the method's file changed", line)
 
 
 @pytest.mark.usefixtures("untimed")
@@ -321,8 +321,8 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     for label, reason in {
         "full": "is damaged (Invalid JSON",
         "oracle": "is damaged (unknown key 'surprise'",
-        "calm-softmax": "is damaged (not the content that was written",
-        "Mine": "is stale (method_version has changed",
+        "calm-softmax": "is damaged (schema_version: Input should be 1",
+        "Mine": "is stale (the method's file changed",
     }.items():
         assert f"{places[label]} {reason}" in finished.said
     assert "timing.json is damaged" in finished.said

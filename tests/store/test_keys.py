@@ -120,7 +120,7 @@ def test_every_part_that_differs_is_named():
         changed(recipe=RecipeSettings(epochs=9), seed=1), "others", {"files": {"weights": "2" * 64}, "pooling": "mean"}
     )
     settings = "rows was rows, is others; recipe.epochs was none, is 9; seed was 0, is 1"
-    assert stale_reason(PARTS, other) == f"backbone.files.weights has changed; {settings}"
+    assert stale_reason(PARTS, other) == f"backbone.files.weights changed; {settings}"
     assert stale_reason(PARTS, PARTS) == ""
 
 

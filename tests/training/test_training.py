@@ -150,23 +150,23 @@ class TestTheLoop:
                 train_early_exits(model, source, _mean_loss, recipe, name="cached", network="mlp")
                 assert log.rows == pytest.approx(2 * 48 + 48 / 3)
         with logged_training() as log:
-            train_early_exits(model, source, _mean_loss, recipe, name="attending", network="attention")
-        assert log.rows == pytest.approx(4 * 48 / 3), "5/3 of 2 epochs, without gradients of the backbone"
-        with logged_training() as log:
             train_early_exits(
-                model, source, _mean_loss, recipe, name="on-states", network="attention", attention_steps=30
+                model, source, _mean_loss, recipe, name="attending", network="attention", attention_epochs=4
             )
+        assert log.rows == pytest.approx(4 * 48 / 3), "4 epochs, without gradients of the backbone"
+        with logged_training() as log:
+            train_early_exits(model, source, _mean_loss, recipe, name="on-states", network="attention")
         assert log.rows == pytest.approx(48 / 3), "one pass, whatever the number of steps"
 
     def test_exits_learn_from_recorded_states_what_they_learn_from_tokens(self, tiny_model):
         """Two epochs either way; the recorded states are rounded to half precision."""
         trained = []
-        for steps in (None, 2 * math.ceil(48 / RECIPE.batch_size)):
+        recipe = replace(RECIPE, frozen_steps=2 * math.ceil(48 / RECIPE.batch_size))
+        for epochs in (2, None):
             model = tiny_model()
             source = training_source(model, make_task(rows=48), RECIPE)
-            recipe = replace(RECIPE, epochs=1)  # 5/3 of it are two
             train_early_exits(
-                model, source, _mean_loss, recipe, name="exits", network="attention", attention_steps=steps
+                model, source, _mean_loss, recipe, name="exits", network="attention", attention_epochs=epochs
             )
             trained.append(torch.cat([weight.flatten() for weight in model.classifiers.parameters()]))
         recorded, run = trained

@@ -53,15 +53,7 @@ class ConsistentEEHeldOut(ConsistentEECurve):
         """Fine-tune the stock model, distil it into the exits, and fit the policy to the texts of validation rows."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
-        train_early_exits(
-            model,
-            source,
-            student_loss,
-            recipe,
-            name="self-distillation",
-            network=self.classifier,
-            attention_steps=recipe.frozen_steps,
-        )
+        train_early_exits(model, source, student_loss, recipe, name="self-distillation", network=self.classifier)
         rows = validation_source(model, task, recipe) if self.policy_rows == "validation" else source
         answers = recorded_logits(model, rows, recipe)[:, -1].argmax(dim=-1)
         self.learn_policy(model, replace(rows, labels=answers), recipe)
