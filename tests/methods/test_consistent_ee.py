@@ -156,6 +156,21 @@ class TestDistilled:
         torch.testing.assert_close(loss(0.25), 0.75 * loss(0.0) + 0.25 * loss(1.0))
 
 
+@pytest.mark.parametrize("policy_rows", ["validation", "training"])
+def test_the_policy_of_held_out_learns_the_last_exits_answers_on_the_rows_it_is_given(
+    tiny_model, monkeypatch, policy_rows
+):
+    task, noted = make_task(), []
+    method = get_method("consistentee-held-out", policy_rows=policy_rows)
+    monkeypatch.setattr(type(method), "learn_policy", lambda _, model, source, recipe: noted.append(source))
+    recipe = Recipe(epochs=1, frozen_steps=2, max_length=16)
+    model = method.fit(tiny_model(num_labels=len(task.label_names)), task, recipe)
+    texts = getattr(task, policy_rows if policy_rows == "validation" else "train").texts
+    assert noted[0].encodings == model.tokenize(texts, 16)
+    last = torch.stack([model(model.collate([row])).logits[0, -1].argmax() for row in noted[0].encodings])
+    assert noted[0].labels.tolist() == last.tolist()
+
+
 def test_the_published_values(tiny_model):
     """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3, exit at 0.5."""
     method = get_method("consistentee-paper")

@@ -169,7 +169,7 @@ class TestTheLoop:
                 model, source, _mean_loss, recipe, name="exits", network="attention", attention_epochs=epochs
             )
             trained.append(torch.cat([weight.flatten() for weight in model.classifiers.parameters()]))
-        recorded, run = trained
+        run, recorded = trained
         assert (recorded - run).abs().mean() < 1e-3 * run.abs().mean()
 
     def test_a_loss_that_is_not_finite_is_named(self, tiny_model):
