@@ -197,7 +197,7 @@ def _published_rows(root: Path, number: int, name: str) -> pa.Table | None:
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     if "null" in str(kind):  # nothing but None and empty lists, which Arrow does not cast
         return pa.array(column.to_pylist(), kind)
-    return column.cast(kind)
+    return column if column.type == kind else column.cast(kind)
 
 
 def _table(path: Path) -> pa.Table:

@@ -171,6 +171,31 @@ def test_the_policy_of_held_out_learns_the_last_exits_answers_on_the_rows_it_is_
     assert noted[0].labels.tolist() == last.tolist()
 
 
+def test_an_ablation_exchanges_one_part():
+    p, correct = torch.rand(5, 4), torch.rand(40, 4) > 0.4
+    published = get_method("consistentee-ablation")
+    torch.testing.assert_close(published.exit_weights(p), exit_distribution(p))
+    assert published.row_hardness(correct, 0).equal(memorized_layer(correct))
+    for share in (0.0, 0.3):
+        weights = get_method("consistentee-ablation", policy_share=share).exit_weights(p)
+        torch.testing.assert_close(weights, share * exit_distribution(p) + (1 - share) / 4)
+    shuffled = get_method("consistentee-ablation", shuffled_hardness=True)
+    others = shuffled.row_hardness(correct, 0)
+    assert not others.equal(memorized_layer(correct))
+    assert others.sort().values.equal(memorized_layer(correct).sort().values)
+    assert not others.equal(shuffled.row_hardness(correct, 1))
+    assert (
+        get_method("consistentee-ablation", shuffled_hardness=True, reward="vanilla").row_hardness(correct, 0) is None
+    )
+
+
+def test_the_published_exits_can_be_left_by_entropy(tiny_model):
+    model = tiny_model(num_labels=3)
+    method = get_method("consistentee-ablation", leave_by="entropy")
+    assert max(method.knob_values(model)) > math.log(3)
+    assert method.rule(model, 0.4).threshold == get_method("deebert").rule(model, 0.4).threshold == 0.4
+
+
 def test_the_published_values(tiny_model):
     """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3, exit at 0.5."""
     method = get_method("consistentee-paper")

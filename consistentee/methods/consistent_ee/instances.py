@@ -105,9 +105,13 @@ class ConsistentEE(PolicyParameters, Method):
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         rows = cached_rows(model, source, recipe)
         correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
-        hardness = memorized_layer(correct) if self.reward == "hardness" else None
+        hardness = self.row_hardness(correct, recipe.seed)
         self._fit_policy(model, rows, hardness, recipe)
         return hardness
+
+    def row_hardness(self, correct: Tensor, seed: int) -> Tensor | None:
+        """Return the Memorized Layer of each row, from which exits are right [rows, L]; None without hardness."""
+        return memorized_layer(correct) if self.reward == "hardness" else None
 
     def policy_spec(self) -> HeadSpec:
         """Return the shape of the policy."""
@@ -145,9 +149,13 @@ class ConsistentEE(PolicyParameters, Method):
         answers = layer_losses(outputs.logits, batch.labels)
         losses = []
         for probabilities, loss in self._policies(hardness, model, outputs, batch):
-            loss_at_exit = (exit_distribution(probabilities).detach() * answers).sum(dim=1).mean()
+            loss_at_exit = (self.exit_weights(probabilities) * answers).sum(dim=1).mean()
             losses.append(loss_at_exit + loss)
         return torch.stack(losses).mean()
+
+    def exit_weights(self, probabilities: Tensor) -> Tensor:
+        """Compute the weights of the exits in the cross-entropy of stage 3, [rows, L], from P(exit) [rows, L]."""
+        return exit_distribution(probabilities).detach()
 
     def _policies(
         self, hardness: Tensor | None, model: MultiExitModel, outputs: LayerOutputs, batch: FeatureBatch | TokenBatch
