@@ -85,7 +85,7 @@ class Results:
         for name in ("layers", "score", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
             if name not in knobs:
                 knobs[name] = np.nan
-        return _with_clocks(knobs, self.times)
+        return _with_clocks(knobs, self.times, self.kind == "classification")
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -465,15 +465,25 @@ def first_timings(times: pd.DataFrame) -> pd.DataFrame:
     return times[times["timing"] == times.groupby(["key", "knob"])["timing"].transform("min")]
 
 
-def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
-    """Add the medians over rounds, rows in step: ``speedup_b1`` (stock model / here), ``seconds_b1`` and so on."""
+def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, of_instances: bool) -> pd.DataFrame:
+    """Add the medians over rounds, rows in step: ``speedup_b1`` (stock model / here), ``seconds_b1`` and so on.
+
+    The timed instances, a few of the test rows, run a little more or less layers than all: a time counts in proportion.
+    """
     timed = first_timings(times[(times["key"] != "") & ~times["regroups"].astype(bool)])
     if timed.empty:
         return knobs
     timed = timed.assign(speedup=timed["stock_seconds"] / timed["seconds"])
     clocks = timed.groupby(["key", "knob", "batch_size"])[["speedup", "seconds"]].median().unstack()
     clocks.columns = [f"{name}_b{size}" for name, size in clocks.columns]
-    return knobs.merge(clocks.reset_index(), on=["key", "knob"], how="left")
+    clocks["timed_layers"] = timed.groupby(["key", "knob"])["layers"].first()
+    found = knobs.merge(clocks.reset_index(), on=["key", "knob"], how="left")
+    timed_layers = found.pop("timed_layers")
+    if of_instances:
+        for name in clocks.columns.intersection(found.columns):
+            share = timed_layers / found["layers"]
+            found[name] *= share if name.startswith("speedup") else 1 / share
+    return found
 
 
 def _texts(columns: Columns, name: str, measure: str | None) -> Answers | None:

@@ -48,6 +48,20 @@ def test_knobs_have_a_line_for_every_knob_of_every_cell(results):
     assert points["speedup_b1"].tolist() == pytest.approx((LAYERS / points["layers"]).tolist())
 
 
+def test_times_count_in_proportion_to_the_layers_that_all_test_rows_run(results):
+    def halved(contender):
+        return contender.model_copy(update={"average_layers": contender.average_layers / 2})
+
+    timings = [
+        timing.model_copy(update={"contenders": [c if c.cell_key == "" else halved(c) for c in timing.contenders]})
+        for timing in results.timings
+    ]
+    known = results.knobs.dropna(subset=["speedup_b1"])
+    half = replace(results, timings=timings, _columns={}).knobs.loc[known.index]
+    assert half["speedup_b1"].tolist() == pytest.approx((known["speedup_b1"] / 2).tolist())
+    assert half["seconds_b1"].tolist() == pytest.approx((known["seconds_b1"] * 2).tolist())
+
+
 def test_rows_have_the_answers_of_operating_points(results):
     one = results.only(labels=["deebert"], tasks=["mcid"]).rows
     own = one[one["label"] == "deebert"]
