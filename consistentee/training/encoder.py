@@ -389,8 +389,9 @@ def train_early_exits(
 ) -> None:
     """Train the exits before layer L on a frozen model that is fine-tuned already, for the recipe's ``frozen_steps``.
 
-    They learn from cached features, or, if they attend, from the states of all tokens. If the backbone has a pooler,
-    every exit that does not attend gets its own. The frozen model has no dropout.
+    They learn from cached features, or, if they attend, from the states of all tokens, recorded if there is more than
+    one epoch. If the backbone has a pooler, every exit that does not attend gets its own. The frozen model has no
+    dropout.
 
     Args:
         model: changed in place.
@@ -420,7 +421,7 @@ def train_early_exits(
         dropout=False,
         judge=source.judge,
     )
-    if attention_epochs is not None:
+    if attention_epochs is not None or stage.epochs == 1:  # states that are read once need not be recorded
         run_stage(model, source, stage, recipe)
         return
     shared = loss.__module__ == __name__  # two methods' own losses may have the same name

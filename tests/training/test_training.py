@@ -15,7 +15,7 @@ from consistentee.errors import UserError
 from consistentee.files import LOCK
 from consistentee.models.base import chosen_device
 from consistentee.traces.instance_trace import record_trace
-from consistentee.training import loop
+from consistentee.training import encoder, loop
 from consistentee.training.decoder import DrawnTokens, train_exits, train_last_token_exit
 from consistentee.training.decoder_backbone import DrawnRows
 from consistentee.training.encoder import (
@@ -140,7 +140,7 @@ class TestTheLoop:
         assert log.losses == {"counted": [1.0, 4.0]}  # of the steps 0 to 5
 
     def test_rows_that_pass_the_backbone_are_counted_trained_again_or_not(self, tiny_model, tmp_path):
-        recipe = replace(RECIPE, store=tmp_path)
+        recipe = replace(RECIPE, store=tmp_path, frozen_steps=40)
         for _ in range(2):  # the second time, the shared stage comes from the store
             model = tiny_model()
             source = training_source(model, make_task(rows=48), recipe)
@@ -171,6 +171,14 @@ class TestTheLoop:
             trained.append(torch.cat([weight.flatten() for weight in model.classifiers.parameters()]))
         run, recorded = trained
         assert (recorded - run).abs().mean() < 1e-3 * run.abs().mean()
+
+    def test_states_that_are_read_once_are_not_recorded(self, tiny_model, monkeypatch):
+        monkeypatch.setattr(encoder, "cached_states", lambda *_: pytest.fail("recorded"))
+        recipe, model = replace(RECIPE, frozen_steps=1), tiny_model()
+        source = training_source(model, make_task(rows=48), RECIPE)
+        before = [weight.clone() for weight in model.classifiers.parameters()]
+        train_early_exits(model, source, _mean_loss, recipe, name="exits", network="attention")
+        assert len(before) < len(list(model.classifiers.parameters())), "the exits attend now, and have learnt"
 
     def test_a_loss_that_is_not_finite_is_named(self, tiny_model):
         model = tiny_model()
