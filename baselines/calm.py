@@ -5,7 +5,8 @@ Confidences (section 3.5):
 
 * softmax: the difference of the two largest probabilities; in a decoder it costs the LM head at every exit (less with
   ``candidates``, see :mod:`consistentee.rules.vocabulary`);
-* state: the cosine of the states at this exit and at the one before, from the second exit on;
+* state: the cosine of the states before and after the exit's layer, in a decoder as its norm gives them; of rows from
+  layer 2 on;
 * classifier: a linear layer on the state, shared by all exits, fitted with the rest frozen to whether the exit agrees
   with the last one.
 
@@ -44,7 +45,7 @@ from consistentee import (
     VocabularyMethod,
 )
 from consistentee.rules.schedules import text_length
-from consistentee.signals import Signal, even_log_odds, head_probability, margin
+from consistentee.signals import Signal, even_log_odds, head_probability, margin, saturation
 from consistentee.training import (
     FeatureBatch,
     StateBatch,
@@ -86,20 +87,12 @@ class SaturationRule(ExitRule):
         self.width = width
 
     def start(self, rows: int, num_layers: int) -> State:
-        return _no_previous_state(rows, self.width)
+        return {"previous": torch.full((rows, self.width), torch.nan)}  # NaN reaches no threshold
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return _cosine_to_previous(view, state) > self.threshold
-
-
-def _no_previous_state(rows: int, width: int) -> State:
-    return {"previous": torch.full((rows, width), torch.nan)}  # NaN reaches no threshold
-
-
-def _cosine_to_previous(view: LayerView, state: State) -> Tensor:
-    cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
-    state["previous"] = view.pooled
-    return cosine
+        cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
+        state["previous"] = view.pooled
+        return cosine > self.threshold
 
 
 @dataclass(frozen=True)
@@ -153,20 +146,15 @@ class DecayingThresholdRule(ExitRule):
     """Exit if a confidence in 0..1 reaches a threshold that falls along the text.
 
     Args:
-        signal: the confidence; None for the cosine of the states at this exit and at the one before.
+        signal: the confidence.
         threshold, tau, tokens: lambda, tau and N of equation 5.
-        width: of a state.
     """
 
-    def __init__(self, signal: Signal | None, threshold: float, tau: float, tokens: int, width: int) -> None:
+    def __init__(self, signal: Signal, threshold: float, tau: float, tokens: int) -> None:
         self.signal = signal
         self.threshold = threshold
         self.tau = tau
         self.tokens = tokens
-        self.width = width
-
-    def start(self, rows: int, num_layers: int) -> State:
-        return {} if self.signal else _no_previous_state(rows, self.width)
 
     def threshold_at(self, step: int) -> float:
         """Compute the threshold of a token at this place."""
@@ -178,7 +166,7 @@ class DecayingThresholdRule(ExitRule):
         thresholds = [self.threshold_at(place) for place in view.places]
         if set(thresholds) <= {0.0, 1.0}:
             return torch.tensor(thresholds, device=view.device) == 0.0
-        confidence = self.signal(view) if self.signal else _cosine_to_previous(view, state)
+        confidence = self.signal(view)
         if len(set(thresholds)) == 1:
             return confidence >= thresholds[0]
         threshold = torch.tensor(thresholds, dtype=confidence.dtype, device=view.device)
@@ -200,9 +188,9 @@ class _CALMTokens(TokenMethod):
     tau: NonNegativeFloat = 4.0
     horizon: PositiveInt | None = None
 
-    def decaying_rule(self, signal: Signal | None, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def decaying_rule(self, signal: Signal, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Return the rule of a confidence with the falling threshold of ``knob``, which is lambda."""
-        return DecayingThresholdRule(signal, knob, self.tau, text_length(model, self.horizon), model.width)
+        return DecayingThresholdRule(signal, knob, self.tau, text_length(model, self.horizon))
 
 
 @dataclass(frozen=True)
@@ -221,14 +209,14 @@ class CALMTokensState(_CALMTokens):
     """Exit if the state has stopped changing."""
 
     name: ClassVar[str] = "calm-tokens-state"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     knob: ClassVar[Knob] = Knob("lambda", _STATE_LAMBDAS)
 
     tau: NonNegativeFloat = 0.0
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit if the cosine of successive states reaches the falling threshold of ``knob``."""
-        return self.decaying_rule(None, model, knob)
+        return self.decaying_rule(saturation, model, knob)
 
 
 @dataclass(frozen=True)

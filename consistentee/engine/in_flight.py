@@ -220,9 +220,10 @@ class InFlight:
         else:
             hidden = rows.of(self._hidden).unsqueeze(1)
             state = {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
-        hidden = self._owed.run(leg, hidden)
+        entered, hidden = self._owed.run(leg, hidden)
         past = None if self._past is None else rows.of(self._past)[:, :stage]
-        view = TokenView(self._model, self._model.exit_layers[stage], hidden, places, keys, past=past)
+        exit_layer = self._model.exit_layers[stage]
+        view = TokenView(self._model, exit_layer, hidden, places, keys, entered=entered, past=past)
         leaves = rows_leaving(self._rule, view, state, self._planned[slots])
         leaving, staying = self.slots.rows(np.flatnonzero(leaves)), self.slots.rows(np.flatnonzero(~leaves))
         left, stayed = rows.take(leaving.numbers), rows.take(staying.numbers)

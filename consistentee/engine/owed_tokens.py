@@ -61,21 +61,24 @@ class OwedTokens(ABC):
         return Leg(layers, rows, context or self.batch.context(rows), owed)
 
     @abstractmethod
-    def run(self, leg: Leg, hidden: Tensor) -> Tensor:
-        """Run the layers, which are first paid what they are owed: [rows, 1, width] -> [rows, 1, width]."""
+    def run(self, leg: Leg, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the layers on states [rows, 1, width], which are first paid what they are owed.
+
+        Returns the states before the last of the layers, and those after it.
+        """
 
 
 class Propagation(OwedTokens):
     """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.3.1)."""
 
-    def run(self, leg: Leg, hidden: Tensor) -> Tensor:
+    def run(self, leg: Leg, hidden: Tensor) -> tuple[Tensor, Tensor]:
         if leg.owed is not None:
             row_index, column_index = leg.owed.row_index.tensor, leg.owed.column_index.tensor
             states = self.states[row_index, column_index].unsqueeze(0)
             rotation = self.batch.rotation(column_index.unsqueeze(0))
             made = self.batch.stepper.keys_values(leg.layers, states, rotation)
             self.batch.cache.fill(leg.layers, leg.owed, *made)
-        return self.batch.run(leg.layers, hidden, leg.context)
+        return self.batch.run_to_exit(leg.layers, hidden, leg.context)
 
 
 class DeferredRun(OwedTokens):
@@ -84,10 +87,10 @@ class DeferredRun(OwedTokens):
     Keys and values are those of full depth.
     """
 
-    def run(self, leg: Leg, hidden: Tensor) -> Tensor:
+    def run(self, leg: Leg, hidden: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows = self.batch, leg.rows
         if leg.owed is None:
-            return batch.run(leg.layers, hidden, leg.context)
+            return batch.run_to_exit(leg.layers, hidden, leg.context)
         starts = batch.cache.starts(leg.layers[0], rows)
         columns = batch.newest_columns(rows, int((batch.newest(rows) - starts).max()) + 1)
         before, add = columns[:, :-1], batch.indices.add
@@ -95,10 +98,10 @@ class DeferredRun(OwedTokens):
         row_index, column_index = add(rows.numbers.repeat(before.shape[1])), add(before.clip(min=0).ravel())
         context = batch.context(rows, columns, starts)
         waiting = self.states[row_index.tensor, column_index.tensor].view(len(rows), -1, hidden.shape[-1])
-        tokens = batch.run(leg.layers, torch.cat([waiting, hidden], dim=1), context)
+        entered, tokens = batch.run_to_exit(leg.layers, torch.cat([waiting, hidden], dim=1), context)
         if leg.layers[-1] < batch.stepper.num_layers:  # owed columns come row by row, too
             self.states[leg.owed.row_index.tensor, leg.owed.column_index.tensor] = tokens[at.tensor, token.tensor]
-        return tokens[:, -1:]
+        return entered[:, -1:], tokens[:, -1:]
 
 
 POLICIES: dict[KVPolicy, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}

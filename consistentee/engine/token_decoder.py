@@ -76,8 +76,8 @@ class TokenDecoder:
         left_with = hidden.new_empty(len(rows), model.width)  # of rows whose logits are computed together at the end
         waiting = np.zeros(len(rows), dtype=bool)
         for exit_layer, following in zip(model.exit_layers, [*model.stretches[1:], range(0)], strict=True):
-            hidden = self._owed.run(leg, hidden)
-            view = TokenView(model, exit_layer, hidden, self._step, keys, past=past)
+            entered, hidden = self._owed.run(leg, hidden)
+            view = TokenView(model, exit_layer, hidden, self._step, keys, entered=entered, past=past)
             leaves = rows_leaving(rule, view, state, planned[rows.numbers])
             past = past if past is None or leaves.all() else view.history
             if not leaves.any():

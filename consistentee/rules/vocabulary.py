@@ -65,6 +65,7 @@ class CandidatesView(LayerView):
     hidden = _of_view("hidden")
     pooled = _of_view("pooled")
     history = _of_view("history")
+    saturation = _of_view("saturation")
     row_keys = _of_view("row_keys")
     labels = _of_view("labels")
 

@@ -39,6 +39,7 @@ class TokenTrace:
             layers, as if all tokens of the response before had left at the same exit.
         deciding: what rules and learned heads read there, which is the same where there are no closing layers (see
             :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
+        saturation: the cosines of ``LayerView.saturation``, in the model's type: [N, exits].
         targets: the response tokens: int64 [N].
         row: which row a token belongs to: int64 [N].
         step: its place in the response, from 0: int64 [N]. Token 0 is read off the prompt, at full depth: it may not
@@ -50,6 +51,7 @@ class TokenTrace:
 
     speaking: Tensor
     deciding: Tensor
+    saturation: Tensor
     targets: Tensor
     row: Tensor
     step: Tensor
@@ -92,7 +94,7 @@ class TokenTrace:
         """Return the trace of some tokens alone, given by their numbers, in the given order."""
         speaking = self.speaking[tokens]
         deciding = speaking if self.deciding is self.speaking else self.deciding[tokens]
-        chosen = {name: getattr(self, name)[tokens] for name in ("targets", "row", "step", "row_keys")}
+        chosen = {name: getattr(self, name)[tokens] for name in ("saturation", "targets", "row", "step", "row_keys")}
         return replace(self, speaking=speaking, deciding=deciding, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
@@ -125,6 +127,10 @@ class TokenTraceView(TokenView):
     def history(self) -> Tensor:
         hidden = self._trace.deciding[self._tokens, : self._exit_index + 1]
         return self._model.state(hidden.to(self.device, self._model.dtype))
+
+    @cached_property
+    def saturation(self) -> Tensor:
+        return self._trace.saturation[self._tokens, self._exit_index].to(self.device)
 
     @cached_property
     def predictions(self) -> Tensor:
@@ -161,13 +167,15 @@ def record_tokens(
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
     """
-    states = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
+    recorded = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
+    states = recorded["hidden"]
     speaking = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
         speaking=speaking,
         deciding=states[:, : len(model.exit_layers)] if model.closing else speaking,
+        saturation=recorded["saturation"],
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
         step=torch.tensor(steps, dtype=torch.long),
@@ -190,11 +198,12 @@ def recorded_states(
     batch_size: int = 16,
     dtype: torch.dtype,
     store: Path | None,
-) -> Tensor:
-    """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :func:`record_tokens`.
+) -> dict[str, Tensor]:
+    """Return the states of tokens at every exit, row by row, and the saturation; see :class:`TokenTrace`.
 
-    With closing layers, the states that rules read come before those that the LM head reads:
-    [tokens, 2 * exits, width]. ``whole_rows`` records every token that is read, else those that give one of a response.
+    States are ``hidden``, [tokens, exits, width]. With closing layers, those that rules read come before those that
+    the LM head reads: [tokens, 2 * exits, width]. ``saturation`` is [tokens, exits]. ``whole_rows`` records every token
+    that is read, else those that give one of a response.
     """
     if not rows:
         raise UserError("there are no rows to record")
@@ -205,9 +214,9 @@ def recorded_states(
     if store is None:
         return run()
     described = [[list(prompt), list(response)] for prompt, response in rows]
-    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), *(["real_tokens"] if whole_rows else [])]
+    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), whole_rows, "saturation"]
     path = store / f"hidden-{hash_json(parts)[:16]}.safetensors"
-    return computed_once(path, lambda: {"hidden": run()})["hidden"]
+    return computed_once(path, run)
 
 
 def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
@@ -221,25 +230,29 @@ def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
 @torch.no_grad()
 def _record(
     model: MultiExitDecoder, rows: Sequence[TokenRow], whole_rows: bool, *, batch_size: int, dtype: torch.dtype
-) -> Tensor:
+) -> dict[str, Tensor]:
     model.eval()
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
     exits = len(model.exit_layers) * (2 if model.closing else 1)
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
+    saturation = torch.empty(ends[-1], len(model.exit_layers), dtype=model.dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     starts = range(0, len(order), batch_size)
     for start in tracked(starts, "tracing", rows=batch_size):
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)
-        hidden = torch.cat(states, dim=2) if model.closing else states.speaking
+        hidden = torch.cat([states.deciding, states.speaking], dim=2) if model.closing else states.speaking
+        changes = zip(states.entering, states.deciding.unbind(dim=2), strict=True)
+        cosines = torch.stack([model.saturation(entered, left) for entered, left in changes], dim=2).cpu()
         kept = batch.padding_mask if whole_rows else batch.gives_response
-        for i, row_hidden, is_kept in zip(chosen, hidden, kept, strict=True):
+        for i, row_hidden, row_cosines, is_kept in zip(chosen, hidden, cosines, kept, strict=True):
             row_states = _kept_as(row_hidden[is_kept], dtype)
             if row_states.dtype == torch.float32 != recorded.dtype:
                 recorded = empty_tensor(recorded.shape, torch.float32).copy_(recorded)
             recorded[ends[i] : ends[i + 1]] = row_states
-    return recorded
+            saturation[ends[i] : ends[i + 1]] = row_cosines[is_kept.cpu()]
+    return {"hidden": recorded, "saturation": saturation}
 
 
 def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:

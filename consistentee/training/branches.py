@@ -83,7 +83,7 @@ def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Pat
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
     count_rows(len(rows), with_gradients=False)
-    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)
+    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)["hidden"]
     return RowStates(rows, hidden, model, torch.arange(len(rows)))
 
 

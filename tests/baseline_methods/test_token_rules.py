@@ -20,7 +20,7 @@ from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.rules.schedules import shifted_thresholds
-from consistentee.signals import margin
+from consistentee.signals import margin, saturation
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
@@ -30,8 +30,11 @@ EXITS = (2, 5, 6, 12)
 SIX = (6, 12, 18, 24, 30)
 
 
+PROMPTS, RESPONSE = random_prompts(12, seed=4), [7, 9, 11, 30, 3]
+
+
 def trace_of(model):
-    rows = [(prompt, [7, 9, 11, 30, 3]) for prompt in model.encode(random_prompts(12, seed=4))]
+    rows = [(prompt, RESPONSE) for prompt in model.encode(PROMPTS)]
     return record_tokens(model, rows)
 
 
@@ -131,21 +134,29 @@ def test_random_exits_have_the_mean_that_is_asked(mean):
     ],
 )
 def test_falling_threshold_of_calm_by_hand(threshold, tau, step, expected):
-    rule = DecayingThresholdRule(margin, threshold, tau, tokens=40, width=1)
+    rule = DecayingThresholdRule(margin, threshold, tau, tokens=40)
     assert rule.threshold_at(step) == pytest.approx(expected)
 
 
 def test_state_saturation_by_hand(tiny_decoder):
-    """A token leaves at the first exit, from the second on, whose state has a cosine of 0.6 with the one before."""
-    model = tiny_decoder()
-    trace = trace_of(model)
-    states = model.state(trace.speaking)
-    cosines = functional.cosine_similarity(states[:, 1:], states[:, :-1], dim=-1)[:, :2]
-    expected = [next((i + 2 for i, cosine in enumerate(row) if cosine >= 0.6), 4) for row in cosines.tolist()]
-    expected = torch.where(trace.step == 0, 4, torch.tensor(expected))
-    exits = replay(DecayingThresholdRule(None, (0.6 - 0.1) / 0.9, 0.0, 40, model.width), trace)
-    assert exits.tolist() == expected.tolist()
-    assert len(set(exits.tolist())) > 1
+    """A token leaves at the first exit whose layer, and no layer before it, leaves its state at a large cosine."""
+    model = tiny_decoder(exit_layers=(2, 3))
+    cosines = []
+    for prompt in model.encode(PROMPTS):
+        read = torch.tensor([[*prompt, *RESPONSE[:-1]]])
+        stock = model.backbone(read, output_hidden_states=True).hidden_states  # of the embeddings, then of every layer
+        states = [model.state(hidden[0, len(prompt) - 1 :]) for hidden in stock[:4]]
+        pairs = [(states[1], states[2]), (states[2], states[3])]
+        cosines.append(torch.stack([functional.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=1))
+    threshold = float(torch.cat(cosines).quantile(0.7).detach())
+    expected = [
+        4 if place == 0 else next((layer for layer, at in zip((2, 3), two, strict=True) if at >= threshold), 4)
+        for text in cosines
+        for place, two in enumerate(text.tolist())
+    ]
+    rule = DecayingThresholdRule(saturation, (threshold - 0.1) / 0.9, 0.0, 40)
+    assert replay(rule, trace_of(model)).tolist() == expected
+    assert set(expected) == {2, 3, 4}
 
 
 def test_falling_threshold_is_stretched_over_what_the_model_was_trained_to_write(tiny_decoder):

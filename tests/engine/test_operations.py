@@ -116,7 +116,7 @@ def stock(model, prompts, monkeypatch) -> Counter[str]:
 def test_a_step_dispatches_little_more_than_its_layers(model, step_of, stock):
     """Exits at half depth: in step a batch runs on for its deepest row, in flight it does not."""
     half = RandomRule(model.num_layers / 2, 0, model.exit_layers)
-    calm = DecayingThresholdRule(margin, -0.04, 0.0, 64, model.width)  # half depth, too
+    calm = DecayingThresholdRule(margin, -0.04, 0.0, 64)  # half depth, too
     steps = {
         "never exit": step_of(NeverExit()),
         "static exit at half depth": step_of(StaticRule(model.exit_layers[2])),

@@ -60,7 +60,9 @@ def test_no_column_is_read_that_was_never_written(tiny_decoder, family, way, mon
 
 def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
     model = tiny_decoder()
-    monkeypatch.setattr(Propagation, "run", lambda self, leg, hidden: self.batch.run(leg.layers, hidden, leg.context))
+    monkeypatch.setattr(
+        Propagation, "run", lambda self, leg, hidden: self.batch.run_to_exit(leg.layers, hidden, leg.context)
+    )
     with pytest.raises(CacheHoleError, match="layer"):
         generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
 

@@ -80,7 +80,12 @@ def test_a_pass_is_stored_once_and_survives_the_training_of_exits(tiny_decoder, 
 def test_states_beyond_float16_stay_float32(tiny_decoder, monkeypatch):
     model = tiny_decoder()
     real = model.exit_states
-    monkeypatch.setattr(model, "exit_states", lambda *inputs: ExitStates(*(state * 1e5 for state in real(*inputs))))
+
+    def far_states(*inputs):
+        states, _, entering = real(*inputs)
+        return ExitStates(states * 1e5, states * 1e5, entering)
+
+    monkeypatch.setattr(model, "exit_states", far_states)
     trace = record_tokens(model, ROWS, dtype=torch.float16)
     assert trace.speaking.dtype == torch.float32
     assert trace.speaking.isfinite().all()
@@ -110,7 +115,7 @@ def hidden() -> torch.Tensor:
 
 
 def view_of(model, hidden, layer=2, past=None) -> TokenView:
-    return TokenView(model, layer, hidden, 5, [11, 12, 13], past=past)
+    return TokenView(model, layer, hidden, 5, [11, 12, 13], entered=hidden, past=past)
 
 
 def test_what_a_rule_reads(tiny_decoder, hidden):
@@ -126,7 +131,7 @@ def test_what_a_rule_reads(tiny_decoder, hidden):
     assert view.row_keys.tolist() == [token_key(key, 5) for key in (11, 12, 13)]
     with pytest.raises(UserError, match="true labels"):
         _ = view.labels
-    elsewhere = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13])
+    elsewhere = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13], entered=hidden)
     assert elsewhere.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
     assert (view.steps.tolist(), elsewhere.steps.tolist()) == ([5, 5, 5], [5, 1, 9])
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from consistentee.arguments import NotNegative, Positive, Texts, checked
@@ -56,10 +57,12 @@ class ExitStates(NamedTuple):
     Attributes:
         deciding: what rules and learned heads read: before the closing layers.
         speaking: what the LM head reads: behind them.
+        entering: the states before the layer of each exit: [rows, tokens, width] each.
     """
 
     deciding: Tensor
     speaking: Tensor
+    entering: Sequence[Tensor]
 
 
 class MultiExitDecoder(MultiExit):
@@ -188,6 +191,10 @@ class MultiExitDecoder(MultiExit):
     def state(self, hidden: Tensor) -> Tensor:
         """Return what learned heads read of hidden states [..., width]: the stock final norm of them."""
         return self.stepper.normalise(hidden)
+
+    def saturation(self, entered: Tensor, hidden: Tensor) -> Tensor:
+        """Compute the cosine of the :meth:`state` before a layer and after it: [..., width] each -> [...]."""
+        return functional.cosine_similarity(self.state(entered), self.state(hidden), dim=-1)
 
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
         """Compute the logits of exit layer ``layer`` from its hidden states: [..., width] -> [..., vocabulary].
@@ -351,18 +358,19 @@ class MultiExitDecoder(MultiExit):
         layers and ``exiting`` is not given.
         """
         hidden, context = self.stepper.begin(tokens, padding_mask)
-        deciding = []
+        entering, deciding = [], []
         for stretch in self.stretches:
-            hidden = self._run_layers(stretch, hidden, context)
+            entering.append(self._run_layers(stretch[:-1], hidden, context))
+            hidden = self._run_layers(stretch[-1:], entering[-1], context)
             deciding.append(hidden)
         states = torch.stack(deciding, dim=2)
         if not self.closing:
-            return ExitStates(states, states)
+            return ExitStates(states, states, entering)
         if exiting is None:
             raise ValueError("a decoder with closing layers must know which tokens exit: give exiting")
-        entering = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in deciding)
-        speaking = [self._run_layers(self.closing, state, context) for state in entering]
-        return ExitStates(states, torch.stack(speaking, dim=2))
+        closed = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in deciding)
+        speaking = [self._run_layers(self.closing, state, context) for state in closed]
+        return ExitStates(states, torch.stack(speaking, dim=2), entering)
 
     def last_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         """Run all layers on all tokens, as :meth:`exit_states` does; the last states: [rows, tokens, width]."""
