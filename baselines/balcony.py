@@ -1,7 +1,8 @@
 """Balcony (Jamialahmadi et al., EMNLP 2025, arXiv 2503.05005): each exit is a decoder layer of its own.
 
 Training: backbone and LM head are frozen. An exit is a copy of the last decoder layer with its own norm, before the
-shared LM head. All exits learn together: mean over exits and tokens of KL(full || exit).
+shared LM head. All exits learn together: mean over exits and tokens of KL(full || exit), here until it stops falling on
+validation rows.
 
 Decoding: a budget selects one exit e for all tokens of prompt and text. Layers 1 to e and the exit's layer run as a
 decoder of e + 1 layers, without holes in its cache.
@@ -36,6 +37,7 @@ class Balcony(TokenMethod):
 
     name: ClassVar[str] = "balcony"
     paper: ClassVar[str] = "Jamialahmadi et al., Balcony, EMNLP 2025, arXiv 2503.05005"
+    version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("exit layer", tuple(float(layer) for layer in range(6, 31, 6)))
     asks_exits: ClassVar[bool] = True
 

@@ -3,7 +3,8 @@
 The draft model is layers 1 to e, an adapter and the frozen LM head. The adapter is a norm, self-attention with a
 residual, and a norm, with keys and values of its own for every token.
 
-Training: the adapter learns, on cached states of a frozen backbone, the distribution of the last exit (cross-entropy).
+Training: the adapter learns, on cached states of a frozen backbone, the distribution of the last exit (cross-entropy),
+here until the loss on validation rows stops falling.
 
 Decoding ("double early exiting"): some tokens are drafted one by one, and no further after one whose probability is
 below a threshold. Layers e + 1 to L read all drafted tokens in one pass. Tokens that agree are kept,
@@ -30,6 +31,7 @@ class Kangaroo(DraftingMethod):
     """Self-speculative decoding with an attention adapter."""
 
     name: ClassVar[str] = "kangaroo"
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = "Liu et al., Kangaroo, NeurIPS 2024, arXiv 2404.18911"
     asks_exits: ClassVar[bool] = True
 

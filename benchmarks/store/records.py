@@ -102,7 +102,8 @@ class BaseRecord(Strict, ABC):
     test_rows: int
     train_seconds: float
     validation_by_epoch: dict[str, list[float]] = Field(
-        default={}, description="score on validation rows after each epoch of joint, last-exit and attending exits"
+        default={},
+        description="score on validation rows after each epoch of joint, last-exit, attending exits; -loss of branches",
     )
     losses: dict[str, list[Annotated[float, AfterValidator(lambda loss: float(f"{loss:.4g}"))]]] = Field(
         default={}, description="mean training loss in up to 50 equal parts of every stage, by its name"

@@ -69,7 +69,7 @@ class Description:
 
     Attributes:
         validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
-            ``joint``, the mean over exits, and ``last-exit``, which is the full model's.
+            ``joint``, the mean over exits, ``last-exit``, which is the full model's, and ``branches``, minus the loss.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)

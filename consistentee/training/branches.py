@@ -1,9 +1,14 @@
-"""Train branches, exits with a decoder layer of their own, on the cached states of whole rows."""
+"""Train branches, exits with a decoder layer of their own, on the cached states of whole rows.
 
+Their stage ends when the loss on rows of the validation split has not fallen for :data:`PATIENCE` epochs.
+"""
+
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -17,9 +22,14 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
 from consistentee.traces.token_trace import compact_dtype, recorded_states
-from consistentee.training.decoder import train_exits, training_rows
+from consistentee.training.decoder import rows_as_long, train_exits, training_rows
 from consistentee.training.loop import Stage, count_rows, run_stage
-from consistentee.training.recipe import TokenRecipe, drawn
+from consistentee.training.recipe import TokenRecipe
+
+PATIENCE = 2
+VALIDATION_ROWS = 64
+
+_ROWS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -43,22 +53,20 @@ class RowStates:
         rows: prompts and responses.
         hidden: of every token that is read, row by row: float16 or float32, [tokens, exits, width].
         model: whose states they are.
-        numbers: the rows in the order of the source: int64.
     """
 
     rows: Sequence[TokenRow]
     hidden: Tensor
     model: MultiExitDecoder = field(repr=False)
-    numbers: Tensor
 
     lengths = None
     runs_backbone = False
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.rows)
 
     def batch(self, rows: Tensor, step: int = 0) -> RowBatch:
-        numbers = self.numbers[rows].tolist()
+        numbers = rows.tolist()
         batch = collate_rows(self.model, [self.rows[number] for number in numbers])
         hidden = torch.zeros(*batch.tokens.shape, *self.hidden.shape[1:], device=self.model.device)
         hidden[batch.padding_mask] = torch.cat([self._by_row[number] for number in numbers]).to(hidden)
@@ -71,8 +79,7 @@ class RowStates:
     def fingerprint(self) -> str:
         tokens = torch.tensor([token for prompt, response in self.rows for token in (*prompt, *response)])
         lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in self.rows])
-        states = hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})
-        return hash_tensors({"drawn": self.numbers}) + states
+        return hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})
 
 
 def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Path | None = None) -> RowStates:
@@ -82,9 +89,27 @@ def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Pat
     """
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
-    count_rows(len(rows), with_gradients=False)
     hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)["hidden"]
-    return RowStates(rows, hidden, model, torch.arange(len(rows)))
+    return RowStates(rows, hidden, model)
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """Minus the loss of branches on rows that they do not learn from: a score, which rises."""
+
+    states: RowStates
+
+    @torch.no_grad()
+    def __call__(self, model: MultiExitDecoder) -> float:
+        losses, tokens = [], []
+        for rows in torch.arange(len(self.states)).split(_ROWS_AT_A_TIME):
+            batch = self.states.batch(rows)
+            losses.append(branch_loss(model, batch).item())
+            tokens.append(len(batch.rows.targets))
+        return -fmean(losses, tokens)
+
+    def fingerprint(self) -> str:
+        return self.states.fingerprint()
 
 
 def train_branches(
@@ -92,9 +117,9 @@ def train_branches(
 ) -> None:
     """Add a branch, an exit with a decoder layer of its own, to every exit below L, and train all together.
 
-    They learn the distribution of the last exit, on cached states of whole rows. Backbone and LM head are frozen; if
-    the recipe trains the backbone, that comes before, in the stage that all methods share.
-    ``spec_at`` gives the branch of an exit layer.
+    They learn the distribution of the last exit, on cached states of whole rows, for at most the recipe's
+    ``branch_steps``, rounded up to whole epochs. Backbone and LM head are frozen; if the recipe trains the backbone,
+    that comes before, in the stage that all methods share. ``spec_at`` gives the branch of an exit layer.
     """
     if recipe.trains != "exits":
         train_exits(model, task, recipe)
@@ -102,22 +127,25 @@ def train_branches(
     for layer in model.exit_layers[:-1]:
         model.add_branch(layer, spec_at(layer))
     rows = [row for row in training_rows(model, task, recipe)[: recipe.traced_rows] if len(row[1])]
-    draws = recipe.branch_steps * recipe.branch_batch_size
-    if not draws or not rows or not model.branches:
+    rows = rows[: recipe.branch_steps * recipe.branch_batch_size]
+    held_out = rows_as_long(model, task, task.validation.capped(VALIDATION_ROWS, seed=0))
+    if not rows or not model.branches:
         return
-    used = drawn(torch.arange(len(rows)), min(draws, len(rows)), recipe.seed).sort().values.tolist()
-    states = record_rows(model, [rows[number] for number in used], store=recipe.store)
+    count_rows(len(rows), with_gradients=False)
+    states, validation = (record_rows(model, some, store=recipe.store) for some in (rows, held_out))
     stage: Stage[MultiExitDecoder, RowBatch] = Stage(
         name="branches",
         loss=branch_loss,
         trains=("branches.",),
+        epochs=math.ceil(recipe.branch_steps / math.ceil(len(rows) / recipe.branch_batch_size)),
         batch_size=recipe.branch_batch_size,
         learning_rate=recipe.branch_learning_rate,
         shared=True,
         dropout=False,
+        judge=ValidationLoss(validation),
+        patience=PATIENCE,
     )
-    source = replace(states, numbers=drawn(states.numbers, draws, recipe.seed))
-    run_stage(model, source, stage, recipe)
+    run_stage(model, states, stage, recipe)
 
 
 def branch_loss(model: MultiExitDecoder, batch: RowBatch) -> Tensor:

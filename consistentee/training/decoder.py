@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.prompts import TextTask
+from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.files import hash_tensors
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.adapters import StateMoments
@@ -74,11 +74,17 @@ def training_rows(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) 
     noted = model.description
     noted.max_prompt_tokens = recipe.max_prompt_tokens or task.max_prompt_tokens
     noted.max_new_tokens = recipe.max_new_tokens or task.max_new_tokens
+    return rows_as_long(model, task, task.train.capped(recipe.max_rows, seed=0))
+
+
+def rows_as_long(model: MultiExitDecoder, task: TextTask, split: PromptSplit) -> list[TokenRow]:
+    """Return rows of a task as tokens, at most as long as those that the model was trained on."""
+    noted = model.description
     return encode_rows(
         model,
-        task.train.capped(recipe.max_rows, seed=0),
+        split,
         max_prompt_tokens=noted.max_prompt_tokens,
-        max_new_tokens=noted.max_new_tokens,
+        max_new_tokens=noted.max_new_tokens or task.max_new_tokens,
         keep=task.keep,
     )
 

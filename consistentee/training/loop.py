@@ -48,6 +48,7 @@ LOSS_POINTS = 50
 
 _SCORES = "validation_by_epoch"
 _LOSSES = "losses"
+_WEIGHT, _BEST = "weight/", "best/"
 
 _log: ContextVar["TrainingLog | None"] = ContextVar("log", default=None)
 
@@ -106,6 +107,8 @@ class Stage(Generic[ModelT, BatchT]):
         shared: keep the weights in the store, for the next method that needs the same stage.
         dropout: train mode; a stage on cached features has no use for it.
         judge: scores the model after every epoch, for the model's description.
+        patience: epochs without a better score after which the stage ends, with the weights of its best epoch; None
+            runs all epochs, and keeps the last weights.
     """
 
     name: str
@@ -119,6 +122,7 @@ class Stage(Generic[ModelT, BatchT]):
     shared: bool = False
     dropout: bool = True
     judge: Judge[ModelT] | None = None
+    patience: int | None = None
 
 
 @dataclass
@@ -212,7 +216,7 @@ def _run_steps(
     optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
     total_steps = steps_per_epoch * stage.epochs
-    first_step, losses = _resume(checkpoint, model, stage, parameters, optimizer)
+    first_step, losses, best = _resume(checkpoint, model, stage, parameters, optimizer)
     if losses is None:
         losses = torch.zeros(2, min(LOSS_POINTS, total_steps), dtype=torch.float64)
     scheduler = _schedule(optimizer, recipe, first_step, total_steps)
@@ -232,12 +236,19 @@ def _run_steps(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % steps_per_epoch == 0:
-            _judge(model, stage)
+        if (step + 1) % steps_per_epoch == 0 and stage.judge is not None:
+            scores = _add_score(model, stage, stage.judge)
+            since_best = len(scores) - 1 - scores.index(max(scores))
+            if stage.patience is not None and not since_best:
+                best = {f"{_BEST}{name}": weight.detach().clone() for name, weight in parameters.items()}
+            if since_best == stage.patience:
+                break
         is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
         if checkpoint is not None and is_due and step + 1 < total_steps:
-            _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _curves_of(model, stage, losses))
+            _save_checkpoint(checkpoint, parameters, optimizer, step + 1, best | _curves_of(model, stage, losses))
             saved_at = time.monotonic()
+    if best:
+        _put_weights(best, _BEST, parameters)
     return losses
 
 
@@ -308,13 +319,14 @@ def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: tor
     return tuple(by_length[number] for number in torch.randperm(len(by_length), generator=generator).tolist())
 
 
-def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
-    if stage.judge is None:
-        return
+def _add_score(model: ModelT, stage: Stage[ModelT, BatchT], judge: Judge[ModelT]) -> list[float]:
+    """Score the model; return the scores of all epochs so far."""
     model.eval()
-    score = stage.judge(model)
+    score = judge(model)
     model.train(stage.dropout)
-    model.description.validation_by_epoch.setdefault(stage.name, []).append(score)
+    scores = model.description.validation_by_epoch.setdefault(stage.name, [])
+    scores.append(score)
+    return scores
 
 
 def _curves_of(model: ModelT, stage: Stage[ModelT, BatchT], losses: Tensor) -> dict[str, Tensor]:
@@ -331,10 +343,10 @@ def _put_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, 
 
 
 def _save_checkpoint(
-    path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, curves: dict[str, Tensor]
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, also: dict[str, Tensor]
 ) -> None:
-    """Write weights, optimiser moments, random state, step, scores and losses: plain tensors, no pickle."""
-    tensors = curves | {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
+    """Write weights, optimiser moments, random state, step, and what else there is: plain tensors, no pickle."""
+    tensors = also | {f"{_WEIGHT}{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
@@ -351,24 +363,30 @@ def _resume(
     stage: Stage[ModelT, BatchT],
     parameters: dict[str, nn.Parameter],
     optimizer: AdamW,
-) -> tuple[int, Tensor | None]:
-    """Load a checkpoint, if there is one, and return the step to continue from and the losses so far."""
+) -> tuple[int, Tensor | None, dict[str, Tensor]]:
+    """Load a checkpoint, if there is one; return the step to continue from, the losses so far and the best weights."""
     tensors = None if path is None else load_tensors(path)
-    if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
-        return 0, None  # no checkpoint, or one of another version
+    if tensors is None or any(tensors[f"{_WEIGHT}{name}"].shape != weight.shape for name, weight in parameters.items()):
+        return 0, None, {}  # no checkpoint, or one of another version
     _put_scores(model, stage, tensors)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"weight/{name}"])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                stored = f"optimizer/{key}/{name}"
-                if stored in tensors:
-                    value = tensors[stored]
-                    optimizer.state[parameter][key] = value.to(parameter.device)  # the fused optimiser counts there too
+    _put_weights(tensors, _WEIGHT, parameters)
+    for name, parameter in parameters.items():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            stored = f"optimizer/{key}/{name}"
+            if stored in tensors:
+                value = tensors[stored]
+                optimizer.state[parameter][key] = value.to(parameter.device)  # the fused optimiser counts there too
     torch.set_rng_state(tensors["random_state"])
     if "random_state_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_state_cuda"])
-    return int(tensors["step"]), tensors.get(_LOSSES)
+    best = {name: weight for name, weight in tensors.items() if name.startswith(_BEST)}
+    return int(tensors["step"]), tensors.get(_LOSSES), best
+
+
+@torch.no_grad()
+def _put_weights(tensors: dict[str, Tensor], prefix: str, parameters: dict[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[f"{prefix}{name}"])
 
 
 def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:
@@ -393,6 +411,7 @@ def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         "dropout": stage.dropout,
         "judge": stage.judge and stage.judge.fingerprint(),
     }
+    parts |= {"patience": stage.patience} if stage.patience is not None else {}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -108,7 +108,9 @@ class TokenRecipeSettings(BaseSettings):
     head_steps: int = Field(default=2000, ge=0, description="of the learned heads")
     head_batch_size: int = Field(default=512, ge=1, description="tokens, of the learned heads")
     head_learning_rate: float = Field(default=2e-3, gt=0, description="peak rate of the learned heads")
-    branch_steps: int = Field(default=300, ge=0, description="of exits with a decoder layer of their own")
+    branch_steps: int = Field(
+        default=2000, ge=0, description="at most, of exits with a decoder layer of their own; validation loss ends them"
+    )
     branch_batch_size: int = Field(default=8, ge=1, description="rows, of those exits")
     branch_learning_rate: float = Field(default=5e-4, gt=0, description="peak rate of those exits")
     backbone_steps: int = Field(default=200, ge=0, description="of the stage that runs the backbone, where it learns")

@@ -8,7 +8,7 @@ from torch.nn import functional
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.stack import DecoderStack
-from consistentee.training.branches import branch_logits, branch_loss, record_rows
+from consistentee.training.branches import ValidationLoss, branch_logits, branch_loss, record_rows
 
 ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]
 LAST = BranchSpec(copied_layer=4)
@@ -47,14 +47,16 @@ def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):
         model.add_branch(layer, LAST)
     states = record_rows(model, ROWS)
     with torch.no_grad():
-        together = branch_loss(model, states.batch([0, 1, 2]))
+        together = branch_loss(model, states.batch(torch.arange(3)))
         losses = []
         for number, (prompt, response) in enumerate(ROWS):
-            hidden = states.batch([number]).hidden
+            alone = states.batch(torch.tensor([number]))
+            hidden = alone.hidden
             gives = slice(len(prompt) - 1, len(prompt) - 1 + len(response))
             wanted = model.logits(4, hidden[0, gives, -1]).softmax(-1)
             for place, layer in enumerate((1, 2, 3)):
-                said = branch_logits(model, layer, hidden[:, :, place], states.batch([number]))
+                said = branch_logits(model, layer, hidden[:, :, place], alone)
                 losses.append(functional.cross_entropy(said, wanted, reduction="none"))
         by_hand = torch.stack([torch.cat(losses[place::3]).mean() for place in range(3)]).mean()
     torch.testing.assert_close(together, by_hand)
+    assert ValidationLoss(states)(model) == pytest.approx(-float(by_hand), rel=1e-5)

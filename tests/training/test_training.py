@@ -280,6 +280,44 @@ class TestTheJudge:
         assert len(scores) == 2
         assert scores[-1] == pytest.approx(sum(expected) / len(expected)), "the last is that of the trained model"
 
+    @pytest.mark.parametrize("dies_at", [None, 5])
+    def test_a_stage_with_patience_ends_with_its_best_weights(self, tiny_model, tmp_path, monkeypatch, dies_at):
+        """The third score is the best one, and no better one follows in two epochs; a kill changes nothing."""
+        monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
+        judge, recipe = ScriptedJudge([0.1, 0.3, 0.5, 0.4, 0.5, 0.9], dies_at), replace(RECIPE, store=tmp_path)
+        stage = replace(token_stage("mine", own_loss, RECIPE), epochs=6, judge=judge, patience=2)
+
+        def trained() -> Any:
+            model = tiny_model()
+            run_stage(model, training_source(model, make_task(rows=32), RECIPE), stage, recipe)
+            return model
+
+        if dies_at:
+            with pytest.raises(KeyboardInterrupt):
+                trained()
+        model = trained()
+        assert model.description.validation_by_epoch["mine"] == [0.1, 0.3, 0.5, 0.4, 0.5]
+        assert torch.equal(model.classifiers[0].weight, judge.weights[2])
+        assert not torch.equal(model.classifiers[0].weight, judge.weights[-1])
+
+
+class ScriptedJudge:
+    """Give the scores of a list, by epoch, and note weights; be killed at an epoch once, if one is given."""
+
+    def __init__(self, scores: list[float], dies_at: int | None) -> None:
+        self.scores, self.dies_at, self.weights = scores, dies_at, []
+
+    def __call__(self, model: Any) -> float:
+        epoch = len(model.description.validation_by_epoch.get("mine", [])) + 1
+        if epoch == self.dies_at:
+            self.dies_at = None
+            raise KeyboardInterrupt
+        self.weights.append(model.classifiers[0].weight.detach().clone())
+        return self.scores[epoch - 1]
+
+    def fingerprint(self) -> str:
+        return "scripted"
+
 
 def test_losses_by_hand():
     logits = torch.tensor([[[0.0, 0.0], [20.0, 0.0]]])
