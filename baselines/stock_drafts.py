@@ -42,6 +42,7 @@ class StockDrafts(TokenMethod):
         argument: of ``generate``, which gets the knob.
     """
 
+    version: ClassVar[int] = 2
     drafts: ClassVar[bool] = True
     argument: ClassVar[str]
 

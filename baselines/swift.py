@@ -80,7 +80,7 @@ class SWIFT(DraftingMethod):
     """
 
     name: ClassVar[str] = "swift"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     paper: ClassVar[str] = "Xia et al., SWIFT, ICLR 2025, arXiv 2410.06916"
     knob: ClassVar[Knob] = Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
 

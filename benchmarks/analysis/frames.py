@@ -409,7 +409,7 @@ def _test_of_texts(point: DecodingPoint, metric: str) -> _Line:
     line: _Line = {}
     for name, mean in means.items():
         line |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
-    drafts = point.speculation
+    drafts, chosen = point.speculation, point.validation.draft
     return line | {
         "layers": point.average_layers,
         "exit_histogram": point.exit_histogram,
@@ -419,6 +419,7 @@ def _test_of_texts(point: DecodingPoint, metric: str) -> _Line:
         "flops_ratio": point.full_decode_flops / point.decode_flops if point.decode_flops else np.nan,
         "accepted": np.nan if drafts is None else drafts.accepted,
         "drafted": np.nan if drafts is None else drafts.drafted,
+        "draft": "" if chosen is None else f"drafts of {chosen[0]}" + (f" above {chosen[1]:g}" if chosen[1] else ""),
     }
 
 

@@ -306,6 +306,7 @@ def operating_points(results: Results) -> pd.DataFrame:
         points[f"score{bound}"] = [points.at[line, f"{metric}{bound}"] for line, metric in points["metric"].items()]
     drafts = groups[["accepted", "drafted"]].sum()
     points["acceptance"] = drafts["accepted"] / drafts["drafted"].where(drafts["drafted"] > 0)
+    points["draft"] = groups["draft"].agg(lambda texts: " and ".join(dict.fromkeys(texts)))
     return points
 
 
@@ -366,8 +367,8 @@ def knob_text(line: Mapping[str, Any]) -> str:
     """Return the knob and parameters of an operating point: ``threshold=0.1 to 0.3 · alpha=0.1``."""
     if role_of(line["method"]) == FULL:
         return "full depth"
-    drafts = line.get("acceptance", np.nan)
-    more = "" if np.isnan(drafts) else f"{100 * drafts:.0f}% of drafts accepted"
+    accepted = line.get("acceptance", np.nan)
+    more = "" if np.isnan(accepted) else f"{line['draft'] or 'drafts'}, {100 * accepted:.0f}% accepted"
     return " · ".join(filter(None, [f"{line['knob_name']}={line['knob']}", line["parameters"], more]))
 
 

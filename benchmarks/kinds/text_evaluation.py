@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 import pandas as pd
@@ -79,8 +80,10 @@ class TextEvaluation:
 
     @property
     def default_knob(self) -> float:
-        """The cheapest knob whose tokens nearly always agree with the full model's."""
-        return next(self.points[index].knob for index, targets in self.chosen.items() if FAITHFUL in targets)
+        """The cheapest knob whose tokens nearly always agree with the full model's; the last if drafts cost more."""
+        model, last = self.decoder.model, float(self.decoder.method.knob_values(self.decoder.model)[-1])
+        point = next(self.points[index] for index, targets in self.chosen.items() if FAITHFUL in targets)
+        return point.knob if point.average_layers <= model.num_layers else last
 
     def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
         agreement, layers = "agreement with full %", f"layers of {self.decoder.model.num_layers}"
@@ -273,19 +276,23 @@ def _by_model(decoder: PromptDecoder, knobs: Iterable[float]) -> list[tuple[Mult
 
 
 def drafted_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPoint]:
-    """Choose the drafts of every knob value on the full model's texts, then decode a few prompts with them."""
+    """Choose the drafts of every knob value on the full model's texts, then decode a few prompts with them.
+
+    A value at which nothing is drafted is left out, for it is the full model, unless there is no other.
+    """
     few, full = prompts.select(range(min(_DRAFTED_PROMPTS, len(prompts)))), decoder.full(prompts)
     model, method = decoder.model, decoder.method
     if isinstance(method, DraftingMethod):
         method.choose_drafts(model, _rows_of(model, prompts, full), decoder.options["max_new_tokens"], decoder.store)
-    points = []
+    points, drafting = [], []
     for knob in map(float, method.knob_values(model)):
         written = decoder.at(knob, few)
+        drafting.append(isinstance(written, SpeculativeGenerations))
         match = token_match(full.tokens[: len(few)], written.tokens)
         layers = written.layer_calls / max(written.decoded_tokens, 1)
         draft = model.description.drafts.get(knob)
         points.append(ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean()), draft=draft))
-    return points
+    return list(compress(points, drafting)) or points
 
 
 def _rows_of(model: MultiExitDecoder, prompts: PromptSplit, written: Generations) -> list[TokenRow]:

@@ -147,7 +147,7 @@ class DraftingMethod(TokenMethod):
         threshold: a draft ends after a token that is less probable than this; 0 disables it; None likewise.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
     drafts: ClassVar[bool] = True

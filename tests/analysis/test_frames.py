@@ -219,13 +219,19 @@ def test_generation():
         assert found.at[label, "points"] == pytest.approx(found.at[label, "score"] - full)
 
 
-def test_how_many_drafts_are_accepted_is_shown():
+def test_drafts_and_how_many_are_accepted_are_shown():
     results = load_results(DECODING)
     stored = next(one for one in results.cells if one.record.label == "skipdecode")
-    drafts = {"speculation": Speculation(drafted=1000, accepted=600, passes=300)}
-    points = [point.model_copy(update=drafts) for point in stored.record.operating_points]
-    drafting = replace(stored, record=stored.record.model_copy(update={"operating_points": points}))
-    assert "60% of drafts accepted" in render(results.with_cells([drafting]), "all")
+    counts = Speculation(drafted=1000, accepted=600, passes=300)
+    for draft, shown in ((None, "drafts, 60% accepted"), ((6, 0.4), "drafts of 6 above 0.4, 60% accepted")):
+        points = [
+            point.model_copy(
+                update={"speculation": counts, "validation": point.validation.model_copy(update={"draft": draft})}
+            )
+            for point in stored.record.operating_points
+        ]
+        drafting = replace(stored, record=stored.record.model_copy(update={"operating_points": points}))
+        assert shown in render(results.with_cells([drafting]), "all")
 
 
 def test_references_do_not_make_a_task_count():
