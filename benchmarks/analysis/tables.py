@@ -55,6 +55,7 @@ _RATIOS = (
     "model."
 )
 _SEEDS = "Seeds: of the task that has fewest. Where they differ, compare points, not scores."
+_OF_DRAFTS = "A method that drafts is shown at the draft that takes the fewest layers, even if those are more than L."
 _AGAINST_STATIC = "vs. static: tasks on which it is significantly better / worse than a static exit."
 
 
@@ -358,6 +359,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
             "(≤50%), or the fewest layers within a point of the full model (-1 pt) or with so many answers of the full "
             "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size."
             f"{FEW_ROUNDS_NOTE if results.clock_mark else ''}",
+            *([_OF_DRAFTS] if of_texts and own["acceptance"].notna().any() else []),
             *(_notes_of_task(results, task) if task else []),
         ],
     )
