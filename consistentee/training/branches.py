@@ -126,10 +126,10 @@ def train_branches(
     model.to(chosen_device())
     for layer in model.exit_layers[:-1]:
         model.add_branch(layer, spec_at(layer))
-    rows = [row for row in training_rows(model, task, recipe)[: recipe.traced_rows] if len(row[1])]
+    rows = _with_response(training_rows(model, task, recipe)[: recipe.traced_rows])
     rows = rows[: recipe.branch_steps * recipe.branch_batch_size]
-    held_out = rows_as_long(model, task, task.validation.capped(VALIDATION_ROWS, seed=0))
-    if not rows or not model.branches:
+    held_out = _with_response(rows_as_long(model, task, task.validation.capped(VALIDATION_ROWS, seed=0)))
+    if not rows or not held_out or not model.branches:
         return
     count_rows(len(rows), with_gradients=False)
     states, validation = (record_rows(model, some, store=recipe.store) for some in (rows, held_out))
@@ -146,6 +146,10 @@ def train_branches(
         patience=PATIENCE,
     )
     run_stage(model, states, stage, recipe)
+
+
+def _with_response(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    return [row for row in rows if len(row[1])]
 
 
 def branch_loss(model: MultiExitDecoder, batch: RowBatch) -> Tensor:

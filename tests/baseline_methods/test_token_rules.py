@@ -19,6 +19,7 @@ from baselines.soft import SoFT
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
+from consistentee.rules.exit_rule import ThresholdRule
 from consistentee.rules.schedules import shifted_thresholds
 from consistentee.signals import margin, saturation
 from consistentee.traces.token_trace import record_tokens
@@ -157,6 +158,17 @@ def test_state_saturation_by_hand(tiny_decoder):
     rule = DecayingThresholdRule(saturation, (threshold - 0.1) / 0.9, 0.0, 40)
     assert replay(rule, trace_of(model)).tolist() == expected
     assert set(expected) == {2, 3, 4}
+
+
+@pytest.mark.parametrize("way", [{"batch_size": 1}, {"batch_size": 5}, {"batch_size": 2, "in_flight": 7}])
+def test_state_saturation_of_texts_is_that_of_their_trace(tiny_decoder, way):
+    model = tiny_decoder(exit_layers=(2, 3))
+    rule = ThresholdRule(saturation, float(trace_of(model).saturation[:, :2].quantile(0.5)), "above")
+    out = generate(model, PROMPTS, rule, max_new_tokens=6, kv="exact", **way)
+    trace = record_tokens(model, list(zip(model.encode(PROMPTS), map(torch.Tensor.tolist, out.tokens), strict=True)))
+    exits = torch.cat(out.exit_layers)
+    assert torch.equal(replay(rule, trace), exits)
+    assert exits.unique().tolist() == [2, 3, 4]
 
 
 def test_falling_threshold_is_stretched_over_what_the_model_was_trained_to_write(tiny_decoder):
