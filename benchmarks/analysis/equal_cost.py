@@ -278,7 +278,7 @@ class EqualCost:
         signs = pd.Series(np.nan, self.by_task.index)
         for line, task, backbone, label, speedup, over in self.by_task[[*CURVE, "speedup", "over"]].itertuples():
             known = label != static and (task, backbone, static) in self._seeds and (task, backbone) in self.compared
-            samples = self.difference((task, backbone), label, static, speedup)[1] if known else None
+            samples = self._paired_samples((task, backbone), label, static, speedup) if known else None
             if samples is not None:
                 low, high = interval(samples)
                 signs[line] = int(low > 0 and not over) - int(high < 0)
@@ -292,13 +292,23 @@ class EqualCost:
 
     @cached_property
     def headline(self) -> pd.DataFrame:
+        """The lines of :attr:`means` with ``better_than_static`` and ``worse_than_static``: on how many tasks."""
+        signs = self.by_task[["label", "speedup"]].set_axis(["method", "budget"], axis=1).assign(sign=self.signs)
+        groups = signs[signs["method"].isin(self.means["method"])].groupby(["method", "budget"])["sign"]
+        signed = {"better_than_static": 1, "worse_than_static": -1}
+        counts = groups.agg(**{name: lambda signs, sign=sign: (signs == sign).sum() for name, sign in signed.items()})
+        counts = counts.where(groups.count() == len(self.compared))
+        return self.means.merge(counts.reset_index(), on=["method", "budget"], how="left")
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
         """Points of every label at every budget, means over the tasks that (nearly) all labels were run on.
 
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
         Columns: those of :data:`HEADLINE`; ``kept`` in percent; ``over`` and ``under`` (the budget); further measured
-        ratios, geometric means; ``better_than_static`` and ``worse_than_static`` (on how many tasks, significantly).
+        ratios, geometric means.
         """
-        found = self.by_task.assign(sign=self.signs).merge(self.training_costs, on=CURVE, how="left")
+        found = self.by_task.merge(self.training_costs, on=CURVE, how="left")
         of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
         found = found[of_compared & found["label"].isin(self.results.labels_to_compare)]
         found = found[found.groupby("label")["task"].transform("size") == len(self.compared) * len(self.speedups)]
@@ -314,9 +324,6 @@ class EqualCost:
             means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
         bounds = [self._bounds(label, budget) for label, budget in means.index]
         means[["low", "high", "low_tasks", "high_tasks"]] = np.array(bounds, dtype=float).reshape(-1, 4)
-        for name, sign in (("better_than_static", 1), ("worse_than_static", -1)):
-            tasks = (found["sign"] == sign).groupby([found["method"], found["budget"]]).sum()
-            means[name] = tasks.where(groups["sign"].count() == means["tasks"])
         means = means.reset_index()
         means["exits"] = means["method"].map(exit_networks(self.results.records))
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
@@ -356,15 +363,21 @@ class EqualCost:
 
         They are of the seeds that both have, or of all seeds of both if there are none.
         """
-        one, other = set(self._seeds.get((*task, first), [])), set(self._seeds.get((*task, second), []))
-        seeds = sorted(one & other or one | other)
+        seeds = self._shared_seeds(task, first, second)
         means = [
             np.mean([self._points[key] for seed in seeds if (key := (*task, label, budget, seed)) in self._points])
             for label in (first, second)
         ]
+        return float(means[0] - means[1]), self._paired_samples(task, first, second, budget)
+
+    def _paired_samples(self, task: Task, first: str, second: str, budget: float) -> Floats | None:
+        seeds = self._shared_seeds(task, first, second)
         samples = [self.samples(task, label, budget, seeds) for label in (first, second)]
-        known = None if samples[0] is None or samples[1] is None else samples[0] - samples[1]
-        return float(means[0] - means[1]), known
+        return None if samples[0] is None or samples[1] is None else samples[0] - samples[1]
+
+    def _shared_seeds(self, task: Task, first: str, second: str) -> list[int]:
+        one, other = set(self._seeds.get((*task, first), [])), set(self._seeds.get((*task, second), []))
+        return sorted(one & other or one | other)
 
     @cached_property
     def _points(self) -> dict[Any, float]:

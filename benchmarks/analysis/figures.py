@@ -74,7 +74,7 @@ def leading_labels(results: Results) -> list[str]:
 def ranked_labels(results: Results) -> list[str]:
     """Return labels by their points at the middle budget, those that some task lacks last."""
     comparison = comparison_of(results)
-    complete = list(dict.fromkeys(comparison.headline["method"]))
+    complete = list(dict.fromkeys(comparison.means["method"]))
     middle = comparison.by_task
     middle = middle[middle["speedup"] == comparison.middle].groupby("label")["points"].mean()
     others = middle.drop([x for x in complete if x in middle]).sort_values(ascending=False, kind="stable").index
@@ -176,7 +176,7 @@ def equal_cost_figure(results: Results) -> "Figure | None":
     """Draw points at equal cost: methods in rows, a panel for every speed-up; means over tasks with intervals."""
     import seaborn as sns
 
-    found = comparison_of(results).headline.dropna(subset=["points"])
+    found = comparison_of(results).means.dropna(subset=["points"])
     if found.empty:
         return None
     found = found.assign(name=found["method"].map(display_name), colour=found["method"].map(palette(results)))

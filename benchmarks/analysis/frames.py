@@ -186,7 +186,7 @@ class Results:
         """Return the columns of a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
-                table = self.cells[cell].table(PREDICTIONS_FILE)
+                table = self.cells[cell].table(PREDICTIONS_FILE, own_types=False)
             except UserError:  # the rows are gone; what the record holds still stands
                 table = None
             # A DataFrame would take twice as long.

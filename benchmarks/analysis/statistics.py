@@ -6,6 +6,7 @@ resamples are written as counts of rows, and the terms of all points of a task a
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -29,8 +30,7 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 1e-12)
 
 
-def _correlation(terms: Floats) -> Floats:
-    x, y, xx, yy, xy = np.moveaxis(terms, -1, 0)
+def _correlation(x: Floats, y: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
     return _ratio(xy - x * y, np.sqrt(np.clip((xx - x * x) * (yy - y * y), 0, None)))
 
 
@@ -42,24 +42,24 @@ def _products(true: Floats, answers: Floats) -> Floats:
     return np.stack([true, answers, true * true, answers * answers, true * answers], axis=-1)
 
 
-_TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], Floats]]] = {
-    "accuracy": (lambda true, answers: _zeros_and_ones(true == answers), lambda terms: terms[..., 0]),
+_TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[..., Floats]]] = {
+    "accuracy": (lambda true, answers: _zeros_and_ones(true == answers), lambda right: right),
     "f1": (
         lambda true, answers: _zeros_and_ones(true * answers, true != answers),
-        lambda terms: _ratio(2 * terms[..., 0], 2 * terms[..., 0] + terms[..., 1]),
+        lambda both, differ: _ratio(2 * both, 2 * both + differ),
     ),
     "matthews": (  # of two classes, 0 and 1, which are their own squares: the correlation of the answers with the truth
         lambda true, answers: _zeros_and_ones(true, answers, true * answers),
-        lambda terms: _correlation(terms[..., [0, 1, 0, 1, 2]]),
+        lambda x, y, xy: _correlation(x, y, x, y, xy),
     ),
     "pearson": (_products, _correlation),
-    MEAN: (lambda _, answers: answers[:, None], lambda terms: terms[..., 0]),
+    MEAN: (lambda _, answers: answers[:, None], lambda values: values),
     MEAN_BY_SIZE: (
         lambda sizes, answers: np.stack([answers, sizes], axis=-1),
-        lambda terms: _ratio(terms[..., 0], terms[..., 1]),
+        _ratio,
     ),
 }
-"""Metric -> (terms of the rows [N, terms], the score of the terms' mean [..., terms])."""
+"""Metric -> (terms of the rows [N, terms], the score of the means of the terms, an argument each)."""
 
 
 def can_resample(metric: str, labels: ArrayLike) -> bool:
@@ -96,15 +96,20 @@ def resampled_means(terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0)
     rows = terms.shape[1]
     flat = np.moveaxis(terms, 1, -1).reshape(-1, rows)
     sums = np.empty((len(flat), resamples))
-    for start in range(0, resamples, RESAMPLES):
+
+    def add_part(start: int) -> None:
         counts = resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
         sums[:, start : start + RESAMPLES] = flat @ counts.astype(flat.dtype)
-    return np.moveaxis((sums / rows).reshape(len(terms), -1, resamples), 1, -1)
+
+    with ThreadPoolExecutor() as threads:  # NumPy draws, counts and multiplies without Python's lock
+        list(threads.map(add_part, range(0, resamples, RESAMPLES)))
+    sums /= rows
+    return np.moveaxis(sums.reshape(len(terms), -1, resamples), 1, -1)
 
 
 def score_of_means(metric: str, means: Floats) -> Floats:
     """Compute the scores [...] of means of terms [..., terms]; those of a mixture are the mixture of the means."""
-    return _TERMS[metric][1](means)
+    return _TERMS[metric][1](*np.moveaxis(means, -1, 0))
 
 
 def over_any_task(samples: Floats) -> Floats | None:

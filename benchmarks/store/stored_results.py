@@ -91,10 +91,14 @@ class StoredCell:
         table = self.table(VALIDATION_FILE)
         return None if table is None else table.to_pandas(ignore_metadata=True)
 
-    def table(self, name: str) -> pa.Table | None:
-        """Read one of the cell's own files of rows; None if it has none. Raises UserError if it cannot be read."""
+    def table(self, name: str, *, own_types: bool = True) -> pa.Table | None:
+        """Read one of the cell's own files of rows; None if it has none. Raises UserError if it cannot be read.
+
+        Without ``own_types`` published numbers keep the type that all cells share, which spares a copy: whole numbers
+        may be floats.
+        """
         if self.number is not None:
-            return _published_rows(self.root, self.number, name)
+            return _published_rows(self.root, self.number, name, own_types=own_types)
         path = self.place / name
         return read_rows(path).replace_schema_metadata(None) if path.exists() else None
 
@@ -182,7 +186,7 @@ def _published_texts(path: Path) -> dict[str, str]:
         return dict(zip(table["file"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
-def _published_rows(root: Path, number: int, name: str) -> pa.Table | None:
+def _published_rows(root: Path, number: int, name: str, *, own_types: bool) -> pa.Table | None:
     path = root / ROWS_FILES[name]
     with _readable(path):
         cells = _table(root / CELLS_FILE)
@@ -190,8 +194,8 @@ def _published_rows(root: Path, number: int, name: str) -> pa.Table | None:
         if written is None:
             return None
         schema, first = pa.ipc.read_schema(pa.py_buffer(written)), _first_rows(path, path.stat().st_mtime_ns)
-        own = _table(path).slice(first[number], first[number + 1] - first[number])
-        return pa.table([_cast(own[field.name], field.type) for field in schema], schema=schema)
+        own = _table(path).select(schema.names).slice(first[number], first[number + 1] - first[number])
+        return pa.table(list(map(_cast, own, schema.types)), schema=schema) if own_types else own
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
