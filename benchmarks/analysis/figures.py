@@ -167,7 +167,7 @@ def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **sha
     for axes in grid[len(titles) :]:
         axes.remove()
     for axes, title in zip(grid, titles, strict=False):
-        axes.set_title(title, pad=3)
+        axes.set_title(title, pad=3, y=1)  # a fixed place: otherwise all ticks are measured again and again
         axes.set(xlabel="", ylabel="")
     return figure, list(grid[: len(titles)])
 
@@ -324,9 +324,9 @@ def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str, shares: str) -> "
         ticks = {"xticklabels": False, "yticklabels": False}
         sns.heatmap(table, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, linewidths=0.4, **ticks)
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
-        axes.set_yticks(np.arange(len(table)) + 0.5, table.index)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="", ylabel="")
+    panels[0].set_yticks(np.arange(len(table)) + 0.5, table.index)
     colours, percent = panels[0].collections[0], PercentFormatter(1)
     bar = figure.colorbar(colours, ax=panels, label=shares, format=percent, location="top", shrink=0.4, aspect=30)
     bar.outline.set_visible(False)
