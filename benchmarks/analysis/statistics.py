@@ -101,7 +101,7 @@ def resampled_means(terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0)
         counts = resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
         sums[:, start : start + RESAMPLES] = flat @ counts.astype(flat.dtype)
 
-    with ThreadPoolExecutor() as threads:  # NumPy draws, counts and multiplies without Python's lock
+    with ThreadPoolExecutor(2) as threads:  # NumPy draws and multiplies without Python's lock; more take memory
         list(threads.map(add_part, range(0, resamples, RESAMPLES)))
     sums /= rows
     return np.moveaxis(sums.reshape(len(terms), -1, resamples), 1, -1)
