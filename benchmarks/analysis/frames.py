@@ -106,7 +106,9 @@ class Results:
             frame = pd.DataFrame({"row": columns["row"], "answer": found[1], "true_label": found[0]})
             frame["exit_layer"] = next((layers for layers in exits if layers is not None), None)
             frames.append(frame.assign(**{name: knob[name] for name in (*CURVE, "seed", "cell", "place", "knob")}))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["answer", "true_label"])
+        whole = [name for name in ("answer", "true_label") if (rows[name] % 1 == 0).all()]
+        return rows.astype(dict.fromkeys(whole, int))
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -191,9 +193,6 @@ class Results:
                 table = None
             # A DataFrame would take twice as long.
             columns = None if table is None else {name: table[name].to_numpy() for name in table.column_names}
-            if columns is not None and (np.diff(columns["row"]) < 0).any():
-                order = np.argsort(columns["row"])
-                columns = {name: column[order] for name, column in columns.items()}
             self._predictions[cell] = columns
         return self._predictions[cell]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
-from benchmarks.analysis.frames import CURVE, MATCH, NATS, TASK, TO_FULL, Results
+from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
 from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table
 
 
@@ -46,21 +46,22 @@ def _kept(found: pd.DataFrame | None, tasks: int) -> str:
 
 
 def text_scores(results: Results) -> pd.DataFrame:
-    """Return all that is scored in generation, by task, label and budget; percent, and perplexity of the references."""
-    found = _with_intervals(comparison_of(results))
-    found[["points", "low", "high", "kept"]] *= 100
-    for measure in (TO_FULL, MATCH):
-        own = _with_intervals(EqualCost(results, measure=measure))
-        found[[measure, f"{measure}_low", f"{measure}_high"]] = 100 * own[["score", "low", "high"]].add([0, 1, 1])
-    own = _with_intervals(EqualCost(results, measure=NATS))
-    found["perplexity"] = np.exp(own["score"])
-    found[["times_full", "times_full_low", "times_full_high"]] = np.exp(own[["points", "low", "high"]])
-    found = found.reset_index()
-    return found[found["label"].isin(results.labels_to_compare)]
+    """Return how texts agree with the full model's, in percent, and the perplexity of the references.
 
-
-def _with_intervals(comparison: EqualCost) -> pd.DataFrame:
-    return comparison.with_intervals(comparison.by_task).set_index([*CURVE, "speedup"])
+    A line for every label and budget, means over the compared tasks; perplexity is unknown if a task lacks it.
+    """
+    found: dict[str, pd.Series] = {}
+    for measure in (TO_FULL, MATCH, NATS):
+        by_task = EqualCost(results, measure=measure).by_task
+        of_compared = pd.MultiIndex.from_frame(by_task[TASK]).isin(comparison_of(results).compared)
+        groups = by_task[of_compared].groupby(["label", "speedup"])
+        if measure == NATS:
+            names = {"score": "perplexity", "points": "times_full_perplexity"}
+            nats = groups[list(names)].agg(lambda values: values.mean(skipna=False))
+            found |= {name: np.exp(nats[column]) for column, name in names.items()}
+        else:
+            found[measure] = 100 * groups["score"].mean()
+    return pd.DataFrame(found)
 
 
 _LATENCY_NOTE = "Latency: seconds until a text has ended since all in flight were asked: median / 90th percentile."

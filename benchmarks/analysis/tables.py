@@ -469,16 +469,7 @@ def headline_csv(results: Results) -> str:
     """Return ``headline.csv``: a line for every method and budget, points and percent rounded to four decimals."""
     found = headline(results).drop(columns="under")
     if results.kind == "generation" and not found.empty:
-        scores = text_scores(results)
-        of_compared = pd.MultiIndex.from_frame(scores[TASK]).isin(comparison_of(results).compared)
-        groups = scores[of_compared].groupby(["label", "speedup"])
-        more = groups[[TO_FULL, MATCH]].mean()
-        for name in ("perplexity", "times_full"):
-            more[name] = groups[name].agg(lambda values: np.exp(np.log(values).mean(skipna=False)))
-        more = more.reset_index().rename(
-            columns={"label": "method", "speedup": "budget", "times_full": "times_full_perplexity"}
-        )
-        found = found.merge(more, on=["method", "budget"], how="left")
+        found = found.merge(text_scores(results), left_on=["method", "budget"], right_index=True, how="left")
     return str(found.round(4).to_csv(index=False, lineterminator="\n"))
 
 
