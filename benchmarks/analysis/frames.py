@@ -151,9 +151,11 @@ class Results:
         A task counts if half of the labels to compare were run on it: most methods need classes, so that with a
         regression among the tasks no other method would be defined on all of them.
         """
-        groups = self.knobs.groupby(TASK)
+        columns = [*CURVE, "method", "metric", "num_layers"]
+        cells = pd.DataFrame([[getattr(record, name) for name in columns] for record in self.records], columns=columns)
+        groups = cells.groupby(TASK)
         found = groups.agg(metric=("metric", "first"), num_layers=("num_layers", "first"))
-        own = self.knobs[self.knobs["label"].isin(self.labels_to_compare)].groupby(TASK)["label"].nunique()
+        own = cells[cells["label"].isin(self.labels_to_compare)].groupby(TASK)["label"].nunique()
         found["labels"] = own.reindex(found.index, fill_value=0)
         full = [labels_of_role(dict(zip(own["label"], own["method"], strict=True)), FULL) for _, own in groups]
         found["full_label"] = [labels[0] if labels else None for labels in full]

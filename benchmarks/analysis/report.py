@@ -217,7 +217,8 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | No
         f"b{size}": f"clock, batch {size}" for size in results.batch_sizes
     }
     # Only labels that are drawn; the strongest ones come first and are in colour.
-    labels = [x for x in ranked_labels(results) if x in set(frame["method"])]
+    drawn = set(frame["method"])
+    labels = [label for label in ranked_labels(results) if label in drawn]
     shown = [x for x in labels if x in leading_labels(results) or role_of(results.methods[x]) == STATIC]
     of_colour = [x for x in labels if role_of(results.methods[x]) not in REFERENCES]
     colours = {label: COLOURS[place % len(COLOURS)] for place, label in enumerate(of_colour)}
