@@ -64,8 +64,8 @@ class Results:
     cells: list[StoredCell]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
-    _predictions: dict[int, Columns | None] = field(default_factory=dict, repr=False)
-    _columns: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    _predictions: dict[int, Columns | None] = field(default_factory=dict, init=False, repr=False)
+    _columns: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def speedups(self) -> Speedups:
@@ -273,7 +273,7 @@ class Results:
 
     def with_cells(self, cells: Iterable[StoredCell]) -> "Results":
         """Return the same results with other cells."""
-        return replace(self, cells=list(cells), _predictions={}, _columns={})
+        return replace(self, cells=list(cells))
 
 
 def load_results(
@@ -288,7 +288,7 @@ def load_results(
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
     results = Results(root, found.kind, found.cells, list(found.timings.values()), list(map(str, found.faults)))
-    return results if labels is None and tasks is None else results.only(labels, tasks)
+    return results.only(labels, tasks)
 
 
 def protocol(record: BaseRecord) -> dict[str, object]:
@@ -366,7 +366,6 @@ def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
 
 
 def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
-    """Yield the lines of one cell."""
     common: _Line = {name: getattr(record, name) for name in (*CURVE, "method", "seed", "key", "knob_name", "metric")}
     common |= {"cell": number, "num_layers": record.num_layers}
     common["parameters"] = ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))

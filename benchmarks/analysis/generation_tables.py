@@ -103,12 +103,12 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
     if not times.loc[(times["task"] == task[0]) & (times["backbone"] == task[1]), "regroups"].astype(bool).any():
         return None
     found = batches(results)
-    found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])]
+    found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])].rename(columns={"label": "method"})
     names = dict(zip(results.knobs["label"], results.knobs["knob_name"], strict=True))
-    knobs = zip(found["label"], found["knob"], strict=True)
+    knobs = zip(found["method"], found["knob"], strict=True)
     found["at"] = ["full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}" for label, knob in knobs]
-    found["place"] = found["label"].map({label: place for place, label in enumerate(results.methods)}).fillna(-1)
-    curves = ["place", "label", "at", "timing"]
+    found["place"] = found["method"].map({label: place for place, label in enumerate(results.methods)}).fillna(-1)
+    curves = ["place", "method", "at", "timing"]
     sizes = zip(found["batch_size"], found["in_flight"], strict=True)
     found["name"] = [f"{size}" if size == under_way else f"{size} of {under_way:.0f}" for size, under_way in sizes]
     ordered = list(found.sort_values(["batch_size", "in_flight"])["name"].unique())
@@ -126,7 +126,7 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
         name=f"batches-{results.file_name_of(task)}",
         frame=frame.reset_index().sort_values(["place", "layers"]).replace({np.nan: None}),
         columns=[
-            *(Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")),
+            *(Column("method"), Column("knob", "at"), Column("layers", form=".2f")),
             *(Column(f"{kind} {name}") for kind in kinds for name in ordered),
         ],
         notes=[
@@ -134,7 +134,6 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
             f"allow), medians over rounds. 8 of 32: of 32 {rows} in flight, 8 run at a time; the others are in step.",
             *([_LATENCY_NOTE] if of_texts else []),
         ],
-        labels="label",
     )
 
 

@@ -97,7 +97,7 @@ class Column:
 class Table:
     """A table: numbers, how they are written, and what a reader must know.
 
-    ``name`` is that of its label in LaTeX; the column ``labels`` holds labels of methods, with display names in print;
+    ``name`` is that of its label in LaTeX; labels of methods, ``method`` and ``against``, have display names there;
     ``notes`` are of the whole table, see :attr:`all_notes`; lines with the same value of ``blocks``, a column of the
     frame, form a block with a best number of its own.
     """
@@ -107,7 +107,6 @@ class Table:
     frame: pd.DataFrame
     columns: Sequence[Column]
     notes: Sequence[str] = ()
-    labels: str = "method"
     blocks: str = ""
 
     @cached_property
@@ -230,7 +229,7 @@ def to_latex(tables: Iterable[Table]) -> str:
 
 
 def _latex(table: Table) -> str:
-    names = [c.heading for c in table.columns if c.source in {table.labels, "against"} and c.heading in table.cells]
+    names = [c.heading for c in table.columns if c.source in {"method", "against"} and c.heading in table.cells]
     cells = table.cells.assign(**{name: table.cells[name].map(display_name) for name in names}).map(_latex_number)
     cells = table.with_best(cells, r"\textbf{{{}}}".format)
     lines = ["\\begin{table}", "\\centering\\small", f"\\caption{{{escape_latex(table.title)}.}}"]

@@ -494,5 +494,4 @@ def load_folders(
     for other in found[1:]:
         if other.kind != found[0].kind:
             raise UserError(f"{other.folder} holds results of {other.kind}, {found[0].folder} of {found[0].kind}")
-    merged = merge(found) if len(found) > 1 else found[0]
-    return merged if labels is None and tasks is None else merged.only(labels, tasks)
+    return (merge(found) if len(found) > 1 else found[0]).only(labels, tasks)
