@@ -148,20 +148,22 @@ class Results:
     def tasks(self) -> pd.DataFrame:
         """Tasks with their ``metric``, ``num_layers``, ``full_label`` and whether they count in means (``compared``).
 
-        A task counts if half of the labels to compare were run on it: most methods need classes, so that with a
-        regression among the tasks no other method would be defined on all of them.
+        A task counts if half of the labels were run on it that are compared on many tasks, half as many as any label:
+        most methods need classes, so that with a regression among the tasks no other method would be defined on all.
         """
         columns = [*CURVE, "method", "metric", "num_layers"]
         cells = pd.DataFrame([[getattr(record, name) for name in columns] for record in self.records], columns=columns)
         groups = cells.groupby(TASK)
         found = groups.agg(metric=("metric", "first"), num_layers=("num_layers", "first"))
-        own = cells[cells["label"].isin(self.labels_to_compare)].groupby(TASK)["label"].nunique()
-        found["labels"] = own.reindex(found.index, fill_value=0)
         full = [labels_of_role(dict(zip(own["label"], own["method"], strict=True)), FULL) for _, own in groups]
         found["full_label"] = [labels[0] if labels else None for labels in full]
         known = found.index[found["full_label"].notna()] if found["full_label"].notna().any() else found.index
-        labels = {r.label for r in self.records if (r.task, r.backbone) in known}.intersection(self.labels_to_compare)
-        enough = found.index[2 * found["labels"] >= len(labels)].intersection(known)
+        runs = cells[cells["label"].isin(self.labels_to_compare)].drop_duplicates([*TASK, "label"]).set_index(TASK)
+        runs = runs[runs.index.isin(known)]
+        tasks_of = runs["label"].value_counts()
+        common = tasks_of.index[2 * tasks_of >= tasks_of.max()]
+        found["labels"] = runs["label"].isin(common).groupby(TASK).sum().reindex(found.index, fill_value=0)
+        enough = found.index[2 * found["labels"] >= len(common)].intersection(known)
         found["compared"] = found.index.isin(enough if len(enough) else known)
         return found
 
