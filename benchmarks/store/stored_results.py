@@ -73,10 +73,9 @@ class StoredCell:
     def predictions(self) -> "pd.DataFrame":
         """Read the predictions, one line a test row.
 
-        Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t = 1,
-        2, ... (not in folders written before version 0.2), and for operating point i (the order of the record)
-        ``prediction_i`` and ``exit_layer_i``; for point i of the hull that is no operating point
-        ``hull_exit_layer_i``, whose answer is that of this layer. Raises UserError if there are none.
+        Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t, and
+        for operating point i (the order of the record) ``prediction_i`` and ``exit_layer_i``; for point i of the hull
+        that is none, ``hull_exit_layer_i``, the layer that answers. Raises UserError if there are none.
         """
         table = self.table(PREDICTIONS_FILE)
         if table is None:
@@ -84,18 +83,14 @@ class StoredCell:
         return table.to_pandas(ignore_metadata=True)
 
     def validation(self) -> "pd.DataFrame | None":
-        """Read the answers of the validation rows: ``row``, ``label``, ``hull_prediction_i`` for point i of the hull.
-
-        None in folders that are older than this file.
-        """
+        """Read ``row``, ``label`` and ``hull_prediction_i`` for point i of the hull; None in older folders."""
         table = self.table(VALIDATION_FILE)
         return None if table is None else table.to_pandas(ignore_metadata=True)
 
     def table(self, name: str, *, own_types: bool = True) -> pa.Table | None:
         """Read one of the cell's own files of rows; None if it has none. Raises UserError if it cannot be read.
 
-        Without ``own_types`` published numbers keep the type that all cells share, which spares a copy: whole numbers
-        may be floats.
+        Without ``own_types`` published numbers keep the type that all cells share, which spares a copy.
         """
         if self.number is not None:
             return _published_rows(self.root, self.number, name, own_types=own_types)
@@ -175,9 +170,6 @@ def _texts(root: Path, below: str, pattern: str) -> dict[Path, str]:
     return {path: path.read_text("utf-8", errors="replace") for path in record_files(root / below, pattern)}
 
 
-# ---------------------------------------------------------------------------------------------- published files
-
-
 def _published_texts(path: Path) -> dict[str, str]:
     with _readable(path):
         if fault := file_fault(path.with_name(HASHES_FILE)):
@@ -199,9 +191,8 @@ def _published_rows(root: Path, number: int, name: str, *, own_types: bool) -> p
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    if "null" in str(kind):  # nothing but None and empty lists, which Arrow does not cast
-        return pa.array(column.to_pylist(), kind)
-    return column if column.type == kind else column.cast(kind)
+    # Arrow does not cast to types that hold nothing but None and empty lists.
+    return pa.array(column.to_pylist(), kind) if "null" in str(kind) else column.cast(kind)
 
 
 def _table(path: Path) -> pa.Table:
