@@ -57,7 +57,7 @@ def test_times_count_in_proportion_to_the_layers_that_all_test_rows_run(results)
         for timing in results.timings
     ]
     known = results.knobs.dropna(subset=["speedup_b1"])
-    half = replace(results, timings=timings, _columns={}).knobs.loc[known.index]
+    half = replace(results, timings=timings).knobs.loc[known.index]
     assert half["speedup_b1"].tolist() == pytest.approx((known["speedup_b1"] / 2).tolist())
     assert half["seconds_b1"].tolist() == pytest.approx((known["seconds_b1"] * 2).tolist())
 
