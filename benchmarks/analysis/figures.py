@@ -7,10 +7,8 @@ apart. Each has a file with its caption.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -418,16 +416,12 @@ def write_figures(
     Return the files of figures, and a line for each that cannot be drawn. Raises UserError if the format is none of
     png (200 dots an inch), pdf and svg, or a name is that of no figure.
     """
-    if file_format not in _METADATA:
-        raise unknown_name("figure format", file_format, _METADATA)
-    kinds = list(map(_kind, names))
-    with ThreadPoolExecutor() as threads:  # importing takes a second, in which the other core is free
-        threads.submit(import_module, "seaborn")
-        _ = comparison_of(results).means
     from matplotlib import rc_context
 
+    if file_format not in _METADATA:
+        raise unknown_name("figure format", file_format, _METADATA)
     paths, missing = [], []
-    for kind in kinds:
+    for kind in map(_kind, names):
         figure = draw_figure(kind.name, results)
         if figure is None:
             missing.append(f"{kind.name}: {kind.missing}")

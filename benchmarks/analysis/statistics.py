@@ -6,7 +6,6 @@ resamples are written as counts of rows, and the terms of all points of a task a
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -96,13 +95,9 @@ def resampled_means(terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0)
     rows = terms.shape[1]
     flat = np.moveaxis(terms, 1, -1).reshape(-1, rows)
     sums = np.empty((len(flat), resamples))
-
-    def add_part(start: int) -> None:
+    for start in range(0, resamples, RESAMPLES):
         counts = resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
         sums[:, start : start + RESAMPLES] = flat @ counts.astype(flat.dtype)
-
-    with ThreadPoolExecutor(2) as threads:  # NumPy draws and multiplies without Python's lock; more take memory
-        list(threads.map(add_part, range(0, resamples, RESAMPLES)))
     sums /= rows
     return np.moveaxis(sums.reshape(len(terms), -1, resamples), 1, -1)
 
