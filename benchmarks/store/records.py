@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainSerializer
+from pydantic import AfterValidator, Field
 
 from benchmarks.specs.schema import Strict, canonical_json
 from benchmarks.specs.targets import Target
@@ -105,7 +105,7 @@ class BaseRecord(Strict, ABC):
         default={},
         description="score on validation rows after each epoch of joint, last-exit, attending exits; -loss of branches",
     )
-    losses: dict[str, list[Annotated[float, PlainSerializer(lambda loss: float(f"{loss:.4g}"))]]] = Field(
+    losses: dict[str, list[Annotated[float, AfterValidator(lambda loss: float(f"{loss:.4g}"))]]] = Field(
         default={}, description="mean training loss in up to 50 equal parts of every stage, by its name"
     )
     trained_rows: float | None = Field(

@@ -3,13 +3,13 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainSerializer
+from pydantic import AfterValidator, Field
 
 from benchmarks.specs.schema import Strict
 from consistentee.versions import Kind
 
-Seconds = Annotated[float, PlainSerializer(lambda seconds: round(seconds, 9))]
-"""Written to the nanosecond: further digits are noise, of which results would mostly consist."""
+Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 9))]
+"""As measured, to the nanosecond: further digits are noise, of which results would mostly consist."""
 
 
 class BaseSamples(Strict):
