@@ -481,10 +481,9 @@ def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, of_instances: bool) -
     clocks.columns = [f"{name}_b{size}" for name, size in clocks.columns]
     clocks["timed_layers"] = timed.groupby(["key", "knob"])["layers"].first()
     found = knobs.merge(clocks.reset_index(), on=["key", "knob"], how="left")
-    timed_layers = found.pop("timed_layers")
+    share = found.pop("timed_layers") / found["layers"]
     if of_instances:
-        for name in clocks.columns.intersection(found.columns):
-            share = timed_layers / found["layers"]
+        for name in clocks.columns.drop("timed_layers"):
             found[name] *= share if name.startswith("speedup") else 1 / share
     return found
 
