@@ -80,7 +80,7 @@ CALLS: Calls = {
     ),
     "sampling": (
         lambda m, options: ee.Sampling(**options),
-        [{"temperature": wrong} for wrong in (0, NAN, math.inf)] + [{"top_k": 0}, {"top_p": 1.1}, {"top_p": 0.0}],
+        [{"temperature": wrong} for wrong in (0, NAN, math.inf)] + [{"top_k": -1}, {"top_p": 1.1}, {"top_p": 0.0}],
     ),
     "rule": (
         lambda m, arguments: ee.ThresholdRule(*arguments),

@@ -124,8 +124,8 @@ class EarlyExitLM(HFLM):
     def _continue(self, contexts: Sequence[str], options: dict[str, Any]) -> list[str]:
         options = normalize_gen_kwargs(options, self.max_gen_toks)
         new_tokens, stop = options.pop("max_gen_toks"), options.pop("until")
-        sampled, temperature = options.pop("do_sample"), options.pop("temperature", 1.0)
-        kept = {name: options.pop(name) for name in ("top_k", "top_p") if name in options}
+        sampled = options.pop("do_sample")
+        kept = {name: options.pop(name) for name in ("temperature", "top_k", "top_p") if name in options}
         if options:
             raise UserError(f"early exits cannot follow the generation option {next(iter(options))!r}")
         if new_tokens >= self.max_length:
@@ -138,7 +138,7 @@ class EarlyExitLM(HFLM):
             max_prompt_tokens=self.max_length - new_tokens,
             batch_size=self.batch_size,
             stop=tuple(text for text in stop if text),
-            sampling=Sampling(temperature, **kept) if sampled else None,
+            sampling=Sampling(**kept) if sampled else None,
         )
         self.layer_calls += written.layer_calls
         self.tokens += written.decoded_tokens

@@ -123,7 +123,7 @@ def generate(
         kv: how layers that a token skipped get its keys and values, once a later token of its row reads them:
             ``"propagate"`` makes them of the state at the exit (CALM, section 3.3.1), ``"exact"`` runs the layers on
             the skipped tokens with the later one (FREE), which gives those of full depth.
-        sampling: how to draw tokens; by default the likeliest is taken.
+        sampling: how to draw tokens; by default the likeliest is taken, whatever the model's ``do_sample``.
         stop: strings that end a text.
         max_prompt_tokens, keep: cut longer prompts to so many tokens, and keep this end.
         stream: called with every new token.
@@ -173,6 +173,7 @@ def generate_encoded(
     ``end_at_eos=False`` goes on behind tokens that end a text, so that all texts are equally long.
     """
     model.eval()
+    sampling = sampling and sampling.of_model(getattr(model.backbone, "generation_config", None))
     writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, read)
     check_prompts(model, rows, max_new_tokens)
     _check_engine(model, writing, in_flight)

@@ -2,8 +2,8 @@
 
 Each setting is applied by the logits processor of transformers that ``generate`` uses, to one row's own tokens: a
 text is that of stock ``generate`` at batch 1, whatever the batch. Exit rules read the exit's own distribution, as
-traces do; processors change the scores of the exit that is taken. Temperature, ``top_k`` and ``top_p`` belong to
-:class:`consistentee.Sampling`, and ``do_sample`` does not apply: texts are greedy unless a call asks for sampling.
+traces do; processors change the scores of the exit that is taken. Temperature, ``top_k`` and ``top_p`` hold where a call
+asks for :class:`consistentee.Sampling` and leaves them open; ``do_sample`` does not apply: texts are greedy otherwise.
 """
 
 from collections.abc import Callable, Sequence

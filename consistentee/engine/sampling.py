@@ -1,17 +1,20 @@
 """Sampling: how the next token is drawn, where it is not simply the likeliest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from consistentee.arguments import Positive, checked
+from consistentee.arguments import NotNegative, checked
 from consistentee.engine.transcript import Transcript
+from consistentee.errors import UserError
 from consistentee.traces.token_view import keyed_bits
+
+_REFUSED = ("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 
 
 @checked
@@ -22,17 +25,30 @@ class Sampling:
     So the same seed gives the same text, and a row's text does not depend on its batch. Two equal prompts get equal
     texts: ask for several texts with several seeds.
 
+    What is None is as the model's ``generation_config`` says, else 1, 0 and 1, which change nothing.
+
     Attributes:
         temperature: divides the logits; above 0.
-        top_k: keep the ``top_k`` likeliest tokens.
+        top_k: keep the ``top_k`` likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together have at least this probability (nucleus sampling).
         seed: any integer.
     """
 
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    top_k: Positive | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    top_k: NotNegative | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int = 0
+
+    def of_model(self, settings: GenerationConfig | None) -> Self:
+        """Return this with a model's settings where it has none; raise UserError for one that it cannot follow."""
+        for name in _REFUSED:
+            if getattr(settings, name, None) not in (None, 0, 1):
+                raise UserError(
+                    f"the model's generation_config sets {name}, which Sampling does not have; to sample without, set "
+                    f"model.backbone.generation_config.{name} = None"
+                )
+        own = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
+        return replace(self, **{name: getattr(settings, name, None) for name, value in own.items() if value is None})
 
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
         """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""
@@ -44,8 +60,10 @@ class Sampling:
         return drawn.squeeze(1).clamp_max_(logits.shape[-1] - 1)
 
     def _distribution(self, logits: Tensor) -> Tensor:
-        scores = TemperatureLogitsWarper(float(self.temperature))(None, logits.float())
-        if self.top_k is not None:
+        scores = logits.float()
+        if self.temperature is not None:
+            scores = TemperatureLogitsWarper(float(self.temperature))(None, scores)
+        if self.top_k:
             scores = TopKLogitsWarper(self.top_k)(None, scores)
         if self.top_p is not None:
             scores = TopPLogitsWarper(float(self.top_p))(None, scores)

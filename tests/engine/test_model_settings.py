@@ -75,6 +75,20 @@ def test_exits_and_sampling_follow_the_settings_in_any_batch(tiny_decoder):
         assert not set(usual[:3]) & {token for text in texts[0] for token in text}
 
 
+def test_sampling_takes_from_the_model_what_a_call_leaves_open(tiny_decoder):
+    model = tiny_decoder()
+
+    def texts(sampling: Sampling) -> list[list[int]]:
+        return tokens_of(generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS, sampling=sampling))
+
+    by_call, free = texts(Sampling(0.5, 3, 0.9)), texts(Sampling())
+    model.backbone.generation_config.update(temperature=0.5, top_k=3, top_p=0.9, do_sample=True)
+    assert texts(Sampling()) == by_call != free == texts(Sampling(1.0, 0, 1.0))
+    model.backbone.generation_config.update(typical_p=0.5)
+    with pytest.raises(UserError, match="typical_p"):
+        texts(Sampling())
+
+
 def test_rules_read_the_distribution_of_the_exit_itself(tiny_decoder):
     """Exits of a rule on steps with and without a setting: only tokens differ, and no rule sees a processed score."""
     model, seen = tiny_decoder(), []
