@@ -2,8 +2,8 @@
 
 Each setting is applied by the logits processor of transformers that ``generate`` uses, to one row's own tokens: a
 text is that of stock ``generate`` at batch 1, whatever the batch. Exit rules read the exit's own distribution, as
-traces do; processors change the scores of the exit that is taken. Temperature, ``top_k`` and ``top_p`` hold where a call
-asks for :class:`consistentee.Sampling` and leaves them open; ``do_sample`` does not apply: texts are greedy otherwise.
+traces do; processors change the scores of the exit that is taken. Temperature, ``top_k`` and ``top_p`` hold where
+:class:`consistentee.Sampling` is asked for and leaves them open; without it texts are greedy, whatever ``do_sample``.
 """
 
 from collections.abc import Callable, Sequence
