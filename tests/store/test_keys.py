@@ -18,6 +18,7 @@ from benchmarks.specs.base import CellSpec, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec
 from benchmarks.specs.method_files import method_version
 from benchmarks.store import keys
+from benchmarks.store.hashes import hash_model
 from benchmarks.store.keys import key_parts, stale_reason
 from consistentee import versions
 from consistentee.errors import UserError
@@ -44,6 +45,13 @@ def changed(**changes: object) -> CellSpec:
 def test_names_change_no_key():
     assert key_parts(changed(label="another name"), "rows", BACKBONE).key == PARTS.key
     assert key_parts(changed(backbone="/a/b", task="/c"), "rows", BACKBONE).key == PARTS.key
+
+
+def test_how_a_backbones_files_came_changes_no_key(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    expected = hash_model(tmp_path)
+    (tmp_path / ".complete.json").write_text("{}")
+    assert hash_model(tmp_path) == expected != {}
 
 
 def test_what_matters_changes_the_key():
