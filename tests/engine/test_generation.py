@@ -34,13 +34,6 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
     assert not torch.cat(out.late_layers).any()
 
 
-def test_texts_come_in_the_order_of_the_prompts(tiny_decoder):
-    model = tiny_decoder()
-    options = {"max_new_tokens": NEW_TOKENS, "batch_size": 4}
-    by_length, as_given = (generate(model, PROMPTS, MIXED, **options, sort_by_length=sort) for sort in (True, False))
-    assert tokens_of(by_length) == tokens_of(as_given)
-
-
 def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decoder):
     model = tiny_decoder()
     out = generate(model, PROMPTS, StaticRule(2), max_new_tokens=5, batch_size=4)
@@ -118,8 +111,10 @@ class TestEndings:
             assert "".join(new.text for new in of_row) == out.texts[row]
             assert [new.ended_by for new in of_row] == [None] * (len(of_row) - 1) + [out.ended_by[row]]
 
-    def test_nothing_to_write(self, tiny_decoder):
-        out = generate(tiny_decoder(), PROMPTS[:2], NeverExit(), max_new_tokens=0)
+    @pytest.mark.parametrize("way", [{}, {"in_flight": 50}])
+    def test_nothing_to_write(self, tiny_decoder, way):
+        assert generate(tiny_decoder(), [], NeverExit(), **way).texts == []
+        out = generate(tiny_decoder(), PROMPTS[:2], NeverExit(), max_new_tokens=0, **way)
         assert out.texts == ["", ""]
         assert [tokens.tolist() for tokens in (*out.tokens, *out.exit_layers)] == [[]] * 4
         assert out.ended_by == ["length", "length"]

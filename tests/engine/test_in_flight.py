@@ -14,7 +14,6 @@ from baselines.references import RandomRule
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine import cache as cache_module
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule
 
@@ -45,15 +44,6 @@ class TestTexts:
         options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
         expected = written(generate(model, PROMPTS, HistoryRule(), **options, batch_size=1))
         assert written(generate(model, PROMPTS, HistoryRule(), **options, **IN_FLIGHT)) == expected
-
-    def test_drawn_ones_too_and_another_seed_draws_others(self, model):
-        first, regrouped, other = (
-            written(
-                generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, sampling=Sampling(0.8, seed=seed), **way)
-            )
-            for seed, way in ((4, {"batch_size": 1}), (4, IN_FLIGHT), (5, IN_FLIGHT))
-        )
-        assert first == regrouped != other
 
 
 SCHEDULES = st.fixed_dictionaries(
@@ -114,9 +104,3 @@ class TestWhatGoesWrong:
         monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
         with pytest.raises(UserError, match=r"keys and values of 9 rows of up to .* ask for fewer rows at a time"):
             generate(model, PROMPTS, MIXED, max_new_tokens=20, in_flight=9, batch_size=2)
-
-    @pytest.mark.parametrize("prompts", [[], PROMPTS[:1]])
-    def test_more_in_flight_than_prompts(self, model, prompts):
-        out = generate(model, prompts, MIXED, max_new_tokens=4, in_flight=50)
-        assert written(out) == written(generate(model, prompts, MIXED, max_new_tokens=4))
-        assert generate(model, prompts, MIXED, max_new_tokens=0, in_flight=50).texts == [""] * len(prompts)
