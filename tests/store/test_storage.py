@@ -1,6 +1,5 @@
 """Storage: files are written whole or not at all, and read back with suspicion."""
 
-import errno
 import os
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from benchmarks.store.records import CellRecord, KeyParts
 from benchmarks.store.stored_results import open_results
 from benchmarks.store.timings import TimingRecord
 from consistentee.errors import UserError
-from consistentee.files import DiskFullError, is_disk_full, set_aside
+from consistentee.files import is_disk_full, set_aside
 
 RECORD = cell("pabee", [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
 PARTS = parts_by_hand()
@@ -40,16 +39,6 @@ def stored_cell(root: Path, parts: KeyParts = PARTS) -> Path:
     write_rows(folder / PREDICTIONS_FILE, pd.DataFrame({"row": [0, 1], "label": [1, 0]}))
     write_record(folder / RECORD_FILE, stored(parts), [folder / PREDICTIONS_FILE])
     return folder
-
-
-def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(DiskFullError, match=r"disk full while writing .*file.txt"):
-        write_text(tmp_path / "file.txt", "text")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_is_recognised_behind_other_errors():
