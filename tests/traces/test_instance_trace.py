@@ -12,13 +12,11 @@ import torch
 from conftest import make_task
 from torch.profiler import ProfilerActivity, profile
 
-from baselines.deebert import DeeBERT
 from consistentee import files
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, load_tensors, save_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
-from consistentee.training.recipe import Recipe
 
 
 def test_logits_alone_are_those_of_the_whole_pass_and_leave_nothing_in_the_store(tiny_model, tmp_path):
@@ -86,24 +84,18 @@ def test_a_pass_over_instances_needs_little_more_memory_than_is_kept(wide_encode
 
 
 def test_large_passes_are_in_files_that_disappear(wide_encoder, tmp_path, monkeypatch):
+    encodings = wide_encoder.tokenize(["w0", "w1 w2"] * 100)
+    in_memory = record_outputs(wide_encoder, encodings, batch_size=8)
     monkeypatch.setattr(files, "MAPPED_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    encodings = wide_encoder.tokenize(["w0", "w1 w2"] * 100)
     peak, outputs = peak_of(lambda: record_outputs(wide_encoder, encodings, batch_size=8))
     assert peak < 0.3 * outputs.vectors.nbytes
+    assert all(torch.equal(kept, getattr(in_memory, name)) for name, kept in vars(outputs).items())
     assert not list(tmp_path.iterdir())
     maps = Path("/proc/self/maps")
     assert not maps.exists() or maps.read_text().count(str(tmp_path)) == 3
     del outputs
     assert not maps.exists() or str(tmp_path) not in maps.read_text()
-
-
-def test_training_on_mapped_features_gives_the_same_weights(tiny_model, tmp_path, monkeypatch):
-    recipes = [Recipe(epochs=1, max_length=16, frozen_steps=5, store=store) for store in (tmp_path, None)]
-    in_memory = DeeBERT().fit(tiny_model(), make_task(), recipes[0]).state_dict()
-    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
-    mapped = DeeBERT().fit(tiny_model(), make_task(), recipes[1]).state_dict()
-    assert all(torch.equal(mapped[name], weight) for name, weight in in_memory.items())
 
 
 def test_a_mapped_file_is_as_private_as_one_that_is_read(tmp_path, monkeypatch):
