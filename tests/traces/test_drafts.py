@@ -1,7 +1,5 @@
 """Drafts replayed on texts of the full model: counts equal those of decoding, and the cheapest drafts are chosen."""
 
-import json
-
 import numpy as np
 import pytest
 from conftest import random_prompts
@@ -95,13 +93,3 @@ def test_parameters_that_are_set_are_not_chosen(model):
     assert model.description.drafts[2.0] == (3, 0.0)
     assert LayerSkip().draft_settings(model, 2.0) == (3, 0.0)
     assert LayerSkip(draft_tokens=5, threshold=0.5).draft_settings(model, 2.0) == (5, 0.5)
-
-
-def test_a_description_of_before_drafts_were_chosen_is_read(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "multi_exit_decoder.json"
-    values = json.loads(path.read_text())
-    del values["drafts"]
-    path.write_text(json.dumps(values))
-    loaded = MultiExitDecoder.from_pretrained(tmp_path)
-    assert LayerSkip().draft_settings(loaded, 2.0) == (4, 0.0)
