@@ -25,7 +25,6 @@ from benchmarks.testing.encoders import (
     make_tokenizer,
     random_texts,
 )
-from consistentee.data.instances import TaskData
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
@@ -137,12 +136,6 @@ def no_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: 
     if "real" not in request.keywords:
         monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
         monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def toy_task() -> TaskData:
-    """A classification task of 3 classes that takes a second to train on."""
-    return make_task()
 
 
 @pytest.fixture

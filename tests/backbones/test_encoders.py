@@ -25,11 +25,9 @@ def test_every_layer_equals_the_stock_hidden_states(tiny_model, family, pairs):
     batch = model.collate(model.tokenize(random_texts(9, pairs=pairs)))
     with torch.no_grad():
         stock = model.backbone(**batch.model_inputs, output_hidden_states=True).hidden_states
-        hidden, context = model.stepper.begin(batch)
         real = batch.padding_mask.unsqueeze(-1)
         assert model.stepper.num_layers == len(stock) - 1 == 4
-        for layer in range(1, model.num_layers + 1):
-            hidden = model.stepper.step(layer, hidden, context)
+        for layer, hidden in enumerate(stepped(model, batch), start=1):
             read = model.stepper.read(layer, hidden) if layer == model.num_layers else hidden
             torch.testing.assert_close(read * real, stock[layer] * real, rtol=1e-5, atol=1e-5)
 

@@ -21,6 +21,7 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.recipe import RecipeSettings
 
 LAYERS = 4
+TASK = make_task()
 
 
 def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
@@ -33,20 +34,20 @@ def run(spec: CellSpec, task: TaskData, folder: RunFolder) -> BaseRecord:
 
 
 @pytest.mark.parametrize("method", ["full", "calm-softmax", "oracle", "hashee"])
-def test_cell_leaves_a_record_that_its_rows_bear_out(tmp_path, tiny_backbone, toy_task, method):
+def test_cell_leaves_a_record_that_its_rows_bear_out(tmp_path, tiny_backbone, method):
     spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
-    run(spec, toy_task, folder)
+    run(spec, TASK, folder)
     place = folder.cell(spec)
     record, fault = read_cell(place, parts_by_hand(), CellRecord)
     assert fault is None
     assert [fault for fault in faults_of(tmp_path) if str(place) in fault] == [], (
         "scores, exits and answers of its rows"
     )
-    assert read_rows(place / PREDICTIONS_FILE).to_pandas()["label"].tolist() == list(toy_task.test.labels)
-    assert read_rows(place / VALIDATION_FILE).to_pandas()["label"].tolist() == list(toy_task.validation.labels)
+    assert read_rows(place / PREDICTIONS_FILE).to_pandas()["label"].tolist() == list(TASK.test.labels)
+    assert read_rows(place / VALIDATION_FILE).to_pandas()["label"].tolist() == list(TASK.validation.labels)
     for operating_point in record.operating_points:
         assert operating_point.live_disagreements == 0
-        assert operating_point.live_rows == (0 if method == "oracle" else len(toy_task.test))
+        assert operating_point.live_rows == (0 if method == "oracle" else len(TASK.test))
         assert operating_point.flops > 0
     curve = [(point.average_layers, point.scores[record.metric]) for point in record.curve_validation]
     assert [point.place for point in record.hull] == concave_hull(*zip(*curve, strict=True)).tolist()
@@ -64,10 +65,10 @@ def test_cell_leaves_a_record_that_its_rows_bear_out(tmp_path, tiny_backbone, to
     assert saved.default_knob in [point.knob for point in record.operating_points]
 
 
-def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_path, tiny_backbone, toy_task):
+def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_path, tiny_backbone):
     spec = spec_of(tiny_backbone("bert"), "cascade-bert", parameters={"companion_layers": 2})
     folder = RunFolder(tmp_path)
-    written = run(spec, toy_task, folder)
+    written = run(spec, TASK, folder)
     record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
     assert record == written
@@ -81,16 +82,16 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
 
 
 @pytest.mark.parametrize("last", ["save_pretrained", "to_parquet"])
-def test_a_cell_that_dies_while_it_is_made_again_is_no_cell(tmp_path, tiny_backbone, toy_task, monkeypatch, last):
+def test_a_cell_that_dies_while_it_is_made_again_is_no_cell(tmp_path, tiny_backbone, monkeypatch, last):
     spec, folder = spec_of(tiny_backbone("bert"), "full"), RunFolder(tmp_path)
-    run(spec, toy_task, folder)
+    run(spec, TASK, folder)
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr({"save_pretrained": MultiExitModel, "to_parquet": pd.DataFrame}[last], last, killed)
     with pytest.raises(KeyboardInterrupt):
-        run(spec, toy_task, folder)
+        run(spec, TASK, folder)
     assert read_cell(folder.cell(spec), parts_by_hand(), CellRecord) == (None, None)
 
 

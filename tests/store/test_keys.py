@@ -74,10 +74,7 @@ def test_what_matters_changes_the_key():
 @pytest.mark.parametrize(
     ("raise_version", "reason"),
     [
-        (
-            lambda patch: patch.setitem(versions.ENGINE_VERSION, "classification", 2),
-            "engine_version was 1, is 2",
-        ),
+        (lambda patch: patch.setitem(versions.ENGINE_VERSION, "classification", 2), "engine_version was 1, is 2"),
         (lambda patch: patch.setattr(keys, "TRAINING_VERSION", 2), "training_version was 1, is 2"),
     ],
 )
