@@ -103,4 +103,4 @@ def doctor(data: DataOption = None) -> None:
 
     findings = examine(data)
     output_console().print(report(findings))
-    raise typer.Exit(any(finding.verdict == "problem" for finding in findings))
+    raise typer.Exit(any(finding.is_problem for finding in findings))

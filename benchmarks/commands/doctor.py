@@ -2,11 +2,10 @@
 
 import platform
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -22,21 +21,25 @@ from consistentee.models.base import chosen_device
 from consistentee.training.loop import precision_used
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report: subject, verdict, state and advice."""
+class Finding(NamedTuple):
+    """One line of the report; with advice it is a warning, or a problem."""
 
     subject: str
-    verdict: Literal["ok", "warn", "problem"]
     state: str
     advice: str = ""
+    is_problem: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The word that the line begins with."""
+        return "problem" if self.is_problem else "warn" if self.advice else "ok"
 
 
 def examine(data_dir: Path | None) -> list[Finding]:
     """Examine the machine; takes some seconds. Raises UserError for a device that is not there."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("consistentee", "torch", "transformers"))
     return [
-        Finding("libraries", "ok", f"Python {platform.python_version()}, {versions}"),
+        Finding("libraries", f"Python {platform.python_version()}, {versions}"),
         _check_device(),
         _check_load(),
         _check_cache(),
@@ -53,21 +56,17 @@ def report(findings: list[Finding]) -> Table:
 
 
 def _check_device() -> Finding:
-    """Name the device of models, its threads, and the precision that ``auto`` stands for there."""
     device, threads, cores = chosen_device(), torch.get_num_threads(), usable_cores()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     state = f"{name}, {threads} threads on {cores} usable cores; auto trains in {precision_used('auto', device)}"
-    if threads > cores:
-        return Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
-    return Finding("device", "ok", state)
+    advice = f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down" if threads > cores else ""
+    return Finding("device", state, advice)
 
 
 def _check_load() -> Finding:
     load, cores = psutil.getloadavg()[0], usable_cores()
-    state = f"{load:.1f} on {cores} cores"
-    if load > 0.5 * cores:
-        return Finding("load", "warn", state, "times measured now would be disturbed; wait, or stop the other programs")
-    return Finding("load", "ok", state)
+    advice = "times measured now would be disturbed; wait, or stop the other programs" if load > 0.5 * cores else ""
+    return Finding("load", f"{load:.1f} on {cores} cores", advice)
 
 
 def _check_cache() -> Finding:
@@ -78,41 +77,36 @@ def _check_cache() -> Finding:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return Finding("cache", "problem", f"{folder}: {error.strerror}", "set CONSISTENTEE_CACHE to a folder of yours")
-    state = f"{folder}, {free:.1f} GiB free"
-    if free < 3:
-        advice = "free some space, or set CONSISTENTEE_CACHE to a larger disk"
-        return Finding("cache", "problem" if free < 0.5 else "warn", state, advice)
-    return Finding("cache", "ok", state)
+        return Finding("cache", f"{folder}: {error.strerror}", "set CONSISTENTEE_CACHE to a folder of yours", True)
+    advice = "free some space, or set CONSISTENTEE_CACHE to a larger disk" if free < 3 else ""
+    return Finding("cache", f"{folder}, {free:.1f} GiB free", advice, free < 0.5)
 
 
 def _check_data(data_dir: Path | None) -> Finding:
     if data_dir is None:
         advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
-        return Finding("data", "warn", "no folder given", advice)
+        return Finding("data", "no folder given", advice)
     layouts = {name: spec_of(name)[0].files for name in list_tasks()}
     held = [name for name, files in layouts.items() if files and (data_dir / files.folder / files.train).is_file()]
     if held:
-        return Finding("data", "ok", f"{data_dir} holds {', '.join(held)}")
-    return Finding("data", "warn", f"{data_dir} holds no task", "see docs/tasks.md for the layout that tasks expect")
+        return Finding("data", f"{data_dir} holds {', '.join(held)}")
+    return Finding("data", f"{data_dir} holds no task", "see docs/tasks.md for the layout that tasks expect")
 
 
 def _check_hub() -> Finding:
-    """Ask the Hugging Face hub about a small model, and give up within seconds."""
     try:
         ask("model_info", "gpt2")
     except HubError as error:
-        return Finding("hub", "warn", str(error), "backbones and tasks in packages need no hub")
-    return Finding("hub", "ok", "reachable")
+        return Finding("hub", str(error), "backbones and tasks in packages need no hub")
+    return Finding("hub", "reachable")
 
 
 def _check_packages() -> Finding:
-    """Name the backbones and tasks that come in packages and are not in the cache yet."""
     backbones = {name: backbone.source for name, backbone in list_backbones().items()}
     sources = backbones | {name: task_shipment(name) for name in list_tasks()}
     shipments = {name: source for name, source in sources.items() if isinstance(source, Shipment)}
     missing = [f"{name} ({one.size / 2**20:.0f} MiB)" for name, one in shipments.items() if not is_fetched(one)]
     if missing:
         advice = "fetched when needed, or now: consistentee fetch NAME"
-        return Finding("packages", "warn", f"not in the cache: {', '.join(missing)}", advice)
-    return Finding("packages", "ok", f"in the cache: {', '.join(shipments)}")
+        return Finding("packages", f"not in the cache: {', '.join(missing)}", advice)
+    return Finding("packages", f"in the cache: {', '.join(shipments)}")
