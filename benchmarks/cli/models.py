@@ -104,13 +104,8 @@ def risk(
             knob = f"{validation.knobs[index]:.4g}" if found >= 0 else "(none)"
             means = [f"{100 * of.losses[:, index].mean():.2f}" for of in (validation, test)]
             lines.append([loss, name, f"{100 * accepted:g}", knob, *means, f"{test.layers[index]:.2f}"])
-    numbers = [
-        "accepted risk %",
-        method.knob.name,
-        "validation loss %",
-        "test loss %",
-        f"test layers of {saved.num_layers}",
-    ]
+    layers = f"test layers of {saved.num_layers}"
+    numbers = ["accepted risk %", method.knob.name, "validation loss %", "test loss %", layers]
     title = f"{method.name} on {rows.name}, {method.knob.name} by risk control, delta={delta:g}"
     caption = "chosen on validation rows; (none): no early exit is proven, so all rows run all layers"
     output_console().print(filled_table(["loss", "bound"], numbers, lines, title, caption))

@@ -22,7 +22,6 @@ from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.run.sweep import RunOutcome
     from benchmarks.specs.suites import Shard
 
 _TABLES = "headline, scores, tests, costs, batches-TASK, points-TASK, points or provenance"
@@ -85,11 +84,6 @@ def run(
         schedule=Schedule(workers, scheduler),
         dry_run=dry_run,
     )
-    _show(outcome)
-    raise typer.Exit(bool(outcome.failed))
-
-
-def _show(outcome: "RunOutcome") -> None:
     for line in outcome.plan:
         print(line)
     if outcome.table is not None:
@@ -97,6 +91,7 @@ def _show(outcome: "RunOutcome") -> None:
     for word, lines in (("not defined", outcome.refused), ("failed", outcome.failed)):
         for line in lines:
             print(f"{word}: {line}", file=sys.stderr)
+    raise typer.Exit(bool(outcome.failed))
 
 
 def _shard(text: str) -> "Shard":

@@ -1,7 +1,7 @@
 """The fields of ``train --set``: read from key=value pairs, and taught by ``--help``, as recipes declare them."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.dataclasses import is_pydantic_dataclass
@@ -12,10 +12,8 @@ from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError
 from consistentee.training.recipe import BaseSettings, RecipeSettings, TokenRecipeSettings
 
-SettingsT = TypeVar("SettingsT", RecipeSettings, TokenRecipeSettings)
 
-
-def checked_settings(declared: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+def checked_settings(declared: type[BaseSettings], values: Mapping[str, Any]) -> BaseSettings:
     """Return settings with some values. Raises UserError for an unknown field, and for a value out of its range."""
     try:
         return declared(**values)
