@@ -75,18 +75,16 @@ def write_folder(
         write_json(new / HASHES_FILE, '{"form": 2}', written)
         written.append(new / HASHES_FILE)
         # Everything is read back, because users delete a run once it is published.
-        if not _are_equal(results, whole_results(new)):
+        if _contents(results) != _contents(whole_results(new)):
             raise AssertionError(f"{out} does not give back what was written; keep the run")
         written += write_published_files(new)
     return [out / path.relative_to(new) for path in written]
 
 
-def _are_equal(results: StoredResults, published: StoredResults) -> bool:
-    records, rows = [], []
-    for found in (results, published):
-        records.append([r.model_dump_json() for r in (*(cell.record for cell in found.cells), *found.timings.values())])
-        rows.append([cell.table(name) for cell, name in product(found.cells, ROWS_FILES)])
-    return records[0] == records[1] and rows[0] == rows[1]
+def _contents(results: StoredResults) -> tuple[list[str], list[pa.Table | None]]:
+    records = (*(cell.record for cell in results.cells), *results.timings.values())
+    rows = [cell.table(name) for cell, name in product(results.cells, ROWS_FILES)]
+    return [record.model_dump_json() for record in records], rows
 
 
 def _write_results(root: Path, results: StoredResults, failures: Mapping[str, FailureRecord]) -> list[Path]:
