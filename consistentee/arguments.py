@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
-from pydantic_core import CoreSchema, core_schema
+from pydantic.types import GetPydanticSchema
+from pydantic_core import core_schema
 
 from consistentee.errors import UserError, shown, unencodable, unknown_name
 
@@ -106,15 +107,8 @@ def _by_instance(hint: Any) -> Any:
     if not isinstance(wanted, type) or wanted.__module__ in _LEFT_TO_PYDANTIC:
         return Any if isinstance(hint, TypeVar) else hint
     is_checkable = not getattr(wanted, "_is_protocol", False) or getattr(wanted, "_is_runtime_protocol", False)
-    return Any if not is_checkable else Annotated[Any, _InstanceOf(wanted)]
-
-
-class _InstanceOf:
-    def __init__(self, wanted: type) -> None:
-        self.wanted = wanted
-
-    def __get_pydantic_core_schema__(self, *_: Any) -> CoreSchema:
-        return core_schema.is_instance_schema(self.wanted)
+    is_instance = GetPydanticSchema(lambda *_: core_schema.is_instance_schema(wanted))
+    return Annotated[Any, is_instance] if is_checkable else Any
 
 
 def explained(error: ValidationError, argument: str) -> UserError:
