@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
@@ -47,8 +47,9 @@ class Sampling:
                     f"the model's generation_config sets {name}, which Sampling does not have; to sample without, set "
                     f"model.backbone.generation_config.{name} = None"
                 )
-        own = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
-        return replace(self, **{name: getattr(settings, name, None) for name, value in own.items() if value is None})
+        left_open = [name for name in ("temperature", "top_k", "top_p") if getattr(self, name) is None]
+        models: dict[str, Any] = {name: getattr(settings, name, None) for name in left_open}
+        return replace(self, **models)
 
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
         """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""
