@@ -47,17 +47,14 @@ class TokenCost:
         return self.constant * tokens + self.a_column * columns
 
 
+@dataclass(frozen=True)
 class _Columns:
     """A cache with some columns of one row; their content does not matter."""
 
-    def __init__(self, columns: int) -> None:
-        self._columns = columns
+    columns: int
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return self._stretched(keys), self._stretched(values)
-
-    def _stretched(self, new: Tensor) -> Tensor:
-        return new.repeat_interleave(self._columns, dim=2)
+        return keys.repeat_interleave(self.columns, dim=2), values.repeat_interleave(self.columns, dim=2)
 
 
 class DecodingFlops:
@@ -70,19 +67,14 @@ class DecodingFlops:
         with eager_attention([model.backbone]), torch.no_grad():
             self._hidden = model.stepper.embed(token, position)
             rotation = model.stepper.rotation(self._hidden, position)
-            self.layers = [
-                TokenCost.fit([self._count_layer(layer, position, rotation, n) for n in _COLUMN_COUNTS])
-                for layer in self._all_layers
-            ]
-            self.filling = [
-                count_operations(partial(model.stepper.keys_values, [layer], self._hidden, rotation))[0]
-                for layer in self._all_layers
-            ]
+            self.layers: list[TokenCost] = []
+            self.filling: list[int] = []
+            for layer in range(1, model.num_layers + 1):
+                counted = [self._count_layer(layer, position, rotation, n) for n in _COLUMN_COUNTS]
+                self.layers.append(TokenCost.fit(counted))
+                fill = partial(model.stepper.keys_values, [layer], self._hidden, rotation)
+                self.filling.append(count_operations(fill)[0])
             self.head, _ = count_operations(partial(model.logits, model.num_layers, self._hidden[:, 0]))
-
-    @property
-    def _all_layers(self) -> range:
-        return range(1, self._model.num_layers + 1)
 
     def _count_layer(self, layer: int, position: Tensor, rotation: Any, columns: int) -> int:
         context = DecoderContext(position, rotation, None, _Columns(columns))
@@ -113,19 +105,12 @@ class DecodingFlops:
             for step in range(1, len(exits)):
                 exit_layer, filled = int(exits[step]), int(late[step])
                 columns, skipped = prompt_tokens + step, self._model.skipped_layers(exit_layer)
-                total += sum(self._layer(layer)(1, columns) for layer in self._all_layers if layer not in skipped)
+                total += sum(cost(1, columns) for layer, cost in enumerate(self.layers, 1) if layer not in skipped)
                 total += sum(cost for layer, cost in costs[step].reading.items() if layer <= exit_layer)
                 total += costs[step].answering[exit_layer]
-                total += self._filling(skipped[:filled], columns, kv)
+                for layer in skipped[:filled]:
+                    total += self.layers[layer - 1](1, columns) if kv == "exact" else self.filling[layer - 1]
         return total
-
-    def _filling(self, layers: range, columns: int, kv: str) -> int:
-        if kv == "exact":
-            return sum(self._layer(layer)(1, columns) for layer in layers)
-        return sum(self.filling[layer - 1] for layer in layers)
-
-    def _layer(self, layer: int) -> TokenCost:
-        return self.layers[layer - 1]
 
     def speculating(self, written: SpeculativeGenerations) -> int:
         """Count the operations of drafts and their verification, rejected tokens included.
@@ -153,7 +138,7 @@ class DecodingFlops:
         for layer in {*skipped.attention, *skipped.mlp}:
             mlp = tokens * count_operations(partial(self._model.stepper.feed_forward, layer, self._hidden))[0]
             total -= mlp if layer in skipped.mlp else 0
-            total -= self._layer(layer)(tokens, columns) - mlp if layer in skipped.attention else 0
+            total -= self.layers[layer - 1](tokens, columns) - mlp if layer in skipped.attention else 0
         return total
 
     def prefill_to_speculate(self, written: SpeculativeGenerations) -> int:
