@@ -1,9 +1,8 @@
 """Classification: replay the whole curve, choose knobs on validation rows, check them live on test rows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
 from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 
-@dataclass(frozen=True)
-class BatchTime:
+class BatchTime(NamedTuple):
     """The seconds of one batch, and the layers that each of its rows ran."""
 
     seconds: float

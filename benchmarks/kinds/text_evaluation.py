@@ -6,9 +6,9 @@ test prompts are decoded for real at full depth and at the chosen knobs, and the
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,8 +46,7 @@ _DRAFTED_PROMPTS = 16
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """Texts of a method for the test prompts at one value of its knob, and their scores."""
 
     validation: ReplayPoint

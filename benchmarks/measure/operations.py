@@ -6,10 +6,9 @@ torch's counter does not see fused attention on a CPU.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,8 +23,7 @@ Result = TypeVar("Result")
 View = TypeVar("View", bound=LayerView)
 
 
-@dataclass(frozen=True)
-class ExitCost:
+class ExitCost(NamedTuple):
     """Operations of one row at each exit layer: of the rule's reads, with what later layers need, and of the answer."""
 
     reading: dict[int, int]

@@ -5,9 +5,8 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeAlias, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 from benchmarks.run.environment import now
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
@@ -30,8 +29,7 @@ from consistentee.files import PARTIAL
 ResultT = TypeVar("ResultT", bound=BaseRecord | TimingRecord)
 
 
-@dataclass(frozen=True)
-class RunContext:
+class RunContext(NamedTuple):
     """Settings that all jobs of a run share; relative paths start in ``directory``."""
 
     directory: Path

@@ -1,10 +1,9 @@
 """Time one (task, backbone, seed): knobs of its cells and the stock model, in interleaved rounds in one process."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,8 +21,7 @@ from consistentee.models.base import chosen_device
 from consistentee.progress import begin_stage
 
 
-@dataclass(frozen=True)
-class _Timed:
+class _Timed(NamedTuple):
     cell_key: str
     label: str
     knob: float | None

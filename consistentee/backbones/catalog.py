@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from consistentee.backbones import gguf, hub
 from consistentee.backbones.pretrained import Pooling, check_pretrained, read_json
@@ -38,8 +38,7 @@ class Backbone:
         return "decoder" if self.pooling is None else "encoder"
 
 
-@dataclass(frozen=True)
-class ResolvedBackbone:
+class ResolvedBackbone(NamedTuple):
     """An encoder on disk: its folder, and how its layers are read."""
 
     path: str

@@ -7,7 +7,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,7 @@ class Context:
     position_bias: Any
 
 
-@dataclass(frozen=True)
-class LayerParts:
+class LayerParts(NamedTuple):
     """The modules of a stock layer, for callers that run only some tokens (see ``token_exits.py``).
 
     ``dropout`` is that of the attention's weights; ``finish`` the rest of the layer, token by token: (output of the

@@ -13,6 +13,7 @@ cautious one on. Rows must be drawn as the later ones are, and unused before.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -97,8 +98,7 @@ BOUNDS: dict[str, RiskBound] = {"crc": conformal, "ucb": upper_confidence, "ltt"
 _SAME = 1e-9  # sums of squares of the same numbers differ by rounding
 
 
-@dataclass(frozen=True)
-class RiskLoss:
+class RiskLoss(NamedTuple):
     """The loss of a row's early answer against the answer at full depth, and the highest loss there can be.
 
     ``of``: (probabilities at the exit, those at full depth, labels) -> losses: [rows, classes] twice, [rows] -> [rows].

@@ -6,7 +6,7 @@ is checked at every read.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -152,8 +152,7 @@ class Ledger:
         self.lengths, self.stored = self.lengths - columns, self.stored - columns
 
 
-@dataclass(frozen=True)
-class OwedColumns:
+class OwedColumns(NamedTuple):
     """The columns ``starts`` to ``ends - 1`` that some rows owe [rows]; and one by one: [owed]."""
 
     rows: RowNumbers

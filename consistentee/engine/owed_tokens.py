@@ -4,8 +4,7 @@ Both wait until a later token of the same row reads such a layer; a layer that n
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +17,7 @@ KVPolicy = Literal["propagate", "exact"]
 """How skipped layers get their keys and values: from the state at the exit, or by running them with a later token."""
 
 
-@dataclass(frozen=True)
-class Leg:
+class Leg(NamedTuple):
     """Rows before layers that run without a decision (1-based), and what these need on the device.
 
     Attributes:

@@ -1,7 +1,7 @@
 """TokenDecoder: decodes a batch token by token; a rule decides at which layer each of them leaves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from consistentee.rules.exit_rule import ExitRule, State, ask, start_rule
 from consistentee.traces.token_view import TokenView
 
 
-@dataclass(frozen=True)
-class Writing:
+class Writing(NamedTuple):
     """The settings of generation that both engines share; see :func:`consistentee.generate`."""
 
     rule: ExitRule
