@@ -110,7 +110,6 @@ def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: 
     prompts = list(map(torch.tensor, rows))
     tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
     mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
-    ends = sorted(model.end_tokens)
     first = _FirstToken(model.device)
     start = clock(model.device)
     output = model.backbone.generate(
@@ -118,14 +117,15 @@ def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: 
         attention_mask=mask.to(model.device),
         max_new_tokens=length,
         do_sample=False,
-        eos_token_id=ends or None,
+        eos_token_id=sorted(model.end_tokens) or None,
         pad_token_id=model.pad_id,
         stopping_criteria=StoppingCriteriaList([first]),
     )
     end = clock(model.device)
     assert first.at is not None
     steps = output.shape[1] - tokens.shape[1] - 1
-    decoded = sum(_length(row, set(ends)) - 1 for row in output[:, tokens.shape[1] :].tolist())
+    texts, ends = output[:, tokens.shape[1] :].tolist(), model.end_tokens
+    decoded = sum(next((place for place, token in enumerate(text) if token in ends), steps) for text in texts)
     return DecodingTimes(
         prefill=first.at - start,
         decoding=end - first.at,
@@ -144,7 +144,3 @@ def head_seconds(model: MultiExitDecoder, rows: int, steps: int) -> float:
     for _ in range(steps):
         model.logits(model.num_layers, model.stepper.embed(tokens, tokens)[:, 0]).argmax(dim=-1)
     return clock(model.device) - start
-
-
-def _length(row: Sequence[int], ends: set[int]) -> int:
-    return next((place for place, token in enumerate(row, start=1) if token in ends), len(row))

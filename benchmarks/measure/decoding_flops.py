@@ -90,7 +90,9 @@ class DecodingFlops:
 
     def full_decoding(self, written: Generations) -> int:
         """Count the operations of the decoded tokens at full depth."""
-        tokens, columns = _decoded(written)
+        counts = [max(len(tokens) - 1, 0) for tokens in written.tokens]
+        tokens, texts = sum(counts), zip(counts, written.prompt_tokens, strict=True)
+        columns = sum(n * prompt + n * (n + 1) // 2 for n, prompt in texts)
         return sum(layer(tokens, columns) for layer in self.layers) + self.head * tokens
 
     def decoding(self, written: Generations, rule: ExitRule, kv: str) -> int:
@@ -172,9 +174,3 @@ class DecodingFlops:
             return model.logits(model.num_layers, self._hidden[:, 0]) if model.closing else view.predictions
 
         return count_exits(rule, model.exit_layers, view_at, past, answer=answer)
-
-
-def _decoded(written: Generations) -> tuple[int, int]:
-    counts = [max(len(tokens) - 1, 0) for tokens in written.tokens]
-    columns = [n * prompt + n * (n + 1) // 2 for n, prompt in zip(counts, written.prompt_tokens, strict=True)]
-    return sum(counts), sum(columns)

@@ -177,7 +177,6 @@ def _check_overlaps(report: TaskReport, answer: str) -> None:
 
 def report_tables(report: TaskReport) -> Group:
     """Render a report: tables, then warnings, then errors, then the verdict."""
-
     lines = [plain_text(f"warning: {line}.", style="yellow", longest=2_000) for line in report.warnings]
     lines += [plain_text(f"error: {line}.", style="red", longest=2_000) for line in report.errors]
     verdict = f"{len(report.errors)} errors, {len(report.warnings)} warnings" if lines else "nothing is wrong"

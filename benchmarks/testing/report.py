@@ -134,7 +134,6 @@ class Report:
         ]
 
     def table(self) -> Group:
-
         rows = [(one.title, one.verdict, one.found, f"{one.seconds:.1f}") for one in self.findings]
         table = filled_table(["check", "result", "found"], ["seconds"], rows, f"{self.subject} {self.heading}")
         seconds = sum(finding.seconds for finding in self.findings)

@@ -189,17 +189,9 @@ def generate_speculatively(
         drafter: Drafter = SublayerDrafter(model, skipped)
     else:
         drafter = (BranchDrafter if model.has_branch(draft_layer) else Drafter)(model, draft_layer)
+    texts = begin_texts(model, rows, max_new_tokens=max_new_tokens, stop=stop, stream=stream)
     written = [
-        _SpeculativeRow(
-            model=model,
-            transcript=transcript,
-            drafter=drafter,
-            draft_layer=draft_layer,
-            draft_tokens=draft_tokens,
-            threshold=threshold,
-            max_new_tokens=max_new_tokens,
-        )
-        for transcript in begin_texts(model, rows, max_new_tokens=max_new_tokens, stop=stop, stream=stream)
+        _SpeculativeRow(model, drafter, text, draft_layer, draft_tokens, threshold, max_new_tokens) for text in texts
     ]
     for row in tracked(written, "decoding", rows=1):
         row.write()
@@ -218,11 +210,11 @@ def generate_speculatively(
     )
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _SpeculativeRow:
     model: MultiExitDecoder
-    transcript: Transcript
     drafter: Drafter
+    transcript: Transcript
     draft_layer: int
     draft_tokens: int
     threshold: float

@@ -201,9 +201,7 @@ def _train(
     with onednn_products(model.device), torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         losses = _run_steps(model, source, stage, recipe, checkpoint)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    model.eval()
+    model.requires_grad_(True).eval()
     _note_losses(stage.name, losses)
     return losses
 
@@ -391,18 +389,11 @@ def _put_weights(tensors: dict[str, Tensor], prefix: str, parameters: dict[str, 
 
 def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:
     """Return a hash of everything that the result depends on: the model as it is, rows, settings, loss, versions."""
-    settings = (
-        stage.name,
-        stage.trains,
-        stage.epochs,
-        stage.batch_size,
-        stage.learning_rate,
-        stage.head_learning_rate or stage.learning_rate,
-    )
+    rates = stage.learning_rate, stage.head_learning_rate or stage.learning_rate
     parts = {
         "model": model.fingerprint(),
         "rows": source.fingerprint(),
-        "stage": settings,
+        "stage": [stage.name, stage.trains, stage.epochs, stage.batch_size, *rates],
         "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
         "recipe": {setting.name: getattr(recipe, setting.name) for setting in fields(BaseSettings)},
         "seed": recipe.seed,

@@ -81,7 +81,9 @@ class MultiExitDecoder(MultiExit):
     description: DecoderDescription
 
     def _build_exits(self) -> None:
-        self.exit_adapters = self._build_adapters()
+        kind, rank = self.description.adapter, self.description.rank
+        adapters = {str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]}
+        self.exit_adapters = nn.ModuleDict(adapters)
         self._last_exit = ExitAdapter()
         self.branches = nn.ModuleDict()
 
@@ -233,10 +235,6 @@ class MultiExitDecoder(MultiExit):
         if str(layer) not in self.exit_adapters:
             raise UserError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
         return cast(ExitAdapter, self.exit_adapters[str(layer)])
-
-    def _build_adapters(self) -> nn.ModuleDict:
-        kind, rank = self.description.adapter, self.description.rank
-        return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
 
     @checked
     def add_branch(self, layer: int, spec: BranchSpec) -> Branch:
