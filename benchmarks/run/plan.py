@@ -350,12 +350,8 @@ def _mixed_knobs(records: Sequence[BaseRecord]) -> Iterator[tuple[str, float]]:
 
 def plan_lines(planner: Planner, work: Work, workers: int) -> list[str]:
     """Describe the plan of a run in lines for people; nothing is set aside."""
-    faults: dict[str, None] = {}
-
-    def note(fault: Fault) -> None:
-        faults[f"{fault}: it would be set aside"] = None
-
-    planner = replace(planner, on_fault=note)
+    faults: list[Fault] = []
+    planner = replace(planner, on_fault=faults.append)
     planned = planner.plan(work)
     missing = [cell for cell in planned if cell.is_missing]
     groups = list(groups_of(planned).values()) if work.times else []
@@ -371,7 +367,7 @@ def plan_lines(planner: Planner, work: Work, workers: int) -> list[str]:
         return short_name(cell.spec.task), short_name(cell.spec.backbone)
 
     return [
-        *faults,
+        *dict.fromkeys(f"{fault}: it would be set aside" for fault in faults),
         *planner.published.staleness_lines(planned),
         f"{summary(planner.suite, planned)}; results in {planner.folder.root}",
         *(f"{cell.state:8} {cell.spec.name}" for cell in planned),

@@ -45,15 +45,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "roberta": lambda: RobertaConfig(**_SIZE, type_vocab_size=1),
     "electra": lambda: ElectraConfig(**_SIZE, embedding_size=16),
     "mpnet": lambda: MPNetConfig(**_SIZE),
-    "distilbert": lambda: DistilBertConfig(
-        vocab_size=len(VOCABULARY),
-        pad_token_id=PAD_ID,
-        dim=32,
-        hidden_dim=64,
-        n_heads=4,
-        n_layers=4,
-        max_position_embeddings=66,
-    ),
+    "distilbert": lambda: DistilBertConfig(**_SIZE, hidden_dim=64),
     "albert": lambda: AlbertConfig(**_SIZE, embedding_size=16, num_hidden_groups=2),
     # Relative positions alone, as in v3, and the convolution of v2.
     "deberta-v2": lambda: DebertaV2Config(
