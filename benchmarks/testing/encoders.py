@@ -140,15 +140,13 @@ def random_texts(
     return [(sentence(), sentence()) if pairs else sentence() for _ in range(count)]
 
 
-def make_task(num_labels: int = 3, rows: int = 60, pairs: bool = False, regression: bool = False) -> TaskData:
-    """Return a small task: the first word of a text determines the label."""
+def make_task(rows: int = 60, regression: bool = False) -> TaskData:
+    """Return a small task: the first word of a text determines the label, one of 3 classes or a number."""
 
     def split(name: str, count: int, seed: int) -> Split:
-        texts = random_texts(count, seed=seed, pairs=pairs)
-        first_words = [(text[0] if isinstance(text, tuple) else text).split()[0] for text in texts]
-        scores = [int(word.removeprefix("w")) / len(WORDS) for word in first_words]
-        labels = [3 * score for score in scores] if regression else [int(score * num_labels) for score in scores]
-        return Split(name, texts, labels)
+        texts = random_texts(count, seed=seed)
+        scores = [3 * (int(str(text).split()[0].removeprefix("w")) / len(WORDS)) for text in texts]
+        return Split(name, texts, scores if regression else list(map(int, scores)))
 
     return TaskData(
         name="toy",
@@ -156,6 +154,6 @@ def make_task(num_labels: int = 3, rows: int = 60, pairs: bool = False, regressi
         train=split("train", rows, 1),
         validation=split("validation", rows // 2, 2),
         test=split("test", rows // 2, 3),
-        label_names=() if regression else tuple(f"class {i}" for i in range(num_labels)),
+        label_names=() if regression else ("class 0", "class 1", "class 2"),
         metrics=("pearson", "spearman") if regression else ("accuracy",),
     )
