@@ -37,7 +37,7 @@ def cache(tmp_path, monkeypatch):
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content)  # without the time, so that its hash stays
     return path
 
 
