@@ -215,7 +215,7 @@ def reproduce(
     "See results",
     "consistentee plot runs/quick",
     "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
-    "consistentee plot runs/quick --figures memorized training",
+    "consistentee plot runs/quick --figures memorized",
 )
 def plot(
     results: ResultsArgument,
@@ -230,12 +230,12 @@ def plot(
     ] = "png",
     figures: Annotated[
         list[str] | None,
-        several("--figures", "equal-cost, curves, exits, memorized, training.", "equal-cost curves exits"),
+        several("--figures", "equal-cost, curves, exits, memorized.", "equal-cost curves exits"),
     ] = None,
 ) -> None:
     """Draw figures of a results folder with their captions: points at equal cost, curves, exit layers.
 
-    Others are Memorized Layers and curves of training. Figures of some --methods or --tasks go to DIR/selected.
+    The fourth one is of Memorized Layers. Figures of some --methods or --tasks go to DIR/selected.
     """
     from benchmarks.analysis.figures import USUAL_FIGURES, write_figures
     from benchmarks.analysis.frames import load_results

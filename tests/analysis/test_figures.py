@@ -49,7 +49,7 @@ def test_files_have_captions_and_are_the_same_twice(results, tmp_path):
 def test_every_kind_is_drawn(results, kind):
     figure = draw_figure(kind.name, results)
     titles = {axes.get_title() for axes in figure.axes}
-    assert titles & {"mcid", "mean of 2 tasks", "PABEE", "joint: loss"}
+    assert titles & {"mcid", "mean of 2 tasks", "PABEE"}
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
@@ -59,20 +59,13 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
     assert [line.partition(":")[0] for line in missing] == ["equal-cost", "memorized"]
 
 
-def test_curves_of_training(results, tmp_path):
+def test_curves_of_training(results):
     shared = results.training[results.training["stage"] == "joint"]
     assert shared.groupby(["task", "curve"])["run"].nunique().tolist() == [1, 1, 1, 1], "a shared stage is there once"
     assert {"heads · full", "heads · deebert"} < set(results.training["stage"]), "the methods differ in it"
     loss = shared[(shared["curve"] == "loss") & (shared["task"] == "rte")]
     assert loss[["done", "value"]].to_numpy().tolist() == [[12.5, 1.0], [37.5, 0.5], [62.5, 0.25], [87.5, 0.125]]
     assert shared.loc[shared["curve"] != "loss", "done"].tolist() == [50, 100, 50, 100]
-    figure = draw_figure("training", results.only(["deebert"]))
-    heads = [f"heads · {label}: loss" for label in ("deebert", "full", "majority")]
-    assert [axes.get_title() for axes in figure.axes] == [*heads, "joint: loss", "joint: validation score"]
-    lines = [line.get_xydata().tolist() for line in figure.axes[3].get_lines()]
-    assert lines.count(loss[["done", "value"]].to_numpy().tolist()) == 2
-    older = results_of([r.model_copy(update={"losses": {}, "validation_by_epoch": {}}) for r in made_up_suite()])
-    assert write_figures(older, tmp_path, ["training"])[1] == ["training: the records hold no curve of training"]
 
 
 def test_exit_shares_and_memorized_layers_by_hand(results):
