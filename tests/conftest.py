@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from benchmarks import analysis
 from benchmarks.run.pool import Schedule
 from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
 from benchmarks.testing.encoders import (
@@ -147,4 +146,4 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write no tables and figures at the end of a run: they take most of its time, and are tested elsewhere."""
-    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
+    monkeypatch.setattr("benchmarks.run.end_screen.report_files", lambda out, just_computed: None)

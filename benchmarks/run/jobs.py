@@ -147,7 +147,7 @@ class CellJob(Job[BaseRecord]):
         run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
 
     def describe(self, found: BaseRecord) -> list[str]:
-        from benchmarks.analysis.run_screen import reached
+        from benchmarks.run.end_screen import reached
 
         return [reached(self.context.folder.root, self.cell.spec, found), *found.warnings()]
 

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from benchmarks import analysis
 from benchmarks.run.environment import command_line, describe_conditions, describe_environment
 from benchmarks.run.jobs import CellJob, RunContext, TimingJob
 from benchmarks.run.plan import (
@@ -172,8 +171,10 @@ class _Run:
         done = {cell.key for cell in finished if cell.record}
         table = None
         if done:
+            from benchmarks.run import end_screen  # pandas, which few commands need
+
             with only_one(self.planner.folder.plan):
-                table = analysis.report_files(self.planner.folder.root, done & missing)
+                table = end_screen.report_files(self.planner.folder.root, done & missing)
         return RunOutcome(
             finished=len(done),
             computed=len(missing),

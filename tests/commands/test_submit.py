@@ -38,7 +38,7 @@ def run(tmp_path_factory, tiny_backbone) -> Bench:
     bench.values |= {"methods": ["full", "calm-softmax", *names]}
     bench.values["recipe"] = {"epochs": 1, "max_length": 8, "max_rows": 32, "frozen_steps": 20}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.analysis.report_files", lambda out, just_computed: None)
+        patch.setattr("benchmarks.run.end_screen.report_files", lambda out, just_computed: None)
         assert bench.run(times=False).failed == ()
     return bench
 

@@ -15,7 +15,6 @@ import pytest
 from records_by_hand import write_results
 from small_suite import Bench
 
-from benchmarks import analysis
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.report import write_report
 from benchmarks.commands import publish
@@ -105,7 +104,7 @@ def run_here(bench: Bench, *, retry_failed: bool = False) -> None:
     """Run the suite of a bench with all jobs in this process, and without tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "execute", lambda job, threads=None: compute_here(job))
-        patch.setattr(analysis, "report_files", lambda out, just_computed: None)
+        patch.setattr("benchmarks.run.end_screen.report_files", lambda out, just_computed: None)
         bench.outcome = bench.run(changes=SETTINGS, retry_failed=retry_failed)
 
 

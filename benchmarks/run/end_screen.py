@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.analysis import write_published_files
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import FULL, Results, load_results, merge, protocol
 from benchmarks.analysis.provenance import clock_caveats
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 _REPOSITORY = Path(__file__).parents[2]
+
+
+def report_files(out_dir: Path, just_computed: Collection[str] = ()) -> "Group":
+    """Write the summary of a run, see :func:`write_published_files`, and return its :func:`run_screen`."""
+    write_published_files(out_dir)
+    return run_screen(out_dir, just_computed)
 
 
 def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[Path] | None = None) -> "Group":

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from benchmarks.analysis.equal_cost import comparison_of
 from benchmarks.analysis.frames import load_results
-from benchmarks.analysis.run_screen import board_table, compared_with_published, run_screen
 from benchmarks.commands.publish import publish_run
+from benchmarks.run.end_screen import board_table, compared_with_published, run_screen
 from benchmarks.store.hashes import unsealed
 from benchmarks.store.stored_results import open_results
 
