@@ -101,11 +101,7 @@ def headline_table(results: Results) -> Table | None:
         notes=[
             *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
             *([f"Some task lacks {', '.join(missing)}."] if missing else []),
-            *(
-                ["Seeds: of the task that has fewest; points are against the full model of the same seed."]
-                if seeds
-                else []
-            ),
+            *(seeds and ["Seeds: of the task that has fewest; points are against the full model of the same seed."]),
             "At s times the speed, the two knobs of the validation hull around L / s layers (full depth is its last "
             "vertex) are mixed so that test rows run exactly that"
             + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
@@ -231,34 +227,31 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
     Columns: ``task``, ``backbone``, ``label``, ``method``, ``chosen`` (one knob a seed, as lines of ``knobs``),
     ``targets``, ``layers`` and ``num_layers``.
     """
-    lines = []
     last = results.knobs.groupby([*CURVE, "seed", "cell"])["validation_quality"].last()
     references = last.groupby([*CURVE, "seed"]).max().to_dict()
-    layers, quality, targets = (results.column(x) for x in ("validation_layers", "validation_quality", "targets"))
-    curves: dict[tuple[str, str, str], dict[int, list[int]]] = {}
-    for (task, backbone, label, seed), own in results.knobs.dropna(subset=["point"]).groupby([*CURVE, "seed"])["point"]:
-        curves.setdefault((task, backbone, label), {})[seed] = list(own.index)
-    about = results.tasks[["full_label", "num_layers"]].to_dict("index")
-    place = {label: number for number, label in enumerate(results.methods)}
-    for task, backbone, label in sorted(curves, key=lambda curve: (curve[:2], place[curve[2]])):
-        own, of_task = curves[task, backbone, label], about[task, backbone]
+    about = results.tasks[["full_label", "num_layers"]].T.to_dict("list")
+    lines = []
+    for (task, backbone, label), own in results.knobs.dropna(subset=["point"]).groupby(CURVE):
+        full, depth = about[task, backbone]
         chosen: dict[tuple[int, ...], list[Target]] = {}
-        for target in in_order(target for knobs in own.values() for knob in knobs for target in targets[knob]):
-            found = []
-            for seed, knobs in own.items():
-                full = references.get((task, backbone, of_task["full_label"], seed))
-                reference = references[task, backbone, label, seed] if full is None else full
-                depth = of_task["num_layers"]
-                pick = choose(target, layers[knobs], quality[knobs], num_layers=depth, reference=reference)
-                found += [] if pick is None else [knobs[pick]]
-            if found:
-                chosen.setdefault(tuple(found), []).append(target)
-        layers_of = {picks: float(results.column("layers")[list(picks)].mean()) for picks in chosen}
-        for picks in sorted(chosen, key=layers_of.__getitem__):
-            line = [task, backbone, label, results.methods[label], of_task["num_layers"]]
-            lines.append([*line, picks, chosen[picks], layers_of[picks]])
+        by_seed = [
+            (knobs[["validation_layers", "validation_quality"]].to_numpy().T, knobs.index, (task, backbone, full, seed))
+            for seed, knobs in own.groupby("seed")
+        ]
+        for target in in_order(target for targets in own["targets"] for target in targets):
+            picks = []
+            for (layers, quality), index, of_full in by_seed:
+                reference = references.get(of_full, references[task, backbone, label, of_full[-1]])
+                pick = choose(target, layers, quality, num_layers=depth, reference=reference)
+                picks += [] if pick is None else [int(index[pick])]
+            if picks:
+                chosen.setdefault(tuple(picks), []).append(target)
+        curve = [task, backbone, label, results.methods[label], depth]
+        lines += [[*curve, p, targets, results.column("layers")[list(p)].mean()] for p, targets in chosen.items()]
     columns = [*TASK, "label", "method", "num_layers", "chosen", "targets", "layers"]
-    return pd.DataFrame(lines, columns=columns)
+    found = pd.DataFrame(lines, columns=columns)
+    place = found["label"].map(list(results.methods).index)
+    return found.assign(place=place).sort_values([*TASK, "place", "layers"], ignore_index=True).drop(columns="place")
 
 
 @lru_cache(maxsize=4)
@@ -431,11 +424,8 @@ def page(results: Results) -> str:
     """Return the Markdown page: as many tables as fit, and where the numbers come from."""
     last = [to_markdown([provenance_table(results)]), "All tables: `consistentee table DIR --format all`.\n"]
     left = MOST_LINES - sum(len(text.splitlines()) + 1 for text in last)
-    shown = []
-    for table in (
-        *(first := first_tables(results)),
-        *(() if first and len(results.tasks) > 1 else further_tables(results)),
-    ):
+    shown, first = [], first_tables(results)
+    for table in first if first and len(results.tasks) > 1 else [*first, *further_tables(results)]:
         text = to_markdown([table])
         left -= len(text.splitlines()) + 1
         if left < 0:
@@ -475,9 +465,9 @@ def headline_csv(results: Results) -> str:
 
 def write_summary(results: Results, folder: Path) -> list[Path]:
     """Write ``table.md`` and, where the full model was run, ``headline.csv``; return the files."""
-    texts = {"table.md": page(results)} | (
-        {"headline.csv": headline_csv(results)} if headline(results)["points"].notna().any() else {}
-    )
+    texts = {"table.md": page(results)}
+    if headline(results)["points"].notna().any():
+        texts["headline.csv"] = headline_csv(results)
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]
