@@ -1,6 +1,5 @@
 """Figures that papers print, as quoted in ``benchmarks/published``, and ours: paper by paper."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.equal_cost import EqualCost
 from benchmarks.analysis.frames import FULL, Results
@@ -20,31 +18,24 @@ from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import spec_of
 
 _FOLDER = files("benchmarks") / "published"
-_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
+"""Of ``83.9/83.0``, matched and mismatched, the first number counts."""
 PAPER = "paper"
-
-
-class Names(BaseModel):
-    """``names.yaml``: what the tables of ``results.csv`` say of their splits, and what their speed-ups mean."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    splits: dict[str, str]
-    speedup_definitions: dict[str, str]
 
 
 @cache
 def published_results() -> pd.DataFrame:
-    """Read all printed figures, as text: values and speed-ups are quoted, not converted."""
+    """Read all printed figures, as text: quoted, not converted; ``number`` and ``ratio`` are value and speed-up."""
     with (_FOLDER / "results.csv").open(encoding="utf-8") as file:
-        found = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return found.apply(lambda texts: texts.str.strip())
+        found = pd.read_csv(file, dtype=str, keep_default_na=False).apply(lambda texts: texts.str.strip())
+    numbers = {to: found[name].str.extract(_NUMBER)[0] for to, name in (("number", "value"), ("ratio", "speedup"))}
+    return found.assign(**{name: texts.astype(float) for name, texts in numbers.items()})
 
 
 @cache
-def names() -> Names:
-    """Read the mapping of names."""
-    return Names.model_validate(yaml.safe_load((_FOLDER / "names.yaml").read_text(encoding="utf-8")))
+def names() -> dict[str, dict[str, str]]:
+    """Read what the tables of ``results.csv`` say of their ``splits``, and their ``speedup_definitions`` in words."""
+    return dict(yaml.safe_load((_FOLDER / "names.yaml").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -78,20 +69,18 @@ def compare(comparison: Comparison) -> pd.DataFrame:
     ``label``, ``score``, ``our_points``, ``low``, ``high``, ``layers``, ``spent`` (the speed-up in layers), ``over``,
     ``under``, ``source`` and ``url``.
     """
-    lines = [
-        line | {"label": label}
+    printed = [
+        _printed_points(comparison.table, method, column).assign(label=label)
         for method in comparison.table.methods
         for column in comparison.table.columns
-        for line in _printed_points(comparison.table, method, column)
         for label in [label for label in method.ours if label in comparison.labels] or [""]
     ]
-    frame = pd.DataFrame(lines)
-    own = [_ours(comparison, column, frame) for column in comparison.table.columns]
+    frame = pd.concat(printed, ignore_index=True)
     keys = ["our_task", "label", "speedup"]
-    names_of_ours = ["score", "our_points", "low", "high", "layers", "spent", "over", "under"]
-    known = [found for found in own if found is not None]
-    ours = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=[*keys, *names_of_ours])
-    return frame.merge(ours[[*keys, *names_of_ours]].drop_duplicates(keys), on=keys, how="left")
+    columns = [*keys, "score", "our_points", "low", "high", "layers", "spent", "over", "under"]
+    ours = [_ours(comparison, column, frame) for column in comparison.table.columns]
+    found = pd.concat([pd.DataFrame(columns=columns), *(one[columns] for one in ours if one is not None)])
+    return frame.merge(found.drop_duplicates(keys), on=keys, how="left")
 
 
 def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) -> pd.DataFrame | None:
@@ -119,40 +108,26 @@ def scored_by(results: Results, metric: str) -> Results | None:
     return results.with_cells(replace(c, record=c.record.model_copy(update=changed)) for c in results.cells)
 
 
-def _printed_points(table: PaperTable, method: PaperMethod, column: PaperColumn) -> list[dict[str, Any]]:
+def _printed_points(table: PaperTable, method: PaperMethod, column: PaperColumn) -> pd.DataFrame:
     """Return the operating points that a paper prints of a method on a task, in its order."""
-    full, found = printed_full(table, method, column), []
-    for result in _printed(table, method.printed, method.backbone, column).to_dict("records"):
-        value, speedup = _number(result["value"]), _speedup(table.speed, result["speedup"])
-        if value is None or speedup is None:
-            continue
-        of_points = table.values is PrintedValue.POINTS
-        points = value if of_points else np.nan if full is None else value - full
-        found.append(
-            {
-                "method": method.printed,
-                "printed_backbone": method.backbone,
-                "task": column.printed,
-                "our_task": column.task,
-                "our_metric": column.metric,
-                "printed_metric": result["metric"],
-                "printed_value": result["value"],
-                "printed_speedup": result["speedup"],
-                "definition": result["speedup_definition"],
-                "speedup": speedup,
-                "their_score": np.nan if of_points else value / 100,
-                "their_points": points / 100,
-                "source": result["source"],
-                "url": result["url"],
-            }
-        )
-    return [line | {"number": place + 1, "points": len(found)} for place, line in enumerate(found)]
+    found = _printed(table, method.printed, method.backbone, column).dropna(subset=["number", "ratio"])
+    names_here = {"metric": "printed_metric", "value": "printed_value", "speedup": "printed_speedup"}
+    found = found.rename(columns={**names_here, "speedup_definition": "definition"})
+    found = found.assign(printed_backbone=method.backbone, our_task=column.task, our_metric=column.metric)
+    of_points, saved = table.values is PrintedValue.POINTS, table.speed is PrintedSpeed.TIME_SAVED
+    found["speedup"] = 1 / (1 + found["ratio"] / 100) if saved else found["ratio"]  # -21% is a fifth of the time saved
+    found["their_score"] = np.nan if of_points else found["number"] / 100
+    full = 0.0 if of_points else printed_full(table, method, column)
+    found["their_points"] = (found["number"] - full) / 100
+    columns = ["method", "printed_backbone", "task", "our_task", "our_metric", *names_here.values(), "definition"]
+    columns += ["speedup", "their_score", "their_points", "source", "url"]
+    return found[columns].assign(number=range(1, len(found) + 1), points=len(found))
 
 
-def printed_full(table: PaperTable, method: PaperMethod, column: PaperColumn) -> float | None:
-    """Return the printed score of the full model of a method, in percent; None where there is none in this metric."""
-    values = map(_number, _printed(table, method.full, method.backbone, column)["value"])
-    return next((value for value in values if value is not None), None)
+def printed_full(table: PaperTable, method: PaperMethod, column: PaperColumn) -> float:
+    """Return the printed score of the full model of a method, in percent; NaN where there is none in this metric."""
+    values = _printed(table, method.full, method.backbone, column)["number"].dropna()
+    return float(values.iloc[0]) if len(values) else np.nan
 
 
 def _printed(table: PaperTable, method: str, backbone: str, column: PaperColumn) -> pd.DataFrame:
@@ -161,28 +136,21 @@ def _printed(table: PaperTable, method: str, backbone: str, column: PaperColumn)
     return found[own & (found["task"] == column.printed) & found["metric"].isin(column.printed_metrics)]
 
 
-def _number(text: str) -> float | None:
-    """Return the number that a text begins with: of ``83.9/83.0``, matched and mismatched, the first."""
-    found = _NUMBER.match(text)
-    return float(found[0]) if found else None
-
-
-def _speedup(speed: PrintedSpeed, text: str) -> float | None:
-    value = _number(text)
-    if value is None or speed is not PrintedSpeed.TIME_SAVED:
-        return value
-    return 1 / (1 + value / 100)  # -21% is a fifth of the time saved
-
-
 def paper_table(comparison: Comparison, *, notes: bool = False) -> Table:
     """Return the table of one backbone of ours, in the paper's shape: of every method the paper's line and ours.
 
     ``notes`` adds all conditions that differ. What is missing, and marks that occur, are always explained.
     """
     table, found = comparison.table, compare(comparison)
-    lines = [{"method": name, "whose": PAPER} | scores for name, scores in _printed_full_models(table).items()]
-    full = {column.printed: _our_full(comparison, column) for column in table.columns}
-    lines.append({"method": FULL, "whose": "ours"} | {t: f"{100 * s:.1f}" for t, s in full.items() if not np.isnan(s)})
+    full: dict[tuple[str, str], dict[str, float]] = {
+        (method.full, PAPER): {column.printed: printed_full(table, method, column) for column in table.columns}
+        for method in table.methods
+    }
+    full[FULL, "ours"] = {column.printed: 100 * _our_full(comparison, column) for column in table.columns}
+    lines: list[dict[str, Any]] = [
+        {"method": name, "whose": whose} | {task: f"{score:.1f}" for task, score in scores.items() if score >= 0}
+        for (name, whose), scores in full.items()
+    ]
     found["theirs"] = _texts(table, found["their_score"], found["their_points"], found["speedup"])
     marks = found["over"].map({True: "†"}).fillna("") + found["under"].map({True: "‡"}).fillna("")
     found["ours"] = _texts(table, found["score"], found["our_points"], found["spent"], marks)
@@ -210,15 +178,6 @@ def paper_table(comparison: Comparison, *, notes: bool = False) -> Table:
     )
 
 
-def _printed_full_models(table: PaperTable) -> dict[str, dict[str, str]]:
-    """Return the printed scores of every full model of a table, by task."""
-    found: dict[str, dict[str, str]] = {}
-    for method in table.methods:
-        scores = {column.printed: printed_full(table, method, column) for column in table.columns}
-        found[method.full] = {task: f"{score:.1f}" for task, score in scores.items() if score is not None}
-    return found
-
-
 def _texts(table: PaperTable, score: pd.Series, points: pd.Series, speedup: pd.Series, marks: Any = "") -> pd.Series:
     """Write scores, or points where the paper prints these, with their speed-ups: ``69.0 @ 1.85x``."""
     of_points = table.values is PrintedValue.POINTS
@@ -235,7 +194,7 @@ def _setting(comparison: Comparison) -> str:
     if rows:
         all_dev = all("GLUE dev" in record.task_notes for record in comparison.records)
         ours += ["GLUE dev" if all_dev else "test splits", f"{min(rows):,} to {max(rows):,} training rows a task"]
-    return f"Paper: {printed}, {names().splits[table.table]}; ours: {', '.join(ours)}"
+    return f"Paper: {printed}, {names()['splits'][table.table]}; ours: {', '.join(ours)}"
 
 
 def _our_full(comparison: Comparison, column: PaperColumn) -> float:
@@ -259,11 +218,11 @@ def _conditions(comparison: Comparison, found: pd.DataFrame) -> list[str]:
     bare = found["printed_metric"].str.lower().str.removeprefix("delta ").str.removesuffix(" vs baseline")
     differ = found[bare != found["our_metric"]].groupby(["printed_metric", "our_metric"], sort=False)["task"].unique()
     metrics = [f"{', '.join(tasks)}: theirs '{theirs}', ours {ours}" for (theirs, ours), tasks in differ.items()]
-    meanings = ", ".join(sorted({names().speedup_definitions[text] for text in found["definition"]}))
+    meanings = ", ".join(sorted({names()["speedup_definitions"][text] for text in found["definition"]}))
     converted = ", read as 1 / (1 - saved)" if table.speed is PrintedSpeed.TIME_SAVED else ""
     return [
         f"Backbone: theirs {printed}; ours {comparison.backbone}{trains}.",
-        *([f"Split: theirs {names().splits[table.table]}; ours: {ours}."] if known else []),
+        *([f"Split: theirs {names()['splits'][table.table]}; ours: {ours}."] if known else []),
         *([f"Training / test rows: ours {', '.join(rows)}; theirs are not in the collection."] if known else []),
         *([f"Metric: {'; '.join(metrics)}."] if metrics else []),
         f"Speed-up: theirs {meanings}{converted}; ours L / average layers.",
