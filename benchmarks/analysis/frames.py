@@ -16,7 +16,6 @@ round) and what else the clock recorded. A fourth frame, ``training``, has the c
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,6 @@ TASK = ["task", "backbone"]
 CURVE = [*TASK, "label"]
 NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 """Scores of texts besides the task's: the loss of a reference's token, and agreement with the full model's text."""
-
-LOSS, VALIDATION = "loss", "validation score"
-"""The curves of training."""
 
 Answers = tuple[NDArray[Any], NDArray[Any]]
 """Labels and answers of the test rows, as :mod:`benchmarks.analysis.statistics` takes them."""
@@ -117,20 +113,19 @@ class Results:
         Columns: ``task``, ``backbone``, ``seed``, ``stage`` (with a method, where methods differ in it), ``curve``
         (loss, or validation score), ``run`` (a number for each curve), ``done`` (percent of the stage) and ``value``.
         """
-        runs: dict[tuple[Any, ...], str] = {}
-        for record in self.records:
-            for curve, stages in ((LOSS, record.losses), (VALIDATION, record.validation_by_epoch)):
-                for stage, values in stages.items():
-                    runs.setdefault((record.task, record.backbone, record.seed, stage, curve, *values), record.label)
+        keys = [*TASK, "seed", "stage", "curve"]
         lines = [
-            (*run[:5], label, number, 100 * (place + (0.5 if run[4] == LOSS else 1)) / len(run[5:]), value)
-            for number, (run, label) in enumerate(runs.items())
-            for place, value in enumerate(run[5:])
+            (record.task, record.backbone, record.seed, stage, curve, record.label, tuple(values))
+            for record in self.records
+            for curve, stages in (("loss", record.losses), ("validation score", record.validation_by_epoch))
+            for stage, values in stages.items()
         ]
-        found = pd.DataFrame(lines, columns=[*TASK, "seed", "stage", "curve", "label", "run", "done", "value"])
-        differ = found.groupby([*TASK, "seed", "stage", "curve"])["run"].transform("nunique") > 1
-        differ = differ.groupby(found["stage"]).transform("any")
-        return found.assign(stage=found["stage"].where(~differ, found["stage"] + " · " + found.pop("label")))
+        runs = pd.DataFrame(lines, columns=[*keys, "label", "value"]).drop_duplicates([*keys, "value"])
+        differ = (runs.groupby(keys)["label"].transform("size") > 1).groupby(runs["stage"]).transform("any")
+        runs["stage"] = runs["stage"].where(~differ, runs["stage"] + " · " + runs.pop("label"))
+        found = runs.assign(run=range(len(runs))).explode("value", ignore_index=True).astype({"value": float})
+        place = found.groupby("run").cumcount() + np.where(found["curve"] == "loss", 0.5, 1)
+        return found.assign(done=100 * place / found.groupby("run")["run"].transform("size"))
 
     @cached_property
     def methods(self) -> dict[str, str]:
@@ -244,13 +239,11 @@ class Results:
 
     def full_scores(self, measure: str | None = None) -> pd.Series:
         """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
-        found: dict[tuple[Any, ...], float] = {}
-        for task, full in self.tasks["full_label"].items():
-            own = [r for r in self.records if (r.task, r.backbone) == task and r.label == full]
-            scores = pd.Series([_full_score(r, measure) for r in own], [r.seed for r in own], dtype=float)
-            found |= {(*task, seed): score for seed, score in scores.groupby(level=0).mean().items()}
-            found[(*task, -1)] = scores.mean()
-        return pd.Series(found).rename_axis([*TASK, "seed"])
+        full = self.tasks["full_label"]
+        own = [r for r in self.records if full[r.task, r.backbone] == r.label]
+        lines = [(r.task, r.backbone, seed, _full_score(r, measure)) for r in own for seed in (r.seed, -1)]
+        scores = pd.DataFrame(lines, columns=[*TASK, "seed", "score"]).astype({"score": float})
+        return scores.groupby([*TASK, "seed"])["score"].mean()
 
     def only(self, labels: Collection[str] | None = None, tasks: Collection[str] | None = None) -> "Results":
         """Return the results of some labels (or all of a method) and tasks; the full model always stays.
@@ -352,18 +345,16 @@ def is_core(method: str) -> bool:
 
 def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
     """Return of every record the parameters that differ among the cells of its label: ``alpha=0.05``."""
-    values: dict[tuple[str, ...], set[object]] = {}
-    names = {name for record in records for name in record.parameters}
-    for record, name in product(records, names):
-        key = (record.task, record.backbone, record.label, name)
-        values.setdefault(key, set()).add(repr(record.parameters.get(name)))
+    frame = pd.DataFrame([{name: repr(value) for name, value in record.parameters.items()} for record in records])
+    curves = [[getattr(record, name) for record in records] for name in CURVE]
+    varied = frame.groupby(curves).transform("nunique", dropna=False).to_dict("records")
     return [
         ", ".join(
             f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in sorted(record.parameters.items())
-            if len(values[record.task, record.backbone, record.label, name]) > 1
+            if different[name] > 1
         )
-        for record in records
+        for record, different in zip(records, varied, strict=True)
     ]
 
 

@@ -148,7 +148,7 @@ def paper_table(comparison: Comparison, *, notes: bool = False) -> Table:
     }
     full[FULL, "ours"] = {column.printed: 100 * _our_full(comparison, column) for column in table.columns}
     lines: list[dict[str, Any]] = [
-        {"method": name, "whose": whose} | {task: f"{score:.1f}" for task, score in scores.items() if score >= 0}
+        {"method": name, "whose": whose} | {task: f"{score:.1f}" for task, score in scores.items() if pd.notna(score)}
         for (name, whose), scores in full.items()
     ]
     found["theirs"] = _texts(table, found["their_score"], found["their_points"], found["speedup"])
@@ -247,8 +247,9 @@ def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
 
 def render(comparisons: Sequence[Comparison], table_format: str, *, notes: bool = False) -> str:
     """Render the tables of all backbones as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
-    tables = [paper_table(comparison, notes=notes) for comparison in comparisons]
-    return formatted(tables, table_format, csv=lambda _: to_csv(paper_csv(comparisons)))
+    if table_format == "csv":
+        return to_csv(paper_csv(comparisons))
+    return formatted([paper_table(comparison, notes=notes) for comparison in comparisons], table_format)
 
 
 def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:

@@ -251,10 +251,13 @@ def to_csv(frame: pd.DataFrame) -> str:
     return str(frame.round(6).to_csv(index=False, lineterminator="\n"))
 
 
-def formatted(tables: Sequence[Table], table_format: str, **others: Callable[[Sequence[Table]], str]) -> str:
-    """Render tables as ``md``, ``latex`` or ``csv``; ``others`` replace formats. Raises UserError for another one."""
-    csv = {"csv": lambda tables: "\n".join(to_csv(table.numbers) for table in tables)}
-    writers = {"md": to_markdown, "latex": to_latex} | csv | others
+def _csv(tables: Iterable[Table]) -> str:
+    return "\n".join(to_csv(table.numbers) for table in tables)
+
+
+def formatted(tables: Iterable[Table], table_format: str) -> str:
+    """Render tables as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
+    writers = {"md": to_markdown, "latex": to_latex, "csv": _csv}
     if table_format not in writers:
         raise unknown_name("table format", table_format, writers)
     return writers[table_format](tables)
