@@ -79,7 +79,8 @@ def compare(comparison: Comparison) -> pd.DataFrame:
     keys = ["our_task", "label", "speedup"]
     columns = [*keys, "score", "our_points", "low", "high", "layers", "spent", "over", "under"]
     ours = [_ours(comparison, column, frame) for column in comparison.table.columns]
-    found = pd.concat([pd.DataFrame(columns=columns), *(one[columns] for one in ours if one is not None)])
+    known = [pd.DataFrame(columns=columns), *(one[columns] for one in ours if one is not None)]
+    found = pd.concat(known).infer_objects()
     return frame.merge(found.drop_duplicates(keys), on=keys, how="left")
 
 

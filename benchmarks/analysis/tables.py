@@ -230,20 +230,21 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
     last = results.knobs.groupby([*CURVE, "seed", "cell"])["validation_quality"].last()
     references = last.groupby([*CURVE, "seed"]).max().to_dict()
     about = results.tasks[["full_label", "num_layers"]].T.to_dict("list")
+    layers, quality = results.column("validation_layers"), results.column("validation_quality")
+    curves: dict[tuple[str, ...], dict[int, pd.Series]] = {}
+    for (*names, seed), own in results.knobs.dropna(subset=["point"]).groupby([*CURVE, "seed"])["targets"]:
+        curves.setdefault(tuple(names), {})[seed] = own
     lines = []
-    for (task, backbone, label), own in results.knobs.dropna(subset=["point"]).groupby(CURVE):
+    for (task, backbone, label), by_seed in curves.items():
         full, depth = about[task, backbone]
         chosen: dict[tuple[int, ...], list[Target]] = {}
-        by_seed = [
-            (knobs[["validation_layers", "validation_quality"]].to_numpy().T, knobs.index, (task, backbone, full, seed))
-            for seed, knobs in own.groupby("seed")
-        ]
-        for target in in_order(target for targets in own["targets"] for target in targets):
+        for target in in_order(target for own in by_seed.values() for targets in own for target in targets):
             picks = []
-            for (layers, quality), index, of_full in by_seed:
-                reference = references.get(of_full, references[task, backbone, label, of_full[-1]])
-                pick = choose(target, layers, quality, num_layers=depth, reference=reference)
-                picks += [] if pick is None else [int(index[pick])]
+            for seed, own in by_seed.items():
+                knobs, last_exit = own.index.to_numpy(), references[task, backbone, label, seed]
+                reference = references.get((task, backbone, full, seed), last_exit)
+                pick = choose(target, layers[knobs], quality[knobs], num_layers=depth, reference=reference)
+                picks += [] if pick is None else [int(knobs[pick])]
             if picks:
                 chosen.setdefault(tuple(picks), []).append(target)
         curve = [task, backbone, label, results.methods[label], depth]
