@@ -278,7 +278,7 @@ class EqualCost:
         signs = pd.Series(np.nan, self.by_task.index)
         for line, task, backbone, label, speedup, over in self.by_task[[*CURVE, "speedup", "over"]].itertuples():
             known = label != static and (task, backbone, static) in self._seeds and (task, backbone) in self.compared
-            samples = self._paired_samples((task, backbone), label, static, speedup) if known else None
+            samples = self.difference((task, backbone), label, static, speedup)[1] if known else None
             if samples is not None:
                 low, high = interval(samples)
                 signs[line] = int(low > 0 and not over) - int(high < 0)
@@ -293,11 +293,10 @@ class EqualCost:
     @cached_property
     def headline(self) -> pd.DataFrame:
         """The lines of :attr:`means` with ``better_than_static`` and ``worse_than_static``: on how many tasks."""
-        signs = self.by_task[["label", "speedup"]].set_axis(["method", "budget"], axis=1).assign(sign=self.signs)
-        groups = signs[signs["method"].isin(self.means["method"])].groupby(["method", "budget"])["sign"]
-        signed = {"better_than_static": 1, "worse_than_static": -1}
-        counts = groups.agg(**{name: lambda signs, sign=sign: (signs == sign).sum() for name, sign in signed.items()})
-        counts = counts.where(groups.count() == len(self.compared))
+        better, worse = (self.signs == 1).rename("better_than_static"), (self.signs == -1).rename("worse_than_static")
+        keys = [self.by_task["label"].rename("method"), self.by_task["speedup"].rename("budget")]
+        counts = pd.concat([better, worse], axis=1).groupby(keys).sum()
+        counts = counts.where(self.signs.groupby(keys).count() == len(self.compared))
         return self.means.merge(counts.reset_index(), on=["method", "budget"], how="left")
 
     @cached_property
@@ -353,31 +352,23 @@ class EqualCost:
         known = [x for task in self.compared if (x := self.samples(task, label, budget)) is not None]
         if not known or len(known) < len(self.compared):
             return np.nan, np.nan, np.nan, np.nan
-        samples = np.stack(known)
+        samples = 100 * np.stack(known)
         any_task = statistics.over_any_task(samples)
-        anywhere = (np.nan, np.nan) if any_task is None else interval(100 * any_task)
-        return *interval(100 * samples.mean(axis=0)), *anywhere
+        return *interval(samples.mean(axis=0)), *((np.nan, np.nan) if any_task is None else interval(any_task))
 
     def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Floats | None]:
         """Return the points of the first label minus the second's on a task, and its samples.
 
         They are of the seeds that both have, or of all seeds of both if there are none.
         """
-        seeds = self._shared_seeds(task, first, second)
-        means = [
+        one, other = (set(self._seeds.get((*task, label), [])) for label in (first, second))
+        seeds = one & other or one | other
+        points, subtracted = (
             np.mean([self._points[key] for seed in seeds if (key := (*task, label, budget, seed)) in self._points])
             for label in (first, second)
-        ]
-        return float(means[0] - means[1]), self._paired_samples(task, first, second, budget)
-
-    def _paired_samples(self, task: Task, first: str, second: str, budget: float) -> Floats | None:
-        seeds = self._shared_seeds(task, first, second)
-        samples = [self.samples(task, label, budget, seeds) for label in (first, second)]
-        return None if samples[0] is None or samples[1] is None else samples[0] - samples[1]
-
-    def _shared_seeds(self, task: Task, first: str, second: str) -> list[int]:
-        one, other = set(self._seeds.get((*task, first), [])), set(self._seeds.get((*task, second), []))
-        return sorted(one & other or one | other)
+        )
+        found, others = (self.samples(task, label, budget, seeds) for label in (first, second))
+        return float(points - subtracted), None if found is None or others is None else found - others
 
     @cached_property
     def _points(self) -> dict[Any, float]:

@@ -78,9 +78,8 @@ class Results:
         """A line for every knob of every cell."""
         lines = [line for number, record in enumerate(self.records) for line in _knob_lines(number, record)]
         knobs = pd.DataFrame(lines)
-        for name in ("layers", "score", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
-            if name not in knobs:
-                knobs[name] = np.nan
+        names = ("layers", "score", "flops_ratio", "flops", "full_flops", "score_low", "score_high")
+        knobs = knobs.assign(**{name: np.nan for name in names if name not in knobs})
         return _with_clocks(knobs, self.times, self.kind == "classification")
 
     @cached_property
@@ -358,10 +357,14 @@ def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
     ]
 
 
+def parameters_in_words(record: BaseRecord) -> str:
+    """Return all parameters as text: ``alpha=0.05, epochs=3``."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
+
+
 def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
     common: _Line = {name: getattr(record, name) for name in (*CURVE, "method", "seed", "key", "knob_name", "metric")}
-    common |= {"cell": number, "num_layers": record.num_layers}
-    common["parameters"] = ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
+    common |= {"cell": number, "num_layers": record.num_layers, "parameters": parameters_in_words(record)}
     points = {point.knob: (place, point) for place, point in enumerate(record.operating_points)}
     hull = {point.place: (place, point) for place, point in enumerate(getattr(record, "hull", []))}
     of_instances = isinstance(record, CellRecord)
@@ -401,7 +404,7 @@ def _test_of_texts(point: DecodingPoint, metric: str) -> _Line:
     means = {**point.scores, TO_FULL: point.full_text_score, MATCH: point.token_match, "score": point.scores[metric]}
     line: _Line = {}
     for name, mean in means.items():
-        line |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
+        line |= dict(zip((name, f"{name}_low", f"{name}_high"), (mean.value, *mean.interval), strict=True))
     drafts, chosen = point.speculation, point.validation.draft
     return line | {
         "layers": point.average_layers,
@@ -429,20 +432,18 @@ def _time_lines(timings: Iterable[Any]) -> Iterator[_Line]:
         for one in timing.contenders:
             line = of_task | {"label": one.label, "key": one.cell_key, "knob": one.knob, "layers": one.average_layers}
             for sample in one.samples:
+                line |= {"batch_size": sample.batch_size, "in_flight": sample.in_flight or sample.batch_size}
+                line["regroups"] = sample.in_flight is not None  # it is compared with no other batch of its size
                 for place, seconds in enumerate(sample.round_seconds):
-                    own = _sample(sample, place, seconds)
-                    yield line | own | {"batch_size": sample.batch_size, "round": place}
+                    yield line | {"round": place, "seconds": seconds} | _sample(sample, place)
 
 
-def _sample(sample: TimingSamples | DecodingSamples, place: int, seconds: float) -> _Line:
-    regroups = sample.in_flight is not None  # it is compared with no other batch of its size
-    line: _Line = {"in_flight": sample.in_flight or sample.batch_size, "regroups": regroups, "seconds": seconds}
-    if isinstance(sample, TimingSamples):
-        nothing = {"head_seconds": 0.0, "completed_seconds": []}  # every second is spent on layers and exits
-        return line | nothing | {"rows": sample.rows}
+def _sample(sample: TimingSamples | DecodingSamples, place: int) -> _Line:
+    if isinstance(sample, TimingSamples):  # every second is spent on layers and exits
+        return {"rows": sample.rows, "head_seconds": 0.0, "completed_seconds": []}
     head = sum(sample.head_seconds[place]) / sum(sample.decoded_tokens) if sample.head_seconds else np.nan
-    line |= {"rows": sample.prompts, "head_seconds": head}
-    line["completed_seconds"] = sample.completed_seconds[place] if sample.completed_seconds else []
+    completed = sample.completed_seconds[place] if sample.completed_seconds else []
+    line: _Line = {"rows": sample.prompts, "head_seconds": head, "completed_seconds": completed}
     return line | ({} if sample.layers_a_token is None else {"layers": sample.layers_a_token})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.analysis.frames import Results
+from benchmarks.analysis.frames import Results, parameters_in_words
 from benchmarks.analysis.rendering import MISSING, Column, Table
 from benchmarks.store.stored_results import failed_cells
 
@@ -34,8 +34,7 @@ def records_frame(results: Results) -> pd.DataFrame:
             "task": record.task,
             "backbone": record.backbone,
             "method": record.label,
-            "parameters": ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
-            or "defaults",
+            "parameters": parameters_in_words(record) or "defaults",
             "seed": record.seed,
             "train_seconds": record.train_seconds,
             "finished": record.finished_at[:19].replace("T", " "),

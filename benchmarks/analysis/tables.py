@@ -230,25 +230,25 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
     last = results.knobs.groupby([*CURVE, "seed", "cell"])["validation_quality"].last()
     references = last.groupby([*CURVE, "seed"]).max().to_dict()
     about = results.tasks[["full_label", "num_layers"]].T.to_dict("list")
-    layers, quality = results.column("validation_layers"), results.column("validation_quality")
-    curves: dict[tuple[str, ...], dict[int, pd.Series]] = {}
-    for (*names, seed), own in results.knobs.dropna(subset=["point"]).groupby([*CURVE, "seed"])["targets"]:
-        curves.setdefault(tuple(names), {})[seed] = own
+    layers, quality, targets = (results.column(x) for x in ("validation_layers", "validation_quality", "targets"))
+    curves: dict[tuple[str, ...], dict[int, NDArray[Any]]] = {}
+    for (*names, seed), own in results.knobs.dropna(subset=["point"]).groupby([*CURVE, "seed"])["point"]:
+        curves.setdefault(tuple(names), {})[seed] = own.index.to_numpy()
     lines = []
     for (task, backbone, label), by_seed in curves.items():
         full, depth = about[task, backbone]
         chosen: dict[tuple[int, ...], list[Target]] = {}
-        for target in in_order(target for own in by_seed.values() for targets in own for target in targets):
+        for target in in_order(target for knobs in by_seed.values() for knob in knobs for target in targets[knob]):
             picks = []
-            for seed, own in by_seed.items():
-                knobs, last_exit = own.index.to_numpy(), references[task, backbone, label, seed]
+            for seed, knobs in by_seed.items():
+                last_exit = references[task, backbone, label, seed]
                 reference = references.get((task, backbone, full, seed), last_exit)
                 pick = choose(target, layers[knobs], quality[knobs], num_layers=depth, reference=reference)
                 picks += [] if pick is None else [int(knobs[pick])]
             if picks:
                 chosen.setdefault(tuple(picks), []).append(target)
         curve = [task, backbone, label, results.methods[label], depth]
-        lines += [[*curve, p, targets, results.column("layers")[list(p)].mean()] for p, targets in chosen.items()]
+        lines += [[*curve, x, found_for, results.column("layers")[list(x)].mean()] for x, found_for in chosen.items()]
     columns = [*TASK, "label", "method", "num_layers", "chosen", "targets", "layers"]
     found = pd.DataFrame(lines, columns=columns)
     place = found["label"].map(list(results.methods).index)
