@@ -61,7 +61,6 @@ class Results:
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
     _predictions: dict[int, Columns | None] = field(default_factory=dict, init=False, repr=False)
-    _columns: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def speedups(self) -> Speedups:
@@ -85,8 +84,12 @@ class Results:
     @cached_property
     def times(self) -> pd.DataFrame:
         """A line for everything that was timed, batch size and round."""
-        lines = pd.DataFrame(_time_lines(self.timings), columns=_TIME_COLUMNS)
-        return _with_stock(lines.astype({"knob": float}))  # without any knob it would be a column of objects
+        times = pd.DataFrame(_time_lines(self.timings), columns=_TIME_COLUMNS)
+        times = times.astype({"knob": float})  # without any knob it would be a column of objects
+        in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
+        by_round = ["timing", "in_flight", "round"]
+        stock = in_step[[*by_round, "seconds"]].rename(columns={"seconds": "stock_seconds"}).drop_duplicates(by_round)
+        return times.merge(stock, on=by_round, how="left")
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -176,10 +179,12 @@ class Results:
         several = self.tasks.index.unique("backbone").size > 1
         return "-".join(map(folder_name, task if several else task[:1]))
 
+    @cached_property
+    def _columns(self) -> dict[Any, NDArray[Any]]:
+        return {name: values.to_numpy() for name, values in self.knobs.items()}
+
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of :attr:`knobs` as an array."""
-        if name not in self._columns:
-            self._columns[name] = self.knobs[name].to_numpy()
         return self._columns[name]
 
     def predictions(self, cell: int) -> Columns | None:
@@ -445,14 +450,6 @@ def _sample(sample: TimingSamples | DecodingSamples, place: int) -> _Line:
     completed = sample.completed_seconds[place] if sample.completed_seconds else []
     line: _Line = {"rows": sample.prompts, "head_seconds": head, "completed_seconds": completed}
     return line | ({} if sample.layers_a_token is None else {"layers": sample.layers_a_token})
-
-
-def _with_stock(times: pd.DataFrame) -> pd.DataFrame:
-    """Add the seconds of the stock model in the same round, with as many rows under way."""
-    in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
-    by_round = ["timing", "in_flight", "round"]
-    stock = in_step[[*by_round, "seconds"]].rename(columns={"seconds": "stock_seconds"}).drop_duplicates(by_round)
-    return times.merge(stock, on=by_round, how="left")
 
 
 def first_timings(times: pd.DataFrame) -> pd.DataFrame:

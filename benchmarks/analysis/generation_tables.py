@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
-from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table
+from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table
 
 
 def cost_table(results: Results) -> Table | None:
@@ -34,7 +34,7 @@ def cost_table(results: Results) -> Table | None:
         notes=[
             f"Percent of the full model's score at {budgets} less of what the column names: layers on validation "
             "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
-            f"knobs that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
+            f"knobs that were timed; b = batch size, all of one knob). {MARKS_NOTE}"
         ],
     )
 
@@ -78,13 +78,7 @@ def batches(results: Results) -> pd.DataFrame:
     by_round = ["timing", "batch_size", "round"]
     same = in_step[[*by_round, "seconds", "head_seconds"]].rename(columns={"seconds": "full", "head_seconds": "head"})
     found = times.drop(columns="head_seconds").merge(same.drop_duplicates(by_round), on=by_round, how="left")
-    layers = (
-        found.groupby(TASK)["layers"]
-        .transform("max")
-        .where(found["key"] == "")
-        .groupby(found["timing"])
-        .transform("max")
-    )
+    layers = found.groupby(TASK)["layers"].transform("max")
     found["allowed"] = (found["head"] + (found["full"] - found["head"]) * found["layers"] / layers) / found["seconds"]
     found["ratio"], found["per_second"] = found["stock_seconds"] / found["seconds"], 1 / found["seconds"]
     keys = [*TASK, "timing", "label", "key", "knob", "in_flight", "batch_size"]

@@ -12,7 +12,7 @@ import yaml
 
 from benchmarks.analysis.equal_cost import EqualCost
 from benchmarks.analysis.frames import FULL, Results
-from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, formatted, to_csv
+from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import spec_of
@@ -153,7 +153,7 @@ def paper_table(comparison: Comparison, *, notes: bool = False) -> Table:
         for (name, whose), scores in full.items()
     ]
     found["theirs"] = _texts(table, found["their_score"], found["their_points"], found["speedup"])
-    marks = found["over"].map({True: "†"}).fillna("") + found["under"].map({True: "‡"}).fillna("")
+    marks = over_or_under(found)
     found["ours"] = _texts(table, found["score"], found["our_points"], found["spent"], marks)
     backbones = found.groupby("method")["printed_backbone"].nunique()
     groups = found.groupby(["method", "printed_backbone", "number"], sort=False)
@@ -170,7 +170,7 @@ def paper_table(comparison: Comparison, *, notes: bool = False) -> Table:
         frame=pd.DataFrame(lines).fillna({"block": -1}),
         columns=[Column("method"), Column("whose"), *(Column(column.printed) for column in table.columns)],
         notes=[
-            *([f"{OVER_NOTE} {UNDER_NOTE}"] if marks.any() else []),
+            *([MARKS_NOTE] if marks.any() else []),
             *_missing(comparison, found),
             *([*_conditions(comparison, found), *table.notes] if notes else []),
             *([f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}."] if notes else []),

@@ -25,7 +25,7 @@ MISSING = "n/a"
 MOST_LINES = 100
 """Lines of ``table.md``, a page that people read."""
 OVER_NOTE = "†: even the cheapest knob costs more than the budget."
-UNDER_NOTE = "‡: even the best knob costs less; it is shown."
+MARKS_NOTE = f"{OVER_NOTE} ‡: even the best knob costs less; it is shown."
 FEW_ROUNDS_NOTE = " *: times of fewer than three rounds, which show no spread."
 INTERVALS_NOTE = "In brackets: 95% paired bootstrap intervals over rows within tasks and over seeds."
 
@@ -50,12 +50,12 @@ def display_name(label: str) -> str:
 
 def over_or_under(found: pd.DataFrame) -> pd.Series:
     """Return the marks of lines that cost more or less than the budget."""
-    return found["over"].map({True: "†", False: ""}) + found["under"].map({True: "‡", False: ""})
+    return found["over"].map({True: "†"}).fillna("") + found["under"].map({True: "‡"}).fillna("")
 
 
 def note_on_marks(found: pd.DataFrame) -> str:
     """Explain the marks that lines may have; ‡ only where one has it."""
-    return f"{OVER_NOTE} {UNDER_NOTE}" if found["under"].any() else OVER_NOTE
+    return MARKS_NOTE if found["under"].any() else OVER_NOTE
 
 
 @dataclass(frozen=True)
