@@ -101,7 +101,11 @@ def headline_table(results: Results) -> Table | None:
         notes=[
             *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
             *([f"Some task lacks {', '.join(missing)}."] if missing else []),
-            *(seeds and ["Seeds: of the task that has fewest; points are against the full model of the same seed."]),
+            *(
+                ["Seeds: of the task that has fewest; points are against the full model of the same seed."]
+                if seeds
+                else []
+            ),
             "At s times the speed, the two knobs of the validation hull around L / s layers (full depth is its last "
             "vertex) are mixed so that test rows run exactly that"
             + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
