@@ -1,10 +1,12 @@
-"""Print figures over the frames of results: points at equal cost, curves, exit layers and Memorized Layers.
+"""Print figures, by seaborn over the frames of results.
+
+Their kinds are points at equal cost, curves, exit layers and Memorized Layers.
 
 Figures fit the text of a paper as they are, with letters of 7 to 8 points and colours that colour-blind eyes tell
 apart. Each has a file with its caption.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle
@@ -27,6 +29,7 @@ from consistentee.files import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     Panels = tuple[Figure, list[Axes]]
 
@@ -154,58 +157,43 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
 # ---------------------------------------------------------------------------------------------- figures
 
 
-def _panels(
-    titles: Sequence[str], columns: int, size: tuple[float, float], left: float, top: float, *, sharey: bool
-) -> "Panels":
-    """Return a figure with a panel for every title: ``size`` is its width and a panel's height.
-
-    All sizes are in inches, margins too: the layout engines of matplotlib take longer than the drawing.
-    """
+def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **shared: Any) -> "Panels":
+    """Return a figure of ``size`` with a panel for every title, ``across`` in a row."""
     from matplotlib.figure import Figure
 
-    (width, height), right, bottom, below, beside = size, 0.06, 0.42, 0.38, 0.1 if sharey else 0.38
-    across = min(len(titles), columns)
-    down = -(-len(titles) // across)
-    panel = (width - left - right + beside) / across - beside
-    whole = top + down * (height + below) - below + bottom
-    figure = Figure(figsize=(width, whole))
-    figure.subplots_adjust(
-        left / width, bottom / whole, 1 - right / width, 1 - top / whole, beside / panel, below / height
-    )
-    grid = figure.subplots(down, across, squeeze=False, sharey=sharey).flatten()
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(-(-len(titles) // across), across, squeeze=False, **shared).flatten()
     for axes in grid[len(titles) :]:
         axes.remove()
     for axes, title in zip(grid, titles, strict=False):
-        axes.set_title(title, pad=3, y=1)  # a fixed place: otherwise all ticks are measured
+        axes.set_title(title, pad=3, y=1)  # a fixed place: otherwise all ticks are measured again and again
+        axes.set(xlabel="", ylabel="")
     return figure, list(grid[: len(titles)])
-
-
-def _width(names: Iterable[Any]) -> float:
-    """Return the width of the widest name at a tick, in inches."""
-    from matplotlib.textpath import TextPath
-
-    return max(float(TextPath((0, 0), str(name), size=7).get_extents().width) for name in names) / 72 + 0.14
 
 
 def equal_cost_figure(results: Results) -> "Figure | None":
     """Draw points at equal cost: methods in rows, a panel for every speed-up; means over tasks with intervals."""
+    import seaborn as sns
+
     found = comparison_of(results).means.dropna(subset=["points"])
     if found.empty:
         return None
     found = found.assign(name=found["method"].map(display_name), colour=found["method"].map(palette(results)))
     names = list(dict.fromkeys(found["name"]))
     budgets = dict(iter(found.groupby("budget")))
+    size = TEXT_WIDTH, max(0.165 * len(names) + 0.55, 1.5)
     titles = [f"{budget:g}x speed-up in layers" for budget in budgets]
-    size = TEXT_WIDTH, max(0.165 * len(names), 0.8)
-    figure, panels = _panels(titles, 3, size, _width(names), 0.22, sharey=True)
+    figure, panels = _panels(titles, len(budgets), size, sharey=True)
     for axes, own in zip(panels, budgets.values(), strict=True):
         rows = own["name"].map(names.index)
         axes.hlines(rows, own["low"], own["high"], colors=own["colour"], linewidth=1.2)
-        axes.scatter(own["points"], rows, s=20, c=own["colour"], linewidth=0, zorder=2)
+        colours = dict(zip(own["name"], own["colour"], strict=True))
+        sns.scatterplot(own, x="points", y=rows, hue="name", palette=colours, s=20, linewidth=0, legend=False, ax=axes)
         for row, point in zip(rows[own["over"]], own.loc[own["over"], "points"], strict=True):
             axes.annotate("†", (point, row), (4, 1), textcoords="offset points", fontsize=7)
         axes.axvline(0, color="0.2", linewidth=0.6)
         axes.grid(axis="y", color="0.92")
+        axes.set(xlabel="", ylabel="")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     tasks = [task for task, _ in comparison_of(results).compared]
@@ -215,7 +203,10 @@ def equal_cost_figure(results: Results) -> "Figure | None":
 
 
 def curves_figure(results: Results) -> "Figure | None":
-    """Draw points against the full model over the speed-up in layers: means over tasks, then task by task."""
+    """Draw points against the full model over the speed-up in layers: means over tasks, then task by task.
+
+    Lines are matplotlib's own: seaborn would take four times as long for the same ones.
+    """
     widest = _WIDEST[results.kind]
     found = dense_curves(results)
     compared = pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared)
@@ -224,36 +215,35 @@ def curves_figure(results: Results) -> "Figure | None":
         return None
     value = "points" if found["points"].notna().any() else "score"
     named = [*leading_labels(results), *(x for x in results.methods if role_of(results.methods[x]) == STATIC)]
-    line: dict[str, Any] = {"markersize": 3.5, "markeredgewidth": 0, "linewidth": 1.1}
-    styles = {
-        label: line
-        | {"color": palette(results)[label], "marker": marker, "linestyle": dash, "label": display_name(label)}
+    styles: dict[str, dict[str, Any]] = {
+        label: {"color": palette(results)[label], "marker": marker, "linestyle": dash, "label": display_name(label)}
         for label, marker, dash in zip(named, cycle(MARKERS), cycle(DASHES), strict=False)
-        if label in set(found["label"])
     }
     found = found.assign(value=100 * found[value])
     panels = dict(iter(found.groupby("panel", sort=False)))
-    columns, size = (4, (TEXT_WIDTH, 0.95)) if len(panels) > 2 else (2, (3.5 * len(panels) + 1, 2.0))
-    top = 0.16 * -(-len(styles) // columns) + 0.29
-    figure, grid = _panels(list(panels), columns, size, 0.56, top, sharey=False)
+    across, many = min(4, len(panels)), len(panels) > 2
+    height = (1.55 if many else 3.2) * -(-len(panels) // across)
+    figure, grid = _panels(list(panels), across, (TEXT_WIDTH if many else 0.5 * TEXT_WIDTH * across + 1, height))
+    lines: dict[str, Line2D] = {}
     for axes, own in zip(grid, panels.values(), strict=True):
         curves = own.pivot(index="speedup", columns="label", values="value")
         axes.plot(curves.drop(columns=styles, errors="ignore"), color="0.85", linewidth=0.7, zorder=0)
         for label in curves.columns.intersection(list(styles)):
-            axes.plot(curves[label], **styles[label])
+            sizes: dict[str, Any] = {"markersize": 3.5, "markeredgewidth": 0, "linewidth": 1.1}
+            lines[label] = axes.plot(curves[label], **sizes, **styles[label])[0]
         shown = own.loc[own["label"].isin(styles) & (own["speedup"] <= results.speedups[-1]), "value"]
         if len(shown):
             margin = 0.08 * (own["value"].max() - shown.min() + 1)
             axes.set_ylim(shown.min() - margin, own["value"].max() + margin)
         if value == "points":
             axes.axhline(0, color="0.2", linewidth=0.6, zorder=0)
-        axes.set_xlim(0.95, widest + 0.05)
+        axes.set(xlim=(0.95, widest + 0.05), xlabel="", ylabel="")
     figure.supxlabel("speed-up in layers", fontsize=8)
     metrics = {METRIC_NAMES.get(metric, metric) for metric in results.tasks["metric"]}
     score = metrics.pop() if len(metrics) == 1 else "score"
     figure.supylabel("points against the full model" if value == "points" else f"{score}, %", fontsize=8)
-    handles = [grid[0].plot([], [], **style)[0] for style in styles.values()]
-    figure.legend(handles=handles, loc="upper center", ncols=columns, frameon=False)
+    handles = [lines[label] for label in named if label in lines]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4 if many else 2, frameon=False)
     return figure
 
 
@@ -298,21 +288,22 @@ def rows_of(results: Results) -> str:
 
 def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str, shares: str) -> "Figure":
     """Draw tables of shares by exit layer as heat maps with one colour bar."""
+    import seaborn as sns
     from matplotlib.ticker import PercentFormatter
 
-    first = next(iter(tables.values()))
-    left = _width(first.index) + (0.2 if beside else 0)
-    figure, panels = _panels(list(tables), 3, (TEXT_WIDTH, 0.125 * len(first)), left, 0.75, sharey=True)
+    across = min(len(tables), 3)
+    height = 0.14 * max(len(table) for table in tables.values()) + 0.45
+    figure, panels = _panels(list(tables), across, (TEXT_WIDTH, 0.45 + -(-len(tables) // across) * height), sharey=True)
     for axes, table in zip(panels, tables.values(), strict=True):
-        cells = axes.pcolormesh(table.to_numpy(), vmin=0, vmax=1, cmap="Blues", edgecolors="white", linewidth=0.4)
+        # Ticks are set here: seaborn would draw the figure for every label, to see which labels overlap.
+        ticks = {"xticklabels": False, "yticklabels": False}
+        sns.heatmap(table, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, linewidths=0.4, **ticks)
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    panels[0].set_yticks(np.arange(len(first)) + 0.5, first.index)
-    panels[0].set_ylim(len(first), 0)
-    height, percent = figure.get_figheight(), PercentFormatter(1)
-    place = figure.add_axes((0.35, 1 - 0.46 / height, 0.3, 0.08 / height))
-    bar = figure.colorbar(cells, place, orientation="horizontal", ticklocation="top", format=percent, label=shares)
+        axes.tick_params(length=0, labelrotation=0)
+        axes.set(xlabel="", ylabel="")
+    panels[0].set_yticks(np.arange(len(table)) + 0.5, table.index)
+    colours, percent = panels[0].collections[0], PercentFormatter(1)
+    bar = figure.colorbar(colours, ax=panels, label=shares, format=percent, location="top", shrink=0.4, aspect=30)
     bar.outline.set_visible(False)
     figure.supxlabel("exit layer", fontsize=8)
     figure.supylabel(beside, fontsize=8)
@@ -360,9 +351,10 @@ USUAL_FIGURES = ("equal-cost", "curves", "exits")
 
 def draw_figure(name: str, results: Results) -> "Figure | None":
     """Draw a figure by the name of its files, such as ``equal-cost``; None where the records lack what it needs."""
+    import seaborn as sns
     from matplotlib import rc_context
 
-    with rc_context(fname=_STYLE):
+    with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
         return _kind(name).draw(results)
 
 
@@ -404,6 +396,9 @@ def write_figures(
             continue
         path = folder / f"{kind.name}.{file_format}"
         with rc_context(fname=_STYLE), replacing(path) as temporary:
+            if (layout := figure.get_layout_engine()) is not None:  # saving would draw everything twice for it
+                layout.execute(figure)
+                figure.set_layout_engine(None)
             figure.savefig(temporary, format=file_format, dpi=200, metadata=_METADATA[file_format])
         write_text(path.with_suffix(".txt"), caption_of(kind, results))
         paths.append(path)
