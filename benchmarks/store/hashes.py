@@ -68,10 +68,7 @@ def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
 
 
 def hash_model(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files of a pretrained model, by their place in its folder.
-
-    Hidden files are no part of it: they note how the others came there.
-    """
+    """Return the hashes of a pretrained model's files by their place in its folder; hidden files are no part of it."""
     files = sorted(path for path in folder.rglob("[!.]*") if path.suffix in _MODEL_FILES)
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
