@@ -11,7 +11,7 @@ from torch import Tensor
 from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.in_flight import InFlight
-from consistentee.engine.model_settings import begin_texts
+from consistentee.engine.model_settings import begin_texts, sampling_of
 from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.token_batch import ReadPrompts
@@ -173,8 +173,8 @@ def generate_encoded(
     ``end_at_eos=False`` goes on behind tokens that end a text, so that all texts are equally long.
     """
     model.eval()
-    sampling = sampling and sampling.of_model(getattr(model.backbone, "generation_config", None))
-    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, read)
+    drawn = None if sampling is None else sampling_of(model, sampling)
+    writing = Writing(rule, max_new_tokens, batch_size, kv, drawn, read)
     check_prompts(model, rows, max_new_tokens)
     _check_engine(model, writing, in_flight)
     start = clock(model.device)

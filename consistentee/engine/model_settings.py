@@ -7,22 +7,25 @@ traces do; processors change the scores of the exit that is taken. Temperature, 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import transformers as hf
 
+from consistentee.engine.sampling import Sampling
 from consistentee.engine.transcript import Endings, Stream, Transcript
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
-_ONE_CHANGES_NOTHING = ("num_beams", "num_return_sequences", "guidance_scale")
+_SEVERAL = ("num_beams", "num_return_sequences", "guidance_scale")  # texts, or passes, a row
 _REFUSED = (
-    *_ONE_CHANGES_NOTHING,  # several texts, or several passes, a row
+    *_SEVERAL,
     *("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "watermarking_config", "token_healing"),
     *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),  # drafts of another kind
     "max_time",
 )
+_REFUSED_IN_SAMPLING = ("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 
 
 class _Row(NamedTuple):
@@ -75,6 +78,25 @@ def settings_of(model: MultiExitDecoder) -> dict[str, Any]:
     }
 
 
+def sampling_of(model: MultiExitDecoder, sampling: Sampling) -> Sampling:
+    """Return a call's sampling with the model's settings where it leaves them open; raise UserError for others."""
+    settings = getattr(model.backbone, "generation_config", None)
+    _refuse(settings, _REFUSED_IN_SAMPLING)
+    left_open = [name for name in ("temperature", "top_k", "top_p") if getattr(sampling, name) is None]
+    models: dict[str, Any] = {name: getattr(settings, name, None) for name in left_open}
+    return replace(sampling, **models)
+
+
+def _refuse(settings: hf.GenerationConfig | None, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(settings, name, None)
+        if value and not (value == 1 and name in (*_SEVERAL, "typical_p")):  # which 1 leaves as it is
+            raise UserError(
+                f"the model's generation_config sets {name}, which decoding with exits cannot follow; to decode "
+                f"without, set model.backbone.generation_config.{name} = None"
+            )
+
+
 def begin_texts(
     model: MultiExitDecoder,
     prompts: Sequence[Sequence[int]],
@@ -89,13 +111,7 @@ def begin_texts(
     Raises UserError for a setting that decoding with exits cannot follow, and for an empty stop string.
     """
     settings = getattr(model.backbone, "generation_config", None)
-    for name in _REFUSED:
-        value = getattr(settings, name, None)
-        if value and not (value == 1 and name in _ONE_CHANGES_NOTHING):
-            raise UserError(
-                f"the model's generation_config sets {name}, which decoding with exits cannot follow; to decode "
-                f"without, set model.backbone.generation_config.{name} = None"
-            )
+    _refuse(settings, _REFUSED)
     strings = getattr(settings, "stop_strings", None) or ()
     stops = [*stop, *([strings] if isinstance(strings, str) else strings)]
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), stops, max_new_tokens)

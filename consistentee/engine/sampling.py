@@ -1,20 +1,17 @@
 """Sampling: how the next token is drawn, where it is not simply the likeliest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from consistentee.arguments import NotNegative, checked
 from consistentee.engine.transcript import Transcript
-from consistentee.errors import UserError
 from consistentee.traces.token_view import keyed_bits
-
-_REFUSED = ("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 
 
 @checked
@@ -38,18 +35,6 @@ class Sampling:
     top_k: NotNegative | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int = 0
-
-    def of_model(self, settings: GenerationConfig | None) -> Self:
-        """Return this with a model's settings where it has none; raise UserError for one that it cannot follow."""
-        for name in _REFUSED:
-            if getattr(settings, name, None) not in (None, 0, 1):
-                raise UserError(
-                    f"the model's generation_config sets {name}, which Sampling does not have; to sample without, set "
-                    f"model.backbone.generation_config.{name} = None"
-                )
-        left_open = [name for name in ("temperature", "top_k", "top_p") if getattr(self, name) is None]
-        models: dict[str, Any] = {name: getattr(settings, name, None) for name in left_open}
-        return replace(self, **models)
 
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
         """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""
