@@ -69,8 +69,9 @@ def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
 
 def hash_model(folder: Path) -> dict[str, str]:
     """Return the hashes of a pretrained model's files by their place in its folder; hidden files are no part of it."""
-    files = sorted(path for path in folder.rglob("[!.]*") if path.suffix in _MODEL_FILES)
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
+    shown = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    return {file.as_posix(): hash_file(folder / file) for file in shown}
 
 
 def share_weights(model: Path, pool: Path) -> None:

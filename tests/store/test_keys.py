@@ -50,7 +50,9 @@ def test_names_change_no_key():
 def test_how_a_backbones_files_came_changes_no_key(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     expected = hash_model(tmp_path)
-    (tmp_path / ".complete.json").write_text("{}")
+    (tmp_path / ".cache").mkdir()
+    for hidden in (".complete.json", ".cache/download.json"):
+        (tmp_path / hidden).write_text("{}")
     assert hash_model(tmp_path) == expected != {}
 
 
