@@ -77,9 +77,10 @@ def _check_cache() -> Finding:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return Finding("cache", f"{folder}: {error.strerror}", "set CONSISTENTEE_CACHE to a folder of yours", True)
+        advice = "set CONSISTENTEE_CACHE to a folder of yours"
+        return Finding("cache", f"{folder}: {error.strerror}", advice, is_problem=True)
     advice = "free some space, or set CONSISTENTEE_CACHE to a larger disk" if free < 3 else ""
-    return Finding("cache", f"{folder}, {free:.1f} GiB free", advice, free < 0.5)
+    return Finding("cache", f"{folder}, {free:.1f} GiB free", advice, is_problem=free < 0.5)
 
 
 def _check_data(data_dir: Path | None) -> Finding:

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import seaborn
 from rich.console import Group
 from rich.text import Text
 from transformers import AutoModelForCausalLM
@@ -72,6 +71,11 @@ def write(name: str, found: Suitability, folder: Path) -> list[Path]:
 
 
 def _draw(name: str, found: Suitability, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import seaborn
+
     titles = {"agreement": "agreement with layer L", "cosine": "cosine to layer L", "normed_cosine": "cosine, normed"}
     long = found.by_layer.rename(columns=titles).melt(["text", "layer"], list(titles.values()), "quantity", "value")
     columns = {"x": "layer", "y": "value", "hue": "text", "col": "quantity"}
