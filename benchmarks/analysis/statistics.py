@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from consistentee.data.metrics import score
 
@@ -95,9 +96,10 @@ def resampled_means(terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0)
     rows = terms.shape[1]
     flat = np.moveaxis(terms, 1, -1).reshape(-1, rows)
     sums = np.empty((len(flat), resamples))
-    for start in range(0, resamples, RESAMPLES):
-        counts = resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
-        sums[:, start : start + RESAMPLES] = flat @ counts.astype(flat.dtype)
+    with threadpool_limits(1, "blas"):  # beside other work several threads wait for each other, four times as long
+        for start in range(0, resamples, RESAMPLES):
+            counts = resample_counts(rows, start // RESAMPLES, min(RESAMPLES, resamples - start), seed)
+            sums[:, start : start + RESAMPLES] = flat @ counts.astype(flat.dtype)
     sums /= rows
     return np.moveaxis(sums.reshape(len(terms), -1, resamples), 1, -1)
 

@@ -189,9 +189,9 @@ def reproduce(
     workers: WorkersOption = 1,
 ) -> None:
     """Compare a paper's table with ours: score @ speed-up, at the printed speed-ups; csv adds differences."""
-    from benchmarks.analysis.paper_tables import paper_table, render
     from benchmarks.analysis.rendering import to_terminal
-    from benchmarks.commands.reproduce import compare_with_ours, run_missing
+    from benchmarks.papers.comparison import paper_table, render
+    from benchmarks.papers.reproduce import compare_with_ours, run_missing
 
     failed: list[str] = []
     if run_first or dry_run:

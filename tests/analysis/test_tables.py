@@ -11,7 +11,6 @@ from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.generation_tables import batch_table
-from benchmarks.analysis.paper_tables import PAPER, Comparison, compare, names, paper_table, published_results
 from benchmarks.analysis.provenance import caveats
 from benchmarks.analysis.rendering import (
     Column,
@@ -34,8 +33,9 @@ from benchmarks.analysis.tables import (
     score_table,
     table_named,
 )
+from benchmarks.papers.comparison import PAPER, Comparison, compare, names, paper_table, published_results
+from benchmarks.papers.specs import list_papers, load_paper
 from benchmarks.specs.base import short_hash
-from benchmarks.specs.papers import list_papers, load_paper
 from consistentee.errors import UserError
 
 QUICK = ROOT / "results" / "quick"

@@ -28,6 +28,7 @@ HARNESS_FOLDERS = (
     "measure",
     "kinds",
     "run",
+    "papers",
     "testing",
     "commands",
     "lm_eval",

@@ -1,4 +1,4 @@
-"""Figures that papers print, as quoted in ``benchmarks/published``, and ours: paper by paper."""
+"""Figures that papers print, as quoted in ``results.csv``, and ours: paper by paper."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ import yaml
 from benchmarks.analysis.equal_cost import EqualCost
 from benchmarks.analysis.frames import FULL, Results
 from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
-from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
+from benchmarks.papers.specs import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import spec_of
 
-_FOLDER = files("benchmarks") / "published"
+_FOLDER = files("benchmarks") / "papers"
 _NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
 """Of ``83.9/83.0``, matched and mismatched, the first number counts."""
 PAPER = "paper"

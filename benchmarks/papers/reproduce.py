@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.analysis.frames import FULL, Results, load_results
-from benchmarks.analysis.paper_tables import Comparison
+from benchmarks.papers.comparison import Comparison
+from benchmarks.papers.specs import PaperSetting, PaperTable, load_paper
 from benchmarks.run.pool import Schedule
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import folder_name, short_name
-from benchmarks.specs.papers import PaperSetting, PaperTable, load_paper
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.stored_results import kind_of_results
 from consistentee.errors import UserError

@@ -1,4 +1,4 @@
-"""PaperTable: a table of a paper, its rows and columns by name. Its numbers are in ``published/results.csv``."""
+"""PaperTable: a table of a paper, its rows and columns by name. Its numbers are in ``results.csv``."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import Field
 from benchmarks.specs.schema import Strict
 from benchmarks.yaml_files import load_named, yaml_files
 
-PAPERS_DIR = Path(__file__).parents[1] / "papers"
+PAPERS_DIR = Path(__file__).parent / "tables"
 
 
 class PrintedSpeed(StrEnum):

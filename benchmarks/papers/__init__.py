@@ -1,0 +1,1 @@
+"""Tables of papers: the figures that they print, quoted, and ours beside them."""
