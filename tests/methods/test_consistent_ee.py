@@ -183,6 +183,13 @@ def test_the_published_exits_can_be_left_by_entropy(tiny_model):
     assert method.rule(model, 0.4).threshold == get_method("deebert").rule(model, 0.4).threshold == 0.4
 
 
+def test_a_published_policy_has_a_free_threshold(tiny_model):
+    method, published = (get_method("consistentee-ablation", leave_by=by) for by in ("threshold", "policy"))
+    assert method.knob_values(tiny_model()) == get_method("consistentee").knob_values(tiny_model())
+    assert len(published.knob_values(tiny_model())) == 3
+    assert method.trained_as == published.trained_as != get_method("consistentee-ablation", alpha=0.3).trained_as
+
+
 def test_the_published_values(tiny_model):
     """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3, exit at 0.5."""
     method = get_method("consistentee-paper")

@@ -5,11 +5,12 @@ Vanilla reward and no stage 3 are parameters of the algorithm itself (``reward: 
 * ``policy_share`` exchanges what stage 3 asks of the exits. At 0 all exits learn alike, so that it is joint training of
   the same length; whatever is left of a difference at 1 is the gain of training consistent with inference.
 * ``shuffled_hardness`` exchanges the Memorized Layers: their distribution stays, but no row has its own.
-* ``leave_by`` exchanges the rule: the very same exits are left by DeeBERT's threshold on entropy.
+* ``leave_by`` exchanges the rule: the very same exits are left by the policy at thresholds other than 0.5, or by
+  DeeBERT's threshold on entropy. The first costs no training, and shows what one trained policy can do at all speeds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -17,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from consistentee import ExitRule, MultiExitModel, ThresholdRule
-from consistentee.methods.consistent_ee.instances import ConsistentEEPaper
+from consistentee.methods.consistent_ee.instances import ConsistentEE, ConsistentEEPaper
 from consistentee.signals import entropy, entropy_thresholds
 
 
@@ -29,7 +30,8 @@ class ConsistentEEAblation(ConsistentEEPaper):
         policy_share: the share of stage 3's cross-entropy that falls on the policy's exits; the rest falls on all exits
             alike.
         shuffled_hardness: give every row the Memorized Layer of another row, drawn once.
-        leave_by: "policy", or "entropy" for a threshold on the entropy in nats.
+        leave_by: "policy" where P(exit) > 0.5, "threshold" where P(exit) is above a threshold, which is the knob, or
+            "entropy" for a threshold on the entropy in nats.
     """
 
     name: ClassVar[str] = "consistentee-ablation"
@@ -37,7 +39,11 @@ class ConsistentEEAblation(ConsistentEEPaper):
 
     policy_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     shuffled_hardness: bool = False
-    leave_by: Literal["policy", "entropy"] = "policy"
+    leave_by: Literal["policy", "threshold", "entropy"] = "policy"
+
+    @property
+    def trained_as(self) -> str:
+        return repr(replace(self, leave_by="policy"))
 
     def row_hardness(self, correct: Tensor, seed: int) -> Tensor | None:
         own = super().row_hardness(correct, seed)
@@ -50,8 +56,9 @@ class ConsistentEEAblation(ConsistentEEPaper):
         return self.policy_share * taken + (1 - self.policy_share) / taken.shape[1]
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        by_entropy = self.leave_by == "entropy"
-        return entropy_thresholds(model.num_labels, beyond=1.001) if by_entropy else super().knob_values(model)
+        if self.leave_by == "entropy":
+            return entropy_thresholds(model.num_labels, beyond=1.001)
+        return ConsistentEE.knob.values if self.leave_by == "threshold" else super().knob_values(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if P(exit) > knob, or if the entropy is below ``knob`` nats."""
