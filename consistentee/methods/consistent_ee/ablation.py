@@ -10,7 +10,7 @@ Vanilla reward and no stage 3 are parameters of the algorithm itself (``reward: 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -40,10 +40,6 @@ class ConsistentEEAblation(ConsistentEEPaper):
     policy_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     shuffled_hardness: bool = False
     leave_by: Literal["policy", "threshold", "entropy"] = "policy"
-
-    @property
-    def trained_as(self) -> str:
-        return repr(replace(self, leave_by="policy"))
 
     def row_hardness(self, correct: Tensor, seed: int) -> Tensor | None:
         own = super().row_hardness(correct, seed)

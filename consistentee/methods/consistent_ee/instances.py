@@ -113,18 +113,13 @@ class ConsistentEE(PolicyParameters, Method):
         """Return the Memorized Layer of each row, from which exits are right [rows, L]; None without hardness."""
         return memorized_layer(correct) if self.reward == "hardness" else None
 
-    @property
-    def trained_as(self) -> str:
-        """What stages 2 and 3 depend on besides model and rows; methods with the same share their weights."""
-        return repr(self)
-
     def policy_spec(self) -> HeadSpec:
         """Return the shape of the policy."""
         return policy_spec(self.policy_reads, self.prices.outputs, self.initial_bias)
 
     def _fit_policy(self, model: MultiExitModel, rows: FeatureSource, hardness: Tensor | None, recipe: Recipe) -> None:
         loss = partial(self.policy_stage_loss, hardness)
-        details = {"method": self.trained_as, "hardness": hardness}
+        details = {"method": repr(self), "hardness": hardness}
         if self.policy_epochs is not None:
             steps = self.policy_epochs * math.ceil(len(rows) / 32)
             recipe = replace(recipe, frozen_steps=steps, frozen_batch_size=32, frozen_learning_rate=3e-4)
@@ -138,7 +133,7 @@ class ConsistentEE(PolicyParameters, Method):
         self, model: MultiExitModel, source: TokenSource, hardness: Tensor | None, recipe: Recipe
     ) -> None:
         loss = partial(self.exit_consistent_loss, hardness)
-        details = {"method": self.trained_as, "hardness": hardness}
+        details = {"method": repr(self), "hardness": hardness}
         stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details)
         joint_stage = replace(
             stage,
