@@ -194,6 +194,8 @@ def test_the_published_values(tiny_model):
     method = get_method("consistentee-paper")
     assert (method.policy_reads, method.estimator, method.rollouts) == ("state", "reinforce", 8)
     assert (method.policy_epochs, method.joint_epochs, method.refit_policy) == (2, 2, False)
+    rates = (method.joint_learning_rate, method.joint_head_learning_rate)
+    assert (rates, method.joint_batch_size) == ((3e-5, 3e-5), 32)
     model = tiny_model()
     model.add_head("policy", method.policy_spec())
     assert model.head("policy").modules_by_layer[0][-1].bias.item() == 0

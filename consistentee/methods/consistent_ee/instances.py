@@ -66,8 +66,9 @@ class ConsistentEE(PolicyParameters, Method):
         initial_bias: of the policy's output; P(exit) starts at its sigmoid.
         policy_epochs: length of stage 2 in epochs, in batches of 32 with a peak rate of 3e-4, as the authors' code;
             None for the recipe's steps, batches and rate of frozen stages.
-        joint_epochs, joint_learning_rate: of stage 3; the rate is the backbone's, and the heads' is in the recipe's
-            proportion; 0 epochs skip it.
+        joint_epochs, joint_learning_rate: of stage 3; the rate is the backbone's; 0 epochs skip it.
+        joint_head_learning_rate: of classifiers and policy in stage 3; None for the recipe's proportion.
+        joint_batch_size: of stage 3; None for the recipe's.
         refit_policy: fit the policy again after stage 3.
     """
 
@@ -79,6 +80,8 @@ class ConsistentEE(PolicyParameters, Method):
     policy_epochs: PositiveInt | None = None
     joint_epochs: NonNegativeInt = 1
     joint_learning_rate: PositiveFloat = 3e-5
+    joint_head_learning_rate: PositiveFloat | None = None
+    joint_batch_size: PositiveInt | None = None
     refit_policy: bool = True
 
     def __post_init__(self) -> None:
@@ -135,11 +138,13 @@ class ConsistentEE(PolicyParameters, Method):
         loss = partial(self.exit_consistent_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
         stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details)
+        in_proportion = self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate
         joint_stage = replace(
             stage,
             epochs=self.joint_epochs,
             learning_rate=self.joint_learning_rate,
-            head_learning_rate=self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate,
+            head_learning_rate=self.joint_head_learning_rate or in_proportion,
+            batch_size=self.joint_batch_size or recipe.batch_size,
         )
         run_stage(model, source, joint_stage, recipe)
 
@@ -177,11 +182,12 @@ class ConsistentEE(PolicyParameters, Method):
 class ConsistentEEPaper(ConsistentEE):
     """The published algorithm: stages 2 and 3 with the values of the paper and of the authors' code.
 
-    What still differs: the recipe of stage 1 is the suite's, stage 2 reads features without dropout, the policy does
+    What still differs: stage 1 and the warm-up are the suite's, stage 2 reads features without dropout, the policy does
     not train the backbone, and stage 3's cross-entropy is the expectation over the policy.
     """
 
     name: ClassVar[str] = "consistentee-paper"
+    version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("threshold", (0.0, 0.5, 1.0))
 
     estimator: Estimator = "reinforce"
@@ -189,6 +195,8 @@ class ConsistentEEPaper(ConsistentEE):
     initial_bias: float = 0.0
     policy_epochs: PositiveInt | None = 2
     joint_epochs: NonNegativeInt = 2
+    joint_head_learning_rate: PositiveFloat | None = 3e-5
+    joint_batch_size: PositiveInt | None = 32
     refit_policy: bool = False
 
 
