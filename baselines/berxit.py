@@ -4,7 +4,8 @@ Training (section 3.2): even steps use CE_L, odd steps the sum over all exits. R
 one linear layer shared by all exits reads the pooled vector and estimates ``1[argmax_t != y]``, with the squared error
 as its loss at every step; exit if the estimate is below a threshold.
 
-Choice: the estimate reads detached features, so that it does not train the backbone.
+Choice: the estimate reads detached features, so that it does not train the backbone. Every exit has its own pooler, as
+in the authors' code.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class BERxiT(Method):
 
     name: ClassVar[str] = "berxit"
     paper: ClassVar[str] = "Xin et al., BERxiT, EACL 2021"
+    version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
     exit_when: Literal["sure", "confident"] = "sure"
@@ -39,6 +41,7 @@ class BERxiT(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
         source = training_source(model, task, recipe)
+        model.use_own_poolers()
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
         stage = token_stage("alternating", _alternating_loss, recipe, also_trains=(f"exit_heads.{_UNCERTAINTY}.",))
         run_stage(model, source, stage, recipe)

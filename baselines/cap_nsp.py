@@ -54,7 +54,7 @@ class NullSpaces:
 
     def score(self, layer: int, pooled: Tensor) -> Tensor:
         """Compute the NSP score of the inputs of a classifier [rows, width]: 0..1, [rows]."""
-        origin, rows = self._parts[layer - 1]
+        origin, rows = (part.to(pooled.device) for part in self._parts[layer - 1])  # a replay runs on the CPU
         moved = pooled + origin
         unread = moved - (moved @ rows) @ rows.T
         return unread.norm(dim=-1) / moved.norm(dim=-1)

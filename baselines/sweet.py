@@ -5,7 +5,7 @@ only the layers after the exit before it, so that no layer learns from two exits
 is above a threshold.
 
 Choices: exits after 1, 4, 6 and 12 twelfths of the layers, rounded up. Classifiers of other layers are not trained and
-never asked.
+never asked. Every exit has its own pooler. Where layers share their weights, as in ALBERT, exits share them too.
 """
 
 import math
@@ -29,11 +29,13 @@ class SWEET(Method):
 
     name: ClassVar[str] = "sweet"
     paper: ClassVar[str] = "Rotem et al., Finding the SWEET Spot, ACL 2023, arXiv 2306.02307"
+    version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train every exit with the layers since the one before."""
         source = training_source(model, task, recipe)
+        model.use_own_poolers()
         loss = partial(separate_loss, exit_layers(model))
         run_stage(model, source, token_stage("separate-weights", loss, recipe), recipe)
         return model

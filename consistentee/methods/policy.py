@@ -190,6 +190,7 @@ class PolicyParameters:
         rollouts: K of REINFORCE.
         policy_reads: "state" is the paper's; "state+confidence" adds the exit's confidence, in a decoder at the cost of
             the LM head at every exit; "confidence" reads only that.
+        initial_bias: of the policy's output; P(exit) starts at its sigmoid.
     """
 
     alpha: NonNegativeFloat = 0.05
@@ -198,6 +199,7 @@ class PolicyParameters:
     estimator: Estimator = "exact"
     rollouts: Annotated[int, Field(ge=2)] = 8
     policy_reads: PolicyInputs = "state+confidence"
+    initial_bias: float = INITIAL_BIAS
 
     @property
     def prices(self) -> Prices:
@@ -257,7 +259,7 @@ def logit_of_rungs(rungs: Sequence[int], output: Tensor, view: LayerView) -> Ten
     return logits.gather(-1, at_step.unsqueeze(-1)).squeeze(-1)
 
 
-def policy_spec(reads: PolicyInputs, outputs: int, initial_bias: float = INITIAL_BIAS) -> HeadSpec:
+def policy_spec(reads: PolicyInputs, outputs: int, initial_bias: float) -> HeadSpec:
     """Return the head of a policy: Linear(H, 32), GELU, Linear(32, outputs)."""
     return HeadSpec(
         outputs=outputs,

@@ -417,7 +417,6 @@ def train_early_exits(
         epochs=attention_epochs or math.ceil(recipe.frozen_steps / math.ceil(len(source) / recipe.batch_size)),
         batch_size=recipe.batch_size,
         learning_rate=recipe.head_learning_rate,
-        details={"loss": loss.__qualname__},
         dropout=False,
         judge=source.judge,
     )

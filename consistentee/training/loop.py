@@ -10,6 +10,7 @@ the same result.
 """
 
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -412,11 +413,12 @@ def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     Losses of this package are covered by TRAINING_VERSION: their name. Losses of a method: also the method. A user's
     loss: also the text of its file, since no version is raised for it.
     """
-    function = loss.func if isinstance(loss, partial) else loss
-    module = function.__module__
-    if module.startswith(_OWN_PACKAGE):
-        return [function.__qualname__]
-    return [function.__qualname__, method, *users_code([module])]
+    if isinstance(loss, partial):
+        parts = [loss.func, *filter(inspect.isfunction, loss.args)]  # a wrapper, and the loss that it is given
+        return [name for part in parts for name in _name_of(part, method)]
+    if loss.__module__.startswith(_OWN_PACKAGE):
+        return [loss.__qualname__]
+    return [loss.__qualname__, method, *users_code([loss.__module__])]
 
 
 # Precision of products

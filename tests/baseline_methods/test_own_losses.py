@@ -1,5 +1,6 @@
-"""Losses of a method's own (COSEE, LeeBERT, SWEET): terms, weights and gradients by hand."""
+"""Losses of a method's own (COSEE, LeeBERT, SWEET): terms, weights, poolers and gradients by hand."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from traces_by_hand import trace_of
 from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss
 from baselines.leebert import LeeBERT, alignment, lesson_weights, lessons
 from baselines.sweet import exit_layers, separate_loss
+from consistentee.methods.method import get_method
 from consistentee.methods.reward import simulated_exits
 from consistentee.traces.walk import replay
 from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, training_source
@@ -96,6 +98,13 @@ def test_alignment_equals_the_inner_products_of_gradients(tiny_model):
 def gradient_of(model, layer: int) -> torch.Tensor:
     weights = model.stepper.layer_module(layer).parameters()
     return torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+
+
+@pytest.mark.parametrize("name", ["deebert", "berxit", "sweet", "ztw"])
+def test_exits_that_learn_by_themselves_have_their_own_poolers(tiny_model, name):
+    model = tiny_model(pooling="cls", pooler="shared")
+    get_method(name).fit(model, make_task(rows=8), replace(RECIPE, epochs=1, frozen_steps=1))
+    assert model.description.pooler == "per_exit"
 
 
 def test_an_exit_of_sweet_trains_only_the_layers_since_the_one_before(tiny_model):

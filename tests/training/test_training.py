@@ -250,9 +250,23 @@ class TestTheStore:
         assert stages_kept("mine 1") == stages_kept("mine 1") == 1
         assert stages_kept("mine 2") == 2
 
+    @pytest.mark.parametrize("network", ["linear", "attention"])
+    def test_so_is_the_loss_of_exits_on_a_frozen_model(self, tiny_model, tmp_path, network):
+        recipe = replace(RECIPE, frozen_steps=1, store=tmp_path, keep_stages=True)
+        for method in ("mine 1", "mine 1", "mine 2"):
+            model = tiny_model()
+            source = training_source(model, make_task(rows=16), recipe)
+            own = replace(recipe, method=method)
+            train_early_exits(model, source, own_exit_loss, own, name="mine", network=network)
+        assert len(list(tmp_path.glob("mine-*.safetensors"))) == 2
+
 
 def own_loss(model, batch):
     return model(batch.tokens).logits.square().mean()
+
+
+def own_exit_loss(logits, labels):
+    return logits.square().mean()
 
 
 class TestTheJudge:

@@ -24,7 +24,6 @@ from torch import Tensor
 from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData
 from consistentee.methods.policy import (
     ALWAYS,
-    INITIAL_BIAS,
     POLICY,
     DrawnPrices,
     PolicyInputs,
@@ -63,7 +62,6 @@ class ConsistentEE(PolicyParameters, Method):
     epoch, and the policy is fitted again after it. :class:`ConsistentEEPaper` has the published values.
 
     Attributes besides those of :class:`consistentee.methods.policy.PolicyParameters`:
-        initial_bias: of the policy's output; P(exit) starts at its sigmoid.
         policy_epochs: length of stage 2 in epochs, in batches of 32 with a peak rate of 3e-4, as the authors' code;
             None for the recipe's steps, batches and rate of frozen stages.
         joint_epochs, joint_learning_rate: of stage 3; the rate is the backbone's; 0 epochs skip it.
@@ -76,7 +74,6 @@ class ConsistentEE(PolicyParameters, Method):
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
     knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
 
-    initial_bias: float = INITIAL_BIAS
     policy_epochs: PositiveInt | None = None
     joint_epochs: NonNegativeInt = 1
     joint_learning_rate: PositiveFloat = 3e-5

@@ -112,7 +112,7 @@ class ConsistentEETokens(PolicyParameters, VocabularyMethod):
 
     def policy_spec(self) -> HeadSpec:
         """Return the head of the policy: Linear(H, 1) on the state, as published; else as in classification."""
-        spec = policy_spec(self.policy_reads, self.prices.outputs)
+        spec = policy_spec(self.policy_reads, self.prices.outputs, self.initial_bias)
         return replace(spec, hidden=None) if self.policy_reads == "state" else spec
 
     def _answers(self, trace: TokenTrace, recipe: TokenRecipe) -> ExitAnswers:
