@@ -47,7 +47,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 2, f"error: {error}"
     if isinstance(error, _CLICK_ERROR):
-        return 2, f"error: {error.format_message()} (add --help to see what there is)"
+        return 2, f"error: {error.format_message()} (add --help to see the arguments)"
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "interrupted"
     return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
@@ -109,7 +109,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_DEVICE_HELP = "Where models run; also CONSISTENTEE_DEVICE. auto: an accelerator, if there is one."
+_DEVICE_HELP = "Device of the models; also CONSISTENTEE_DEVICE. auto: an accelerator, if there is one."
 
 
 @app.callback()
@@ -171,7 +171,7 @@ TasksOption = Annotated[list[str] | None, several("--tasks", "Only these tasks."
 MethodsOption = Annotated[list[str] | None, several("--methods", "Only these labels, file.py:Class or folder/.")]
 BackbonesOption = Annotated[list[str] | None, several("--backbones", "Catalogue names, directories or hub ids.")]
 ParametersOption = Annotated[list[str] | None, several("--param", "Parameters of the method.", "KEY=VALUE ...")]
-KnobOption = Annotated[float | None, typer.Option(help="Value of the knob; by default as chosen in training.")]
+KnobOption = Annotated[float | None, typer.Option(help="Value of the knob; by default the one stored with the model.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")]
 WorkersOption = Annotated[int, typer.Option(metavar="N", min=1, help="Cells that run at once on this machine.")]
-AllowCodeOption = Annotated[bool, typer.Option("--allow-code", help="Run the method's file, if you trust it.")]
+AllowCodeOption = Annotated[bool, typer.Option("--allow-code", help="Run the method's own file, if you trust it.")]

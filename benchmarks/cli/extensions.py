@@ -14,7 +14,7 @@ def new_method(
     name: Annotated[str, typer.Argument(help="Its name, such as early-gate or EarlyGate.")],
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="early_gate.py here")] = None,
 ) -> None:
-    """Write a working method with a learned exit head into one file, as a start for your own."""
+    """Write a file with a working method, which has a learned exit head, as a start for your own."""
     from benchmarks.commands.own_methods import write_method
 
     method = write_method(name, out)
@@ -26,10 +26,10 @@ def new_method(
 def check_method(
     method: Annotated[str, typer.Argument(help="file.py:Class, file.py, folder/, or a registered name.")],
     *,
-    families: Annotated[list[str] | None, several("--families", "Encoder or decoder families.")] = None,
+    families: Annotated[list[str] | None, several("--families", "Only these families of encoders or decoders.")] = None,
     param: ParametersOption = None,
 ) -> None:
-    """Check a method on tiny models, in less than a minute: name what fails and the section that explains it."""
+    """Check a method on tiny models, in less than a minute; name each fault and the section that explains it."""
     from benchmarks.commands.own_methods import find_methods
     from benchmarks.testing.check_method import check_method as check
     from consistentee.methods.method import get_method
@@ -71,11 +71,11 @@ def check_backbone(
 
 @command("This machine", "consistentee list suites", "consistentee list methods --detail", name="list")
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="[methods|tasks|backbones|suites|papers]")] = "all",
+    kind: Annotated[str, typer.Argument(metavar="methods|tasks|backbones|suites|papers")] = "all",
     *,
-    methods: Annotated[list[str] | None, several("--methods", "Also those of files, file.py:Class or folder/.")] = None,
+    methods: Annotated[list[str] | None, several("--methods", "Also list file.py:Class, file.py or folder/.")] = None,
     detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
-    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX of the methods' papers.")] = False,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the BibTeX of the methods' papers.")] = False,
 ) -> None:
     """List methods, tasks, backbones, suites and tables of papers."""
     from benchmarks.commands.inventory import bibliography, cards, inventories
@@ -98,7 +98,7 @@ def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backb
 
 @command("This machine", "consistentee doctor", "consistentee doctor --data DATA")
 def doctor(data: DataOption = None) -> None:
-    """Check this machine: versions, threads, cache and disk, data, hub; give advice."""
+    """Check this machine: versions, device, load, cache, data, hub and packages; give advice."""
     from benchmarks.commands.doctor import examine, report
 
     findings = examine(data)

@@ -54,9 +54,11 @@ def train(
     out: Annotated[Path, out_folder("Folder of the trained model.")],
     backbone: Annotated[str | None, typer.Option(help=_BACKBONE_HELP)] = None,
     param: ParametersOption = None,
-    settings: Annotated[list[str] | None, several("--set", "How to train: see below.", "KEY=VALUE ...")] = None,
+    settings: Annotated[list[str] | None, several("--set", "Fields of the recipe, see below.", "KEY=VALUE ...")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
-    risk: Annotated[float | None, typer.Option(help="Share of points that the stored knob may lose.")] = None,
+    risk: Annotated[
+        float | None, typer.Option(help="Choose the knob by risk control: 0.02 accepts 2 points lost.")
+    ] = None,
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
@@ -74,9 +76,9 @@ def risk(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
     task: Annotated[str, typer.Argument(help="The task that it was trained for.")],
     *,
-    risks: Annotated[list[float], several("--risk", "Mean losses that you accept.")],
-    delta: Annotated[float, typer.Option(help="Probability that a bound may fail.")] = 0.1,
-    losses: Annotated[list[str] | None, several("--loss", "By default gap, consistency; also brier-gap, ...")] = None,
+    risks: Annotated[list[float], several("--risk", "Mean losses that you accept, such as 0.02.", "0.01 0.05 ...")],
+    delta: Annotated[float, typer.Option(help="Probability with which UCB and LTT may fail.")] = 0.1,
+    losses: Annotated[list[str] | None, several("--loss", "gap, consistency (both by default), brier-gap, ...")] = None,
     data: DataOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
@@ -107,7 +109,7 @@ def risk(
     layers = f"test layers of {saved.num_layers}"
     numbers = ["accepted risk %", method.knob.name, "validation loss %", "test loss %", layers]
     title = f"{method.name} on {rows.name}, {method.knob.name} by risk control, delta={delta:g}"
-    caption = "chosen on validation rows; (none): no early exit is proven, so all rows run all layers"
+    caption = "chosen on validation rows; (none): no early exit is proven safe, so all rows run all layers"
     output_console().print(filled_table(["loss", "bound"], numbers, lines, title, caption))
 
 
@@ -116,7 +118,7 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify.")],
     knob: KnobOption = None,
-    pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
+    pair: Annotated[bool, typer.Option("--pair", help="Read every two texts as one pair.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
@@ -150,12 +152,12 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.")],
     *,
     knob: KnobOption = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=0, help="Of each text; by default as in training.")] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Cut longer prompts; their end stays.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=0, help="Length of texts; default: as trained.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Cut longer prompts at their start.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Continue prompts, a line each: every token with its exit layer, as token/12; a summary to standard error."""
+    """Continue prompts: a line each, tokens with exit layers as token/12. A summary goes to standard error."""
     from consistentee.deployment.pipeline import load_saved
     from consistentee.methods.token_methods import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -188,7 +190,7 @@ def _show_token(token: "NewToken") -> None:
 def suitability(
     model: Annotated[str, typer.Argument(help="A decoder: catalogue name, directory, hub id, or a trained one.")],
     *,
-    texts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="One text a line.")] = None,
+    texts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="File, one text a line.")] = None,
     out: Annotated[Path | None, out_folder("Folder for suitability.json and suitability.png.")] = None,
 ) -> None:
     """Show from which layer on a decoder predicts its final tokens, without training."""

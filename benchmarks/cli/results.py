@@ -43,15 +43,15 @@ def _labels(methods: list[str] | None) -> list[str] | None:
     "Run it again at any time: only missing cells are computed.",
 )
 def run(
-    suite: Annotated[str, typer.Argument(help="A suite's name, or a YAML file; before any option.")],
+    suite: Annotated[str, typer.Argument(help="A suite's name or YAML file; give it before the options.")],
     *,
     tasks: TasksOption = None,
     methods: MethodsOption = None,
     backbones: BackbonesOption = None,
-    seeds: Annotated[list[int] | None, several("--seeds", "Seeds of the training.", "0 1 ...", min=0)] = None,
+    seeds: Annotated[list[int] | None, several("--seeds", "Only these seeds.", "0 1 ...", min=0)] = None,
     data: DataOption = None,
     out: Annotated[Path | None, out_folder("The run's folder.", "runs/SUITE")] = None,
-    published: Annotated[Path | None, typer.Option(help="What counts as done, by default results/SUITE.")] = None,
+    published: Annotated[Path | None, typer.Option(help="Results counted as done; default: results/SUITE.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure times after the cells.")] = True,
     only_timing: Annotated[bool, typer.Option("--only-timing", help="Only time finished cells.")] = False,
@@ -61,7 +61,7 @@ def run(
     shard: Annotated[str | None, typer.Option(metavar="3/20", help="This part of the cells, without times.")] = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Run the missing cells of a suite: train, measure, time; then write tables and figures."""
+    """Run the missing cells of a suite: train, measure and time them; then write tables and a figure."""
     from benchmarks.commands.own_methods import find_methods
     from benchmarks.run.pool import Schedule
     from benchmarks.run.sweep import run_suite
@@ -108,7 +108,7 @@ def publish(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
     out: Annotated[Path | None, out_folder("Folder to write.", "results/SUITE")] = None,
 ) -> None:
-    """Write the results of a run as a few small files: cells, timings, rows, tables, one figure."""
+    """Write the results of a run as a few small files: records, times, rows, tables, one figure."""
     from benchmarks.commands.publish import publish_run
 
     for path in publish_run(run_folder, out):
@@ -120,7 +120,7 @@ def submit(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
     *,
     method: Annotated[str, typer.Option(metavar="NAME", help="Its label, or file.py:Class.")],
-    author: Annotated[str, typer.Option(metavar="TEXT", help="Who hands it in, and how to reach you.")],
+    author: Annotated[str, typer.Option(metavar="TEXT", help="Your name and address.")],
     out: Annotated[Path | None, out_folder("Folder to write.", "results/submissions/NAME")] = None,
 ) -> None:
     """Write the results of one method, with its source, as a folder for a pull request: see CONTRIBUTING.md."""
@@ -137,21 +137,21 @@ def submit(
 )
 def table(
     results: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Runs or published results; of equal curves the first.")
+        list[Path], typer.Argument(metavar="DIR...", help="Runs or published results; the first with a curve counts.")
     ],
     *,
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Print as text.")
     ] = None,
     table_name: Annotated[str | None, typer.Option("--table", metavar="NAME", help=f"Only one: {_TABLES}.")] = None,
-    columns: Annotated[list[str] | None, several("--columns", "Of --table: the first and these headings.")] = None,
+    columns: Annotated[list[str] | None, several("--columns", "Only the first and these of --table.")] = None,
     methods: MethodsOption = None,
     tasks: TasksOption = None,
-    out: Annotated[Path | None, out_folder("Folder for a file a table; with --format md, latex or csv.", False)] = None,
+    out: Annotated[Path | None, out_folder("Write a file for each table, in md, latex or csv, here.", False)] = None,
 ) -> None:
-    """Show all methods at equal cost, from one results folder or over several; recipes are never mixed.
+    """Show all methods at equal cost, from one results folder or several of the same recipes.
 
-    md: one page; all, latex: every table; csv: a line an operating point; long: a line a cell and knob.
+    md: one page; all, latex: every table; csv: a line for each operating point; long: one for each cell and knob.
     """
     from benchmarks.analysis.rendering import formatted, to_terminal, write_tables
     from benchmarks.analysis.tables import all_tables, load_folders, render, table_named, terminal_tables
@@ -174,21 +174,21 @@ def table(
 @command(
     "See results",
     "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased --data DATA",
-    "Without --run nothing is trained: our numbers are published results and those of an earlier --run.",
+    "Without --run nothing is trained; our numbers come from published results or an earlier --run.",
 )
 def reproduce(
-    name: Annotated[str, typer.Argument(help="A table's name, see `list papers`, or its YAML file.")],
+    name: Annotated[str, typer.Argument(help="A table's name (see `list papers`) or YAML file.")],
     *,
     backbones: BackbonesOption = None,
     table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex", help="Print as text.")] = None,
     notes: Annotated[bool, typer.Option("--notes", help="Name all conditions that differ.")] = False,
-    run_first: Annotated[bool, typer.Option("--run", help="First run the missing cells, see `run`.")] = False,
+    run_first: Annotated[bool, typer.Option("--run", help="First run the missing cells, as `run` does.")] = False,
     dry_run: DryRunOption = False,
     data: DataOption = None,
     out: Annotated[Path | None, out_folder("Folder of the cells that --run trains.", "runs/NAME")] = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Compare a paper's table with ours: score @ speed-up, at the printed speed-ups; csv adds differences."""
+    """Compare a paper's table with our numbers at the printed speed-ups (score @ speed-up); csv adds differences."""
     from benchmarks.analysis.rendering import to_terminal
     from benchmarks.papers.comparison import paper_table, render
     from benchmarks.papers.reproduce import compare_with_ours, run_missing
@@ -223,20 +223,17 @@ def plot(
     methods: MethodsOption = None,
     tasks: TasksOption = None,
     out: Annotated[
-        Path | None, out_folder("Folder of the figures.", "DIR; of some methods or tasks DIR/selected")
+        Path | None, out_folder("Folder of the figures.", "DIR; with --methods or --tasks DIR/selected")
     ] = None,
     figure_format: Annotated[
         str, typer.Option("--format", metavar="png|pdf|svg", help="Format of the files; fonts are embedded.")
     ] = "png",
     figures: Annotated[
         list[str] | None,
-        several("--figures", "equal-cost, curves, exits, memorized.", "equal-cost curves exits"),
+        several("--figures", "equal-cost, curves, exits (these by default), memorized."),
     ] = None,
 ) -> None:
-    """Draw figures of a results folder with their captions: points at equal cost, curves, exit layers.
-
-    The fourth one is of Memorized Layers. Figures of some --methods or --tasks go to DIR/selected.
-    """
+    """Draw figures with captions: points at equal cost, curves, exit layers, Memorized Layers."""
     from benchmarks.analysis.figures import USUAL_FIGURES, write_figures
     from benchmarks.analysis.frames import load_results
 
@@ -262,7 +259,7 @@ def report(results: ResultsArgument) -> None:
 def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> None:
     """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault.
 
-    Scores and layers are computed again from the rows. Of a submission, --allow-code checks the method's contract.
+    Scores and layers are computed again from the rows. For a submission, --allow-code also runs `check-method`.
     """
     from benchmarks.commands.submit import SUBMISSION_FILE
     from benchmarks.commands.verify import faults_of

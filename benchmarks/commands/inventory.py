@@ -90,7 +90,9 @@ def _suites() -> Iterator[Sequence[object]]:
     for name in list_suites():
         suite = load_suite(name)
         data = "in packages" if all(map(task_shipment, suite.tasks)) else "--data"
-        yield name, suite.description, len(expand(suite)), data, suite.cost.get("hours", "")
+        hours, cells = suite.cost.get("hours", ""), suite.cost.get("of_cells")
+        hours = f"{hours:g} for {cells:g} cells" if cells else hours
+        yield name, suite.description, len(expand(suite)), data, hours
 
 
 def _papers() -> Iterator[Sequence[object]]:

@@ -55,8 +55,8 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
     return Group(
         to_terminal([table] if table else terminal_tables(own), board.faults),
         *(Text(line) for line in noise[:1]),
-        Text(f"\nAll else is in {out_dir}: table.md, headline.csv, a figure. What next:"),
-        Text(f"  consistentee table {out_dir}   every operating point, with intervals and milliseconds"),
+        Text(f"\nAlso written to {out_dir}: table.md, headline.csv, a figure. Next:"),
+        Text(f"  consistentee table {out_dir}   all columns, scores and tests"),
         Text("  consistentee new-method mine   a method of your own, in one file"),
     )
 

@@ -142,7 +142,7 @@ def _possible(suite: BaseSuite, work: Work) -> Work:
         raise UserError("--fresh computes all cells: it takes neither --shard nor --only-timing")
     times = work.times and shard is None and suite.timing.rounds > 0
     if not work.train and not times:
-        raise UserError("nothing to do: --only-timing takes no --shard and no --no-timing; the suite must have times")
+        raise UserError("nothing to do: --only-timing excludes --shard and --no-timing, and needs a suite with times")
     return replace(work, times=times)
 
 

@@ -66,7 +66,7 @@ def check_task(name: str, data_dir: Path | None = None, backbone: str | None = N
     try:
         task = report.task = load_task(name, data_dir)
     except UserError as error:
-        report.errors.append(f"{error} (the first fault; mend it and check again)")
+        report.errors.append(f"{error} (the first fault; fix it and check again)")
         return report
     measure = _count_words if backbone is None else _token_counter(task, backbone)
     report.rows = pd.concat([_rows_of(split, measure) for split in (task.train, task.validation, task.test)])

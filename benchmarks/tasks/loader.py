@@ -71,7 +71,7 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
             failures.append(str(failure))
             continue
         return build_text_task(spec, rows) if isinstance(spec, TextTaskSpec) else build_task(spec, rows)
-    raise UserError(f"task {spec.name!r} cannot be had: {'; '.join(failures)}. {_remedy(spec)}")
+    raise UserError(f"task {spec.name!r} cannot be loaded: {'; '.join(failures)}. {_remedy(spec)}")
 
 
 def load_classification_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:

@@ -206,7 +206,7 @@ def knob_is_ordered(case: AnyCase) -> None:
     if not exits[-1].eq(layers).all():
         raise BrokenContractError(
             f"the last value of the knob must give full depth; perhaps {COUNTS_FROM_0}",
-            f"with {values[-1]:g}, {case.row}s leave at layer {exits[-1].min()} of {layers}",
+            f"with {values[-1]:g}, {case.row}s exit at layer {exits[-1].min()} of {layers}",
             f"Layers count from 1, and the last one is num_layers, here {layers}",
             KNOB_SECTION,
         )
@@ -236,16 +236,16 @@ def _check_first_exit(case: AnyCase, exits: Tensor, knob: float) -> None:
     case.replayed(knob, rule=rule)
     if rule.start(1, case.model.num_layers) or attributes_of(rule) != before:
         if exits.min() == case.model.num_layers:
-            fault = f"the first value of the knob lets no {case.row} leave early"
+            fault = f"the first value of the knob lets no {case.row} exit early"
             example = f"with {knob:g}, every {case.row} runs to layer {case.model.num_layers}"
             raise BrokenContractError(fault, example, "", KNOB_SECTION)
         return
     first = case.first_exit(knob)
     if exits.max() > first:
         raise BrokenContractError(
-            f"the first value of the knob must let every {case.row} of a rule without state leave at the first exit; "
+            f"the first value of the knob must let every {case.row} of a rule without state exit at the first exit; "
             f"perhaps {COUNTS_FROM_0}",
-            f"with {knob:g}, {case.row} {int(exits.argmax()) + 1} leaves at layer {exits.max()}, and the first exit is "
+            f"with {knob:g}, {case.row} {int(exits.argmax()) + 1} exits at layer {exits.max()}, and the first exit is "
             f"at layer {first}",
             f"Layers count from 1, and the first question is asked at view.layer == {first}",
             KNOB_SECTION,

@@ -153,8 +153,8 @@ def _folder_of(name: str, known: Backbone | None, kind: Kind) -> Path:
         return hub.model_snapshot(name)
     except hub.HubError as error:
         raise UserError(
-            f"backbone {name!r} cannot be had: {tried}, and {error}; give a directory with its files, or use one that "
-            f"needs no hub: {shipped}"
+            f"backbone {name!r} cannot be found: {tried}, and {error}; give a directory with its files, or use one "
+            f"that needs no hub: {shipped}"
         ) from error
 
 

@@ -66,8 +66,8 @@ class BaseSettings:
 
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors have none")
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="part of the steps; the rate then decays to 0")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="longer gradients are cut to it")
-    group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding, less time")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    group_by_length: bool = Field(default=False, description="batches of rows of similar length, with less padding")
     precision: PrecisionSetting = Field(
         default="float32", description="of the layers' products in training; auto: bfloat16 where it is faster"
     )
@@ -80,7 +80,7 @@ class RecipeSettings(BaseSettings):
     epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
     batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the backbone")
-    head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of everything on top")
+    head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of exits and heads")
     frozen_steps: int = Field(default=2000, ge=0, description="of the stages that train heads on a frozen backbone")
     frozen_batch_size: int = Field(default=128, ge=1, description="rows, of those stages")
     frozen_learning_rate: float = Field(default=5e-3, gt=0, description="peak rate of those stages")
@@ -99,12 +99,12 @@ class TokenRecipeSettings(BaseSettings):
     max_rows: int | None = Field(default=1000, ge=1, description="cap on training rows")
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
     max_new_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
-    trains: Trains = Field(default="exits", description="what learns: exits on a frozen backbone, LoRA too, or all")
+    trains: Trains = Field(default="exits", description="trained weights: exits on a frozen backbone, LoRA too, or all")
     target: Target = Field(default="full model", description="what exits on a frozen backbone learn to predict")
     exit_steps: int = Field(default=300, ge=0, description="of the exit adapters")
     exit_batch_size: int = Field(default=128, ge=1, description="tokens, of the exit adapters")
     exit_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of the exit adapters")
-    head_tokens: int = Field(default=16_384, ge=1, description="tokens that starts and learned heads are fitted to")
+    head_tokens: int = Field(default=16_384, ge=1, description="tokens that first exits and heads are fitted to")
     head_steps: int = Field(default=2000, ge=0, description="of the learned heads")
     head_batch_size: int = Field(default=512, ge=1, description="tokens, of the learned heads")
     head_learning_rate: float = Field(default=2e-3, gt=0, description="peak rate of the learned heads")
@@ -121,11 +121,11 @@ class TokenRecipeSettings(BaseSettings):
         default=0.0,
         ge=0,
         le=1,
-        description="of the targets of exits below L: predictions of L; the rest is labels",
+        description="share of the targets below layer L that are its predictions; the others are labels",
     )
     exit_weights: ExitWeights = Field(default="depth", description="of the exits' losses while the backbone learns")
     layer_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="probability that a row skips layer L in that stage, 0 at layer 1"
+        default=0.0, ge=0, lt=1, description="probability that a row skips layer L in that stage; 0 at layer 1"
     )
     traced_rows: int | None = Field(
         default=None, ge=1, description="training rows that exits and heads learn from; by default all"

@@ -183,7 +183,7 @@ def test_hub_download_then_offline(tmp_path):
     assert again[0] == answers[0]
     assert "no directory someone/else, and the hub cannot be reached" in again[1]
     assert again[1].endswith("use one that needs no hub: minilm-l6, mpnet-base")  # of the same kind
-    assert "'bert-base-uncased' cannot be had: the catalogue ships it in no package" in again[2]
+    assert "'bert-base-uncased' cannot be found: the catalogue ships it in no package" in again[2]
 
 
 @pytest.mark.real

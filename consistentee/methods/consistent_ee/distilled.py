@@ -59,7 +59,7 @@ class JointDistillation(Method):
     """
 
     name: ClassVar[str] = "joint-distillation"
-    paper: ClassVar[str] = "ours: FastBERT's exits (ACL 2020), distilled while the backbone moves"
+    paper: ClassVar[str] = "ours: FastBERT's exits (ACL 2020), distilled while the backbone trains"
     version: ClassVar[int] = 3
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 

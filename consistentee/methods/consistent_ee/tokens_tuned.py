@@ -42,7 +42,7 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
     """
 
     name: ClassVar[str] = "consistentee-tokens-tuned"
-    paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) whose backbone learns where tokens leave"
+    paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) whose backbone learns where tokens exit"
 
     at_exit: Fraction = 0.3
     rate: PositiveFloat = 0.5

@@ -436,8 +436,8 @@ class MultiExitDecoder(MultiExit):
             source = str(folder / BACKBONE_FOLDER) if description.with_backbone else resolve_decoder(name)
         except UserError as error:
             raise UserError(
-                f"{folder} was saved without its backbone, which cannot be had: {error}; if it lies elsewhere now, say "
-                "so with from_pretrained(..., backbone=DIRECTORY)"
+                f"{folder} was saved without its backbone, which cannot be found: {error}; name its folder "
+                "with from_pretrained(..., backbone=DIRECTORY)"
             ) from error
         stock = _load_backbone(source)
         if hash_backbone(stock) != description.backbone_hash:
