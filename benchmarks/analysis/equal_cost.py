@@ -44,14 +44,8 @@ HEADLINE = (
     *("layers", "flops_ratio", "training_cost", "seeds", "tasks"),
 )
 """The first columns of the headline; docs/results.md explains them."""
-EARLIER_NETWORKS = {
-    "consistentee-distilled-curve": "attention",
-    "e2cm": "class-means",
-    "gpfee": "past-future",
-    "palbert": "shared",
-    "ztw": "ensemble",
-}
-"""Exit networks of methods whose first records do not name them; other such records have linear exits."""
+ONE_LAYER = " at one layer"
+"""Behind a label: its own exits with all rows at the layer of the budget, to tell what its exit rule gains."""
 TESTED_AGAINST = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")
 """The methods that variants of ConsistentEE are tested against by name, where they were run."""
 
@@ -131,8 +125,9 @@ class EqualCost:
         """The points of every label on every task with every seed.
 
         Columns: ``task``, ``backbone``, ``label``, ``seed``, ``speedup``, ``score``, ``points`` (score minus the full
-        model's of the same seed, as a share: 0.01 is a point), ``own_last_exit`` (points against it), ``full``,
-        ``layers`` of test rows, ``reach``, and ratios full model / here: ``flops_ratio``, ``speedup_b1``, ....
+        model's of the same seed, as a share: 0.01 is a point), ``own_last_exit`` (points against it), ``rule_gain``
+        (against the method's own exit at the layer of the budget), ``full``, ``layers`` of test rows, ``reach``, and
+        ratios full model / here: ``flops_ratio``, ``speedup_b1``, ....
         """
         frame, results = self._mixtures, self.results
         score = results.column(self.measure or "score").astype(float)
@@ -146,6 +141,7 @@ class EqualCost:
         )
         found["points"] = found["score"] - found["full"]
         found["own_last_exit"] = found["score"] - score[frame["deepest"].to_numpy(int)]
+        found["rule_gain"] = found["score"] - [self._score_at_one_layer(line) for line in frame.to_dict("records")]
         at_full_depth = results.column("validation_layers") >= results.column("num_layers")
         for name in self._ratios:
             values = results.column(name)
@@ -175,6 +171,18 @@ class EqualCost:
             return mixture.of(self.results.column(self.measure or "score"))
         return statistics.score_of_mixture(metric, rows[0], (rows[1][0], rows[1][1]), mixture.weight)
 
+    def _at_one_layer(self, line: Mapping[Any, Any]) -> Answers | None:
+        """Return labels and answers of the exit at the layer of the budget, of the cell with the line's full depth."""
+        cell, depth = (int(self.results.column(name)[line["deepest"]]) for name in ("cell", "num_layers"))
+        columns, layer = self.results.predictions(cell) or {}, depth / line["speedup"]
+        answers = columns.get(f"layer_prediction_{layer:g}")
+        return None if answers is None else (columns["label"], answers)
+
+    def _score_at_one_layer(self, line: Mapping[Any, Any]) -> float:
+        if (rows := self._at_one_layer(line)) is None:
+            return np.nan
+        return statistics.score_of_mixture(self._metric(line["deepest"]), rows[0], (rows[1], rows[1]))
+
     def _answers(self, line: Mapping[Any, Any]) -> Answers | None:
         """Return labels [N] and the answers [2, N] that are mixed; of halves, twice the scores of mixed prompts."""
         knobs = [knob for half in line["halves"] for knob in (half.first, half.second)]
@@ -191,9 +199,9 @@ class EqualCost:
     def by_task(self) -> pd.DataFrame:
         """The means over seeds: a line for every task, label and speed-up.
 
-        Columns: ``score``, ``full``, ``points``, ``own_last_exit``, ``layers``, ``kept`` (score as a share of the full
-        model's), ``seeds``, ``over``, ``under``, ``flops_ratio`` (NaN unless known of all seeds) and ``speedup_b1``,
-        ... (of the seeds that were timed), geometric means.
+        Columns: ``score``, ``full``, ``points``, ``own_last_exit``, ``rule_gain``, ``layers``, ``kept`` (score as a
+        share of the full model's), ``seeds``, ``over``, ``under``, ``flops_ratio`` (NaN unless known of all seeds) and
+        ``speedup_b1``, ... (of the seeds that were timed), geometric means.
         """
         ratios = self._ratios
         frame = self.per_seed.assign(
@@ -202,7 +210,7 @@ class EqualCost:
             **{name: np.log(self.per_seed[name]) for name in ratios},
         )
         groups = frame.groupby([*CURVE, "speedup"], sort=False)
-        found = groups[["score", "full", "points", "own_last_exit", "layers"]].mean()
+        found = groups[["score", "full", "points", "own_last_exit", "rule_gain", "layers"]].mean()
         found["kept"] = found["score"] / found["full"].where(found["full"] != 0)
         found["seeds"] = groups["seed"].nunique()
         found[["over", "under"]] = groups[["over", "under"]].any()
@@ -227,7 +235,8 @@ class EqualCost:
 
     @cached_property
     def _seeds(self) -> dict[Any, list[int]]:
-        return {key: sorted(set(seeds)) for key, seeds in self._mixtures.groupby(CURVE)["seed"]}
+        found = {key: sorted(set(seeds)) for key, seeds in self._mixtures.groupby(CURVE)["seed"]}
+        return found | {(*task, label + ONE_LAYER): seeds for (*task, label), seeds in found.items()}
 
     def _resampled(self, task: Task) -> dict[tuple[Any, ...], Floats]:
         """Resample a task by one matrix product over all answers that are mixed: samples by label, speed-up, seed."""
@@ -250,6 +259,9 @@ class EqualCost:
             first, second = (one.tobytes() for one in rows[1])
             answers |= {first: rows[1][0], second: rows[1][1]}
             mixtures[line["label"], line["speedup"], line["seed"]] = first, second, line["mixture"].weight
+            if (own := self._at_one_layer(line)) is not None:
+                answers[key := own[1].tobytes()] = own[1]
+                mixtures[line["label"] + ONE_LAYER, line["speedup"], line["seed"]] = key, key, 1.0
         terms = np.stack([statistics.terms_of(metric, labels, one) for one in answers.values()])
         means = dict(zip(answers, statistics.resampled_means(terms, resamples=RESAMPLES), strict=True))
         of_full = {seed: statistics.score_of_means(metric, means[rows[1].tobytes()]) for seed, rows in known.items()}
@@ -303,8 +315,8 @@ class EqualCost:
         """Points of every label at every budget, means over the tasks that (nearly) all labels were run on.
 
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
-        Columns: those of :data:`HEADLINE`; ``kept`` in percent; ``over`` and ``under`` (the budget); further measured
-        ratios, geometric means.
+        Columns: those of :data:`HEADLINE`; ``kept`` in percent; ``rule_gain`` with its interval, ``rule_low`` and
+        ``rule_high``; ``over`` and ``under`` (the budget); further measured ratios, geometric means.
         """
         found = self.by_task.merge(self.training_costs, on=CURVE, how="left")
         of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
@@ -313,7 +325,8 @@ class EqualCost:
         found = found.rename(columns={"label": "method", "speedup": "budget"})
         groups = found.groupby(["method", "budget"])
         means = 100 * groups[["points", "own_last_exit", "score"]].mean()
-        means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean(skipna=False))
+        for name in ("kept", "rule_gain"):
+            means[name] = 100 * groups[name].agg(lambda values: values.mean(skipna=False))
         means["training_cost"] = groups["training_cost"].agg(lambda costs: costs.mean(skipna=False))
         means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
         means["layers"] = groups["layers"].mean()
@@ -321,7 +334,8 @@ class EqualCost:
         for name in self._ratios:
             means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
         bounds = [self._bounds(label, budget) for label, budget in means.index]
-        means[["low", "high", "low_tasks", "high_tasks"]] = np.array(bounds, dtype=float).reshape(-1, 4)
+        names = ["low", "high", "low_tasks", "high_tasks", "rule_low", "rule_high"]
+        means[names] = np.array(bounds, dtype=float).reshape(-1, 6)
         means = means.reset_index()
         means["exits"] = means["method"].map(exit_networks(self.results.records))
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
@@ -346,14 +360,16 @@ class EqualCost:
         found["training_cost"] = found["rows"] / found["rows_of_full"].where(found["rows_of_full"] > 0)
         return found.groupby(CURVE)["training_cost"].mean().reset_index()
 
-    def _bounds(self, label: str, budget: float) -> tuple[float, float, float, float]:
-        """Compute the interval over the compared tasks and that over any task; NaN if some samples are unknown."""
-        known = [x for task in self.compared if (x := self.samples(task, label, budget)) is not None]
-        if not known or len(known) < len(self.compared):
-            return np.nan, np.nan, np.nan, np.nan
-        samples = 100 * np.stack(known)
-        any_task = statistics.over_any_task(samples)
-        return *interval(samples.mean(axis=0)), *((np.nan, np.nan) if any_task is None else interval(any_task))
+    def _bounds(self, label: str, budget: float) -> list[float]:
+        """Compute the intervals over the compared tasks, over any task, and of the rule's gain; NaN where unknown."""
+        wanted = [[self.samples(task, name, budget) for task in self.compared] for name in (label, label + ONE_LAYER)]
+        points, own = (
+            None if any(x is None for x in found) or not found else 100 * np.stack(found) for found in wanted
+        )
+        any_task = None if points is None else statistics.over_any_task(points)
+        gain = None if points is None or own is None else (points - own).mean(axis=0)
+        samples = [None if points is None else points.mean(axis=0), any_task, gain]
+        return [bound for known in samples for bound in ((np.nan, np.nan) if known is None else interval(known))]
 
     def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Floats | None]:
         """Return the points of the first label minus the second's on a task, and its samples.
@@ -416,8 +432,7 @@ def exit_networks(records: Iterable[Any]) -> dict[str, str]:
     found: dict[str, dict[str, None]] = {}
     for record in records:
         if isinstance(record, CellRecord) and role_of(record.method) not in REFERENCES:
-            earlier = record.parameters.get("classifier", EARLIER_NETWORKS.get(record.method, "linear"))
-            found.setdefault(record.label, {})[record.exit_network or str(earlier)] = None
+            found.setdefault(record.label, {})[record.exit_network or "not recorded"] = None
     return {label: " / ".join(kinds) for label, kinds in found.items()}
 
 

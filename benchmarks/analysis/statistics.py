@@ -54,10 +54,7 @@ _TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[..., Floats
     ),
     "pearson": (_products, _correlation),
     MEAN: (lambda _, answers: answers[:, None], lambda values: values),
-    MEAN_BY_SIZE: (
-        lambda sizes, answers: np.stack([answers, sizes], axis=-1),
-        _ratio,
-    ),
+    MEAN_BY_SIZE: (lambda sizes, answers: np.stack([answers, sizes], axis=-1), _ratio),
 }
 """Metric -> (terms of the rows [N, terms], the score of the means of the terms, an argument each)."""
 

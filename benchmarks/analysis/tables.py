@@ -50,6 +50,7 @@ PRINTED_SPEEDUPS = (1.5, 2.0)
 _BOUNDS = ("", "_low", "_high")
 _ANY_TASK = "Any task: the interval when tasks are resampled, too."
 _OWN_LAST_EXIT = "Own last exit: points against it."
+_RULE = "Rule: points against all rows at one layer of the same exits."
 _RATIOS = (
     "FLOPs, clock: full model / method, b = batch size; full depth that was not counted or timed counts as the full "
     "model."
@@ -75,14 +76,21 @@ def headline_table(results: Results) -> Table | None:
         name="headline",
         frame=frame,
         columns=[
-            Column("method"),
-            *seeds,
+            *(Column("method"), Column("exits", f"exits {middle:g}x"), *seeds),
             *(
                 Column(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x", best=True)
                 for s in comparison.speedups
             ),
             *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK)] if tasks > 2 else []),
             Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT),
+            Column(
+                f"rule {middle:g}x",
+                f"rule_gain {middle:g}x",
+                "+.1f",
+                f"rule_low {middle:g}x",
+                f"rule_high {middle:g}x",
+                note=_RULE,
+            ),
             Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS),
@@ -464,6 +472,7 @@ def headline_csv(results: Results) -> str:
     """Return ``headline.csv``: a line for every method and budget, points and percent rounded to four decimals."""
     found = headline(results).drop(columns="under")
     if results.kind == "generation" and not found.empty:
+        found = found.drop(columns=["rule_gain", "rule_low", "rule_high"])
         found = found.merge(text_scores(results), left_on=["method", "budget"], right_index=True, how="left")
     return str(found.round(4).to_csv(index=False, lineterminator="\n"))
 
