@@ -363,13 +363,12 @@ class EqualCost:
     def _bounds(self, label: str, budget: float) -> list[float]:
         """Compute the intervals over the compared tasks, over any task, and of the rule's gain; NaN where unknown."""
         wanted = [[self.samples(task, name, budget) for task in self.compared] for name in (label, label + ONE_LAYER)]
-        points, own = (
-            None if any(x is None for x in found) or not found else 100 * np.stack(found) for found in wanted
-        )
+        known = [[x for x in found if x is not None] for found in wanted]
+        points, own = (100 * np.stack(x) if 0 < len(x) == len(self.compared) else None for x in known)
         any_task = None if points is None else statistics.over_any_task(points)
         gain = None if points is None or own is None else (points - own).mean(axis=0)
         samples = [None if points is None else points.mean(axis=0), any_task, gain]
-        return [bound for known in samples for bound in ((np.nan, np.nan) if known is None else interval(known))]
+        return [bound for x in samples for bound in ((np.nan, np.nan) if x is None else interval(x))]
 
     def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Floats | None]:
         """Return the points of the first label minus the second's on a task, and its samples.

@@ -414,7 +414,7 @@ def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     loss: also the text of its file, since no version is raised for it.
     """
     if isinstance(loss, partial):
-        parts = [loss.func, *filter(inspect.isfunction, loss.args)]  # a wrapper, and the loss that it is given
+        parts: list[Callable[..., Tensor]] = [loss.func, *filter(inspect.isfunction, loss.args)]  # what it wraps, too
         return [name for part in parts for name in _name_of(part, method)]
     if loss.__module__.startswith(_OWN_PACKAGE):
         return [loss.__qualname__]

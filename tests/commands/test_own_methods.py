@@ -82,7 +82,7 @@ def test_a_card_has_the_words_of_the_class():
     assert card("berxit") == {
         "what": "Alternating training, learning-to-exit or confidence rule.",
         "paper": "Xin et al., BERxiT, EACL 2021",
-        "version": "1",
+        "version": "2",
         "training": "Train backbone, classifiers and the guess in one stage, whose steps alternate.",
         "rule": "Exit where the uncertainty is below knob.",
         "knob": "uncertainty, 1 to 0 (75 values)",
