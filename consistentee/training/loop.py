@@ -414,7 +414,8 @@ def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     loss: also the text of its file, since no version is raised for it.
     """
     if isinstance(loss, partial):
-        parts: list[Callable[..., Tensor]] = [loss.func, *filter(inspect.isfunction, loss.args)]  # what it wraps, too
+        wrapped = [given for given in loss.args if inspect.isfunction(given) or inspect.ismethod(given)]
+        parts: list[Callable[..., Tensor]] = [loss.func, *wrapped]
         return [name for part in parts for name in _name_of(part, method)]
     if loss.__module__.startswith(_OWN_PACKAGE):
         return [loss.__qualname__]
