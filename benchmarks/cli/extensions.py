@@ -73,7 +73,7 @@ def check_backbone(
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="methods|tasks|backbones|suites|papers")] = "all",
     *,
-    methods: Annotated[list[str] | None, several("--methods", "Also list file.py:Class, file.py or folder/.")] = None,
+    methods: Annotated[list[str] | None, several("--methods", "Only these: NAME, file.py:Class, folder/.")] = None,
     detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the BibTeX of the methods' papers.")] = False,
 ) -> None:

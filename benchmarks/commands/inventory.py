@@ -25,7 +25,7 @@ _HEAD = "% Authors and titles are as short as in tables: complete the entries th
 
 
 def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
-    """Return the table of one kind of name, or of all; ``places`` are files and folders with more methods.
+    """Return the table of one kind of name, or of all; ``places`` are methods, files and folders instead of all.
 
     Raises UserError for an unknown kind.
     """
@@ -53,14 +53,14 @@ def _methods(places: Sequence[str]) -> Iterator[Sequence[object]]:
 
 
 def _listed_methods(places: Sequence[str]) -> Iterator[tuple[str, type[AnyMethod] | UserError]]:
-    """Yield the methods of classification, those of files and folders, and those of generation; or their faults."""
-    names: list[str] = sorted(available_methods())
+    """Yield the methods at ``places``, or those of classification and of generation; or their faults."""
+    names = [] if places else [*sorted(available_methods()), *sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
     for place in places:
         try:
             names += find_methods([place])
         except UserError as error:
             yield place, error
-    for name in [*names, *sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]:
+    for name in names:
         try:
             yield name, method_class_of(name)
         except UserError as error:

@@ -292,7 +292,7 @@ def test_broken_methods_are_listed_with_the_reason(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, (source, _) in BROKEN_METHODS.items():
         Path(name).write_text(source)
-    done = call("list", "methods", "--methods", *BROKEN_METHODS, "nowhere.py")
+    done = call("list", "methods", "--methods", *BROKEN_METHODS, "nowhere.py", "full")
     assert done.exit_code == 0
     assert done.output.count("unavailable") == len(BROKEN_METHODS) + 1
     for reason in (*(reason for _, reason in BROKEN_METHODS.values()), "no such method file", "the backbone itself"):
