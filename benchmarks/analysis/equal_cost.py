@@ -20,7 +20,6 @@ import pandas as pd
 from benchmarks.analysis import statistics
 from benchmarks.analysis.frames import (
     CURVE,
-    FULL,
     NATS,
     REFERENCES,
     STATIC,
@@ -315,8 +314,8 @@ class EqualCost:
         """Points of every label at every budget, means over the tasks that (nearly) all labels were run on.
 
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
-        Columns: those of :data:`HEADLINE`; ``kept`` in percent; ``rule_gain`` with its interval, ``rule_low`` and
-        ``rule_high``; ``over`` and ``under`` (the budget); further measured ratios, geometric means.
+        Columns: those of :data:`HEADLINE`; ``kept`` in percent; ``knobs`` that differ in layers, a median number;
+        ``rule_gain``, ``rule_low``, ``rule_high``; ``over`` and ``under`` (the budget); ratios, geometric means.
         """
         found = self.by_task.merge(self.training_costs, on=CURVE, how="left")
         of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
@@ -337,6 +336,8 @@ class EqualCost:
         names = ["low", "high", "low_tasks", "high_tasks", "rule_low", "rule_high"]
         means[names] = np.array(bounds, dtype=float).reshape(-1, 6)
         means = means.reset_index()
+        layers = self.results.knobs.groupby([*CURVE, "seed"])["layers"]
+        means["knobs"] = means["method"].map(layers.nunique().groupby("label").median())
         means["exits"] = means["method"].map(exit_networks(self.results.records))
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
         middle = middle.sort_values(["over", "points"], ascending=[True, False], kind="stable")
@@ -349,11 +350,11 @@ class EqualCost:
         """The cost of training every label on every task, as a multiple of the full model's with the same seed.
 
         Columns: ``task``, ``backbone``, ``label`` and ``training_cost``, a mean over the seeds of which it is known.
-        Cost is that of :class:`consistentee.training.loop.TrainingLog`, summed over the cells of a grid.
+        Cost is that of :class:`consistentee.training.loop.TrainingLog`, of one model: the mean over a grid's cells.
         """
-        lines = [(r.task, r.backbone, r.label, r.seed, _trained_rows(r)) for r in self.results.records]
-        rows = pd.DataFrame(lines, columns=[*CURVE, "seed", "rows"])
-        rows = rows.groupby([*CURVE, "seed"])["rows"].agg(lambda known: known.sum(skipna=False)).reset_index()
+        lines = [(r.task, r.backbone, r.label, r.seed, r.trained_rows) for r in self.results.records]
+        rows = pd.DataFrame(lines, columns=[*CURVE, "seed", "rows"]).astype({"rows": float})
+        rows = rows.groupby([*CURVE, "seed"])["rows"].agg(lambda known: known.mean(skipna=False)).reset_index()
         full = self.results.tasks["full_label"].rename("label").reset_index()
         of_full = rows.merge(full, on=CURVE).drop(columns="label")
         found = rows.merge(of_full, on=[*TASK, "seed"], suffixes=("", "_of_full"))
@@ -417,13 +418,6 @@ class EqualCost:
         best = list(zip(variants[:1], others[:1], strict=False))
         pairs = [(variant, other) for variant in variants for other in others if methods[other] in TESTED_AGAINST]
         return [*(pair for pair in pairs if pair not in best), *best]
-
-
-def _trained_rows(record: Any) -> float:
-    """Return the cost of training; of full models that did not record it, training rows times epochs."""
-    if record.trained_rows is None and role_of(record.method) == FULL:
-        return float(record.train_rows * len(record.validation_by_epoch.get("last-exit", []))) or np.nan
-    return np.nan if record.trained_rows is None else float(record.trained_rows)
 
 
 def exit_networks(records: Iterable[Any]) -> dict[str, str]:

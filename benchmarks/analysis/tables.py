@@ -50,6 +50,7 @@ PRINTED_SPEEDUPS = (1.5, 2.0)
 _BOUNDS = ("", "_low", "_high")
 _ANY_TASK = "Any task: the interval when tasks are resampled, too."
 _OWN_LAST_EXIT = "Own last exit: points against it."
+_TRAINING = "Training: passes of rows through the backbone, over the full model's; of one model, if a grid trains many."
 _RULE = "Rule: points against all rows at one layer of the same exits."
 _RATIOS = (
     "FLOPs, clock: full model / method, b = batch size; full depth that was not counted or timed counts as the full "
@@ -91,6 +92,7 @@ def headline_table(results: Results) -> Table | None:
                 f"rule_high {middle:g}x",
                 note=_RULE,
             ),
+            Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING),
             Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS),

@@ -153,14 +153,12 @@ def test_the_headline_is_the_mean_over_tasks(results):
 
 
 def test_the_headline_names_exits_and_the_cost_of_training():
-    trained = {"pabee": 2000.0, "deebert": 2500.0}
-    update = {"exit_network": "mlp", "validation_by_epoch": {"last-exit": [0.5, 0.75]}}  # two epochs of 1,000 rows
-    records = [
-        record.model_copy(update=update | {"trained_rows": trained.get(record.label)}) for record in made_up_suite()
-    ]
+    rows = {"full": 2000.0, "pabee": 2000.0, "deebert": 2500.0}
+    records = [r.model_copy(update={"exit_network": "mlp", "trained_rows": rows.get(r.label)}) for r in made_up_suite()]
     twice = [*records, *(r.model_copy(update={"parameters": {"alpha": 0.1}}) for r in records if r.label == "deebert")]
     found = headline(results_of(twice)).query("budget == 2").set_index("method")
-    assert found["training_cost"].dropna().to_dict() == {"pabee": 1.0, "deebert": 2.5}, "a grid's cells add up"
+    assert found["training_cost"].dropna().to_dict() == {"pabee": 1.0, "deebert": 1.25}, "of one model of a grid"
+    assert found.at["deebert", "knobs"] == 21, "both cells have the same"
     assert found.at["pabee", "exits"] == "mlp"
     assert found["exits"].isna()["static"]
     assert tuple(headline(results_of(records)).columns[: len(HEADLINE)]) == HEADLINE
