@@ -65,6 +65,7 @@ def headline_table(results: Results) -> Table | None:
     """Return points against the full model at every budget, means over tasks; None without a full model."""
     comparison = comparison_of(results)
     found, of_texts = comparison.headline, results.kind == "generation"
+    cost_known = found["training_cost"].notna().any()
     if found["points"].isna().all():
         return None
     frame = marked(found).assign(clock_mark=results.clock_mark)
@@ -92,7 +93,7 @@ def headline_table(results: Results) -> Table | None:
                 f"rule_high {middle:g}x",
                 note=_RULE,
             ),
-            Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING),
+            *([Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING)] if cost_known else []),
             Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS),
