@@ -221,8 +221,9 @@ class EqualCost:
     def samples(self, task: Task, label: str, speedup: float, seeds: Collection[int] | None = None) -> Floats | None:
         """Return bootstrap samples of the points of a label on a task, over rows and seeds: [RESAMPLES].
 
-        The same rows and seeds are drawn for all labels of a task, so that differences are paired. None where the
-        answers of some knob, or of the full model with the same seed, were not kept, and for a score of ranks.
+        The same rows and seeds are drawn for all labels of a task, so that differences are paired. A seed without a
+        full model is compared with the mean of those of other seeds, as in :attr:`per_seed`. None where the answers of
+        some knob, or of all full models, were not kept, and for a score of ranks.
         """
         wanted = [seed for seed in self._seeds.get((*task, label), []) if seeds is None or seed in seeds]
         if task not in self._samples:
@@ -246,14 +247,15 @@ class EqualCost:
         if not known:
             return {}
         metric, labels = self._metric(lines[0]["mixture"].first), next(iter(known.values()))[0]
+        known = {seed: rows for seed, rows in known.items() if np.array_equal(labels, rows[0])}
         if not statistics.can_resample(metric, labels):
             return {}
         # By their bytes: many knobs give the same answers, which are resampled once.
         answers = {rows[1].tobytes(): rows[1] for rows in known.values()}
         mixtures: dict[tuple[Any, ...], tuple[bytes, bytes, float]] = {}
         for line in lines:
-            rows = self._answers(line) if line["seed"] in known else None
-            if rows is None or not all(np.array_equal(labels, own) for own in (rows[0], known[line["seed"]][0])):
+            rows = self._answers(line)
+            if rows is None or not np.array_equal(labels, rows[0]):
                 continue
             first, second = (one.tobytes() for one in rows[1])
             answers |= {first: rows[1][0], second: rows[1][1]}
@@ -264,10 +266,11 @@ class EqualCost:
         terms = np.stack([statistics.terms_of(metric, labels, one) for one in answers.values()])
         means = dict(zip(answers, statistics.resampled_means(terms, resamples=RESAMPLES), strict=True))
         of_full = {seed: statistics.score_of_means(metric, means[rows[1].tobytes()]) for seed, rows in known.items()}
+        of_any_seed = np.mean(list(of_full.values()), axis=0)
         found: dict[tuple[Any, ...], Floats] = {}
         for curve, (first, second, weight) in mixtures.items():
             mixed = weight * means[first] + (1 - weight) * means[second]
-            found[curve] = statistics.score_of_means(metric, mixed) - of_full[curve[-1]]
+            found[curve] = statistics.score_of_means(metric, mixed) - of_full.get(curve[-1], of_any_seed)
         return found
 
     def with_intervals(self, found: pd.DataFrame) -> pd.DataFrame:

@@ -113,7 +113,7 @@ def headline_table(results: Results) -> Table | None:
             *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
             *([f"Some task lacks {', '.join(missing)}."] if missing else []),
             *(
-                ["Seeds: of the task that has fewest; points are against the full model of the same seed."]
+                ["Seeds: of the task that has fewest; points are against the full model of the same seed, else of all."]
                 if seeds
                 else []
             ),
