@@ -339,7 +339,9 @@ class EqualCost:
         names = ["low", "high", "low_tasks", "high_tasks", "rule_low", "rule_high"]
         means[names] = np.array(bounds, dtype=float).reshape(-1, 6)
         means = means.reset_index()
-        layers = self.results.knobs.groupby([*CURVE, "seed"])["layers"]
+        knobs = self.results.knobs
+        knobs = knobs[pd.MultiIndex.from_frame(knobs[TASK]).isin(self.compared)]
+        layers = knobs.groupby([*CURVE, "seed"])["layers"]
         means["knobs"] = means["method"].map(layers.nunique().groupby("label").median())
         means["exits"] = means["method"].map(exit_networks(self.results.records))
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
