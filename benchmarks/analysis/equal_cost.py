@@ -266,7 +266,7 @@ class EqualCost:
         terms = np.stack([statistics.terms_of(metric, labels, one) for one in answers.values()])
         means = dict(zip(answers, statistics.resampled_means(terms, resamples=RESAMPLES), strict=True))
         of_full = {seed: statistics.score_of_means(metric, means[rows[1].tobytes()]) for seed, rows in known.items()}
-        of_any_seed = np.mean(list(of_full.values()), axis=0)
+        of_any_seed: Floats = np.mean(list(of_full.values()), axis=0)
         found: dict[tuple[Any, ...], Floats] = {}
         for curve, (first, second, weight) in mixtures.items():
             mixed = weight * means[first] + (1 - weight) * means[second]
