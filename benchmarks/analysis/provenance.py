@@ -91,7 +91,7 @@ def caveats(results: Results) -> list[tuple[str, str]]:
         found.append(("live differs", f"{differ} live exits or answers differ from the replay."))
     if without := [task for (task, _), full in results.tasks["full_label"].items() if full is None]:
         found.append(("no full model", f"{', '.join(without)}: nothing to compare with."))
-    seeds = results.knobs.groupby("task")["seed"].nunique()
+    seeds = results.knobs.groupby(["task", "label"])["seed"].nunique().groupby("task").min()
     if few := [str(task) for task, number in seeds.items() if number < FEW_SEEDS]:
         words = f"fewer than {FEW_SEEDS} on {', '.join(few)}: intervals hold little of the noise of training."
         found.append(("few seeds", words))

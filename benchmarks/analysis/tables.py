@@ -65,7 +65,6 @@ def headline_table(results: Results) -> Table | None:
     """Return points against the full model at every budget, means over tasks; None without a full model."""
     comparison = comparison_of(results)
     found, of_texts = comparison.headline, results.kind == "generation"
-    cost_known = found["training_cost"].notna().any()
     if found["points"].isna().all():
         return None
     frame = marked(found).assign(clock_mark=results.clock_mark)
@@ -93,7 +92,7 @@ def headline_table(results: Results) -> Table | None:
                 f"rule_high {middle:g}x",
                 note=_RULE,
             ),
-            *([Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING)] if cost_known else []),
+            Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING),
             Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS),
@@ -113,7 +112,7 @@ def headline_table(results: Results) -> Table | None:
             *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
             *([f"Some task lacks {', '.join(missing)}."] if missing else []),
             *(
-                ["Seeds: of the task that has fewest; points are against the full model of the same seed, else of all."]
+                ["Seeds: of the task with fewest; points are against the full model of the seed, else the mean of all."]
                 if seeds
                 else []
             ),
