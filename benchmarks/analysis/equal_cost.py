@@ -394,26 +394,34 @@ class EqualCost:
     def _points(self) -> dict[Any, float]:
         return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
 
-    def contrasts(self) -> pd.DataFrame:
-        """Test the variants of ConsistentEE at the middle budget, means over tasks, corrected by Holm's procedure.
+    def contrasts(self, against: str | None = None) -> pd.DataFrame:
+        """Test differences, means over the compared tasks that both ran on; Holm's procedure corrects each budget.
 
-        Every variant is tested against the methods of :data:`TESTED_AGAINST`, and the best variant against the best
-        other method: best by these very test scores, which flatters both. A line for each pair has ``method``,
-        ``against``, ``points``, ``low``, ``high``, ``p``, ``p_holm``, ``wins`` and ``losses`` (tasks where the first
-        has more points, fewer).
+        All labels are tested against ``against`` at every budget. Without it, at the middle budget, the variants of
+        ConsistentEE are tested against the methods of :data:`TESTED_AGAINST`, and the best variant against the best
+        other method: best by these very test scores, which flatters both. A line for each pair and budget has
+        ``method``, ``against``, ``budget``, ``points``, ``low``, ``high``, ``p``, ``p_holm``, ``wins`` and ``losses``
+        (tasks where the first has more points, fewer).
         """
+        others = [label for label in self.results.labels_to_compare if label != against]
+        pairs = self._pairs() if against is None else [(label, against) for label in others]
         lines = []
-        for first, second in self._pairs():
-            found = [self.difference(task, first, second, self.middle) for task in self.compared]
-            points = np.array([difference for difference, _ in found])
-            known = [samples for _, samples in found if samples is not None]
-            samples = np.mean(known, axis=0) if len(known) == len(found) else None
-            low, high = (np.nan, np.nan) if samples is None else interval(100 * samples)
-            p = np.nan if samples is None else statistics.p_value(samples)
-            wins, losses = int((points > 0).sum()), int((points < 0).sum())
-            lines.append([first, second, 100 * points.mean(), low, high, p, wins, losses])
-        tests = pd.DataFrame(lines, columns=["method", "against", "points", "low", "high", "p", "wins", "losses"])
-        return tests.assign(p_holm=statistics.holm(tests["p"]))
+        for first, second in pairs:
+            tasks = [task for task in self.compared if {(*task, first), (*task, second)} <= self._seeds.keys()]
+            if not tasks:
+                continue
+            for budget in self.speedups if against else [self.middle]:
+                found = [self.difference(task, first, second, budget) for task in tasks]
+                points = np.array([difference for difference, _ in found])
+                known = [samples for _, samples in found if samples is not None]
+                samples = np.mean(known, axis=0) if len(known) == len(tasks) else None
+                low, high = (np.nan, np.nan) if samples is None else interval(100 * samples)
+                p = np.nan if samples is None else statistics.p_value(samples)
+                wins, losses = (points > 0).sum(), (points < 0).sum()
+                lines.append([first, second, budget, 100 * points.mean(), low, high, p, wins, losses])
+        columns = ["method", "against", "budget", "points", "low", "high", "p", "wins", "losses"]
+        tests = pd.DataFrame(lines, columns=columns)
+        return tests.assign(p_holm=tests.groupby("budget")["p"].transform(statistics.holm))
 
     def _pairs(self) -> list[tuple[str, str]]:
         methods = self.results.methods

@@ -40,7 +40,6 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 GREY = "0.45"
 MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
 LEADING, MOST_OF_OURS = 5, 3
-_HALF = 0.5
 _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _WIDEST = {"classification": 4.0, "generation": 2.0}
 """The largest speed-up that a printed figure of curves shows."""
@@ -114,7 +113,7 @@ def half_points(results: Results) -> pd.DataFrame:
     """Return, for every task and label, the knobs chosen for the budget nearest to half of the layers."""
     found = chosen_knobs(results)
     distance = found["targets"].map(
-        lambda targets: min((abs(t.layers_at_most - _HALF) for t in targets if isinstance(t, Budget)), default=np.nan)
+        lambda targets: min((abs(t.layers_at_most - 0.5) for t in targets if isinstance(t, Budget)), default=np.nan)
     )
     order = found.assign(distance=distance).dropna(subset=["distance"]).sort_values("distance", kind="stable")
     return order.drop_duplicates([*TASK, "label"]).sort_index()

@@ -169,11 +169,6 @@ class Results:
         """The batch sizes that were timed, rows in step."""
         return sorted(map(int, self.times.loc[~self.times["regroups"].astype(bool), "batch_size"].unique()))
 
-    @property
-    def clock_mark(self) -> str:
-        """The mark of times in tables: * if some were taken in fewer than three rounds."""
-        return "*" if any(timing.rounds < 3 for timing in self.timings) else ""
-
     def file_name_of(self, task: tuple[str, str]) -> str:
         """Return a task's name for files and labels, with the backbone where there are several."""
         several = self.tasks.index.unique("backbone").size > 1

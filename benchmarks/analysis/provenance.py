@@ -74,9 +74,7 @@ def provenance_table(results: Results) -> Table:
 
 NOISY_SPREAD = 0.2
 """(slowest - fastest round) / median, above which times are called noisy."""
-FEW_SEEDS = 3
-_AFTER_TRAINING = 0.5
-"""By so much the load average is above the number of cores when training, on all of them, has just ended."""
+FEW_SEEDS, FEW_ROUNDS = 3, 3
 
 
 def caveats(results: Results) -> list[tuple[str, str]]:
@@ -110,6 +108,8 @@ def clock_caveats(results: Results) -> list[tuple[str, str]]:
     found = []
     if missing := [task for task, backbone in results.tasks.index if (task, backbone) not in timed]:
         found.append(("not timed", f"{', '.join(missing)}."))
+    if any(timing.rounds < FEW_ROUNDS for timing in results.timings):
+        found.append(("few rounds", "some times are of fewer than three rounds, which show no spread."))
     rounds = times.groupby(["timing", "key", "knob", "batch_size", "in_flight"], dropna=False)["seconds"]
     spread = (rounds.max() - rounds.min()) / rounds.median()
     if noisy := int((spread > NOISY_SPREAD).sum()):
@@ -118,7 +118,8 @@ def clock_caveats(results: Results) -> list[tuple[str, str]]:
     for timing in results.timings:
         load, cores = timing.environment_before.get("load_average"), timing.environment_before.get("cores_usable")
         cores = cores or results.records[0].environment.get("cores_usable")
-        if isinstance(load, list) and load and isinstance(cores, int) and load[0] > cores + _AFTER_TRAINING:
+        # Half above the number of cores is left by a training on all of them that has just ended.
+        if isinstance(load, list) and load and isinstance(cores, int) and load[0] > cores + 0.5:
             where = f"{timing.task}, seed {timing.seed}"
             found.append(("busy machine", f"{where}: a load average of {load[0]:g} on {cores} cores before timing."))
     return found

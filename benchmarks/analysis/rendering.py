@@ -26,7 +26,6 @@ MOST_LINES = 100
 """Lines of ``table.md``, a page that people read."""
 OVER_NOTE = "†: even the cheapest knob costs more than the budget."
 MARKS_NOTE = f"{OVER_NOTE} ‡: even the best knob costs less; it is shown."
-FEW_ROUNDS_NOTE = " *: times of fewer than three rounds, which show no spread."
 INTERVALS_NOTE = "In brackets: 95% paired bootstrap intervals over rows within tasks and over seeds."
 
 METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}

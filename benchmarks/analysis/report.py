@@ -33,13 +33,7 @@ from benchmarks.analysis.figures import (
 from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, Results, is_core, role_of
 from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
 from benchmarks.analysis.rendering import Column, Table
-from benchmarks.analysis.tables import (
-    first_tables,
-    knob_text,
-    operating_points,
-    operating_table,
-    task_names,
-)
+from benchmarks.analysis.tables import first_tables, knob_text, operating_points, operating_table, task_names
 from benchmarks.store.hashes import write_text
 from consistentee.backbones.wheels import cache_dir
 

@@ -26,7 +26,6 @@ from benchmarks.analysis.frames import (
 from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
-    FEW_ROUNDS_NOTE,
     INTERVALS_NOTE,
     METRIC_NAMES,
     MOST_LINES,
@@ -51,12 +50,11 @@ _BOUNDS = ("", "_low", "_high")
 _ANY_TASK = "Any task: the interval when tasks are resampled, too."
 _OWN_LAST_EXIT = "Own last exit: points against it."
 _TRAINING = "Training: passes of rows through the backbone, over the full model's; of one model, if a grid trains many."
-_RULE = "Rule: points against all rows at one layer of the same exits."
 _RATIOS = (
     "FLOPs, clock: full model / method, b = batch size; full depth that was not counted or timed counts as the full "
     "model."
 )
-_SEEDS = "Seeds: of the task that has fewest. Where they differ, compare points, not scores."
+_SEEDS = "Seeds: of the task with fewest; points are against the full model of the seed, else the mean of all."
 _OF_DRAFTS = "A method that drafts is shown at the draft that takes the fewest layers, even if those are more than L."
 _AGAINST_STATIC = "vs. static: tasks on which it is significantly better / worse than a static exit."
 
@@ -67,17 +65,18 @@ def headline_table(results: Results) -> Table | None:
     found, of_texts = comparison.headline, results.kind == "generation"
     if found["points"].isna().all():
         return None
-    frame = marked(found).assign(clock_mark=results.clock_mark)
+    frame = marked(found)
     middle, tasks = comparison.middle, len(comparison.compared)
     one = " · ".join(comparison.compared[0])
     missing = sorted(set(results.labels_to_compare) - set(found["method"]))
-    seeds = [Column("seeds", f"seeds {middle:g}x", ".0f")] if frame[f"seeds {middle:g}x"].nunique() > 1 else []
+    differ = frame[f"seeds {middle:g}x"].nunique() > 1
     return Table(
         title=f"Points against the full model at equal cost, {f'mean of {tasks} tasks' if tasks > 1 else one}",
         name="headline",
         frame=frame,
         columns=[
-            *(Column("method"), Column("exits", f"exits {middle:g}x"), *seeds),
+            *(Column("method"), Column("exits", f"exits {middle:g}x")),
+            *([Column("seeds", f"seeds {middle:g}x", ".0f", note=_SEEDS)] if differ else []),
             *(
                 Column(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x", best=True)
                 for s in comparison.speedups
@@ -90,20 +89,14 @@ def headline_table(results: Results) -> Table | None:
                 "+.1f",
                 f"rule_low {middle:g}x",
                 f"rule_high {middle:g}x",
-                note=_RULE,
+                note="Rule: points against all rows at one layer of the same exits.",
             ),
             Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING),
             Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS),
             *(
-                Column(
-                    f"clock {middle:g}x b{size}",
-                    f"speedup_b{size} {middle:g}x",
-                    ".2f",
-                    mark="clock_mark",
-                    note=_RATIOS + (FEW_ROUNDS_NOTE if results.clock_mark else ""),
-                )
+                Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f", note=_RATIOS)
                 for size in results.batch_sizes
             ),
             Column(f"vs. static {middle:g}x", f"static {middle:g}x", note=_AGAINST_STATIC),
@@ -111,11 +104,6 @@ def headline_table(results: Results) -> Table | None:
         notes=[
             *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
             *([f"Some task lacks {', '.join(missing)}."] if missing else []),
-            *(
-                ["Seeds: of the task with fewest; points are against the full model of the seed, else the mean of all."]
-                if seeds
-                else []
-            ),
             "At s times the speed, the two knobs of the validation hull around L / s layers (full depth is its last "
             "vertex) are mixed so that test rows run exactly that"
             + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
@@ -208,30 +196,44 @@ def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
     return found["task"] + " · " + found["backbone"] if several else found["task"]
 
 
-def contrast_table(results: Results) -> Table | None:
-    """Return the tests of ConsistentEE's variants against others at the middle budget; None where there is no pair."""
+def contrast_table(results: Results, against: str | None = None) -> Table | None:
+    """Return the tests of :meth:`EqualCost.contrasts`; None where there is no pair."""
     comparison = comparison_of(results)
-    found = comparison.contrasts()
+    found = comparison.contrasts(against)
     if found["points"].isna().all():
         return None
-    found["tasks"] = [f"{wins} / {losses}" for wins, losses in zip(found["wins"], found["losses"], strict=True)]
+    middle, pair = f"{comparison.middle:g}x", ["method", "against"]
+    budgets = found.pivot(index=pair, columns="budget", values=["points", "low", "high"])
+    budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
+    frame = found[found["budget"] == comparison.middle].join(budgets, on=pair)
+    frame["tasks"] = frame["wins"].astype(str) + " / " + frame["losses"].astype(str)
+    shown = [(f"at {s:g}x", f"{s:g}x") for s in comparison.speedups] if against else [("points", middle)]
+    best = "The last line is the best variant with the best other method by these very scores, which flatters both."
     return Table(
-        title=f"Tests at {comparison.middle:g}x",
+        title=f"Tests at {middle}" if against is None else f"Points against {against} at equal cost",
         name="tests",
-        frame=found,
+        frame=frame.sort_values("points", ascending=False) if against else frame,
         columns=[
-            *(Column("method"), Column("against")),
-            Column("points", "points", "+.1f", "low", "high"),
-            Column("p", form=".3f"),
-            Column("p (Holm)", "p_holm", ".3f"),
-            Column("wins / losses", "tasks"),
+            *(Column("method"), *([] if against else [Column("against")])),
+            *(Column(name, f"points {s}", "+.1f", f"low {s}", f"high {s}") for name, s in shown),
+            *(Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses", "tasks")),
         ],
         notes=[
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
-            f"and seeds of these tasks, two-sided; corrected by Holm's procedure for {len(found)} tests. The last "
-            "line is the best variant with the best other method by these very scores, which flatters both."
+            f"and seeds of these tasks, two-sided; corrected by Holm's procedure for {len(frame)} tests. "
+            + (f"Tests, wins and losses are at {middle}, on tasks that both ran on." if against else best)
         ],
     )
+
+
+def table_against(results: Results, against: str) -> Table:
+    """Return the differences of all labels from one. Raises UserError for an unknown one, or if nothing is known."""
+    if against not in results.labels_to_compare:
+        raise unknown_name("method to compare with", against, results.labels_to_compare)
+    table = contrast_table(results, against)
+    if table is None:
+        raise UserError(f"nothing to compare with {against}: no other method and full model ran on its tasks")
+    return table
 
 
 @lru_cache(maxsize=4)
@@ -341,7 +343,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
-    own["shown_task"], own["clock_mark"] = task_names(results, own), results.clock_mark
+    own["shown_task"] = task_names(results, own)
     metric = own["metric"].iloc[0] if task else "score"
     return Table(
         title=" · ".join(task) if task else f"{len(own)} operating points",
@@ -358,15 +360,14 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
             Column("FLOPs ratio", "flops_ratio", ".2f"),
             *(Column(f"tokens/s b{size}", f"tokens_per_second_b{size}", ".1f") for size in sizes),
             *(Column(f"ms/row b{size}", f"ms_b{size}", ".2f") for size in sizes),
-            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f", mark="clock_mark") for size in sizes),
+            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in sizes),
             Column("chosen for", "short"),
             *([] if task else [Column("knob", "shown_knob")]),
         ],
         notes=[
             "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
             "(≤50%), or the fewest layers within a point of the full model (-1 pt) or with so many answers of the full "
-            "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size."
-            f"{FEW_ROUNDS_NOTE if results.clock_mark else ''}",
+            "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size.",
             *([_OF_DRAFTS] if of_texts and own["acceptance"].notna().any() else []),
             *(_notes_of_task(results, task) if task else []),
         ],

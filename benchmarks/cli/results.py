@@ -133,6 +133,7 @@ def submit(
 @command(
     "See results",
     'consistentee table runs/quick --format latex --table headline --columns "at 2x" "score % 2x" > headline.tex',
+    "consistentee table results/cpu-6-layers --against fastbert --format md",
     "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --out tables",
 )
 def table(
@@ -145,6 +146,9 @@ def table(
     ] = None,
     table_name: Annotated[str | None, typer.Option("--table", metavar="NAME", help=f"Only one: {_TABLES}.")] = None,
     columns: Annotated[list[str] | None, several("--columns", "Only the first and these of --table.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Only the differences of all methods from this one, tested.")
+    ] = None,
     methods: MethodsOption = None,
     tasks: TasksOption = None,
     out: Annotated[Path | None, out_folder("Write a file for each table, in md, latex or csv, here.", False)] = None,
@@ -154,12 +158,17 @@ def table(
     md: one page; all, latex: every table; csv: a line for each operating point; long: one for each cell and knob.
     """
     from benchmarks.analysis.rendering import formatted, to_terminal, write_tables
-    from benchmarks.analysis.tables import all_tables, load_folders, render, table_named, terminal_tables
+    from benchmarks.analysis.tables import all_tables, load_folders, render, table_against, table_named, terminal_tables
 
-    if columns is not None and table_name is None:
+    if table_name is None and columns is not None:
         raise UserError("--columns are those of one table; name it with --table")
-    found = load_folders(results, _labels(methods), tasks)
+    if table_name is not None and against is not None:
+        raise UserError("--against shows a table of its own; leave --table out")
+    labels = _labels(methods)
+    found = load_folders(results, labels and [*labels, *([against] if against else [])], tasks)
     chosen = None if table_name is None else [table_named(found, table_name, columns)]
+    if against is not None:
+        chosen = [table_against(found, against)]
     if out is not None:
         for path in write_tables(chosen or all_tables(found), out, table_format or ""):
             print(path)

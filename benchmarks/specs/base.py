@@ -108,7 +108,7 @@ class Regrouped(Strict):
 class TimingSpec(Strict):
     """How knobs are timed, in rounds interleaved with the stock model; without rounds there are no times."""
 
-    rounds: int = Field(default=3, ge=0, description="fewer than 3 show no spread, and tables mark their times")
+    rounds: int = Field(default=3, ge=0, description="fewer than 3 show no spread, of which tables warn")
     batch_sizes: BatchSizes = (1, 32)
     rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
     points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")

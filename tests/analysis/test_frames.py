@@ -24,18 +24,6 @@ from benchmarks.store.generation_records import Speculation
 from benchmarks.store.hashes import unsealed
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("suite")
-    write_results(folder, tasks=("mcid", "rte"), seeds=(0, 1))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def results(folder):
-    return load_results(folder)
-
-
 def test_knobs_have_a_line_for_every_knob_of_every_cell(results):
     assert len(results.knobs) == sum(len(record.curve_test) for record in results.records)
     record = next(r for r in results.records if (r.task, r.label, r.seed) == ("rte", "deebert", 1))
@@ -80,9 +68,9 @@ def test_some_labels_and_tasks(results):
 # ---------------------------------------------------------------------------------------------- several folders
 
 
-def test_the_first_folder_counts_and_recipes_are_never_mixed(folder, tmp_path):
+def test_the_first_folder_counts_and_recipes_are_never_mixed(suite_folder, tmp_path):
     write_results(tmp_path / "other", tasks=("mcid", "sst2"))
-    first, second = load_results(folder), load_results(tmp_path / "other")
+    first, second = load_results(suite_folder), load_results(tmp_path / "other")
     merged = merge([first, second])
     assert len(merged.cells) == len(first.cells) + sum(record.task == "sst2" for record in second.records)
     assert merged.faults == []
@@ -142,7 +130,7 @@ def test_who_is_below_a_budget_mixes_with_full_depth():
 
 def test_the_headline_is_the_mean_over_tasks(results):
     comparison = comparison_of(results)
-    by_task = comparison.by_task.set_index(["label", "speedup", "task"])["points"]
+    by_task = comparison.by_task.set_index(["label", "speedup", "task"])["points"].sort_index()
     for line in headline(results).itertuples():
         assert line.points == pytest.approx(100 * by_task.loc[line.method, line.budget].mean())
         assert (line.tasks, line.seeds) == (2, 2)
@@ -198,6 +186,11 @@ def test_paired_intervals_of_known_answers(tmp_path):
     tests = comparison.contrasts().set_index("against")
     assert tests.loc[["deebert", "pabee"], "wins"].tolist() == [1, 1]
     assert (tests["p_holm"].fillna(1) >= tests["p"].fillna(1)).all()
+    other = next(label for label in at_point if label != "deebert")
+    line = comparison.contrasts("deebert").set_index(["method", "budget"]).loc[other, 2.0]
+    points, samples = comparison.difference(task, other, "deebert", 2.0)
+    assert (line.points, line.low) == pytest.approx((100 * points, 100 * np.percentile(samples, 2.5)))
+    assert (line.wins, line.losses) == (int(points > 0), int(points < 0))
 
 
 # ---------------------------------------------------------------------------------------------- generation

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from documents import ROOT
-from records_by_hand import cell, curve_point, made_up_suite, results_of, timing, write_results
+from records_by_hand import cell, curve_point, made_up_suite, results_of, timing
 from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
@@ -60,13 +60,6 @@ TABLE = Table(
     ],
     notes=["50% of it."],
 )
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("suite")
-    write_results(folder, tasks=("mcid", "rte"))
-    return load_results(folder)
 
 
 @pytest.fixture(scope="module")

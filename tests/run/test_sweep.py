@@ -106,9 +106,7 @@ def test_a_suite_may_have_no_times_or_those_of_one_round(bench):
         bench.run(changes=changes, train=False)
     changes["timing"] = {"rounds": 1, "rows": 4, "batch_sizes": [1], "warmup_batches": 0}
     bench.run(changes=changes, train=False)
-    page = render(load_results(bench.out), "md")
-    assert "fewer than three rounds" in page
-    assert re.search(r"\d\.\d\d\\\*", page), "the times are marked"
+    assert "fewer than three rounds" in render(load_results(bench.out), "md")
 
 
 def test_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
