@@ -30,6 +30,8 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 if TYPE_CHECKING:
     from small_suite import Bench
 
+    from benchmarks.analysis.frames import Results
+
 __all__ = [
     "CONFIGS",
     "DECODER_FAMILIES",
@@ -127,6 +129,23 @@ def finished_suite(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Call
     bench = Bench(tmp_path_factory.mktemp("finished"), tiny_backbone("bert"))
     bench.outcome = bench.run()
     return bench
+
+
+@pytest.fixture(scope="session")
+def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up suite of two tasks and two seeds; nothing may change it."""
+    from records_by_hand import write_results
+
+    write_results(folder := tmp_path_factory.mktemp("suite"), tasks=("mcid", "rte"), seeds=(0, 1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def results(suite_folder: Path) -> "Results":
+    """The results of the made-up suite."""
+    from benchmarks.analysis.frames import load_results
+
+    return load_results(suite_folder)
 
 
 @pytest.fixture
