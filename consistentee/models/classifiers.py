@@ -312,9 +312,14 @@ class ClassMeansClassifier(InternalClassifier):
         self.mean_distances = nn.Parameter(torch.ones(place.num_labels))
 
     def distances(self, pooled: Tensor) -> Tensor:
-        """Return the distances of pooled vectors [rows, width] from the means: [rows, classes]."""
-        squares = pooled.square().sum(dim=-1, keepdim=True) + self.means.square().sum(dim=-1)
-        return (squares - 2 * functional.linear(pooled, self.means)).clamp_min(0).sqrt()
+        """Return the distances of pooled vectors [rows, width] from the means: [rows, classes].
+
+        They are counted from the middle of the means: squares of vectors far from 0 would cancel to rounding errors.
+        """
+        middle = self.means.mean(dim=0)
+        vectors, means = pooled - middle, self.means - middle
+        squares = vectors.square().sum(dim=-1, keepdim=True) + means.square().sum(dim=-1)
+        return (squares - 2 * functional.linear(vectors, means)).clamp_min(0).sqrt()
 
     def forward(self, layer: ReadableLayer) -> Tensor:
         return -self.distances(layer.pooled) / self.mean_distances

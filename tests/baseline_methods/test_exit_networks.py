@@ -29,14 +29,15 @@ def on_a_line(model: MultiExitModel, *places: float) -> torch.Tensor:
     return vectors
 
 
-def test_distances_are_divided_by_their_mean_over_all_rows(tiny_model):
-    """Means at 1 and 6; the rows are 1, 1, 4 and 6 from the first on average 3, from the second 2.75."""
+@pytest.mark.parametrize("far", [0, 4096])
+def test_distances_are_divided_by_their_mean_over_all_rows(tiny_model, far):
+    """Means at 1 and 6; the rows are 1, 1, 4 and 6 from the first on average 3, from the second 3; also far from 0."""
     model = tiny_model(num_labels=2)
     classifier = first_exit(model)
-    put_means(classifier, on_a_line(model, 0, 2, 5, 7), torch.tensor([0, 0, 1, 1]))
-    assert classifier.means[:, 0].tolist() == [1, 6]
+    put_means(classifier, far + on_a_line(model, 0, 2, 5, 7), torch.tensor([0, 0, 1, 1]))
+    assert classifier.means[:, 0].tolist() == [far + 1, far + 6]
     assert classifier.mean_distances.tolist() == [(1 + 1 + 4 + 6) / 4, (6 + 4 + 1 + 1) / 4]
-    said = classifier(RecordedLayer(on_a_line(model, 4).unsqueeze(1)))
+    said = classifier(RecordedLayer(far + on_a_line(model, 4).unsqueeze(1)))
     torch.testing.assert_close(said, torch.tensor([[-3 / 3, -2 / 3]]))
 
 
