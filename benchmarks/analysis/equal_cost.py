@@ -395,13 +395,13 @@ class EqualCost:
         return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
 
     def contrasts(self, against: str | None = None) -> pd.DataFrame:
-        """Test differences, means over the compared tasks that both ran on; Holm's procedure corrects each budget.
+        """Test differences, means over the compared ``tasks`` that both ran on.
 
         All labels are tested against ``against`` at every budget. Without it, at the middle budget, the variants of
         ConsistentEE are tested against the methods of :data:`TESTED_AGAINST`, and the best variant against the best
         other method: best by these very test scores, which flatters both. A line for each pair and budget has
-        ``method``, ``against``, ``budget``, ``points``, ``low``, ``high``, ``p``, ``p_holm``, ``wins`` and ``losses``
-        (tasks where the first has more points, fewer).
+        ``method``, ``against``, ``budget``, ``tasks``, ``points``, ``low``, ``high``, ``p``, ``wins`` and ``losses``
+        (tasks where the first has more points, fewer), and ``p_holm``, corrected for those on as many tasks.
         """
         others = [label for label in self.results.labels_to_compare if label != against]
         pairs = self._pairs() if against is None else [(label, against) for label in others]
@@ -418,10 +418,10 @@ class EqualCost:
                 low, high = (np.nan, np.nan) if samples is None else interval(100 * samples)
                 p = np.nan if samples is None else statistics.p_value(samples)
                 wins, losses = (points > 0).sum(), (points < 0).sum()
-                lines.append([first, second, budget, 100 * points.mean(), low, high, p, wins, losses])
-        columns = ["method", "against", "budget", "points", "low", "high", "p", "wins", "losses"]
+                lines.append([first, second, budget, len(tasks), 100 * points.mean(), low, high, p, wins, losses])
+        columns = ["method", "against", "budget", "tasks", "points", "low", "high", "p", "wins", "losses"]
         tests = pd.DataFrame(lines, columns=columns)
-        return tests.assign(p_holm=tests.groupby("budget")["p"].transform(statistics.holm))
+        return tests.assign(p_holm=tests.groupby(["budget", "tasks"])["p"].transform(statistics.holm))
 
     def _pairs(self) -> list[tuple[str, str]]:
         methods = self.results.methods

@@ -206,23 +206,24 @@ def contrast_table(results: Results, against: str | None = None) -> Table | None
     budgets = found.pivot(index=pair, columns="budget", values=["points", "low", "high"])
     budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
     frame = found[found["budget"] == comparison.middle].join(budgets, on=pair)
-    frame["tasks"] = frame["wins"].astype(str) + " / " + frame["losses"].astype(str)
+    frame["signs"] = frame["wins"].astype(str) + " / " + frame["losses"].astype(str)
     shown = [(f"at {s:g}x", f"{s:g}x") for s in comparison.speedups] if against else [("points", middle)]
     best = "The last line is the best variant with the best other method by these very scores, which flatters both."
     return Table(
         title=f"Tests at {middle}" if against is None else f"Points against {against} at equal cost",
         name="tests",
-        frame=frame.sort_values("points", ascending=False) if against else frame,
+        frame=frame.sort_values(["tasks", "points"], ascending=False) if against else frame,
         columns=[
-            *(Column("method"), *([] if against else [Column("against")])),
+            *(Column("method"), Column("tasks", form="d") if against else Column("against")),
             *(Column(name, f"points {s}", "+.1f", f"low {s}", f"high {s}") for name, s in shown),
-            *(Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses", "tasks")),
+            *(Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses", "signs")),
         ],
         notes=[
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
-            f"and seeds of these tasks, two-sided; corrected by Holm's procedure for {len(frame)} tests. "
-            + (f"Tests, wins and losses are at {middle}, on tasks that both ran on." if against else best)
+            "and seeds of these tasks, two-sided; corrected by Holm's procedure for "
+            + (f"the tests of a block. p, wins and losses: at {middle}." if against else f"{len(frame)} tests. {best}")
         ],
+        blocks="tasks" if against else "",
     )
 
 
