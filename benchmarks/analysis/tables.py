@@ -221,7 +221,7 @@ def contrast_table(results: Results, against: str | None = None) -> Table | None
         notes=[
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
             "and seeds of these tasks, two-sided; corrected by Holm's procedure for "
-            + (f"the tests of a block. p, wins and losses: at {middle}." if against else f"{len(frame)} tests. {best}")
+            + (f"methods on as many tasks. p and wins: at {middle}." if against else f"{len(frame)} tests. {best}")
         ],
         blocks="tasks" if against else "",
     )
