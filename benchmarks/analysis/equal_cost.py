@@ -394,36 +394,34 @@ class EqualCost:
     def _points(self) -> dict[Any, float]:
         return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
 
-    def contrasts(self, against: str | None = None) -> pd.DataFrame:
-        """Test differences, means over the compared ``tasks`` that both ran on.
+    def contrasts(self, pairs: Iterable[tuple[str, str]], budgets: Sequence[float]) -> pd.DataFrame:
+        """Test differences of pairs of labels at some budgets, means over the compared ``tasks`` that both ran on.
 
-        All labels are tested against ``against`` at every budget. Without it, at the middle budget, the variants of
-        ConsistentEE are tested against the methods of :data:`TESTED_AGAINST`, and the best variant against the best
-        other method: best by these very test scores, which flatters both. A line for each pair and budget has
-        ``method``, ``against``, ``budget``, ``tasks``, ``points``, ``low``, ``high``, ``p``, ``wins`` and ``losses``
-        (tasks where the first has more points, fewer), and ``p_holm``, corrected for those on as many tasks.
+        A line for each pair and budget has ``method``, ``against``, ``budget``, ``tasks``, ``points``, ``low``,
+        ``high``, ``p``, ``p_holm`` (corrected for the pairs on as many tasks) and ``wins / losses``: on how many tasks
+        the first has more points / fewer, as text.
         """
-        others = [label for label in self.results.labels_to_compare if label != against]
-        pairs = self._pairs() if against is None else [(label, against) for label in others]
         lines = []
         for first, second in pairs:
             tasks = [task for task in self.compared if {(*task, first), (*task, second)} <= self._seeds.keys()]
-            if not tasks:
-                continue
-            for budget in self.speedups if against else [self.middle]:
+            for budget in budgets if tasks else ():
                 found = [self.difference(task, first, second, budget) for task in tasks]
                 points = np.array([difference for difference, _ in found])
                 known = [samples for _, samples in found if samples is not None]
                 samples = np.mean(known, axis=0) if len(known) == len(tasks) else None
                 low, high = (np.nan, np.nan) if samples is None else interval(100 * samples)
                 p = np.nan if samples is None else statistics.p_value(samples)
-                wins, losses = (points > 0).sum(), (points < 0).sum()
-                lines.append([first, second, budget, len(tasks), 100 * points.mean(), low, high, p, wins, losses])
-        columns = ["method", "against", "budget", "tasks", "points", "low", "high", "p", "wins", "losses"]
+                signs = f"{(points > 0).sum()} / {(points < 0).sum()}"
+                lines.append([first, second, budget, len(tasks), 100 * points.mean(), low, high, p, signs])
+        columns = ["method", "against", "budget", "tasks", "points", "low", "high", "p", "wins / losses"]
         tests = pd.DataFrame(lines, columns=columns)
         return tests.assign(p_holm=tests.groupby(["budget", "tasks"])["p"].transform(statistics.holm))
 
-    def _pairs(self) -> list[tuple[str, str]]:
+    def pairs_of_variants(self) -> list[tuple[str, str]]:
+        """Pair ConsistentEE's variants with the methods of :data:`TESTED_AGAINST`, and last the best with the best.
+
+        The best variant and the best other method are so by these very test scores, which flatters both.
+        """
         methods = self.results.methods
         ranked = list(dict.fromkeys(self.headline["method"]))  # best first
         variants = [label for label in ranked if is_core(methods[label])]

@@ -55,6 +55,7 @@ _RATIOS = (
     "model."
 )
 _SEEDS = "Seeds: of the task with fewest; points are against the full model of the seed, else the mean of all."
+_OF_SCORES = "Seeds: of the task with fewest. Where they differ, compare points, not scores."
 _OF_DRAFTS = "A method that drafts is shown at the draft that takes the fewest layers, even if those are more than L."
 _AGAINST_STATIC = "vs. static: tasks on which it is significantly better / worse than a static exit."
 
@@ -146,7 +147,7 @@ def score_table(results: Results) -> Table | None:
     frame = wide.reset_index().rename(columns={"label": "method"}).astype(dict.fromkeys(names, float))
     frame["at"] = frame["speedup"].map("{:g}x".format)
     frame["seeds"] = frame["method"].map(lines.groupby("label")["seeds"].min())
-    seeds = [Column("seeds", form=".0f", note=_SEEDS)] if frame["seeds"].nunique() > 1 else []
+    seeds = [Column("seeds", form=".0f", note=_OF_SCORES)] if frame["seeds"].nunique() > 1 else []
     metrics = lines.dropna(subset=["metric"]).groupby("name")["metric"].first().map(lambda x: METRIC_NAMES.get(x, x))
     usual = metrics.mode()[0]
     others = [f"{metric} of {task}" for task, metric in metrics.items() if metric != usual]
@@ -196,45 +197,50 @@ def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
     return found["task"] + " · " + found["backbone"] if several else found["task"]
 
 
-def contrast_table(results: Results, against: str | None = None) -> Table | None:
-    """Return the tests of :meth:`EqualCost.contrasts`; None where there is no pair."""
+_TESTS = (Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses"))
+_PAIRED = (
+    "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows and seeds "
+    "of these tasks, two-sided; corrected by Holm's procedure for"
+)
+
+
+def contrast_table(results: Results) -> Table | None:
+    """Return the tests of ConsistentEE's variants against others at the middle budget; None where there is no pair."""
     comparison = comparison_of(results)
-    found = comparison.contrasts(against)
+    found = comparison.contrasts(comparison.pairs_of_variants(), [comparison.middle])
     if found["points"].isna().all():
         return None
-    middle, pair = f"{comparison.middle:g}x", ["method", "against"]
-    budgets = found.pivot(index=pair, columns="budget", values=["points", "low", "high"])
-    budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
-    frame = found[found["budget"] == comparison.middle].join(budgets, on=pair)
-    frame["signs"] = frame["wins"].astype(str) + " / " + frame["losses"].astype(str)
-    shown = [(f"at {s:g}x", f"{s:g}x") for s in comparison.speedups] if against else [("points", middle)]
     best = "The last line is the best variant with the best other method by these very scores, which flatters both."
     return Table(
-        title=f"Tests at {middle}" if against is None else f"Points against {against} at equal cost",
+        title=f"Tests at {comparison.middle:g}x",
         name="tests",
-        frame=frame.sort_values(["tasks", "points"], ascending=False) if against else frame,
-        columns=[
-            *(Column("method"), Column("tasks", form="d") if against else Column("against")),
-            *(Column(name, f"points {s}", "+.1f", f"low {s}", f"high {s}") for name, s in shown),
-            *(Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses", "signs")),
-        ],
-        notes=[
-            "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
-            "and seeds of these tasks, two-sided; corrected by Holm's procedure for "
-            + (f"methods on as many tasks. p and wins: at {middle}." if against else f"{len(frame)} tests. {best}")
-        ],
-        blocks="tasks" if against else "",
+        frame=found,
+        columns=[Column("method"), Column("against"), Column("points", "points", "+.1f", "low", "high"), *_TESTS],
+        notes=[f"{_PAIRED} {len(found)} tests. {best}"],
     )
 
 
 def table_against(results: Results, against: str) -> Table:
     """Return the differences of all labels from one. Raises UserError for an unknown one, or if nothing is known."""
-    if against not in results.labels_to_compare:
-        raise unknown_name("method to compare with", against, results.labels_to_compare)
-    table = contrast_table(results, against)
-    if table is None:
+    comparison, labels = comparison_of(results), results.labels_to_compare
+    if against not in labels:
+        raise unknown_name("method to compare with", against, labels)
+    found = comparison.contrasts([(x, against) for x in labels if x != against], comparison.speedups)
+    if found["points"].isna().all():
         raise UserError(f"nothing to compare with {against}: no other method and full model ran on its tasks")
-    return table
+    budgets = found.pivot(index="method", columns="budget", values=["points", "low", "high"])
+    budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
+    frame = found[found["budget"] == comparison.middle].join(budgets, on="method")
+    shown = [f"{speedup:g}x" for speedup in comparison.speedups]
+    points = [Column(f"at {s}", f"points {s}", "+.1f", f"low {s}", f"high {s}") for s in shown]
+    return Table(
+        title=f"Points against {against} at equal cost",
+        name="tests",
+        frame=frame.sort_values(["tasks", "points"], ascending=False),
+        columns=[Column("method"), Column("tasks", form="d"), *points, *_TESTS],
+        notes=[f"{_PAIRED} methods on as many tasks. p and wins: at {comparison.middle:g}x."],
+        blocks="tasks",
+    )
 
 
 @lru_cache(maxsize=4)
