@@ -26,7 +26,6 @@ from benchmarks.analysis.frames import (
     TASK,
     Answers,
     Results,
-    is_core,
     labels_of_role,
     role_of,
 )
@@ -37,16 +36,18 @@ from benchmarks.store.records import CellRecord
 Task = tuple[str, str]
 """A task and a backbone."""
 
+LAYERS = "layers"
+"""The cost that is compared unless another is named."""
 RESAMPLES = 10_000
+BOUNDS = ("low", "high", "low_tasks", "high_tasks")
+"""The 95% interval over these tasks, and the one when tasks are resampled, too."""
 HEADLINE = (
-    *("method", "exits", "budget", "points", "low", "high", "low_tasks", "high_tasks", "own_last_exit", "score"),
+    *("method", "exits", "budget", "points", *BOUNDS, "own_last_exit", "score"),
     *("layers", "flops_ratio", "training_cost", "seeds", "tasks"),
 )
 """The first columns of the headline; docs/results.md explains them."""
 ONE_LAYER = " at one layer"
 """Behind a label: its own exits with all rows at the layer of the budget, to tell what its exit rule gains."""
-TESTED_AGAINST = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")
-"""The methods that variants of ConsistentEE are tested against by name, where they were run."""
 
 
 def _mixtures(results: Results, speedups: Sequence[float], cost: str) -> pd.DataFrame:
@@ -55,7 +56,7 @@ def _mixtures(results: Results, speedups: Sequence[float], cost: str) -> pd.Data
     Columns: ``mixture``; ``halves``, the mixtures that each half of the prompts is scored at (without halves, the same
     twice); ``halved``, whether halves have chosen for each other; and ``deepest``, the line of full depth.
     """
-    knobs, in_layers, of_texts = results.knobs, cost == "layers", results.kind == "generation"
+    knobs, in_layers, of_texts = results.knobs, cost == LAYERS, results.kind == "generation"
     lines: list[dict[str, Any]] = []
     columns = [*CURVE, "seed", "speedup", "mixture", "halves", "halved", "deepest"]
     if cost not in knobs:
@@ -105,7 +106,7 @@ class EqualCost:
         results: Results,
         speedups: Sequence[float] | None = None,
         *,
-        cost: str = "layers",
+        cost: str = LAYERS,
         measure: str | None = None,
     ) -> None:
         self.results, self.measure = results, measure
@@ -336,8 +337,7 @@ class EqualCost:
         for name in self._ratios:
             means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
         bounds = [self._bounds(label, budget) for label, budget in means.index]
-        names = ["low", "high", "low_tasks", "high_tasks", "rule_low", "rule_high"]
-        means[names] = np.array(bounds, dtype=float).reshape(-1, 6)
+        means[[*BOUNDS, "rule_low", "rule_high"]] = np.array(bounds, dtype=float).reshape(-1, 6)
         means = means.reset_index()
         knobs = self.results.knobs
         knobs = knobs[pd.MultiIndex.from_frame(knobs[TASK]).isin(self.compared)]
@@ -368,13 +368,10 @@ class EqualCost:
 
     def _bounds(self, label: str, budget: float) -> list[float]:
         """Compute the intervals over the compared tasks, over any task, and of the rule's gain; NaN where unknown."""
-        wanted = [[self.samples(task, name, budget) for task in self.compared] for name in (label, label + ONE_LAYER)]
-        known = [[x for x in found if x is not None] for found in wanted]
-        points, own = (100 * np.stack(x) if 0 < len(x) == len(self.compared) else None for x in known)
-        any_task = None if points is None else statistics.over_any_task(points)
-        gain = None if points is None or own is None else (points - own).mean(axis=0)
-        samples = [None if points is None else points.mean(axis=0), any_task, gain]
-        return [bound for x in samples for bound in ((np.nan, np.nan) if x is None else interval(x))]
+        points, own = (
+            _of_all([self.samples(task, name, budget) for task in self.compared]) for name in (label, label + ONE_LAYER)
+        )
+        return [*_intervals(points), *_intervals(None if points is None or own is None else points - own)[:2]]
 
     def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Floats | None]:
         """Return the points of the first label minus the second's on a task, and its samples.
@@ -394,41 +391,38 @@ class EqualCost:
     def _points(self) -> dict[Any, float]:
         return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
 
-    def contrasts(self, pairs: Iterable[tuple[str, str]], budgets: Sequence[float]) -> pd.DataFrame:
-        """Test differences of pairs of labels at some budgets, means over the compared ``tasks`` that both ran on.
+    def contrasts(self, against: str) -> pd.DataFrame:
+        """Test the differences of all labels from one at every budget, means over the compared tasks that both ran on.
 
-        A line for each pair and budget has ``method``, ``against``, ``budget``, ``tasks``, ``points``, ``low``,
-        ``high``, ``p``, ``p_holm`` (corrected for the pairs on as many tasks) and ``wins / losses``: on how many tasks
-        the first has more points / fewer, as text.
+        A line for each label and budget has ``method``, ``budget``, ``tasks``, ``points``, :data:`BOUNDS`, ``p``,
+        ``p_holm`` (corrected for the labels on as many tasks) and ``wins / losses``: on how many tasks the label has
+        more points / fewer, as text.
         """
         lines = []
-        for first, second in pairs:
-            tasks = [task for task in self.compared if {(*task, first), (*task, second)} <= self._seeds.keys()]
-            for budget in budgets if tasks else ():
-                found = [self.difference(task, first, second, budget) for task in tasks]
-                points = np.array([difference for difference, _ in found])
-                known = [samples for _, samples in found if samples is not None]
-                samples = np.mean(known, axis=0) if len(known) == len(tasks) else None
-                low, high = (np.nan, np.nan) if samples is None else interval(100 * samples)
-                p = np.nan if samples is None else statistics.p_value(samples)
+        for label in self.results.labels_to_compare:
+            both = {label, against}
+            tasks = [task for task in self.compared if {(*task, x) for x in both} <= self._seeds.keys()]
+            for budget in self.speedups if tasks and len(both) > 1 else ():
+                found = [self.difference(task, label, against, budget) for task in tasks]
+                points, samples = np.array([points for points, _ in found]), _of_all([drawn for _, drawn in found])
+                p = np.nan if samples is None else statistics.p_value(samples.mean(axis=0))
                 signs = f"{(points > 0).sum()} / {(points < 0).sum()}"
-                lines.append([first, second, budget, len(tasks), 100 * points.mean(), low, high, p, signs])
-        columns = ["method", "against", "budget", "tasks", "points", "low", "high", "p", "wins / losses"]
-        tests = pd.DataFrame(lines, columns=columns)
+                lines.append([label, budget, len(tasks), 100 * points.mean(), *_intervals(samples), p, signs])
+        tests = pd.DataFrame(lines, columns=["method", "budget", "tasks", "points", *BOUNDS, "p", "wins / losses"])
         return tests.assign(p_holm=tests.groupby(["budget", "tasks"])["p"].transform(statistics.holm))
 
-    def pairs_of_variants(self) -> list[tuple[str, str]]:
-        """Pair ConsistentEE's variants with the methods of :data:`TESTED_AGAINST`, and last the best with the best.
 
-        The best variant and the best other method are so by these very test scores, which flatters both.
-        """
-        methods = self.results.methods
-        ranked = list(dict.fromkeys(self.headline["method"]))  # best first
-        variants = [label for label in ranked if is_core(methods[label])]
-        others = [x for x in ranked if x not in variants and role_of(methods[x]) not in REFERENCES]
-        best = list(zip(variants[:1], others[:1], strict=False))
-        pairs = [(variant, other) for variant in variants for other in others if methods[other] in TESTED_AGAINST]
-        return [*(pair for pair in pairs if pair not in best), *best]
+def _of_all(samples: Sequence[Floats | None]) -> Floats | None:
+    """Stack samples of tasks as points, [tasks, resamples]; None if those of some task are unknown."""
+    known = [one for one in samples if one is not None]
+    return 100 * np.stack(known) if 0 < len(known) == len(samples) else None
+
+
+def _intervals(samples: Floats | None) -> list[float]:
+    """Compute :data:`BOUNDS` of the mean of samples [tasks, resamples]; NaN where unknown."""
+    any_task = None if samples is None else statistics.over_any_task(samples)
+    means = [None if samples is None else samples.mean(axis=0), any_task]
+    return [bound for mean in means for bound in ((np.nan, np.nan) if mean is None else interval(mean))]
 
 
 def exit_networks(records: Iterable[Any]) -> dict[str, str]:

@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.analysis.equal_cost import comparison_of, headline
+from benchmarks.analysis.equal_cost import LAYERS, EqualCost, comparison_of, headline
 from benchmarks.analysis.frames import (
     CURVE,
     FULL,
     MATCH,
+    STATIC,
     TASK,
     TO_FULL,
     Answers,
     Results,
+    labels_of_role,
     load_results,
     merge,
     role_of,
@@ -119,13 +121,17 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
     counts = found[["better_than_static", "worse_than_static"]]
     known = counts.notna().all(axis=1)
     static = [f"{b:.0f} / {w:.0f}" if ok else None for (b, w), ok in zip(counts.to_numpy(), known, strict=True)]
-    bounds = found[["low_tasks", "high_tasks"]].to_numpy()
-    any_task = [None if np.isnan(low) else f"[{low:+.1f}, {high:+.1f}]" for low, high in bounds]
     marked = found.assign(mark=over_or_under(found), static=static, any=any_task)
     order = marked["method"].drop_duplicates()
     wide = marked.pivot(index="method", columns="budget").loc[order]
     wide.columns = [f"{name} {budget:g}x" for name, budget in wide.columns]
     return wide.reset_index()
+
+
+def any_task(found: pd.DataFrame) -> list[str | None]:
+    """Return the intervals when tasks are resampled as text."""
+    bounds = found[["low_tasks", "high_tasks"]].to_numpy()
+    return [None if np.isnan(low) else f"[{low:+.1f}, {high:+.1f}]" for low, high in bounds]
 
 
 def score_table(results: Results) -> Table | None:
@@ -197,48 +203,39 @@ def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
     return found["task"] + " · " + found["backbone"] if several else found["task"]
 
 
-_TESTS = (Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses"))
-_PAIRED = (
-    "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows and seeds "
-    "of these tasks, two-sided; corrected by Holm's procedure for"
-)
+def table_against(results: Results, against: str, cost: str = LAYERS) -> Table:
+    """Return the differences of all labels from one, tested, at equal ``cost``: see :class:`EqualCost`.
 
-
-def contrast_table(results: Results) -> Table | None:
-    """Return the tests of ConsistentEE's variants against others at the middle budget; None where there is no pair."""
-    comparison = comparison_of(results)
-    found = comparison.contrasts(comparison.pairs_of_variants(), [comparison.middle])
-    if found["points"].isna().all():
-        return None
-    best = "The last line is the best variant with the best other method by these very scores, which flatters both."
-    return Table(
-        title=f"Tests at {comparison.middle:g}x",
-        name="tests",
-        frame=found,
-        columns=[Column("method"), Column("against"), Column("points", "points", "+.1f", "low", "high"), *_TESTS],
-        notes=[f"{_PAIRED} {len(found)} tests. {best}"],
-    )
-
-
-def table_against(results: Results, against: str) -> Table:
-    """Return the differences of all labels from one. Raises UserError for an unknown one, or if nothing is known."""
-    comparison, labels = comparison_of(results), results.labels_to_compare
+    Raises UserError for an unknown label or cost, or if nothing is known.
+    """
+    labels = results.labels_to_compare
     if against not in labels:
         raise unknown_name("method to compare with", against, labels)
-    found = comparison.contrasts([(x, against) for x in labels if x != against], comparison.speedups)
+    if cost not in (costs := [LAYERS, *map(str, results.knobs.filter(regex="^(flops_ratio|speedup_b)"))]):
+        raise unknown_name("cost", cost, costs)
+    comparison = comparison_of(results) if cost == LAYERS else EqualCost(results, cost=cost)
+    found = comparison.contrasts(against)
     if found["points"].isna().all():
         raise UserError(f"nothing to compare with {against}: no other method and full model ran on its tasks")
     budgets = found.pivot(index="method", columns="budget", values=["points", "low", "high"])
     budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
-    frame = found[found["budget"] == comparison.middle].join(budgets, on="method")
-    shown = [f"{speedup:g}x" for speedup in comparison.speedups]
-    points = [Column(f"at {s}", f"points {s}", "+.1f", f"low {s}", f"high {s}") for s in shown]
+    frame = found[found["budget"] == comparison.middle].join(budgets, on="method").assign(any=any_task)
+    middle, shown = f"{comparison.middle:g}x", [f"{speedup:g}x" for speedup in comparison.speedups]
     return Table(
-        title=f"Points against {against} at equal cost",
+        title=f"Points against {against} at equal cost" + ("" if cost == LAYERS else f" by {cost}"),
         name="tests",
         frame=frame.sort_values(["tasks", "points"], ascending=False),
-        columns=[Column("method"), Column("tasks", form="d"), *points, *_TESTS],
-        notes=[f"{_PAIRED} methods on as many tasks. p and wins: at {comparison.middle:g}x."],
+        columns=[
+            *(Column("method"), Column("tasks", form="d")),
+            *(Column(f"at {s}", f"points {s}", "+.1f", f"low {s}", f"high {s}") for s in shown),
+            *([Column(f"{middle}, any task", "any", note=_ANY_TASK)] if frame["any"].notna().any() else []),
+            *(Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses")),
+        ],
+        notes=[
+            "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
+            "and seeds of these tasks, two-sided; corrected by Holm's procedure for methods on as many tasks. "
+            f"p and wins: at {middle}."
+        ],
         blocks="tasks",
     )
 
@@ -407,12 +404,13 @@ def _notes_of_task(results: Results, task: tuple[str, str]) -> list[str]:
 
 
 def first_tables(results: Results) -> list[Table]:
-    """Return what a reader needs most: methods at equal cost, batches, task by task, tests."""
+    """Return what a reader needs most: methods at equal cost, batches, task by task, tests against a static exit."""
     tasks, of_texts = list(results.tasks.index), results.kind == "generation"
     found = [headline_table(results)]
     found += [cost_table(results) if of_texts else None, *(batch_table(results, task) for task in tasks)]
-    found += [score_table(results) if len(tasks) > 1 else None, contrast_table(results)]
-    return [table for table in found if table is not None]
+    found += [score_table(results) if len(tasks) > 1 else None]
+    static = labels_of_role(results.methods, STATIC)[:1] if found[0] and len(results.labels_to_compare) > 1 else []
+    return [*filter(None, found), *(table_against(results, label) for label in static)]
 
 
 def further_tables(results: Results) -> list[Table]:

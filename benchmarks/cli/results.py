@@ -133,7 +133,7 @@ def submit(
 @command(
     "See results",
     'consistentee table runs/quick --format latex --table headline --columns "at 2x" "score % 2x" > headline.tex',
-    "consistentee table results/cpu-6-layers --against fastbert --format md",
+    "consistentee table results/cpu-6-layers --against fastbert --cost flops_ratio --format md",
     "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --out tables",
 )
 def table(
@@ -148,6 +148,9 @@ def table(
     columns: Annotated[list[str] | None, several("--columns", "Only the first and these of --table.")] = None,
     against: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Only the differences of all methods from this one, tested.")
+    ] = None,
+    cost: Annotated[
+        str | None, typer.Option(metavar="COST", help="Of --against: flops_ratio, speedup_b1 (the clock), ....")
     ] = None,
     methods: MethodsOption = None,
     tasks: TasksOption = None,
@@ -164,11 +167,13 @@ def table(
         raise UserError("--columns are those of one table; name it with --table")
     if table_name is not None and against is not None:
         raise UserError("--against shows a table of its own; leave --table out")
+    if cost is not None and against is None:
+        raise UserError("--cost is that of --against; name a method to compare with")
     labels = _labels(methods)
     found = load_folders(results, labels and [*labels, *([against] if against else [])], tasks)
     chosen = None if table_name is None else [table_named(found, table_name, columns)]
     if against is not None:
-        chosen = [table_against(found, against)]
+        chosen = [table_against(found, against, cost or "layers")]
     if out is not None:
         for path in write_tables(chosen or all_tables(found), out, table_format or ""):
             print(path)
