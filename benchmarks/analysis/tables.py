@@ -203,10 +203,10 @@ def task_names(results: Results, found: pd.DataFrame) -> pd.Series:
     return found["task"] + " · " + found["backbone"] if several else found["task"]
 
 
-def table_against(results: Results, against: str, cost: str = LAYERS) -> Table:
+def table_against(results: Results, against: str, cost: str = LAYERS) -> Table | None:
     """Return the differences of all labels from one, tested, at equal ``cost``: see :class:`EqualCost`.
 
-    Raises UserError for an unknown label or cost, or if nothing is known.
+    None if no other label and no full model ran on its tasks. Raises UserError for an unknown label or cost.
     """
     labels = results.labels_to_compare
     if against not in labels:
@@ -216,7 +216,7 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table:
     comparison = comparison_of(results) if cost == LAYERS else EqualCost(results, cost=cost)
     found = comparison.contrasts(against)
     if found["points"].isna().all():
-        raise UserError(f"nothing to compare with {against}: no other method and full model ran on its tasks")
+        return None
     budgets = found.pivot(index="method", columns="budget", values=["points", "low", "high"])
     budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
     frame = found[found["budget"] == comparison.middle].join(budgets, on="method").assign(any=any_task)
@@ -409,8 +409,8 @@ def first_tables(results: Results) -> list[Table]:
     found = [headline_table(results)]
     found += [cost_table(results) if of_texts else None, *(batch_table(results, task) for task in tasks)]
     found += [score_table(results) if len(tasks) > 1 else None]
-    static = labels_of_role(results.methods, STATIC)[:1] if found[0] and len(results.labels_to_compare) > 1 else []
-    return [*filter(None, found), *(table_against(results, label) for label in static)]
+    found += [table_against(results, label) for label in labels_of_role(results.methods, STATIC)[:1] if found[0]]
+    return [table for table in found if table is not None]
 
 
 def further_tables(results: Results) -> list[Table]:

@@ -160,6 +160,7 @@ def table(
 
     md: one page; all, latex: every table; csv: a line for each operating point; long: one for each cell and knob.
     """
+    from benchmarks.analysis.equal_cost import LAYERS
     from benchmarks.analysis.rendering import formatted, to_terminal, write_tables
     from benchmarks.analysis.tables import all_tables, load_folders, render, table_against, table_named, terminal_tables
 
@@ -173,7 +174,10 @@ def table(
     found = load_folders(results, labels and [*labels, *([against] if against else [])], tasks)
     chosen = None if table_name is None else [table_named(found, table_name, columns)]
     if against is not None:
-        chosen = [table_against(found, against, cost or "layers")]
+        tests = table_against(found, against, cost or LAYERS)
+        if tests is None:
+            raise UserError(f"nothing to compare with {against}: no other method and full model ran on its tasks")
+        chosen = [tests]
     if out is not None:
         for path in write_tables(chosen or all_tables(found), out, table_format or ""):
             print(path)

@@ -31,6 +31,7 @@ from benchmarks.analysis.tables import (
     page,
     render,
     score_table,
+    table_against,
     table_named,
 )
 from benchmarks.papers.comparison import PAPER, Comparison, compare, names, paper_table, published_results
@@ -217,6 +218,7 @@ def test_without_a_full_model_there_is_no_headline(results):
     cells = [cell for cell in results.cells if cell.record.label in {"deebert", "static"}]
     alone = type(results)(results.folder, "classification", cells, [])
     assert first_tables(alone) == []
+    assert table_against(alone, "static") is None
     assert "deebert" in page(alone)
 
 
