@@ -43,7 +43,8 @@ class BERxiT(Method):
         source = training_source(model, task, recipe)
         model.use_own_poolers()
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
-        stage = token_stage("alternating", _alternating_loss, recipe, also_trains=(f"exit_heads.{_UNCERTAINTY}.",))
+        also = (f"exit_heads.{_UNCERTAINTY}.",)
+        stage = token_stage("alternating", _alternating_loss, recipe, also_trains=also, shared=True)  # by both rules
         run_stage(model, source, stage, recipe)
         return model
 

@@ -14,6 +14,7 @@ from conftest import make_task, make_text_task
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 from consistentee.files import LOCK
+from consistentee.methods.method import get_method, train_method
 from consistentee.models.base import chosen_device
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import encoder, loop
@@ -198,6 +199,21 @@ class TestTheStore:
             patch.setattr("consistentee.training.loop.TRAINING_VERSION", -1)
             with pytest.raises(pytest.fail.Exception, match="the store was not used"):
                 kind.trained(store=tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "parameters", "trainings"),
+        [
+            ("berxit", {"exit_when": "confident"}, 1),
+            ("consistentee-ablation", {"leave_by": "entropy"}, 1),
+            ("consistentee-ablation", {"policy_share": 0.5}, 2),
+        ],
+    )
+    def test_rules_share_the_exits_that_they_are_on(self, name, parameters, trainings, tiny_model, tmp_path):
+        recipe = replace(RECIPE, epochs=1, store=tmp_path)
+        for changed in ({}, parameters):
+            train_method(get_method(name, **changed), tiny_model(), make_task(rows=16), recipe)
+        kept = [path for stage in ("alternating", "exit-consistent") for path in tmp_path.glob(f"{stage}-*")]
+        assert len(kept) == trainings, "of the stage that only this method has"
 
     def test_a_recipe_can_keep_all_stages(self, tiny_model, tmp_path):
         recipe, stage = replace(RECIPE, epochs=1, store=tmp_path), token_stage("mine", own_loss, RECIPE)

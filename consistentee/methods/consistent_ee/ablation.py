@@ -10,7 +10,7 @@ Vanilla reward and no stage 3 are parameters of the algorithm itself (``reward: 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -39,7 +39,8 @@ class ConsistentEEAblation(ConsistentEEPaper):
 
     policy_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     shuffled_hardness: bool = False
-    leave_by: Literal["policy", "threshold", "entropy"] = "policy"
+    # Not in the text that identifies a trained stage, so that rules on the same exits share it.
+    leave_by: Literal["policy", "threshold", "entropy"] = field(default="policy", repr=False)
 
     def row_hardness(self, correct: Tensor, seed: int) -> Tensor | None:
         own = super().row_hardness(correct, seed)

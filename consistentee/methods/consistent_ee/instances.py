@@ -134,7 +134,7 @@ class ConsistentEE(PolicyParameters, Method):
     ) -> None:
         loss = partial(self.exit_consistent_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
-        stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details)
+        stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details, shared=True)
         in_proportion = self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate
         joint_stage = replace(
             stage,
