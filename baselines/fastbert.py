@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.signals import falling_fractions, normalised_entropy
@@ -34,6 +34,7 @@ class FastBERT(Method):
     Attributes:
         classifier: the network of the students; "attention" is the paper's.
         steps: of the distillation, on cached states; None for 5/3 of the recipe's epochs, if the students attend.
+        learning_rate: of students that attend; None for the recipe's of exits. The paper's is ten times the backbone's.
     """
 
     name: ClassVar[str] = "fastbert"
@@ -42,13 +43,18 @@ class FastBERT(Method):
 
     classifier: ExitNetwork = "attention"
     steps: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         epochs = math.ceil(recipe.epochs * 5 / 3) if self.steps is None else None
-        recipe = replace(recipe, frozen_steps=self.steps or recipe.frozen_steps)
+        recipe = replace(
+            recipe,
+            frozen_steps=self.steps or recipe.frozen_steps,
+            head_learning_rate=self.learning_rate or recipe.head_learning_rate,
+        )
         train_early_exits(
             model,
             source,

@@ -16,6 +16,7 @@ from consistentee.methods.method import get_method
 from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier, RecordedLayer
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
+from consistentee.training import encoder
 
 
 def first_exit(model: MultiExitModel) -> ClassMeansClassifier:
@@ -139,3 +140,15 @@ def test_the_network_of_exits_is_a_parameter_and_layer_l_keeps_its_own(tiny_mode
         full = get_method("full").fit(tiny_model(), task, RECIPE)
         last = [record_trace(each, task.test, max_length=32).logits[:, -1] for each in (model, full)]
         assert torch.equal(*last)
+
+
+def test_students_of_fastbert_may_have_a_rate_of_their_own(tiny_model, monkeypatch):
+    rates, run = {}, encoder.run_stage
+
+    def noted(model, source, stage, recipe):
+        rates[stage.name] = stage.learning_rate
+        run(model, source, stage, recipe)
+
+    monkeypatch.setattr(encoder, "run_stage", noted)
+    get_method("fastbert", learning_rate=2e-4).fit(tiny_model(), make_task(), RECIPE)
+    assert rates == {"last-exit": RECIPE.learning_rate, "self-distillation": 2e-4}
