@@ -15,7 +15,7 @@ from benchmarks.analysis.rendering import to_markdown
 from benchmarks.analysis.tables import first_tables
 from benchmarks.cli import app
 
-OF_THE_PAPER = ("consistentee-paper", "deebert", "pabee", "berxit", "calm-softmax")
+OF_THE_PAPER = ("consistentee-paper", "deebert", "pabee", "berxit", "berxit-confident", "calm-softmax")
 OTHERS = ("calm-softmax-attention", "consistentee-held-out", "consistentee-paper-threshold", "joint-distillation")
 METHODS = {"README.md": (*OF_THE_PAPER, *OTHERS, "static"), "results/README.md": (), "docs/paper_tables.md": ()}
 """Documents, and the methods that they compare, of which some may have no results yet; (): all."""
