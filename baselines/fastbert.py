@@ -34,7 +34,7 @@ class FastBERT(Method):
     Attributes:
         classifier: the network of the students; "attention" is the paper's.
         steps: of the distillation, on cached states; None for 5/3 of the recipe's epochs, if the students attend.
-        learning_rate: of students that attend; None for the recipe's of exits. The paper's is ten times the backbone's.
+        learning_rate: of students that attend; None for the recipe's of exits. Released: ten times the backbone's.
     """
 
     name: ClassVar[str] = "fastbert"
