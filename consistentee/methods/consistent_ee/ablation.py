@@ -36,6 +36,7 @@ class ConsistentEEAblation(ConsistentEEPaper):
 
     name: ClassVar[str] = "consistentee-ablation"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with a part exchanged"
+    has_several_rules: ClassVar[bool] = True
 
     policy_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     shuffled_hardness: bool = False

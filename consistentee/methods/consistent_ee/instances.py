@@ -73,6 +73,7 @@ class ConsistentEE(PolicyParameters, Method):
     name: ClassVar[str] = "consistentee"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
     knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
+    has_several_rules: ClassVar[bool] = False  # which share the exits of stage 3
 
     policy_epochs: PositiveInt | None = None
     joint_epochs: NonNegativeInt = 1
@@ -134,7 +135,10 @@ class ConsistentEE(PolicyParameters, Method):
     ) -> None:
         loss = partial(self.exit_consistent_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
-        stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details, shared=True)
+        shared = self.has_several_rules
+        stage = token_stage(
+            "exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details, shared=shared
+        )
         in_proportion = self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate
         joint_stage = replace(
             stage,
