@@ -28,7 +28,9 @@ _OPTIONS = {
     "compression": "zstd",
     "compression_level": 19,
     "write_page_checksum": True,
-    "data_page_size": 1 << 28,  # one page: texts are alike, and pages are compressed one by one
+    # One page: texts and answers of many cells are alike, and pages are compressed one by one.
+    "data_page_size": 1 << 28,
+    "max_rows_per_page": 1 << 30,
 }
 
 
