@@ -101,7 +101,8 @@ class CALMState(JointMethod):
 
     name: ClassVar[str] = "calm-state"
     paper: ClassVar[str] = _PAPER
-    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01))
+    version: ClassVar[int] = 2
+    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01), refined=True)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the cosine of successive states is above ``knob``."""
@@ -114,7 +115,8 @@ class CALMClassifier(JointMethod):
 
     name: ClassVar[str] = "calm-classifier"
     paper: ClassVar[str] = _PAPER
-    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
+    version: ClassVar[int] = 2
+    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS, refined=True)
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""

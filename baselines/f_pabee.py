@@ -56,7 +56,8 @@ class FPABEE(JointMethod):
 
     name: ClassVar[str] = "f-pabee"
     paper: ClassVar[str] = "Gao et al., F-PABEE, ICASSP 2023, arXiv 2305.11916"
-    knob: ClassVar[Knob] = Knob("distance", _THRESHOLDS)
+    version: ClassVar[int] = 2
+    knob: ClassVar[Knob] = Knob("distance", _THRESHOLDS, refined=True)
 
     patience: PositiveInt = 1
 

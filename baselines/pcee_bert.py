@@ -29,7 +29,8 @@ class PCEEBERT(JointMethod):
 
     name: ClassVar[str] = "pcee-bert"
     paper: ClassVar[str] = "Zhang et al., PCEE-BERT, Findings of NAACL 2022"
-    knob: ClassVar[Knob] = Knob("normalised entropy", _THRESHOLDS)
+    version: ClassVar[int] = 2
+    knob: ClassVar[Knob] = Knob("normalised entropy", _THRESHOLDS, refined=True)
 
     patience: PositiveInt = 2
 

@@ -130,6 +130,7 @@ def method_card(method: type[AnyMethod]) -> dict[str, str]:
     values = method.knob.values
     usual = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)" if len(values) > 1 else f"{values[0]:g}"
     by_model = "" if method.knob_values is Method.knob_values else ", adapted to the model"
+    refined = ", and others between them by validation rows" if method.knob.refined else ""
     parameters = inspect.signature(method).parameters.values()
     card = {
         "what": _summary(method, Method),
@@ -137,7 +138,7 @@ def method_card(method: type[AnyMethod]) -> dict[str, str]:
         "version": str(method.version),
         "training": _summary(method.fit, Method.fit),
         "rule": _summary(method.rule, Method.rule),
-        "knob": f"{method.knob.name}, {usual}{by_model}",
+        "knob": f"{method.knob.name}, {usual}{by_model}{refined}",
         "parameters": ", ".join(str(one.replace(annotation=inspect.Parameter.empty)) for one in parameters),
     }
     return {heading: text for heading, text in card.items() if text}

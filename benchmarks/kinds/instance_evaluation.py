@@ -1,8 +1,8 @@
 """Evaluate a trained classifier: replay every knob on two splits, choose knobs, and build the record and the rows."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,16 +14,17 @@ from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.kind import TrainedCell
 from benchmarks.measure.flops import FlopModel
 from benchmarks.specs.base import CellSpec
-from benchmarks.specs.knob_choice import choose_all, concave_hull
+from benchmarks.specs.knob_choice import choose_all, concave_hull, refine_knobs
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE, VALIDATION_FILE
 from benchmarks.store.records import CurvePoint, HullPoint, OperatingPoint
-from consistentee.data.instances import Split, TaskData
+from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
 from consistentee.models.base import chosen_device
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
 from consistentee.training.loop import precision_used
@@ -51,10 +52,12 @@ class InstanceEvaluation:
 
     def __init__(self, cell: TrainedCell[CellSpec, TaskData, Method, MultiExitModel]) -> None:
         self.spec, self.task, self.method, self.model = cell.spec, cell.rows.task, cell.method, cell.model
-        self.knobs = [float(knob) for knob in self.method.knob_values(self.model)]
-        self.rules = [self.method.rule(self.model, knob) for knob in self.knobs]
-        self.test = self._curve(self.task.test, cell.store)
-        self.validation = self._curve(self.task.validation, cell.store)
+        test, validation = (
+            record_trace(self.model, split, store=cell.store) for split in (self.task.test, self.task.validation)
+        )
+        self.knobs = self._knobs(validation)
+        self.rules = self._rules(self.knobs)
+        self.test, self.validation = self._curve(test), self._curve(validation)
         layers = [point.average_layers for point in self.validation.points]
         scores = [point.scores[self.task.metric] for point in self.validation.points]
         targets: list[Target] = [*(Budget(layers_at_most=budget) for budget in self.spec.budgets), WITHIN_ONE_POINT]
@@ -63,8 +66,16 @@ class InstanceEvaluation:
         # Mixtures at equal cost are made of these knobs.
         self.hull: list[int] = concave_hull(layers, scores).tolist()
 
-    def _curve(self, split: Split, store: Path | None) -> Curve:
-        trace = record_trace(self.model, split, store=store)
+    def _knobs(self, validation: Trace) -> list[float]:
+        knobs = [float(knob) for knob in self.method.knob_values(self.model)]
+        if not self.method.knob.refined:
+            return knobs
+        return refine_knobs(knobs, lambda some: sweep(self._rules(some), validation).double().mean(dim=1).numpy())
+
+    def _rules(self, knobs: Sequence[float]) -> list[ExitRule]:
+        return [self.method.rule(self.model, knob) for knob in knobs]
+
+    def _curve(self, trace: Trace) -> Curve:
         curve = Curve(trace, sweep(self.rules, trace), [])
         labels = trace.labels.numpy()
         for index, (knob, exits) in enumerate(zip(self.knobs, curve.exits, strict=True)):

@@ -1,6 +1,6 @@
-"""Choose knobs on validation data: the one that meets a target best, or the two that are mixed to meet a cost."""
+"""Choose knobs on validation data: those to try, the best for a target, the two that are mixed to meet a cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,6 +11,31 @@ from benchmarks.specs.targets import Agreement, Budget, Target
 
 ROUNDING = 1e-9
 """Costs and scores are means of counts: what differs by less is equal."""
+
+_STEPS = 100
+_HALVINGS = 24  # after so many, two thresholds are next to each other in float32 wherever a signal lies
+
+
+def refine_knobs(knobs: Sequence[float], layers_of: Callable[[Sequence[float]], ArrayLike]) -> list[float]:
+    """Halve the distances of neighbouring knobs until their layers are a hundredth of the whole range apart, or less.
+
+    That gives a hundred different points or more, unless many rows have the same signal. Of neighbours with equal
+    layers the middle one is kept, away from the thresholds at which rows change their exit; both ends are kept, too.
+
+    Args:
+        knobs: from earliest to latest exits.
+        layers_of: the mean layers of validation rows at some knobs, [K].
+    """
+    values, layers = np.array(knobs, dtype=float), np.asarray(layers_of(knobs), dtype=float)
+    for _ in range(_HALVINGS):
+        (wide,) = np.nonzero(np.abs(np.diff(layers)) > np.ptp(layers) / _STEPS + ROUNDING)
+        if wide.size == 0:
+            break
+        middle = (values[wide] + values[wide + 1]) / 2
+        values, layers = np.insert(values, wide + 1, middle), np.insert(layers, wide + 1, layers_of(middle.tolist()))
+    groups = np.split(values, np.nonzero(np.abs(np.diff(layers)) > ROUNDING)[0] + 1)
+    middles = [same[np.abs(same - (same[0] + same[-1]) / 2).argmin()] for same in groups[1:-1]]
+    return [float(knob) for knob in (values[0], *middles, values[-1])]
 
 
 def choose(

@@ -49,10 +49,18 @@ RecipeT = TypeVar("RecipeT", bound=Recipe | TokenRecipe, default=Recipe)
 @checked
 @dataclass(frozen=True)
 class Knob:
-    """The parameter that is swept to draw a curve: its name and usual values, from earliest to latest exits."""
+    """The parameter that is swept to draw a curve.
+
+    Attributes:
+        name: as tables show it.
+        values: the usual ones, from earliest to latest exits.
+        refined: whether a cell also tries values between these wherever the layers of neighbours are far apart on
+            validation rows: for thresholds of a signal most of whose values are close to each other.
+    """
 
     name: str
     values: Annotated[tuple[Number, ...], Field(min_length=1, strict=False)]
+    refined: bool = False
 
 
 @dataclass(frozen=True)
