@@ -14,7 +14,7 @@ ratio of 1 needs many of them."""
 
 
 @pytest.mark.parametrize("batch_size", sorted(ROUNDS))
-def test_never_exit_decodes_as_fast_as_stock_generate(benchmark, request, task, batch_size):
+def test_never_exit_decodes_as_fast_as_stock_generate(request, task, batch_size):
     """Both write as many tokens, so that the ratio of times after the prompts is that of tokens a second."""
     decoder = smollm2()
     joined = [" ".join(task.test.texts[6 * i : 6 * i + 1 + i % 6]) for i in range(3, 3 + batch_size)]
@@ -26,7 +26,5 @@ def test_never_exit_decodes_as_fast_as_stock_generate(benchmark, request, task, 
 
     stock, never = in_rounds(lambda: stock_times(decoder, rows, NEW_TOKENS).decoding, ours, rounds=ROUNDS[batch_size])
     ratio = ratio_of_rounds(stock, never)
-    benchmark.extra_info["never-exit / stock, tokens a second"] = ratio
     report(request, f"never-exit / stock generate, tokens a second, batch {batch_size}: {ratio:.3f} (at least 1.0)")
-    benchmark.pedantic(ours, rounds=3)
     assert ratio >= 1.0

@@ -29,7 +29,7 @@ def classified(model, batches, rule: ExitRule) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
-def test_never_exit_costs_what_the_stock_model_costs(benchmark, request, model, task, batch_size):
+def test_never_exit_costs_what_the_stock_model_costs(request, model, task, batch_size):
     """Stepping through all layers takes at most 1.03 times as long as the stock model's own forward."""
     batches = batches_of(model.tokenize(task.test.texts[:ROWS]), batch_size)
     stock, never = in_rounds(
@@ -37,9 +37,7 @@ def test_never_exit_costs_what_the_stock_model_costs(benchmark, request, model, 
         lambda: classified(model, batches, NeverExit()),
     )
     ratio = ratio_of_rounds(never, stock)
-    benchmark.extra_info["never-exit / stock"] = ratio
     report(request, f"never-exit / stock, batch {batch_size}: {ratio:.3f} (at most 1.03)")
-    benchmark.pedantic(classified, args=(model, batches[:1], NeverExit()), rounds=20, warmup_rounds=3)
     assert ratio <= 1.03
 
 
@@ -58,18 +56,16 @@ def real_to_allowed(model, batches, rule: ExitRule, *ways: Callable[[], float]) 
 
 
 @pytest.mark.parametrize("batch_size", sorted(AT_LEAST))
-def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task, batch_size):
+def test_real_speed_up_is_what_the_layers_allow(request, model, task, batch_size):
     """With exits at random layers, time falls nearly as much as the layers that run."""
     rows = model.tokenize(task.test.texts[:ROWS])
     batches, mixed = batches_of(rows, batch_size), RandomRule((model.num_layers + 1) / 2, seed=0)
     average, (ratio,) = real_to_allowed(model, batches, mixed, lambda: classified(model, batches, mixed))
-    benchmark.extra_info["real / allowed speed-up"] = ratio
     report(
         request,
         f"real / allowed speed-up, batch {batch_size}, {average:.2f} of {model.num_layers} layers: "
         f"{ratio:.3f} (at least {AT_LEAST[batch_size]})",
     )
-    benchmark.pedantic(classified, args=(model, batches[:1], mixed), rounds=20, warmup_rounds=3)
     assert ratio >= AT_LEAST[batch_size]
 
 
@@ -111,7 +107,7 @@ def test_regrouped_rows_are_as_fast_as_their_layers_allow(request, model, rows_o
     assert in_flight >= wanted
 
 
-def test_a_hundred_thresholds_cost_little_more_than_one_evaluation(benchmark, request, model, task):
+def test_a_hundred_thresholds_cost_little_more_than_one_evaluation(request, model, task):
     """One pass and the replay of all thresholds take at most 1.2 times as long as one evaluation."""
     rules = [ThresholdRule(entropy, threshold, "below") for threshold in torch.linspace(0.8, 0, 100).tolist()]
     encodings = model.tokenize(task.test.texts)
@@ -121,8 +117,5 @@ def test_a_hundred_thresholds_cost_little_more_than_one_evaluation(benchmark, re
         rounds=3,
     )
     ratio = ratio_of_rounds(swept, evaluated)
-    benchmark.extra_info["100 thresholds / one evaluation"] = ratio
     report(request, f"trace and sweep of 100 thresholds / one full-depth evaluation: {ratio:.3f} (at most 1.2)")
-    trace = record_trace(model, task.test, batch_size=64)
-    benchmark.pedantic(sweep, args=(rules, trace), rounds=5, warmup_rounds=1)
     assert ratio <= 1.2

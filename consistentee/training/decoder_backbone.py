@@ -62,7 +62,6 @@ def train_backbone(
     recipe: TokenRecipe,
     loss: RowsLoss,
     *,
-    name: str = "backbone",
     also_trains: tuple[str, ...] = (),
 ) -> None:
     """Train the backbone by ``recipe.trains``, which must not be "exits"; the model keeps stock layers.
@@ -75,7 +74,7 @@ def train_backbone(
         model.add_lora(recipe.lora_rank, seed=recipe.seed)
         backbone = model.lora_weights
     stage: Stage[MultiExitDecoder, TokenRows] = Stage(
-        name=f"{name}-{recipe.trains}",
+        name=f"backbone-{recipe.trains}",
         loss=loss,
         trains=(*backbone, *also_trains),
         batch_size=recipe.backbone_batch_size,

@@ -42,13 +42,6 @@ def probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float
     return (states.to(products) @ lm_head.to(products).T).to(states.dtype).softmax(dim=-1)
 
 
-@torch.no_grad()
-def top_probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
-    """Return the largest probability of every token: [tokens]; arguments as of :func:`weighted_cross_entropy`."""
-    head = lm_head.to(_type_of_products(states, precision))  # once, and not for every chunk
-    return torch.cat([probabilities(part, head, precision).amax(dim=-1) for part in states.split(CHUNK)])
-
-
 def _type_of_products(states: Tensor, precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else states.dtype
 

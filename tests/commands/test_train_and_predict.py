@@ -126,8 +126,8 @@ def test_risk_shows_every_bound(task_file, trained):
 def test_the_help_of_train_names_every_setting():
     shown = call("train", "--help").output
     for declared in (RecipeSettings, TokenRecipeSettings):
-        for field in dataclasses.fields(declared):
-            assert f"{field.name}=" in shown
+        assert all(f"{field.name}=" in shown for field in dataclasses.fields(declared))
+        assert all(field.description for field in declared.__pydantic_fields__.values()), "every setting is explained"
     for line in ("epochs=3", "precision=float32|bfloat16|auto", "max_rows=1000", "group_by_length=false"):
         assert line in shown
 

@@ -12,15 +12,13 @@ from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens, memorized_exit_layer
 from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
-from consistentee.methods.consistent_ee.tokens_tuned import ConsistentEETokensTuned, loss_where_tokens_leave
 from consistentee.methods.policy import ALWAYS, POLICY, policy_outputs
-from consistentee.methods.reward import exit_shares, rewards
+from consistentee.methods.reward import rewards
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training import decoder
 from consistentee.training.decoder import DrawnTokens
-from consistentee.training.head_loss import top_probabilities
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_answers import exit_answers
 
@@ -172,33 +170,3 @@ class TestPrices:
         for never_or_always in (0.0, ALWAYS):
             rules = [method.rule(model, never_or_always) for method in (LADDER, rising)]
             assert torch.equal(*sweep(rules, trace))
-
-
-class TestTuned:
-    @pytest.mark.parametrize("adapter", ["low-rank", "head"])
-    def test_loss_by_hand(self, tiny_decoder, adapter):
-        model = tiny_decoder(exit_layers=(1, 3), adapter=adapter)
-        trace = record_tokens(model, ROWS)
-        logits = torch.stack([model.logits(layer, trace.speaking[:, i]) for i, layer in enumerate((1, 3, 4))], dim=1)
-        losses = [functional.cross_entropy(part, trace.targets, reduction="none") for part in logits.unbind(1)]
-        torch.manual_seed(0)
-        shares = exit_shares(1 - logits.softmax(-1).amax(-1), 0.6)
-        assert shares.std(dim=0).max() > 0, "all tokens exit alike: this shows nothing"
-        torch.manual_seed(0)
-        loss = loss_where_tokens_leave(0.6, model, trace.speaking, trace.targets)
-        torch.testing.assert_close(loss, (shares * torch.stack(losses, 1)).sum(dim=1).mean())
-
-    def test_top_probabilities_by_hand(self):
-        states, head = torch.randn(700, 8), torch.randn(30, 8)
-        torch.testing.assert_close(top_probabilities(states, head), (states @ head.T).softmax(-1).amax(-1))
-
-    def test_the_backbone_continues_from_the_stage_that_methods_share(self, tiny_decoder, tmp_path):
-        recipe = replace(RECIPE, trains="all", backbone_steps=3, store=tmp_path, exit_weights="equal")
-        before = None
-        for at_exit in (0.3, 0.9, 0.3):
-            model = tiny_decoder(adapter="shared")
-            ConsistentEETokensTuned(at_exit=at_exit).fit(model, make_text_task(), recipe)
-            assert before is None or (at_exit == 0.3) == ("backbone" not in changed_parts(model, before))
-            before = before or model.clone_weights()
-        assert len(list(tmp_path.glob("backbone-all-*.safetensors"))) == 1
-        assert len(list(tmp_path.glob("where-tokens-leave-all-*.safetensors"))) == 2

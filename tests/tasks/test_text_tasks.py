@@ -29,7 +29,6 @@ def test_a_template_is_filled_and_knows_what_may_be_cut():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no field", "needs a field"),
         ("{a} {a}", "stands twice"),
         ("{a.__class__}", "is not the name of a field"),
         ("{a", "expected '}'"),
