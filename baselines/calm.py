@@ -56,6 +56,7 @@ from consistentee.training import (
     train_jointly,
     train_learned_head,
     training_source,
+    use_exit_network,
 )
 
 _CONFIDENCE = "confidence"
@@ -121,6 +122,7 @@ class CALMClassifier(JointMethod):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""
         source = training_source(model, task, recipe)
+        use_exit_network(model, self.classifier, recipe)
         train_jointly(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
         rows = cached_rows(model, source, recipe)

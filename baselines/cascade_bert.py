@@ -43,6 +43,7 @@ from consistentee.training import (
     train_last_exit,
     training_source,
 )
+from consistentee.training.loop import count_rows, counting_rows_as
 
 _JUDGING_BATCH_SIZE = 64
 
@@ -73,16 +74,20 @@ class CascadeBERT(Method):
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
-        hard = hard_rows(companion, source, recipe, self.folds)
-        loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
-        details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
-        run_stage(companion, source, token_stage("companion", loss, recipe, details=details), recipe)
+        with counting_rows_as(companion.num_layers / model.num_layers):
+            self._train_companion(companion, source, recipe)
         add_companion(model, companion)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after the companion if its largest probability is above ``knob``."""
         return SomeLayersRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
+
+    def _train_companion(self, companion: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+        hard = hard_rows(companion, source, recipe, self.folds)
+        loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
+        details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
+        run_stage(companion, source, token_stage("companion", loss, recipe, details=details), recipe)
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
         if self.companion_backbone is None:
@@ -116,6 +121,7 @@ def hard_rows(companion: MultiExitModel, source: TokenSource, recipe: Recipe, fo
         held_out = source.select((fold_of_row == fold).nonzero().flatten())
         train_last_exit(companion, seen, replace(recipe, max_rows=None))
         logits = stock_encoded(companion, held_out.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
+        count_rows(len(held_out), with_gradients=False)
         hard[fold_of_row == fold] = predictions_of(logits) != held_out.labels
     companion.load_state_dict(start)
     return hard

@@ -6,7 +6,8 @@ threshold S.
 
 Choices: an off-ramp has the shape of the model's own classification head, with a pooler if the backbone has one. Its
 pooler starts from the one that stage 1 fine-tuned; in the authors' code it starts from the pretrained one. Stage 2 uses
-cached features, computed in eval mode.
+cached features, computed in eval mode, for the recipe's frozen steps at its frozen rate; in the paper it is as long as
+stage 1, at the same rate.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """EENet (Ilhan et al., WACV 2024, arXiv 2301.07099): a scheduler fitted to a budget decides how many rows exit where.
 
 Training: backbone and all exits together, on ``sum_t t * CE_t / sum_t t``; over the last quarter of the steps each exit
-also learns from the last one, ``0.01 T^2 KL(exit L || exit t)`` with T = 3. Then the scheduler, on held-out rows. At
-exit k it reads the probabilities, the largest of them, ``1 - entropy / ln C`` and the scores of earlier exits. A linear
-layer gives the score ``q_k``, cut to 0..1; another network gives the row's share ``pi_k``, a softmax over exits. Scores
-learn whether the exit is right, on rows weighted by pi_k. Shares learn to prefer exits with good scores, close to
-``q / sum q``, at a mean cost near the budget. T_k is the N_k-th largest score of the remaining rows,
+also learns from the last one, ``0.01 T^2 KL(exit L || exit t) / sum_t t`` with T = 3. Then the scheduler, on held-out
+rows. At exit k it reads the probabilities, the largest of them, ``1 - entropy / ln C`` and the scores of earlier exits.
+A linear layer gives the score ``q_k``, cut to 0..1; another network gives the row's share ``pi_k``, a softmax over
+exits. Scores learn whether the exit is right, on rows weighted by pi_k. Shares learn to prefer exits with good scores,
+close to ``q / sum q``, at a mean cost near the budget. T_k is the N_k-th largest score of the remaining rows,
 ``N_k = floor(N * mean pi_k)``. Rule: exit if the score is at least T_k.
 
 Choices. The authors' code defines the method; its exits are after every third layer, here after every layer, with a

@@ -38,6 +38,7 @@ from consistentee.training import (
     training_source,
 )
 from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS
+from consistentee.training.loop import count_rows
 
 SCORES = "lesson_scores"
 _STEP_LENGTH = 0.01  # norm of the finite difference's step (DARTS)
@@ -70,6 +71,8 @@ class LeeBERT(Method):
         details = {"method": repr(self), "held_out": held_out.fingerprint()}
         stage = token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), details=details)
         run_stage(model, trained_on, stage, recipe)
+        # A new weighting takes a pass with gradients on held-out rows, and three without on the batch.
+        count_rows(2 * recipe.epochs * len(trained_on) / self.weight_every, with_gradients=True)
         delattr(model, SCORES)
         return model
 

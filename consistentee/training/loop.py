@@ -159,6 +159,16 @@ def count_rows(rows: float, *, with_gradients: bool) -> None:
         log.rows += rows if with_gradients else rows / 3
 
 
+@contextmanager
+def counting_rows_as(share: float) -> Iterator[None]:
+    """Count every row in the block as a share of one: for a model with fewer layers than the one that is compared."""
+    log = _log.get()
+    before = 0.0 if log is None else log.rows
+    yield
+    if log is not None:
+        log.rows = before + share * (log.rows - before)
+
+
 def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from documents import ROOT
 from pydantic import TypeAdapter
 from records_by_hand import cell_spec
 
-from benchmarks.specs import method_files
 from benchmarks.specs.base import CellSpec, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec
 from benchmarks.specs.method_files import method_version
@@ -134,22 +132,6 @@ def test_every_part_that_differs_is_named():
 @pytest.mark.parametrize("name", sorted(available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)))
 def test_a_version_read_from_source_is_the_class_s_own(name):
     assert method_version(name) == method_class_of(name).version
-
-
-def test_a_version_is_inherited_and_overridden(tmp_path, monkeypatch):
-    (tmp_path / "first_place.py").write_text("class Base:\n    version: ClassVar[int] = 3\n")
-    (tmp_path / "second_place.py").write_text(
-        "from first_place import Base as Other\n\nclass Same(Other[int]):\n    x = 1\n\n"
-        "class New(Same):\n    version = 4\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    points = {
-        name: EntryPoint(name, f"second_place:{name}", "consistentee.methods") for name in ("Same", "New", "Nothing")
-    }
-    monkeypatch.setattr(method_files, "available_methods", lambda group: points)
-    assert [method_version(name) for name in ("Same", "New")] == [3, 4]
-    with pytest.raises(UserError, match="no class Nothing that states a version"):
-        method_version("Nothing")
 
 
 KEYS_OF_SUITES = """

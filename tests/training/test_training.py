@@ -31,7 +31,7 @@ from consistentee.training.encoder import (
     train_jointly,
     training_source,
 )
-from consistentee.training.loop import logged_training, run_stage
+from consistentee.training.loop import count_rows, counting_rows_as, logged_training, run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16)
@@ -159,6 +159,11 @@ class TestTheLoop:
         with logged_training() as log:
             train_early_exits(model, source, _mean_loss, recipe, name="on-states", network="attention")
         assert log.rows == pytest.approx(48 / 3), "one pass, whatever the number of steps"
+        with logged_training() as log:
+            count_rows(12, with_gradients=True)
+            with counting_rows_as(0.5):
+                count_rows(6, with_gradients=False)
+        assert log.rows == 12 + 1, "a third of the rows, in half of the layers"
 
     def test_exits_learn_from_recorded_states_what_they_learn_from_tokens(self, tiny_model):
         """Two epochs either way; the recorded states are rounded to half precision."""

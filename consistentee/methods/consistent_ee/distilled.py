@@ -97,8 +97,8 @@ class JointDistillation(Method):
 class ConsistentEEDistilledCurve(ConsistentEECurve):
     """The exits of joint-distillation with the policy of consistentee-curve: one policy for all prices of a layer.
 
-    Exits are trained with that method's defaults. There is no stage 3: ``alpha``, ``joint_epochs``,
-    ``joint_learning_rate`` and ``refit_policy`` have no effect.
+    Exits are trained with that method's defaults. There is no stage 3: ``alpha``, ``refit_policy`` and the
+    parameters ``joint_...`` have no effect.
     """
 
     name: ClassVar[str] = "consistentee-distilled-curve"

@@ -36,7 +36,7 @@ from consistentee.training import (
 class ConsistentEEHeldOut(ConsistentEECurve):
     """Distilled exits on a frozen fine-tuned model; one policy for all prices, learnt on other texts.
 
-    ``alpha``, ``joint_epochs``, ``joint_learning_rate`` and ``refit_policy`` have no effect.
+    ``alpha``, ``refit_policy`` and the parameters of stage 3, ``joint_...``, have no effect.
 
     Attributes:
         classifier: the network of the exits before layer L.

@@ -24,8 +24,7 @@ from consistentee.methods.policy import ALWAYS, LadderParameters
 class ConsistentEELadder(LadderParameters, ConsistentEE):
     """ConsistentEE with one policy for each price of a ladder, trained together; one stage 3 for all.
 
-    The parameter ``alpha`` has no effect. With the default prices rows of SST-2 exit at 1.2 to 3.4 of 6 layers on
-    average.
+    The parameter ``alpha`` has no effect.
     """
 
     name: ClassVar[str] = "consistentee-ladder"
