@@ -68,7 +68,7 @@ class InstanceEvaluation:
 
     def _knobs(self, validation: Trace) -> list[float]:
         knobs = [float(knob) for knob in self.method.knob_values(self.model)]
-        if not self.method.knob.refined:
+        if not self.method.refines_knob:
             return knobs
         return refine_knobs(knobs, lambda some: sweep(self._rules(some), validation).double().mean(dim=1).numpy())
 

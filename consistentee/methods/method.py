@@ -110,6 +110,11 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         """
         return self.knob.values
 
+    @property
+    def refines_knob(self) -> bool:
+        """Whether cells also try values between those: see :class:`Knob`."""
+        return self.knob.refined
+
     @checked
     def check_knob(self, model: ModelT, knob: Number) -> None:
         """Raise UserError if ``knob`` lies outside the range of this method's knob."""

@@ -36,6 +36,7 @@ class ConsistentEEAblation(ConsistentEEPaper):
 
     name: ClassVar[str] = "consistentee-ablation"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with a part exchanged"
+    version: ClassVar[int] = 3
     has_several_rules: ClassVar[bool] = True
 
     policy_share: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -57,6 +58,11 @@ class ConsistentEEAblation(ConsistentEEPaper):
         if self.leave_by == "entropy":
             return entropy_thresholds(model.num_labels, beyond=1.001)
         return ConsistentEE.knob.values if self.leave_by == "threshold" else super().knob_values(model)
+
+    @property
+    def refines_knob(self) -> bool:
+        """Whether the rule has a threshold."""
+        return self.leave_by != "policy"
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if P(exit) > knob, or if the entropy is below ``knob`` nats."""
