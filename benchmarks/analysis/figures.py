@@ -384,6 +384,7 @@ def write_figures(
     png (200 dots an inch), pdf and svg, or a name is that of no figure.
     """
     from matplotlib import rc_context
+    from PIL import Image
 
     if file_format not in _METADATA:
         raise unknown_name("figure format", file_format, _METADATA)
@@ -399,6 +400,9 @@ def write_figures(
                 layout.execute(figure)
                 figure.set_layout_engine(None)
             figure.savefig(temporary, format=file_format, dpi=200, metadata=_METADATA[file_format])
+            if file_format == "png":
+                with Image.open(temporary) as image:  # 256 colours: a third of the size
+                    image.convert("RGB").quantize().save(temporary, file_format, optimize=True)
         write_text(path.with_suffix(".txt"), caption_of(kind, results))
         paths.append(path)
     return paths, missing
