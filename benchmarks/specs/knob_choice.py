@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 """Costs and scores are means of counts: what differs by less is equal."""
 
 _STEPS = 100
-_HALVINGS = 24  # after so many, two thresholds are next to each other in float32 wherever a signal lies
+_HALVINGS = 24  # after so many, neighbours between 0.9999 and 1 are equal in float32
 
 
 def refine_knobs(knobs: Sequence[float], layers_of: Callable[[Sequence[float]], ArrayLike]) -> list[float]:

@@ -70,6 +70,12 @@ def test_exit_shares_and_memorized_layers_by_hand(results):
     assert counts.sum(axis=1).tolist() == [50] * 5 + [150]
 
 
+def test_axes_have_units(results):
+    equal_cost, exits = (draw_figure(name, results) for name in ("equal-cost", "exits"))
+    assert equal_cost.get_supxlabel() == "points against the full model, mean of 2 tasks"
+    assert exits.axes[-1].get_xlabel() == "share of test rows", "the colour bar"
+
+
 def test_a_task_that_hardly_any_method_was_run_on_has_no_panel(tmp_path):
     records = [
         *made_up_suite(),

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from documents import ROOT
 from pydantic import TypeAdapter
 from records_by_hand import cell_spec
 
+from benchmarks.specs import method_files
 from benchmarks.specs.base import CellSpec, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec
 from benchmarks.specs.method_files import method_version
@@ -85,7 +87,7 @@ def test_a_raised_version_makes_another_key_and_names_itself(monkeypatch, raise_
     assert stale_reason(PARTS, raised) == reason
 
 
-def test_a_users_file_counts_by_its_code_and_not_by_its_comments(tmp_path):
+def test_a_users_file_counts_by_its_code_and_not_by_its_comments(tmp_path, monkeypatch):
     path = tmp_path / "mine.py"
 
     def version_of(source: str) -> int | str:
@@ -102,6 +104,11 @@ def test_a_users_file_counts_by_its_code_and_not_by_its_comments(tmp_path):
         method_version(f"{tmp_path / 'none.py'}:Mine")
     with pytest.raises(UserError, match="unknown method 'pabe'"):
         method_version("pabe")
+    nowhere = EntryPoint("pabee", "baselines.pabee:Nothing", "consistentee.methods")
+    monkeypatch.setattr(method_files, "available_methods", lambda group: {"pabee": nowhere})
+    method_version.cache_clear()
+    with pytest.raises(UserError, match="no class Nothing that states a version"):
+        method_version("pabee")
 
 
 def test_a_users_file_counts_by_what_it_derives_from_too(tmp_path, monkeypatch):
