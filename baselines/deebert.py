@@ -31,7 +31,8 @@ class DeeBERT(Method):
 
     name: ClassVar[str] = "deebert"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993"
-    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2))
+    version: ClassVar[int] = 2
+    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2), refined=True)
 
     classifier: ExitNetwork = "linear"
 
