@@ -183,8 +183,7 @@ def test_code_may_move_and_a_raise_makes_the_cells_of_its_method_stale_and_no_ot
     policy.rename(policy.with_name("prices.py"))  # a module renamed
     for path in copy.rglob("*.py"):
         path.write_text(path.read_text().replace("methods.policy", "methods.prices"))
-    name = '    name: ClassVar[str] = "deebert"\n'
-    edit(copy / "baselines/deebert.py", name, f"{name}    version = 2\n")
+    edit(copy / "baselines/deebert.py", "    version: ClassVar[int] = 2\n", "    version: ClassVar[int] = 3\n")
     after, code_after = keys_of(copy)
     assert code_after != code_before
     assert {cell.split()[0] for cell, now in zip(before, after, strict=True) if cell != now} == {"deebert"}
