@@ -205,14 +205,15 @@ class Results:
         point, hull = self.column("point")[knob], self.column("hull")[knob]
         if self.kind == "generation":
             return _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
-        answers = None
+        exits, layers = None, self.column("num_layers")[knob]
         if point >= 0:
-            answers = columns.get(f"prediction_{point:.0f}")
+            exits = columns.get(f"exit_layer_{point:.0f}")
         elif hull >= 0:
-            answers = _answers_of_hull(columns, int(hull))
-        elif self.column("validation_layers")[knob] >= self.column("num_layers")[knob]:
+            exits = columns.get(f"hull_exit_layer_{hull:.0f}")
+        elif self.column("validation_layers")[knob] >= layers:
             # All validation rows run all layers: the answers are those of the last exit, but for a few test rows.
-            answers = columns.get("full_prediction")
+            exits = np.full(len(columns["label"]), layers)
+        answers = None if exits is None else _answers_at(columns, exits)
         return None if answers is None else (columns["label"], answers)
 
     def answers_at(self, knobs: Iterable[Any], measure: str | None = None) -> Answers | None:
@@ -479,14 +480,11 @@ def _texts(columns: Columns, name: str, measure: str | None) -> Answers | None:
     return columns[sizes].astype(float), columns[name].astype(float)
 
 
-def _answers_of_hull(columns: Columns, number: int) -> NDArray[Any] | None:
-    """Return the answer of each row at the layer where it exits."""
-    exits = columns.get(f"hull_exit_layer_{number}")
-    layers = [] if exits is None else [columns.get(f"layer_prediction_{layer + 1}") for layer in range(exits.max())]
+def _answers_at(columns: Columns, exits: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the answer of each row at the layer where it exits; None if the answers of a layer were not kept."""
+    layers = [columns.get(f"layer_prediction_{layer + 1}") for layer in range(int(exits.max()))]
     known = [answers for answers in layers if answers is not None]
-    if exits is None or len(known) < len(layers):
-        return None
-    return np.stack(known)[exits - 1, np.arange(exits.size)]
+    return np.stack(known)[exits.astype(int) - 1, np.arange(exits.size)] if len(known) == len(layers) else None
 
 
 def _full_score(record: Any, measure: str | None) -> float:

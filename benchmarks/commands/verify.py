@@ -111,18 +111,19 @@ def _facts(record: BaseRecord, rows: pd.DataFrame, validation: pd.DataFrame | No
 
 def _of_instances(record: CellRecord, rows: pd.DataFrame, validation: pd.DataFrame | None) -> Iterator[_Fact]:
     layers = rows.filter(regex=r"^layer_prediction_\d+$").to_numpy()  # [rows, exits]
-    yield "answers at full depth that the last exit does not give", sum(rows["full_prediction"] != layers[:, -1]), 0
+
+    def of_exits(name: str, point: CurvePoint, exits: pd.Series) -> Iterator[_Fact]:
+        return _of_curve(name, point, rows["label"], layers[np.arange(len(rows)), exits - 1], exits)
+
     for number, point in enumerate(record.operating_points):
-        name, exits, answers = f"point {number}", rows[f"exit_layer_{number}"], rows[f"prediction_{number}"]
+        name = f"point {number}"
         on_curves = point.test in record.curve_test and point.validation in record.curve_validation
         yield f"{name} lies on both curves", True, on_curves
-        yield from _of_curve(name, point.test, rows["label"], answers, exits)
-        yield f"{name}, answers that no exit gives", sum(answers != layers[np.arange(len(rows)), exits - 1]), 0
+        yield from of_exits(name, point.test, rows[f"exit_layer_{number}"])
     for number, vertex in enumerate(record.hull):
         name, exits = f"hull {number}", rows.get(f"hull_exit_layer_{number}")
         if exits is not None:
-            given = layers[np.arange(len(rows)), exits - 1]
-            yield from _of_curve(name, record.curve_test[vertex.place], rows["label"], given, exits)
+            yield from of_exits(name, record.curve_test[vertex.place], exits)
         if validation is not None:
             curve, answers = record.curve_validation[vertex.place], validation[f"hull_prediction_{number}"]
             yield from _of_curve(f"{name}, validation", curve, validation["label"], answers, None)

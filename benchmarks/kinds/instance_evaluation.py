@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -161,12 +160,10 @@ class InstanceEvaluation:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Build the tables of :class:`benchmarks.store.stored_results.StoredCell`: test rows and validation rows."""
         trace, exits = self.test.trace, self.test.exits
-        full_depth = torch.full((len(trace),), trace.num_layers)
-        columns = _rows(trace) | {"full_prediction": trace.predictions(full_depth).numpy()}
+        columns = _rows(trace)
         for layer in range(1, trace.num_layers + 1):
             columns[f"layer_prediction_{layer}"] = trace.view(layer).predictions.numpy()
         for number, index in enumerate(self.chosen):
-            columns[f"prediction_{number}"] = self.test.answers(index)
             columns[f"exit_layer_{number}"] = exits[index].numpy()
         validation = _rows(self.validation.trace)
         for number, index in enumerate(self.hull):

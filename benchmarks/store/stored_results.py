@@ -73,9 +73,9 @@ class StoredCell:
     def predictions(self) -> "pd.DataFrame":
         """Read the predictions, one line a test row.
 
-        Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t, and
-        for operating point i (the order of the record) ``prediction_i`` and ``exit_layer_i``; for point i of the hull
-        that is none, ``hull_exit_layer_i``, the layer that answers. Raises UserError if there are none.
+        Columns: ``row``, ``label``, ``layer_prediction_t`` for layer t, and the layer that answers: ``exit_layer_i`` at
+        operating point i (the order of the record), ``hull_exit_layer_i`` at point i of the hull that is none. Raises
+        UserError if there are none.
         """
         table = self.table(PREDICTIONS_FILE)
         if table is None:

@@ -66,8 +66,8 @@ def test_exit_shares_and_memorized_layers_by_hand(results):
     assert own["share"].sum() == pytest.approx(1)
     assert (own["share"] * own["layer"]).sum() == pytest.approx(line["layers"])
     counts = memorized_against_exit(results, line["chosen"])
-    # Of both seeds: row i is right from layer 1 + i % 8 on, if ever.
-    assert counts.sum(axis=1).tolist() == [50] * 5 + [150]
+    # Of 200 rows and both seeds 88, 123, 150, 171 and 178 are right at layers 1 to 5.
+    assert counts.sum(axis=1).tolist() == [176, 70, 54, 42, 14, 44]
 
 
 def test_axes_have_units(results):

@@ -138,12 +138,12 @@ def test_a_submission_of_decoding(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------- refused
 
 
-@pytest.mark.parametrize("column", ["prediction_0", "label", "layer_prediction_1", "full_prediction", "exit_layer_0"])
+@pytest.mark.parametrize("column", ["label", "layer_prediction_1", "exit_layer_0"])
 def test_a_changed_row_is_refused_even_with_new_hashes(copy, column):
     def other(table):
         rows = table.to_pandas()
         values = table[column].to_pylist()
-        exits_at_1_and_is_right = (rows["exit_layer_0"] == 1) & (rows["prediction_0"] == rows["label"])
+        exits_at_1_and_is_right = (rows["exit_layer_0"] == 1) & (rows["layer_prediction_1"] == rows["label"])
         place = int(exits_at_1_and_is_right.to_numpy().nonzero()[0][0])
         values[place] = 2 if values[place] != 2 else 1
         return replaced(table, column, values)
