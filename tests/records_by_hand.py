@@ -176,12 +176,11 @@ def timing(cells: Sequence[CellRecord], seed: int = 0, task: str = "mcid") -> Ti
 
 
 def right_answers(label: str) -> NDArray[np.bool_]:
-    """Tell which exits of a made-up cell are right [ROWS, LAYERS]: a row's are, from one layer on, if ever."""
-    accuracy = np.interp(np.arange(1, LAYERS + 1) + SHIFTS.get(label, 0), np.arange(1, LAYERS + 1), LAYER_ACCURACY)
-    if label == "majority":
-        accuracy = np.full(LAYERS, 0.2)
-    difficulty = (np.arange(ROWS) * 77 % ROWS + 0.5) / ROWS  # of rows in any part of the set alike
-    return difficulty[:, None] < accuracy
+    """Return whether each exit of a made-up cell answers a row rightly, [ROWS, LAYERS]; later exits then do so, too."""
+    layers, half = np.arange(1, LAYERS + 1), ROWS // 2
+    accuracy = 0.2 if label == "majority" else np.interp(layers + SHIFTS.get(label, 0), layers, LAYER_ACCURACY)
+    difficulty = (np.arange(ROWS) * 77 % half * 2 + np.arange(ROWS) // half + 0.5) / ROWS  # both halves are alike
+    return difficulty[:, None] < np.broadcast_to(accuracy, LAYERS)
 
 
 def _smooth_curve(label: str, knobs: int = 21) -> list[CurvePoint]:
@@ -210,10 +209,7 @@ def made_up_suite(seed: int = 0, task: str = "mcid") -> list[CellRecord]:
     """Return a cell of every kind of method."""
     full = operating_point(LAYERS, "within 1 point", LAYERS, LAYER_ACCURACY[-1])
     majority = operating_point(1, "budget 0.25", 1, 0.2)
-    cells = [
-        cell("full", [full], task=task, seed=seed),
-        cell("majority", [majority], task=task, seed=seed),
-    ]
+    cells = [cell("full", [full], task=task, seed=seed), cell("majority", [majority], task=task, seed=seed)]
     for label in SHIFTS:
         curve = _smooth_curve(label)
         cells.append(cell(label, _chosen(curve), curve=curve, task=task, seed=seed))

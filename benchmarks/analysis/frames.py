@@ -205,14 +205,16 @@ class Results:
         point, hull = self.column("point")[knob], self.column("hull")[knob]
         if self.kind == "generation":
             return _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
-        exits, layers = None, self.column("num_layers")[knob]
+        exits = None
         if point >= 0:
             exits = columns.get(f"exit_layer_{point:.0f}")
         elif hull >= 0:
             exits = columns.get(f"hull_exit_layer_{hull:.0f}")
-        elif self.column("validation_layers")[knob] >= layers:
-            # All validation rows run all layers: the answers are those of the last exit, but for a few test rows.
-            exits = np.full(len(columns["label"]), layers)
+        elif self.column("validation_layers")[knob] >= self.column("num_layers")[knob]:
+            # All validation rows run all layers: the answers are those of the last exit, but for a few test rows. In a
+            # cascade it lies beyond the layers of the stock model.
+            last = sum(name.startswith("layer_prediction_") for name in columns)
+            exits = np.full(len(columns["label"]), last)
         answers = None if exits is None else _answers_at(columns, exits)
         return None if answers is None else (columns["label"], answers)
 

@@ -77,9 +77,6 @@ def test_axes_have_units(results):
 
 
 def test_a_task_that_hardly_any_method_was_run_on_has_no_panel(tmp_path):
-    records = [
-        *made_up_suite(),
-        *(record for record in made_up_suite(task="stsb") if record.label in ("full", "static")),
-    ]
+    records = [*made_up_suite(), *(one for one in made_up_suite(task="stsb") if one.label in ("full", "static"))]
     titles = {axes.get_title() for axes in draw_figure("exits", results_of(records)).axes}
     assert ("mcid" in titles, "stsb" in titles) == (True, False)
