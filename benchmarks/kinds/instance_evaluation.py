@@ -1,29 +1,26 @@
-"""Evaluate a trained classifier: replay every knob on two splits, choose knobs, and build the record and the rows."""
+"""Evaluate a trained classifier: replay every knob on two splits, and run the knobs that are mixed live."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.kind import TrainedCell
 from benchmarks.measure.flops import FlopModel
+from benchmarks.measure.knobs import MOST_LOST, around_budgets, cheapest_within, refine_knobs
+from benchmarks.measure.terms import has_terms, is_mean, terms_of
 from benchmarks.specs.base import CellSpec
-from benchmarks.specs.knob_choice import choose_all, concave_hull, refine_knobs
-from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
-from benchmarks.store.folders import PREDICTIONS_FILE, VALIDATION_FILE
-from benchmarks.store.records import CurvePoint, HullPoint, OperatingPoint
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
 from consistentee.models.base import chosen_device
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
 from consistentee.training.loop import precision_used
@@ -34,144 +31,125 @@ _SAME_VALUE = 1e-4  # two numeric answers that differ by less are the same answe
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """All knob values of a method, replayed on the trace of one split; ``exits``: 1-based, int64 [knobs, N]."""
-
-    trace: Trace
-    exits: Tensor
-    points: list[CurvePoint]
-
-    def answers(self, index: int) -> NDArray:
-        return self.trace.predictions(self.exits[index]).numpy()
-
-
 class InstanceEvaluation:
-    """A trained model, traced on both splits, with every knob of its method replayed and some chosen."""
+    """A trained model, traced on both splits, with every knob of its method replayed, and last "never exit"."""
 
     def __init__(self, cell: TrainedCell[CellSpec, TaskData, Method, MultiExitModel]) -> None:
         self.spec, self.task, self.method, self.model = cell.spec, cell.rows.task, cell.method, cell.model
-        test, validation = (
+        self.test, self.validation = (
             record_trace(self.model, split, store=cell.store) for split in (self.task.test, self.task.validation)
         )
-        self.knobs = self._knobs(validation)
-        self.rules = self._rules(self.knobs)
-        self.test, self.validation = self._curve(test), self._curve(validation)
-        layers = [point.average_layers for point in self.validation.points]
-        scores = [point.scores[self.task.metric] for point in self.validation.points]
-        targets: list[Target] = [*(Budget(layers_at_most=budget) for budget in self.spec.budgets), WITHIN_ONE_POINT]
-        # Points are lost against the last knob of the same cell, the method's latest exits.
-        self.chosen = choose_all(targets, layers, scores, num_layers=self.model.stock_layers, reference=scores[-1])
-        # Mixtures at equal cost are made of these knobs.
-        self.hull: list[int] = concave_hull(layers, scores).tolist()
+        self.knobs = self._knobs()
+        self.rules = [*self._rules(self.knobs), NeverExit()]
+        self.exits, self.validation_exits = (sweep(self.rules, trace) for trace in (self.test, self.validation))
+        self.layers = _layers(self.test, self.exits)
+        self.validation_layers = _layers(self.validation, self.validation_exits)
+        metric, labels = self.task.metric, self.validation.labels.numpy()
+        self.validation_scores = [
+            score(metric, labels, self.validation.predictions(exits).numpy()) for exits in self.validation_exits
+        ]
 
-    def _knobs(self, validation: Trace) -> list[float]:
+    def _knobs(self) -> list[float]:
         knobs = [float(knob) for knob in self.method.knob_values(self.model)]
         if not self.method.refines_knob:
             return knobs
-        return refine_knobs(knobs, lambda some: sweep(self._rules(some), validation).double().mean(dim=1).numpy())
+        return refine_knobs(knobs, lambda some: sweep(self._rules(some), self.validation).double().mean(dim=1).numpy())
 
     def _rules(self, knobs: Sequence[float]) -> list[ExitRule]:
         return [self.method.rule(self.model, knob) for knob in knobs]
 
-    def _curve(self, trace: Trace) -> Curve:
-        curve = Curve(trace, sweep(self.rules, trace), [])
-        labels = trace.labels.numpy()
-        for index, (knob, exits) in enumerate(zip(self.knobs, curve.exits, strict=True)):
-            answers = curve.answers(index)
-            curve.points.append(
-                CurvePoint(
-                    knob=knob,
-                    scores={metric: score(metric, labels, answers) for metric in self.task.metrics},
-                    exit_histogram=np.bincount(exits.numpy(), minlength=trace.num_layers + 1)[1:].tolist(),
-                    token_layers=None if trace.live_tokens is None else float(trace.layers_run(exits).mean()),
-                )
-            )
-        return curve
-
     @property
     def default_knob(self) -> float:
-        """The cheapest knob that loses at most one point on validation rows."""
-        return next(self.knobs[index] for index, targets in self.chosen.items() if WITHIN_ONE_POINT in targets)
+        """The cheapest knob that loses at most a point on validation rows, against the method's latest exits."""
+        return self.knobs[cheapest_within(MOST_LOST, self.validation_layers[:-1], self.validation_scores[:-1])]
 
-    def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        return [(self.knobs[index], targets, self._numbers(index)) for index, targets in self.chosen.items()]
+    @cached_property
+    def mixed(self) -> list[int]:
+        """The places of the knobs that are mixed at the budgets of layers, or about at those of operations."""
+        by_layers = around_budgets(self.layers, self.model.stock_layers, "classification")
+        dearer = self._flops(by_layers[0]) / self.full_flops * self.model.stock_layers / self.layers[by_layers[0]]
+        by_flops = around_budgets(self.layers * dearer, self.model.stock_layers, "classification")
+        return sorted({*by_layers, *by_flops})
 
-    def _numbers(self, index: int) -> dict[str, str]:
-        metric, validation, test = self.task.metric, self.validation.points[index], self.test.points[index]
-        return {
-            f"validation {metric} %": f"{100 * validation.scores[metric]:.1f}",
-            f"test {metric} %": f"{100 * test.scores[metric]:.1f}",
-            "test layers": f"{test.average_layers:.2f} of {self.model.stock_layers}",
-        }
+    @cached_property
+    def flop_model(self) -> FlopModel:
+        return FlopModel(self.model)
+
+    @cached_property
+    def full_flops(self) -> float:
+        """Operations of the stock model on all test rows, padding not counted."""
+        return float(self.flop_model.full_flops(self.test.lengths.numpy()).sum())
+
+    def _flops(self, place: int) -> float:
+        """Count the operations of all test rows at a knob; a rule that cannot run live costs nothing."""
+        rule, trace = None if self.method.replay_only else self.rules[place], self.test
+        rows = self.flop_model.row_flops(trace.lengths.numpy(), self.exits[place].numpy(), rule, trace.live_tokens)
+        return float(rows.sum())
 
     def findings(self) -> dict[str, object]:
-        flops, test, validation = FlopModel(self.model), self.test, self.validation
-        points = [self._operating_point(flops, index) for index in self.chosen]
-        for point in points:
-            _logger.info("%s: knob %g, test %s", in_words(point.targets), point.knob, point.test.model_dump_json())
         return {
             "num_layers": self.model.stock_layers,
             "exit_network": self.model.description.classifier.kind,
             "training_precision": precision_used(self.spec.recipe.precision, chosen_device()),
-            "full_flops": float(flops.full_flops(test.trace.lengths.numpy()).sum()),
-            "full_validation_flops": float(flops.full_flops(validation.trace.lengths.numpy()).sum()),
-            "curve_validation": validation.points,
-            "curve_test": test.points,
-            "operating_points": points,
-            "hull": [self._hull_point(flops, index) for index in self.hull],
         }
 
-    def _hull_point(self, flops: FlopModel, index: int) -> HullPoint:
-        validation, test = (self._flops(flops, curve, index) for curve in (self.validation, self.test))
-        return HullPoint(place=index, validation_flops=validation, flops=test)
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """The frame of the curve, see :mod:`benchmarks.store.frames`; operations are counted at mixed knobs alone."""
+        labels, live = self.test.labels.numpy(), not self.method.replay_only
+        answers = [self.test.predictions(exits).numpy() for exits in self.exits]
+        columns: dict[str, object] = {
+            "place": np.arange(len(self.rules)),
+            "knob": [*self.knobs, np.nan],
+            "validation_layers": self.validation_layers,
+            "validation_score": self.validation_scores,
+            "layers": self.layers,
+        }
+        for metric in self.task.metrics:
+            columns[metric] = [score(metric, labels, one) for one in answers]
+            if has_terms(metric, labels) and not is_mean(metric):
+                columns[f"{metric}_terms"] = [
+                    terms_of(metric, labels, one).mean(axis=0, dtype=float).tolist() for one in answers
+                ]
+        deepest = self.test.num_layers
+        columns["exit_histogram"] = [np.bincount(exits, minlength=deepest + 1)[1:].tolist() for exits in self.exits]
+        found = pd.DataFrame(columns)
+        found["flops"] = pd.Series({place: self._flops(place) for place in self.mixed})
+        found["full_flops"] = self.full_flops
+        found["live_rows"] = pd.Series(dict.fromkeys(self.mixed if live else [], float(len(self.test))), dtype=float)
+        differ = {place: float(self._live_disagreements(place, answers[place])) for place in self.mixed if live}
+        found["live_disagreements"] = pd.Series(differ, dtype=float)
+        for place in self.mixed:
+            _logger.info("knob %g: %s", found.at[place, "knob"], found.loc[place, [*self.task.metrics, "layers"]].to_dict())
+        return found
 
-    def _operating_point(self, flops: FlopModel, index: int) -> OperatingPoint:
-        trace, live = self.test.trace, not self.method.replay_only
-        resamples, seed, labels = self.spec.bootstrap_resamples, self.spec.seed, trace.labels.numpy()
-        return OperatingPoint(
-            knob=self.knobs[index],
-            targets=self.chosen[index],
-            validation=self.validation.points[index],
-            test=self.test.points[index],
-            score_interval=score_interval(
-                self.task.metric, labels, self.test.answers(index), resamples=resamples, seed=seed
-            ),
-            flops=self._flops(flops, self.test, index),
-            live_rows=len(trace) if live else 0,
-            live_disagreements=self._live_disagreements(index) if live else 0,
-        )
-
-    def _flops(self, flops: FlopModel, curve: Curve, index: int) -> float:
-        """Count the FLOPs of all rows of a split at a knob; a rule that cannot run live costs nothing."""
-        rule, trace = None if self.method.replay_only else self.rules[index], curve.trace
-        return float(flops.row_flops(trace.lengths.numpy(), curve.exits[index].numpy(), rule, trace.live_tokens).sum())
-
-    def _live_disagreements(self, index: int) -> int:
-        rows, replayed = self.test.trace.encodings, self.test.answers(index)
-        live = classify_encoded(self.model, rows, self.rules[index], batch_size=_LIVE_BATCH_SIZE, sort_by_length=True)
+    def _live_disagreements(self, place: int, replayed: NDArray) -> int:
+        """Count the test rows whose live exit or answer differs from the replay."""
+        rows, rule = self.test.encodings, self.rules[place]
+        live = classify_encoded(self.model, rows, rule, batch_size=_LIVE_BATCH_SIZE, sort_by_length=True)
         answers = live.predictions.numpy()
         if np.issubdtype(answers.dtype, np.integer):
             same = answers == replayed
         else:
             same = np.isclose(answers, replayed, rtol=_SAME_VALUE, atol=_SAME_VALUE)
-        return int(((live.exit_layers != self.test.exits[index]).numpy() | ~same).sum())
+        return int(((live.exit_layers != self.exits[place]).numpy() | ~same).sum())
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Build the tables of :class:`benchmarks.store.stored_results.StoredCell`: test rows and validation rows."""
-        trace, exits = self.test.trace, self.test.exits
-        columns = _rows(trace)
-        for layer in range(1, trace.num_layers + 1):
-            columns[f"layer_prediction_{layer}"] = trace.view(layer).predictions.numpy()
-        for number, index in enumerate(self.chosen):
-            columns[f"exit_layer_{number}"] = exits[index].numpy()
-        validation = _rows(self.validation.trace)
-        for number, index in enumerate(self.hull):
-            validation[f"hull_prediction_{number}"] = self.validation.answers(index)
-            if index not in self.chosen:
-                columns[f"hull_exit_layer_{number}"] = exits[index].numpy()
-        return {PREDICTIONS_FILE: pd.DataFrame(columns), VALIDATION_FILE: pd.DataFrame(validation)}
+    def frames(self) -> Mapping[str, pd.DataFrame]:
+        trace, number = self.test, np.arange(len(self.test))
+        by_layer = {layer: trace.view(layer).predictions.numpy() for layer in range(1, trace.num_layers + 1)}
+        answers = [pd.DataFrame({"row": number, "layer": layer, "answer": own}) for layer, own in by_layer.items()]
+        exits = [
+            pd.DataFrame({"row": number, "place": place, "exit_layer": self.exits[place].numpy()})
+            for place in self.mixed
+        ]
+        return {
+            "rows": pd.DataFrame({"row": number, "label": trace.labels.numpy()}),
+            "curve": self.curve,
+            "answers": pd.concat(answers, ignore_index=True),
+            "exits": pd.concat(exits, ignore_index=True),
+        }
 
 
-def _rows(trace: Trace) -> dict[str, NDArray]:
-    return {"row": np.arange(len(trace)), "label": trace.labels.numpy()}
+def _layers(trace: Trace, exits: Tensor) -> NDArray[np.float64]:
+    """Average the layers that rows run at every knob; where tokens exit by themselves, over a row's tokens first."""
+    return np.array([float(trace.layers_run(own).double().mean()) for own in exits])

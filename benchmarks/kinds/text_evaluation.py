@@ -1,11 +1,13 @@
-"""Evaluate a cell of generation: choose knobs, decode the test prompts, and build the record and the rows.
+"""Evaluate a cell of generation: replay every knob, decode the test prompts at some, and build the frames.
 
-Knobs are chosen on validation prompts alone: the whole knob is replayed on the full model's own texts of them. Then the
-test prompts are decoded for real at full depth and at the chosen knobs, and their references are read.
+Knobs are decoded by their layers on validation prompts alone: every knob is replayed on the full model's own texts of
+them. The test prompts are then decoded for real at full depth and at knobs around the budgets, and their references
+are read.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 from typing import NamedTuple
@@ -13,18 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-from benchmarks.analysis.statistics import MEAN, score_interval
 from benchmarks.kinds.kind import CellRows, TrainedCell
 from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.measure.knobs import ROUNDING, around_budgets
 from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
 from benchmarks.specs.generation import GenerationCellSpec
-from benchmarks.specs.knob_choice import choose_all, mixture_at
-from benchmarks.specs.targets import FAITHFUL, SPEEDUPS, Agreement, Budget, Target, in_words
-from benchmarks.store.folders import PREDICTIONS_FILE
-from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferences, ReplayPoint, Speculation
 from consistentee.data.metrics import rouge, token_match
 from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.engine.generate import Generations
@@ -42,22 +39,39 @@ from consistentee.training.token_answers import exit_answers
 
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""
+_MARGIN = 0.06
+"""Decoded knobs lie outside of a budget by this share of it, for test prompts run other layers than validation ones."""
+FAITHFUL = 0.9
+"""The knob of a saved decoder names so many tokens as the full model does."""
 
 _logger = logging.getLogger(__name__)
 
 
-class Written(NamedTuple):
-    """Texts of a method for the test prompts at one value of its knob, and their scores."""
+@dataclass(frozen=True)
+class ReplayedKnob:
+    """A knob on validation prompts: mean layers, and the share of tokens that the exit names as the full model does.
 
-    validation: ReplayPoint
-    targets: list[Target]
+    Where a method drafts and verifies, prompts are decoded instead, and the layers are those called a token; ``draft``
+    is the length of drafts, and the probability below which one ends.
+    """
+
+    knob: float
+    layers: float
+    agreement: float
+    draft: tuple[int, float] | None = None
+
+
+class Written(NamedTuple):
+    """Texts for the test prompts at a place of the curve, their scores, and the loss of the references there."""
+
+    place: int
     texts: Generations
     scores: TextScores
     references: ReferenceLoss
 
 
 class TextEvaluation:
-    """A model that decodes, its knobs on validation prompts, and the test prompts at the chosen ones.
+    """A model that decodes, its knobs on validation prompts, and the test prompts at some and at full depth.
 
     Methods that draft and verify choose their drafts by replay, and are then run for the layers that they call.
     """
@@ -74,46 +88,33 @@ class TextEvaluation:
         )
         self.prompts, self.truncated = fitted(cell.model, cell.spec, cell.rows, "test")
         validation, _ = fitted(cell.model, cell.spec, cell.rows, "validation")
-        self.points = (drafted_points if cell.method.drafts else replay_points)(self.decoder, validation)
-        self.chosen = choose_points(self.points, cell.spec.budgets, cell.model.num_layers)
+        self.replayed = (drafted_knobs if cell.method.drafts else replay_knobs)(self.decoder, validation)
+        layers = [point.layers for point in self.replayed]
+        self.decoded = sorted(around_budgets(layers, cell.model.num_layers, "generation", margin=_MARGIN))
 
     @property
     def default_knob(self) -> float:
         """The cheapest knob whose tokens nearly always agree with the full model's; the last if drafts cost more."""
         model, last = self.decoder.model, float(self.decoder.method.knob_values(self.decoder.model)[-1])
-        point = next(self.points[index] for index, targets in self.chosen.items() if FAITHFUL in targets)
-        return point.knob if point.average_layers <= model.num_layers else last
+        enough = min(FAITHFUL, max(point.agreement for point in self.replayed)) - ROUNDING
+        cheapest = min((point for point in self.replayed if point.agreement >= enough), key=lambda point: point.layers)
+        return cheapest.knob if cheapest.layers <= model.num_layers else last
 
-    def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        agreement, layers = "agreement with full %", f"layers of {self.decoder.model.num_layers}"
-        return [
-            (point.knob, targets, {agreement: f"{100 * point.agreement:.1f}", layers: f"{point.average_layers:.2f}"})
-            for point, targets in ((self.points[index], targets) for index, targets in self.chosen.items())
-            if targets
-        ]
+    @cached_property
+    def written(self) -> list[Written]:
+        """The test prompts at every decoded knob, and last at full depth."""
+        knobs = [self.replayed[place].knob for place in self.decoded]
+        full, at_full_depth = read_references(self.decoder, self.prompts, knobs)
+        found = []
+        for place, knob, read in zip(self.decoded, knobs, at_full_depth, strict=True):
+            texts = self.decoder.at(knob, self.prompts)
+            found.append(Written(place, texts, self._scores(texts), read))
+            _logger.info("knob %g: %.2f layers", knob, texts.average_layers)
+        return [*found, Written(len(self.replayed), self.full, self._scores(self.full), full)]
 
     @cached_property
     def full(self) -> Generations:
         return self.decoder.full(self.prompts)
-
-    @cached_property
-    def full_scores(self) -> TextScores:
-        return self._scores(self.full)
-
-    @cached_property
-    def references(self) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
-        """The losses of the references in the full model, and at every chosen knob."""
-        return read_references(self.decoder, self.prompts, [self.points[index].knob for index in self.chosen])
-
-    @cached_property
-    def written(self) -> list[Written]:
-        found = []
-        for (index, targets), read in zip(self.chosen.items(), self.references[1], strict=True):
-            point = self.points[index]
-            texts = self.decoder.at(point.knob, self.prompts)
-            found.append(Written(point, targets, texts, self._scores(texts), read))
-            _logger.info("%s: knob %g, %.2f layers", in_words(targets) or "mixed", point.knob, texts.average_layers)
-        return found
 
     def _scores(self, texts: Generations) -> TextScores:
         return TextScores(
@@ -123,102 +124,100 @@ class TextEvaluation:
         )
 
     def findings(self) -> dict[str, object]:
-        spec, rows, decoder = self.spec, self.rows, self.decoder
-        model, recipe, flops = decoder.model, spec.recipe, DecodingFlops(decoder.model)
-        trains_layers = recipe.trains != "exits"
-        max_prompt_tokens, max_new_tokens = token_limits(spec, rows)
+        model, recipe = self.decoder.model, self.spec.recipe
+        max_prompt_tokens, max_new_tokens = token_limits(self.spec, self.rows)
         return {
             "num_layers": model.num_layers,
-            "train_task": rows.training.name,
-            "training_precision": precision_used(recipe.precision, chosen_device()) if trains_layers else None,
+            "train_task": self.rows.training.name,
+            "training_precision": precision_used(recipe.precision, chosen_device())
+            if recipe.trains != "exits"
+            else None,
             "exit_layers": list(model.exit_layers),
             "closing_layers": len(model.closing),
             "max_prompt_tokens": max_prompt_tokens,
             "max_new_tokens": max_new_tokens,
-            "kv": decoder.method.kv,
+            "kv": self.decoder.method.kv,
             "truncated_prompts": sum(self.truncated),
-            "full_scores": self._means(self.full_scores),
-            "full_new_tokens": sum(map(len, self.full.tokens)),
-            "full_reference_nats": self.references[0].mean,
-            "curve_validation": self.points,
-            "operating_points": [self._operating_point(flops, written) for written in self.written],
         }
 
-    def _operating_point(self, flops: DecodingFlops, written: Written) -> DecodingPoint:
-        texts, read, num_layers = written.texts, written.references, self.decoder.model.num_layers
-        decoded = [layers[1:] for layers in texts.exit_layers]  # all tokens but the first, which the prompt gives
-        exits = torch.cat([*decoded, torch.empty(0, dtype=torch.long)])
-        by_position = pd.DataFrame([layers.tolist() for layers in decoded])
-        prefill_flops, decode_flops = self._flops(flops, written)
-        return DecodingPoint(
-            knob=written.validation.knob,
-            targets=written.targets,
-            validation=written.validation,
-            scores=self._means(written.scores),
-            full_text_score=self._mean(written.scores.full_text),
-            token_match=self._mean(written.scores.match),
-            new_tokens=sum(map(len, texts.tokens)),
-            decoded_tokens=texts.decoded_tokens,
-            average_layers=texts.average_layers if texts.decoded_tokens else num_layers,
-            exit_histogram=torch.bincount(exits, minlength=num_layers + 1)[1:].tolist(),
-            layers_by_position=by_position.mean().tolist(),
-            texts_by_position=by_position.count().tolist(),
-            decode_flops=float(decode_flops),
-            full_decode_flops=float(flops.full_decoding(texts)),
-            prefill_flops=float(prefill_flops),
-            prefill_seconds=texts.prefill_seconds,
-            decode_seconds=texts.decode_seconds,
-            speculation=Speculation(drafted=sum(texts.drafted), accepted=sum(texts.accepted), passes=sum(texts.passes))
-            if isinstance(texts, SpeculativeGenerations)
-            else None,
-            references=None
-            if read.mean is None
-            else ReadReferences(nats=read.mean, average_layers=read.average_layers),
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """The frame of the curve, see :mod:`benchmarks.store.frames`; undecoded knobs have no test columns."""
+        depth = self.decoder.model.num_layers
+        points = [*self.replayed, ReplayedKnob(float("nan"), float(depth), 1.0)]
+        drafts = [point.draft or (np.nan, np.nan) for point in points]
+        found = pd.DataFrame(
+            {
+                "place": np.arange(len(points)),
+                "knob": [point.knob for point in points],
+                "validation_layers": [point.layers for point in points],
+                "validation_score": [point.agreement for point in points],
+                "draft_tokens": [tokens for tokens, _ in drafts],
+                "draft_threshold": [threshold for _, threshold in drafts],
+            }
         )
+        flops = DecodingFlops(self.decoder.model)
+        measured = pd.DataFrame([self._measured(flops, written) for written in self.written])
+        return found.merge(measured, on="place", how="left")
 
-    def _means(self, scores: TextScores) -> dict[str, Mean]:
-        return {name: self._mean(values) for name, values in scores.reference.items()}
-
-    def _mean(self, values: NDArray[np.float64]) -> Mean:
-        resamples, seed = self.spec.bootstrap_resamples, self.spec.seed
-        interval = score_interval(MEAN, np.zeros(values.size), values, resamples=resamples, seed=seed)
-        return Mean(value=float(values.mean()), interval=interval)
+    def _measured(self, flops: DecodingFlops, written: Written) -> dict[str, object]:
+        texts, depth = written.texts, self.decoder.model.num_layers
+        exits = torch.cat([*(layers[1:] for layers in texts.exit_layers), torch.empty(0, dtype=torch.long)])
+        prefill_flops, decode_flops = self._flops(flops, written)
+        found: dict[str, object] = {
+            "place": written.place,
+            "layers": float(texts.average_layers) if texts.decoded_tokens else float(depth),
+            **{metric: float(values.mean()) for metric, values in written.scores.reference.items()},
+            "rougeL_to_full": float(written.scores.full_text.mean()),
+            "match": float(written.scores.match.mean()),
+            "nats": written.references.mean,
+            "new_tokens": sum(map(len, texts.tokens)),
+            "decoded_tokens": texts.decoded_tokens,
+            "exit_histogram": torch.bincount(exits, minlength=depth + 1)[1:].tolist(),
+            "flops": float(decode_flops),
+            "full_flops": float(flops.full_decoding(texts)),
+            "prefill_flops": float(prefill_flops),
+        }
+        if isinstance(texts, SpeculativeGenerations):
+            found |= {name: float(sum(getattr(texts, name))) for name in ("drafted", "accepted", "passes")}
+        return found
 
     def _flops(self, flops: DecodingFlops, written: Written) -> tuple[int, int]:
-        decoder, texts, knob = self.decoder, written.texts, written.validation.knob
-        method, model = decoder.method, decoder.model
+        decoder, texts = self.decoder, written.texts
         if isinstance(texts, SpeculativeGenerations):
             return flops.prefill_to_speculate(texts), flops.speculating(texts)
+        if written.place == len(self.replayed):
+            return flops.prefill(texts.prompt_tokens), flops.full_decoding(texts)
+        method, model, knob = decoder.method, decoder.model, self.replayed[written.place].knob
         decodes = method.model_at(model, knob)
         own = flops if decodes is model else DecodingFlops(decodes)
         return own.prefill(texts.prompt_tokens), own.decoding(texts, method.rule(model, knob), method.kv)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Build the table of predictions, one line a test prompt: tokens, exit layers and scores, and no text.
-
-        Columns: ``row``, ``truncated``, ``prompt_tokens``, ``full_tokens``, ``full_METRIC``, ``reference_tokens`` (but
-        the first) and ``full_nats`` (what these lose); and for operating point i (the order of the record)
-        ``tokens_i``, ``exit_layers_i``, ``METRIC_i``, ``rougeL_to_full_i``, ``match_i`` and ``nats_i``.
-        """
-        columns: dict[str, object] = {
-            "row": np.arange(len(self.prompts)),
+    def frames(self) -> Mapping[str, pd.DataFrame]:
+        """Build the frames of a cell; no text is kept, but its tokens, exit layers and scores."""
+        number, full = np.arange(len(self.prompts)), self.written[-1]
+        texts = [
+            pd.DataFrame(
+                {
+                    "row": number,
+                    "place": written.place,
+                    "tokens": [tokens.tolist() for tokens in written.texts.tokens],
+                    "exit_layers": [layers.tolist() for layers in written.texts.exit_layers],
+                    **written.scores.reference,
+                    "rougeL_to_full": written.scores.full_text,
+                    "match": written.scores.match,
+                    "nats": written.references.nats,
+                }
+            )
+            for written in self.written
+        ]
+        rows = {
+            "row": number,
             "truncated": self.truncated,
             "prompt_tokens": self.full.prompt_tokens,
-            "full_tokens": [tokens.tolist() for tokens in self.full.tokens],
-            **{f"full_{name}": values for name, values in self.full_scores.reference.items()},
-            "reference_tokens": self.references[0].tokens,
-            "full_nats": self.references[0].nats,
+            "reference_tokens": full.references.tokens,
         }
-        for number, written in enumerate(self.written):
-            columns |= {
-                f"tokens_{number}": [tokens.tolist() for tokens in written.texts.tokens],
-                f"exit_layers_{number}": [layers.tolist() for layers in written.texts.exit_layers],
-                **{f"{name}_{number}": values for name, values in written.scores.reference.items()},
-                f"rougeL_to_full_{number}": written.scores.full_text,
-                f"match_{number}": written.scores.match,
-                f"nats_{number}": written.references.nats,
-            }
-        return {PREDICTIONS_FILE: pd.DataFrame(columns)}
+        return {"rows": pd.DataFrame(rows), "curve": self.curve, "texts": pd.concat(texts, ignore_index=True)}
 
 
 def token_limits(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> tuple[int, int]:
@@ -234,7 +233,7 @@ def fitted(
     return prompts.cut(lambda text: model.encode([text])[0], token_limits(spec, rows)[0], rows.task.keep)
 
 
-def replay_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPoint]:
+def replay_knobs(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayedKnob]:
     """Replay every knob value, token by token, on the texts that the full model wrote behind the prompts.
 
     The prediction of a token's exit is compared with that of layer L after the same tokens, so a replay gives how often
@@ -244,7 +243,7 @@ def replay_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPo
     rows = _rows_of(model, prompts, decoder.full(prompts))
     candidates = method.candidates if isinstance(method, VocabularyMethod) else None
     knobs = [float(knob) for knob in method.knob_values(model)]
-    points: dict[float, ReplayPoint] = {}
+    points: dict[float, ReplayedKnob] = {}
     wanted = torch.empty(0)
     for reader, own in _by_model(decoder, knobs):
         trace = record_tokens(reader, rows, store=decoder.store)
@@ -257,7 +256,7 @@ def replay_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPo
         for knob, layers in zip(own, exits, strict=True):
             places = torch.searchsorted(torch.tensor(trace.exit_layers), layers)
             agreement = float((named == wanted).gather(1, places.unsqueeze(1)).double().mean())
-            points[knob] = ReplayPoint(knob=knob, average_layers=float(layers.double().mean()), agreement=agreement)
+            points[knob] = ReplayedKnob(knob=knob, layers=float(layers.double().mean()), agreement=agreement)
     return [points[knob] for knob in knobs]
 
 
@@ -274,7 +273,7 @@ def _by_model(decoder: PromptDecoder, knobs: Iterable[float]) -> list[tuple[Mult
     return found
 
 
-def drafted_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayPoint]:
+def drafted_knobs(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayedKnob]:
     """Choose the drafts of every knob value on the full model's texts, then decode a few prompts with them.
 
     A value at which nothing is drafted is left out, for it is the full model, unless there is no other.
@@ -290,30 +289,13 @@ def drafted_points(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayP
         match = token_match(full.tokens[: len(few)], written.tokens)
         layers = written.layer_calls / max(written.decoded_tokens, 1)
         draft = model.description.drafts.get(knob)
-        points.append(ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean()), draft=draft))
+        points.append(ReplayedKnob(knob=knob, layers=layers, agreement=float(match.mean()), draft=draft))
     return list(compress(points, drafting)) or points
 
 
 def _rows_of(model: MultiExitDecoder, prompts: PromptSplit, written: Generations) -> list[TokenRow]:
     encoded = model.encode(prompts.prompts)
     return [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, written.tokens, strict=True)]
-
-
-def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_layers: int) -> dict[int, list[Target]]:
-    """Choose operating points: index of the point -> what it was chosen for, by rising index.
-
-    Quality is the agreement with the full model. Where no knob agrees enough, the one that agrees best stands for it.
-    The neighbours of every budget on the hull are there too, of which mixtures at equal cost are made.
-    """
-    layers, agreement = [point.average_layers for point in points], [point.agreement for point in points]
-    faithful = Agreement(agreement_at_least=min(FAITHFUL.agreement_at_least, max(agreement)))
-    targets: list[Target] = [*(Budget(layers_at_most=budget) for budget in budgets), faithful]
-    found = choose_all(targets, layers, agreement, num_layers=num_layers)
-    chosen = {index: [FAITHFUL if t is faithful else t for t in own] for index, own in found.items()}
-    for speedup in SPEEDUPS["generation"]:
-        mixture = mixture_at(num_layers / speedup, layers, agreement)
-        chosen = {mixture.first: [], mixture.second: []} | chosen
-    return dict(sorted(chosen.items()))
 
 
 def read_references(

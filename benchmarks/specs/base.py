@@ -39,9 +39,6 @@ Unique = AfterValidator(_all_different)
 Names = Annotated[tuple[str, ...], Field(min_length=1), Unique]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Unique]
 """Random seeds, at least 0 as NumPy requires."""
-Fractions = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(lambda values: tuple(sorted(set(values))))
-]
 BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), Unique]
 
 Group = tuple[str, str, int]
@@ -111,7 +108,6 @@ class TimingSpec(Strict):
     rounds: int = Field(default=3, ge=0, description="fewer than 3 show no spread, of which tables warn")
     batch_sizes: BatchSizes = (1, 32)
     rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
-    points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
     warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
     most_batches: int | None = Field(
         default=None, ge=1, description="timed of each size, from the first rows on; by default all rows are"
@@ -137,7 +133,7 @@ class TimingSpec(Strict):
 
 
 class BaseCellSpec(Strict, ABC):
-    """One cell: a task, a backbone, a method with parameters, a seed, and how its points are chosen and scored."""
+    """One cell: a task, a backbone, a method with parameters, and a seed."""
 
     kind: ClassVar[Kind]
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task"})
@@ -150,8 +146,6 @@ class BaseCellSpec(Strict, ABC):
     parameters: dict[str, Any]
     seed: int
     recipe: RecipeSettings | TokenRecipeSettings
-    budgets: tuple[float, ...]
-    bootstrap_resamples: int
 
     @property
     def name(self) -> str:
@@ -205,8 +199,6 @@ class BaseSuite(Strict):
     backbones: Names
     seeds: Seeds
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
-    budgets: Fractions = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
-    bootstrap_resamples: int = Field(default=1000, ge=100)
     recipe: RecipeSettings | TokenRecipeSettings
     timing: TimingSpec = TimingSpec()
     task_overrides: Mapping[str, BaseOverride] = Field(default_factory=dict)

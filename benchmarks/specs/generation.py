@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, BatchSizes, Fractions, TimingSpec
+from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, BatchSizes, TimingSpec
 from benchmarks.specs.schema import Strict
 from consistentee.data.prompts import ChatTemplate
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, MethodGroup
@@ -63,7 +63,6 @@ class GenerationCellSpec(BaseCellSpec):
     max_new_tokens: int | None
     batch_size: int
     chat_template: ChatTemplate = "never"
-    study: None = Field(description="no setting any more, but a part of the keys of recorded cells")
 
     @property
     def rows(self) -> tuple[Hashable, ...]:
@@ -90,9 +89,8 @@ class GenerationSuite(BaseSuite):
     chat_template: ChatTemplate = Field(
         default="never", description="auto: prompts are messages in the tokenizer's chat template, if it has one"
     )
-    budgets: Fractions = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
     timing: DecodingTimingSpec = DecodingTimingSpec()
     task_overrides: Mapping[str, GenerationOverride] = Field(default_factory=dict)
 
     def own_fields(self, task: str) -> dict[str, Any]:
-        return {"train_on": self.train_on or task, "study": None}
+        return {"train_on": self.train_on or task}

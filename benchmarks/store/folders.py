@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.specs.base import BaseCellSpec, folder_name
 from benchmarks.store.hashes import file_fault, unsealed, write_json
 from benchmarks.store.keys import stale_reason
-from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts
-from benchmarks.store.timings import TimingRecord
+from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, KeyParts, TimingRecord
 from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD_FILE = "record.json"
-PREDICTIONS_FILE = "predictions.parquet"
-VALIDATION_FILE = "validation.parquet"
 FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
 TIMING_FILES = "timing*.json"  # the latest of a group, and earlier ones whose cells could not be timed again
@@ -115,25 +110,37 @@ def only_run(folder: RunFolder, part: str = "") -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- writing
 
 
+def frame_file(name: str) -> str:
+    """Return the name of a frame's file."""
+    return f"{name}.parquet"
+
+
 def write_record(path: Path, record: BaseModel, files: Iterable[Path] = ()) -> None:
     """Write a record as JSON, atomically, with its hash and those of files in its folder."""
     write_json(path, record.model_dump_json(indent=1), files)
 
 
-def write_rows(path: Path, columns: "pd.DataFrame") -> None:
-    """Write rows of a cell as Parquet, atomically."""
-    with replacing(path) as temporary:
-        columns.to_parquet(temporary, index=False, write_page_checksum=True)
-
-
-def write_cell(folder: Path, record: BaseModel, tables: "Mapping[str, pd.DataFrame]") -> None:
-    """Write a cell: its rows, and last the record, with their hashes, which makes the cell done."""
-    (folder / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the rows written next
+def write_cell(folder: Path, record: BaseModel, frames: "Mapping[str, pd.DataFrame]") -> None:
+    """Write a cell: its frames, and last the record, with their hashes, which makes the cell done."""
+    (folder / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the frames written next
     for old in folder.glob("*.parquet"):
         old.unlink()
-    for name, rows in tables.items():
-        write_rows(folder / name, rows)
-    write_record(folder / RECORD_FILE, record, [folder / name for name in tables])
+    write_with_frames(folder / RECORD_FILE, record, {folder / frame_file(name): frame for name, frame in frames.items()})
+
+
+def write_timing(path: Path, record: TimingRecord, times: "pd.DataFrame") -> None:
+    """Write a timing: its times, in a file of the same stem, and the record."""
+    path.unlink(missing_ok=True)
+    write_with_frames(path, record, {path.with_suffix(".parquet"): times})
+
+
+def write_with_frames(path: Path, record: BaseModel, frames: "Mapping[Path, pd.DataFrame]") -> None:
+    """Write frames, and then the record with their hashes."""
+    from benchmarks.store.frames import write_frame  # pandas, which planning needs only where there are results
+
+    for file, frame in frames.items():
+        write_frame(file, frame)
+    write_record(path, record, frames)
 
 
 def seal_model(folder: Path, key: str) -> None:
@@ -147,26 +154,21 @@ def keep_timing(folder: Path) -> Path:
     number = 1
     while (target := folder / f"timing-{number}.json").exists():
         number += 1
-    return (folder / TIMING_FILE).rename(target)
+    record, times = parse_record(folder / TIMING_FILE, TimingRecord)[0], folder / "timing.parquet"
+    assert record is not None
+    times.rename(target.with_suffix(".parquet"))
+    write_record(target, record, [target.with_suffix(".parquet")])
+    (folder / TIMING_FILE).unlink()
+    return target
 
 
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read_rows(path: Path) -> pa.Table:
-    """Read a file of rows that a cell left behind. Raises UserError if it cannot be read."""
-    try:
-        if fault := file_fault(path.parent / RECORD_FILE, path.name):
-            raise ValueError(fault)
-        return pq.read_table(path, page_checksum_verification=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; run the suite again to recompute it") from error
-
-
-def read_cell(folder: Path, wanted: KeyParts, schema: type[BaseRecord]) -> tuple[BaseRecord | None, Fault | None]:
+def read_cell(folder: Path, wanted: KeyParts) -> tuple[AnyRecord | None, Fault | None]:
     """Return a cell's record if it is whole and has the wanted key; or what is wrong with the one there."""
     path = folder / RECORD_FILE
-    record, damage = parse_record(path, schema)
+    record, damage = parse_record(path, RECORDS[wanted.kind])
     damage = damage or file_fault(path)
     if damage:
         return None, Fault(path, "damaged", damage)
@@ -183,8 +185,7 @@ def read_failure(folder: Path, key: str) -> FailureRecord | None:
 
 def read_timings(folder: Path) -> tuple[list[TimingRecord], list[Fault]]:
     """Return the timings of a group that are whole; and what is wrong with the others."""
-    texts = {path: path.read_text("utf-8", errors="replace") for path in sorted(folder.glob(TIMING_FILES))}
-    timings, faults = parse_texts(texts, TimingRecord)
+    timings, faults = read_whole(sorted(folder.glob(TIMING_FILES)), TimingRecord)
     return list(timings.values()), faults
 
 
@@ -214,13 +215,14 @@ def parse_text(text: str, schema: type[SchemaT]) -> tuple[SchemaT | None, str | 
         return None, validation_sentence(error, schema)
 
 
-def parse_texts(texts: Mapping[Path, str], schema: type[SchemaT]) -> tuple[dict[Path, SchemaT], list[Fault]]:
-    """Return the records in the texts of JSON files, by their paths, and what is wrong with the others."""
+def read_whole(paths: Iterable[Path], schema: type[SchemaT]) -> tuple[dict[Path, SchemaT], list[Fault]]:
+    """Return the records that are whole, with the files they have hashes of, and what is wrong with the others."""
     found, faults = {}, []
-    for path, text in texts.items():
-        record, reason = parse_text(text, schema)
-        if record is None:
-            faults.append(Fault(path, "damaged", str(reason)))
-        else:
+    for path in paths:
+        record, reason = parse_record(path, schema)
+        reason = reason or file_fault(path)
+        if reason is None and record is not None:
             found[path] = record
+        elif reason is not None:
+            faults.append(Fault(path, "damaged", reason))
     return found, faults

@@ -1,0 +1,72 @@
+"""The long frames of results: their columns, and how they are written. Runs and published folders have the same ones.
+
+| frame | a line for each | columns |
+|---|---|---|
+| ``rows`` | test row, or prompt | ``row``, ``label``; of prompts ``truncated``, ``prompt_tokens``, ``reference_tokens`` |
+| ``curve`` | value of the knob, and "never exit" (knob NaN) | ``place``, ``knob``, ``validation_layers``, \
+``validation_score``, ``layers`` and every metric on test rows, ``exit_histogram``, ``flops``, ``full_flops``, ... |
+| ``answers`` | test row and layer | ``row``, ``layer``, ``answer`` |
+| ``exits`` | test row and knob that may be mixed | ``row``, ``place``, ``exit_layer`` |
+| ``texts`` | prompt and decoded knob | ``row``, ``place``, ``tokens``, ``exit_layers``, scores |
+| ``training`` | point of a curve of training | ``stage``, ``curve``, ``step``, ``value`` |
+| ``times`` | timed batch in a round | ``timed`` (its number in the record), ``batch_size``, ``in_flight``, ``round``, \
+``batch``, ``seconds``, ``units``, ``prefill_seconds``, ``head_seconds``, ``layer_calls``, ``completed`` |
+
+In published folders a column ``cell`` (of times: ``timing``) in front has the number of the record. Layers are 1-based.
+A metric whose score is no mean over rows has a column ``METRIC_terms``: the means of which its score is a function, see
+:mod:`benchmarks.measure.terms`.
+"""
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.store.hashes import file_fault
+from consistentee.errors import UserError
+from consistentee.files import replacing
+
+FrameName: TypeAlias = Literal["rows", "curve", "answers", "exits", "texts", "training"]
+FRAMES: tuple[FrameName, ...] = ("rows", "curve", "answers", "exits", "texts", "training")
+"""The frames of a cell; a cell of classification has no texts, one of generation neither answers nor exits."""
+
+_SMALL = {"row": "int32", "place": "int16", "layer": "int8", "exit_layer": "int8", "step": "int16"}
+_ONE_PAGE = {
+    "write_page_checksum": True,
+    # Answers of many cells are alike, and pages are compressed one by one.
+    "data_page_size": 1 << 28,
+    "max_rows_per_page": 1 << 30,
+    "compression": "zstd",
+    "compression_level": 19,
+}
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write the frame of one cell or timing, atomically."""
+    small = frame.astype({name: kind for name, kind in _SMALL.items() if name in frame})
+    with replacing(path) as temporary:
+        small.to_parquet(temporary, index=False, write_page_checksum=True)
+
+
+def write_published_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a frame of many cells as one page a column, for the smallest file."""
+    small = frame.astype({name: kind for name, kind in _SMALL.items() if name in frame})
+    table = pa.Table.from_pandas(small, preserve_index=False)
+    plain = [field.name for field in table.schema if pa.types.is_list(field.type) or pa.types.is_floating(field.type)]
+    # Labels and answers are few different numbers.
+    words = [name for name in table.column_names if name not in plain or name in ("label", "answer")]
+    pq.write_table(table, path, row_group_size=max(1, len(table)), use_dictionary=words, **_ONE_PAGE)
+
+
+def read_frame(path: Path, sealed_by: Path | None = None) -> pd.DataFrame:
+    """Read a frame, lists as arrays. Raises UserError if it cannot be read, or is not what ``sealed_by`` has a hash of."""
+    try:
+        if sealed_by is not None and (fault := file_fault(sealed_by, path.name)):
+            raise ValueError(fault)
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read: {reason}; compute or publish the results again") from error
+    return table.to_pandas(ignore_metadata=True)

@@ -1,0 +1,200 @@
+"""Read a results folder. Folders of runs and published ones are read alike: they hold the same records and frames.
+
+A run has a folder for each cell (``record.json`` and a Parquet file a frame) and for each timing. A published folder has
+``cells.parquet``, ``timings.parquet`` and ``failures.parquet`` with a line for each record, and one file a frame with
+the lines of all cells.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from benchmarks.store.folders import (
+    CELLS_FILE,
+    FAILURE_FILE,
+    HASHES_FILE,
+    RECORD_FILE,
+    TIMING_FILES,
+    Fault,
+    frame_file,
+    parse_record,
+    read_whole,
+    record_files,
+)
+from benchmarks.store.frames import FRAMES, FrameName, read_frame
+from benchmarks.store.hashes import file_fault
+from benchmarks.store.record_tables import read_records
+from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, TimingRecord
+from consistentee.errors import UserError
+from consistentee.versions import Kind
+
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
+
+TIMINGS_FILE, FAILURES_FILE, TIMES_FILE = "timings.parquet", "failures.parquet", "times.parquet"
+CELL_COLUMN, TIMING_COLUMN = "cell", "timing"
+"""In front of the frames of several cells and timings: the number of the record, from 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredResults:
+    """All that a results folder holds, and the files that cannot be read. Frames are read when they are asked for.
+
+    Attributes:
+        cells: records by their folder in a run, below ``cells``; a cell's number is its place.
+        timings: by their file in a run, below ``timings``. The latest of a group comes first: earlier ones may be of
+            another protocol.
+        failures: why other cells have no record, by their folder.
+    """
+
+    root: Path
+    kind: Kind
+    cells: dict[str, AnyRecord]
+    timings: dict[str, TimingRecord]
+    failures: dict[str, FailureRecord] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def published(self) -> bool:
+        """Whether the folder was written by publishing, and not by a run."""
+        return is_published(self.root)
+
+    def place(self, folder: str) -> Path:
+        """Return where a cell lies: in a run its folder; in published results the file, and its folder in the run."""
+        return self.root / (CELLS_FILE if self.published else "cells") / folder
+
+    def frame(self, name: FrameName) -> pd.DataFrame:
+        """Read a frame of all cells, in their order, with a column ``cell``. Raises UserError if it cannot be read."""
+        if self.published:
+            return _published_frame(self.root / frame_file(name))
+        files = [self.root / "cells" / folder / frame_file(name) for folder in self.cells]
+        return _stacked(files, CELL_COLUMN)
+
+    def times(self) -> pd.DataFrame:
+        """Read the frame of times, with a column ``timing``. Raises UserError if it cannot be read."""
+        if self.published:
+            return _published_frame(self.root / TIMES_FILE)
+        files = [(self.root / "timings" / file).with_suffix(".parquet") for file in self.timings]
+        return _stacked(files, TIMING_COLUMN)
+
+    def frames_of(self, folder: str) -> dict[str, pd.DataFrame]:
+        """Read the frames of one cell as its folder in a run has them. Raises UserError if they cannot be read."""
+        number = list(self.cells).index(folder)
+        if not self.published:
+            files = {name: self.root / "cells" / folder / frame_file(name) for name in FRAMES}
+            return {name: read_frame(file) for name, file in files.items() if file.exists()}
+        own = {name: _lines_of(self.frame(name), CELL_COLUMN, number) for name in FRAMES}
+        return {name: frame.dropna(axis="columns", how="all") for name, frame in own.items() if len(frame)}
+
+    def times_of(self, file: str) -> pd.DataFrame:
+        """Read the times of one timing."""
+        return _lines_of(self.times(), TIMING_COLUMN, list(self.timings).index(file))
+
+
+def is_published(root: Path) -> bool:
+    """Check whether a results folder was written by publishing, and not by a run."""
+    return (root / CELLS_FILE).exists()
+
+
+def kind_of_results(root: Path) -> Kind | None:
+    """Return the kind of a folder's records; None if it holds none that is whole. Raises UserError, see open_results."""
+    if is_published(root):
+        return _published_kind(root)
+    found = (parse_record(path, _AnyRecord)[0] for path in record_files(root / "cells", RECORD_FILE))
+    return next((record.kind for record in found if record), None)
+
+
+class _AnyRecord(BaseModel):
+    kind: Kind
+
+
+def open_results(root: Path) -> StoredResults:
+    """Read the records of a results folder; frames are read when they are asked for. Nothing is moved or changed.
+
+    Raises UserError if the folder holds no record at all or is none, and if it was published and is damaged.
+    """
+    if root.is_file():
+        raise UserError(f"{root} is a file; give a folder of results")
+    kind = kind_of_results(root) or "classification"
+    if is_published(root):
+        with _readable(root):
+            if fault := file_fault(root / HASHES_FILE, sealed=True):
+                raise ValueError(fault)
+            return StoredResults(
+                root,
+                kind,
+                read_records(root / CELLS_FILE, RECORDS[kind]),
+                _latest_first(read_records(root / TIMINGS_FILE, TimingRecord)),
+                read_records(root / FAILURES_FILE, FailureRecord),
+            )
+    cells, faults = read_whole(record_files(root / "cells", RECORD_FILE), RECORDS[kind])
+    timings, more_faults = read_whole(record_files(root / "timings", TIMING_FILES), TimingRecord)
+    notes, _ = read_whole(record_files(root / "cells", FAILURE_FILE), FailureRecord)
+    if not cells and not faults:
+        inside = [str(place) for place in sorted(root.glob("*")) if is_published(place) or (place / "cells").is_dir()]
+        hint = f"these do: {', '.join(inside)}" if inside else f"`consistentee run SUITE --out {root}` makes some"
+        raise UserError(f"{root} holds no results; {hint}")
+    by_folder = {path.parent.relative_to(root / "cells").as_posix(): record for path, record in cells.items()}
+    failures = {path.parent.relative_to(root / "cells").as_posix(): note for path, note in notes.items()}
+    return StoredResults(
+        root,
+        kind,
+        by_folder,
+        _latest_first({path.relative_to(root / "timings").as_posix(): timing for path, timing in timings.items()}),
+        {folder: note for folder, note in failures.items() if folder not in by_folder},
+        [*faults, *more_faults],
+    )
+
+
+def _latest_first(timings: dict[str, TimingRecord]) -> dict[str, TimingRecord]:
+    files = sorted(timings, key=lambda file: timings[file].finished_at, reverse=True)
+    return {file: timings[file] for file in sorted(files, key=lambda file: Path(file).parent)}
+
+
+def _stacked(files: list[Path], number: str) -> pd.DataFrame:
+    frames = {place: read_frame(file) for place, file in enumerate(files) if file.exists()}
+    if not frames:
+        return pd.DataFrame(columns=[number])
+    for place, frame in frames.items():
+        frame.insert(0, number, np.int32(place))
+    return pd.concat(frames.values(), ignore_index=True)
+
+
+def _lines_of(frame: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
+    first, last = np.searchsorted(frame[column].to_numpy(), [number, number + 1])  # they rise
+    return frame.iloc[first:last].drop(columns=column).reset_index(drop=True)
+
+
+def _published_frame(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame(columns=[CELL_COLUMN])
+    return _frame_as_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _frame_as_of(path: Path, changed: int) -> pd.DataFrame:
+    """Keep a frame until its file has ``changed``: a folder may be published again while it is open."""
+    return read_frame(path)
+
+
+def _published_kind(root: Path) -> Kind:
+    with _readable(root):
+        kind: Kind = pq.read_table(root / CELLS_FILE, columns=["kind"])["kind"][0].as_py()
+        return kind
+
+
+@contextmanager
+def _readable(root: Path) -> Iterator[None]:
+    """Turn everything that can be wrong with a published folder into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{root} cannot be read as published results: {reason}; publish the run again") from error
