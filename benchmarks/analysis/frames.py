@@ -1,54 +1,81 @@
-"""Results folders as three DataFrames: `knobs`, `rows` and `times`. Tables, figures and the report are made of them.
+"""Results folders as long DataFrames. Tables, figures and the report are made of them.
 
-`knobs` has a line for every value of the knob of every cell: ``task``, ``backbone``, ``label``, ``method``,
-``parameters``, ``seed``, ``cell`` (its number), ``key``, ``place`` (of the knob in the curve), ``knob_name``, ``knob``,
-``metric``, ``num_layers``, ``validation_layers``, ``validation_quality`` (the score, or in generation the agreement
-with the full model, by which knobs are chosen), ``layers`` (average, of test rows), ``score`` and every other metric by
-its name, ``exit_histogram``. Operating points also have ``point`` (their number), ``targets``, ``score_low`` and
-``score_high``; these and the knobs of the validation hull (``hull``) have ``flops_ratio``, and ``speedup_b1``, ...
-where they were timed. In generation only operating points were decoded: other knobs have no test columns.
-
-`rows` has a line for every test row at every knob whose answers were kept. `times` has a line for everything that was
-timed, batch size and round: ``seconds`` (a row, or a decoded token), ``stock_seconds`` (the stock model in the same
-round) and what else the clock recorded. A fourth frame, ``training``, has the curves of training.
+Every frame has a column ``cell``, the number of its record. ``knobs`` is the frame of curves with what is known of
+their cells: ``task``, ``backbone``, ``label``, ``method``, ``seed``, ``key``, ``knob_name``, ``parameters``,
+``metric``, ``num_layers``; ``score`` (its metric), ``flops_ratio`` (full model / here) and, where knobs were timed,
+``speedup_b1``, ``seconds_b1``, .... The last line of a cell is "never exit" (knob NaN). ``times`` has a line for
+everything that was timed, batch size and round. See :mod:`benchmarks.store.frames` for the others.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.measure.knobs import SPEEDUPS, Speedups
 from benchmarks.specs.base import folder_name
 from benchmarks.specs.schema import canonical_json
-from benchmarks.specs.targets import SPEEDUPS, Speedups
-from benchmarks.store.folders import PREDICTIONS_FILE
-from benchmarks.store.generation_records import DecodingPoint
-from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint, OperatingPoint
-from benchmarks.store.stored_results import StoredCell, open_results
-from benchmarks.store.timings import DecodingSamples, TimingSamples
+from benchmarks.store.frames import FrameName
+from benchmarks.store.records import AnyRecord, CellRecord, TimingRecord
+from benchmarks.store.results_folder import CELL_COLUMN, TIMING_COLUMN, StoredResults, open_results
 from consistentee.errors import UserError, unknown_name
 from consistentee.versions import Kind
 
 FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
 REFERENCES = (STATIC, "random", ORACLE, MAJORITY)
-"""Methods that are yardsticks and no competitors: they come last in tables and are grey in figures."""
-CORE_METHOD = "consistentee"
-"""Names of its variants begin with it."""
+"""Methods that are yardsticks: they come last in lists of methods and are grey in figures."""
 TASK = ["task", "backbone"]
 CURVE = [*TASK, "label"]
 NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 """Scores of texts besides the task's: the loss of a reference's token, and agreement with the full model's text."""
 
-Answers = tuple[NDArray[Any], NDArray[Any]]
-"""Labels and answers of the test rows, as :mod:`benchmarks.analysis.statistics` takes them."""
-Columns = dict[str, NDArray[Any]]
-"""The columns of a cell's test rows."""
-_Line = dict[str, Any]
+Task: TypeAlias = tuple[str, str]
+"""A task and a backbone."""
+Array: TypeAlias = NDArray[np.float64]
+_CELL_COLUMNS = (*CURVE, "method", "seed", "key", "knob_name", "metric", "num_layers")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The cells of a results folder that count, by their numbers there, and timings, by their file."""
+
+    stored: StoredResults
+    cells: Sequence[int]
+    timings: Sequence[str]
+
+    @classmethod
+    def whole(cls, stored: StoredResults) -> "Part":
+        """Take all of a folder."""
+        return cls(stored, range(len(stored.cells)), list(stored.timings))
+
+    @property
+    def records(self) -> list[AnyRecord]:
+        found = list(self.stored.cells.values())
+        return [found[number] for number in self.cells]
+
+    def frame(self, name: FrameName, first: int) -> pd.DataFrame:
+        """Read a frame of these cells, which get the numbers from ``first`` on."""
+        return _renumbered(self.stored.frame(name), CELL_COLUMN, self.cells, len(self.stored.cells), first)
+
+    def times(self, first: int) -> pd.DataFrame:
+        """Read the times of these timings, which get the numbers from ``first`` on."""
+        files = list(self.stored.timings)
+        wanted = [files.index(file) for file in self.timings]
+        return _renumbered(self.stored.times(), TIMING_COLUMN, wanted, len(files), first)
+
+
+def _renumbered(frame: pd.DataFrame, column: str, wanted: Sequence[int], known: int, first: int) -> pd.DataFrame:
+    if len(wanted) == known and first == 0:
+        return frame
+    numbers = np.full(known, -1, dtype=np.int32)
+    numbers[np.asarray(wanted, dtype=int)] = first + np.arange(len(wanted))
+    own = numbers[frame[column].to_numpy(dtype=int)]
+    return frame.assign(**{column: own})[own >= 0]
 
 
 @dataclass(eq=False)
@@ -57,56 +84,66 @@ class Results:
 
     folder: Path
     kind: Kind
-    cells: list[StoredCell]
-    timings: list[Any]
+    parts: list[Part]
     faults: list[str] = field(default_factory=list)
-    _predictions: dict[int, Columns | None] = field(default_factory=dict, init=False, repr=False)
+    _frames: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
+    _firsts: dict[str, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
+    _columns: dict[tuple[str, str], Array] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def speedups(self) -> Speedups:
         """The budgets at which methods are compared, as full cost / cost."""
         return SPEEDUPS[self.kind]
 
-    @property
-    def records(self) -> list[Any]:
-        """The records of all cells."""
-        return [cell.record for cell in self.cells]
+    @cached_property
+    def records(self) -> list[AnyRecord]:
+        """The records of all cells; a cell's number is its place."""
+        return [record for part in self.parts for record in part.records]
+
+    @cached_property
+    def timings(self) -> list[TimingRecord]:
+        """The records of all timings."""
+        return [part.stored.timings[file] for part in self.parts for file in part.timings]
+
+    def frame(self, name: FrameName) -> pd.DataFrame:
+        """Return a frame of all cells, in the order of their numbers."""
+        if name not in self._frames:
+            firsts = np.cumsum([0, *(len(part.cells) for part in self.parts)])
+            found = [part.frame(name, int(first)) for part, first in zip(self.parts, firsts, strict=False)]
+            known = [frame for frame in found if len(frame)] or found[:1]
+            self._frames[name] = known[0] if len(known) == 1 else pd.concat(known, ignore_index=True)
+        return self._frames[name]
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """A line for every cell."""
+        lines = [[*(getattr(r, name) for name in _CELL_COLUMNS), parameters_in_words(r)] for r in self.records]
+        return pd.DataFrame(lines, columns=[*_CELL_COLUMNS, "parameters"])
 
     @cached_property
     def knobs(self) -> pd.DataFrame:
         """A line for every knob of every cell."""
-        lines = [line for number, record in enumerate(self.records) for line in _knob_lines(number, record)]
-        knobs = pd.DataFrame(lines)
-        names = ("layers", "score", "flops_ratio", "flops", "full_flops", "score_low", "score_high")
-        knobs = knobs.assign(**{name: np.nan for name in names if name not in knobs})
-        return _with_clocks(knobs, self.times, self.kind == "classification")
+        found = self.frame("curve").merge(self.cells, left_on=CELL_COLUMN, right_index=True, how="left")
+        found = found.sort_values(["cell", "place"], ignore_index=True)
+        metrics = [metric for metric in found["metric"].unique() if metric in found]
+        found["score"] = np.select([found["metric"] == x for x in metrics], [found[x] for x in metrics], np.nan)
+        counted = found["flops"].where(found["flops"] > 0)
+        # Where rows run all layers and nothing was counted, it is the full model.
+        found["flops_ratio"] = (found["full_flops"] / counted).where(counted.notna() | found["knob"].notna(), 1.0)
+        return _with_clocks(found, self.times, self.kind)
 
     @cached_property
     def times(self) -> pd.DataFrame:
-        """A line for everything that was timed, batch size and round."""
-        times = pd.DataFrame(_time_lines(self.timings), columns=_TIME_COLUMNS)
-        times = times.astype({"knob": float})  # without any knob it would be a column of objects
-        in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
-        by_round = ["timing", "in_flight", "round"]
-        stock = in_step[[*by_round, "seconds"]].rename(columns={"seconds": "stock_seconds"}).drop_duplicates(by_round)
-        return times.merge(stock, on=by_round, how="left")
+        """A line for everything that was timed, batch size and round; the stock model has no key.
 
-    @cached_property
-    def rows(self) -> pd.DataFrame:
-        """A line for every test row at every knob whose answers were kept; made when it is asked for."""
-        frames = []
-        for index, knob in self.knobs.dropna(subset=["point", "hull"], how="all").iterrows():
-            columns, found = self.predictions(knob["cell"]), self.answers(index)
-            if columns is None or found is None:
-                continue
-            places = (("exit_layer", "point"), ("exit_layers", "point"), ("hull_exit_layer", "hull"))
-            exits = [columns.get(f"{name}_{knob[place]:.0f}") for name, place in places]
-            frame = pd.DataFrame({"row": columns["row"], "answer": found[1], "true_label": found[0]})
-            frame["exit_layer"] = next((layers for layers in exits if layers is not None), None)
-            frames.append(frame.assign(**{name: knob[name] for name in (*CURVE, "seed", "cell", "place", "knob")}))
-        rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["answer", "true_label"])
-        whole = [name for name in ("answer", "true_label") if (rows[name] % 1 == 0).all()]
-        return rows.astype(dict.fromkeys(whole, int))
+        Columns: ``task``, ``backbone``, ``seed``, ``timing``, ``label``, ``key``, ``knob``, ``layers`` (of the timed
+        rows), ``batch_size``, ``in_flight``, ``regroups``, ``round``, ``seconds`` (a row, or a decoded token),
+        ``head_seconds`` likewise, ``rows``, ``completed`` (list of seconds), and ``stock_seconds``.
+        """
+        firsts = np.cumsum([0, *(len(part.timings) for part in self.parts)])
+        batches = [part.times(int(first)) for part, first in zip(self.parts, firsts, strict=False) if part.timings]
+        taken = pd.concat(batches, ignore_index=True) if batches else pd.DataFrame()
+        return _by_round(taken.reindex(columns=_BATCH_COLUMNS), _timed_knobs(self.timings), self.kind)
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -116,13 +153,9 @@ class Results:
         (loss, or validation score), ``run`` (a number for each curve), ``done`` (percent of the stage) and ``value``.
         """
         keys = [*TASK, "seed", "stage", "curve"]
-        lines = [
-            (record.task, record.backbone, record.seed, stage, curve, record.label, tuple(values))
-            for record in self.records
-            for curve, stages in (("loss", record.losses), ("validation score", record.validation_by_epoch))
-            for stage, values in stages.items()
-        ]
-        runs = pd.DataFrame(lines, columns=[*keys, "label", "value"]).drop_duplicates([*keys, "value"])
+        lines = self.frame("training").merge(self.cells[[*CURVE, "seed"]], left_on="cell", right_index=True)
+        runs = lines.groupby([*keys, "label", "cell"], sort=False)["value"].agg(tuple).reset_index()
+        runs = runs.drop_duplicates([*keys, "value"])
         differ = (runs.groupby(keys)["label"].transform("size") > 1).groupby(runs["stage"]).transform("any")
         runs["stage"] = runs["stage"].where(~differ, runs["stage"] + " · " + runs.pop("label"))
         found = runs.assign(run=range(len(runs))).explode("value", ignore_index=True).astype({"value": float})
@@ -148,8 +181,7 @@ class Results:
         A task counts if half of the labels were run on it that are compared on many tasks, half as many as any label:
         most methods need classes, so that with a regression among the tasks no other method would be defined on all.
         """
-        columns = [*CURVE, "method", "metric", "num_layers"]
-        cells = pd.DataFrame([[getattr(record, name) for name in columns] for record in self.records], columns=columns)
+        cells = self.cells
         groups = cells.groupby(TASK)
         found = groups.agg(metric=("metric", "first"), num_layers=("num_layers", "first"))
         full = [labels_of_role(dict(zip(own["label"], own["method"], strict=True)), FULL) for _, own in groups]
@@ -167,85 +199,49 @@ class Results:
     @property
     def batch_sizes(self) -> list[int]:
         """The batch sizes that were timed, rows in step."""
-        return sorted(map(int, self.times.loc[~self.times["regroups"].astype(bool), "batch_size"].unique()))
+        return sorted(map(int, self.times.loc[~self.times["regroups"], "batch_size"].unique()))
 
-    def file_name_of(self, task: tuple[str, str]) -> str:
+    def file_name_of(self, task: Task) -> str:
         """Return a task's name for files and labels, with the backbone where there are several."""
         several = self.tasks.index.unique("backbone").size > 1
         return "-".join(map(folder_name, task if several else task[:1]))
 
-    @cached_property
-    def _columns(self) -> dict[Any, NDArray[Any]]:
-        return {name: values.to_numpy() for name, values in self.knobs.items()}
+    # ------------------------------------------------------------------------------------------ rows
 
-    def column(self, name: str) -> NDArray[Any]:
-        """Return a column of :attr:`knobs` as an array."""
-        return self._columns[name]
+    def _lines(self, name: FrameName, cell: int) -> slice:
+        if name not in self._firsts:
+            numbers = self.frame(name)["cell"].to_numpy()  # they rise
+            wanted = np.arange(len(self.records) + 1, dtype=numbers.dtype)
+            self._firsts[name] = np.searchsorted(numbers, wanted)
+        return slice(*self._firsts[name][[cell, cell + 1]])
 
-    def predictions(self, cell: int) -> Columns | None:
-        """Return the columns of a cell's test rows, in order; None where they cannot be read."""
-        if cell not in self._predictions:
-            try:
-                table = self.cells[cell].table(PREDICTIONS_FILE, own_types=False)
-            except UserError:  # the rows are gone; what the record holds still stands
-                table = None
-            # A DataFrame would take twice as long.
-            columns = None if table is None else {name: table[name].to_numpy() for name in table.column_names}
-            self._predictions[cell] = columns
-        return self._predictions[cell]
+    def lines_of(self, name: FrameName, cell: int) -> pd.DataFrame:
+        """Return the lines of one cell in a frame."""
+        return self.frame(name).iloc[self._lines(name, cell)]
 
-    def answers(self, knob: Any, measure: str | None = None) -> Answers | None:
-        """Return labels and answers of the test rows at a line of :attr:`knobs`; None where they were not kept.
+    def column(self, name: FrameName, column: str, cell: int) -> Array:
+        """Return a column of one cell in a frame."""
+        if (name, column) not in self._columns:
+            self._columns[name, column] = self.frame(name)[column].to_numpy()
+        return self._columns[name, column][self._lines(name, cell)]
 
-        ``measure`` is, in generation, the score of texts; by default the task's.
-        """
-        columns = self.predictions(int(self.column("cell")[knob]))
-        if columns is None:
-            return None
-        point, hull = self.column("point")[knob], self.column("hull")[knob]
-        if self.kind == "generation":
-            return _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
-        exits = None
-        if point >= 0:
-            exits = columns.get(f"exit_layer_{point:.0f}")
-        elif hull >= 0:
-            exits = columns.get(f"hull_exit_layer_{hull:.0f}")
-        elif self.column("validation_layers")[knob] >= self.column("num_layers")[knob]:
-            # All validation rows run all layers: the answers are those of the last exit, but for a few test rows. In a
-            # cascade it lies beyond the layers of the stock model.
-            last = sum(name.startswith("layer_prediction_") for name in columns)
-            exits = np.full(len(columns["label"]), last)
-        answers = None if exits is None else _answers_at(columns, exits)
-        return None if answers is None else (columns["label"], answers)
+    def labels(self, cell: int) -> Array:
+        """Return the labels of a cell's test rows, [N]."""
+        return self.column("rows", "label", cell)
 
-    def answers_at(self, knobs: Iterable[Any], measure: str | None = None) -> Answers | None:
-        """Return labels [rows] and answers [knobs, rows] at some knobs; None unless all are known, of the same rows."""
-        found = [self.answers(knob, measure) for knob in knobs]
-        known = [answers for answers in found if answers is not None]
-        if len(known) < len(found) or not all(np.array_equal(known[0][0], labels) for labels, _ in known):
-            return None
-        return known[0][0], np.stack([answers for _, answers in known])
+    def answers_by_layer(self, cell: int) -> Array:
+        """Return the answers of a cell's test rows at every layer, [layers, N]; a cascade has more layers than L."""
+        rows = max(1, len(self.column("rows", "row", cell)))
+        return self.column("answers", "answer", cell).reshape(-1, rows)
 
-    def full_answers(self, task: tuple[str, str], seed: int, measure: str | None = None) -> Answers | None:
-        """Return the same of the full model trained with a seed."""
-        key = (*task, self.tasks.loc[task, "full_label"], seed)
-        own = [number for number, r in enumerate(self.records) if (r.task, r.backbone, r.label, r.seed) == key]
-        if self.kind == "classification" and own:
-            return self.answers(self.knobs.index[self.knobs["cell"] == own[-1]][-1])
-        columns = self.predictions(own[0]) if own else None
-        if columns is None:
-            return None
-        if measure in (TO_FULL, MATCH):
-            return columns["row"], np.ones(len(columns["row"]))
-        return _texts(columns, f"full_{measure or self.records[own[0]].metric}", measure)
+    def exits(self, cell: int) -> dict[int, NDArray[np.int64]]:
+        """Return the exit layers [N] of the knobs of a cell that may be mixed, by their places."""
+        rows = max(1, len(self.column("rows", "row", cell)))
+        layers = self.column("exits", "exit_layer", cell).reshape(-1, rows)
+        places = self.column("exits", "place", cell).reshape(-1, rows)
+        return {int(place[0]): own.astype(np.int64) for place, own in zip(places, layers, strict=True)}
 
-    def full_scores(self, measure: str | None = None) -> pd.Series:
-        """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
-        full = self.tasks["full_label"]
-        own = [r for r in self.records if full[r.task, r.backbone] == r.label]
-        lines = [(r.task, r.backbone, seed, _full_score(r, measure)) for r in own for seed in (r.seed, -1)]
-        scores = pd.DataFrame(lines, columns=[*TASK, "seed", "score"]).astype({"score": float})
-        return scores.groupby([*TASK, "seed"])["score"].mean()
+    # ------------------------------------------------------------------------------------------ parts
 
     def only(self, labels: Collection[str] | None = None, tasks: Collection[str] | None = None) -> "Results":
         """Return the results of some labels (or all of a method) and tasks; the full model always stays.
@@ -261,16 +257,28 @@ class Results:
                 raise unknown_name("method in these results", label, known)
         whole_methods = {FULL, MAJORITY, *(label for label in labels or () if label not in named)}
 
-        def stays(record: BaseRecord) -> bool:
+        def stays(record: AnyRecord) -> bool:
             names = {role_of(record.method), record.method} & whole_methods
             of_label = labels is None or record.label in labels or bool(names)
             return of_label and (tasks is None or record.task in tasks)
 
-        return self.with_cells([cell for cell in self.cells if stays(cell.record)])
+        return self.where([stays(record) for record in self.records])
 
-    def with_cells(self, cells: Iterable[StoredCell]) -> "Results":
-        """Return the same results with other cells."""
-        return replace(self, cells=list(cells))
+    def where(self, stay: Sequence[bool]) -> "Results":
+        """Return the results of the cells that stay, by their numbers."""
+        kept = iter(stay)
+        parts = [Part(part.stored, [n for n in part.cells if next(kept)], part.timings) for part in self.parts]
+        return Results(self.folder, self.kind, parts, self.faults)
+
+    def scored_by(self, metric: str) -> "Results":
+        """Return the results with another metric of the records as their score."""
+        found = Results(self.folder, self.kind, self.parts, self.faults)
+        found.cells = self.cells.assign(metric=metric)
+        return found
+
+
+_BATCH_COLUMNS = ["timing", "timed", "batch_size", "in_flight", "round", "batch", "seconds", "units"]
+_BATCH_COLUMNS += ["prefill_seconds", "head_seconds", "layer_calls", "completed"]
 
 
 def load_results(
@@ -284,11 +292,25 @@ def load_results(
     found = open_results(root)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
-    results = Results(root, found.kind, found.cells, list(found.timings.values()), list(map(str, found.faults)))
+    results = Results(root, found.kind, [Part.whole(found)], list(map(str, found.faults)))
     return results.only(labels, tasks)
 
 
-def protocol(record: BaseRecord) -> dict[str, object]:
+def load_folders(
+    folders: Sequence[Path], labels: Sequence[str] | None = None, tasks: Sequence[str] | None = None
+) -> Results:
+    """Read results folders as one, see :func:`merge`; keep some ``labels`` and ``tasks``.
+
+    Raises UserError for a folder that cannot be read, and for folders of both kinds.
+    """
+    found = [load_results(folder) for folder in dict.fromkeys(folders)]
+    for other in found[1:]:
+        if other.kind != found[0].kind:
+            raise UserError(f"{other.folder} holds results of {other.kind}, {found[0].folder} of {found[0].kind}")
+    return (merge(found) if len(found) > 1 else found[0]).only(labels, tasks)
+
+
+def protocol(record: AnyRecord) -> dict[str, object]:
     """Return what two records of a task must have in common, so that only their methods differ."""
     parts = record.key_parts
     return {
@@ -306,26 +328,25 @@ def merge(found: Sequence[Results]) -> Results:
     Recipes are never mixed: a folder whose records of a task follow another protocol than those of the first folder
     that has the task is left out for this task, and named in ``faults``.
     """
-    cells: dict[tuple[str, ...], list[StoredCell]] = {}
-    owners: dict[tuple[str, str], tuple[Path, dict[str, object]]] = {}
+    curves: dict[tuple[str, ...], Path] = {}
+    owners: dict[Task, tuple[Path, dict[str, object]]] = {}
     faults = dict.fromkeys(fault for results in found for fault in results.faults)
+    parts: list[Part] = []
     for results in found:
-        taken = set(cells)
-        for cell in results.cells:
-            record = cell.record
+        stay = []
+        for record in results.records:
             task, own = (record.task, record.backbone), protocol(record)
-            curve = (*task, record.label, str(record.seed))
             owner, wanted = owners.setdefault(task, (results.folder, own))
             other = [name for name, value in own.items() if value != wanted[name]]
             if other and owner != results.folder:
                 words = " and ".join(other)
                 faults[f"{', '.join(task)} of {results.folder} differs from that of {owner} in {words}"] = None
-            elif curve not in taken:
-                cells.setdefault(curve, []).append(cell)
-    kept = [cell for of_curve in cells.values() for cell in of_curve]
-    keys = {cell.record.key for cell in kept}
-    timings = [t for results in found for t in results.timings if any(c.cell_key in keys for c in t.contenders)]
-    return Results(found[0].folder, found[0].kind, kept, timings, list(faults))
+                stay.append(False)
+            else:
+                curve = (*task, record.label, str(record.seed))
+                stay.append(curves.setdefault(curve, results.folder) == results.folder)
+        parts += results.where(stay).parts
+    return Results(found[0].folder, found[0].kind, parts, list(faults))
 
 
 def role_of(method: str) -> str:
@@ -340,158 +361,72 @@ def labels_of_role(methods: Mapping[str, str], role: str) -> list[str]:
     return sorted(found, key=lambda label: (label != methods[label], label))
 
 
-def is_core(method: str) -> bool:
-    """Return whether a method is ConsistentEE or a variant of it."""
-    return method.startswith(CORE_METHOD)
-
-
-def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
-    """Return of every record the parameters that differ among the cells of its label: ``alpha=0.05``."""
-    frame = pd.DataFrame([{name: repr(value) for name, value in record.parameters.items()} for record in records])
-    curves = [[getattr(record, name) for record in records] for name in CURVE]
-    varied = frame.groupby(curves).transform("nunique", dropna=False).to_dict("records")
-    return [
-        ", ".join(
-            f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in sorted(record.parameters.items())
-            if different[name] > 1
-        )
-        for record, different in zip(records, varied, strict=True)
-    ]
-
-
-def parameters_in_words(record: BaseRecord) -> str:
+def parameters_in_words(record: AnyRecord) -> str:
     """Return all parameters as text: ``alpha=0.05, epochs=3``."""
     return ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
 
 
-def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
-    common: _Line = {name: getattr(record, name) for name in (*CURVE, "method", "seed", "key", "knob_name", "metric")}
-    common |= {"cell": number, "num_layers": record.num_layers, "parameters": parameters_in_words(record)}
-    points = {point.knob: (place, point) for place, point in enumerate(record.operating_points)}
-    hull = {point.place: (place, point) for place, point in enumerate(getattr(record, "hull", []))}
-    of_instances = isinstance(record, CellRecord)
-    for place, validation in enumerate(record.curve_validation):
-        point_number, point = points.get(validation.knob, (np.nan, None))
-        hull_number, on_hull = hull.get(place, (np.nan, None))
-        line = common | {
-            "place": place,
-            "knob": validation.knob,
-            "validation_layers": validation.average_layers,
-            "validation_quality": validation.scores[record.metric] if of_instances else validation.agreement,
-            "point": point_number,
-            "hull": hull_number,
-            "targets": () if point is None else tuple(point.targets),
-        }
-        if of_instances:
-            line |= _test_of_instances(record, record.curve_test[place], point, on_hull)
-        elif point is not None:
-            line |= _test_of_texts(point, record.metric)
-        yield line
+def exit_networks(records: Iterable[AnyRecord]) -> dict[str, str]:
+    """Name the network of the exits of every label, in classification; references are left out."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        if isinstance(record, CellRecord) and role_of(record.method) not in REFERENCES:
+            found.setdefault(record.label, {})[record.exit_network or "not recorded"] = None
+    return {label: " / ".join(kinds) for label, kinds in found.items()}
 
 
-def _test_of_instances(record: CellRecord, test: CurvePoint, point: OperatingPoint | None, on_hull: Any) -> _Line:
-    line: _Line = {**test.scores, "layers": test.average_layers, "score": test.scores[record.metric]}
-    line["exit_histogram"] = test.exit_histogram
-    if on_hull is not None:
-        line["flops_ratio"] = record.full_flops / on_hull.flops
-    if point is not None:
-        line["score_low"], line["score_high"] = point.score_interval
-        line |= {name: getattr(point, name) for name in ("flops", "live_rows", "live_disagreements")}
-        line["full_flops"] = record.full_flops
-        line["flops_ratio"] = record.full_flops / point.flops if point.flops else np.nan
-    return line
+# ---------------------------------------------------------------------------------------------- times
 
 
-def _test_of_texts(point: DecodingPoint, metric: str) -> _Line:
-    means = {**point.scores, TO_FULL: point.full_text_score, MATCH: point.token_match, "score": point.scores[metric]}
-    line: _Line = {}
-    for name, mean in means.items():
-        line |= dict(zip((name, f"{name}_low", f"{name}_high"), (mean.value, *mean.interval), strict=True))
-    drafts, chosen = point.speculation, point.validation.draft
-    return line | {
-        "layers": point.average_layers,
-        "exit_histogram": point.exit_histogram,
-        NATS: np.nan if point.references is None else point.references.nats,
-        "flops": point.decode_flops,
-        "full_flops": point.full_decode_flops,
-        "flops_ratio": point.full_decode_flops / point.decode_flops if point.decode_flops else np.nan,
-        "accepted": np.nan if drafts is None else drafts.accepted,
-        "drafted": np.nan if drafts is None else drafts.drafted,
-        "draft": "" if chosen is None else f"drafts of {chosen[0]}" + (f" above {chosen[1]:g}" if chosen[1] else ""),
-    }
+def _timed_knobs(timings: Iterable[TimingRecord]) -> pd.DataFrame:
+    lines = [
+        (number, place, t.task, t.backbone, t.seed, one.label, one.cell_key, one.knob, one.average_layers)
+        for number, t in enumerate(timings)
+        for place, one in enumerate(t.timed)
+    ]
+    return pd.DataFrame(lines, columns=["timing", "timed", *TASK, "seed", "label", "key", "knob", "layers"]).astype(
+        {"knob": float}
+    )
 
 
-_TIME_COLUMNS = [
-    *("task", "backbone", "seed", "timing", "label", "key", "knob", "layers", "batch_size", "in_flight", "regroups"),
-    *("round", "seconds", "rows", "head_seconds", "completed_seconds"),
-]
+def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Add up the batches of every round, and put the stock model's time of the same round beside."""
+    keys = ["timing", "timed", "batch_size", "in_flight", "round"]
+    groups = batches.groupby(keys, sort=False)
+    spent = groups[["seconds", "head_seconds", "layer_calls", "units"]].sum(min_count=1).astype(float)
+    found = spent[["seconds", "head_seconds", "layer_calls"]].div(spent["units"], axis=0)
+    found = found.assign(rows=spent["units"], completed=groups["completed"].first())
+    found = found.reset_index().merge(timed, on=["timing", "timed"], how="left")
+    if kind == "classification":
+        found["head_seconds"] = 0.0  # every second is spent on layers and exits
+    found["layers"] = found.pop("layer_calls").fillna(found["layers"])
+    found["regroups"] = found["in_flight"] != found["batch_size"]
+    by_round = ["timing", "in_flight", "round"]
+    stock = found.loc[(found["key"] == "") & ~found["regroups"], [*by_round, "seconds"]].drop_duplicates(by_round)
+    return found.merge(stock.rename(columns={"seconds": "stock_seconds"}), on=by_round, how="left")
 
 
-def _time_lines(timings: Iterable[Any]) -> Iterator[_Line]:
-    """Yield a line for everything that was timed, batch size and round; the stock model has no key."""
-    for number, timing in enumerate(timings):
-        of_task = {name: getattr(timing, name) for name in (*TASK, "seed")} | {"timing": number}
-        for one in timing.contenders:
-            line = of_task | {"label": one.label, "key": one.cell_key, "knob": one.knob, "layers": one.average_layers}
-            for sample in one.samples:
-                line |= {"batch_size": sample.batch_size, "in_flight": sample.in_flight or sample.batch_size}
-                line["regroups"] = sample.in_flight is not None  # it is compared with no other batch of its size
-                for place, seconds in enumerate(sample.round_seconds):
-                    yield line | {"round": place, "seconds": seconds} | _sample(sample, place)
-
-
-def _sample(sample: TimingSamples | DecodingSamples, place: int) -> _Line:
-    if isinstance(sample, TimingSamples):  # every second is spent on layers and exits
-        return {"rows": sample.rows, "head_seconds": 0.0, "completed_seconds": []}
-    head = sum(sample.head_seconds[place]) / sum(sample.decoded_tokens) if sample.head_seconds else np.nan
-    completed = sample.completed_seconds[place] if sample.completed_seconds else []
-    line: _Line = {"rows": sample.prompts, "head_seconds": head, "completed_seconds": completed}
-    return line | ({} if sample.layers_a_token is None else {"layers": sample.layers_a_token})
-
-
-def first_timings(times: pd.DataFrame) -> pd.DataFrame:
-    """Keep of every knob the first timing that has it: the latest one, in the order of the store."""
-    return times[times["timing"] == times.groupby(["key", "knob"])["timing"].transform("min")]
-
-
-def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, of_instances: bool) -> pd.DataFrame:
+def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """Add the medians over rounds, rows in step: ``speedup_b1`` (stock model / here), ``seconds_b1`` and so on.
 
-    The timed instances, a few of the test rows, run a little more or less layers than all: a time counts in proportion.
+    Of several timings the first that has a knob counts: the latest one. The timed instances, a few of the test rows,
+    run a little more or less layers than all: a time counts in proportion.
     """
-    timed = first_timings(times[(times["key"] != "") & ~times["regroups"].astype(bool)])
+    timed = times[(times["key"] != "") & ~times["regroups"]]
     if timed.empty:
         return knobs
+    timed = timed[timed["timing"] == timed.groupby(["key", "knob"], dropna=False)["timing"].transform("min")]
     timed = timed.assign(speedup=timed["stock_seconds"] / timed["seconds"])
     clocks = timed.groupby(["key", "knob", "batch_size"])[["speedup", "seconds"]].median().unstack()
     clocks.columns = [f"{name}_b{size}" for name, size in clocks.columns]
     clocks["timed_layers"] = timed.groupby(["key", "knob"])["layers"].first()
     found = knobs.merge(clocks.reset_index(), on=["key", "knob"], how="left")
     share = found.pop("timed_layers") / found["layers"]
-    if of_instances:
-        for name in clocks.columns.drop("timed_layers"):
+    for name in clocks.columns.drop("timed_layers"):
+        if kind == "classification":
             found[name] *= share if name.startswith("speedup") else 1 / share
+        if name.startswith("speedup"):
+            found[name] = found[name].where(found["knob"].notna(), 1.0)
     return found
 
 
-def _texts(columns: Columns, name: str, measure: str | None) -> Answers | None:
-    sizes = "reference_tokens" if measure == NATS else "row"
-    if name not in columns or sizes not in columns:
-        return None
-    return columns[sizes].astype(float), columns[name].astype(float)
-
-
-def _answers_at(columns: Columns, exits: NDArray[Any]) -> NDArray[Any] | None:
-    """Return the answer of each row at the layer where it exits; None if the answers of a layer were not kept."""
-    layers = [columns.get(f"layer_prediction_{layer + 1}") for layer in range(int(exits.max()))]
-    known = [answers for answers in layers if answers is not None]
-    return np.stack(known)[exits.astype(int) - 1, np.arange(exits.size)] if len(known) == len(layers) else None
-
-
-def _full_score(record: Any, measure: str | None) -> float:
-    if isinstance(record, CellRecord):
-        return record.curve_test[-1].scores[record.metric]
-    if measure == NATS:
-        return np.nan if record.full_reference_nats is None else float(record.full_reference_nats)
-    return 1.0 if measure in (TO_FULL, MATCH) else float(record.full_scores[measure or record.metric].value)

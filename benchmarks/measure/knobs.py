@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from consistentee.versions import Kind
 
@@ -38,33 +38,40 @@ class Reach(StrEnum):
     """Even the deepest knob costs less; it stands alone."""
 
 
-class Mixture(NamedTuple):
-    """Two knobs, by their places in the curve; a row takes the first one with probability ``weight``."""
+class Mixtures(NamedTuple):
+    """For each budget two knobs, by their places in the curve; a row takes the first one with probability ``weight``.
 
-    first: int
-    second: int
-    weight: float
-    reach: Reach
-
-
-def neighbours(costs: ArrayLike, budget: float) -> Mixture:
-    """Find the two neighbouring knobs around a budget and the weight at which they cost exactly that.
-
-    ``costs`` [K] are in any order. A knob that stands on the budget stands alone; of equal costs the first knob counts.
-    Raises ValueError if there is no knob.
+    Arrays [B]; ``reach`` has values of :class:`Reach`.
     """
-    cost = np.asarray(costs, dtype=float)
+
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+    weight: NDArray[np.float64]
+    reach: NDArray[np.object_]
+
+
+def neighbours(costs: ArrayLike, budgets: ArrayLike) -> Mixtures:
+    """Find the two neighbouring knobs around every budget and the weight at which they cost exactly that.
+
+    ``costs`` [K] are in any order, ``budgets`` [B]. A knob that stands on a budget stands alone; of equal costs the
+    first knob counts. Raises ValueError if there is no knob.
+    """
+    cost, budget = np.asarray(costs, dtype=float), np.atleast_1d(np.asarray(budgets, dtype=float))
     if cost.size == 0:
         raise ValueError("nothing to mix: there are no knobs")
-    below, above = cost <= budget + ROUNDING, cost >= budget - ROUNDING
-    if not below.any() or not above.any():
-        alone, reach = (int(cost.argmin()), Reach.OVER) if not below.any() else (int(cost.argmax()), Reach.UNDER)
-        return Mixture(alone, alone, 1.0, reach)
-    first, second = int(np.where(below, cost, -np.inf).argmax()), int(np.where(above, cost, np.inf).argmin())
-    gap = cost[second] - cost[first]
-    if gap <= ROUNDING:
-        return Mixture(first, first, 1.0, Reach.MET)
-    return Mixture(first, second, float((cost[second] - budget) / gap), Reach.MET)
+    order = np.argsort(cost, kind="stable")
+    rising = cost[order]
+    below = np.searchsorted(rising, budget + ROUNDING, side="right") - 1
+    above = np.searchsorted(rising, budget - ROUNDING, side="left")
+    reach = np.where(below < 0, Reach.OVER, np.where(above == cost.size, Reach.UNDER, Reach.MET))
+    below, above = np.clip(below, 0, None), np.clip(above, None, cost.size - 1)
+    first = np.searchsorted(rising, rising[below] - ROUNDING)
+    alone = (reach != Reach.MET) | (rising[above] <= budget + ROUNDING)
+    first = np.where(reach == Reach.OVER, 0, np.where(alone, np.searchsorted(rising, rising[above] - ROUNDING), first))
+    second = np.where(alone, first, above)
+    gap = np.where(alone, 1.0, rising[second] - rising[first])
+    weight = np.where(alone, 1.0, (rising[second] - budget) / gap)
+    return Mixtures(order[first], order[second], weight, reach.astype(object))
 
 
 def around_budgets(layers: ArrayLike, num_layers: float, kind: Kind, margin: float = 0.0) -> list[int]:
@@ -75,8 +82,8 @@ def around_budgets(layers: ArrayLike, num_layers: float, kind: Kind, margin: flo
     first, middle, last = SPEEDUPS[kind]
     places: dict[int, None] = {}
     for budget in (num_layers / speedup for speedup in (middle, first, last)):
-        places[neighbours(layers, (1 - margin) * budget).first] = None
-        places[neighbours(layers, (1 + margin) * budget).second] = None
+        below, above = neighbours(layers, (1 - margin) * budget), neighbours(layers, (1 + margin) * budget)
+        places |= dict.fromkeys((int(below.first[0]), int(above.second[0])))
     return list(places)
 
 

@@ -1,0 +1,303 @@
+"""Compare the methods of some results at equal cost: by seed, by task, in the mean, and from one method.
+
+Every frame is a group-by over the lines of :func:`benchmarks.analysis.equal_cost.points`.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import cached_property, lru_cache
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.analysis import statistics
+from benchmarks.analysis.equal_cost import LAYERS, Line, at_one_layer, mix, mixed, points, resample
+from benchmarks.analysis.frames import CURVE, STATIC, TASK, Array, Results, Task, exit_networks, labels_of_role
+from benchmarks.analysis.statistics import interval
+
+BOUNDS = ("low", "high", "low_tasks", "high_tasks")
+"""The 95% interval over these tasks, and the one when tasks are resampled, too."""
+HEADLINE = (
+    *("method", "exits", "budget", "points", *BOUNDS, "area", "own_last_exit", "score"),
+    *("layers", "flops_ratio", "training_cost", "seeds", "tasks"),
+)
+"""The first columns of the headline; docs/results.md explains them."""
+_AREA = tuple(np.linspace(1, 3, 21))
+"""The speed-ups whose mean is the area under a curve."""
+
+
+class Comparison:
+    """All methods of some results at equal cost.
+
+    Args:
+        results: what is compared, of one kind.
+        speedups: budgets, as full cost / cost; by default those of the kind.
+        cost: see :func:`benchmarks.analysis.equal_cost.mix`.
+        measure: see :func:`benchmarks.analysis.equal_cost.points`.
+    """
+
+    def __init__(
+        self,
+        results: Results,
+        speedups: Sequence[float] | None = None,
+        *,
+        cost: str = LAYERS,
+        measure: str | None = None,
+    ) -> None:
+        self.results, self.cost, self.measure = results, cost, measure
+        self.speedups = tuple(results.speedups if speedups is None else speedups)
+        self.ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
+
+    @property
+    def middle(self) -> float:
+        """The budget that tables are sorted by."""
+        return self.speedups[len(self.speedups) // 2]
+
+    @cached_property
+    def compared(self) -> list[Task]:
+        """The tasks that means are over."""
+        tasks = self.results.tasks
+        return [(str(task), str(backbone)) for task, backbone in tasks.index[tasks["compared"]]]
+
+    @cached_property
+    def per_seed(self) -> pd.DataFrame:
+        """The lines of :func:`points`, with ``rule_gain`` (points against all rows at one layer of the same exits).
+
+        The ratios full model / here are those of the neighbouring knobs of which they are known: ``flops_ratio``,
+        ``speedup_b1``, ....
+        """
+        knobs = self.results.knobs
+        found = points(self.results, mix(knobs, self.speedups, self.cost), self.measure)
+        found["rule_gain"] = found["score"] - at_one_layer(self.results, found)
+        keys = [*CURVE, "seed", "speedup"]
+        for name in self.ratios:
+            own = mix(knobs[knobs[name].notna()], self.speedups)
+            own = own.assign(**{name: 1 / mixed(own, 1 / knobs[name].to_numpy(dtype=float))})
+            found = found.merge(own[[*keys, name]], on=keys, how="left")
+        return found
+
+    @cached_property
+    def samples(self) -> dict[Line, tuple[Array, Array]]:
+        """Bootstrap samples of points, and of points at one layer, see :func:`resample`."""
+        return resample(self.results, self.per_seed, self.measure)
+
+    @cached_property
+    def by_task(self) -> pd.DataFrame:
+        """The means over seeds: a line for every task, label and speed-up.
+
+        Columns: ``score``, ``full``, ``points``, ``own_last_exit``, ``rule_gain``, ``layers``, ``kept`` (score as a
+        share of the full model's), ``seeds``, ``over``, ``under``, and ratios, geometric means of the seeds known.
+        """
+        frame = self.per_seed.assign(
+            over=self.per_seed["reach"] == "over",
+            under=self.per_seed["reach"] == "under",
+            **{name: np.log(self.per_seed[name]) for name in self.ratios},
+        )
+        groups = frame.groupby([*CURVE, "speedup"], sort=False)
+        found = groups[["score", "full", "points", "own_last_exit", "rule_gain", "layers"]].mean()
+        found["kept"] = found["score"] / found["full"].where(found["full"] != 0)
+        found["seeds"] = groups["seed"].nunique()
+        found[["over", "under"]] = groups[["over", "under"]].any()
+        found[self.ratios] = np.exp(groups[self.ratios].mean())
+        return found.reset_index()
+
+    def drawn(
+        self, task: Task, label: str, speedup: float, seeds: Collection[int] | None = None, *, one_layer: bool = False
+    ) -> Array | None:
+        """Return bootstrap samples of the points of a label on a task, over rows and seeds: [resamples].
+
+        ``one_layer``: of all rows at one layer of its exits. None where the samples of some seed are unknown.
+        """
+        wanted = [seed for seed in self._seeds.get((*task, label), ()) if seeds is None or seed in seeds]
+        found = [self.samples.get((*task, label, speedup, seed)) for seed in wanted]
+        known = [one[int(one_layer)] for one in found if one is not None]
+        if not known or len(known) < len(wanted) or any(np.isnan(one[0]) for one in known):
+            return None
+        return statistics.mean_over_drawn_seeds(np.stack(known), seed=crc32(f"{task[0]} {task[1]}".encode()))
+
+    @cached_property
+    def _seeds(self) -> dict[tuple[str, str, str], list[int]]:
+        return {key: sorted(set(seeds)) for key, seeds in self.per_seed.groupby(CURVE)["seed"]}
+
+    def with_intervals(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Add ``low`` and ``high``, the 95% interval of the points, to lines of :attr:`by_task`."""
+        keys = found[[*CURVE, "speedup"]].itertuples(index=False)
+        samples = [self.drawn((task, backbone), label, speedup) for task, backbone, label, speedup in keys]
+        bounds = [(np.nan, np.nan) if sample is None else interval(sample) for sample in samples]
+        return found.assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
+
+    @cached_property
+    def signs(self) -> pd.Series:
+        """Comparisons of the lines of :attr:`by_task` with a static exit.
+
+        1 is significantly better, -1 worse, 0 neither; NaN unknown, and of tasks that are not compared. What costs more
+        than the budget is never better.
+        """
+        static = next(iter(labels_of_role(self.results.methods, STATIC)), "")
+        signs = pd.Series(np.nan, self.by_task.index)
+        for line, task, backbone, label, speedup, over in self.by_task[[*CURVE, "speedup", "over"]].itertuples():
+            known = label != static and (task, backbone, static) in self._seeds and (task, backbone) in self.compared
+            samples = self.difference((task, backbone), label, static, speedup)[1] if known else None
+            if samples is not None:
+                low, high = interval(samples)
+                signs[line] = int(low > 0 and not over) - int(high < 0)
+        return signs
+
+    @cached_property
+    def of_compared(self) -> pd.DataFrame:
+        """The lines of :attr:`by_task` of the labels that have all compared tasks, with ``training_cost``."""
+        found = self.by_task.merge(training_costs(self.results), on=CURVE, how="left")
+        found = found[pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)]
+        found = found[found["label"].isin(self.results.labels_to_compare)]
+        return found[found.groupby("label")["task"].transform("size") == len(self.compared) * len(self.speedups)]
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """Points of every label at every budget, means over the compared tasks, in points and percent.
+
+        A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
+        Columns: those of :data:`HEADLINE` but ``area``; ``kept``; ``rule_gain``, ``rule_low``, ``rule_high``; ``over``
+        and ``under`` (the budget); ``knobs`` that differ in layers, a median number; ratios, geometric means.
+        """
+        found = self.of_compared.rename(columns={"label": "method", "speedup": "budget"})
+        groups = found.groupby(["method", "budget"])
+        means = 100 * groups[["points", "own_last_exit", "score"]].mean()
+        for name in ("kept", "rule_gain"):
+            means[name] = 100 * groups[name].agg(lambda values: values.mean(skipna=False))
+        means["training_cost"] = groups["training_cost"].agg(lambda costs: costs.mean(skipna=False))
+        means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
+        means["layers"] = groups["layers"].mean()
+        means[["over", "under"]] = groups[["over", "under"]].any()
+        for name in self.ratios:
+            means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
+        bounds = [self._bounds(label, budget) for label, budget in means.index]
+        means[[*BOUNDS, "rule_low", "rule_high"]] = np.array(bounds, dtype=float).reshape(-1, 6)
+        means = means.reset_index()
+        knobs = self.results.knobs
+        layers = knobs[pd.MultiIndex.from_frame(knobs[TASK]).isin(self.compared)].groupby([*CURVE, "seed"])["layers"]
+        means["knobs"] = means["method"].map(layers.nunique().groupby("label").median())
+        means["exits"] = means["method"].map(exit_networks(self.results.records))
+        middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
+        middle = middle.sort_values(["over", "points"], ascending=[True, False], kind="stable")
+        place = {label: number for number, label in enumerate(middle["method"])}
+        order = means.assign(place=means["method"].map(place)).sort_values(["place", "budget"]).drop(columns="place")
+        return order.reset_index(drop=True)
+
+    @cached_property
+    def headline(self) -> pd.DataFrame:
+        """The lines of :attr:`means` with ``area`` (mean points from 1x to 3x), and how often better than static.
+
+        ``better_than_static`` and ``worse_than_static`` count tasks.
+        """
+        better, worse = (self.signs == 1).rename("better_than_static"), (self.signs == -1).rename("worse_than_static")
+        keys = [self.by_task["label"].rename("method"), self.by_task["speedup"].rename("budget")]
+        counts = pd.concat([better, worse], axis=1).groupby(keys).sum()
+        counts = counts.where(self.signs.groupby(keys).count() == len(self.compared))
+        found = self.means.merge(counts.reset_index(), on=["method", "budget"], how="left")
+        found["area"] = found["method"].map(self.areas)
+        return found[[*HEADLINE, *(name for name in found if name not in HEADLINE)]]
+
+    @cached_property
+    def areas(self) -> pd.Series:
+        """The mean points of every label between 1x and 3x, means over the compared tasks; of texts none."""
+        if self.results.kind == "generation":
+            return pd.Series(dtype=float)
+        dense = points(self.results, mix(self.results.knobs, _AREA, self.cost))
+        dense = dense[pd.MultiIndex.from_frame(dense[TASK]).isin(self.compared)]
+        by_task = dense.groupby([*CURVE, "speedup"])["points"].mean().groupby(["label", "task"]).mean()
+        return 100 * by_task.groupby("label").mean()
+
+    def _bounds(self, label: str, budget: float) -> list[float]:
+        """Compute the intervals over the compared tasks, over any task, and of the rule's gain; NaN where unknown."""
+        drawn, own = (
+            _of_all([self.drawn(task, label, budget, one_layer=one_layer) for task in self.compared])
+            for one_layer in (False, True)
+        )
+        return [*_intervals(drawn), *_intervals(None if drawn is None or own is None else drawn - own)[:2]]
+
+    def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Array | None]:
+        """Return the points of the first label minus the second's on a task, and its samples.
+
+        They are of the seeds that both have, or of all seeds of both if there are none.
+        """
+        one, other = (set(self._seeds.get((*task, label), [])) for label in (first, second))
+        seeds = one & other or one | other
+        exact, subtracted = (
+            np.mean([self._points[key] for seed in seeds if (key := (*task, label, budget, seed)) in self._points])
+            for label in (first, second)
+        )
+        found, others = (self.drawn(task, label, budget, seeds) for label in (first, second))
+        return float(exact - subtracted), None if found is None or others is None else found - others
+
+    @cached_property
+    def _points(self) -> dict[Line, float]:
+        frame = self.per_seed
+        keys = frame[[*CURVE, "speedup", "seed"]].itertuples(index=False, name=None)
+        return dict(zip(keys, frame["points"], strict=True))
+
+    def contrasts(self, against: str) -> pd.DataFrame:
+        """Test the differences of all labels from one at every budget, means over the compared tasks that both ran on.
+
+        A line for each label and budget has ``method``, ``budget``, ``tasks``, ``points``, :data:`BOUNDS`, ``p``,
+        ``p_holm`` (corrected for the labels on as many tasks), ``detectable`` (the smallest difference that is found
+        with 80% power) and ``wins / losses``: on how many tasks the label has more points / fewer, as text.
+        """
+        lines = []
+        for label in self.results.labels_to_compare:
+            both = {label, against}
+            tasks = [task for task in self.compared if {(*task, x) for x in both} <= self._seeds.keys()]
+            for budget in self.speedups if tasks and len(both) > 1 else ():
+                found = [self.difference(task, label, against, budget) for task in tasks]
+                exact, samples = np.array([one for one, _ in found]), _of_all([drawn for _, drawn in found])
+                mean = None if samples is None else samples.mean(axis=0)
+                p, detectable = (np.nan, np.nan) if mean is None else (statistics.p_value(mean), _detectable(mean))
+                signs = f"{(exact > 0).sum()} / {(exact < 0).sum()}"
+                values = [len(tasks), 100 * exact.mean(), *_intervals(samples), p, detectable, signs]
+                lines.append([label, budget, *values])
+        columns = ["method", "budget", "tasks", "points", *BOUNDS, "p", "detectable", "wins / losses"]
+        tests = pd.DataFrame(lines, columns=columns)
+        return tests.assign(p_holm=tests.groupby(["budget", "tasks"])["p"].transform(statistics.holm))
+
+
+def training_costs(results: Results) -> pd.DataFrame:
+    """Return the cost of training every label on every task, as a multiple of the full model's with the same seed.
+
+    Columns: ``task``, ``backbone``, ``label`` and ``training_cost``, a mean over the seeds of which it is known.
+    Cost is that of :class:`consistentee.training.loop.TrainingLog`, of one model: the mean over a grid's cells.
+    """
+    lines = [(r.task, r.backbone, r.label, r.seed, r.trained_rows) for r in results.records]
+    rows = pd.DataFrame(lines, columns=[*CURVE, "seed", "rows"]).astype({"rows": float})
+    rows = rows.groupby([*CURVE, "seed"])["rows"].agg(lambda known: known.mean(skipna=False)).reset_index()
+    full = results.tasks["full_label"].rename("label").reset_index()
+    of_full = rows.merge(full, on=CURVE).drop(columns="label")
+    found = rows.merge(of_full, on=[*TASK, "seed"], suffixes=("", "_of_full"))
+    found["training_cost"] = found["rows"] / found["rows_of_full"].where(found["rows_of_full"] > 0)
+    return found.groupby(CURVE)["training_cost"].mean().reset_index()
+
+
+def _of_all(samples: Sequence[Array | None]) -> Array | None:
+    """Stack samples of tasks as points, [tasks, resamples]; None if those of some task are unknown."""
+    known = [one for one in samples if one is not None]
+    return 100 * np.stack(known) if 0 < len(known) == len(samples) else None
+
+
+def _intervals(samples: Array | None) -> list[float]:
+    """Compute :data:`BOUNDS` of the mean of samples [tasks, resamples]; NaN where unknown."""
+    any_task = None if samples is None else statistics.over_any_task(samples)
+    means = [None if samples is None else samples.mean(axis=0), any_task]
+    return [bound for mean in means for bound in ((np.nan, np.nan) if mean is None else interval(mean))]
+
+
+def _detectable(samples: Array) -> float:
+    return float(statistics.POWER * samples.std())
+
+
+@lru_cache(maxsize=4)
+def comparison_of(results: Results) -> Comparison:
+    """Compare all methods of some results at the budgets of their kind, once."""
+    return Comparison(results)
+
+
+def headline(results: Results) -> pd.DataFrame:
+    """Return points against the full model at every budget, means over tasks: see :attr:`Comparison.headline`."""
+    return comparison_of(results).headline
