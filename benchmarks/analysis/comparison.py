@@ -47,6 +47,7 @@ class Comparison:
         self.results, self.cost, self.measure = results, cost, measure
         self.speedups = tuple(results.speedups if speedups is None else speedups)
         self.ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
+        self.seconds = [str(name) for name in results.knobs if str(name).startswith("seconds_b")]
 
     @property
     def middle(self) -> float:
@@ -63,16 +64,17 @@ class Comparison:
     def per_seed(self) -> pd.DataFrame:
         """The lines of :func:`points`, with ``rule_gain`` (points against all rows at one layer of the same exits).
 
-        The ratios full model / here are those of the neighbouring knobs of which they are known: ``flops_ratio``,
-        ``speedup_b1``, ....
+        Ratios full model / here (``flops_ratio``, ``speedup_b1``, ...) and times (``seconds_b1``, ...) are those of
+        the neighbouring knobs of which they are known.
         """
         knobs = self.results.knobs
         found = points(self.results, mix(knobs, self.speedups, self.cost), self.measure)
         found["rule_gain"] = found["score"] - at_one_layer(self.results, found)
         keys = [*CURVE, "seed", "speedup"]
-        for name in self.ratios:
-            own = mix(knobs[knobs[name].notna()], self.speedups)
-            own = own.assign(**{name: 1 / mixed(own, 1 / knobs[name].to_numpy(dtype=float))})
+        for name in (*self.ratios, *self.seconds):
+            own, values = mix(knobs[knobs[name].notna()], self.speedups), knobs[name].to_numpy(dtype=float)
+            of_time = name in self.seconds
+            own[name] = mixed(own, values) if of_time else 1 / mixed(own, 1 / values)
             found = found.merge(own[[*keys, name]], on=keys, how="left")
         return found
 
@@ -86,7 +88,7 @@ class Comparison:
         """The means over seeds: a line for every task, label and speed-up.
 
         Columns: ``score``, ``full``, ``points``, ``own_last_exit``, ``rule_gain``, ``layers``, ``kept`` (score as a
-        share of the full model's), ``seeds``, ``over``, ``under``, and ratios, geometric means of the seeds known.
+        share of the full model's), ``seeds``, ``over``, ``under``, ratios, geometric means of the seeds known, and times.
         """
         frame = self.per_seed.assign(
             over=self.per_seed["reach"] == "over",
@@ -94,7 +96,7 @@ class Comparison:
             **{name: np.log(self.per_seed[name]) for name in self.ratios},
         )
         groups = frame.groupby([*CURVE, "speedup"], sort=False)
-        found = groups[["score", "full", "points", "own_last_exit", "rule_gain", "layers"]].mean()
+        found = groups[["score", "full", "points", "own_last_exit", "rule_gain", "layers", *self.seconds]].mean()
         found["kept"] = found["score"] / found["full"].where(found["full"] != 0)
         found["seeds"] = groups["seed"].nunique()
         found[["over", "under"]] = groups[["over", "under"]].any()
@@ -240,9 +242,11 @@ class Comparison:
 
         A line for each label and budget has ``method``, ``budget``, ``tasks``, ``points``, :data:`BOUNDS`, ``p``,
         ``p_holm`` (corrected for the labels on as many tasks), ``detectable`` (the smallest difference that is found
-        with 80% power) and ``wins / losses``: on how many tasks the label has more points / fewer, as text.
+        with 80% power), ``over`` (the budget on some task) and ``wins / losses``: on how many tasks the label has more
+        points / fewer, as text.
         """
         lines = []
+        over = self.by_task.groupby(["label", "speedup"])["over"].any()
         for label in self.results.labels_to_compare:
             both = {label, against}
             tasks = [task for task in self.compared if {(*task, x) for x in both} <= self._seeds.keys()]
@@ -253,8 +257,9 @@ class Comparison:
                 p, detectable = (np.nan, np.nan) if mean is None else (statistics.p_value(mean), _detectable(mean))
                 signs = f"{(exact > 0).sum()} / {(exact < 0).sum()}"
                 values = [len(tasks), 100 * exact.mean(), *_intervals(samples), p, detectable, signs]
+                values.append(bool(over.get((label, budget), False) or over.get((against, budget), False)))
                 lines.append([label, budget, *values])
-        columns = ["method", "budget", "tasks", "points", *BOUNDS, "p", "detectable", "wins / losses"]
+        columns = ["method", "budget", "tasks", "points", *BOUNDS, "p", "detectable", "wins / losses", "over"]
         tests = pd.DataFrame(lines, columns=columns)
         return tests.assign(p_holm=tests.groupby(["budget", "tasks"])["p"].transform(statistics.holm))
 

@@ -156,14 +156,14 @@ def resample(results: Results, scored: pd.DataFrame, measure: str | None = None)
         same exits (NaN where no exit stands on the budget). Lines without answers, and scores of ranks, are missing.
         A seed without a full model is compared with the mean of those of other seeds.
     """
-    kept = _kept_lines(results)
+    kept = kept_lines(results)
     found: dict[Line, tuple[Array, Array]] = {}
     for task, own in scored.groupby(TASK, sort=False):
         found |= _resampled(results, (str(task[0]), str(task[1])), own, kept, measure)
     return found
 
 
-def _kept_lines(results: Results) -> Mapping[int, int]:
+def kept_lines(results: Results) -> Mapping[int, int]:
     """Map every line of knobs to the nearest one of its cell, in layers, whose exits were kept.
 
     Cells keep the exits of all knobs that are mixed, so the nearest is the line itself; those published before did not.

@@ -6,6 +6,7 @@ Figures fit the text of a paper as they are, with letters of 7 to 8 points and c
 apart. Each has a file with its caption.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,11 +18,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.analysis.equal_cost import EqualCost, comparison_of
-from benchmarks.analysis.frames import CURVE, REFERENCES, STATIC, TASK, Results, is_core, role_of
+from benchmarks.analysis.comparison import Comparison, comparison_of
+from benchmarks.analysis.equal_cost import kept_lines
+from benchmarks.analysis.frames import CURVE, REFERENCES, STATIC, TASK, Results, exit_networks, role_of
 from benchmarks.analysis.rendering import METRIC_NAMES, display_name
-from benchmarks.analysis.tables import chosen_knobs, task_names
-from benchmarks.specs.targets import Budget
+from benchmarks.analysis.tables import task_names
 from benchmarks.store.hashes import write_text
 from consistentee.errors import unknown_name
 from consistentee.files import replacing
@@ -39,7 +40,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 """Okabe and Ito's colours ("Color Universal Design", 2008) without yellow, which is too pale on paper; and brown."""
 GREY = "0.45"
 MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
-LEADING, MOST_OF_OURS = 5, 3
+LEADING = 7
 _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _WIDEST = {"classification": 4.0, "generation": 2.0}
 """The largest speed-up that a printed figure of curves shows."""
@@ -63,10 +64,9 @@ class FigureKind:
 
 @lru_cache(maxsize=4)
 def leading_labels(results: Results) -> list[str]:
-    """Return the labels that are drawn in colour, best first: the strongest ones and variants of ConsistentEE."""
+    """Return the labels that are drawn with a marker of their own, best first."""
     ranked = [x for x in ranked_labels(results) if role_of(results.methods[x]) not in REFERENCES]
-    ours = [label for label in ranked if is_core(results.methods[label])][:MOST_OF_OURS]
-    return [label for place, label in enumerate(ranked) if place < LEADING or label in ours][: len(COLOURS)]
+    return ranked[:LEADING]
 
 
 def ranked_labels(results: Results) -> list[str]:
@@ -79,18 +79,32 @@ def ranked_labels(results: Results) -> list[str]:
     return [*complete, *(label for label in others if label in results.labels_to_compare)]
 
 
+def families(results: Results) -> dict[str, str]:
+    """Return what the colour of every label stands for: the network of its exits, or in generation its method."""
+    if results.kind == "generation":
+        return {label: label for label in leading_labels(results)}
+    networks = exit_networks(results.records)
+    return {label: networks[label] for label in results.labels_to_compare if label in networks}
+
+
 def palette(results: Results) -> dict[str, str]:
-    """Return the colour of every label: the same in all figures; grey for references and beyond the palette."""
-    return dict.fromkeys(results.methods, GREY) | dict(zip(leading_labels(results), COLOURS, strict=False))
+    """Return the colour of every label, the same in all figures: that of its family, see :func:`families`.
+
+    References, and families beyond the palette, are grey.
+    """
+    family = families(results)
+    names = Counter(family.values()).most_common(len(COLOURS))
+    colours = dict(zip((name for name, _ in names), COLOURS, strict=False))
+    return {label: colours.get(family.get(label, ""), GREY) for label in results.methods}
 
 
 @lru_cache(maxsize=4)
 def dense_curves(results: Results) -> pd.DataFrame:
     """Return what every label reaches at many speed-ups, task by task, after the mean over tasks if there are several.
 
-    Columns: those of :meth:`EqualCost.by_task` and :func:`with_costs`, and ``panel``: the task, or ``mean of N tasks``.
+    Columns: those of :meth:`Comparison.by_task` and :func:`with_costs`, and ``panel``: the task, or ``mean of N tasks``.
     """
-    found = EqualCost(results, _DENSE).by_task
+    found = Comparison(results, _DENSE).by_task
     found = found[found["label"].isin(results.labels_to_compare) & ~found["over"]]
     found = with_costs(results, found.assign(panel=task_names(results, found)))
     tasks = comparison_of(results).compared
@@ -109,47 +123,49 @@ def with_costs(results: Results, found: pd.DataFrame) -> pd.DataFrame:
     return found.assign(cost_layers=found["layers"] / depth, **{f"cost_{name}": cost for name, cost in costs.items()})
 
 
-def half_points(results: Results) -> pd.DataFrame:
-    """Return, for every task and label, the knobs chosen for the budget nearest to half of the layers."""
-    found = chosen_knobs(results)
-    distance = found["targets"].map(
-        lambda targets: min((abs(t.layers_at_most - 0.5) for t in targets if isinstance(t, Budget)), default=np.nan)
-    )
-    order = found.assign(distance=distance).dropna(subset=["distance"]).sort_values("distance", kind="stable")
-    return order.drop_duplicates([*TASK, "label"]).sort_index()
-
-
 def exit_shares(results: Results) -> pd.DataFrame:
-    """Return the share of the test rows of all seeds that exit at each layer, at the knob for half of the layers.
+    """Return the share of the test rows of all seeds that exit at each layer, at the middle budget.
 
     A line for every task, label and ``layer``: ``share``, and ``layers``, the average.
     """
-    found = half_points(results)
-    counts = [np.sum([results.column("exit_histogram")[knob] for knob in chosen], axis=0) for chosen in found["chosen"]]
-    found["share"] = [np.asarray(count / max(count.sum(), 1)) for count in counts]
-    found["layer"] = [np.arange(1, len(count) + 1) for count in counts]
+    comparison, histograms = comparison_of(results), results.knobs["exit_histogram"]
+    found = comparison.per_seed[comparison.per_seed["speedup"] == comparison.middle]
+    found = found.assign(share=[_mixed_shares(line, histograms) for line in found[_MIXED].itertuples(index=False)])
+    groups = found.groupby([*TASK, "label"], sort=False)
+    means = groups.agg(layers=("layers", "mean"), share=("share", lambda shares: np.mean(list(shares), axis=0)))
+    means["layer"] = [np.arange(1, len(share) + 1) for share in means["share"]]
     columns = [*TASK, "label", "layers", "layer", "share"]
-    return found[columns].explode(["layer", "share"]).astype({"layer": int, "share": float})
+    exploded = means.reset_index()[columns].explode(["layer", "share"])
+    return exploded.astype({"layer": int, "share": float})
 
 
-def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[np.float64] | None:
-    """Count the test rows of all seeds by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
+_MIXED = ["first", "second", "weight"]
+
+
+def _mixed_shares(line: Any, histograms: pd.Series) -> NDArray[np.float64]:
+    first, second = (np.asarray(histograms[knob], dtype=float) for knob in (line.first, line.second))
+    shares = line.weight * first / max(first.sum(), 1) + (1 - line.weight) * second / max(second.sum(), 1)
+    return np.asarray(shares)
+
+
+def memorized_against_exit(results: Results, mixtures: pd.DataFrame) -> NDArray[np.float64] | None:
+    """Count the test rows of mixtures by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
     from torch import from_numpy
 
-    from consistentee.methods.reward import memorized_layer
+    from consistentee import memorized_layer
 
-    total = None
-    for knob in chosen:
-        columns = results.predictions(int(results.column("cell")[knob])) or {}
-        exits = columns.get(f"exit_layer_{results.column('point')[knob]:.0f}")
-        layers = [answers for name, answers in columns.items() if name.startswith("layer_prediction_")]
-        if exits is None or not layers:
+    kept, knobs, total = kept_lines(results), results.knobs, None
+    for line in mixtures.itertuples():
+        cell = int(knobs.at[line.first, "cell"])
+        answers = results.answers_by_layer(cell)
+        if not len(answers):
             return None
-        correct = np.stack([answers == columns["label"] for answers in layers], axis=1)
-        memorized = memorized_layer(from_numpy(correct)).numpy()
-        size = max(len(layers), len(results.column("exit_histogram")[knob]))
-        total = np.zeros((len(layers), size)) if total is None else total
-        np.add.at(total, (memorized - 1, exits - 1), 1)
+        memorized = memorized_layer(from_numpy((answers == results.labels(cell)).T)).numpy()
+        for knob, weight in ((line.first, line.weight), (line.second, 1 - line.weight)):
+            place = knobs.at[kept[knob], "place"]
+            exits = results.exits(cell).get(int(place), np.full(answers.shape[1], len(answers)))
+            total = np.zeros((len(answers), len(answers))) if total is None else total
+            np.add.at(total, (memorized - 1, exits - 1), weight)
     return total
 
 
@@ -247,7 +263,7 @@ def curves_figure(results: Results) -> "Figure | None":
 
 
 def exits_figure(results: Results) -> "Figure | None":
-    """Draw the share of test rows that exit at each layer, methods in rows, at the knob for half of the layers."""
+    """Draw the share of test rows that exit at each layer, methods in rows, at the middle budget."""
     named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
     found = exit_shares(results)
     compared = pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared)  # others have few curves
@@ -269,12 +285,12 @@ def memorized_figure(results: Results) -> "Figure | None":
     if results.kind == "generation":
         return None
     depth = int(results.tasks["num_layers"].mode().iloc[0])
-    layers, points, tables = range(1, depth + 1), half_points(results), {}
+    layers, comparison, tables = range(1, depth + 1), comparison_of(results), {}
+    mixtures = comparison.per_seed[comparison.per_seed["speedup"] == comparison.middle]
+    of_depth = results.tasks["num_layers"].reindex(pd.MultiIndex.from_frame(mixtures[TASK])).to_numpy() == depth
     for label in leading_labels(results):
-        own = points[(points["label"] == label) & (points["num_layers"] == depth)]
-        known = [table for chosen in own["chosen"] if (table := memorized_against_exit(results, chosen)) is not None]
-        if known:
-            counts = np.sum([table[:, :depth] for table in known], axis=0)
+        counts = memorized_against_exit(results, mixtures[of_depth & (mixtures["label"] == label)])
+        if counts is not None and len(counts) == depth:
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             tables[display_name(label)] = pd.DataFrame(shares, layers, layers)
     return _heatmaps(tables, "Memorized Layer", "share of rows of a Memorized Layer") if tables else None
@@ -309,7 +325,7 @@ def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str, shares: str) -> "
     return figure
 
 
-_GREY_NOTE = "Colours: the five strongest methods and variants of ConsistentEE; references and the others are grey."
+_GREY_NOTE = "Colours: the network of the exits; references are grey."
 FIGURES = (
     FigureKind(
         "equal-cost",
@@ -321,22 +337,21 @@ FIGURES = (
     ),
     FigureKind(
         "curves",
-        "Points against the full model over the speed-up in layers: at every cost, the two knobs of a method's "
-        f"validation hull that are mixed to meet it, scored on test rows. {_GREY_NOTE}",
+        "Points against the full model over the speed-up in layers: at every cost, two neighbouring knobs "
+        f"of a method are mixed to meet it, and scored on test rows. {_GREY_NOTE}",
         "there is no method to compare",
         curves_figure,
     ),
     FigureKind(
         "exits",
-        "Share of {rows} that exit at each layer that has an exit, at the knob chosen for half of the layers on "
-        "validation rows.",
-        "no method has a knob within a budget",
+        "Share of {rows} that exit at each layer that has an exit, at the middle budget.",
+        "there is no method to compare",
         exits_figure,
     ),
     FigureKind(
         "memorized",
         "Share of test rows of each Memorized Layer (the first from which on every classifier is right; the last one "
-        "for rows that it gets wrong) that exit at each layer, at the knob for half of the layers. Left of the "
+        "for rows that it gets wrong) that exit at each layer, at twice the speed. Left of the "
         "diagonal rows exit too early, right of it they waste layers.",
         "the records do not hold the answers of every layer",
         memorized_figure,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.equal_cost import EqualCost, comparison_of
+from benchmarks.analysis.comparison import Comparison, comparison_of
 from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
 from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table
 
@@ -17,7 +17,7 @@ def cost_table(results: Results) -> Table | None:
     if comparison.headline["points"].isna().all():
         return None
     costs = {"FLOPs": "flops_ratio", **{f"clock b{size}": f"speedup_b{size}" for size in results.batch_sizes}}
-    by_cost = {"layers": comparison} | {name: EqualCost(results, cost=cost) for name, cost in costs.items()}
+    by_cost = {"layers": comparison} | {name: Comparison(results, cost=cost) for name, cost in costs.items()}
     frame = pd.DataFrame({"method": comparison.headline["method"].unique()})
     for heading, equal in by_cost.items():
         found = dict(iter(equal.by_task.groupby(["label", "speedup"])))
@@ -32,9 +32,9 @@ def cost_table(results: Results) -> Table | None:
         frame=frame,
         columns=[Column("method"), *(Column(heading) for heading in by_cost)],
         notes=[
-            f"Percent of the full model's score at {budgets} less of what the column names: layers on validation "
-            "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
-            f"knobs that were timed; b = batch size, all of one knob). {MARKS_NOTE}"
+            f"Percent of the full model's score at {budgets} less of what the column names: layers, "
+            "operations of decoding, or stock generate's time of a decoded token (of the knobs that were timed; b = "
+            f"batch size, all of one knob). {MARKS_NOTE}"
         ],
     )
 
@@ -52,7 +52,7 @@ def text_scores(results: Results) -> pd.DataFrame:
     """
     found: dict[str, pd.Series] = {}
     for measure in (TO_FULL, MATCH, NATS):
-        by_task = EqualCost(results, measure=measure).by_task
+        by_task = Comparison(results, measure=measure).by_task
         of_compared = pd.MultiIndex.from_frame(by_task[TASK]).isin(comparison_of(results).compared)
         groups = by_task[of_compared].groupby(["label", "speedup"])
         if measure == NATS:
@@ -74,7 +74,7 @@ def batches(results: Results) -> pd.DataFrame:
     same batch, its layers cut to those called; of decoding, embedding and LM head are left.
     """
     times = results.times[results.times["label"].isin(results.methods) | (results.times["key"] == "")]
-    in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
+    in_step = times[(times["key"] == "") & ~times["regroups"]]
     by_round = ["timing", "batch_size", "round"]
     same = in_step[[*by_round, "seconds", "head_seconds"]].rename(columns={"seconds": "full", "head_seconds": "head"})
     found = times.drop(columns="head_seconds").merge(same.drop_duplicates(by_round), on=by_round, how="left")
@@ -85,7 +85,7 @@ def batches(results: Results) -> pd.DataFrame:
     groups = found.groupby(keys, dropna=False, sort=False)
     medians = groups[["per_second", "ratio", "allowed"]].median()
     medians["layers"] = groups["layers"].mean()
-    texts = groups["completed_seconds"].agg(lambda rounds: np.concatenate([[], *rounds]))
+    texts = groups["completed"].agg(lambda rounds: np.concatenate([[], *(x for x in rounds if x is not None)]))
     for name, quantile in (("latency", 50), ("latency_p90", 90)):
         medians[name] = [np.percentile(seconds, quantile) if len(seconds) else np.nan for seconds in texts]
     return medians.rename(columns={"ratio": "speedup", "allowed": "of_allowed"}).reset_index()
@@ -94,7 +94,7 @@ def batches(results: Results) -> pd.DataFrame:
 def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
     """Return the times of all that was timed; None where no batch was regrouped."""
     times = results.times
-    if not times.loc[(times["task"] == task[0]) & (times["backbone"] == task[1]), "regroups"].astype(bool).any():
+    if not times.loc[(times["task"] == task[0]) & (times["backbone"] == task[1]), "regroups"].any():
         return None
     found = batches(results)
     found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])].rename(columns={"label": "method"})

@@ -1,6 +1,5 @@
 """Where results come from: machines, versions, and caveats of records and timings."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,6 @@ import pandas as pd
 
 from benchmarks.analysis.frames import Results, parameters_in_words
 from benchmarks.analysis.rendering import MISSING, Column, Table
-from benchmarks.store.stored_results import failed_cells
 
 
 def machine(environment: Mapping[str, Any]) -> str:
@@ -81,9 +79,10 @@ def caveats(results: Results) -> list[tuple[str, str]]:
     """Return what a reader should know before trusting the results: subject and sentence, the gravest first."""
     records = results.records
     found = [("left out", f"{fault}.") for fault in results.faults]
-    found += [("no result", f"{cell}: {failure.error}.") for cell, failure in failed_cells(results.folder).items()]
+    failures = [item for part in results.parts for item in part.stored.failures.items()]
+    found += [("no result", f"{cell}: {failure.error}.") for cell, failure in failures]
     found += clock_caveats(results)
-    if dev := {r.task for r in records if re.search(r"\bdev\w*( set)? is the test split", r.task_notes)}:
+    if dev := {record.task for record in records if record.dev_as_test}:
         found.append(("dev as test", f"{', '.join(sorted(dev))}: not the numbers of the GLUE server."))
     if "live_disagreements" in results.knobs and (differ := int(results.knobs["live_disagreements"].sum())):
         found.append(("live differs", f"{differ} live exits or answers differ from the replay."))

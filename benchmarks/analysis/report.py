@@ -20,20 +20,12 @@ import vl_convert
 from itables import options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks.analysis.equal_cost import headline
-from benchmarks.analysis.figures import (
-    COLOURS,
-    dense_curves,
-    exit_shares,
-    leading_labels,
-    ranked_labels,
-    rows_of,
-    with_costs,
-)
-from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, Results, is_core, role_of
+from benchmarks.analysis.comparison import headline
+from benchmarks.analysis.figures import COLOURS, dense_curves, exit_shares, leading_labels, palette, ranked_labels, rows_of
+from benchmarks.analysis.frames import REFERENCES, STATIC, Results, role_of
 from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
 from benchmarks.analysis.rendering import Column, Table
-from benchmarks.analysis.tables import first_tables, knob_text, operating_points, operating_table, task_names
+from benchmarks.analysis.tables import first_tables, task_names, task_table
 from benchmarks.store.hashes import write_text
 from consistentee.backbones.wheels import cache_dir
 
@@ -53,7 +45,6 @@ DEEPEST = 12
 _MEASURES = {
     "points": "points against the full model",
     "score": "score, %",
-    "match": "tokens as in the full model, %",
 }
 
 
@@ -73,12 +64,11 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    points = operating_points(results)
     tables = {table.name: _shown(table) for table in first_tables(results)}
     with alt.utils.schemapi.debug_mode(False):  # without checks by a schema, which take half a second
         charts = {
             "#headline-chart": _headline_chart(results),
-            "#curves-chart": _curves_chart(results, points),
+            "#curves-chart": _curves_chart(results),
             "#exits-chart": _exits_chart(results),
             "#training-chart": _training_chart(results),
         }
@@ -90,7 +80,7 @@ def render(results: Results) -> str:
         headline=tables.pop("headline", None),
         by_task=tables.pop("scores", None),
         charts={place: chart for place, chart in charts.items() if chart is not None},
-        points=_shown(operating_table(results, points)),
+        points=_shown(task_table(results)),
         more=list(tables.values()),
         warnings=warnings,
         machines=_shown(provenance_table(results)),
@@ -149,7 +139,7 @@ def _order(column: Column, line: dict[str, Any]) -> float | None:
 def _records_table(results: Results) -> Table:
     words = ("task", "backbone", "method", "parameters", "seed", "finished", "commit", "key", "command")
     return Table(
-        title=f"{len(results.cells)} records: keys, commits, commands",
+        title=f"{len(results.records)} records: keys, commits, commands",
         name="records",
         frame=records_frame(results),
         columns=[*(Column(name) for name in words), Column("train s", "train_seconds", ".0f")],
@@ -178,7 +168,7 @@ def _headline_chart(results: Results) -> dict[str, Any] | None:
     y = _methods_axis(alt.EncodingSortField("points", op="max", order="descending"))
     axis = alt.Axis(labelExpr="datum.value == 0 ? '0' : format(datum.value, '+~f')", orient="top", tickMinStep=1)
     x = alt.X("points:Q", title="points against the full model", axis=axis)
-    colours = [COLOURS[0] if is_core(results.methods[label]) else GREY for label in methods]
+    colours = [palette(results)[label] for label in methods]
     colour = alt.Color("method:N", scale=alt.Scale(domain=methods, range=colours), legend=None)
     tooltip = ["method:N", "budget:N", *(alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("points", "low", "high"))]
     layers = [
@@ -198,12 +188,12 @@ def _headline_chart(results: Results) -> dict[str, Any] | None:
     return _spec(chart, frame)
 
 
-def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | None:
-    """Draw curves of mixtures at equal cost and dots of operating points, with choices of task, score and cost.
+def _curves_chart(results: Results) -> dict[str, Any] | None:
+    """Draw curves at equal cost, with choices of task, score and cost.
 
     Return None if there is nothing to draw.
     """
-    frame = _curve_data(results, points)
+    frame = _curve_data(results)
     if frame.empty:
         return None
     measures = {name: text for name, text in _MEASURES.items() if frame[name].notna().any()}
@@ -235,19 +225,15 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | No
     )
     opacity = alt.when(hover).then(alt.value(1)).when(legend).then(alt.value(0.9)).otherwise(alt.value(0.08))
     width = alt.when(hover).then(alt.value(3.5)).otherwise(alt.value(1.6))
-    size = alt.when("datum.kind == 'point'").then(alt.value(50)).otherwise(alt.value(12))
-    tooltip = ["method:N", "knob:N", alt.Tooltip("points:Q", format="+.1f"), alt.Tooltip("score:Q", format=".1f")]
-    tooltip += [
-        alt.Tooltip(f"{name}:Q", format=".1f") for name in ("low", "high", "match") if frame[name].notna().any()
-    ]
+    tooltip = ["method:N", "at:N", alt.Tooltip("points:Q", format="+.1f"), alt.Tooltip("score:Q", format=".1f")]
     tooltip += [alt.Tooltip(f"x_{name}:Q", title=f"{text}, % of full", format=".0f") for name, text in costs.items()]
     everything = alt.Chart().encode(x=x, y=y, color=colour, opacity=opacity)
     title = alt.Chart(alt.Data(values=[{}])).mark_text(text=alt.expr("cost_words[cost]"), baseline="top", color=INK)
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).transform_filter("measure == 'points'")
     layers = [
         zero.mark_rule(color=INK).encode(y="zero:Q"),
-        everything.transform_filter("datum.kind == 'curve'").mark_line().encode(strokeWidth=width).add_params(legend),
-        everything.mark_point(filled=True).encode(size=size, tooltip=tooltip).add_params(hover),
+        everything.mark_line().encode(strokeWidth=width).add_params(legend),
+        everything.mark_point(filled=True, size=30).encode(tooltip=tooltip).add_params(hover),
         title.encode(x=alt.value(alt.expr("width / 2")), y=alt.value(alt.expr("height + 26"))),
     ]
     chart = (
@@ -267,31 +253,22 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | No
     return _spec(chart, frame, as_columns=True)
 
 
-def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
+def _curve_data(results: Results) -> pd.DataFrame:
     """Return the points of the chart of curves.
 
-    Columns: ``task``, ``method``, ``kind`` (curve: a mixture at equal cost; point: an operating point), ``knob``, costs
-    in percent of the full model's (``x_layers``, ``x_flops``, ``x_b1``, ...), ``points``, ``score``, ``low``, ``high``
-    and ``match``.
+    Columns: ``task``, ``method``, ``at`` (the speed-up in layers), costs in percent of the full model's (``x_layers``,
+    ``x_flops``, ``x_b1``, ...), ``points`` and ``score``.
     """
-    mixed = dense_curves(results)
-    mixed = mixed.assign(kind="curve", knob=mixed["speedup"].map("mixed to {:g}x".format))
-    dots = points[points["label"].isin(results.labels_to_compare)]
-    knobs = [knob_text(line) for line in dots.to_dict("records")]
-    dots = dots.assign(kind="point", panel=task_names(results, dots), knob=knobs)
-    dots = with_costs(results, dots.rename(columns={"score_low": "low", "score_high": "high", MATCH: "match"}))
-    both = pd.concat([mixed, dots], ignore_index=True)
-    both = both[~(100 * both["points"] < -DEEPEST)]
-    frame = pd.DataFrame({"task": both["panel"], "method": both["label"], "kind": both["kind"], "knob": both["knob"]})
-    for name in (str(name) for name in both if str(name).startswith("cost_")):
-        frame[name.replace("cost_", "x_")] = 100 * both[name].astype(float)
-    for name in ("points", "score", "low", "high", "match"):
-        frame[name] = 100 * both[name] if name in both else np.nan
-    return frame.round(3)
+    found = dense_curves(results)
+    found = found[~(100 * found["points"] < -DEEPEST)]
+    frame = pd.DataFrame({"task": found["panel"], "method": found["label"], "at": found["speedup"].map("{:g}x".format)})
+    for name in (str(name) for name in found if str(name).startswith("cost_")):
+        frame[name.replace("cost_", "x_")] = 100 * found[name].astype(float)
+    return frame.assign(points=100 * found["points"], score=100 * found["score"]).round(3)
 
 
 def _exits_chart(results: Results) -> dict[str, Any] | None:
-    """Draw the share of rows that exit at each layer, at the knob for half of the layers."""
+    """Draw the share of rows that exit at each layer, at the middle budget."""
     found = exit_shares(results)
     found = found[found["label"].isin(results.labels_to_compare)].rename(columns={"label": "method"})
     if found.empty:

@@ -1,7 +1,7 @@
 """Figures that papers print, as quoted in ``results.csv``, and ours: paper by paper."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from benchmarks.analysis.equal_cost import EqualCost
+from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.frames import FULL, Results
 from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
 from benchmarks.papers.specs import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
@@ -39,7 +39,7 @@ def names() -> dict[str, dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PaperComparison:
     """A paper's table, our records of one backbone, and the table's curves that there can be on it.
 
     ``command`` makes the records that are missing.
@@ -61,7 +61,7 @@ class Comparison:
         return any(record.task == task and label in {None, record.label} for record in self.records)
 
 
-def compare(comparison: Comparison) -> pd.DataFrame:
+def compare(comparison: PaperComparison) -> pd.DataFrame:
     """Return a line for every printed operating point and label of ours; scores and points are shares.
 
     Columns: ``method``, ``printed_backbone``, ``task`` (of the paper), ``our_task``, ``number`` of how many ``points``,
@@ -84,7 +84,7 @@ def compare(comparison: Comparison) -> pd.DataFrame:
     return frame.merge(found.drop_duplicates(keys), on=keys, how="left")
 
 
-def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) -> pd.DataFrame | None:
+def _ours(comparison: PaperComparison, column: PaperColumn, printed: pd.DataFrame) -> pd.DataFrame | None:
     """Return what our curves reach at the printed speed-ups of a task, scored by the metric of the column."""
     if not comparison.has(column.task) or comparison.results is None:
         return None
@@ -92,7 +92,7 @@ def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) ->
     wanted = printed[printed["our_task"] == column.task]
     if scored is None or wanted.empty:
         return None
-    found = EqualCost(scored, sorted(set(wanted["speedup"])))
+    found = Comparison(scored, sorted(set(wanted["speedup"])))
     frame = found.by_task
     frame = frame.merge(wanted[["label", "speedup"]].drop_duplicates(), on=["label", "speedup"])
     frame["spent"] = scored.records[0].num_layers / frame["layers"]
@@ -101,12 +101,10 @@ def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) ->
 
 def scored_by(results: Results, metric: str) -> Results | None:
     """Return results of one task whose score is another metric of its records; None if they do not hold it."""
-    if all(record.metric == metric for record in results.records):
+    if (results.cells["metric"] == metric).all():
         return results
-    if any(metric not in point.scores for record in results.records for point in record.curve_test):
-        return None
-    changed = {"metric": metric}
-    return results.with_cells(replace(c, record=c.record.model_copy(update=changed)) for c in results.cells)
+    curve = results.frame("curve")
+    return results.scored_by(metric) if metric in curve and curve[metric].notna().all() else None
 
 
 def _printed_points(table: PaperTable, method: PaperMethod, column: PaperColumn) -> pd.DataFrame:
@@ -137,7 +135,7 @@ def _printed(table: PaperTable, method: str, backbone: str, column: PaperColumn)
     return found[own & (found["task"] == column.printed) & found["metric"].isin(column.printed_metrics)]
 
 
-def paper_table(comparison: Comparison, *, notes: bool = False) -> Table:
+def paper_table(comparison: PaperComparison, *, notes: bool = False) -> Table:
     """Return the table of one backbone of ours, in the paper's shape: of every method the paper's line and ours.
 
     ``notes`` adds all conditions that differ. What is missing, and marks that occur, are always explained.
@@ -187,7 +185,7 @@ def _texts(table: PaperTable, score: pd.Series, points: pd.Series, speedup: pd.S
     return texts.where(values.notna(), None)
 
 
-def _setting(comparison: Comparison) -> str:
+def _setting(comparison: PaperComparison) -> str:
     """Name backbones and data of both sides."""
     table = comparison.table
     printed = ", ".join(dict.fromkeys(method.backbone for method in table.methods))
@@ -198,15 +196,17 @@ def _setting(comparison: Comparison) -> str:
     return f"Paper: {printed}, {names()['splits'][table.table]}; ours: {', '.join(ours)}"
 
 
-def _our_full(comparison: Comparison, column: PaperColumn) -> float:
+def _our_full(comparison: PaperComparison, column: PaperColumn) -> float:
     """Return the full model's score, with the seeds that the methods of the table have."""
-    own = [record for record in comparison.records if record.task == column.task]
-    seeds = {record.seed for record in own if record.label in comparison.labels} or {record.seed for record in own}
-    scores = [record.curve_test[-1].scores for record in own if record.method == FULL and record.seed in seeds]
-    return float(np.mean([s.get(column.metric, np.nan) for s in scores])) if scores else np.nan
+    if comparison.results is None:
+        return np.nan
+    own = comparison.results.knobs.query("task == @column.task")
+    with_ours = own.loc[own["label"].isin(comparison.labels), "seed"].unique()
+    full = own[(own["method"] == FULL) & own["knob"].isna() & (own["seed"].isin(with_ours) | (len(with_ours) == 0))]
+    return float(full[column.metric].mean()) if column.metric in full and len(full) else np.nan
 
 
-def _conditions(comparison: Comparison, found: pd.DataFrame) -> list[str]:
+def _conditions(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
     """Name the conditions that differ, one sentence each."""
     table = comparison.table
     by_task = {column: [r for r in comparison.records if r.task == column.task] for column in table.columns}
@@ -237,7 +237,7 @@ def _rows(record: CellRecord, split: Literal["train", "test"]) -> str:
     return f"{rows:,}" if every in {None, rows} else f"{rows:,} of {every:,}"
 
 
-def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
+def _missing(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
     """Name what has no records, and the command that makes them."""
     wanted = found.loc[found["label"] != "", ["label", "task", "our_task"]].drop_duplicates()
     known = [comparison.has(line.our_task, line.label) for line in wanted.itertuples()]
@@ -246,14 +246,14 @@ def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
     return [f"{MISSING}: no records of {'; '.join(texts)}; `{comparison.command}` makes them."] if texts else []
 
 
-def render(comparisons: Sequence[Comparison], table_format: str, *, notes: bool = False) -> str:
+def render(comparisons: Sequence[PaperComparison], table_format: str, *, notes: bool = False) -> str:
     """Render the tables of all backbones as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
     if table_format == "csv":
         return to_csv(paper_csv(comparisons))
     return formatted([paper_table(comparison, notes=notes) for comparison in comparisons], table_format)
 
 
-def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+def paper_csv(comparisons: Sequence[PaperComparison]) -> pd.DataFrame:
     """Return a line for every printed point and curve of ours, in percent."""
     frames = []
     for comparison in comparisons:

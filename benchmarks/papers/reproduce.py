@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.analysis.frames import FULL, Results, load_results
-from benchmarks.papers.comparison import Comparison
+from benchmarks.papers.comparison import PaperComparison
 from benchmarks.papers.specs import PaperSetting, PaperTable, load_paper
 from benchmarks.run.pool import Schedule
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import folder_name, short_name
 from benchmarks.specs.suites import Filters, load_suite
-from benchmarks.store.stored_results import kind_of_results
+from benchmarks.store.results_folder import kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
 
@@ -50,19 +50,19 @@ def run_missing(
 
 def compare_with_ours(
     name: str, backbones: Sequence[str] | None = None, out: Path | None = None
-) -> tuple[list[Comparison], list[str]]:
+) -> tuple[list[PaperComparison], list[str]]:
     """Return a paper's table with our records of every backbone, and the faults of these records.
 
     Without ``backbones`` these are the backbones that have records of a method of the table.
     """
     table = load_paper(name)
-    found: list[Comparison] = []
+    found: list[PaperComparison] = []
     faults: dict[str, None] = {}
     for setting in _settings(table, backbones, (*table.settings, table.paper_setting)):
         results = _results_of(table, setting, out)
         command = f"consistentee reproduce {name} --run --backbones {setting.backbone} --data DATA"
         labels = tuple(_labels(table, setting))
-        found.append(Comparison(table, short_name(setting.backbone), results, labels, command))
+        found.append(PaperComparison(table, short_name(setting.backbone), results, labels, command))
         faults |= dict.fromkeys([] if results is None else results.faults)
     known = [one for one in found if {record.label for record in one.records}.intersection(one.labels)]
     return found if backbones is not None else known or found[:1], list(faults)
@@ -84,8 +84,7 @@ def _results_of(table: PaperTable, setting: PaperSetting, out: Path | None) -> R
     for place in (_folder(table, setting, out), _PUBLISHED / setting.suite):
         if kind_of_results(place) == "classification":
             results = load_results(place)
-            own = [c for c in results.cells if c.record.task in tasks and c.record.backbone == backbone]
-            return results.with_cells(own)
+            return results.where([r.task in tasks and r.backbone == backbone for r in results.records])
     return None
 
 
