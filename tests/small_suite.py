@@ -9,6 +9,7 @@ from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import make_task
@@ -21,7 +22,7 @@ from benchmarks.run.sweep import RunOutcome, run_suite
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE
 from benchmarks.store.records import CellRecord
-from benchmarks.store.stored_results import StoredResults, open_results
+from benchmarks.store.results_folder import StoredResults, open_results
 from consistentee.data.instances import Split
 
 # A shell makes its commands in the background deaf to Ctrl-C, and so what they start.
@@ -81,7 +82,6 @@ class Bench:
             "seeds": [0],
             "recipe": {"epochs": 1, "max_length": 16},
             "methods": ["full", "oracle", "calm-softmax"],
-            "bootstrap_resamples": 100,
             "timing": {"rows": 8, "batch_sizes": [1, 4]},
         }
 
@@ -115,16 +115,21 @@ class Bench:
 
     def timed_labels(self) -> list[set[str]]:
         """Return the labels in each timing, the latest first."""
-        return [{contender.label for contender in timing.contenders} for timing in self.read().timings.values()]
+        return [{one.label for one in timing.timed} for timing in self.read().timings.values()]
 
     def read(self) -> StoredResults:
         return open_results(self.out)
 
     def records(self) -> dict[str, CellRecord]:
-        return {cell.record.label: cell.record for cell in self.read().cells}
+        return {record.label: record for record in self.read().cells.values()}
 
     def folder_of(self, label: str) -> Path:
-        return next(cell.place for cell in self.read().cells if cell.record.label == label)
+        found = self.read()
+        return next(found.place(folder) for folder, record in found.cells.items() if record.label == label)
+
+    def frames_of(self, label: str) -> dict[str, pd.DataFrame]:
+        found = self.read()
+        return next(found.frames_of(folder) for folder, record in found.cells.items() if record.label == label)
 
     def finished_cells(self) -> list[Path]:
         # A record that is being written lies in a folder of another name.
@@ -141,15 +146,8 @@ class Bench:
         with (self.folder / "said.txt").open("ab") as said:
             return subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, env=os.environ)
 
-    def results(self) -> dict[str, tuple[object, ...]]:
-        """Return what must not depend on how a run went: scores, layers, exits and answers of every cell."""
+    def results(self) -> dict[str, dict[str, str]]:
+        """Return what must not depend on how a run went: the frames of every cell, with scores, exits and answers."""
         return {
-            cell.record.label: (
-                cell.record.curve_validation,
-                cell.record.curve_test,
-                cell.record.operating_points,
-                cell.predictions().to_dict("list"),
-                None if (validation := cell.validation()) is None else validation.to_dict("list"),
-            )
-            for cell in self.read().cells
+            label: {name: frame.to_json() for name, frame in self.frames_of(label).items()} for label in self.records()
         }

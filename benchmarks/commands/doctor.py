@@ -11,7 +11,7 @@ import psutil
 import torch
 from rich.table import Table
 
-from benchmarks.run.environment import usable_cores
+from benchmarks.measure.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, spec_of, task_shipment
 from benchmarks.terminal import filled_table
 from consistentee.backbones.catalog import list_backbones

@@ -2,11 +2,11 @@
 
 from benchmarks.kinds.classification import Classification
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.kind import AnyKind
+from benchmarks.kinds.kind import Kind
 
-_KINDS: dict[str, AnyKind] = {"classification": Classification(), "generation": Generation()}
+_KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Generation()}
 
 
-def kind_named(name: str) -> AnyKind:
+def kind_named(name: str) -> Kind:
     """Return a kind by the name that suites and cells give it."""
     return _KINDS[name]

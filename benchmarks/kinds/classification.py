@@ -1,37 +1,28 @@
-"""Classification: replay the whole curve, choose knobs on validation rows, check them live on test rows."""
+"""Classification: every knob is replayed on two splits; batches of tokenised rows are timed up to their answers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
+from benchmarks.kinds.kind import CellRows, Kind
 from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec
 from benchmarks.store.hashes import hash_model
-from benchmarks.store.records import CellRecord
-from benchmarks.store.timings import TimingSamples
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.backbones.catalog import resolve
 from consistentee.data.instances import TaskData
 
 if TYPE_CHECKING:
     from benchmarks.kinds.instance_evaluation import InstanceEvaluation
+    from benchmarks.measure.clock import BatchTimes
     from consistentee.data.encoding import Encoding
     from consistentee.methods.method import Method
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 
-class BatchTime(NamedTuple):
-    """The seconds of one batch, and the layers that each of its rows ran."""
-
-    seconds: float
-    layers: list[float]
-
-
-class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encoding", BatchTime]):
-    """Cells of classification; a batch of tokenised rows is timed from collation to the answers."""
+class Classification(Kind):
+    """Cells of classification."""
 
     suite = SuiteSpec
-    record = CellRecord
     model_file = "multi_exit.json"
     usual_backbone = "minilm-l6"
     stock_label = "stock model"
@@ -53,10 +44,19 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
             spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed
         )
 
-    def choose(self, cell: TrainedCell[CellSpec, TaskData, "Method", "MultiExitModel"]) -> "InstanceEvaluation":
+    def evaluate(
+        self,
+        spec: CellSpec,
+        rows: CellRows[TaskData],
+        method: "Method",
+        model: "MultiExitModel",
+        *,
+        key: str,
+        store: Path | None,
+    ) -> "InstanceEvaluation":
         from benchmarks.kinds.instance_evaluation import InstanceEvaluation
 
-        return InstanceEvaluation(cell)
+        return InstanceEvaluation(spec, rows.task, method, model, store)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitModel"] = ()) -> "MultiExitModel":
         from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -76,43 +76,27 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
     ) -> Sequence["Encoding"]:
         return model.tokenize(rows.task.test.texts[:at_most])
 
-    def time_stock(self, model: "MultiExitModel", **options: int) -> Callable[[Sequence["Encoding"]], BatchTime]:
-        from benchmarks.measure.clock import timed
+    def time_stock(self, model: "MultiExitModel", **options: int) -> Callable[[Sequence["Encoding"]], "BatchTimes"]:
+        from benchmarks.measure.clock import BatchTimes, timed
         from consistentee.engine.classify import stock_encoded
 
-        def run(batch: Sequence["Encoding"]) -> BatchTime:
+        def run(batch: Sequence["Encoding"]) -> BatchTimes:
             seconds, _ = timed(lambda rows: stock_encoded(model, rows, batch_size=len(rows)), batch, model.device)
-            return BatchTime(seconds, [float(model.stock_layers)] * len(batch))
+            return BatchTimes(seconds, len(batch), float(model.stock_layers * len(batch)))
 
         return run
 
     def time_method(
         self, method: "Method", model: "MultiExitModel", knob: float, regrouped: Regrouped | None = None, **options: int
-    ) -> Callable[[Sequence["Encoding"]], BatchTime]:
-        from benchmarks.measure.clock import timed
+    ) -> Callable[[Sequence["Encoding"]], "BatchTimes"]:
+        from benchmarks.measure.clock import BatchTimes, timed
         from consistentee.engine.classify import classify_encoded
 
         rule, flight = method.rule(model, knob), {} if regrouped is None else regrouped.model_dump()
 
-        def run(batch: Sequence["Encoding"]) -> BatchTime:
+        def run(batch: Sequence["Encoding"]) -> BatchTimes:
             options = {"batch_size": len(batch)} | flight
             seconds, answers = timed(lambda rows: classify_encoded(model, rows, rule, **options), batch, model.device)
-            return BatchTime(seconds, answers.layers_run.tolist())
+            return BatchTimes(seconds, len(batch), float(sum(answers.layers_run.tolist())))
 
         return run
-
-    def average_layers(self, batches: Sequence[BatchTime]) -> float:
-        layers = [layers for batch in batches for layers in batch.layers]
-        return sum(layers) / len(layers)
-
-    def samples(
-        self, batch_size: int, rows: int, rounds: Sequence[Sequence[BatchTime]], in_flight: int | None = None
-    ) -> TimingSamples:
-        seconds = [[batch.seconds for batch in batches] for batches in rounds]
-        return TimingSamples(
-            batch_size=batch_size,
-            rows=rows,
-            seconds_per_round=list(map(sum, seconds)),
-            seconds_per_batch=seconds,
-            in_flight=in_flight,
-        )

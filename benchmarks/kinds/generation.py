@@ -1,31 +1,28 @@
-"""Generation: choose knobs on validation prompts, decode the test prompts for real, and score the texts."""
+"""Generation: knobs are replayed on validation prompts, test prompts are decoded and scored; decoding is timed."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.kinds.kind import CellRows, Kind, TrainedCell
+from benchmarks.kinds.kind import CellRows, Kind
 from benchmarks.specs.base import Regrouped, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite
-from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.hashes import hash_model
-from benchmarks.store.timings import DecodingSamples
 from benchmarks.tasks.loader import load_text_task
 from consistentee.backbones.catalog import resolve_decoder
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
     from benchmarks.kinds.text_evaluation import TextEvaluation
-    from benchmarks.measure.clock import DecodingTimes
+    from benchmarks.measure.clock import BatchTimes
     from consistentee.methods.token_methods import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
-class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDecoder", str, "DecodingTimes"]):
-    """Cells of generation; a batch of prompts is timed while it is read and continued."""
+class Generation(Kind):
+    """Cells of generation."""
 
     suite = GenerationSuite
-    record = GenerationRecord
     model_file = "multi_exit_decoder.json"
     usual_backbone = "smollm2-135m"
     stock_label = "stock generate"
@@ -51,12 +48,19 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
             seed=spec.seed,
         )
 
-    def choose(
-        self, cell: TrainedCell[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDecoder"]
+    def evaluate(
+        self,
+        spec: GenerationCellSpec,
+        rows: CellRows[TextTask],
+        method: "TokenMethod",
+        model: "MultiExitDecoder",
+        *,
+        key: str,
+        store: Path | None,
     ) -> "TextEvaluation":
         from benchmarks.kinds.text_evaluation import TextEvaluation
 
-        return TextEvaluation(cell)
+        return TextEvaluation(spec, rows, method, model, key, store)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitDecoder"] = ()) -> "MultiExitDecoder":
         """Load a trained decoder; models with the same backbone weights share them, since all are in memory at once."""
@@ -87,12 +91,11 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         return fitted(model, spec, rows, "test")[0].prompts[:at_most]
 
     def timing_options(
-        self, spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: TimingSpec
+        self, spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: DecodingTimingSpec
     ) -> dict[str, int]:
-        assert isinstance(protocol, DecodingTimingSpec)
         return {"max_new_tokens": protocol.max_new_tokens or spec.max_new_tokens or rows.task.max_new_tokens}
 
-    def time_stock(self, model: "MultiExitDecoder", **options: int) -> Callable[[Sequence[str]], "DecodingTimes"]:
+    def time_stock(self, model: "MultiExitDecoder", **options: int) -> Callable[[Sequence[str]], "BatchTimes"]:
         """Time the stock model's greedy ``generate``, a whole batch of prompts padded on the left at once."""
         from benchmarks.measure.clock import stock_times
 
@@ -111,46 +114,24 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         knob: float,
         regrouped: Regrouped | None = None,
         **options: int,
-    ) -> Callable[[Sequence[str]], "DecodingTimes"]:
+    ) -> Callable[[Sequence[str]], "BatchTimes"]:
         """Time a batch of prompts in step, or one of prompts in flight.
 
         The latter are read in the order of their length, the default of ``generate``: which prompts are read together
         is part of regrouping, and reading is timed apart.
         """
-        from benchmarks.measure.clock import DecodingTimes
+        from benchmarks.measure.clock import BatchTimes
 
         flight = {} if regrouped is None else regrouped.model_dump()
 
-        def run(batch: Sequence[str]) -> DecodingTimes:
+        def run(batch: Sequence[str]) -> BatchTimes:
             written = method.generate(model, batch, knob, **{"batch_size": len(batch)} | options | flight)
-            return DecodingTimes(
-                prefill=written.prefill_seconds,
-                decoding=written.decode_seconds,
-                decoded_tokens=written.decoded_tokens,
-                layer_calls=written.layer_calls,
-                completed=written.completed_seconds,
+            return BatchTimes(
+                seconds=written.decode_seconds,
+                units=written.decoded_tokens,
+                layer_calls=float(written.layer_calls),
+                prefill_seconds=written.prefill_seconds,
+                completed=written.completed_seconds or None,
             )
 
         return run
-
-    def average_layers(self, batches: Sequence["DecodingTimes"]) -> float:
-        return sum(times.layer_calls for times in batches) / max(sum(times.decoded_tokens for times in batches), 1)
-
-    def samples(
-        self, batch_size: int, rows: int, rounds: Sequence[Sequence["DecodingTimes"]], in_flight: int | None = None
-    ) -> DecodingSamples:
-        return DecodingSamples(
-            batch_size=batch_size,
-            prompts=rows,
-            decoded_tokens=[times.decoded_tokens for times in rounds[0]],
-            prefill_seconds=[[times.prefill for times in batches] for batches in rounds],
-            decode_seconds=[[times.decoding for times in batches] for batches in rounds],
-            in_flight=in_flight,
-            layer_calls=[times.layer_calls for times in rounds[0]],
-            completed_seconds=_if_recorded([[second for times in one for second in times.completed] for one in rounds]),
-            head_seconds=_if_recorded([[times.head for times in one if times.head is not None] for one in rounds]),
-        )
-
-
-def _if_recorded(rounds: list[list[float]]) -> list[list[float]]:
-    return rounds if any(rounds) else []

@@ -3,17 +3,19 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.kinds.kind import TrainedCell
 from benchmarks.measure.flops import FlopModel
 from benchmarks.measure.knobs import MOST_LOST, around_budgets, cheapest_within, refine_knobs
 from benchmarks.measure.terms import has_terms, is_mean, terms_of
 from benchmarks.specs.base import CellSpec
+from benchmarks.store.records import CellRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.engine.classify import classify_encoded
@@ -34,11 +36,11 @@ _logger = logging.getLogger(__name__)
 class InstanceEvaluation:
     """A trained model, traced on both splits, with every knob of its method replayed, and last "never exit"."""
 
-    def __init__(self, cell: TrainedCell[CellSpec, TaskData, Method, MultiExitModel]) -> None:
-        self.spec, self.task, self.method, self.model = cell.spec, cell.rows.task, cell.method, cell.model
-        self.test, self.validation = (
-            record_trace(self.model, split, store=cell.store) for split in (self.task.test, self.task.validation)
-        )
+    def __init__(
+        self, spec: CellSpec, task: TaskData, method: Method, model: MultiExitModel, store: Path | None
+    ) -> None:
+        self.spec, self.task, self.method, self.model = spec, task, method, model
+        self.test, self.validation = (record_trace(model, split, store=store) for split in (task.test, task.validation))
         self.knobs = self._knobs()
         self.rules = [*self._rules(self.knobs), NeverExit()]
         self.exits, self.validation_exits = (sweep(self.rules, trace) for trace in (self.test, self.validation))
@@ -86,12 +88,13 @@ class InstanceEvaluation:
         rows = self.flop_model.row_flops(trace.lengths.numpy(), self.exits[place].numpy(), rule, trace.live_tokens)
         return float(rows.sum())
 
-    def findings(self) -> dict[str, object]:
-        return {
-            "num_layers": self.model.stock_layers,
-            "exit_network": self.model.description.classifier.kind,
-            "training_precision": precision_used(self.spec.recipe.precision, chosen_device()),
-        }
+    def record(self, **shared: Any) -> CellRecord:
+        return CellRecord(
+            **shared,
+            num_layers=self.model.stock_layers,
+            exit_network=self.model.description.classifier.kind,
+            training_precision=precision_used(self.spec.recipe.precision, chosen_device()),
+        )
 
     @cached_property
     def curve(self) -> pd.DataFrame:

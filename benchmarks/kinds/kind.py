@@ -5,26 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Regrouped, TimingSpec
-from benchmarks.specs.targets import Target
-from benchmarks.store.records import BaseRecord
-from benchmarks.store.timings import BaseSamples
+from benchmarks.specs.base import BaseSuite, Regrouped, TimingSpec
+from benchmarks.store.records import AnyRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
 
-SpecT = TypeVar("SpecT", bound=BaseCellSpec)
+    from benchmarks.measure.clock import BatchTimes
+
 TaskT = TypeVar("TaskT", bound=TaskData | TextTask)
-MethodT = TypeVar("MethodT")
-ModelT = TypeVar("ModelT", bound="nn.Module")
-RowT = TypeVar("RowT")
-TimesT = TypeVar("TimesT")
 
 
 @dataclass(frozen=True)
@@ -48,54 +42,38 @@ class CellRows(Generic[TaskT]):
         return " ".join(task.fingerprint() for task in self.tasks)
 
 
-@dataclass(frozen=True)
-class TrainedCell(Generic[SpecT, TaskT, MethodT, ModelT]):
-    """A trained model and all that it is evaluated with.
-
-    ``store`` is the folder of full-depth passes and texts; cells with the same model share the former.
-    """
-
-    spec: SpecT
-    rows: CellRows[TaskT]
-    method: MethodT
-    model: ModelT
-    key: str = ""
-    store: Path | None = None
-
-
-class Chosen(Protocol):
-    """A trained model whose knob has been swept, and the operating points chosen on validation rows."""
+class Evaluation(Protocol):
+    """A trained model whose knob has been swept."""
 
     @property
     def default_knob(self) -> float:
         """The knob of the saved model, unless its user gives another one."""
 
-    def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        """List (knob, targets, heading -> number for people) of every operating point."""
+    @property
+    def curve(self) -> "pd.DataFrame":
+        """The frame ``curve``, see :mod:`benchmarks.store.frames`."""
 
-    def findings(self) -> dict[str, object]:
-        """Measure the operating points on test rows; return the fields of the record that are specific to the kind."""
+    def record(self, **shared: Any) -> AnyRecord:
+        """Build the record from the fields that both kinds share and those of this kind."""
 
-    def tables(self) -> "Mapping[str, pd.DataFrame]":
-        """Build the files of rows: file name -> columns."""
+    def frames(self) -> "Mapping[str, pd.DataFrame]":
+        """Build all frames of the cell but ``training``."""
 
 
-class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
-    """How cells of a kind are loaded, trained, measured and timed.
+class Kind(ABC):
+    """How cells of a kind are loaded, trained, evaluated and timed.
 
     Planning uses the class attributes, :meth:`load_rows` and :meth:`backbone_identity`, which never load torch.
-
-    Type parameters: specification of a cell, task, method, model, a row as it is timed, and the times of a batch.
+    Specifications, methods, models and rows are of the kind's own classes, which its methods name.
     """
 
     suite: ClassVar[type[BaseSuite]]
-    record: ClassVar[type[BaseRecord]]
     model_file: ClassVar[str]  # of a saved model, which describes its weights
     usual_backbone: ClassVar[str]
     stock_label: ClassVar[str]  # of the stock model in timings
 
     @abstractmethod
-    def load_rows(self, spec: SpecT, data_dir: Path | None) -> CellRows[TaskT]:
+    def load_rows(self, spec: Any, data_dir: Path | None) -> CellRows[Any]:
         """Load the rows of a cell."""
 
     @abstractmethod
@@ -103,53 +81,44 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
         """Identify a backbone by the hashes of its files, which are downloaded if they are missing."""
 
     @abstractmethod
-    def build_model(self, spec: SpecT, rows: CellRows[TaskT]) -> ModelT:
+    def build_model(self, spec: Any, rows: CellRows[Any]) -> Any:
         """Build the backbone of a cell with untrained exits."""
 
     @abstractmethod
-    def choose(self, cell: TrainedCell[SpecT, TaskT, MethodT, ModelT]) -> Chosen:
-        """Sweep the knob of a trained model and choose operating points on validation rows."""
+    def evaluate(
+        self, spec: Any, rows: CellRows[Any], method: Any, model: Any, *, key: str, store: Path | None
+    ) -> Evaluation:
+        """Sweep the knob of a trained model.
+
+        ``store`` is the folder of full-depth passes and of decoded texts; cells with the same model share the passes.
+        """
 
     @abstractmethod
-    def load_model(self, folder: Path, loaded: Sequence[ModelT] = ()) -> ModelT:
+    def load_model(self, folder: Path, loaded: Sequence[Any] = ()) -> Any:
         """Load a trained model; it may share weights with those already loaded. Raises UserError."""
 
     @abstractmethod
-    def stock_model(self, specs: Sequence[SpecT], models: Sequence[ModelT]) -> ModelT:
+    def stock_model(self, specs: Sequence[Any], models: Sequence[Any]) -> Any:
         """Choose the model that is timed as the stock model among those of some cells."""
 
     @abstractmethod
-    def timed_rows(self, model: ModelT, spec: SpecT, rows: CellRows[TaskT], at_most: int) -> Sequence[RowT]:
+    def timed_rows(self, model: Any, spec: Any, rows: CellRows[Any], at_most: int) -> Sequence[Any]:
         """Prepare the first test rows for timing."""
 
-    def timing_options(self, spec: SpecT, rows: CellRows[TaskT], protocol: TimingSpec) -> dict[str, int]:
-        """Collect options of the contenders that the timing record keeps."""
+    def timing_options(self, spec: Any, rows: CellRows[Any], protocol: Any) -> dict[str, int]:
+        """Collect options of timed passes that the timing record keeps."""
         return {}
 
     @abstractmethod
-    def time_stock(self, model: ModelT, **options: int) -> Callable[[Sequence[RowT]], TimesT]:
+    def time_stock(self, model: Any, **options: int) -> "Callable[[Sequence[Any]], BatchTimes]":
         """Build a function that answers a batch with the stock model and returns its times."""
 
-    def regroupings(self, method: MethodT, protocol: TimingSpec) -> Sequence[Regrouped]:
+    def regroupings(self, method: Any, protocol: TimingSpec) -> Sequence[Regrouped]:
         """List the settings of regrouping in which a method is timed as well."""
         return protocol.regrouped
 
     @abstractmethod
     def time_method(
-        self, method: MethodT, model: ModelT, knob: float, regrouped: Regrouped | None = None, **options: int
-    ) -> Callable[[Sequence[RowT]], TimesT]:
+        self, method: Any, model: Any, knob: float, regrouped: Regrouped | None = None, **options: int
+    ) -> "Callable[[Sequence[Any]], BatchTimes]":
         """Build a function that answers a batch with early exits, regrouped or in step, and returns its times."""
-
-    @abstractmethod
-    def average_layers(self, batches: Sequence[TimesT]) -> float:
-        """Compute the layers that a timed row or decoded token ran, on average."""
-
-    @abstractmethod
-    def samples(
-        self, batch_size: int, rows: int, rounds: Sequence[Sequence[TimesT]], in_flight: int | None = None
-    ) -> BaseSamples:
-        """Build the recorded samples from the times, [rounds][batches]; ``in_flight``: rows under way, if regrouped."""
-
-
-AnyKind: TypeAlias = Kind[Any, Any, Any, Any, Any, Any]
-"""A kind whose name is known only when the program runs."""

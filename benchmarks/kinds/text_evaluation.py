@@ -10,18 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.kinds.kind import CellRows, TrainedCell
+from benchmarks.kinds.kind import CellRows
 from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.knobs import ROUNDING, around_budgets
 from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
 from benchmarks.specs.generation import GenerationCellSpec
+from benchmarks.store.records import GenerationRecord
 from consistentee.data.metrics import rouge, token_match
 from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.engine.generate import Generations
@@ -76,21 +78,25 @@ class TextEvaluation:
     Methods that draft and verify choose their drafts by replay, and are then run for the layers that they call.
     """
 
-    def __init__(self, cell: TrainedCell[GenerationCellSpec, TextTask, TokenMethod, MultiExitDecoder]) -> None:
-        self.spec, self.rows = cell.spec, cell.rows
+    def __init__(
+        self,
+        spec: GenerationCellSpec,
+        rows: CellRows[TextTask],
+        method: TokenMethod,
+        model: MultiExitDecoder,
+        key: str,
+        store: Path | None,
+    ) -> None:
+        self.spec, self.rows = spec, rows
+        longest = token_limits(spec, rows)[1]
         self.decoder = PromptDecoder(
-            cell.model,
-            cell.method,
-            cell.key,
-            max_new_tokens=token_limits(cell.spec, cell.rows)[1],
-            batch_size=cell.spec.batch_size,
-            store=cell.store,
+            model, method, key, max_new_tokens=longest, batch_size=spec.batch_size, store=store
         )
-        self.prompts, self.truncated = fitted(cell.model, cell.spec, cell.rows, "test")
-        validation, _ = fitted(cell.model, cell.spec, cell.rows, "validation")
-        self.replayed = (drafted_knobs if cell.method.drafts else replay_knobs)(self.decoder, validation)
+        self.prompts, self.truncated = fitted(model, spec, rows, "test")
+        validation, _ = fitted(model, spec, rows, "validation")
+        self.replayed = (drafted_knobs if method.drafts else replay_knobs)(self.decoder, validation)
         layers = [point.layers for point in self.replayed]
-        self.decoded = sorted(around_budgets(layers, cell.model.num_layers, "generation", margin=_MARGIN))
+        self.decoded = sorted(around_budgets(layers, model.num_layers, "generation", margin=_MARGIN))
 
     @property
     def default_knob(self) -> float:
@@ -123,22 +129,21 @@ class TextEvaluation:
             match=token_match(self.full.tokens, texts.tokens),
         )
 
-    def findings(self) -> dict[str, object]:
+    def record(self, **shared: Any) -> GenerationRecord:
         model, recipe = self.decoder.model, self.spec.recipe
         max_prompt_tokens, max_new_tokens = token_limits(self.spec, self.rows)
-        return {
-            "num_layers": model.num_layers,
-            "train_task": self.rows.training.name,
-            "training_precision": precision_used(recipe.precision, chosen_device())
-            if recipe.trains != "exits"
-            else None,
-            "exit_layers": list(model.exit_layers),
-            "closing_layers": len(model.closing),
-            "max_prompt_tokens": max_prompt_tokens,
-            "max_new_tokens": max_new_tokens,
-            "kv": self.decoder.method.kv,
-            "truncated_prompts": sum(self.truncated),
-        }
+        return GenerationRecord(
+            **shared,
+            num_layers=model.num_layers,
+            train_task=self.rows.training.name,
+            training_precision=None if recipe.trains == "exits" else precision_used(recipe.precision, chosen_device()),
+            exit_layers=list(model.exit_layers),
+            closing_layers=len(model.closing),
+            max_prompt_tokens=max_prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            kv=self.decoder.method.kv,
+            truncated_prompts=sum(self.truncated),
+        )
 
     @cached_property
     def curve(self) -> pd.DataFrame:

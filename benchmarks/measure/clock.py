@@ -7,7 +7,7 @@ end in use, so the time of a decoded token is compared.
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +23,25 @@ from consistentee.progress import Steps, listening
 Row = TypeVar("Row")
 Sample = TypeVar("Sample")
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """Times of one batch.
+
+    Attributes:
+        seconds, units, layer_calls: seconds, number and layers of its rows; in decoding of all tokens after the first.
+        prefill_seconds: for the prompts and the first new tokens.
+        head_seconds: of decoding, for embedding and LM head, if measured.
+        completed: seconds until each text ended, if recorded; the same for all texts of stock ``generate``.
+    """
+
+    seconds: float
+    units: int
+    layer_calls: float
+    prefill_seconds: float | None = None
+    head_seconds: float | None = None
+    completed: list[float] | None = None
 
 
 def time_contenders(
@@ -72,25 +91,6 @@ def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: 
 # ---------------------------------------------------------------------------------------------- decoding
 
 
-@dataclass(frozen=True)
-class DecodingTimes:
-    """Times of one batch.
-
-    Attributes:
-        prefill: seconds for the prompts and the first new tokens.
-        decoding, decoded_tokens, layer_calls: seconds, number and layers of all further tokens.
-        completed: seconds until each text ended, if recorded; the same for all texts of stock ``generate``.
-        head: seconds of decoding for embedding and LM head, if measured.
-    """
-
-    prefill: float
-    decoding: float
-    decoded_tokens: int
-    layer_calls: float
-    completed: list[float] = field(default_factory=list)
-    head: float | None = None
-
-
 class _FirstToken(StoppingCriteria):
     """Record when the stock model has its first new token; stop nothing."""
 
@@ -105,7 +105,7 @@ class _FirstToken(StoppingCriteria):
 
 
 @torch.inference_mode()
-def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> DecodingTimes:
+def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> BatchTimes:
     """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
     prompts = list(map(torch.tensor, rows))
     tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
@@ -126,13 +126,13 @@ def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: 
     steps = output.shape[1] - tokens.shape[1] - 1
     texts, ends = output[:, tokens.shape[1] :].tolist(), model.end_tokens
     decoded = sum(next((place for place, token in enumerate(text) if token in ends), steps) for text in texts)
-    return DecodingTimes(
-        prefill=first.at - start,
-        decoding=end - first.at,
-        decoded_tokens=decoded,
-        layer_calls=decoded * model.num_layers,
+    return BatchTimes(
+        seconds=end - first.at,
+        units=decoded,
+        layer_calls=float(decoded * model.num_layers),
+        prefill_seconds=first.at - start,
+        head_seconds=head_seconds(model, len(rows), steps),
         completed=[end - start] * len(rows),
-        head=head_seconds(model, len(rows), steps),
     )
 
 

@@ -1,32 +1,41 @@
-"""Jobs of a run: one cell, or the timing of one group. A job is idempotent, and its result is on disk."""
+"""Jobs of a run, each one cell or one timing: what they leave on disk, and how their progress is shown.
 
+A job is idempotent, and its result is on disk. Its process writes its position into a status file at most once a
+second; the run reads it. Progress updates itself on a terminal, and is lines anywhere else.
+"""
+
+import json
 import os
 import sys
+import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
-from benchmarks.run.environment import now
-from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
-from benchmarks.specs.base import Group, TimingSpec, group_name
-from benchmarks.store.folders import (
-    FAILURE_FILE,
-    TIMING_FILE,
-    RunFolder,
-    parse_record,
-    read_cell,
-    read_failure,
-    write_record,
-)
-from benchmarks.store.keys import stale_reason, timing_key
-from benchmarks.store.records import BaseRecord, FailureRecord
-from benchmarks.store.timings import TimingRecord
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
+
+from benchmarks.measure.environment import now
+from benchmarks.specs.base import Group
+from benchmarks.store.folders import FAILURE_FILE, RunFolder, read_failure, write_record
+from benchmarks.store.records import AnyRecord, FailureRecord, TimingRecord
+from benchmarks.terminal import print_line
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL
+from consistentee.progress import Position
 
-ResultT = TypeVar("ResultT", bound=BaseRecord | TimingRecord)
+SECONDS_BETWEEN_LINES = 10.0
+"""Between two lines about one job, where there is no terminal."""
+
+_SECONDS_BETWEEN_READS = 1.0
+_SECONDS_BETWEEN_WRITES = 1.0
+
+ResultT = TypeVar("ResultT", bound=AnyRecord | TimingRecord)
 
 
 class RunContext(NamedTuple):
@@ -127,55 +136,160 @@ class Job(ABC, Generic[ResultT]):
         return failure
 
 
-class CellJob(Job[BaseRecord]):
-    """One cell."""
-
-    def __init__(self, context: RunContext, cell: PlannedCell) -> None:
-        self.cell = cell
-        super().__init__(context, cell.spec.name, cell.key, cell.group, context.folder.cell(cell.spec))
-
-    def read(self) -> BaseRecord | None:
-        return read_cell(self.place, self.cell.parts, self.cell.kind.record)[0]
-
-    def compute(self) -> None:
-        """Run the cell. Raises UserError if its key is no longer the planned one."""
-        from benchmarks.run.cell import run_cell
-
-        inputs, spec, parts = Inputs(self.context.data_dir), self.cell.spec, self.cell.parts
-        if changed := stale_reason(parts, inputs.parts(spec)):
-            raise UserError(f"changed since the run began, run it again: {changed}")
-        run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
-
-    def describe(self, found: BaseRecord) -> list[str]:
-        from benchmarks.run.end_screen import reached
-
-        return [reached(self.context.folder.root, self.cell.spec, found), *found.warnings()]
+AnyJob: TypeAlias = Job[AnyRecord] | Job[TimingRecord]
 
 
-class TimingJob(Job[TimingRecord]):
-    """The timing of one group: finished cells whose models are on disk, and the knobs to time."""
-
-    shares_machine: ClassVar[bool] = False
-
-    def __init__(
-        self, context: RunContext, cells: Sequence[PlannedCell], knobs: TimedKnobs, protocol: TimingSpec
-    ) -> None:
-        self.cells = cells
-        self.knobs = knobs
-        self.protocol = protocol
-        group, key = cells[0].group, timing_key(protocol, cells[0].spec.kind)
-        points = sum(len(knobs[cell.key]) for cell in cells)
-        name = f"timing {group_name(group)}: {points} knobs and the stock model"
-        super().__init__(context, name, key, group, context.folder.timing(*group))
-
-    def read(self) -> TimingRecord | None:
-        return parse_record(self.place / TIMING_FILE, TimingRecord)[0]
-
-    def compute(self) -> None:
-        from benchmarks.run.timing import run_timing
-
-        rows = Inputs(self.context.data_dir).rows(self.cells[0].spec)
-        run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
+# ---------------------------------------------------------------------------------------------- progress
 
 
-AnyJob: TypeAlias = Job[BaseRecord] | Job[TimingRecord]
+class StatusFile:
+    """Write positions into a file, as a progress listener, at most once a second within a stage.
+
+    A file that cannot be written does not stop the work. The next run deletes the files of killed processes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.new{PARTIAL}")
+        self._stage = ""
+        self._next_write = 0.0
+
+    def __call__(self, position: Position) -> None:
+        now = time.monotonic()
+        if now < self._next_write and position.stage == self._stage:
+            return
+        self._stage, self._next_write = position.stage, now + _SECONDS_BETWEEN_WRITES
+        try:
+            self._partial.write_text(json.dumps(asdict(position)), encoding="utf-8")
+            self._partial.replace(self._path)
+        except OSError:
+            return
+
+
+def read_status(path: Path) -> Position | None:
+    """Read the last position that a job's process wrote; None if there is none yet."""
+    try:
+        return Position(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def in_words(position: Position) -> str:
+    """Format a position as one line: ``training last-exit, step 12 of 50, 85 rows/s, 0.4 min left``."""
+    parts = [position.stage]
+    parts += [f"step {position.done} of {position.total}"] if position.total else []
+    if (pace := position.rows_per_second) is not None:
+        parts.append(f"{pace:.0f} rows/s" if pace >= 10 else f"{pace:.1f} rows/s")
+    if (left := position.seconds_left) is not None:
+        parts.append(f"{left / 60:.1f} min left")
+    return ", ".join(parts)
+
+
+class StageProgress(Status):
+    """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__("starting", console=console)
+        self._stage = ""
+        self._next = 0.0
+
+    def __call__(self, position: Position) -> None:
+        now = time.monotonic()
+        if now < self._next and position.stage == self._stage:
+            return
+        between = _SECONDS_BETWEEN_WRITES if self.console.is_terminal else SECONDS_BETWEEN_LINES
+        self._stage, self._next = position.stage, now + between
+        if self.console.is_terminal:
+            self.update(escape(in_words(position)))
+        else:
+            print_line(self.console, in_words(position))
+
+
+@dataclass
+class _Running:
+    title: str
+    started: float
+    next_line: float
+    bar: TaskID
+    place: tuple[str, int] | None = None
+
+
+class RunProgress:
+    """Show how many jobs are done, running, failed and left, and the position of the running ones.
+
+    A context manager: inside its block a thread reads the status files once a second.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._done = self._failed = 0
+        self._running: dict[AnyJob, _Running] = {}
+        self._changing = threading.RLock()
+        self._ended = threading.Event()
+        self._reader = threading.Thread(target=self._keep_reading, daemon=True)
+        self._is_live = console.is_terminal
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        self._bars = Progress(*columns, console=console, transient=True, disable=not self._is_live)
+        self._summary = self._bars.add_task("")
+
+    def __enter__(self) -> Self:
+        if self._total:
+            self._bars.start()
+            self._summarise()
+            self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._total:
+            self._reader.join()
+        self._bars.stop()
+
+    def started(self, job: AnyJob) -> None:
+        with self._changing:
+            title = f"[{self._done + len(self._running) + 1}/{self._total}] {job.name}"
+            if not self._is_live:
+                print_line(self._console, title)
+            now = time.monotonic()
+            self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, self._bars.add_task(escape(title)))
+            self._summarise()
+
+    def ended(self, job: AnyJob) -> None:
+        (first, *others), failed = job.ending()
+        with self._changing:
+            running = self._running.pop(job)
+            self._bars.remove_task(running.bar)
+            self._done += 1
+            self._failed += failed
+            head = f"{running.title}: " if self._is_live else f"{running.title.partition(' ')[0]}   "
+            print_line(self._console, f"{head}{first}, {time.monotonic() - running.started:.0f} s")
+            for line in others:
+                print_line(self._console, f"    {line}")
+            self._summarise()
+
+    def update(self, now: float) -> None:
+        """Show the positions of running jobs; without a terminal in a line a job every ten seconds, if it advanced."""
+        with self._changing:
+            for job, running in self._running.items():
+                if not self._is_live and now < running.next_line:
+                    continue
+                position = read_status(job.status)
+                if position is None and running.place:  # the process has ended
+                    continue
+                position = position or Position("starting")
+                words, place = in_words(position), (position.stage, position.done)
+                if self._is_live:
+                    self._bars.update(running.bar, description=escape(f"{running.title}: {words}"), refresh=True)
+                elif place != running.place:  # a job that stands still does not repeat its line
+                    running.place, running.next_line = place, now + SECONDS_BETWEEN_LINES
+                    print_line(self._console, f"{running.title}, {now - running.started:.0f} s: {words}")
+
+    def _keep_reading(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_READS):
+            self.update(time.monotonic())
+
+    def _summarise(self) -> None:
+        failed = f", {self._failed} failed" if self._failed else ""
+        described = f"{self._done} of {self._total} done, {len(self._running)} running{failed}"
+        self._bars.update(self._summary, description=described)

@@ -26,9 +26,8 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from benchmarks.run.environment import usable_cores
-from benchmarks.run.jobs import AnyJob
-from benchmarks.run.progress import RunProgress, StatusFile
+from benchmarks.measure.environment import usable_cores
+from benchmarks.run.jobs import AnyJob, RunProgress, StatusFile
 from benchmarks.store.folders import FAILURE_FILE
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder, only_one

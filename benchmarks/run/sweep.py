@@ -2,56 +2,53 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from benchmarks.run.environment import command_line, describe_conditions, describe_environment
-from benchmarks.run.jobs import CellJob, RunContext, TimingJob
+from benchmarks.measure.environment import command_line, describe_conditions, describe_environment
+from benchmarks.run.cell import CellJob
+from benchmarks.run.jobs import RunContext, RunProgress
 from benchmarks.run.plan import (
     Inputs,
     PlannedCell,
     Planner,
-    Published,
     Work,
     checked_kind,
     groups_of,
-    plan_lines,
+    published_results,
     summary,
-    timed_knobs,
 )
 from benchmarks.run.pool import Schedule
-from benchmarks.run.progress import RunProgress
-from benchmarks.specs.base import BaseSuite
-from benchmarks.specs.suites import Filters, expand
+from benchmarks.run.timing import TimingJob, Timings
+from benchmarks.specs.base import BaseSuite, group_name, short_name
+from benchmarks.specs.suites import Filters
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
-    PREDICTIONS_FILE,
     SUITE_FILE,
-    TIMING_FILE,
-    VALIDATION_FILE,
     Fault,
     RunFolder,
-    keep_timing,
     only_run,
-    parse_record,
     read_failure,
     write_cell,
     write_record,
+    write_timing,
 )
 from benchmarks.store.hashes import file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.stored_results import is_published
-from benchmarks.store.timings import TimingRecord
+from benchmarks.store.results_folder import is_published
 from benchmarks.terminal import print_line
 from consistentee.arguments import checked
 from consistentee.errors import UserError
 from consistentee.files import only_one
+
+_SHOWN_IN_MINUTES_FROM = 90.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def run_suite(
 
     Args:
         suite: see :func:`benchmarks.specs.suites.load_suite`.
-        filters: which part of the suite to run. Shards may run at once into one folder; they take no times.
+        filters: which part of the suite to run.
         out: the run's folder.
         data_dir: where data files are looked for first.
         fresh: compute everything again.
@@ -118,18 +115,23 @@ def run_suite(
     if is_published(out):
         raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")
     checked_kind(suite, out, "give another --out")
+    folder, published, noted = RunFolder(out), published_results(suite, published_dir, out), list[str]()
 
     def put_aside(fault: Fault) -> None:
-        print_line(console, fault.set_aside())
+        if dry_run:
+            noted.append(f"{fault}: it would be set aside")
+        else:
+            print_line(console, fault.set_aside())
 
-    planner = Planner(suite, RunFolder(out), Inputs(data_dir), put_aside, Published.find(suite, published_dir, out))
+    planner = Planner(suite, folder, Inputs(data_dir), published, put_aside)
+    timings = Timings(suite.timing, timing_key(suite.timing, suite.kind), folder, published, put_aside)
     if dry_run:
-        return RunOutcome(plan=tuple(plan_lines(planner, work, schedule.workers)))
+        lines = plan_lines(planner, timings, work, schedule.workers)
+        return RunOutcome(plan=(*dict.fromkeys(noted), *lines))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
-    shard = work.filters.shard
     try:
-        with only_run(planner.folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
-            return _Run(planner, work, context, schedule, console).complete()
+        with only_run(folder):
+            return _Run(planner, timings, work, context, schedule, console).complete()
     except KeyboardInterrupt as error:
         kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command continues"
         raise KeyboardInterrupt(kept) from error
@@ -137,12 +139,11 @@ def run_suite(
 
 def _possible(suite: BaseSuite, work: Work) -> Work:
     """Leave out times that cannot be taken. Raises UserError for work that contradicts itself."""
-    shard = work.filters.shard
-    if work.fresh and (shard or not work.train):
-        raise UserError("--fresh computes all cells: it takes neither --shard nor --only-timing")
-    times = work.times and shard is None and suite.timing.rounds > 0
+    if work.fresh and not work.train:
+        raise UserError("--fresh computes all cells: leave out --only-timing")
+    times = work.times and suite.timing.rounds > 0
     if not work.train and not times:
-        raise UserError("nothing to do: --only-timing excludes --shard and --no-timing, and needs a suite with times")
+        raise UserError("nothing to do: --only-timing excludes --no-timing, and needs a suite with times")
     return replace(work, times=times)
 
 
@@ -151,82 +152,69 @@ class _Run:
     """One call of :func:`run_suite`."""
 
     planner: Planner
+    timings: Timings
     work: Work
     context: RunContext
     schedule: Schedule
     console: Console
 
     def complete(self) -> RunOutcome:
-        with only_one(self.planner.folder.plan):
-            planned, outside_filter = self.prepare()
+        with only_one(self.planner.run.plan):
+            planned = self.planner.plan(self.work)
+            others = self.planner.finished_outside(self.work)
+            self.prepare(planned, others)
         missing = {cell.key for cell in planned if cell.is_missing}
         finished = self.compute(planned)
-        timings = self.due_timings(finished, outside_filter) if self.work.times else []
+        timings = self.due_timings(finished, others) if self.work.times else []
         if timings and not missing:
-            describe_run(self.planner.suite, self.planner.folder)
+            describe_run(self.planner.suite, self.planner.run)
         with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
             self.schedule.run_timings(timings, progress)
         failures = [(cell.spec.name, cell.failure) for cell in finished if cell.failure]
         failures += [(job.name, failure) for job in timings if (failure := job.failure())]
         done = {cell.key for cell in finished if cell.record}
-        table = None
-        if done:
-            from benchmarks.run import end_screen  # pandas, which few commands need
-
-            with only_one(self.planner.folder.plan):
-                table = end_screen.report_files(self.planner.folder.root, done & missing)
         return RunOutcome(
             finished=len(done),
             computed=len(missing),
             refused=tuple(f"{name}: {failure.error}" for name, failure in failures if failure.refused),
             failed=tuple(f"{name}: {failure.error}" for name, failure in failures if not failure.refused),
-            table=table,
+            table=report(self.planner.run, done & missing) if done else None,
         )
 
-    def prepare(self) -> tuple[list[PlannedCell], list[PlannedCell]]:
-        """Plan the run and write what is known before any training.
-
-        Returns the cells of this run, and the finished cells outside the filter.
-        """
-        planner, suite, folder = self.planner, self.planner.suite, self.planner.folder
-        planned = planner.plan(self.work)
-        specs = [cell.spec for cell in planned]
-        others = expand(suite, replace(self.work.filters, methods=None))
-        outside_filter = planner.finished(spec for spec in others if spec not in specs)
+    def prepare(self, planned: Sequence[PlannedCell], others: Sequence[PlannedCell]) -> None:
+        """Write what is known before any training; ``others`` are the finished cells outside of the filter."""
+        suite, run = self.planner.suite, self.planner.run
         if not self.work.fresh:
-            self.unpack([*planned, *outside_filter])
-        for line in planner.published.staleness_lines(planned):
+            self.take_published([*planned, *others])
+        for line in self.planner.stale_lines(planned):
             print_line(self.console, line)
         for cell in planned:
-            place = folder.cell(cell.spec)
-            if cell.failure and cell.state == "refused" and read_failure(place, cell.key) is None:
+            place = run.cell(cell.spec)
+            if cell.failure and cell.failure.refused and read_failure(place, cell.key) is None:
                 write_record(place / FAILURE_FILE, cell.failure)
-        print_line(self.console, f"{summary(suite, planned)}; results in {folder.root}")
+        print_line(self.console, f"{summary(suite, planned)}; results in {run.root}")
         if self.work.fresh:
-            shutil.rmtree(folder.stages, ignore_errors=True)
-        if any(cell.is_missing for cell in planned) or file_fault(folder.root / ENVIRONMENT_FILE, sealed=True):
-            describe_run(suite, folder)
-        return planned, outside_filter
+            shutil.rmtree(run.stages, ignore_errors=True)
+        if any(cell.is_missing for cell in planned) or file_fault(run.root / ENVIRONMENT_FILE, sealed=True):
+            describe_run(suite, run)
 
-    def unpack(self, cells: Sequence[PlannedCell]) -> None:
+    def take_published(self, cells: Sequence[PlannedCell]) -> None:
         """Copy published cells and timings that the run's folder lacks into it."""
-        suite, folder, cells_taken, timings_taken = self.planner.suite, self.planner.folder, 0, 0
+        published, run, cells_taken, timings_taken = self.planner.published, self.planner.run, 0, 0
+        if published is None:
+            return
         for cell in cells:
-            if cell.stored:
-                tables = {PREDICTIONS_FILE: cell.stored.predictions()}
-                if (validation := cell.stored.validation()) is not None:
-                    tables[VALIDATION_FILE] = validation
-                write_cell(folder.cell(cell.spec), cell.stored.record, tables)
+            if cell.published and cell.record:
+                write_cell(run.cell(cell.spec), cell.record, published.frames_of(cell.folder))
                 cells_taken += 1
-        keys, protocol = {cell.key for cell in cells}, timing_key(suite.timing, suite.kind)
+        keys = {cell.key for cell in cells}
         for group in groups_of(cells):
-            for path, timing in self.planner.missing_timings(group).items():
-                if timing.key == protocol and any(contender.cell_key in keys for contender in timing.contenders):
-                    write_record(path, timing)
+            for file, timing in self.timings.only_published(group).items():
+                if timing.key == self.timings.key and any(one.cell_key in keys for one in timing.timed):
+                    write_timing(run.timings / file, timing, published.times_of(file))
                     timings_taken += 1
         if cells_taken or timings_taken:
-            place = self.planner.published.root
-            print_line(self.console, f"{cells_taken} cells and {timings_taken} timings taken from {place}")
+            print_line(self.console, f"{cells_taken} cells and {timings_taken} timings taken from {published.root}")
 
     def compute(self, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
         jobs = [CellJob(self.context, cell) if cell.is_missing else None for cell in planned]
@@ -238,27 +226,34 @@ class _Run:
             for cell, job in zip(planned, jobs, strict=True)
         ]
 
-    def due_timings(self, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell]) -> list[TimingJob]:
+    def due_timings(self, finished: Sequence[PlannedCell], others: Sequence[PlannedCell]) -> list[TimingJob]:
         """List the timings that are due; finished cells outside the filter are timed with the others.
 
         An earlier timing is kept, instead of being overwritten, if it holds cells that cannot be timed again now.
         """
-        planner, protocol, jobs = self.planner, self.planner.suite.timing, []
-        outside = groups_of(outside_filter)
+        jobs, outside = [], groups_of(others)
         for group, members in groups_of(finished).items():
-            done = [*members, *outside.get(group, [])]
-            if line := planner.untimed_line(done):
+            done = [cell for cell in [*members, *outside.get(group, [])] if cell.record]
+            if not done:
+                continue
+            times = self.timings.of_group(done)
+            for line in times.lines(group):
                 print_line(self.console, line)
-            wanted = timed_knobs([cell.record for cell in done if cell.record], protocol)
-            ready = [cell for cell in done if wanted.get(cell.key) and planner.has_model(cell)]
-            if ready and (self.work.fresh or planner.is_timing_due(members)):
-                place = planner.folder.timing(*group)
-                old, _ = parse_record(place / TIMING_FILE, TimingRecord)
-                if old and {contender.cell_key for contender in old.contenders} - {"", *(cell.key for cell in ready)}:
-                    kept = keep_timing(place)
-                    print_line(self.console, f"    the earlier timing, which holds other cells, is kept as {kept.name}")
-                jobs.append(TimingJob(self.context, ready, wanted, protocol))
+            ready = [cell for cell in done if times.knobs[cell.key] and self.timings.has_model(cell)]
+            own = {cell.key for cell in members}
+            if ready and (self.work.fresh or any(cell.key in own for cell in times.due)):
+                if kept := self.timings.keep_times_of_others(group, ready):
+                    print_line(self.console, f"    the earlier timing, which holds other cells, is kept as {kept}")
+                jobs.append(TimingJob(self.context, ready, times.knobs, self.timings.protocol))
         return jobs
+
+
+def report(run: RunFolder, just_computed: Collection[str]) -> Any:
+    """Write tables and a figure into a run's folder, and return the screen that the run ends with."""
+    from benchmarks.run import end_screen  # figures, which few commands need
+
+    with only_one(run.plan):
+        return end_screen.report_files(run.root, just_computed)
 
 
 def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
@@ -268,3 +263,50 @@ def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
     machine = {"environment": describe_environment(), "conditions": describe_conditions()}
     described = {"command": command_line(), **machine}
     write_json(folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
+
+
+# ---------------------------------------------------------------------------------------------- dry run
+
+
+def plan_lines(planner: Planner, timings: Timings, work: Work, workers: int) -> list[str]:
+    """Describe the plan of a run in lines for people."""
+    planned, published = planner.plan(work), planner.published
+    missing = [cell for cell in planned if cell.is_missing]
+    records = {cell.key: cell.record for cell in planned if cell.record}
+    records |= {record.key: record for record in published.cells.values()} if published else {}
+    trained = [((one.task, one.backbone, one.label), one.train_seconds) for one in records.values()]
+    groups = groups_of(planned) if work.times else {}
+    states = {group: timings.of_group(cells) for group, cells in groups.items()}
+    due = [g for g, cells in groups.items() if work.fresh or states[g].due or any(cell.is_missing for cell in cells)]
+    taken = [*published.timings.values()] if published else []
+    taken += [timing for group in groups for timing in timings.taken(group)]
+    timed = [((timing.task, timing.backbone), timing.total_seconds) for timing in taken]
+    to_train = [(short_name(spec.task), short_name(spec.backbone), spec.label) for spec in (c.spec for c in missing)]
+    to_time = [(short_name(task), short_name(backbone)) for task, backbone, _ in due]
+    return [
+        *planner.stale_lines(planned),
+        f"{summary(planner.suite, planned)}; results in {planner.run.root}",
+        *(f"{cell.state:8} {cell.spec.name}" for cell in planned),
+        *(f"to time  {group_name(group)}" for group in due),
+        *(line for group, state in states.items() for line in state.lines(group)),
+        *_estimate("training", to_train, trained, workers),
+        *_estimate("timing", to_time, timed),
+        "nothing was run or written",
+    ]
+
+
+def _estimate(
+    what: str, wanted: Sequence[Hashable], recorded: Iterable[tuple[Hashable, float]], workers: int = 1
+) -> list[str]:
+    seconds: dict[Hashable, list[float]] = {}
+    for name, taken in recorded:
+        seconds.setdefault(name, []).append(taken)
+    known = [median(seconds[name]) for name in wanted if name in seconds]
+    if not wanted:
+        return []
+    if not known:
+        return [f"{what}: no estimate, since none of it is recorded yet"]
+    total = sum(known) / workers
+    shown = f"{total / 60:.0f} min" if total >= _SHOWN_IN_MINUTES_FROM else f"{total:.0f} s"
+    parallel = f" with {workers} workers, if they do not slow each other down" if workers > 1 else ""
+    return [f"{what}: about {shown}{parallel}, from the recorded seconds of {len(known)} of {len(wanted)}"]

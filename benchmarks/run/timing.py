@@ -1,37 +1,173 @@
-"""Time one (task, backbone, seed): knobs of its cells and the stock model, in interleaved rounds in one process."""
+"""Time one (task, backbone, seed): knobs of its cells and the stock model, in interleaved rounds in one process.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
+Which timings are due is found without torch. Timed are the knobs that tables mix at their budgets.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import torch
+import pandas as pd
 
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import AnyKind, CellRows
-from benchmarks.measure.clock import time_contenders
-from benchmarks.run.environment import describe_conditions, describe_environment, now
-from benchmarks.run.plan import PlannedCell, TimedKnobs
-from benchmarks.specs.base import Regrouped, TimingSpec, short_name
-from benchmarks.store.folders import TIMING_FILE, RunFolder, write_record
+from benchmarks.kinds.kind import CellRows
+from benchmarks.measure.environment import describe_conditions, describe_environment, now
+from benchmarks.measure.knobs import around_budgets
+from benchmarks.run.jobs import Job, RunContext
+from benchmarks.run.plan import Inputs, PlannedCell
+from benchmarks.specs.base import Group, Regrouped, TimingSpec, group_name, short_name
+from benchmarks.store.folders import (
+    HASHES_FILE,
+    TIMING_FILE,
+    Fault,
+    RunFolder,
+    keep_timing,
+    parse_record,
+    read_timings,
+    write_timing,
+)
+from benchmarks.store.hashes import file_fault
 from benchmarks.store.keys import timing_key
-from benchmarks.store.timings import TimingRecord
+from benchmarks.store.records import AnyRecord, TimedKnob, TimingRecord
+from benchmarks.store.results_folder import StoredResults
 from consistentee.methods.method import get_method
-from consistentee.models.base import chosen_device
 from consistentee.progress import begin_stage
 
+if TYPE_CHECKING:
+    from benchmarks.measure.clock import BatchTimes
 
-class _Timed(NamedTuple):
-    cell_key: str
-    label: str
-    knob: float | None
-    run: Callable[[Sequence[Any]], Any]
+Knobs = Mapping[str, Sequence[float]]
+"""Key of a cell -> its knobs that are timed."""
+
+
+def knobs_to_time(cells: Iterable[tuple[AnyRecord, pd.DataFrame]]) -> dict[str, list[float]]:
+    """Choose the knobs to time of finished cells of one (task, backbone, seed), given as record and curve.
+
+    They are the neighbours of the budgets on the curve of the test rows. Cells of a label that have one knob each are
+    one curve together. Full depth is the stock model's, and rules that cannot run live have no times.
+    """
+    curves: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    found: dict[str, list[float]] = {}
+    for record, curve in cells:
+        own = record.key if curve["knob"].count() > 1 else ""
+        can_run_live = record.kind == "generation" or ("live_rows" in curve and curve["live_rows"].any())
+        points = curve[["knob", "layers"]].assign(key=record.key, num_layers=record.num_layers, kind=record.kind)
+        curves.setdefault((record.label, own), []).append(points.dropna(subset="layers") if can_run_live else points[:0])
+        found[record.key] = []
+    for points in map(pd.concat, curves.values()):
+        if len(points):
+            first = points.iloc[0]
+            mixed = points.iloc[around_budgets(points["layers"], first["num_layers"], first["kind"])]
+            for key, knob in mixed[["key", "knob"]].dropna().itertuples(index=False):
+                found[key].append(float(knob))
+    return found
+
+
+class GroupTimes(NamedTuple):
+    """How far the times of one (task, backbone, seed) are.
+
+    Attributes:
+        knobs: those of every finished cell that are to be timed.
+        due: cells with a knob that has no times, whose trained model is there.
+        lost: labels of cells without any times, whose model is damaged or gone.
+    """
+
+    knobs: Knobs
+    due: list[PlannedCell]
+    lost: list[str]
+
+    def lines(self, group: Group) -> list[str]:
+        """Name the cells that cannot be timed."""
+        remedy = "not timed, because their trained models are damaged or gone; --fresh trains them again"
+        return [f"{group_name(group)}: {', '.join(dict.fromkeys(self.lost))}: {remedy}"] if self.lost else []
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The timings of a suite, taken and due; ``on_fault`` is called with every damaged file."""
+
+    protocol: TimingSpec
+    key: str
+    run: RunFolder
+    published: StoredResults | None
+    on_fault: Callable[[Fault], None]
+
+    def taken(self, group: Group) -> list[TimingRecord]:
+        """Return the timings of a group by the suite's protocol, those that are only published included."""
+        found, faults = read_timings(self.run.timing(*group))
+        for fault in faults:
+            self.on_fault(fault)
+        return [timing for timing in [*found, *self.only_published(group).values()] if timing.key == self.key]
+
+    def only_published(self, group: Group) -> dict[str, TimingRecord]:
+        """Return the published timings of a group that the run's folder lacks, by their files."""
+        place = self.run.timing(*group)
+        return {
+            file: timing
+            for file, timing in (self.published.timings if self.published else {}).items()
+            if (self.run.timings / file).parent == place and not (self.run.timings / file).exists()
+        }
+
+    def of_group(self, cells: Sequence[PlannedCell]) -> GroupTimes:
+        """Compare the knobs to time of the cells of a group with those that have times.
+
+        Times at other knobs are enough where the model is gone.
+        """
+        knobs = knobs_to_time((cell.record, cell.curve(self.run)) for cell in cells if cell.record)
+        timed: dict[str, set[float | None]] = {}
+        for one in (one for timing in self.taken(cells[0].group) for one in timing.timed):
+            timed.setdefault(one.cell_key, set()).add(one.knob)
+        untimed = [cell for cell in cells if not timed.get(cell.key, set()).issuperset(knobs.get(cell.key, ()))]
+        lost = [cell.spec.label for cell in untimed if cell.key not in timed and not self.has_model(cell)]
+        return GroupTimes(knobs, [cell for cell in untimed if self.has_model(cell)], lost)
+
+    def has_model(self, cell: PlannedCell) -> bool:
+        """Check whether the trained model of a cell, which only timing needs, exists and is whole."""
+        return file_fault(self.run.model(cell.key) / HASHES_FILE, sealed=True) is None
+
+    def keep_times_of_others(self, group: Group, cells: Iterable[PlannedCell]) -> str | None:
+        """Rename the timing of a group that holds other cells than those timed next; return its new name."""
+        place = self.run.timing(*group)
+        old, _ = parse_record(place / TIMING_FILE, TimingRecord)
+        keys = {"", *(cell.key for cell in cells)}
+        return keep_timing(place).name if old and any(one.cell_key not in keys for one in old.timed) else None
+
+
+class TimingJob(Job[TimingRecord]):
+    """The timing of one group: finished cells whose models are on disk, and the knobs to time."""
+
+    shares_machine: ClassVar[bool] = False
+
+    def __init__(self, context: RunContext, cells: Sequence[PlannedCell], knobs: Knobs, protocol: TimingSpec) -> None:
+        self.cells = cells
+        self.knobs = knobs
+        self.protocol = protocol
+        group, key = cells[0].group, timing_key(protocol, cells[0].spec.kind)
+        points = sum(len(knobs[cell.key]) for cell in cells)
+        name = f"timing {group_name(group)}: {points} knobs and the stock model"
+        super().__init__(context, name, key, group, context.folder.timing(*group))
+
+    def read(self) -> TimingRecord | None:
+        return parse_record(self.place / TIMING_FILE, TimingRecord)[0]
+
+    def compute(self) -> None:
+        rows = Inputs(self.context.data_dir).rows(self.cells[0].spec)
+        run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
+
+
+# ---------------------------------------------------------------------------------------------- taking times
+
+
+class _Pass(NamedTuple):
+    timed: int
+    run: "Callable[[Sequence[Any]], BatchTimes]"
     regrouped: Regrouped | None = None
 
 
 def run_timing(
     cells: Sequence[PlannedCell],
-    knobs: TimedKnobs,
+    knobs: Knobs,
     rows: CellRows[Any],
     protocol: TimingSpec,
     folder: RunFolder,
@@ -39,68 +175,76 @@ def run_timing(
     command: str,
 ) -> None:
     """Time knobs of the finished cells of one (task, backbone, seed), whose models are on disk; write the record."""
+    from benchmarks.measure.clock import time_contenders
+
     spec = cells[0].spec
     kind = kind_named(spec.kind)
     # Methods first: the file of a method may define the classifier that its model is loaded with.
     methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
     begin_stage("loading the models")
-    models = load_models(kind, [folder.model(cell.key) for cell in cells], chosen_device())
+    models = load_models(spec.kind, [folder.model(cell.key) for cell in cells])
     stock = kind.stock_model([cell.spec for cell in cells], models)
     timed_rows = kind.timed_rows(stock, spec, rows, protocol.rows)
     options = kind.timing_options(spec, rows, protocol)
     before = describe_environment() | describe_conditions()
-    timed = [_Timed("", kind.stock_label, None, kind.time_stock(stock, **options))]
+    named: list[tuple[str, str, float | None]] = [("", kind.stock_label, None)]
+    passes = [_Pass(0, kind.time_stock(stock, **options))]
     for cell, method, model in zip(cells, methods, models, strict=True):
-        for knob, setting in product(knobs[cell.key], (None, *kind.regroupings(method, protocol))):
-            run = kind.time_method(method, model, knob, setting, **options)
-            timed.append(_Timed(cell.key, cell.spec.label, knob, run, setting))
-    sizes = [protocol.batch_sizes if way.regrouped is None else [way.regrouped.in_flight] for way in timed]
-    taken = time_contenders([way.run for way in timed], timed_rows, protocol, sizes)
-    record = TimingRecord.model_validate(
-        {
-            "kind": spec.kind,
-            "key": timing_key(protocol, spec.kind),
-            "task": rows.task.name,
-            "backbone": short_name(spec.backbone),
-            "seed": spec.seed,
-            "rounds": protocol.rounds,
-            **options,
-            "contenders": _contenders(kind, list(zip(timed, taken, strict=True)), protocol, len(timed_rows)),
-            "environment_before": before,
-            "environment_after": describe_conditions(),
-            "command": command,
-            "finished_at": now(),
-        }
+        for knob in knobs[cell.key]:
+            for setting in (None, *kind.regroupings(method, protocol)):
+                passes.append(_Pass(len(named), kind.time_method(method, model, knob, setting, **options), setting))
+            named.append((cell.key, cell.spec.label, knob))
+    sizes = [protocol.batch_sizes if one.regrouped is None else [one.regrouped.in_flight] for one in passes]
+    taken = time_contenders([one.run for one in passes], timed_rows, protocol, sizes)
+    layers: dict[int, float] = {}
+    for one, by_size in zip(passes, taken, strict=True):
+        layers.setdefault(one.timed, _layers(next(iter(by_size.values()))[0]))
+    record = TimingRecord(
+        kind=spec.kind,
+        key=timing_key(protocol, spec.kind),
+        task=rows.task.name,
+        backbone=short_name(spec.backbone),
+        seed=spec.seed,
+        rounds=protocol.rounds,
+        max_new_tokens=options.get("max_new_tokens"),
+        timed=[
+            TimedKnob(cell_key=key, label=label, knob=knob, average_layers=layers[number])
+            for number, (key, label, knob) in enumerate(named)
+        ],
+        environment_before=before,
+        environment_after=describe_conditions(),
+        command=command,
+        finished_at=now(),
     )
-    write_record(folder.timing(*cells[0].group) / TIMING_FILE, record)
+    lines = [line for one, by_size in zip(passes, taken, strict=True) for line in _lines(one, by_size)]
+    times = pd.DataFrame(lines).dropna(axis="columns", how="all").round(9)  # to the nanosecond: the rest is noise
+    write_timing(folder.timing(*cells[0].group) / TIMING_FILE, record, times)
 
 
-def _contenders(
-    kind: AnyKind, passes: Iterable[tuple[_Timed, Mapping[int, Any]]], protocol: TimingSpec, rows: int
-) -> list[dict[str, Any]]:
-    """Build the fields of the contenders; regrouped passes, which follow those in step, become further samples."""
-    found: dict[tuple[str, float | None], dict[str, Any]] = {}
-    for way, by_size in passes:
-        contender = found.setdefault(
-            (way.cell_key, way.knob),
-            {
-                "cell_key": way.cell_key,
-                "label": way.label,
-                "knob": way.knob,
-                "average_layers": kind.average_layers(next(iter(by_size.values()))[0]),
-                "samples": [],
-            },
-        )
-        for size, rounds in by_size.items():
-            batch_size, in_flight = (size, None) if way.regrouped is None else (way.regrouped.batch_size, size)
-            timed_rows = min(rows, protocol.rows_at(size))
-            contender["samples"].append(kind.samples(batch_size, timed_rows, rounds, in_flight))
-    return list(found.values())
+def _layers(batches: "Sequence[BatchTimes]") -> float:
+    """Average the layers that timed rows or decoded tokens ran."""
+    return sum(batch.layer_calls for batch in batches) / max(sum(batch.units for batch in batches), 1)
 
 
-def load_models(kind: AnyKind, folders: Iterable[Path], device: torch.device) -> list[Any]:
-    """Load trained models, which may share weights. Raises UserError."""
+def _lines(one: _Pass, by_size: "Mapping[int, list[list[BatchTimes]]]") -> Iterator[dict[str, object]]:
+    for size, rounds in by_size.items():
+        for place, batches in enumerate(rounds):
+            for number, batch in enumerate(batches):
+                yield {
+                    "timed": one.timed,
+                    "batch_size": one.regrouped.batch_size if one.regrouped else size,
+                    "in_flight": one.regrouped.in_flight if one.regrouped else None,
+                    "round": place,
+                    "batch": number,
+                    **asdict(batch),
+                }
+
+
+def load_models(kind: str, folders: Iterable[Path]) -> list[Any]:
+    """Load trained models of a kind, which may share weights, onto the chosen device. Raises UserError."""
+    from consistentee.models.base import chosen_device
+
     models: list[Any] = []
     for folder in folders:
-        models.append(kind.load_model(folder, models).to(device).eval())
+        models.append(kind_named(kind).load_model(folder, models).to(chosen_device()).eval())
     return models

@@ -44,8 +44,8 @@ _ONE_PAGE = {
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """Write the frame of one cell or timing, atomically."""
-    small = frame.astype({name: kind for name, kind in _SMALL.items() if name in frame})
+    """Write the frame of one cell or timing, atomically, without columns that hold nothing."""
+    small = frame.dropna(axis="columns", how="all").astype({name: kind for name, kind in _SMALL.items() if name in frame})
     with replacing(path) as temporary:
         small.to_parquet(temporary, index=False, write_page_checksum=True)
 

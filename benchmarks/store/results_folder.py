@@ -84,18 +84,23 @@ class StoredResults:
         files = [(self.root / "timings" / file).with_suffix(".parquet") for file in self.timings]
         return _stacked(files, TIMING_COLUMN)
 
-    def frames_of(self, folder: str) -> dict[str, pd.DataFrame]:
-        """Read the frames of one cell as its folder in a run has them. Raises UserError if they cannot be read."""
-        number = list(self.cells).index(folder)
+    def frame_of(self, folder: str, name: FrameName) -> pd.DataFrame:
+        """Read a frame of one cell as its folder in a run has it; empty if it has none. Raises UserError."""
         if not self.published:
-            files = {name: self.root / "cells" / folder / frame_file(name) for name in FRAMES}
-            return {name: read_frame(file) for name, file in files.items() if file.exists()}
-        own = {name: _lines_of(self.frame(name), CELL_COLUMN, number) for name in FRAMES}
-        return {name: frame.dropna(axis="columns", how="all") for name, frame in own.items() if len(frame)}
+            file = self.root / "cells" / folder / frame_file(name)
+            return read_frame(file) if file.exists() else pd.DataFrame()
+        own = _lines_of(self.frame(name), CELL_COLUMN, list(self.cells).index(folder))
+        return own.dropna(axis="columns", how="all")
+
+    def frames_of(self, folder: str) -> dict[str, pd.DataFrame]:
+        """Read all frames of one cell. Raises UserError if they cannot be read."""
+        own = {name: self.frame_of(folder, name) for name in FRAMES}
+        return {name: frame for name, frame in own.items() if len(frame)}
 
     def times_of(self, file: str) -> pd.DataFrame:
         """Read the times of one timing."""
-        return _lines_of(self.times(), TIMING_COLUMN, list(self.timings).index(file))
+        own = _lines_of(self.times(), TIMING_COLUMN, list(self.timings).index(file))
+        return own.dropna(axis="columns", how="all")
 
 
 def is_published(root: Path) -> bool:

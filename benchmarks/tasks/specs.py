@@ -249,6 +249,7 @@ class TaskSpec(BaseTaskSpec):
     )
     labels: list[str] | None = Field(None, min_length=2, description="class names in order; by default those of train")
     label_values: dict[str, str] = Field(default_factory=dict, description="a label as the file has it: its class name")
+    dev_as_test: bool = Field(False, description="the public development set is the test split: labels are no secret")
     files: Files | None = None
     hub: Hub | None = None
 

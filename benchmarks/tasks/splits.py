@@ -44,6 +44,7 @@ def build_task(spec: TaskSpec, rows: Mapping[str, Sequence[Row]]) -> TaskData:
         label_names=names,
         metrics=tuple(spec.metrics),
         notes=_joined(notes),
+        dev_as_test=spec.dev_as_test,
     )
 
 

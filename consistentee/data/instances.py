@@ -74,6 +74,7 @@ class LoadedTask:
     validation: Any
     test: Any
     metrics: tuple[str, ...]
+    dev_as_test: bool = False
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -113,7 +114,8 @@ class TaskData(LoadedTask):
         train, validation, test: the splits. Knobs are chosen on validation; test is only reported.
         label_names: class names, in the order of the label indices; empty for a regression.
         metrics: names of metrics (see :mod:`consistentee.data.metrics`); the first one is the task's score.
-        notes: notes for readers of the scores (a subset, a dev set used as test, ...).
+        notes: notes for readers of the scores (a subset, dropped rows, ...).
+        dev_as_test: the public development set is the test split.
 
     Raises UserError without a metric, and for a label that is no class, or no number.
     """
@@ -126,6 +128,7 @@ class TaskData(LoadedTask):
     label_names: tuple[str, ...]
     metrics: tuple[str, ...]
     notes: str = ""
+    dev_as_test: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

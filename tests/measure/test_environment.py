@@ -6,8 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from benchmarks.run import environment
-from benchmarks.run.environment import command_line, describe_conditions, describe_environment
+from benchmarks.measure import environment
+from benchmarks.measure.environment import command_line, describe_conditions, describe_environment
 
 
 def test_environment_is_json_and_tells_what_matters_and_nobodys_name():
