@@ -153,6 +153,8 @@ class Results:
         (loss, or validation score), ``run`` (a number for each curve), ``done`` (percent of the stage) and ``value``.
         """
         keys = [*TASK, "seed", "stage", "curve"]
+        if "stage" not in self.frame("training"):
+            return pd.DataFrame()
         lines = self.frame("training").merge(self.cells[[*CURVE, "seed"]], left_on="cell", right_index=True)
         runs = lines.groupby([*keys, "label", "cell"], sort=False)["value"].agg(tuple).reset_index()
         runs = runs.drop_duplicates([*keys, "value"])
