@@ -75,7 +75,7 @@ class Comparison:
             own, values = mix(knobs[knobs[name].notna()], self.speedups), knobs[name].to_numpy(dtype=float)
             of_time = name in self.seconds
             own[name] = mixed(own, values) if of_time else 1 / mixed(own, 1 / values)
-            found = found.merge(own[[*keys, name]], on=keys, how="left")
+            found = found.merge(own[[*keys, "reach", name]], on=[*keys, "reach"], how="left")
         return found
 
     @cached_property

@@ -127,9 +127,8 @@ class Results:
         found = found.sort_values(["cell", "place"], ignore_index=True)
         metrics = [metric for metric in found["metric"].unique() if metric in found]
         found["score"] = np.select([found["metric"] == x for x in metrics], [found[x] for x in metrics], np.nan)
-        counted = found["flops"].where(found["flops"] > 0)
-        # Where rows run all layers and nothing was counted, it is the full model.
-        found["flops_ratio"] = (found["full_flops"] / counted).where(counted.notna() | found["knob"].notna(), 1.0)
+        counted = found["full_flops"] / found["flops"].where(found["flops"] > 0)
+        found["flops_ratio"] = _with_full_depth(found, counted)
         return _with_clocks(found, self.times, self.kind)
 
     @cached_property
@@ -143,7 +142,8 @@ class Results:
         firsts = np.cumsum([0, *(len(part.timings) for part in self.parts)])
         batches = [part.times(int(first)) for part, first in zip(self.parts, firsts, strict=False) if part.timings]
         taken = pd.concat(batches, ignore_index=True) if batches else pd.DataFrame()
-        return _by_round(taken.reindex(columns=_BATCH_COLUMNS), _timed_knobs(self.timings), self.kind)
+        taken = taken.reindex(columns=_BATCH_COLUMNS).astype(dict.fromkeys(_BATCH_COLUMNS[:5], int))
+        return _by_round(taken, _timed_knobs(self.timings), self.kind)
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -386,9 +386,8 @@ def _timed_knobs(timings: Iterable[TimingRecord]) -> pd.DataFrame:
         for number, t in enumerate(timings)
         for place, one in enumerate(t.timed)
     ]
-    return pd.DataFrame(lines, columns=["timing", "timed", *TASK, "seed", "label", "key", "knob", "layers"]).astype(
-        {"knob": float}
-    )
+    columns = ["timing", "timed", *TASK, "seed", "label", "key", "knob", "layers"]
+    return pd.DataFrame(lines, columns=columns).astype({"timing": int, "timed": int, "knob": float})
 
 
 def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.DataFrame:
@@ -428,7 +427,13 @@ def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, kind: Kind) -> pd.Dat
         if kind == "classification":
             found[name] *= share if name.startswith("speedup") else 1 / share
         if name.startswith("speedup"):
-            found[name] = found[name].where(found["knob"].notna(), 1.0)
+            found[name] = _with_full_depth(found, found[name])
     return found
+
+
+def _with_full_depth(knobs: pd.DataFrame, ratios: pd.Series) -> pd.Series:
+    """Let full depth that was not counted or timed cost as much as the full model, where some knob was."""
+    some = ratios.notna().groupby(knobs["cell"]).transform("any")
+    return ratios.mask(some & ratios.isna() & knobs["knob"].isna(), 1.0)
 
 
