@@ -70,7 +70,11 @@ def compared_with_published(own: Results, folders: Iterable[Path]) -> Results:
         except UserError as error:
             faults.append(str(error))
             continue
-        stay = [] if stored is None else [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
+        stay = (
+            []
+            if stored is None
+            else [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
+        )
         if stored is not None and any(stay):
             comparable = stored.where(stay)
             comparable.faults = []

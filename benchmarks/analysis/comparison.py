@@ -47,6 +47,7 @@ class Comparison:
         self.results, self.cost, self.measure = results, cost, measure
         self.speedups = tuple(results.speedups if speedups is None else speedups)
         self.ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
+        self._drawn: dict[Task, dict[Line, tuple[Array, Array]]] = {}
         self.seconds = [str(name) for name in results.knobs if str(name).startswith("seconds_b")]
 
     @property
@@ -78,10 +79,10 @@ class Comparison:
             found = found.merge(own[[*keys, "reach", name]], on=[*keys, "reach"], how="left")
         return found
 
-    @cached_property
-    def samples(self) -> dict[Line, tuple[Array, Array]]:
-        """Bootstrap samples of points, and of points at one layer, see :func:`resample`."""
-        return resample(self.results, self.per_seed, self.measure)
+    def _samples(self, task: Task) -> dict[Line, tuple[Array, Array]]:
+        if task not in self._drawn:
+            self._drawn[task] = resample(self.results, task, self.per_seed, self.measure)
+        return self._drawn[task]
 
     @cached_property
     def by_task(self) -> pd.DataFrame:
@@ -111,7 +112,7 @@ class Comparison:
         ``one_layer``: of all rows at one layer of its exits. None where the samples of some seed are unknown.
         """
         wanted = [seed for seed in self._seeds.get((*task, label), ()) if seeds is None or seed in seeds]
-        found = [self.samples.get((*task, label, speedup, seed)) for seed in wanted]
+        found = [self._samples(task).get((*task, label, speedup, seed)) for seed in wanted]
         known = [one[int(one_layer)] for one in found if one is not None]
         if not known or len(known) < len(wanted) or any(np.isnan(one[0]) for one in known):
             return None

@@ -9,6 +9,7 @@ Three functions do it: :func:`mix` finds the knobs, :func:`points` scores them, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.analysis import statistics
-from benchmarks.analysis.frames import CURVE, NATS, TASK, Array, Results
+from benchmarks.analysis.frames import CURVE, NATS, TASK, Array, Results, Task
 from benchmarks.measure.knobs import neighbours
 from benchmarks.measure.terms import MEAN, MEAN_BY_SIZE, has_terms, is_mean, score_of_means, terms_of
 
@@ -125,7 +126,9 @@ def scores_of_mixtures(results: Results, mixtures: pd.DataFrame, measure: str | 
         if terms is None or is_mean(metric):
             continue
         unknown = np.full(len(terms.dropna().iloc[0]), np.nan)
-        values = np.stack([unknown if absent else np.asarray(one) for one, absent in zip(terms, terms.isna(), strict=True)])
+        values = np.stack(
+            [unknown if absent else np.asarray(one) for one, absent in zip(terms, terms.isna(), strict=True)]
+        )
         own = mixtures[metrics == metric]
         of_terms = score_of_means(metric, mixed(own, values))
         found[metrics == metric] = np.where(np.isnan(of_terms), found[metrics == metric], of_terms)
@@ -143,12 +146,17 @@ def full_scores(results: Results, measure: str | None = None) -> dict[tuple[str,
     return by_seed.to_dict() | means
 
 
-def resample(results: Results, scored: pd.DataFrame, measure: str | None = None) -> dict[Line, tuple[Array, Array]]:
-    """Draw the test rows of every task anew, alike for all methods, so that differences are paired.
+def resample(
+    results: Results, task: Task, scored: pd.DataFrame, measure: str | None = None
+) -> dict[Line, tuple[Array, Array]]:
+    """Draw the test rows of a task anew, alike for all methods, so that differences are paired.
+
+    All different answers are resampled by one matrix product.
 
     Args:
         results: what was scored.
-        scored: the lines of :func:`points`.
+        task: the task.
+        scored: the lines of :func:`points`, of all tasks.
         measure: another score of texts.
 
     Returns:
@@ -156,68 +164,18 @@ def resample(results: Results, scored: pd.DataFrame, measure: str | None = None)
         same exits (NaN where no exit stands on the budget). Lines without answers, and scores of ranks, are missing.
         A seed without a full model is compared with the mean of those of other seeds.
     """
-    kept = kept_lines(results)
-    found: dict[Line, tuple[Array, Array]] = {}
-    for task, own in scored.groupby(TASK, sort=False):
-        found |= _resampled(results, (str(task[0]), str(task[1])), own, kept, measure)
-    return found
-
-
-def kept_lines(results: Results) -> Mapping[int, int]:
-    """Map every line of knobs to the nearest one of its cell, in layers, whose exits were kept.
-
-    Cells keep the exits of all knobs that are mixed, so the nearest is the line itself; those published before did not.
-    """
-    knobs = results.knobs
-    if results.kind == "generation":
-        return {line: line for line in knobs.index}
-    stored = results.frame("exits")[["cell", "place"]].drop_duplicates().assign(stored=True)
-    is_kept = knobs[["cell", "place"]].merge(stored, how="left")["stored"].notna().to_numpy() | knobs["knob"].isna()
-    layers, found = knobs["layers"].to_numpy(), {}
-    kept = is_kept.to_numpy()
-    for lines in knobs.groupby("cell", sort=False).indices.values():
-        with_exits = lines[kept[lines]]
-        nearest = np.abs(layers[lines][:, None] - layers[with_exits][None, :]).argmin(axis=1)
-        found |= dict(zip(lines.tolist(), with_exits[nearest].tolist(), strict=True))
-    return found
-
-
-def answers_at(results: Results, line: int, measure: str | None = None) -> tuple[Array, Array] | None:
-    """Return labels and answers [N] of the test rows at a line of knobs; None where they were not kept.
-
-    The answer of a text is its score; its label is the size of the reference, by which losses of tokens are weighted.
-    """
-    cell, place, knob = (results.knobs.at[line, name] for name in ("cell", "place", "knob"))
-    if results.kind == "generation":
-        own = results.column("texts", "place", cell) == place
-        sizes = results.column("rows", "reference_tokens" if measure == NATS else "row", cell)
-        answers = results.column("texts", measure or str(results.cells.at[cell, "metric"]), cell)[own]
-        return (sizes.astype(float), answers.astype(float)) if len(answers) else None
-    by_layer = results.answers_by_layer(cell)
-    if not len(by_layer):
-        return None
-    if np.isnan(knob):
-        return results.labels(cell), by_layer[-1]
-    exits = results.exits(cell).get(int(place))
-    return None if exits is None else (results.labels(cell), by_layer[exits - 1, np.arange(exits.size)])
-
-
-def _resampled(
-    results: Results, task: tuple[str, str], scored: pd.DataFrame, kept: Mapping[int, int], measure: str | None
-) -> dict[Line, tuple[Array, Array]]:
-    """Resample a task by one matrix product over the terms of all different answers."""
     terms = _Terms(results, task, measure)
     full = {seed: terms.at(line) for seed, line in _full_lines(results, task).items()}
     known = {seed: place for seed, place in full.items() if place is not None}
     mixtures: list[tuple[Line, int, int, int | None, float, float]] = []
-    cells = results.knobs["cell"].to_numpy()
-    for line in scored.itertuples() if known else ():
+    kept, depth = kept_lines(results), float(results.tasks.at[task, "num_layers"])
+    of_task = scored[(scored["task"] == task[0]) & (scored["backbone"] == task[1])]
+    for line in of_task.itertuples() if known else ():
         first, second = (terms.at(kept[int(place)]) for place in (line.first, line.second))
         if first is not None and second is not None:
             key: Line = (*task, str(line.label), float(line.speedup), int(line.seed))
-            layer = results.tasks.loc[task, "num_layers"] / line.speedup
-            cell = int(cells[line.second])
-            mixtures.append((key, first, second, terms.at_layer(cell, layer), float(line.weight), float(line.points)))
+            own = terms.at_layer(int(results.at_knob("cell", line.second)), depth / line.speedup)
+            mixtures.append((key, first, second, own, float(line.weight), float(line.points)))
     if not mixtures:
         return {}
     drawn, means = statistics.resampled_means(terms.stacked()), terms.stacked().mean(axis=1, dtype=float)
@@ -238,7 +196,46 @@ def _resampled(
     return found
 
 
-def _full_lines(results: Results, task: tuple[str, str]) -> dict[int, int]:
+@lru_cache(maxsize=4)
+def kept_lines(results: Results) -> Mapping[int, int]:
+    """Map every line of knobs to the nearest one of its cell, in layers, whose exits were kept.
+
+    Cells keep the exits of all knobs that are mixed, so the nearest is the line itself; those published before did not.
+    """
+    knobs = results.knobs
+    if results.kind == "generation":
+        return {line: line for line in knobs.index}
+    layers, places = knobs["layers"].to_numpy(), knobs["place"].to_numpy()
+    found: dict[int, int] = {}
+    for cell, lines in knobs.groupby("cell", sort=False).indices.items():
+        # The last line of a cell is "never exit", whose answers are those of the last layer.
+        kept = lines[np.isin(places[lines], results.places_of_exits(cell)) | (lines == lines[-1])]
+        nearest = np.abs(layers[lines][:, None] - layers[kept][None, :]).argmin(axis=1)
+        found |= dict(zip(lines.tolist(), kept[nearest].tolist(), strict=True))
+    return found
+
+
+def answers_at(results: Results, line: int, measure: str | None = None) -> tuple[Array, Array] | None:
+    """Return labels and answers [N] of the test rows at a line of knobs; None where they were not kept.
+
+    The answer of a text is its score; its label is the size of the reference, by which losses of tokens are weighted.
+    """
+    cell, place = int(results.at_knob("cell", line)), int(results.at_knob("place", line))
+    if results.kind == "generation":
+        own = results.column("texts", "place", cell) == place
+        sizes = results.column("rows", "reference_tokens" if measure == NATS else "row", cell)
+        answers = results.column("texts", measure or str(results.cells.at[cell, "metric"]), cell)[own]
+        return (sizes.astype(float), answers.astype(float)) if len(answers) else None
+    by_layer = results.answers_by_layer(cell)
+    if not len(by_layer):
+        return None
+    if np.isnan(results.at_knob("knob", line)):
+        return results.labels(cell), by_layer[-1]
+    exits = results.exits(cell, place)
+    return None if exits is None else (results.labels(cell), by_layer[exits - 1, np.arange(exits.size)])
+
+
+def _full_lines(results: Results, task: Task) -> dict[int, int]:
     """Return the line of full depth of the full model, by seed."""
     knobs, label = results.knobs, results.tasks.loc[task, "full_label"]
     own = (knobs["label"] == label) & (knobs["task"] == task[0]) & (knobs["backbone"] == task[1]) & knobs["knob"].isna()
@@ -248,7 +245,7 @@ def _full_lines(results: Results, task: tuple[str, str]) -> dict[int, int]:
 class _Terms:
     """The terms of all different answers of a task, each once: many knobs give the same answers."""
 
-    def __init__(self, results: Results, task: tuple[str, str], measure: str | None) -> None:
+    def __init__(self, results: Results, task: Task, measure: str | None) -> None:
         self._results, self._measure = results, measure
         metric = str(results.tasks.loc[task, "metric"])
         self._metric = metric if results.kind == "classification" else MEAN_BY_SIZE if measure == NATS else MEAN
@@ -299,11 +296,12 @@ def at_one_layer(results: Results, scored: pd.DataFrame) -> Array:
     depth = results.tasks["num_layers"].reindex(pd.MultiIndex.from_frame(scored[TASK])).to_numpy() / scored["speedup"]
     cells = results.knobs["cell"].to_numpy()[scored["second"].to_numpy(dtype=int)]
     known: dict[tuple[int, int], float] = {}
+    metrics = results.cells["metric"].tolist()
     for place, (cell, layer) in enumerate(zip(cells.tolist(), depth, strict=True)):
         if layer != int(layer):
             continue
         if (key := (cell, int(layer))) not in known:
-            answers, metric = results.answers_by_layer(cell), str(results.cells.at[cell, "metric"])
+            answers, metric = results.answers_by_layer(cell), metrics[cell]
             labels = results.labels(cell)
             usable = len(answers) >= layer and has_terms(metric, labels)
             terms = terms_of(metric, labels, answers[int(layer) - 1]) if usable else None

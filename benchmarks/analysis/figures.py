@@ -163,7 +163,8 @@ def memorized_against_exit(results: Results, mixtures: pd.DataFrame) -> NDArray[
         memorized = memorized_layer(from_numpy((answers == results.labels(cell)).T)).numpy()
         for knob, weight in ((line.first, line.weight), (line.second, 1 - line.weight)):
             place = knobs.at[kept[knob], "place"]
-            exits = results.exits(cell).get(int(place), np.full(answers.shape[1], len(answers)))
+            exits = results.exits(cell, int(place))
+            exits = np.full(answers.shape[1], len(answers)) if exits is None else exits
             total = np.zeros((len(answers), len(answers))) if total is None else total
             np.add.at(total, (memorized - 1, exits - 1), weight)
     return total

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 
 Task: TypeAlias = tuple[str, str]
 """A task and a backbone."""
-Array: TypeAlias = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.floating]
 _CELL_COLUMNS = (*CURVE, "method", "seed", "key", "knob_name", "metric", "num_layers")
 
 
@@ -236,12 +236,26 @@ class Results:
         rows = max(1, len(self.column("rows", "row", cell)))
         return self.column("answers", "answer", cell).reshape(-1, rows)
 
-    def exits(self, cell: int) -> dict[int, NDArray[np.int64]]:
-        """Return the exit layers [N] of the knobs of a cell that may be mixed, by their places."""
+    def places_of_exits(self, cell: int) -> list[int]:
+        """Return the places of the knobs of a cell whose exits were kept, in the order of the frame."""
         rows = max(1, len(self.column("rows", "row", cell)))
-        layers = self.column("exits", "exit_layer", cell).reshape(-1, rows)
-        places = self.column("exits", "place", cell).reshape(-1, rows)
-        return {int(place[0]): own.astype(np.int64) for place, own in zip(places, layers, strict=True)}
+        return list(map(int, self.column("exits", "place", cell)[::rows]))
+
+    def exits(self, cell: int, place: int) -> NDArray[np.int64] | None:
+        """Return the exit layers [N] of a cell at the place of a knob; None where they were not kept."""
+        places = self.places_of_exits(cell)
+        if place not in places:
+            return None
+        layers = self.column("exits", "exit_layer", cell).reshape(len(places), -1)
+        return np.asarray(layers[places.index(place)], dtype=np.int64)
+
+    @cached_property
+    def _of_knobs(self) -> dict[str, Array]:
+        return {name: self.knobs[name].to_numpy() for name in ("cell", "place", "knob", "layers")}
+
+    def at_knob(self, name: Literal["cell", "place", "knob", "layers"], line: int) -> float:
+        """Return a number of a line of :attr:`knobs`."""
+        return float(self._of_knobs[name][line])
 
     # ------------------------------------------------------------------------------------------ parts
 
@@ -435,5 +449,3 @@ def _with_full_depth(knobs: pd.DataFrame, ratios: pd.Series) -> pd.Series:
     """Let full depth that was not counted or timed cost as much as the full model, where some knob was."""
     some = ratios.notna().groupby(knobs["cell"]).transform("any")
     return ratios.mask(some & ratios.isna() & knobs["knob"].isna(), 1.0)
-
-

@@ -7,6 +7,7 @@ import pandas as pd
 
 from benchmarks.analysis.frames import Results, parameters_in_words
 from benchmarks.analysis.rendering import MISSING, Column, Table
+from benchmarks.store.records import GenerationRecord
 
 
 def machine(environment: Mapping[str, Any]) -> str:
@@ -92,7 +93,7 @@ def caveats(results: Results) -> list[tuple[str, str]]:
     if few := [str(task) for task, number in seeds.items() if number < FEW_SEEDS]:
         words = f"fewer than {FEW_SEEDS} on {', '.join(few)}: intervals hold little of the noise of training."
         found.append(("few seeds", words))
-    cut = {r.task: r.truncated_prompts for r in records if getattr(r, "truncated_prompts", 0)}
+    cut = {r.task: r.truncated_prompts for r in records if isinstance(r, GenerationRecord) and r.truncated_prompts}
     found += [("prompts cut", f"{count} of {task}.") for task, count in cut.items()]
     if changed := sum(bool(record.environment.get("uncommitted_changes")) for record in records):
         found.append(("local changes", f"{changed} of {len(records)} records were made with uncommitted changes."))

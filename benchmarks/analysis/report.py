@@ -14,14 +14,21 @@ from typing import Any
 from urllib.parse import quote
 
 import altair as alt
-import numpy as np
 import pandas as pd
 import vl_convert
 from itables import options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.analysis.comparison import headline
-from benchmarks.analysis.figures import COLOURS, dense_curves, exit_shares, leading_labels, palette, ranked_labels, rows_of
+from benchmarks.analysis.figures import (
+    COLOURS,
+    dense_curves,
+    exit_shares,
+    leading_labels,
+    palette,
+    ranked_labels,
+    rows_of,
+)
 from benchmarks.analysis.frames import REFERENCES, STATIC, Results, role_of
 from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
 from benchmarks.analysis.rendering import Column, Table

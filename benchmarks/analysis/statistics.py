@@ -5,7 +5,6 @@ because every seed answers the same rows. Resamples are written as counts of row
 (:mod:`benchmarks.measure.terms`) are resampled by one matrix product.
 """
 
-
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +19,8 @@ POWER = 1.96 + 0.84
 _AT_ONCE = 1000
 _COUNTERS = 60_000
 """Counters of resamples that are filled at once: few enough for the processor's cache."""
+
+
 @lru_cache(maxsize=40)  # several tasks have equally many rows
 def resample_counts(rows: int, part: int, resamples: int, seed: int) -> NDArray[np.uint16]:
     """Draw rows with replacement, and count how often each was drawn: [rows, resamples].

@@ -38,7 +38,7 @@ from benchmarks.analysis.rendering import (
     to_markdown,
 )
 from benchmarks.store.hashes import write_text
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import unknown_name
 
 PRINTED_SPEEDUPS = (1.5, 2.0)
 """Speed-ups of the scores task by task."""
@@ -100,8 +100,8 @@ def headline_table(results: Results) -> Table | None:
         notes=[
             *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
             *([f"Some task lacks {', '.join(missing)}."] if missing else []),
-            "At s times the speed, the two neighbouring knobs around L / s layers are mixed so that test rows run exactly "
-            "that; no score is read.",
+            "At s times the speed, the two neighbouring knobs around L / s layers are mixed so that test rows run "
+            "exactly that; no score is read.",
             (INTERVALS_NOTE if found["low"].notna().any() else "Intervals need answers that were not kept.")
             + f" {note_on_marks(found)}",
         ],
@@ -240,7 +240,9 @@ def _power_note(frame: pd.DataFrame) -> list[str]:
     smallest = frame.loc[frame["tasks"] == frame["tasks"].max(), "detectable"].median()
     if np.isnan(smallest):
         return []
-    return [f"The smallest difference that is found with 80% power, before the correction: {smallest:.1f} points (median)."]
+    return [
+        f"The smallest difference that is found with 80% power, before the correction: {smallest:.1f} points (median)."
+    ]
 
 
 @lru_cache(maxsize=4)
@@ -311,8 +313,8 @@ def task_table(results: Results, task: Task | None = None) -> Table:
             Column("knobs", "knob"),
         ],
         notes=[
-            "Two neighbouring knobs are mixed so that test rows run L / s layers. FLOPs ratio and speed-up: full model / "
-            f"method, of the knobs around the budget that were counted or timed; b = batch size. {note_on_marks(own)}",
+            "Two neighbouring knobs are mixed so that test rows run L / s layers. FLOPs ratio and speed-up: full model "
+            f"/ method, of the knobs around the budget that were counted or timed; b = batch size. {note_on_marks(own)}",
             *(_notes_of_task(results, task) if task else []),
         ],
         blocks="speedup" if task else "",

@@ -56,7 +56,9 @@ def headline(folder: Path) -> pd.DataFrame:
             found = [mixture(cell, own["num_layers"].iloc[0] / budget) for cell in by_cell]
             best = min(found, key=lambda one: (one["over"], -one["validation_score"]))
             lines.append(dict(zip(CURVE, key, strict=True)) | best | {"budget": budget})
-    frame = pd.DataFrame(lines).merge(full[["task", "backbone", "seed", "full"]], how="left", on=["task", "backbone", "seed"])
+    frame = pd.DataFrame(lines).merge(
+        full[["task", "backbone", "seed", "full"]], how="left", on=["task", "backbone", "seed"]
+    )
     frame["full"] = frame["full"].fillna(frame["task"].map(full.groupby("task")["full"].mean()))
     frame["points"] = 100 * (frame["score"] - frame["full"])
     by_task = frame.groupby(["label", "budget", "task"])[["points", "layers"]].mean()
