@@ -89,7 +89,7 @@ class Comparison:
         """The means over seeds: a line for every task, label and speed-up.
 
         Columns: ``score``, ``full``, ``points``, ``own_last_exit``, ``rule_gain``, ``layers``, ``kept`` (score as a
-        share of the full model's), ``seeds``, ``over``, ``under``, ratios, geometric means of the seeds known, and times.
+        share of the full model's), ``seeds``, ``over``, ``under``, ratios (geometric means of known seeds) and times.
         """
         frame = self.per_seed.assign(
             over=self.per_seed["reach"] == "over",

@@ -289,7 +289,7 @@ class _Terms:
 
 
 def at_one_layer(results: Results, scored: pd.DataFrame) -> Array:
-    """Return the score of all rows at the layer of the budget, by the exits of the mixed knobs; NaN where none is there."""
+    """Return the score of all rows at the layer of the budget, by the exits of the mixed knobs; NaN without an exit."""
     found = np.full(len(scored), np.nan)
     if results.kind == "generation":
         return found

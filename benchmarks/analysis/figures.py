@@ -102,7 +102,7 @@ def palette(results: Results) -> dict[str, str]:
 def dense_curves(results: Results) -> pd.DataFrame:
     """Return what every label reaches at many speed-ups, task by task, after the mean over tasks if there are several.
 
-    Columns: those of :meth:`Comparison.by_task` and :func:`with_costs`, and ``panel``: the task, or ``mean of N tasks``.
+    Columns: those of :meth:`Comparison.by_task` and :func:`with_costs`, and ``panel``: the task, or the mean.
     """
     found = Comparison(results, _DENSE).by_task
     found = found[found["label"].isin(results.labels_to_compare) & ~found["over"]]
