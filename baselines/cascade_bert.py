@@ -26,24 +26,20 @@ from torch import Tensor
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, SomeLayersRule, TaskData, ThresholdRule
 from consistentee.engine.classify import stock_encoded
-from consistentee.models.encoder.cascade import (
-    add_companion,
-    check_companion,
-    companion_layers,
-    companion_of_first_layers,
-)
+from consistentee.models.encoder.cascade import add_companion, check_companion, companion_layers
 from consistentee.rules.view import predictions_of
 from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import (
     TokenBatch,
     TokenSource,
+    counting_rows_as,
     layer_losses,
     run_stage,
     token_stage,
     train_last_exit,
     training_source,
 )
-from consistentee.training.loop import count_rows, counting_rows_as
+from consistentee.training.loop import count_rows
 
 _JUDGING_BATCH_SIZE = 64
 
@@ -92,7 +88,7 @@ class CascadeBERT(Method):
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
         if self.companion_backbone is None:
             layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
-            return companion_of_first_layers(model, layers, seed)
+            return model.first_layers(layers, seed)
         like = model.description
         companion = MultiExitModel.from_backbone(
             self.companion_backbone,

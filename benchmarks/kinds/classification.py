@@ -64,12 +64,19 @@ class Classification(Kind):
         return MultiExitModel.from_pretrained(folder)
 
     def stock_model(self, specs: Sequence[CellSpec], models: Sequence["MultiExitModel"]) -> "MultiExitModel":
-        """Choose the full model, or the first with a linear last classifier, since other classifiers cost more."""
+        """Choose the full model, or the first with a linear last classifier, since other classifiers cost more.
+
+        A model without some of the stock layers is never chosen.
+        """
         from consistentee.models.classifiers import LinearClassifier
+        from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
         full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "full"]
-        linear = [model for model in models if isinstance(model.classifier(model.num_layers), LinearClassifier)]
-        return next(iter([*full, *linear, *models]))
+        whole = [model for model in models if model.num_layers >= model.stock_layers]
+        linear = [model for model in whole if isinstance(model.classifier(model.num_layers), LinearClassifier)]
+        if found := [*full, *linear, *whole]:
+            return found[0]
+        return MultiExitModel.from_backbone(specs[0].backbone, models[0].num_labels).to(models[0].device)
 
     def timed_rows(
         self, model: "MultiExitModel", spec: CellSpec, rows: CellRows[TaskData], at_most: int

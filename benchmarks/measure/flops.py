@@ -102,9 +102,13 @@ class FlopModel:
         return total
 
     def full_flops(self, lengths: ArrayLike) -> NDArray[np.int64]:
-        """Count the operations of every row in the stock model, without rule and companion."""
+        """Count the operations of every row in the stock model, without rule and companion.
+
+        Layers that were removed cost as much as the last one that is left.
+        """
         tokens, companion = np.asarray(lengths, dtype=np.int64), companion_layers(self._model)
         total = self.row_flops(tokens, np.full(tokens.shape, self._model.num_layers), NeverExit())
+        total += max(0, self._model.stock_layers - self._model.num_layers) * self.layers[-1](tokens)
         if not companion:
             return total
         # The second embedding, for the full backbone, is counted in its first layer.

@@ -103,7 +103,7 @@ def first_layers(stepper: EncoderStepper, layers: int) -> Any:
     """
     if not 1 <= layers < stepper.num_layers:
         raise UserError(
-            f"a companion must have at least 1 layer and fewer than its model's {stepper.num_layers}, got {layers}"
+            f"a shorter model must have at least 1 layer and fewer than its model's {stepper.num_layers}, got {layers}"
         )
     with torch.random.fork_rng(devices=[]):  # weights that are drawn only to be replaced
         config, dtype = stepper.config_of_first_layers(layers), stepper.backbone.dtype

@@ -97,7 +97,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
 
     @abstractmethod
     def fit(self, model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:
-        """Train ``model`` (a fresh multi-exit backbone, changed in place) on ``task.train`` and return it."""
+        """Train ``model`` (a fresh multi-exit backbone, changed in place) on ``task.train``; return it or its copy."""
 
     @abstractmethod
     def rule(self, model: ModelT, knob: float) -> "ExitRule":

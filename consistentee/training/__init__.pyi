@@ -28,6 +28,6 @@ from consistentee.training.encoder import (
     use_exit_network as use_exit_network,
     validation_source as validation_source,
 )
-from consistentee.training.loop import Stage as Stage, run_stage as run_stage
+from consistentee.training.loop import Stage as Stage, counting_rows_as as counting_rows_as, run_stage as run_stage
 from consistentee.training.recipe import ExitNetwork as ExitNetwork
 from consistentee.training.token_answers import exit_answers as exit_answers

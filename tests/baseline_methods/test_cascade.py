@@ -13,7 +13,7 @@ from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.models.encoder.cascade import add_companion, companion_layers, companion_of_first_layers
+from consistentee.models.encoder.cascade import add_companion, companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 DEPTH, COMPANION = 4, 2
@@ -23,7 +23,7 @@ DEPTH, COMPANION = 4, 2
 def cascade(tiny_model) -> MultiExitModel:
     """Return a model with a companion of 2 layers."""
     model = tiny_model(pooling="cls", pooler="none")
-    add_companion(model, companion_of_first_layers(model, COMPANION, seed=5))
+    add_companion(model, model.first_layers(COMPANION, seed=5))
     return model
 
 
@@ -44,7 +44,7 @@ def small_config(tiny_model, **changes: object) -> BertConfig:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_companion_starts_as_a_copy_of_the_first_layers(tiny_model, family):
     model = tiny_model(family)
-    companion = companion_of_first_layers(model, COMPANION)
+    companion = model.first_layers(COMPANION)
     assert not {w.data_ptr() for w in companion.parameters()} & {w.data_ptr() for w in model.parameters()}
     batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_a_companion_starts_as_a_copy_of_the_first_layers(tiny_model, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_are_the_companions_and_then_the_models(tiny_model, family):
     model, full = tiny_model(family), tiny_model(family)
-    companion = companion_of_first_layers(model, COMPANION, seed=5)
+    companion = model.first_layers(COMPANION, seed=5)
     for weight in companion.parameters():
         weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(11)))  # as if fine-tuned
     batch = model.collate(model.tokenize(random_texts(9, pairs=True)))

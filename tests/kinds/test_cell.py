@@ -81,6 +81,18 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
     assert all(p.live_disagreements == 0 for p in record.operating_points)
 
 
+def test_a_shorter_models_record_counts_its_own_layers_and_measures_by_the_stock_models(tmp_path, tiny_backbone):
+    full = run(spec_of(tiny_backbone("bert"), "full"), TASK, RunFolder(tmp_path / "full"))
+    spec, folder = spec_of(tiny_backbone("bert"), "cut", parameters={"depth": 2}), RunFolder(tmp_path / "cut")
+    record = run(spec, TASK, folder)
+    assert [fault for fault in faults_of(folder.root) if str(folder.cell(spec)) in fault] == []
+    assert (record.num_layers, record.full_flops) == (LAYERS, full.full_flops)
+    assert record.trained_rows == full.trained_rows / 2
+    (point,) = record.operating_points
+    assert (point.knob, point.test.average_layers, point.live_disagreements) == (2, 2, 0)
+    assert point.flops < 0.55 * record.full_flops
+
+
 @pytest.mark.parametrize("last", ["save_pretrained", "to_parquet"])
 def test_a_cell_that_dies_while_it_is_made_again_is_no_cell(tmp_path, tiny_backbone, monkeypatch, last):
     spec, folder = spec_of(tiny_backbone("bert"), "full"), RunFolder(tmp_path)

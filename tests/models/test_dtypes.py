@@ -12,7 +12,7 @@ from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify, classify_encoded
 from consistentee.engine.generate import generate_encoded
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.cascade import add_companion, companion_of_first_layers
+from consistentee.models.encoder.cascade import add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
@@ -32,7 +32,7 @@ def change(model: MultiExitModel, kind: str) -> None:
         schedule = torch.arange(model.backbone.config.vocab_size) % model.num_layers + 1
         model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     elif kind == "companion":
-        add_companion(model, companion_of_first_layers(model, 2))
+        add_companion(model, model.first_layers(2))
     elif kind != "linear":
         model.use_classifier(ClassifierSpec(kind, width=16))
 

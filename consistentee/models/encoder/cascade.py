@@ -1,31 +1,11 @@
 """A companion for a model: a smaller complete model that runs before it (see :mod:`consistentee.backbones.cascade`)."""
 
-from dataclasses import replace
-
 from torch import nn
 
-from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, first_layers
+from consistentee.backbones.cascade import CascadeStepper, check_same_tokens
 from consistentee.backbones.encoders import stepper_for
 from consistentee.errors import UserError
-from consistentee.models.base import new_weights
-from consistentee.models.encoder.multi_exit_model import MultiExitModel, take_pooler
-
-
-def companion_of_first_layers(model: MultiExitModel, layers: int, seed: int = 0) -> MultiExitModel:
-    """Return a complete model of its own: copies of the embeddings, the first layers and their poolers.
-
-    Its classifiers are new, seeded with ``seed``. Raises UserError if there are not more layers than that, or if they
-    share weights in a way that no stock model of fewer layers can.
-    """
-    backbone = first_layers(stepper_for(model.backbone), layers)
-    take_pooler(backbone)
-    name = f"{model.description.backbone_name}, layers 1 to {layers}"
-    description = replace(model.description, backbone_name=name, heads={}, companion_name=None)
-    with new_weights(seed):
-        companion = MultiExitModel(stepper_for(backbone), model.tokenizer, description)
-    for dense, its in zip(companion.poolers, model.poolers, strict=False):
-        dense.load_state_dict(its.state_dict())
-    return companion.to(model.device, model.dtype)
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 
 def check_companion(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:
@@ -62,4 +42,4 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
 
 def companion_layers(model: MultiExitModel) -> int:
     """Return the number of layers of a model's companion, k; 0 where there is none."""
-    return model.num_layers - model.stock_layers
+    return model.num_layers - model.stepper.stock_layers

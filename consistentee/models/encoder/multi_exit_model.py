@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
+from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.decoders import refuse_decoder_family
 from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
@@ -46,6 +47,7 @@ class ModelDescription(Description):
         label_names: class names, in the order of the logits; may be empty.
         max_length: number of tokens that texts are cut to.
         companion_name: where the weights of the companion came from; None where there is none.
+        cut_from: number of layers of the model whose first layers these are; None where no layer was removed.
     """
 
     kind: ClassVar[str] = "model"
@@ -58,6 +60,7 @@ class ModelDescription(Description):
     label_names: tuple[str, ...] = ()
     max_length: PositiveInt = 128
     companion_name: str | None = None
+    cut_from: PositiveInt | None = None
     classifier: ClassifierSpec = field(default_factory=ClassifierSpec)
 
 
@@ -152,6 +155,29 @@ class MultiExitModel(MultiExit):
                 dense.load_state_dict(pretrained_pooler)
         return model
 
+    @checked
+    def first_layers(self, layers: Positive, seed: int = 0) -> "MultiExitModel":
+        """Return a complete model of its own: copies of the embeddings, the first layers and their poolers.
+
+        Its classifiers are new, seeded with ``seed``. Raises UserError if there are not more layers than that, or if
+        they share weights in a way that no stock model of fewer layers can.
+        """
+        backbone = first_layers(stepper_for(self.backbone), layers)
+        take_pooler(backbone)
+        description = replace(
+            self.description,
+            backbone_name=f"{self.description.backbone_name}, layers 1 to {layers}",
+            heads={},
+            companion_name=None,
+            cut_from=self.stock_layers,
+            validation_by_epoch=dict(self.description.validation_by_epoch),
+        )
+        with new_weights(seed):
+            model = MultiExitModel(stepper_for(backbone), self.tokenizer, description)
+        for dense, its in zip(model.poolers, self.poolers, strict=False):
+            dense.load_state_dict(its.state_dict())
+        return model.to(self.device, self.dtype)
+
     def use_stepper(self, stepper: EncoderStepper) -> None:
         """Replace the stepper, and its modules within the model.
 
@@ -168,8 +194,8 @@ class MultiExitModel(MultiExit):
 
     @property
     def stock_layers(self) -> int:
-        """Number of layers of the stock model, which run last; costs are relative to it."""
-        return self.stepper.stock_layers
+        """Number of layers of the stock model, removed ones included; they run last, and costs are relative to them."""
+        return self.description.cut_from or self.stepper.stock_layers
 
     @property
     def backbones(self) -> list[Any]:

@@ -1,0 +1,106 @@
+"""The first layers of the backbone as a model of their own: the shorter model that people would use instead of exits.
+
+``cut``: embeddings and the first ``depth`` layers with a new classifier, fine-tuned alone by the recipe. Published
+tables call it BERT-6L (GPFEE, COSEE) or a truncated model (ElasticBERT).
+
+``cut-distilled``: the same layers of the fine-tuned full model, trained for as long on the same rows. The loss is half
+cross-entropy, half ``T^2 KL(full model || cut model)``, as Sun et al. (EMNLP 2019, arXiv 1908.09355) and Sanh et al.
+(2019, arXiv 1910.01108) distil on a task. Both halves and T = 2 are defaults of Sanh et al.'s script for SQuAD.
+
+Both return a model of ``depth`` layers, on which all rows stop. One training gives one operating point.
+
+Choices: the full model answers without dropout, once for each row. The classifier of ``cut-distilled`` is new, because
+the full model's reads another layer. A training pass counts as the share of layers that ran.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from consistentee import ExitRule, Knob, Method, MultiExitModel, NeverExit, Recipe, TaskData
+from consistentee.training import (
+    TokenBatch,
+    counting_rows_as,
+    distillation_loss,
+    layer_losses,
+    recorded_logits,
+    run_stage,
+    token_stage,
+    train_last_exit,
+    training_source,
+)
+
+
+@dataclass(frozen=True)
+class Cut(Method):
+    """The first layers of the backbone, fine-tuned alone.
+
+    Attributes:
+        depth: number of layers; None for half of them.
+    """
+
+    name: ClassVar[str] = "cut"
+    paper: ClassVar[str] = "reference: a shorter model; BERT-6L of GPFEE and COSEE"
+    knob: ClassVar[Knob] = Knob("layer", (6.0,))
+    supports_regression: ClassVar[bool] = True
+
+    depth: PositiveInt | None = None
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune a copy of the first layers and a new classifier; return it."""
+        short = self._first_layers(model, recipe)
+        with counting_rows_as(short.num_layers / model.num_layers):
+            train_last_exit(short, task, recipe)
+        return short
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        return (float(model.num_layers),)
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Never exit before the last layer of the shorter model."""
+        return NeverExit()
+
+    def _first_layers(self, model: MultiExitModel, recipe: Recipe) -> MultiExitModel:
+        return model.first_layers(self.depth or max(1, model.num_layers // 2), recipe.seed)
+
+
+@dataclass(frozen=True)
+class CutDistilled(Cut):
+    """The first layers of the fine-tuned full model, which learn from labels and from its answers.
+
+    Attributes:
+        temperature: of both distributions in the distillation.
+    """
+
+    name: ClassVar[str] = "cut-distilled"
+    paper: ClassVar[str] = "Sun et al., EMNLP 2019, arXiv 1908.09355; Sanh et al., DistilBERT, arXiv 1910.01108"
+    supports_regression: ClassVar[bool] = False
+
+    temperature: PositiveFloat = 2.0
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the full model, then distil it into a copy of its first layers; return this."""
+        source = training_source(model, task, recipe)
+        train_last_exit(model, source, recipe)  # before the copy exists, so that methods share this stage
+        answers = recorded_logits(model, source, recipe)[:, -1]
+        short = self._first_layers(model, recipe)
+        source = training_source(short, task, recipe)
+        loss = partial(label_and_answer_loss, answers, self.temperature)
+        stage = token_stage("distillation", loss, recipe, details={"answers": answers, "temperature": self.temperature})
+        assert source.judge is not None
+        with counting_rows_as(short.num_layers / model.num_layers):
+            run_stage(short, source, replace(stage, judge=replace(source.judge, every_exit=False)), recipe)
+        return short
+
+
+def label_and_answer_loss(answers: Tensor, temperature: float, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Compute half cross-entropy, half distillation; ``answers`` are the full model's logits [all rows, classes]."""
+    logits = model.stock_logits(batch.tokens)
+    from_labels = layer_losses(logits.unsqueeze(1), batch.labels).mean()
+    taught = torch.stack([logits, answers[batch.rows].to(logits.device)], dim=1)
+    return (from_labels + distillation_loss(taught, temperature)) / 2

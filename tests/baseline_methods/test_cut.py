@@ -1,0 +1,127 @@
+"""Shorter models: the first layers alone, fine-tuned or distilled, equal a stock model with as many layers."""
+
+import pytest
+import torch
+from conftest import FAMILIES, make_task, make_tokenizer, random_texts
+from records_by_hand import cell_spec
+from transformers import AutoModel
+
+from baselines import cut
+from baselines.cut import Cut, CutDistilled
+from baselines.references import Full
+from benchmarks.kinds.classification import Classification
+from benchmarks.measure.flops import FlopModel
+from benchmarks.testing.cases import RECIPE
+from benchmarks.testing.watching import watched_calls
+from consistentee.engine.classify import classify
+from consistentee.errors import UserError
+from consistentee.models.classifiers import RecordedLayer
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.training.loop import logged_training
+
+LAYERS, DEPTH = 4, 2
+TASK = make_task()
+
+
+@pytest.fixture
+def model(tiny_backbone) -> MultiExitModel:
+    return MultiExitModel.from_backbone(str(tiny_backbone("bert")), TASK.num_labels)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_untrained_first_layers_answer_as_a_stock_model_with_as_many_layers(tiny_model, tiny_backbone, family):
+    model = tiny_model(family).first_layers(DEPTH)
+    groups = {"num_hidden_groups": 1} if family == "albert" else {}  # layers 1 and 2 of its 4 share their weights
+    stock = AutoModel.from_pretrained(tiny_backbone(family), num_hidden_layers=DEPTH, **groups)
+    batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
+    with torch.no_grad():
+        hidden = stock(**batch.model_inputs).last_hidden_state
+        pooled = model.pool(DEPTH, hidden, batch.padding_mask)
+        expected = model.classify(DEPTH, RecordedLayer(pooled.unsqueeze(1)))
+        torch.testing.assert_close(model.stock_logits(batch), expected)
+        torch.testing.assert_close(model(batch).logits[:, -1], expected)
+
+
+def test_a_cut_model_equals_a_stock_model_with_as_many_layers_that_is_trained_alike(model, tiny_backbone, tmp_path):
+    AutoModel.from_pretrained(tiny_backbone("bert"), num_hidden_layers=DEPTH).save_pretrained(tmp_path)
+    make_tokenizer(uses_token_types=True).save_pretrained(tmp_path)
+    stock = MultiExitModel.from_backbone(str(tmp_path), TASK.num_labels, seed=RECIPE.seed)
+    expected = Full().fit(stock, TASK, RECIPE).state_dict()
+    found = Cut(depth=DEPTH).fit(model, TASK, RECIPE).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_training_and_inference_run_no_layer_above_the_cut(model):
+    before = model.clone_weights()
+    with watched_calls((module, lambda *_: pytest.fail("the full model ran")) for module in model.modules()):
+        short = Cut(depth=DEPTH).fit(model, TASK, RECIPE)
+        answers = classify(short, random_texts(5), Cut().rule(short, DEPTH))
+    assert answers.layers_run.tolist() == [DEPTH] * 5
+    assert (short.num_layers, len(short.backbone.encoder.layer), short.stock_layers) == (DEPTH, DEPTH, LAYERS)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_distillation_starts_from_the_fine_tuned_layers_and_trains_them_alone(model, tiny_backbone, monkeypatch):
+    full = Full().fit(MultiExitModel.from_backbone(str(tiny_backbone("bert")), TASK.num_labels), TASK, RECIPE)
+    own, run_stage = full.state_dict(), cut.run_stage
+    starts = []
+
+    def watched(short: MultiExitModel, source, stage, recipe) -> None:
+        tokens = source.batch(torch.arange(len(source)), step=0).tokens
+        torch.testing.assert_close(stage.details["answers"], full.stock_logits(tokens), rtol=1e-4, atol=1e-5)
+        starts.append(short.clone_weights())
+        run_stage(short, source, stage, recipe)
+
+    monkeypatch.setattr(cut, "run_stage", watched)
+    short = CutDistilled(depth=DEPTH).fit(model, TASK, RECIPE)
+    layers = [name for name in starts[0] if name.startswith("backbone.")]
+    assert all(torch.equal(starts[0][name], own[name]) for name in layers)
+    assert not any(torch.equal(starts[0][name], short.state_dict()[name]) for name in layers if "query" in name)
+    assert all(torch.equal(own[name], weight) for name, weight in model.state_dict().items())
+    assert list(short.description.validation_by_epoch) == ["last-exit", "distillation"]
+
+
+def test_rows_that_run_some_layers_count_as_the_share_of_layers(model):
+    rows = RECIPE.epochs * len(TASK.train)
+    for method, cost in ((Cut(depth=3), 0.75), (CutDistilled(depth=3), 1 + 1 / 3 + 0.75)):
+        with logged_training() as log:
+            method.fit(model, TASK, RECIPE)
+        assert log.rows == pytest.approx(cost * rows)
+
+
+def test_the_loss_is_half_cross_entropy_and_half_distillation(model):
+    batch = cut.training_source(model, TASK, RECIPE).batch(torch.tensor([3, 0, 5]), step=0)
+    answers = torch.randn(len(TASK.train), TASK.num_labels, generator=torch.Generator().manual_seed(0))
+    logits = model.stock_logits(batch.tokens)
+    teacher, student = ((one / 3.0).softmax(dim=-1) for one in (answers[[3, 0, 5]], logits))
+    divergence = (teacher * (teacher / student).log()).sum(dim=-1).mean()
+    expected = (torch.nn.functional.cross_entropy(logits, batch.labels) + 9 * divergence) / 2
+    torch.testing.assert_close(cut.label_and_answer_loss(answers, 3.0, model, batch), expected)
+
+
+def test_flops_are_those_of_the_layers_and_the_stock_models_of_all(model):
+    """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
+    short = model.first_layers(DEPTH)
+    flops, tokens = FlopModel(short), [3, 10]
+    assert flops.full_flops(tokens).tolist() == FlopModel(model).full_flops(tokens).tolist()
+    n, width, inner, answer = 10, 32, 64, 2 * 32 * 3
+    layer = 4 * 2 * n * width**2 + 2 * 2 * n * n * width + 2 * 2 * n * width * inner
+    found, pooler = flops.row_flops([n], [DEPTH], NeverExit()), 2 * width**2
+    assert found.tolist() == [DEPTH * layer + pooler + answer]
+
+
+def test_a_saved_cut_model_knows_the_stock_models_layers_and_is_not_timed_as_stock(model, tiny_backbone, tmp_path):
+    model.first_layers(DEPTH).save_pretrained(tmp_path)
+    loaded = MultiExitModel.from_pretrained(tmp_path)
+    assert (loaded.num_layers, loaded.stock_layers) == (DEPTH, LAYERS)
+    specs = [cell_spec(method=name, backbone=str(tiny_backbone("bert"))) for name in ("cut", "deebert")]
+    assert Classification().stock_model(specs, [loaded, model]) is model
+    assert Classification().stock_model(specs[:1], [loaded]).num_layers == LAYERS
+
+
+def test_a_cut_that_keeps_every_layer_is_refused(model):
+    with pytest.raises(UserError, match="fewer than its model's 4"):
+        Cut(depth=LAYERS).fit(model, TASK, RECIPE)
