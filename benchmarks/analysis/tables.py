@@ -314,7 +314,8 @@ def task_table(results: Results, task: Task | None = None) -> Table:
         ],
         notes=[
             "Two neighbouring knobs are mixed so that test rows run L / s layers. FLOPs ratio and speed-up: full "
-            f"model / method, of the knobs around the budget that were counted or timed; b = batch size. {note_on_marks(own)}",
+            "model / method, of the knobs around the budget that were counted or timed; b = batch size. "
+            f"{note_on_marks(own)}",
             *(_notes_of_task(results, task) if task else []),
         ],
         blocks="speedup" if task else "",
