@@ -1,6 +1,6 @@
-"""Records as a run would leave them, made up from a few numbers, for the tests of tables and plots."""
+"""Records and frames as a run would leave them, made up from a few numbers, for tests of the store and the analysis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -9,27 +9,23 @@ import pandas as pd
 from documents import ROOT
 from numpy.typing import NDArray
 
-from benchmarks.analysis.frames import Results
-from benchmarks.specs.base import CellSpec
-from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget
-from benchmarks.store.folders import write_record, write_rows
-from benchmarks.store.records import CellRecord, CurvePoint, KeyParts, OperatingPoint
-from benchmarks.store.stored_results import StoredCell
-from benchmarks.store.timings import Contender, TimingRecord, TimingSamples
+from benchmarks.measure.knobs import around_budgets
+from benchmarks.run.timing import knobs_to_time
+from benchmarks.specs.base import CellSpec, folder_name, short_hash
+from benchmarks.store.folders import write_cell, write_timing
+from benchmarks.store.records import AnyRecord, CellRecord, GenerationRecord, KeyParts, TimedKnob, TimingRecord
 from consistentee.training.recipe import RecipeSettings
+from consistentee.versions import Kind
 
 DECODING = ROOT / "results" / "decoding-closing-layers"
-"""Published results of generation, of which none are made up."""
+"""Published results of generation."""
 LAYERS = 6
 ROWS = 200
-BUDGETS = [Budget(layers_at_most=share) for share in (0.25, 0.5, 0.75)]
-TARGETS = {str(target): target for target in (WITHIN_ONE_POINT, *BUDGETS)}
-"""Budgets by words such as ``budget 0.50``; and ``within 1 point``."""
 LAYER_ACCURACY = np.array([0.42, 0.60, 0.74, 0.85, 0.89, 0.91])
 SHIFTS = {"consistentee": 0.9, "deebert": 0.1, "pabee": 0.3, "berxit": 0.45, "calm-softmax": 0.6, "calm-state": -0.1}
 SHIFTS |= {"calm-classifier": 0.55, "static": 0.0, "random": -0.25, "oracle": 2.2}
 """By how many layers the exits of a method are ahead of LAYER_ACCURACY."""
-ENVIRONMENT = {
+ENVIRONMENT: dict[str, object] = {
     "cpu": "Made-up CPU",
     "cores_usable": 2,
     "os": "Linux 6",
@@ -37,13 +33,16 @@ ENVIRONMENT = {
     "libraries": {"torch": "2.13", "transformers": "5.24"},
     "threads": {"torch": 2},
     "commit": "0123456789abcdef",
+    "time": "2026-01-01T00:00:00+00:00",
 }
+Frames = Mapping[str, pd.DataFrame]
+Cell = tuple[AnyRecord, Frames]
 
 
-def parts_by_hand(rows: str = "rows") -> KeyParts:
-    """Return the parts of a key; ``rows`` tells one from another."""
+def parts_by_hand(rows: str = "rows", kind: Kind = "classification") -> KeyParts:
+    """Return the parts of a key; ``rows`` makes keys differ."""
     return KeyParts(
-        kind="classification",
+        kind=kind,
         settings={"method": "pabee"},
         rows=rows,
         backbone={"files": {}},
@@ -57,122 +56,55 @@ def cell_spec(**changes: object) -> CellSpec:
     """Return a cell of a suite as planned."""
     values = {"task": "sst2", "backbone": "minilm-l6", "method": "deebert", "label": "deebert", "parameters": {}}
     values |= {"seed": 0, "recipe": RecipeSettings(), "validation_rows": None, "test_rows": None}
-    return CellSpec.model_validate({**values, "budgets": (0.5,), "bootstrap_resamples": 100, **changes})
+    return CellSpec.model_validate({**values, **changes})
 
 
-def histogram(average: float) -> list[int]:
-    """Return exits of ROWS rows, half of them below ``average`` and half above it."""
+def cell(label: str, **changes: object) -> CellRecord:
+    """Return the record of a cell; ``changes`` are fields of it."""
+    return CellRecord.model_validate(_shared_fields(label, "classification", "accuracy", changes))
+
+
+def decoding_cell(label: str, **changes: object) -> GenerationRecord:
+    """Return the record of a cell of generation; ``changes`` are fields of it."""
+    own = {"train_task": "alpaca", "exit_layers": [1, 3, 6], "max_prompt_tokens": 8, "max_new_tokens": 4}
+    own |= {"kv": "propagated", "truncated_prompts": 0, "test_rows": 2, "validation_rows": 2, "task": "alpaca"}
+    return GenerationRecord.model_validate(_shared_fields(label, "generation", "rougeL", {**own, **changes}))
+
+
+def _shared_fields(label: str, kind: Kind, metric: str, changes: Mapping[str, object]) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "task": "mcid",
+        "task_version": 1,
+        "metric": metric,
+        "task_notes": "",
+        "backbone": "minilm-l6",
+        "method": label,
+        "label": label,
+        "parameters": {},
+        "knob_name": "threshold",
+        "seed": 0,
+        "num_layers": LAYERS,
+        "train_rows": 1000,
+        "validation_rows": ROWS,
+        "test_rows": ROWS,
+        "train_seconds": 1.0,
+        "command": "consistentee run made-up",
+        "environment": ENVIRONMENT,
+        "finished_at": "2026-01-01T00:01:00+00:00",
+        **changes,
+    }
+    parts = parts_by_hand("/".join(str(fields[name]) for name in ("task", "label", "parameters", "seed")), kind)
+    return {"key": parts.key, "key_parts": parts, **fields}
+
+
+# ---------------------------------------------------------------------------------------------- frames
+
+
+def exit_layers(average: float) -> NDArray[np.int_]:
+    """Return the exit layers of ROWS rows, half of them below ``average`` and half above it."""
     low, high = max(1, int(np.floor(average)) - 1), min(LAYERS, int(np.ceil(average)) + 1)
-    counts = np.zeros(LAYERS, dtype=int)
     late = round(ROWS * (average - low) / (high - low)) if high > low else 0
-    counts[high - 1] += late
-    counts[low - 1] += ROWS - late
-    return counts.tolist()
-
-
-def curve_point(knob: float, average: float, score: float) -> CurvePoint:
-    return CurvePoint(knob=knob, scores={"accuracy": score}, exit_histogram=histogram(average))
-
-
-def operating_point(knob: float, targets: str, average: float, score: float) -> OperatingPoint:
-    """Return a point whose validation and test sides are equal; of ``targets``, see TARGETS."""
-    point = curve_point(knob, average, score)
-    return OperatingPoint(
-        knob=knob,
-        targets=[TARGETS[word] for word in targets.split(", ")],
-        validation=point,
-        test=point,
-        score_interval=(score - 0.03, score + 0.03),
-        flops=1e9 * average,
-        live_rows=ROWS,
-        live_disagreements=0,
-    )
-
-
-def cell(
-    label: str,
-    points: Sequence[OperatingPoint],
-    *,
-    method: str = "",
-    curve: Sequence[CurvePoint] = (),
-    seed: int = 0,
-    parameters: dict[str, object] | None = None,
-    task: str = "mcid",
-) -> CellRecord:
-    """Return a cell's record; without a curve, its operating points are the curve."""
-    curve = list(curve) or [point.test for point in points]
-    return CellRecord(
-        key=f"{task}/{label}/{parameters}/{seed}",
-        key_parts=parts_by_hand(),
-        task=task,
-        task_version=1,
-        metric="accuracy",
-        task_notes="dev is the test split",
-        backbone="minilm-l6",
-        method=method or label,
-        label=label,
-        parameters=parameters or {},
-        knob_name="threshold",
-        seed=seed,
-        num_layers=LAYERS,
-        train_rows=1000,
-        validation_rows=ROWS,
-        test_rows=ROWS,
-        full_flops=1e9 * LAYERS,
-        curve_validation=curve,
-        curve_test=curve,
-        operating_points=list(points),
-        train_seconds=1.0,
-        validation_by_epoch={"joint": [0.5, 0.75]},
-        losses={"joint": [1.0, 0.5, 0.25, 0.125], "heads": [2.0, len(label) / 10]},
-        command="consistentee run made-up",
-        environment=ENVIRONMENT,
-        finished_at="2026-01-01T00:00:00+00:00",
-    )
-
-
-def results_of(records: Sequence[CellRecord], timings: Sequence[TimingRecord] = ()) -> Results:
-    """Return results in memory, whose rows are gone."""
-    cells = [StoredCell(record, Path("nowhere"), "") for record in records]
-    return Results(Path("nowhere"), "classification", cells, list(timings))
-
-
-def contender(cell_key: str, label: str, knob: float | None, share: float, rounds: int = 3) -> Contender:
-    """Return a contender that takes ``share`` of the stock model's time; later rounds are slower for all."""
-    samples = []
-    for batch_size, milliseconds in ((1, 8.0), (32, 2.0)):
-        seconds = [share * milliseconds * 64 / 1000 * (1 + 0.02 * i) for i in range(rounds)]
-        batches = 64 // batch_size
-        samples.append(
-            TimingSamples(
-                batch_size=batch_size,
-                rows=64,
-                seconds_per_round=seconds,
-                seconds_per_batch=[[total / batches] * batches for total in seconds],
-            )
-        )
-    return Contender(cell_key=cell_key, label=label, knob=knob, average_layers=share * LAYERS, samples=samples)
-
-
-def timing(cells: Sequence[CellRecord], seed: int = 0, task: str = "mcid") -> TimingRecord:
-    """Time all operating points: their share of the time is their share of the layers."""
-    contenders = [contender("", "stock", None, 1.0)]
-    for record in cells:
-        for point in record.operating_points:
-            share = point.test.average_layers / LAYERS
-            contenders.append(contender(record.key, record.label, point.knob, share))
-    return TimingRecord(
-        key="timing",
-        task=task,
-        backbone="minilm-l6",
-        seed=seed,
-        rounds=3,
-        contenders=contenders,
-        environment_before=ENVIRONMENT,
-        environment_after=ENVIRONMENT,
-        command="consistentee run made-up",
-        finished_at="2026-01-01T00:00:00+00:00",
-    )
+    return np.repeat([low, high], [ROWS - late, late])
 
 
 def right_answers(label: str) -> NDArray[np.bool_]:
@@ -183,55 +115,134 @@ def right_answers(label: str) -> NDArray[np.bool_]:
     return difficulty[:, None] < np.broadcast_to(accuracy, LAYERS)
 
 
-def _smooth_curve(label: str, knobs: int = 21) -> list[CurvePoint]:
-    curve, right = [], right_answers(label)
-    for knob, average in enumerate(np.linspace(1.0, LAYERS, knobs).tolist()):
-        score = right[np.arange(ROWS), np.repeat(np.arange(LAYERS), histogram(average))].mean()
-        curve.append(curve_point(knob / (knobs - 1), average, float(score)))
-    return curve
+def curve_by_hand(
+    layers: Sequence[float], scores: Sequence[float], knobs: Sequence[float] | None = None, live: bool = True
+) -> pd.DataFrame:
+    """Return a curve whose validation and test sides are equal; the last point is "never exit", which has no knob."""
+    places = np.arange(len(layers))
+    curve = pd.DataFrame(
+        {
+            "place": places,
+            "knob": [*(places[:-1] / max(len(places) - 2, 1) if knobs is None else knobs), np.nan],
+            "validation_layers": layers,
+            "validation_score": scores,
+            "layers": layers,
+            "accuracy": scores,
+            "exit_histogram": [np.bincount(exit_layers(one), minlength=LAYERS + 1)[1:] for one in layers],
+        }
+    )
+    curve["flops"], curve["full_flops"] = 1e9 * curve["layers"], 1e9 * LAYERS
+    return curve.assign(live_rows=float(ROWS), live_disagreements=0.0) if live else curve
 
 
-def _chosen(curve: Sequence[CurvePoint]) -> list[OperatingPoint]:
-    chosen: dict[float, tuple[CurvePoint, list[str]]] = {}
-    for budget in BUDGETS:
-        allowed = [p for p in curve if p.average_layers <= budget.layers_at_most * LAYERS]
-        if allowed:
-            best = max(allowed, key=lambda p: p.scores["accuracy"])
-            chosen.setdefault(best.knob, (best, []))[1].append(str(budget))
-    within = next(p for p in curve if p.scores["accuracy"] >= curve[-1].scores["accuracy"] - 0.01)
-    chosen.setdefault(within.knob, (within, []))[1].append("within 1 point")
-    return [
-        operating_point(k, ", ".join(why), p.average_layers, p.scores["accuracy"]) for k, (p, why) in chosen.items()
-    ]
+def frames_by_hand(label: str, averages: Sequence[float] | None = None) -> dict[str, pd.DataFrame]:
+    """Return frames that agree with each other; ``averages`` are the layers of the knobs, 21 of them by default."""
+    if averages is None:
+        averages = {"full": [float(LAYERS)], "majority": [1.0]}.get(label, np.linspace(1.0, LAYERS, 21).tolist())
+    number, right = np.arange(ROWS), right_answers(label)
+    exits = [*map(exit_layers, averages), np.full(ROWS, LAYERS)]
+    layers, scores = [float(one.mean()) for one in exits], [float(right[number, one - 1].mean()) for one in exits]
+    labels, rows = number % 4, pd.DataFrame({"row": number, "label": number % 4})
+    answers = [rows[["row"]].assign(layer=t, answer=np.where(right[:, t - 1], labels, 4)) for t in range(1, LAYERS + 1)]
+    mixed = around_budgets(layers, LAYERS, "classification")
+    training = [("joint", "loss", [1.0, 0.5, 0.25, 0.125]), ("heads", "loss", [2.0, len(label) / 10])]
+    training.append(("joint", "validation score", [0.5, 0.75]))
+    lines = [(*names, step, value) for *names, values in training for step, value in enumerate(values, start=1)]
+    return {
+        "rows": rows,
+        "curve": curve_by_hand(layers, scores, live=label != "oracle"),
+        "answers": pd.concat(answers, ignore_index=True),
+        "exits": pd.concat([rows[["row"]].assign(place=place, exit_layer=exits[place]) for place in sorted(mixed)]),
+        "training": pd.DataFrame(lines, columns=["stage", "curve", "step", "value"]),
+    }
 
 
-def made_up_suite(seed: int = 0, task: str = "mcid") -> list[CellRecord]:
+def decoding_frames(layers: Sequence[int] = (1, 3)) -> dict[str, pd.DataFrame]:
+    """Return frames of two texts, decoded at exits of some layers and at full depth; all texts are the full model's."""
+    points, curve, texts = [*layers, LAYERS], [], []
+    for place, layer in enumerate(points):
+        knob = np.nan if place == len(layers) else float(layer)
+        scores = {"rougeL": layer / LAYERS, "rougeL_to_full": 1.0, "match": 1.0, "nats": 2.0}
+        point = {"place": place, "knob": knob, "validation_layers": layer, "validation_score": 1.0, "layers": layer}
+        point |= {**scores, "new_tokens": 6.0, "decoded_tokens": 4.0, "flops": 1e9 * layer, "full_flops": 1e9 * LAYERS}
+        counts = np.bincount([layer] * 4, minlength=LAYERS + 1)[1:]
+        curve.append({**point, "exit_histogram": counts, "prefill_flops": 1e9})
+        for row in (0, 1):
+            exits = [LAYERS, layer, layer]
+            texts.append(
+                {"row": row, "place": place, "tokens": [row, 7, 8], "exit_layers": exits, **scores, "nats": 4.0}
+            )
+    rows = {"row": [0, 1], "truncated": [False, False], "prompt_tokens": [3, 8], "reference_tokens": [2, 2]}
+    return {"rows": pd.DataFrame(rows), "curve": pd.DataFrame(curve), "texts": pd.DataFrame(texts)}
+
+
+def timing(
+    cells: Sequence[Cell], rounds: int = 3, sizes: Mapping[int, float] | None = None
+) -> tuple[TimingRecord, pd.DataFrame]:
+    """Time cells: their share of the time is their share of the layers; later rounds are slower for all.
+
+    ``sizes`` are the stock model's milliseconds of a row or token by batch size.
+    """
+    first = cells[0][0]
+    timed, lines = [TimedKnob(cell_key="", label="stock", knob=None, average_layers=LAYERS)], []
+    knobs = knobs_to_time((record, frames["curve"]) for record, frames in cells)
+    for record, frames in cells:
+        layers = frames["curve"].set_index("knob")["layers"]
+        timed += [
+            TimedKnob(cell_key=record.key, label=record.label, knob=knob, average_layers=layers[knob])
+            for knob in knobs[record.key]
+        ]
+    for (number, one), (size, milliseconds), place in product(
+        enumerate(timed), (sizes or {1: 8.0, 32: 2.0}).items(), range(rounds)
+    ):
+        seconds = one.average_layers / LAYERS * milliseconds * size / 1000 * (1 + 0.02 * place)
+        line = {"timed": number, "batch_size": size, "round": place, "seconds": seconds, "units": size}
+        lines += [{**line, "batch": batch, "layer_calls": one.average_layers * size} for batch in range(64 // size)]
+    record = TimingRecord(
+        kind=first.kind,
+        key="timing",
+        task=first.task,
+        backbone=first.backbone,
+        seed=first.seed,
+        rounds=rounds,
+        timed=timed,
+        environment_before=ENVIRONMENT,
+        environment_after=ENVIRONMENT,
+        command="consistentee run made-up",
+        finished_at="2026-01-01T00:02:00+00:00",
+    )
+    return record, pd.DataFrame(lines)
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def made_up_suite(seed: int = 0, task: str = "mcid") -> list[Cell]:
     """Return a cell of every kind of method."""
-    full = operating_point(LAYERS, "within 1 point", LAYERS, LAYER_ACCURACY[-1])
-    majority = operating_point(1, "budget 0.25", 1, 0.2)
-    cells = [cell("full", [full], task=task, seed=seed), cell("majority", [majority], task=task, seed=seed)]
-    for label in SHIFTS:
-        curve = _smooth_curve(label)
-        cells.append(cell(label, _chosen(curve), curve=curve, task=task, seed=seed))
-    return cells
+    labels = ["full", "majority", *SHIFTS]
+    return [(cell(label, seed=seed, task=task, dev_as_test=True), frames_by_hand(label)) for label in labels]
+
+
+def write_cells(out_dir: Path, cells: Sequence[Cell], *, timed: bool = True) -> None:
+    """Write cells of one task, backbone and seed, and their timing, as a run does."""
+    for record, frames in cells:
+        group = Path(folder_name(record.task), folder_name(record.backbone))
+        parameters = "default" if not record.parameters else short_hash(record.parameters)
+        write_cell(out_dir / "cells" / group / record.label / parameters / f"seed{record.seed}", record, frames)
+    if timed:
+        write_timing(out_dir / "timings" / group / f"seed{record.seed}" / "timing.json", *timing(cells))
 
 
 def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,)) -> None:
-    """Write cells, predictions and timings of a made-up suite, as a run does."""
+    """Write a made-up suite, as a run does."""
     for task, seed in product(tasks, seeds):
-        cells, group = made_up_suite(task=task, seed=seed), Path(task, "minilm-l6")
-        for record in cells:
-            folder = out_dir / "cells" / group / record.label / "default" / f"seed{seed}"
-            write_record(folder / "record.json", record)
-            write_rows(folder / "predictions.parquet", _predictions(record))
-        taken = timing([record for record in cells if record.method != "oracle"], seed=seed, task=task)
-        write_record(out_dir / "timings" / group / f"seed{seed}" / "timing.json", taken)
+        write_cells(out_dir, made_up_suite(task=task, seed=seed))
 
 
-def _predictions(record: CellRecord) -> pd.DataFrame:
-    columns = {"row": np.arange(ROWS), "label": np.arange(ROWS) % 4}
-    for t, right in enumerate(right_answers(record.label).T, start=1):
-        columns[f"layer_prediction_{t}"] = np.where(right, columns["label"], 4)
-    for i, point in enumerate(record.operating_points):
-        columns[f"exit_layer_{i}"] = np.repeat(np.arange(1, LAYERS + 1), point.test.exit_histogram)
-    return pd.DataFrame(columns)
+def write_decoding_results(out_dir: Path) -> None:
+    """Write a made-up suite of generation, as a run does."""
+    cells = [
+        (decoding_cell("token-full"), decoding_frames([LAYERS])),
+        (decoding_cell("token-static"), decoding_frames()),
+    ]
+    write_cells(out_dir, cells)

@@ -50,27 +50,10 @@ class GenerationBench(Bench):
             "validation_prompts": 6,
             "test_prompts": 6,
             "max_prompt_tokens": 3,
-            "bootstrap_resamples": 100,
             "timing": {
                 "rows": 4,
                 "batch_sizes": [1, 4],
-                "points_per_cell": 2,
                 "max_new_tokens": 3,
                 "regrouped": [{"batch_size": 1, "in_flight": 4}],
             },
         }
-
-    def results(self) -> dict[str, tuple[object, ...]]:
-        """Return what must not depend on how a run went: knobs, texts, scores and layers of every cell."""
-        return {
-            cell.record.label: (
-                cell.record.curve_validation,
-                [_untimed(point.model_dump()) for point in cell.record.operating_points],
-                json.loads(cell.predictions().to_json()),
-            )
-            for cell in self.read().cells
-        }
-
-
-def _untimed(point: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in point.items() if not name.endswith("_seconds")}

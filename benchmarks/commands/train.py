@@ -1,22 +1,23 @@
 """Train one model of either kind outside a suite, and save it. What is interrupted goes on later."""
 
+import math
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import TrainedCell
+from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
+from benchmarks.run.jobs import StageProgress
 from benchmarks.run.plan import Inputs
-from benchmarks.run.progress import StageProgress
 from benchmarks.specs.suites import expand
-from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table
 from consistentee.deployment.risk_control import control_risk
@@ -26,6 +27,7 @@ from consistentee.methods.method import Method, code_file, get_method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import begin_stage, listening
 from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.versions import Kind
 
 UNFINISHED = ".training"  # below the folder of the model
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
@@ -43,13 +45,13 @@ def train_model(
     data_dir: Path | None = None,
     risk: float | None = None,
 ) -> Table:
-    """Train one method on one task, save the model with the knob that validation data chose, and return its points.
+    """Train one method on one task, save the model with the knob that validation data chose, and return its curve.
 
     Everything else has the defaults of a suite. With a ``risk``, :func:`consistentee.control_risk` chooses the knob.
     Finished stages and checkpoints are kept in ``out`` until the model is saved: the same arguments continue there,
     others begin anew. Raises UserError for unknown names, and if ``out`` holds other files.
     """
-    name = "generation" if task_kind(task_name) == "text" else "classification"
+    name: Kind = "generation" if task_kind(task_name) == "text" else "classification"
     kind = kind_named(name)
     method = get_method(method_name, **parameters)
     if method.replay_only:
@@ -86,11 +88,12 @@ def train_model(
         with progress, listening(progress):
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
-            begin_stage("choosing knobs")
-            chosen = kind.choose(TrainedCell(spec, rows, method, model, key, store))
-            knob, why = chosen.default_knob, ""
+            begin_stage("sweeping the knob")
+            evaluation = kind.evaluate(spec, rows, method, model, key=key, store=store)
+            knob, why = evaluation.default_knob, ""
             if risk is not None:
                 knob, why = _controlled(method, model, record_trace(model, rows.task.validation, store=store), risk)
+            curve = evaluation.curve
         model.description.default_knob = knob
         (out / kind.model_file).unlink(missing_ok=True)  # an old description does not fit the weights written next
         model.save_pretrained(out)
@@ -100,10 +103,27 @@ def train_model(
     shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
-    points = chosen.columns()
-    lines = [(f"{knob:.4g}", in_words(targets), *numbers.values()) for knob, targets, numbers in points]
+    numbers, lines = _around_budgets(curve, rows.task.metric, name, curve["validation_layers"].iloc[-1], knob)
     title = f"{method.name} on {rows.task.name}, saved in {out}"
-    return filled_table([method.knob.name, "chosen for"], list(points[0][2]), lines, title, uses)
+    return filled_table([method.knob.name, ""], numbers, lines, title, uses)
+
+
+def _around_budgets(
+    curve: pd.DataFrame, metric: str, kind: Kind, num_layers: float, saved: float
+) -> tuple[list[str], list[list[str]]]:
+    """Return headings and lines of the saved knob and of those around the budgets, fewest layers first."""
+    known = curve.dropna(subset="layers")
+    places = {*known.index[around_budgets(known["layers"], num_layers, kind)], *curve.index[curve["knob"] == saved]}
+    quality = metric if kind == "classification" else "agreement"
+    headings = ["validation layers", f"validation {quality} %", "test layers", f"test {metric} %"]
+    lines = []
+    for point in curve.loc[sorted(places)].to_dict("records"):
+        words = ["never exit" if math.isnan(point["knob"]) else f"{point['knob']:.4g}"]
+        words += ["saved" if point["knob"] == saved else ""]
+        words += [f"{point['validation_layers']:.2f}", f"{100 * point['validation_score']:.1f}"]
+        words += ["", ""] if math.isnan(point["layers"]) else [f"{point['layers']:.2f}", f"{100 * point[metric]:.1f}"]
+        lines.append(words)
+    return headings, lines
 
 
 def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float) -> tuple[float, str]:

@@ -1,13 +1,12 @@
 """Check a results folder, of a run or published; name every fault with its file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from benchmarks.commands.submit import SUBMISSION_FILE, faults_of_submission
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
@@ -17,11 +16,10 @@ from benchmarks.store.folders import (
     parse_record,
     record_files,
 )
-from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.hashes import file_fault
-from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint, FailureRecord
-from benchmarks.store.stored_results import StoredCell, is_published, open_results
-from consistentee.data.metrics import score, token_match
+from benchmarks.store.records import AnyRecord, FailureRecord
+from benchmarks.store.results_folder import StoredResults, is_published, open_results
+from consistentee.data.metrics import METRICS, score, token_match
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors
 
@@ -29,8 +27,8 @@ _ROUNDING = 1e-6
 _Fact = tuple[str, ArrayLike, ArrayLike]
 
 
-def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
-    """Yield a sentence for every fault of a results folder, with the file; ``allow_code`` is for submissions.
+def faults_of(root: Path) -> Iterator[str]:
+    """Yield a sentence for every fault of a results folder, with the file.
 
     Raises UserError for a folder without results.
     """
@@ -52,28 +50,29 @@ def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
         yield str(error)
         return
     yield from map(str, results.faults)
-    for cell in results.cells:
-        yield from (f"{cell.place}: {fault}" for fault in _faults_of_cell(cell))
-    if (root / SUBMISSION_FILE).exists():
-        yield from faults_of_submission(root, [cell.record for cell in results.cells], allow_code=allow_code)
+    for folder, record in results.cells.items():
+        yield from (f"{results.place(folder)}: {fault}" for fault in _faults_of_cell(results, folder, record))
+    for file, timing in results.timings.items():
+        numbers = set(results.times_of(file).get("timed", []))
+        if numbers != set(range(len(timing.timed))):
+            yield f"{root}, timing {file}: its times are not those of its {len(timing.timed)} knobs"
     if not is_published(root):
         yield from _faults_of_other_files(root)
 
 
-def _faults_of_cell(cell: StoredCell) -> Iterator[str]:
-    record = cell.record
-    if fault := file_fault(cell.place / RECORD_FILE) if cell.number is None else None:
+def _faults_of_cell(results: StoredResults, folder: str, record: AnyRecord) -> Iterator[str]:
+    if not results.published and (fault := file_fault(results.place(folder) / RECORD_FILE)):
         yield fault
     if record.key != record.key_parts.key:
         yield "its key is not that of its parts"
-    if not cell.folder.endswith(f"/seed{record.seed}"):
-        yield f"it lies in the folder of another cell, {cell.folder}"
+    if not folder.endswith(f"/seed{record.seed}"):
+        yield f"it lies in the folder of another cell, {folder}"
     try:
-        for what, found, recorded in _facts(record, cell.predictions(), cell.validation()):
+        for what, found, recorded in _facts(record, results.frames_of(folder)):
             if np.shape(found) != np.shape(recorded) or not np.allclose(found, recorded, rtol=0, atol=_ROUNDING):
-                yield f"{what}: its rows give {np.asarray(found)}, its record {np.asarray(recorded)}"
+                yield f"{what}: its rows give {np.asarray(found)}, its curve {np.asarray(recorded)}"
     except (UserError, KeyError, IndexError, ValueError, TypeError) as error:
-        yield f"its rows do not fit its record: {error}"
+        yield f"its frames do not fit its record: {error}"
 
 
 def _faults_of_other_files(root: Path) -> Iterator[str]:
@@ -95,59 +94,42 @@ def _faults_of_other_files(root: Path) -> Iterator[str]:
             yield f"{path}: left by a process that was killed; the next run removes it"
 
 
-# ---------------------------------------------------------------------------------------------- records and rows
+# ---------------------------------------------------------------------------------------------- curves and rows
 
 
-def _facts(record: BaseRecord, rows: pd.DataFrame, validation: pd.DataFrame | None) -> Iterator[_Fact]:
-    """Compute again what rows can tell, at all knobs whose answers were kept: its name, the value, and the recorded."""
-    yield "test rows", len(rows), record.test_rows
-    if validation is not None:
-        yield "validation rows", len(validation), record.validation_rows
-    if isinstance(record, GenerationRecord):
-        yield from _of_texts(record, rows)
-    elif isinstance(record, CellRecord):
-        yield from _of_instances(record, rows, validation)
+def _facts(record: AnyRecord, frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
+    """Compute again what rows give, at all knobs whose answers are kept: its name, the value, and the curve's."""
+    yield "test rows", len(frames["rows"]), record.test_rows
+    yield from (_of_texts if record.kind == "generation" else _of_instances)(frames)
 
 
-def _of_instances(record: CellRecord, rows: pd.DataFrame, validation: pd.DataFrame | None) -> Iterator[_Fact]:
-    layers = rows.filter(regex=r"^layer_prediction_\d+$").to_numpy()  # [rows, exits]
-
-    def of_exits(name: str, point: CurvePoint, exits: pd.Series) -> Iterator[_Fact]:
-        return _of_curve(name, point, rows["label"], layers[np.arange(len(rows)), exits - 1], exits)
-
-    for number, point in enumerate(record.operating_points):
-        name = f"point {number}"
-        on_curves = point.test in record.curve_test and point.validation in record.curve_validation
-        yield f"{name} lies on both curves", True, on_curves
-        yield from of_exits(name, point.test, rows[f"exit_layer_{number}"])
-    for number, vertex in enumerate(record.hull):
-        name, exits = f"hull {number}", rows.get(f"hull_exit_layer_{number}")
-        if exits is not None:
-            yield from of_exits(name, record.curve_test[vertex.place], exits)
-        if validation is not None:
-            curve, answers = record.curve_validation[vertex.place], validation[f"hull_prediction_{number}"]
-            yield from _of_curve(f"{name}, validation", curve, validation["label"], answers, None)
+def _of_instances(frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
+    curve, labels = frames["curve"].set_index("place"), frames["rows"]["label"].to_numpy()
+    answers = frames["answers"].pivot(index="row", columns="layer", values="answer").to_numpy()  # [rows, exits]
+    for place, own in frames["exits"].groupby("place"):
+        point, exits = curve.loc[place], own["exit_layer"].to_numpy()
+        given, name = answers[own["row"], exits - 1], f"place {place}"
+        for metric in METRICS.keys() & set(curve):
+            yield f"{name}, {metric}", score(metric, labels, given), point[metric]
+        counts = np.bincount(exits, minlength=len(point["exit_histogram"]) + 1)[1:]
+        yield f"{name}, exits", counts, point["exit_histogram"]
+        # Tokens may exit before their row does.
+        yield f"{name}, layers", min(exits.mean(), point["layers"]), point["layers"]
 
 
-def _of_curve(
-    name: str, point: CurvePoint, labels: pd.Series, answers: ArrayLike, exits: pd.Series | None
-) -> Iterator[_Fact]:
-    for metric, recorded in point.scores.items():
-        yield f"{name}, {metric}", score(metric, labels.to_numpy(), np.asarray(answers)), recorded
-    if exits is not None:
-        yield f"{name}, exits", np.bincount(exits, minlength=len(point.exit_histogram) + 1)[1:], point.exit_histogram
-
-
-def _of_texts(record: GenerationRecord, rows: pd.DataFrame) -> Iterator[_Fact]:
+def _of_texts(frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
     """Yield the facts of decoded texts; ROUGE needs the texts themselves, of which rows have the scores."""
-    for number, point in enumerate(record.operating_points):
-        name, tokens = f"point {number}", list(rows[f"tokens_{number}"])
-        for metric, mean in (point.scores | {"rougeL_to_full": point.full_text_score}).items():
-            yield f"{name}, {metric}", rows[f"{metric}_{number}"].mean(), mean.value
-        yield f"{name}, token match", token_match(list(rows["full_tokens"]), tokens).mean(), point.token_match.value
-        if point.speculation is None:
-            exits = [layer for layers in rows[f"exit_layers_{number}"] for layer in layers[1:]]
-            counts = np.bincount(np.array(exits, dtype=int), minlength=record.num_layers + 1)[1:]
-            yield f"{name}, exits", counts, point.exit_histogram
-            if exits:
-                yield f"{name}, layers", np.mean(exits), point.average_layers
+    curve, texts = frames["curve"].set_index("place"), frames["texts"].set_index("place")
+    full, references = texts.loc[[curve.index[-1]]], frames["rows"]["reference_tokens"].sum()
+    for place in texts.index.unique():
+        point, own, name = curve.loc[place], texts.loc[[place]], f"place {place}"
+        for column in set(own) & set(curve) - {"nats"}:
+            yield f"{name}, {column}", own[column].mean(), point[column]
+        yield f"{name}, token match", token_match(list(full["tokens"]), list(own["tokens"])).mean(), point["match"]
+        if references:
+            yield f"{name}, nats", own["nats"].sum() / references, point["nats"]
+        exits = np.concatenate([layers[1:] for layers in own["exit_layers"]])
+        counts = np.bincount(exits, minlength=len(point["exit_histogram"]) + 1)[1:]
+        yield f"{name}, exits", counts, point["exit_histogram"]
+        if len(exits) and not point.get("passes", np.nan) > 0:
+            yield f"{name}, layers", exits.mean(), point["layers"]

@@ -60,7 +60,7 @@ class Generation(Kind):
     ) -> "TextEvaluation":
         from benchmarks.kinds.text_evaluation import TextEvaluation
 
-        return TextEvaluation(spec, rows, method, model, key, store)
+        return TextEvaluation(spec, rows, method, model, key=key, store=store)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitDecoder"] = ()) -> "MultiExitDecoder":
         """Load a trained decoder; models with the same backbone weights share them, since all are in memory at once."""

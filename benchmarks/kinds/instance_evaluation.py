@@ -123,7 +123,8 @@ class InstanceEvaluation:
         differ = {place: float(self._live_disagreements(place, answers[place])) for place in self.mixed if live}
         found["live_disagreements"] = pd.Series(differ, dtype=float)
         for place in self.mixed:
-            _logger.info("knob %g: %s", found.at[place, "knob"], found.loc[place, [*self.task.metrics, "layers"]].to_dict())
+            point = found.loc[place]
+            _logger.info("knob %g: %s", point["knob"], point[[*self.task.metrics, "layers"]].to_dict())
         return found
 
     def _live_disagreements(self, place: int, replayed: NDArray) -> int:

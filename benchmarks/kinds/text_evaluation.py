@@ -84,6 +84,7 @@ class TextEvaluation:
         rows: CellRows[TextTask],
         method: TokenMethod,
         model: MultiExitDecoder,
+        *,
         key: str,
         store: Path | None,
     ) -> None:
@@ -157,13 +158,12 @@ class TextEvaluation:
                 "knob": [point.knob for point in points],
                 "validation_layers": [point.layers for point in points],
                 "validation_score": [point.agreement for point in points],
-                "draft_tokens": [tokens for tokens, _ in drafts],
-                "draft_threshold": [threshold for _, threshold in drafts],
             }
         )
         flops = DecodingFlops(self.decoder.model)
         measured = pd.DataFrame([self._measured(flops, written) for written in self.written])
-        return found.merge(measured, on="place", how="left")
+        lengths, thresholds = zip(*drafts, strict=True)
+        return found.merge(measured, on="place", how="left").assign(draft_tokens=lengths, draft_threshold=thresholds)
 
     def _measured(self, flops: DecodingFlops, written: Written) -> dict[str, object]:
         texts, depth = written.texts, self.decoder.model.num_layers
@@ -176,8 +176,8 @@ class TextEvaluation:
             "rougeL_to_full": float(written.scores.full_text.mean()),
             "match": float(written.scores.match.mean()),
             "nats": written.references.mean,
-            "new_tokens": sum(map(len, texts.tokens)),
-            "decoded_tokens": texts.decoded_tokens,
+            "new_tokens": float(sum(map(len, texts.tokens))),
+            "decoded_tokens": float(texts.decoded_tokens),
             "exit_histogram": torch.bincount(exits, minlength=depth + 1)[1:].tolist(),
             "flops": float(decode_flops),
             "full_flops": float(flops.full_decoding(texts)),

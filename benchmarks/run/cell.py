@@ -86,9 +86,7 @@ def live_differences(curve: pd.DataFrame) -> list[str]:
     ]
 
 
-def run_cell(
-    spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: RunFolder, *, command: str
-) -> AnyRecord:
+def run_cell(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: RunFolder, *, command: str) -> AnyRecord:
     """Run one cell and write its folder: frames, log, trained model, and last the record that makes it done."""
     from consistentee.training.loop import logged_training
 

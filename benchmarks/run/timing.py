@@ -51,16 +51,16 @@ def knobs_to_time(cells: Iterable[tuple[AnyRecord, pd.DataFrame]]) -> dict[str, 
     found: dict[str, list[float]] = {}
     for record, curve in cells:
         own = record.key if curve["knob"].count() > 1 else ""
-        can_run_live = record.kind == "generation" or ("live_rows" in curve and curve["live_rows"].any())
-        points = curve[["knob", "layers"]].assign(key=record.key, num_layers=record.num_layers, kind=record.kind)
-        curves.setdefault((record.label, own), []).append(points.dropna(subset="layers") if can_run_live else points[:0])
         found[record.key] = []
+        if record.kind == "generation" or ("live_rows" in curve and curve["live_rows"].any()):
+            points = curve[["knob", "layers"]].dropna(subset="layers")
+            points = points.assign(key=record.key, num_layers=record.num_layers, kind=record.kind)
+            curves.setdefault((record.label, own), []).append(points)
     for points in map(pd.concat, curves.values()):
-        if len(points):
-            first = points.iloc[0]
-            mixed = points.iloc[around_budgets(points["layers"], first["num_layers"], first["kind"])]
-            for key, knob in mixed[["key", "knob"]].dropna().itertuples(index=False):
-                found[key].append(float(knob))
+        first = points.iloc[0]
+        mixed = points.iloc[around_budgets(points["layers"], first["num_layers"], first["kind"])]
+        for key, knob in mixed[["key", "knob"]].dropna().itertuples(index=False):
+            found[key].append(float(knob))
     return found
 
 
@@ -230,6 +230,7 @@ def _lines(one: _Pass, by_size: "Mapping[int, list[list[BatchTimes]]]") -> Itera
     for size, rounds in by_size.items():
         for place, batches in enumerate(rounds):
             for number, batch in enumerate(batches):
+                completed = batch.completed and [round(seconds, 9) for seconds in batch.completed]
                 yield {
                     "timed": one.timed,
                     "batch_size": one.regrouped.batch_size if one.regrouped else size,
@@ -237,6 +238,7 @@ def _lines(one: _Pass, by_size: "Mapping[int, list[list[BatchTimes]]]") -> Itera
                     "round": place,
                     "batch": number,
                     **asdict(batch),
+                    "completed": completed,
                 }
 
 

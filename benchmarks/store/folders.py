@@ -17,7 +17,7 @@ from benchmarks.store.keys import stale_reason
 from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, KeyParts, TimingRecord
 from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError
-from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
+from consistentee.files import clear_leftovers, make_folder, set_aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,11 +113,12 @@ def write_record(path: Path, record: BaseModel, files: Iterable[Path] = ()) -> N
 
 
 def write_cell(folder: Path, record: BaseModel, frames: "Mapping[str, pd.DataFrame]") -> None:
-    """Write a cell: its frames, and last the record, with their hashes, which makes the cell done."""
+    """Write a cell: its frames that have lines, and last the record, with their hashes, which makes the cell done."""
     (folder / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the frames written next
     for old in folder.glob("*.parquet"):
         old.unlink()
-    write_with_frames(folder / RECORD_FILE, record, {folder / frame_file(name): frame for name, frame in frames.items()})
+    files = {folder / frame_file(name): frame for name, frame in frames.items() if len(frame)}
+    write_with_frames(folder / RECORD_FILE, record, files)
 
 
 def write_timing(path: Path, record: TimingRecord, times: "pd.DataFrame") -> None:

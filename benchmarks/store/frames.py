@@ -2,7 +2,8 @@
 
 | frame | a line for each | columns |
 |---|---|---|
-| ``rows`` | test row, or prompt | ``row``, ``label``; of prompts ``truncated``, ``prompt_tokens``, ``reference_tokens`` |
+| ``rows`` | test row, or prompt | ``row``, ``label``; of prompts ``truncated``, ``prompt_tokens``, \
+``reference_tokens`` |
 | ``curve`` | value of the knob, and "never exit" (knob NaN) | ``place``, ``knob``, ``validation_layers``, \
 ``validation_score``, ``layers`` and every metric on test rows, ``exit_histogram``, ``flops``, ``full_flops``, ... |
 | ``answers`` | test row and layer | ``row``, ``layer``, ``answer`` |
@@ -24,7 +25,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.store.hashes import file_fault
 from consistentee.errors import UserError
 from consistentee.files import replacing
 
@@ -45,26 +45,26 @@ _ONE_PAGE = {
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Write the frame of one cell or timing, atomically, without columns that hold nothing."""
-    small = frame.dropna(axis="columns", how="all").astype({name: kind for name, kind in _SMALL.items() if name in frame})
     with replacing(path) as temporary:
-        small.to_parquet(temporary, index=False, write_page_checksum=True)
+        _small(frame.dropna(axis="columns", how="all")).to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def write_published_frame(path: Path, frame: pd.DataFrame) -> None:
     """Write a frame of many cells as one page a column, for the smallest file."""
-    small = frame.astype({name: kind for name, kind in _SMALL.items() if name in frame})
-    table = pa.Table.from_pandas(small, preserve_index=False)
+    table = pa.Table.from_pandas(_small(frame), preserve_index=False)
     plain = [field.name for field in table.schema if pa.types.is_list(field.type) or pa.types.is_floating(field.type)]
     # Labels and answers are few different numbers.
     words = [name for name in table.column_names if name not in plain or name in ("label", "answer")]
     pq.write_table(table, path, row_group_size=max(1, len(table)), use_dictionary=words, **_ONE_PAGE)
 
 
-def read_frame(path: Path, sealed_by: Path | None = None) -> pd.DataFrame:
-    """Read a frame, lists as arrays. Raises UserError if it cannot be read, or is not what ``sealed_by`` has a hash of."""
+def _small(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype({name: kind for name, kind in _SMALL.items() if name in frame})
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read a frame, lists as arrays. Raises UserError if it cannot be read."""
     try:
-        if sealed_by is not None and (fault := file_fault(sealed_by, path.name)):
-            raise ValueError(fault)
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -29,7 +29,7 @@ def write_records(path: Path, records: Mapping[str, BaseModel]) -> None:
 
 
 def read_records(path: Path, schema: type[SchemaT]) -> dict[str, SchemaT]:
-    """Read records by their file in a run. Raises ValueError, OSError or KeyError for a file that holds none of them."""
+    """Read records by their file in a run. Raises ValueError, OSError or KeyError if it holds none."""
     lines = pq.read_table(path, page_checksum_verification=True).to_pylist()
     nested = {name for name in schema.model_fields if not _is_column(schema, name)}
     return {

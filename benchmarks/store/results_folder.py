@@ -1,8 +1,8 @@
 """Read a results folder. Folders of runs and published ones are read alike: they hold the same records and frames.
 
-A run has a folder for each cell (``record.json`` and a Parquet file a frame) and for each timing. A published folder has
-``cells.parquet``, ``timings.parquet`` and ``failures.parquet`` with a line for each record, and one file a frame with
-the lines of all cells.
+A run has a folder for each cell (``record.json`` and a Parquet file a frame) and for each timing. A published folder
+has ``cells.parquet``, ``timings.parquet`` and ``failures.parquet`` with a line for each record, and one file a frame
+with the lines of all cells.
 """
 
 from collections.abc import Iterator
@@ -109,7 +109,7 @@ def is_published(root: Path) -> bool:
 
 
 def kind_of_results(root: Path) -> Kind | None:
-    """Return the kind of a folder's records; None if it holds none that is whole. Raises UserError, see open_results."""
+    """Return the kind of a folder's records; None if none is whole. Raises UserError, see :func:`open_results`."""
     if is_published(root):
         return _published_kind(root)
     found = (parse_record(path, _AnyRecord)[0] for path in record_files(root / "cells", RECORD_FILE))
