@@ -1,6 +1,7 @@
 """Records and frames as a run would leave them, made up from a few numbers, for tests of the store and the analysis."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pandas as pd
 from documents import ROOT
 from numpy.typing import NDArray
 
+from benchmarks.analysis.frames import Part, Results
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.timing import knobs_to_time
 from benchmarks.specs.base import CellSpec, folder_name, short_hash
 from benchmarks.store.folders import write_cell, write_timing
+from benchmarks.store.frames import FrameName
 from benchmarks.store.records import AnyRecord, CellRecord, GenerationRecord, KeyParts, TimedKnob, TimingRecord
+from benchmarks.store.results_folder import StoredResults
 from consistentee.training.recipe import RecipeSettings
 from consistentee.versions import Kind
 
@@ -93,7 +97,8 @@ def _shared_fields(label: str, kind: Kind, metric: str, changes: Mapping[str, ob
         "finished_at": "2026-01-01T00:01:00+00:00",
         **changes,
     }
-    parts = parts_by_hand("/".join(str(fields[name]) for name in ("task", "label", "parameters", "seed")), kind)
+    settings = {name: fields[name] for name in ("method", "label", "parameters", "seed")}
+    parts = parts_by_hand(str(fields["task"]), kind).model_copy(update={"settings": settings})
     return {"key": parts.key, "key_parts": parts, **fields}
 
 
@@ -246,3 +251,38 @@ def write_decoding_results(out_dir: Path) -> None:
         (decoding_cell("token-static"), decoding_frames()),
     ]
     write_cells(out_dir, cells)
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory(StoredResults):
+    """Results that were never written."""
+
+    frames: Frames = field(default_factory=dict)
+    times_frame: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def frame(self, name: FrameName) -> pd.DataFrame:
+        return self.frames.get(name, pd.DataFrame(columns=["cell"]))
+
+    def times(self) -> pd.DataFrame:
+        return self.times_frame
+
+
+def results_of(cells: Sequence[Cell], timings: Sequence[tuple[TimingRecord, pd.DataFrame]] = ()) -> Results:
+    """Return the results of cells as if they had been written and read."""
+    names = dict.fromkeys(name for _, frames in cells for name in frames)
+    frames = {
+        name: pd.concat(
+            [own[name].assign(cell=n) for n, (_, own) in enumerate(cells) if name in own], ignore_index=True
+        )
+        for name in names
+    }
+    times = [taken.assign(timing=number) for number, (_, taken) in enumerate(timings)]
+    stored = InMemory(
+        Path("made-up"),
+        cells[0][0].kind,
+        {str(number): record for number, (record, _) in enumerate(cells)},
+        {str(number): record for number, (record, _) in enumerate(timings)},
+        frames=frames,
+        times_frame=pd.concat(times, ignore_index=True) if times else pd.DataFrame(),
+    )
+    return Results(Path("made-up"), stored.kind, [Part.whole(stored)])

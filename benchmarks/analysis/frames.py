@@ -142,7 +142,9 @@ class Results:
         firsts = np.cumsum([0, *(len(part.timings) for part in self.parts)])
         batches = [part.times(int(first)) for part, first in zip(self.parts, firsts, strict=False) if part.timings]
         taken = pd.concat(batches, ignore_index=True) if batches else pd.DataFrame()
-        taken = taken.reindex(columns=_BATCH_COLUMNS).astype(dict.fromkeys(_BATCH_COLUMNS[:5], int))
+        taken = taken.reindex(columns=_BATCH_COLUMNS)
+        taken["in_flight"] = taken["in_flight"].fillna(taken["batch_size"])  # rows in step
+        taken = taken.astype(dict.fromkeys(_BATCH_COLUMNS[:5], int))
         return _by_round(taken, _timed_knobs(self.timings), self.kind)
 
     @cached_property
@@ -213,7 +215,7 @@ class Results:
     def _lines(self, name: FrameName, cell: int) -> slice:
         if name not in self._firsts:
             numbers = self.frame(name)["cell"].to_numpy()  # they rise
-            wanted = np.arange(len(self.records) + 1, dtype=numbers.dtype)
+            wanted = np.arange(len(self.records) + 1, dtype=numbers.dtype if len(numbers) else int)
             self._firsts[name] = np.searchsorted(numbers, wanted)
         return slice(*self._firsts[name][[cell, cell + 1]])
 
@@ -222,9 +224,10 @@ class Results:
         return self.frame(name).iloc[self._lines(name, cell)]
 
     def column(self, name: FrameName, column: str, cell: int) -> Array:
-        """Return a column of one cell in a frame."""
+        """Return a column of one cell in a frame; empty where nothing was kept."""
         if (name, column) not in self._columns:
-            self._columns[name, column] = self.frame(name)[column].to_numpy()
+            frame = self.frame(name)
+            self._columns[name, column] = frame[column].to_numpy() if column in frame else np.empty(0)
         return self._columns[name, column][self._lines(name, cell)]
 
     def labels(self, cell: int) -> Array:

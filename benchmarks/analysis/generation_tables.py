@@ -85,7 +85,9 @@ def batches(results: Results) -> pd.DataFrame:
     groups = found.groupby(keys, dropna=False, sort=False)
     medians = groups[["per_second", "ratio", "allowed"]].median()
     medians["layers"] = groups["layers"].mean()
-    texts = groups["completed"].agg(lambda rounds: np.concatenate([[], *(x for x in rounds if x is not None)]))
+    texts = groups["completed"].agg(
+        lambda rounds: np.concatenate([[], *(x for x in rounds if isinstance(x, list | np.ndarray))])
+    )
     for name, quantile in (("latency", 50), ("latency_p90", 90)):
         medians[name] = [np.percentile(seconds, quantile) if len(seconds) else np.nan for seconds in texts]
     return medians.rename(columns={"ratio": "speedup", "allowed": "of_allowed"}).reset_index()

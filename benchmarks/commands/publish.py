@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import write_published_files
+from benchmarks.analysis.frames import load_results
 from benchmarks.store.folders import CELLS_FILE, ENVIRONMENT_FILE, HASHES_FILE, SUITE_FILE, frame_file
 from benchmarks.store.frames import FRAMES, write_published_frame
 from benchmarks.store.hashes import write_json
@@ -51,7 +52,7 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
         # Everything is read back, because users delete a run once it is published.
         if not equal_results(results, open_results(new)):
             raise AssertionError(f"{out} does not give back what was written; keep the run")
-        written += write_published_files(new)
+        written += write_published_files(load_results(new), new)
     return [out / path.relative_to(new) for path in written]
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from records_by_hand import made_up_suite, results_of
 
-from benchmarks.analysis.equal_cost import headline
+from benchmarks.analysis.comparison import comparison_of, headline
 from benchmarks.analysis.figures import (
     FIGURES,
     TEXT_WIDTH,
     draw_figure,
     exit_shares,
-    half_points,
     memorized_against_exit,
+    palette,
     write_figures,
 )
 
@@ -45,29 +45,31 @@ def test_every_kind_is_drawn(results, kind):
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
-    alone = results_of([record for record in made_up_suite() if record.label == "deebert"])
-    paths, missing = write_figures(alone, tmp_path, ["equal-cost", "memorized"])
+    alone = results_of([one for one in made_up_suite() if one[0].label == "deebert"])
+    paths, missing = write_figures(alone, tmp_path, ["equal-cost"])
     assert paths == []
-    assert [line.partition(":")[0] for line in missing] == ["equal-cost", "memorized"]
-
-
-def test_curves_of_training(results):
-    shared = results.training[results.training["stage"] == "joint"]
-    assert shared.groupby(["task", "curve", "seed"])["run"].nunique().eq(1).all(), "a shared stage is there once"
-    assert {"heads · full", "heads · deebert"} < set(results.training["stage"]), "the methods differ in it"
-    loss = shared[(shared["curve"] == "loss") & (shared["task"] == "rte") & (shared["seed"] == 0)]
-    assert loss[["done", "value"]].to_numpy().tolist() == [[12.5, 1.0], [37.5, 0.5], [62.5, 0.25], [87.5, 0.125]]
-    assert shared.loc[shared["curve"] != "loss", "done"].tolist() == [50, 100] * 4
+    assert [line.partition(":")[0] for line in missing] == ["equal-cost"]
 
 
 def test_exit_shares_and_memorized_layers_by_hand(results):
-    line = half_points(results).set_index(["task", "label"]).loc[("mcid", "deebert")]
     own = exit_shares(results).query("task == 'mcid' and label == 'deebert'")
     assert own["share"].sum() == pytest.approx(1)
-    assert (own["share"] * own["layer"]).sum() == pytest.approx(line["layers"])
-    counts = memorized_against_exit(results, line["chosen"])
+    assert (own["share"] * own["layer"]).sum() == pytest.approx(3), "at twice the speed"
+    mixtures = comparison_of(results).per_seed.query("task == 'mcid' and label == 'deebert' and speedup == 2")
+    counts = memorized_against_exit(results, mixtures)
     # Of 200 rows and both seeds 88, 123, 150, 171 and 178 are right at layers 1 to 5.
-    assert counts.sum(axis=1).tolist() == [176, 70, 54, 42, 14, 44]
+    assert counts.sum(axis=1) == pytest.approx([176, 70, 54, 42, 14, 44])
+
+
+def test_colours_stand_for_the_network_of_the_exits():
+    attention = {"deebert", "calm-softmax"}
+    cells = [
+        (r.model_copy(update={"exit_network": "attention" if r.label in attention else "linear"}), frames)
+        for r, frames in made_up_suite()
+    ]
+    colours = palette(results_of(cells))
+    assert colours["deebert"] == colours["calm-softmax"] != colours["pabee"] == colours["consistentee"]
+    assert colours["static"] == colours["random"] not in (colours["deebert"], colours["pabee"])
 
 
 def test_axes_have_units(results):
@@ -77,6 +79,6 @@ def test_axes_have_units(results):
 
 
 def test_a_task_that_hardly_any_method_was_run_on_has_no_panel(tmp_path):
-    records = [*made_up_suite(), *(one for one in made_up_suite(task="stsb") if one.label in ("full", "static"))]
+    records = [*made_up_suite(), *(one for one in made_up_suite(task="stsb") if one[0].label in ("full", "static"))]
     titles = {axes.get_title() for axes in draw_figure("exits", results_of(records)).axes}
     assert ("mcid" in titles, "stsb" in titles) == (True, False)

@@ -1,12 +1,11 @@
 """Tables and their forms: terminal, Markdown, CSV, LaTeX; and the pages of published results."""
 
 import io
-from dataclasses import replace
 
 import pandas as pd
 import pytest
 from documents import ROOT
-from records_by_hand import cell, curve_point, made_up_suite, results_of, timing
+from records_by_hand import cell, curve_by_hand, made_up_suite, results_of, timing
 from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
@@ -24,17 +23,17 @@ from benchmarks.analysis.rendering import (
 )
 from benchmarks.analysis.tables import (
     all_tables,
+    budget_lines,
     first_tables,
     further_tables,
     headline_csv,
-    operating_points,
     page,
     render,
     score_table,
     table_against,
     table_named,
 )
-from benchmarks.papers.comparison import PAPER, Comparison, compare, names, paper_table, published_results
+from benchmarks.papers.comparison import PAPER, PaperComparison, compare, names, paper_table, published_results
 from benchmarks.papers.specs import list_papers, load_paper
 from benchmarks.specs.base import short_hash
 from consistentee.errors import UserError
@@ -127,16 +126,16 @@ def test_latex_commands_in_data_are_escaped():
 # ---------------------------------------------------------------------------------------------- what they hold
 
 
-def test_operating_points_are_chosen_on_validation_rows(results):
-    points = operating_points(results)
-    for line in points.itertuples():
-        knobs = results.knobs.loc[list(line.chosen)]
-        assert line.score == pytest.approx(knobs["score"].mean())
-        for target in line.targets:
-            if hasattr(target, "layers_at_most"):
-                assert (knobs["validation_layers"] <= target.layers_at_most * line.num_layers + 1e-9).all()
-    full = points[points["label"] == "full"].iloc[0]
-    assert (full["layers"], full["speedup_b1"], full["ms_b1"]) == (6, 1, pytest.approx(8 * 1.02))
+def test_every_budget_of_a_task_has_its_scores_costs_and_knobs(results):
+    lines = budget_lines(results)
+    full = lines[lines["label"] == "full"]
+    assert (full["speedup"] == 1).all(), "the full model stands there once"
+    assert full["speedup_b1"].to_numpy() == pytest.approx([1, 1])
+    own = lines.query("task == 'mcid' and label == 'deebert' and speedup == 2").iloc[0]
+    assert (own["layers"], own["flops_ratio"], own["speedup_b1"]) == pytest.approx((3, 2, 2))
+    assert own["seconds_b1"] == pytest.approx(0.008 * 1.02 / 2)
+    assert own["low"] < own["points"] < own["high"]
+    assert own["knob"].startswith("threshold=0.")
     assert len(further_tables(results)) == 2
 
 
@@ -170,13 +169,13 @@ def test_one_table_with_some_columns_and_the_notes_of_these(results):
 
 
 def test_scores_stand_task_by_task_with_the_speed_up_of_what_costs_more():
-    late = [curve_point(0.1, 4.0, 0.8), curve_point(0.2, 6.0, 0.9)]
+    late = {"curve": curve_by_hand([4.0, 5.0, 6.0], [0.8, 0.85, 0.9])}
     cells = [
         one
         for task in ("mcid", "rte", "sst2")
-        for one in (*made_up_suite(task=task), *([cell("late", [], curve=late, task=task)] if task != "sst2" else []))
+        for one in (*made_up_suite(task=task), *([(cell("late", task=task), late)] if task != "sst2" else []))
     ]
-    table = score_table(results_of([*cells, cell("rare", [], curve=late)]))
+    table = score_table(results_of([*cells, (cell("rare"), late)]))
     shown = table.cells.set_index(["at", "method"])
     assert shown.index[0] == ("1x", "full")
     assert shown.loc[("1x", "full")].tolist() == ["91.0"] * 4
@@ -195,8 +194,8 @@ def test_every_table_has_a_name_of_its_own(results, tmp_path):
     assert names == ["headline", "scores", "tests", "points-mcid", "points-rte"]
     assert [path.name for path in write_tables(all_tables(results), tmp_path, "latex")] == [f"{x}.tex" for x in names]
     assert (tmp_path / "tests.tex").read_text().count(r"\end{table}") == 1
-    others = [replace(c, record=c.record.model_copy(update={"backbone": "org/other"})) for c in results.cells]
-    both = results.with_cells([*results.cells, *others])
+    others = [(record.model_copy(update={"backbone": "org/other"}), frames) for record, frames in made_up_suite()]
+    both = results_of([*made_up_suite(), *others])
     assert both.file_name_of(("mcid", "minilm-l6")) == "mcid-minilm-l6"
     assert both.file_name_of(("mcid", "org/other")) == "mcid-org-other-" + short_hash("org/other")
 
@@ -215,8 +214,7 @@ def test_unknown_tables_and_columns_are_named(results, name, columns, sentence):
 
 
 def test_without_a_full_model_there_is_no_headline(results):
-    cells = [cell for cell in results.cells if cell.record.label in {"deebert", "static"}]
-    alone = type(results)(results.folder, "classification", cells, [])
+    alone = results.where([record.label in {"deebert", "static"} for record in results.records])
     assert first_tables(alone) == []
     assert table_against(alone, "static") is None
     assert "deebert" in page(alone)
@@ -224,25 +222,26 @@ def test_without_a_full_model_there_is_no_headline(results):
 
 def test_what_a_reader_should_know(results):
     assert [subject for subject, _ in caveats(results)] == ["dev as test", "few seeds"]
-    some = results_of([r for seed in range(3) for r in made_up_suite(seed) if seed == 0 or r.label == "full"])
-    assert "few seeds" in dict(caveats(some))
-    untimed = type(results)(results.folder, "classification", results.cells, [], ["x is damaged"])
+    untimed = results_of(
+        [one for seed in range(3) for one in made_up_suite(seed) if seed == 0 or one[0].label == "full"]
+    )
+    untimed.faults.append("x is damaged")
+    assert "few seeds" in dict(caveats(untimed))
     assert [subject for subject, _ in caveats(untimed)][:2] == ["left out", "not timed"]
 
 
 def test_texts_in_flight_have_a_table(tmp_path):
-    cells = [one for one in made_up_suite() if one.method in ("full", "deebert")]
-    taken = timing(cells)
-    for one in taken.contenders[1:]:
-        in_step = next(sample for sample in one.samples if sample.batch_size == 32)
-        one.samples.append(in_step.model_copy(update={"batch_size": 1, "in_flight": 32}))
-    table = batch_table(results_of(cells, [taken]), ("mcid", "minilm-l6"))
+    cells = [one for one in made_up_suite() if one[0].method in ("full", "deebert")]
+    record, times = timing(cells)
+    in_flight = times[(times["batch_size"] == 32) & (times["timed"] > 0)].assign(batch_size=1, in_flight=32)
+    regrouped = record, pd.concat([times, in_flight], ignore_index=True)
+    table = batch_table(results_of(cells, [regrouped]), ("mcid", "minilm-l6"))
     assert table is not None
     line = table.cells[table.cells["method"] == "deebert"].iloc[0]
     assert line["batch 1 of 32"] == line["batch 32"].replace("1.00", "4.00"), "a batch of 1 alone takes 4 times as long"
     assert not any(column.startswith("latency") for column in table.cells)
     assert any("of 32 texts in flight, 8 run at a time" in note for note in table.notes)
-    assert batch_table(results_of(cells, [timing(cells)]), ("mcid", "minilm-l6")) is None
+    assert batch_table(results_of(cells, [(record, times)]), ("mcid", "minilm-l6")) is None
 
 
 # ---------------------------------------------------------------------------------------------- papers
@@ -257,7 +256,7 @@ def test_the_split_of_every_table_and_the_meaning_of_every_speed_up_are_known():
 @pytest.mark.parametrize("name", list_papers())
 def test_papers_without_our_records_show_what_is_printed(name):
     table = load_paper(name)
-    comparison = Comparison(table, "minilm-l6", None, table.labels, "consistentee reproduce it")
+    comparison = PaperComparison(table, "minilm-l6", None, table.labels, "consistentee reproduce it")
     found = compare(comparison)
     assert found["score"].isna().all()
     assert PAPER in set(paper_table(comparison).cells["whose"])
@@ -265,13 +264,12 @@ def test_papers_without_our_records_show_what_is_printed(name):
 
 
 def test_a_method_of_a_paper_has_its_line_and_ours_at_the_printed_speed_up(results):
-    renamed = results.with_cells(
-        replace(c, record=c.record.model_copy(update={"label": "consistentee-paper"}))
-        if c.record.label == "deebert"
-        else c
-        for c in results.cells
-    )
-    comparison = Comparison(load_paper("consistentee-glue"), "minilm-l6", renamed, ("consistentee-paper",), "run it")
+    cells = [
+        (record.model_copy(update={"label": "consistentee-paper"}) if record.label == "deebert" else record, frames)
+        for record, frames in [*made_up_suite(task="rte"), *made_up_suite(task="mcid")]
+    ]
+    glue = load_paper("consistentee-glue")
+    comparison = PaperComparison(glue, "minilm-l6", results_of(cells), ("consistentee-paper",), "run it")
     found = compare(comparison)
     ours = found[found["our_task"] == "rte"].iloc[0]
     assert ours["spent"] == pytest.approx(1.85)
@@ -294,9 +292,9 @@ def test_a_method_of_a_paper_has_its_line_and_ours_at_the_printed_speed_up(resul
 
 def test_a_paper_that_prints_points_has_points_of_ours(results):
     table = load_paper("deebert-glue")
-    found = compare(Comparison(table, "minilm-l6", results, ("deebert",), ""))
+    found = compare(PaperComparison(table, "minilm-l6", results, ("deebert",), ""))
     ours = found[(found["our_task"] == "rte") & (found["number"] == 1)].iloc[0]
-    shown_table = paper_table(Comparison(table, "minilm-l6", results, ("deebert",), ""))
+    shown_table = paper_table(PaperComparison(table, "minilm-l6", results, ("deebert",), ""))
     assert shown_table.cells.loc[shown_table.cells["method"] == "deebert", "RTE"].iloc[0] == (
         f"{100 * ours['our_points']:+.1f} @ {ours['speedup']:.2f}x"
     )

@@ -7,12 +7,12 @@ import pytest
 from records_by_hand import write_results
 from rich.console import Console
 
-from benchmarks.analysis.equal_cost import comparison_of
+from benchmarks.analysis.board import board_table, compared_with_published, report_files
+from benchmarks.analysis.comparison import comparison_of
 from benchmarks.analysis.frames import load_results
 from benchmarks.commands.publish import publish_run
-from benchmarks.run.end_screen import board_table, compared_with_published, run_screen
 from benchmarks.store.hashes import unsealed
-from benchmarks.store.stored_results import open_results
+from benchmarks.store.results_folder import open_results
 
 SHOWN = {"consistentee", "deebert", "pabee", "berxit", "calm-softmax", "calm-state", "calm-classifier", "static"}
 SHOWN |= {"random"}
@@ -36,7 +36,7 @@ def small_run(everything: Path, tmp_path: Path) -> Path:
 
 
 def keys_of(run: Path) -> set[str]:
-    return {cell.record.key for cell in open_results(run).cells}
+    return {record.key for record in open_results(run).cells.values()}
 
 
 def cells_of(run: Path, measured: set[str], folders: list[Path]):
@@ -48,7 +48,7 @@ def cells_of(run: Path, measured: set[str], folders: list[Path]):
 def printed(run: Path, measured: set[str], folders: list[Path]) -> str:
     console = Console(width=300)
     with console.capture() as capture:
-        console.print(run_screen(run, measured, folders))
+        console.print(report_files(run, measured, folders))
     return capture.get()
 
 
@@ -91,7 +91,7 @@ def test_busy_machines_are_named(everything, tmp_path):
     ("old", "new"),
     [
         ('"settings": {', '"settings": {\n   "recipe": {"epochs": 9},'),
-        ('"rows": "rows"', '"rows": "others"'),
+        ('"rows": "mcid"', '"rows": "others"'),
         ('"training_version": 1', '"training_version": 2'),
         ('"engine_version": 1', '"engine_version": 2'),
         ('"files": {}', '"files": {"weights": "others"}'),
