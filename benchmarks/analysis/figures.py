@@ -136,7 +136,7 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
     """Count the test rows of all seeds by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
     from torch import from_numpy
 
-    from consistentee.methods.reward import memorized_layer
+    from consistentee.methods.consistent_ee.paper import memorized_layer
 
     total = None
     for knob in chosen:
