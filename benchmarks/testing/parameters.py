@@ -84,7 +84,11 @@ def _trained_with(case: AnyCase, store: Path, method: AnyMethod) -> AnyCase:
 
 def _outcome(case: AnyCase) -> dict[str, Any]:
     """Return what a parameter may change: weights, description, knob, exits, and texts if the method drafts."""
-    outcome = {"description": asdict(case.model.description), "knob": case.values, "exits": case.swept(case.values)}
+    outcome: dict[str, Any] = {
+        "description": asdict(case.model.description),
+        "knob": case.values,
+        "exits": case.swept(case.values),
+    }
     if isinstance(case, TokenCase) and case.method.drafts:
         with any_error_is("generate() fails"):
             written = case.method.generate(case.model, case.texts, case.values[0], max_new_tokens=4 * NEW_TOKENS)

@@ -39,8 +39,7 @@ ENTRY_POINT_GROUP: Final = "consistentee.methods"
 TOKEN_ENTRY_POINT_GROUP: Final = "consistentee.token_methods"
 """Methods whose rows are tokens being decoded: generation."""
 
-_LAST_COMMIT = "a15487aa"
-_REMOVED: Final = {
+REMOVED: Final = {
     **dict.fromkeys(("consistentee", "consistentee-ablation", "consistentee-ladder"), "consistentee-paper"),
     **dict.fromkeys(("consistentee-curve", "consistentee-distilled-curve"), "consistentee-held-out"),
     "consistentee-tokens-curve": "consistentee-tokens-ladder",
@@ -50,7 +49,7 @@ _REMOVED: Final = {
     "token-random": "token-static",
     **dict.fromkeys(("calm-tokens-state", "token-entropy", "token-patience"), "calm-tokens-softmax"),
 }
-"""Methods that were registered before, by the one to use instead; the last commit that has them is the one above."""
+"""Methods that were registered up to commit a15487aa, by the one to use instead."""
 
 MethodGroup = Literal["consistentee.methods", "consistentee.token_methods"]
 
@@ -279,10 +278,8 @@ def method_class_of(name: str) -> type[AnyMethod]:
             raise unknown_name(f"class in {path}", attribute, _own_methods(module))
         return _valid_class(getattr(module, attribute), name)
     methods = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
-    if name not in methods and name in _REMOVED:
-        raise UserError(
-            f"method {name!r} was removed; use {_REMOVED[name]}, or commit {_LAST_COMMIT}, which still has it"
-        )
+    if name not in methods and name in REMOVED:
+        raise UserError(f"method {name!r} was removed; use {REMOVED[name]}, or commit a15487aa, which has it")
     if name not in methods:
         raise unknown_name("method", name, methods)
     try:

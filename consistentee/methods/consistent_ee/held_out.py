@@ -27,13 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
-from consistentee.methods.consistent_ee.paper import (
-    POLICY,
-    POLICY_WEIGHTS,
-    exact_policy_loss,
-    memorized_layer,
-    rewards,
-)
+from consistentee.methods.consistent_ee.paper import POLICY, POLICY_WEIGHTS, exact_policy_loss, memorized_layer, rewards
 from consistentee.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 from consistentee.training import (
     ExitNetwork,

@@ -43,7 +43,7 @@ from consistentee.training import (
 POLICY = "policy"
 POLICY_WEIGHTS = (f"exit_heads.{POLICY}.",)
 NETWORK = HeadSpec(hidden=32)  # for each layer Linear(H, 32), GELU, Linear(32, 1), then a sigmoid (section 3.1)
-POLICY_BATCH_SIZE, POLICY_RATE = 32, 3e-4  # of stage 2 in the authors' code
+BATCH_SIZE, RATE = 32, 3e-4  # of stage 2 in the authors' code
 THRESHOLDS = (0.0, *even_log_odds(-9, 9, 73), 1.0)  # of P(exit), with leave_by="threshold"
 
 
@@ -71,8 +71,8 @@ def rewards(
 ) -> Tensor:
     """Compute the reward of each exit, ``R_t = -CE_t - alpha * (1 - m/L) * t``, from CE_t: [rows, exits].
 
-    The price alpha is one number, or float [rows]. ``hardness`` is m, int64 [rows]; None gives the vanilla reward,
-    without ``1 - m/L``. ``layers`` are the exits' t, up to L; None for 1..L.
+    ``alpha`` may be float [rows]. ``hardness`` is m, int64 [rows]; None gives the vanilla reward, without ``1 - m/L``.
+    ``layers`` are the exits' t, up to L; None for 1..L.
     """
     depths = range(1, losses.shape[1] + 1) if layers is None else layers
     price = torch.as_tensor(alpha, dtype=losses.dtype, device=losses.device).expand(len(losses))
@@ -86,21 +86,18 @@ def exact_policy_loss(probabilities: Tensor, reward: Tensor) -> Tensor:
     return -(exit_distribution(probabilities) * reward.detach()).sum(dim=1).mean()
 
 
-def reinforce_policy_loss(
-    probabilities: Tensor, reward: Tensor, rollouts: int, generator: torch.Generator | None = None
-) -> Tensor:
+def reinforce_policy_loss(probabilities: Tensor, reward: Tensor, rollouts: int) -> Tensor:
     """Compute a loss whose gradient is that of REINFORCE with K rollouts a row and their mean reward as baseline.
 
     ``-(1/BK) sum_i sum_k (R_ik - mean_k R_ik) * sum_{s<=T_ik} log pi(a_s)``, from P(exit) and R, [rows, L]. Layer L has
     no choice. The baseline includes the rollout's own reward, so the expectation is ``(K-1)/K`` of the exact gradient.
     """
-    rows, num_layers = probabilities.shape
     p = probabilities[:, :-1]
-    exits = torch.rand(rollouts, rows, num_layers - 1, generator=generator, device=reward.device) < p.detach()
-    exit_index = torch.cat([exits, torch.ones_like(exits[..., :1])], dim=-1).int().argmax(dim=-1)
-    obtained = reward.detach().expand(rollouts, rows, num_layers).gather(-1, exit_index.unsqueeze(-1)).squeeze(-1)
+    exits = torch.rand(rollouts, *p.shape, device=reward.device) < p.detach()
+    exit_index = torch.cat([exits, torch.ones_like(exits[..., :1])], dim=-1).int().argmax(dim=-1, keepdim=True)
+    obtained = reward.detach().expand(rollouts, *reward.shape).gather(-1, exit_index).squeeze(-1)
     advantage = obtained - obtained.mean(dim=0, keepdim=True)
-    layer, exit_index = torch.arange(num_layers - 1, device=reward.device), exit_index.unsqueeze(-1)
+    layer = torch.arange(p.shape[1], device=reward.device)
     log_stay, log_exit = (part.clamp_min(torch.finfo(p.dtype).tiny).log() for part in (1 - p, p))
     log_likelihood = ((layer < exit_index) * log_stay + (layer == exit_index) * log_exit).sum(dim=-1)
     return -(advantage * log_likelihood).mean()
@@ -155,18 +152,17 @@ class ConsistentEEPaper(Method):
         key = {"alpha": self.alpha, "estimator": self.estimator, "rollouts": self.rollouts, "hardness": hardness}
         # Stage 2: the policy alone, on its reward.
         model.add_head(POLICY, NETWORK, seed=recipe.seed)
-        steps = self.policy_epochs * math.ceil(len(rows) / POLICY_BATCH_SIZE)
-        frozen = {"frozen_batch_size": POLICY_BATCH_SIZE, "frozen_learning_rate": POLICY_RATE}
-        policy_recipe = replace(recipe, frozen_steps=steps, **frozen)
-        loss = partial(self.policy_stage_loss, hardness)
-        train_heads(model, rows, loss, policy_recipe, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
+        steps = self.policy_epochs * math.ceil(len(rows) / BATCH_SIZE)
+        alone = replace(recipe, frozen_steps=steps, frozen_batch_size=BATCH_SIZE, frozen_learning_rate=RATE)
+        policy_loss = partial(self.policy_stage_loss, hardness)
+        train_heads(model, rows, policy_loss, alone, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
         # Stage 3: backbone and classifiers on the cross-entropy at the exit, the policy on its reward. Rules share it.
         if self.joint_epochs:
-            rates = {"learning_rate": self.joint_learning_rate, "head_learning_rate": self.joint_learning_rate}
-            joint_recipe = replace(recipe, epochs=self.joint_epochs, batch_size=self.joint_batch_size, **rates)
-            joint_loss, trains = partial(self.joint_stage_loss, hardness), {"also_trains": POLICY_WEIGHTS}
-            stage = token_stage("exit-consistent", joint_loss, joint_recipe, **trains, stage_key=key, shared=True)
-            run_stage(model, source, stage, joint_recipe)
+            both = replace(recipe, epochs=self.joint_epochs, batch_size=self.joint_batch_size)
+            both = replace(both, learning_rate=self.joint_learning_rate, head_learning_rate=self.joint_learning_rate)
+            loss = partial(self.joint_stage_loss, hardness)
+            stage = token_stage("exit-consistent", loss, both, also_trains=POLICY_WEIGHTS, stage_key=key, shared=True)
+            run_stage(model, source, stage, both)
         return model
 
     def policy_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch) -> Tensor:

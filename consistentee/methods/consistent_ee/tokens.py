@@ -116,7 +116,7 @@ class TokenPolicies(TokenMethod):
             hardness = memorized_exit_layer(answers.correct, model.exit_layers)
         self._train_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
-            self._train_exits_at_drawn_exits(trace, answers, recipe)
+            self._train_exits_at_drawn_exits(trace, recipe)
             self._train_policy(trace, exit_answers(trace, store=recipe.store), hardness, recipe)
         return model
 
@@ -134,8 +134,8 @@ class TokenPolicies(TokenMethod):
         self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
     ) -> None:
         loss, tokens = partial(self.policy_stage_loss, answers, hardness), torch.arange(len(trace))
-        key = {"prices": self.prices, "estimator": self.estimator, "rollouts": self.rollouts}
-        key |= {"losses": answers.losses, "hardness": hardness}
+        estimator = f"{self.estimator} {self.rollouts}"
+        key = {"prices": self.prices, "estimator": estimator, "losses": answers.losses, "hardness": hardness}
         train_learned_head(trace, tokens, loss, recipe, head=POLICY, stage_key=key)
 
     def policy_stage_loss(
@@ -150,7 +150,7 @@ class TokenPolicies(TokenMethod):
             losses.append(exact_policy_loss(p, reward) if exact else reinforce_policy_loss(p, reward, self.rollouts))
         return torch.stack(losses).mean()
 
-    def _train_exits_at_drawn_exits(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
+    def _train_exits_at_drawn_exits(self, trace: TokenTrace, recipe: TokenRecipe) -> None:
         stage = Stage(
             name="exit-consistent",
             loss=partial(self.exit_consistent_loss, recipe.target),
@@ -241,8 +241,7 @@ class ConsistentEETokensLadder(TokenPolicies):
         """Exit by the policy of the rung nearest to the price ``knob``, which may rise along the text."""
         if knob == 0 or nearest(knob, (*self.prices, ALWAYS)) == self.rungs:
             return LadderRule([0], threshold=-1.0 if knob else 1.0)  # P(exit) is above -1, and not above 1
-        length = 1 if self.price_rise == 1 else text_length(model, self.horizon)
-        factors = rising(self.price_rise, length)
+        factors = rising(self.price_rise, 1 if self.price_rise == 1 else text_length(model, self.horizon))
         return LadderRule([nearest(knob * factor, self.prices) for factor in factors])
 
 
