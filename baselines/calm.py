@@ -1,20 +1,18 @@
-"""CALM (Schuster et al., NeurIPS 2022, arXiv 2207.07061): three confidences, for rows and for decoded tokens.
+"""CALM (Schuster et al., NeurIPS 2022, arXiv 2207.07061): three confidences for rows, two for decoded tokens.
 
 Training (section 3.4): backbone and all classifiers (or exits) together, weights growing with depth, in shared stages.
 Confidences (section 3.5):
 
 * softmax: the difference of the two largest probabilities; in a decoder it costs the LM head at every exit (less with
   ``candidates``, see :mod:`consistentee.rules.vocabulary`);
-* state: the cosine of the states before and after the exit's layer, in a decoder as its norm gives them; of rows from
-  layer 2 on;
+* state: the cosine of the states before and after a layer, of rows from layer 2 on;
 * classifier: a linear layer on the state, shared by all exits, fitted with the rest frozen to whether the exit agrees
   with the last one.
 
 A row exits if the confidence is above lambda. A token's threshold falls along the text (equation 5):
-``clip(0.9 lambda + 0.1 exp(-tau step / N), 0, 1)``, with N the maximum length of a text; tau is 4, and 0 for the state,
-as in the paper's tables. Values of lambda outside 0..1 make the first exit and full depth the ends of the knob: at
-threshold 0 every token exits, at threshold 1 none. :mod:`consistentee.methods.calibration` chooses lambda with a
-guarantee.
+``clip(0.9 lambda + 0.1 exp(-tau step / N), 0, 1)``, with N the maximum length of a text and tau 4. Values of lambda
+outside 0..1 make the first exit and full depth the ends of the knob: at threshold 0 every token exits, at threshold 1
+none. :mod:`consistentee.methods.calibration` chooses lambda with a guarantee.
 """
 
 import math
@@ -45,7 +43,7 @@ from consistentee import (
     VocabularyMethod,
 )
 from consistentee.rules.schedules import text_length
-from consistentee.signals import Signal, even_log_odds, head_probability, margin, saturation
+from consistentee.signals import Signal, even_log_odds, head_probability, margin
 from consistentee.training import (
     FeatureBatch,
     StateBatch,
@@ -64,7 +62,6 @@ _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
 _LAMBDAS = (-1.0, *even_log_odds(-9, 9, 73), 1.0)
 _LATE_THRESHOLDS = torch.linspace(-7, 7, 57, dtype=torch.float64).sigmoid().tolist()
 _TOKEN_LAMBDAS = (-0.2, *(threshold / 0.9 for threshold in _LATE_THRESHOLDS), 1.2)
-_STATE_LAMBDAS = (-0.2, *((cosine - 0.1) / 0.9 for cosine in even_log_odds(-3, 9, 57)), 1.2)  # thresholds without tau
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ class DecayingThresholdRule(ExitRule):
 
 @dataclass(frozen=True)
 class _CALMTokens(TokenMethod):
-    """Base of the three methods for tokens.
+    """Base of the methods for tokens.
 
     Attributes:
         tau: how fast the threshold falls along the text.
@@ -209,21 +206,6 @@ class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
 
 
 @dataclass(frozen=True)
-class CALMTokensState(_CALMTokens):
-    """Exit if the state has stopped changing."""
-
-    name: ClassVar[str] = "calm-tokens-state"
-    version: ClassVar[int] = 3
-    knob: ClassVar[Knob] = Knob("lambda", _STATE_LAMBDAS)
-
-    tau: NonNegativeFloat = 0.0
-
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit if the cosine of successive states reaches the falling threshold of ``knob``."""
-        return self.decaying_rule(saturation, model, knob)
-
-
-@dataclass(frozen=True)
 class CALMTokensClassifier(_CALMTokens):
     """Exit if a learned head expects the last exit to predict the same token."""
 
@@ -238,7 +220,9 @@ class CALMTokensClassifier(_CALMTokens):
             return model
         agrees = agreement(exit_answers(trace, store=recipe.store).predictions)
         loss = partial(_token_agreement_loss, agrees)
-        train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=_CONFIDENCE, details={"agrees": agrees})
+        train_learned_head(
+            trace, torch.arange(len(trace)), loss, recipe, head=_CONFIDENCE, stage_key={"agrees": agrees}
+        )
         return model
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:

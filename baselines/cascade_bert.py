@@ -65,6 +65,13 @@ class CascadeBERT(Method):
     margin_weight: NonNegativeFloat = 0.5
     folds: Annotated[int, Field(ge=2)] = 3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.companion_backbone is not None:
+            self.refuse("companion_layers", because="companion_backbone has layers of its own")
+        if not self.margin_weight:
+            self.refuse("margin", "folds", because="margin_weight is 0")
+
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model and the companion separately, and join them."""
         companion = self._companion(model, recipe.seed)
@@ -82,8 +89,8 @@ class CascadeBERT(Method):
     def _train_companion(self, companion: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
         hard = hard_rows(companion, source, recipe, self.folds)
         loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
-        details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
-        run_stage(companion, source, token_stage("companion", loss, recipe, details=details), recipe)
+        key = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
+        run_stage(companion, source, token_stage("companion", loss, recipe, stage_key=key), recipe)
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
         if self.companion_backbone is None:

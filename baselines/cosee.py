@@ -22,7 +22,6 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.methods.reward import simulated_exits
 from consistentee.signals import even_log_odds
 from consistentee.training import TokenBatch, layer_losses, run_stage, steps_of, token_stage, training_source
 
@@ -56,8 +55,9 @@ class COSEE(Method):
         """Train backbone and all classifiers in one stage."""
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
-        stage = token_stage("consistency-oriented", loss, recipe, details={"method": repr(self)})
-        run_stage(model, source, stage, recipe)
+        key = {"thresholds": self.thresholds, "sharpness": self.sharpness}
+        key |= {"ranking": self.ranking, "margin": self.margin}
+        run_stage(model, source, token_stage("consistency-oriented", loss, recipe, stage_key=key), recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
@@ -74,6 +74,16 @@ def consistency_oriented_loss(method: COSEE, total_steps: int, model: MultiExitM
     weights = exit_weights(exits, logits.shape[1], method.sharpness * batch.step / total_steps)
     correct = logits.argmax(dim=-1) == batch.labels.unsqueeze(1)
     return (weights * losses).sum(dim=1).mean() + method.ranking * ranking_loss(signals, correct, method.margin)
+
+
+def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
+    """Compute the layer (from 1) at which each row would exit with each of K thresholds: int64 [K, rows].
+
+    Signals [rows, L] are low if a layer is confident.
+    """
+    wants_out = signals.detach() < thresholds.view(-1, 1, 1)
+    wants_out[..., -1] = True
+    return wants_out.int().argmax(dim=-1) + 1
 
 
 def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:

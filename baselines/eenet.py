@@ -75,7 +75,7 @@ class EENet(Method):
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         loss = partial(_loss, steps_of(source, recipe))
-        run_stage(model, source, token_stage("late-distillation", loss, recipe, details={"method": repr(self)}), recipe)
+        run_stage(model, source, token_stage("late-distillation", loss, recipe), recipe)
         self._fit_scheduler(model, held_out, recipe)
         return model
 
@@ -86,9 +86,9 @@ class EENet(Method):
         model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside 0..1
         model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
         turn = max(1, recipe.frozen_steps // _TURNS)
-        loss, details = partial(_scheduler_loss, self.budget, turn), {"method": repr(self), "turn": turn}
+        loss, key = partial(_scheduler_loss, self.budget, turn), {"budget": self.budget, "turn": turn}
         trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
-        train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, details=details)
+        train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, stage_key=key)
         with torch.no_grad():
             scores, shares = (part.cpu() for part in scores_and_shares(model, rows.outputs.logits.to(model.device)))
         del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # only the thresholds are needed from here on

@@ -45,6 +45,11 @@ class FastBERT(Method):
     steps: PositiveInt | None = None
     learning_rate: PositiveFloat | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classifier != "attention":
+            self.refuse("learning_rate", because="the students do not attend")
+
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)

@@ -61,8 +61,8 @@ class JEIDNN(Method):
         model.add_head(_GATE, HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
         turn = min(_TURN, max(1, recipe.frozen_steps // 10))
         loss, trains = partial(_loss_in_turn, self.price, turn), (*_EXITS, f"exit_heads.{_GATE}.")
-        details = {"method": repr(self), "turn": turn}
-        train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, details=details)
+        key = {"price": self.price, "turn": turn}
+        train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, stage_key=key)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:

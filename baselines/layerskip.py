@@ -41,5 +41,7 @@ class LayerSkip(DraftingMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout if the backbone is trained."""
+        if recipe.trains == "exits":
+            self.refuse("dropout", "exit_weights", because="the recipe does not train the backbone")
         own_loss = replace(recipe, layer_dropout=self.dropout, exit_weights=self.exit_weights, taught_share=0.0)
         return super().fit(model, task, own_loss)

@@ -68,8 +68,8 @@ class LeeBERT(Method):
         trained_on, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
         loss = partial(_loss, self, held_out)
-        details = {"method": repr(self), "held_out": held_out.fingerprint()}
-        stage = token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), details=details)
+        key = {"every": self.weight_every, "rate": self.weight_rate, "held_out": held_out.fingerprint()}
+        stage = token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), stage_key=key)
         run_stage(model, trained_on, stage, recipe)
         # A new weighting takes a pass with gradients on held-out rows, and three without on the batch.
         count_rows(2 * recipe.epochs * len(trained_on) / self.weight_every, with_gradients=True)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat
 
-from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, SameAnswerRule
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, SameAnswerRule, TaskData
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class PABEE(JointMethod):
     supports_regression: ClassVar[bool] = True
 
     tolerance: NonNegativeFloat = 0.1
+
+    def check_task(self, task: TaskData) -> None:
+        super().check_task(task)
+        if not task.regression:
+            self.refuse("tolerance", because="classes are the same or not")
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, model.num_layers))

@@ -29,7 +29,7 @@ from consistentee import (
     State,
     TaskData,
 )
-from consistentee.methods.reward import exit_distribution
+from consistentee.methods.consistent_ee.paper import exit_distribution
 from consistentee.signals import even_log_odds
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
@@ -62,8 +62,8 @@ class PALBERT(Method):
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
         spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
         model.add_head(_EXITS, spec, seed=recipe.seed)
-        loss, trains = partial(_loss, self), (f"exit_heads.{_EXITS}.",)
-        stage = token_stage("expected-loss", loss, recipe, also_trains=trains, details={"method": repr(self)})
+        key, trains = {"rate": self.rate, "near_prior": self.near_prior}, (f"exit_heads.{_EXITS}.",)
+        stage = token_stage("expected-loss", partial(_loss, self), recipe, also_trains=trains, stage_key=key)
         run_stage(model, source, stage, recipe)
         return model
 

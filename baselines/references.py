@@ -1,4 +1,4 @@
-"""The references of every table: full, static and random for rows and tokens; oracle and majority class for rows.
+"""The references of every table: full and static for rows and tokens; random, oracle and majority class for rows.
 
 An exit rule must be better than the stock model, a shorter model and chance, and cannot be better than the oracle on
 the jointly trained model. A decoder has exits after some layers only; knobs count true layers.
@@ -28,7 +28,7 @@ from consistentee import (
     TokenMethod,
     TokenRecipe,
 )
-from consistentee.rules.schedules import check_exit_layer, mean_layers
+from consistentee.rules.schedules import check_exit_layer
 from consistentee.traces.token_view import token_key
 from consistentee.training import train_last_exit, train_last_token_exit
 from consistentee.training.encoder import label_tensor
@@ -234,25 +234,3 @@ class TokenStatic(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at layer ``knob``."""
         return StaticRule(check_exit_layer(model, knob))
-
-
-@dataclass(frozen=True)
-class TokenRandom(TokenStatic):
-    """Every token exits at a random layer, with a given mean over many tokens.
-
-    Attributes:
-        seed: of the draws.
-    """
-
-    name: ClassVar[str] = "token-random"
-    paper: ClassVar[str] = "reference: a random exit layer with the same mean"
-    knob: ClassVar[Knob] = Knob("mean layer", _EXIT_LAYERS)
-
-    seed: int = 0
-
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        return mean_layers(model)
-
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit at random, at layer ``knob`` on average."""
-        return RandomRule(knob, self.seed, model.exit_layers)

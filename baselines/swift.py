@@ -20,7 +20,7 @@ counts the sublayers that it runs, by their share of the layer's weights.
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar
@@ -85,6 +85,10 @@ class SWIFT(DraftingMethod):
     knob: ClassVar[Knob] = Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
 
     published: ClassVar[tuple[int, float]] = (25, 0.8)
+    hidden_effects: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("search_prompts", "search_tokens", "max_sets", "max_failures", "good_enough"),
+        "there are four sets of one sublayer, and the same is the best on all texts",
+    )
 
     threshold: Fraction | None = None
     search_prompts: PositiveInt = 2
@@ -107,7 +111,8 @@ class SWIFT(DraftingMethod):
         if recipe.store is None:
             found = search()
         else:  # once for all cells of a backbone and prompts
-            key = hash_json([model.backbone_fingerprint(), prompts, repr(self), self.version, recipe.seed])
+            limits = [self.search_tokens, self.max_sets, self.max_failures, self.good_enough]
+            key = hash_json([model.backbone_fingerprint(), prompts, limits, self.version, recipe.seed])
             found = computed_once(recipe.store / f"skipped-{key[:16]}.safetensors", search)
         model.description.skipped = {int(share): sublayers_at(places.numpy()) for share, places in found.items()}
         return model

@@ -152,7 +152,7 @@ def memorized_against_exit(results: Results, mixtures: pd.DataFrame) -> NDArray[
     """Count the test rows of mixtures by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
     from torch import from_numpy
 
-    from consistentee.methods.reward import memorized_layer
+    from consistentee.methods.consistent_ee.paper import memorized_layer
 
     kept, knobs, total = kept_lines(results), results.knobs, None
     for line in mixtures.itertuples():

@@ -149,14 +149,21 @@ class InstanceCase(Case):
 
     @classmethod
     def train(
-        cls, method: Any, family: str, models: TinyModels, *, rows: int = ROWS, regression: bool = False
+        cls,
+        method: Any,
+        family: str,
+        models: TinyModels,
+        *,
+        rows: int = ROWS,
+        regression: bool = False,
+        recipe: Recipe = RECIPE,
     ) -> "InstanceCase":
         """Train as a run would on a toy task of 3 classes, or a regression, and record the trace of other texts.
 
         Raises BrokenContractError if the method cannot be trained.
         """
         task = make_task(regression=regression)
-        model = fitted(method, models.model(family, num_labels=task.num_labels), task, RECIPE)
+        model = fitted(method, models.model(family, num_labels=task.num_labels), task, recipe)
         texts = random_texts(rows, seed=9)
         trace = record_trace(model, Split("unseen", texts, [i % 3 for i in range(rows)]))
         return cls(method, family, models, model, trace, texts)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.testing.cases import FEW, NEW_TOKENS, AnyCase, InstanceCase, Row, TokenCase, texts_of
 from benchmarks.testing.encoders import make_task
+from benchmarks.testing.parameters import every_parameter_has_an_effect
 from benchmarks.testing.report import (
     COUNTS_FROM_0,
     FIT_SECTION,
@@ -352,6 +353,7 @@ CHECKS = (
     Check("knobs out of range are refused", knobs_out_of_range_are_refused, live=False, every_family=False),
     Check("same seed, same numbers", same_seed_same_numbers, live=False, every_family=False),
     Check("saved and loaded, the same", saved_and_loaded_it_is_the_same),
+    Check("every parameter has an effect", every_parameter_has_an_effect, live=False, every_family=False),
     Check("other tasks work or are refused", other_tasks_work_or_are_refused, live=False, every_family=False),
 )
 TOKEN_CHECKS = (

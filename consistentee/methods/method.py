@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -38,6 +38,18 @@ ENTRY_POINT_GROUP: Final = "consistentee.methods"
 
 TOKEN_ENTRY_POINT_GROUP: Final = "consistentee.token_methods"
 """Methods whose rows are tokens being decoded: generation."""
+
+REMOVED: Final = {
+    **dict.fromkeys(("consistentee", "consistentee-ablation", "consistentee-ladder"), "consistentee-paper"),
+    **dict.fromkeys(("consistentee-curve", "consistentee-distilled-curve"), "consistentee-held-out"),
+    "consistentee-tokens-curve": "consistentee-tokens-ladder",
+    "cap-nsp": "calm-softmax",
+    "balcony": "kangaroo",
+    "soft": "lite",
+    "token-random": "token-static",
+    **dict.fromkeys(("calm-tokens-state", "token-entropy", "token-patience"), "calm-tokens-softmax"),
+}
+"""Methods that were registered up to commit a15487aa, by the one to use instead."""
 
 MethodGroup = Literal["consistentee.methods", "consistentee.token_methods"]
 
@@ -77,6 +89,8 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         knob: what is swept.
         supports_regression: whether the method is defined for a numeric target.
         replay_only: the rule needs true labels, so it can be replayed on a trace but not run live.
+        hidden_effects: parameters whose effect no model of four layers shows, with the reason; check-method wants to
+            see that of all others.
     """
 
     name: ClassVar[str]
@@ -85,6 +99,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     knob: ClassVar[Knob]
     supports_regression: ClassVar[bool] = False
     replay_only: ClassVar[bool] = False
+    hidden_effects: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -106,7 +121,8 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     def knob_values(self, model: ModelT) -> Sequence[float]:
         """Return the values worth sweeping on this model, from earliest to latest exits.
 
-        With the first one every row that may exits at the first exit, with the last one all run to full depth.
+        With the first one every row that may exits at the first exit, with the last one all run to full depth. A method
+        with one operating point has one value.
         """
         return self.knob.values
 
@@ -132,6 +148,12 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
 
     def check_model(self, model: ModelT) -> None:
         """Raise UserError if the method cannot work with a model. By default it can."""
+
+    def refuse(self, *parameters: str, because: str) -> None:
+        """Raise UserError if one of some parameters is set, which has no effect: ``because`` says why."""
+        for parameter in dataclasses.fields(self):
+            if parameter.name in parameters and getattr(self, parameter.name) != parameter.default:
+                raise UserError(f"{self.name}: {parameter.name} has no effect here, because {because}")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -256,6 +278,8 @@ def method_class_of(name: str) -> type[AnyMethod]:
             raise unknown_name(f"class in {path}", attribute, _own_methods(module))
         return _valid_class(getattr(module, attribute), name)
     methods = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
+    if name not in methods and name in REMOVED:
+        raise UserError(f"method {name!r} was removed; use {REMOVED[name]}, or commit a15487aa, which has it")
     if name not in methods:
         raise unknown_name("method", name, methods)
     try:

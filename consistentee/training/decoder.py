@@ -111,7 +111,7 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
         trains=(ADAPTERS,),
         batch_size=recipe.exit_batch_size,
         learning_rate=recipe.exit_learning_rate,
-        details={"target": recipe.target},
+        stage_key={"target": recipe.target},
         shared=True,
     )
     train_on_states(trace, trace.may_exit, recipe.exit_steps, stage, recipe)
@@ -184,7 +184,7 @@ def train_learned_head(
     recipe: TokenRecipe,
     *,
     head: str,
-    details: Mapping[str, object] | None = None,
+    stage_key: Mapping[str, object] | None = None,
 ) -> None:
     """Train a learned head of the trace's model on cached states of some tokens, by the recipe."""
     stage = Stage(
@@ -193,6 +193,6 @@ def train_learned_head(
         trains=(f"exit_heads.{head}.",),
         batch_size=recipe.head_batch_size,
         learning_rate=recipe.head_learning_rate,
-        details=details or {},
+        stage_key=stage_key or {},
     )
     train_on_states(trace, tokens, recipe.head_steps, stage, recipe)

@@ -80,7 +80,7 @@ def train_backbone(
         batch_size=recipe.backbone_batch_size,
         learning_rate=recipe.backbone_learning_rate,
         head_learning_rate=recipe.exit_learning_rate,
-        details={"settings": repr(loss.args)} if isinstance(loss, partial) else {},
+        stage_key={"settings": loss.args} if isinstance(loss, partial) else {},
         shared=True,
     )
     source = DrawnRows(model, rows, recipe.backbone_steps * recipe.backbone_batch_size, recipe.seed)

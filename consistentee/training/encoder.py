@@ -305,12 +305,12 @@ def token_stage(
     recipe: Recipe,
     *,
     also_trains: tuple[str, ...] = (),
-    details: Mapping[str, object] | None = None,
+    stage_key: Mapping[str, object] | None = None,
     shared: bool = False,
 ) -> Stage[MultiExitModel, TokenBatch]:
     """Return a stage that trains backbone, poolers and classifiers by the recipe.
 
-    ``also_trains``: prefixes of the names of other weights to train; ``details`` and ``shared``: see :class:`Stage`.
+    ``also_trains``: prefixes of the names of other weights to train; ``stage_key`` and ``shared``: see :class:`Stage`.
     """
     return Stage(
         name=name,
@@ -320,7 +320,7 @@ def token_stage(
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         head_learning_rate=recipe.head_learning_rate,
-        details=details or {},
+        stage_key=stage_key or {},
         shared=shared,
     )
 
@@ -448,11 +448,11 @@ def train_heads(
     *,
     name: str,
     trains: tuple[str, ...],
-    details: Mapping[str, object] | None = None,
+    stage_key: Mapping[str, object] | None = None,
 ) -> None:
     """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
 
-    ``name``, ``trains`` and ``details``: see :class:`consistentee.training.Stage`.
+    ``name``, ``trains`` and ``stage_key``: see :class:`consistentee.training.Stage`.
     """
     steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
     stage = Stage(
@@ -462,7 +462,7 @@ def train_heads(
         epochs=math.ceil(recipe.frozen_steps / steps_per_epoch),
         batch_size=recipe.frozen_batch_size,
         learning_rate=recipe.frozen_learning_rate,
-        details=details or {},
+        stage_key=stage_key or {},
         dropout=False,
     )
     run_stage(model, source, stage, recipe)

@@ -104,7 +104,7 @@ class Stage(Generic[ModelT, BatchT]):
         epochs, batch_size: how long.
         learning_rate: peak rate of the backbone, if it is trained.
         head_learning_rate: peak rate of everything else; by default the same.
-        details: what else the loss depends on (hyperparameters, tensors), for the key.
+        stage_key: the values that the loss depends on, besides its rows and the model: hyperparameters, tensors.
         shared: keep the weights in the store, for the next method that needs the same stage.
         dropout: train mode; a stage on cached features has no use for it.
         judge: scores the model after every epoch, for the model's description.
@@ -119,7 +119,7 @@ class Stage(Generic[ModelT, BatchT]):
     learning_rate: float
     head_learning_rate: float | None = None
     epochs: int = 1
-    details: Mapping[str, object] = field(default_factory=dict)
+    stage_key: Mapping[str, object] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
     judge: Judge[ModelT] | None = None
@@ -184,7 +184,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         _train(model, source, stage, recipe, checkpoint=None)
         return
     recipe.store.mkdir(parents=True, exist_ok=True)
-    key = stage_key(model, source, stage, recipe)
+    key = hash_of_stage(model, source, stage, recipe)
     final = recipe.store / f"{stage.name}-{key}.safetensors"
     checkpoint = recipe.store / f"{stage.name}-{key}.checkpoint.safetensors"
     with only_one(final):
@@ -398,14 +398,14 @@ def _put_weights(tensors: dict[str, Tensor], prefix: str, parameters: dict[str, 
         parameter.copy_(tensors[f"{prefix}{name}"])
 
 
-def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:
+def hash_of_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:
     """Return a hash of everything that the result depends on: the model as it is, rows, settings, loss, versions."""
     rates = stage.learning_rate, stage.head_learning_rate or stage.learning_rate
     parts = {
         "model": model.fingerprint(),
         "rows": source.fingerprint(),
         "stage": [stage.name, stage.trains, stage.epochs, stage.batch_size, *rates],
-        "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
+        "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.stage_key.items()},
         "recipe": {setting.name: getattr(recipe, setting.name) for setting in fields(BaseSettings)},
         "seed": recipe.seed,
         "loss": _name_of(stage.loss, recipe.method),

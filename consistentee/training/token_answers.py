@@ -11,7 +11,6 @@ from torch.nn import functional
 from consistentee.files import computed_once, hash_json
 from consistentee.progress import tracked
 from consistentee.rules.view import best_among, likeliest
-from consistentee.signals import confidence_features
 from consistentee.traces.token_trace import CHUNK, TokenTrace
 from consistentee.versions import TRAINING_VERSION
 
@@ -25,14 +24,11 @@ class ExitAnswers:
         predictions: the token that each exit predicts, with a pruned vocabulary one of the candidates from the second
             exit on: int64 [N, exits].
         losses: cross-entropy of each exit for the response's next token, in nats: float [N, exits].
-        confidence: :func:`consistentee.signals.confidence_features`, of the candidates with a pruned vocabulary:
-            float [N, exits, 4]; None if not requested.
     """
 
     targets: Tensor
     predictions: Tensor
     losses: Tensor
-    confidence: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -43,7 +39,6 @@ class ExitAnswers:
 def exit_answers(
     trace: TokenTrace,
     *,
-    with_confidence: bool = False,
     candidates: int | None = None,
     store: Path | None = None,
 ) -> ExitAnswers:
@@ -51,32 +46,31 @@ def exit_answers(
 
     Args:
         trace: select its tokens first if there are many: the LM head runs on each of them at every exit.
-        with_confidence: also compute the confidence, in half as much time again.
         candidates: number of tokens to which exits between the first and the last are restricted, the likeliest of the
             first exit; None for the whole vocabulary. Losses are always those of the whole vocabulary.
         store: folder to keep the answers in, for methods that share exits and tokens.
     """
-    ask = partial(_ask, trace, with_confidence, candidates)
+    ask = partial(_ask, trace, candidates)
     if store is None:
         return ExitAnswers(**ask())
-    parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, candidates]
+    parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, candidates]
     name = f"answers-{hash_json([*parts, TRAINING_VERSION])[:16]}.safetensors"
     return ExitAnswers(**computed_once(store / name, ask))
 
 
 @torch.no_grad()
-def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:
+def _ask(trace: TokenTrace, candidates: int | None) -> dict[str, Tensor]:
     chunks = tracked(torch.arange(len(trace)).split(CHUNK), "asking exits", rows=CHUNK)
-    parts = [_ask_about(trace, tokens, with_confidence, candidates) for tokens in chunks]
+    parts = [_ask_about(trace, tokens, candidates) for tokens in chunks]
     answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {"targets": trace.targets, **answers}
 
 
-def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:
+def _ask_about(trace: TokenTrace, tokens: Tensor, candidates: int | None) -> dict[str, Tensor]:
     model, last = trace.model, len(trace.exit_layers) - 1
     targets = trace.targets[tokens].to(model.device)
     predictions: list[Tensor] = []
-    losses, confidence = [], []
+    losses: list[Tensor] = []
     among: Tensor | None = None
     for index, layer in enumerate(trace.exit_layers):
         logits = model.logits(layer, trace.states(index, tokens))
@@ -86,10 +80,6 @@ def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candida
         pruned = among if 0 < index < last else None
         if pruned is not None:
             logits = logits.gather(1, pruned)
-        answer = best_among(logits, pruned)
-        if with_confidence:
-            previous = predictions[-1] if predictions else torch.full_like(answer, -1)
-            confidence.append(confidence_features(logits.softmax(dim=-1), answer, previous))
-        predictions.append(answer)
-    answers = {"predictions": predictions, "losses": losses} | ({"confidence": confidence} if with_confidence else {})
+        predictions.append(best_among(logits, pruned))
+    answers = {"predictions": predictions, "losses": losses}
     return {name: torch.stack(by_exit, dim=1).cpu() for name, by_exit in answers.items()}

@@ -109,9 +109,9 @@ def test_latex_has_caption_label_bold_best_and_display_names():
     [
         ("calm-softmax", "CALM (softmax)"),
         ("consistentee", "ConsistentEE"),
-        ("consistentee-curve-ce", "ConsistentEE (curve ce)"),
+        ("consistentee-held-out-linear", "ConsistentEE (held-out linear)"),
         ("token-static", "Static exit"),
-        ("calm-tokens-state", "CALM (state)"),
+        ("calm-tokens-softmax", "CALM (softmax)"),
         ("my-method", "my-method"),
     ],
 )

@@ -1,30 +1,29 @@
-"""Methods with branches: Balcony is a stock model of fewer layers, and Kangaroo drafts for the full one."""
+"""Branches: a stack with one is a stock model of fewer layers, and an adapter drafts for the full model."""
 
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import make_text_task, random_prompts
+from conftest import random_prompts
 from torch import nn
 
-from baselines.balcony import Balcony
 from benchmarks.testing.watching import stock_tokens
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import NeverExit
-from consistentee.training.recipe import TokenRecipe
+from consistentee.models.decoder.stack import DecoderStack
+from consistentee.rules.exit_rule import NeverExit, StaticRule
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 10
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_texts_of_balcony_are_those_of_a_stock_model_of_its_layers(tiny_decoder, family):
-    recipe = TokenRecipe(branch_steps=6, branch_batch_size=4, branch_learning_rate=1e-2)
-    model = Balcony().fit(tiny_decoder(family), make_text_task(), recipe)
+def test_texts_of_a_stack_are_those_of_a_stock_model_of_its_layers(tiny_decoder, family):
+    model = tiny_decoder(family)
+    model.add_branch(2, BranchSpec(copied_layer=4))
     written = [
-        Balcony().generate(model, PROMPTS, 2.0, max_new_tokens=NEW_TOKENS, **way)
+        generate(DecoderStack(model, 2), PROMPTS, StaticRule(2), max_new_tokens=NEW_TOKENS, **way)
         for way in ({"batch_size": 1}, {"batch_size": 5}, {"batch_size": 2, "in_flight": 3})
     ]
     stock = model.backbone.model if family == "llama" else model.backbone.transformer

@@ -1,4 +1,4 @@
-"""Networks of exits (E2CM, GPFEE, ZTW, product of experts, CAP): their answers and losses by hand."""
+"""Networks of exits (E2CM, GPFEE, ZTW, product of experts): their answers and losses by hand."""
 
 from typing import cast
 
@@ -7,7 +7,6 @@ import torch
 from conftest import make_task
 from torch.nn import functional
 
-from baselines.cap_nsp import CAP, NullSpaces
 from baselines.e2cm import put_means
 from baselines.gpfee import imitation_loss
 from baselines.product_of_experts import ProductOfExperts
@@ -112,21 +111,6 @@ def test_a_product_is_finite_far_below_zero(tiny_model, logit):
         model.classifier(1).bias.copy_(torch.tensor([logit, 0.0, 0.0]))
     answer = model.classifier(1)(RecordedLayer(torch.zeros(1, 1, model.width)))
     torch.testing.assert_close(answer[0, 0].item(), logit / 4)
-
-
-def test_the_score_is_the_share_that_no_class_reads(tiny_model):
-    """A classifier that reads the first two inputs, with weights 2 and 4 and biases 6 and 8: its origin is (3, 2)."""
-    model = tiny_model(num_labels=2)
-    with torch.no_grad():
-        classifier = model.classifier(1)
-        classifier.weight.zero_()
-        classifier.weight[0, 0], classifier.weight[1, 1] = 2.0, 4.0
-        classifier.bias.copy_(torch.tensor([6.0, 8.0]))
-    inputs = torch.zeros(2, model.width)
-    inputs[0, 2] = 13**0.5  # as long as the origin: half of the squared length is not read
-    scores = NullSpaces(model).score(1, inputs)
-    torch.testing.assert_close(scores, torch.tensor([0.5**0.5, 0.0]))
-    assert CAP().scale == 0.1
 
 
 @pytest.mark.parametrize("network", ["linear", "mlp", "attention"])

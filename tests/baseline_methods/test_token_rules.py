@@ -1,4 +1,4 @@
-"""Rules of decoding by hand: patience, CALM, thresholds by depth, schedules, and exits that know nothing."""
+"""Rules of decoding by hand: CALM, thresholds by depth, schedules, and exits that know nothing."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,6 @@ from baselines.free import FREE
 from baselines.lite import LITE
 from baselines.references import RandomRule, TokenStatic, survival
 from baselines.skipdecode import SkipDecode, falling_schedule
-from baselines.soft import SoFT
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -39,12 +38,6 @@ def trace_of(model):
     return record_tokens(model, rows)
 
 
-def test_patience_counts_exits_and_not_layers(tiny_decoder):
-    method = get_method("token-patience")
-    assert method.knob_values(tiny_decoder(exit_layers=(1, 3))) == (1.0, 2.0)
-    assert method.knob_values(tiny_decoder(exit_layers=())) == (1.0,)
-
-
 def test_thresholds_lie_on_a_line_between_those_of_the_paper():
     table = ((0.25, 0.9), (0.5, 0.8), (0.75, 0.5))
     found = shifted_thresholds(table, (1, 2, 3, 4, 5, 6, 7, 8), 0.0)
@@ -57,10 +50,10 @@ def test_a_shift_is_one_of_log_odds():
     torch.testing.assert_close(thresholds.logit(), torch.tensor([0.9, 0.6]).logit() + 1.5)
 
 
-def test_lite_and_soft_have_the_stage_of_all_methods_that_ask_for_equal_weights(tiny_decoder, tmp_path):
+def test_lite_has_the_stage_of_all_methods_that_ask_for_equal_weights(tiny_decoder, tmp_path):
     others = {"exit_weights": "squared depth", "layer_dropout": 0.5, "taught_share": 0.5}  # without effect here
     recipe = replace(RECIPE, trains="all", backbone_steps=2, store=tmp_path)
-    for method, changes in ((LITE(), others), (SoFT(), others), (TokenStatic(), {"exit_weights": "equal"})):
+    for method, changes in ((LITE(), others), (TokenStatic(), {"exit_weights": "equal"})):
         method.fit(tiny_decoder(adapter="shared"), make_text_task(), replace(recipe, **changes))
     assert len(list(tmp_path.glob("backbone-all-*.safetensors"))) == 1
 

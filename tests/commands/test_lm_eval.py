@@ -53,9 +53,9 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(tiny_decoder, tmp_path_factory):
-    """Return the folder of a saved decoder, whose method is an entropy threshold that lets some tokens out."""
+    """Return the folder of a saved decoder, whose method has a threshold that lets some tokens out."""
     model = tiny_decoder("llama")
-    model.description.method_name = "token-entropy"
+    model.description.method_name = "calm-tokens-softmax"
     folder = tmp_path_factory.mktemp("models") / "decoder"
     model.save_pretrained(folder)
     return folder

@@ -36,8 +36,8 @@ def test_it_never_overwrites_and_names_places_that_cannot_be_written(tmp_path):
 
 def test_names_cost_nothing_and_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "consistentee").mkdir()  # a folder may have a method's name: only a slash makes it one
-    assert find_methods(["consistentee", "full", "mine.py:Mine"]) == ["consistentee", "full", "mine.py:Mine"]
+    (tmp_path / "deebert").mkdir()  # a folder may have a method's name: only a slash makes it one
+    assert find_methods(["deebert", "full", "mine.py:Mine"]) == ["deebert", "full", "mine.py:Mine"]
 
 
 def test_a_folder_gives_all_its_methods_and_no_imported_or_unfinished_one(tmp_path):

@@ -50,15 +50,15 @@ def test_a_method_in_a_file_is_saved_with_its_place(tiny_model, tmp_path):
 
 
 def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
-    folder = saved(tiny_decoder("llama"), tmp_path / "model", "token-entropy", 0.8)
+    folder = saved(tiny_decoder("llama"), tmp_path / "model", "calm-tokens-softmax", 0.8)
     prompts = random_prompts(4)
     answers = ee.pipeline(folder)(prompts, max_new_tokens=6)
     model = ee.MultiExitDecoder.from_pretrained(folder)
-    found = ee.generate(model, prompts, ee.get_method("token-entropy").rule(model, 0.8), max_new_tokens=6)
+    found = ee.generate(model, prompts, ee.get_method("calm-tokens-softmax").rule(model, 0.8), max_new_tokens=6)
     assert [answer["generated_text"] for answer in answers] == [
         prompt + text for prompt, text in zip(prompts, found.texts, strict=True)
     ]
-    assert ee.load(folder, knob=0.7)[1:] == (ee.get_method("token-entropy"), 0.7)
+    assert ee.load(folder, knob=0.7)[1:] == (ee.get_method("calm-tokens-softmax"), 0.7)
     assert [answer["exit_layers"] for answer in answers] == [layers.tolist() for layers in found.exit_layers]
     assert ee.pipeline(folder)(prompts[0], max_new_tokens=6) == answers[:1]
 

@@ -12,7 +12,7 @@ from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
+from consistentee.methods.consistent_ee.tokens import ConsistentEETokensLadder
 from consistentee.methods.method import get_method, train_method
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -96,7 +96,7 @@ class TestRefusals:
         with pytest.raises(UserError, match="nothing before the closing"):
             sweep([ThresholdRule(margin, 0.5, exit_when="above")], trace)
 
-    @pytest.mark.parametrize("name", ["balcony", "calm-tokens-softmax", "free", "kangaroo", "layerskip", "lite"])
+    @pytest.mark.parametrize("name", ["calm-tokens-softmax", "free", "kangaroo", "layerskip", "lite"])
     def test_methods_that_need_to_know_it_before_they_are_trained(self, model, name, monkeypatch):
         method = get_method(name)
         monkeypatch.setattr(type(method), "fit", lambda *_: pytest.fail("trained for nothing"))

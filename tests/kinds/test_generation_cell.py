@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import random_prompts
 
-from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
@@ -30,6 +29,7 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_rows import encode_rows
 
@@ -124,11 +124,18 @@ def test_references_are_judged_where_the_rule_lets_them_leave(model):
         assert losses.mean == pytest.approx(sum(expected) / losses.tokens.sum(), abs=1e-5)
 
 
+class Stacked(TokenStatic):
+    """A shallower decoder for every knob."""
+
+    def model_at(self, model, knob):
+        return model if knob == model.num_layers else DecoderStack(model, round(knob))
+
+
 def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
     model = tiny_decoder("llama")
     for layer in (1, 2, 3):
         model.add_branch(layer, BranchSpec(copied_layer=4))
-    decoder = decoder_of(model, Balcony())
+    decoder = decoder_of(model, Stacked())
     full, (shallow, whole) = read_references(decoder, prompts_of(), [1.0, 4.0])
     assert (shallow.average_layers, whole.average_layers) == (2, 4), "layer 1 and the exit's own"
     assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()

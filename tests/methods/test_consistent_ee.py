@@ -1,4 +1,4 @@
-"""ConsistentEE on instances: reward, policy gradient, Memorized Layer; prices, distilled variant, published values."""
+"""ConsistentEE on instances: reward, policy gradient, Memorized Layer; published values; held-out rows, prices."""
 
 import math
 
@@ -7,20 +7,22 @@ import torch
 from conftest import make_task
 from hypothesis import given, settings, strategies as st
 
-from consistentee.methods.consistent_ee import distilled
-from consistentee.methods.consistent_ee.distilled import JointDistillation
-from consistentee.methods.method import get_method
-from consistentee.methods.policy import PriceLadder, policy_logit, rung_logits
-from consistentee.methods.reward import (
+from baselines.joint_distillation import JointDistillation, exit_shares, taught_loss
+from consistentee.errors import UserError
+from consistentee.methods.consistent_ee import held_out
+from consistentee.methods.consistent_ee.held_out import ALWAYS, PricedPolicyRule, logit_at_price
+from consistentee.methods.consistent_ee.paper import (
+    NETWORK,
+    THRESHOLDS,
     exact_policy_loss,
     exit_distribution,
-    exit_shares,
     memorized_layer,
     reinforce_policy_loss,
     rewards,
 )
+from consistentee.methods.method import get_method
 from consistentee.signals import confidence_features
-from consistentee.training.encoder import layer_losses, training_source
+from consistentee.training.encoder import FeatureBatch, layer_losses, training_source
 from consistentee.training.recipe import Recipe
 
 
@@ -64,7 +66,8 @@ def test_averaged_reinforce_gradient_approaches_the_exact_one(seed, rollouts):
     exact = gradient(lambda p: exact_policy_loss(p, reward), logits)
     repeats = 10_000
     many_logits, many_rewards = logits.repeat(repeats, 1), reward.repeat(repeats, 1)
-    sampled = gradient(lambda p: reinforce_policy_loss(p, many_rewards, rollouts, generator), many_logits)
+    torch.manual_seed(seed)
+    sampled = gradient(lambda p: reinforce_policy_loss(p, many_rewards, rollouts), many_logits)
     per_repeat = sampled.view(repeats, 3, 4) * repeats
     # The baseline holds the rollout's own reward, which shrinks the expectation by exactly (K-1)/K.
     estimate = per_repeat.mean(dim=0) * rollouts / (rollouts - 1)
@@ -97,26 +100,17 @@ def test_confidence_features_by_hand():
 
 class TestPrices:
     def test_a_higher_price_never_lowers_the_exit_probability(self):
-        output = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 5
-        drawn = torch.stack([policy_logit(output[:, :2], log_alpha) for log_alpha in (-9.0, -3.0, 0.0, 2.0)], dim=1)
-        assert (drawn.diff(dim=1) >= 0).all()
-        assert (rung_logits(output).diff(dim=1) > 0).all()
-        assert torch.equal(rung_logits(output)[:, 0], output[:, 0])
+        output = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 5
+        logits = torch.stack([logit_at_price(output, log_price) for log_price in (-9.0, -3.0, 0.0, 2.0)], dim=1)
+        assert (logits.diff(dim=1) >= 0).all()
 
     def test_no_price_never_exits_and_an_infinite_one_always(self):
         output = torch.tensor([[40.0, 3.0], [-40.0, -200.0], [0.0, 0.0]])  # the weight of the second underflows
-        assert (policy_logit(output, -math.inf).sigmoid() == 0).all()
-        assert (policy_logit(output, math.inf).sigmoid() == 1).all()
-
-    def test_a_ladder_is_even_by_logarithms_and_the_nearest_rung_decides(self):
-        ladder = PriceLadder(3, 0.01, 1.0)
-        assert ladder.knob_values == pytest.approx((1e6, 1.0, 0.1, 0.01, 0.0))
-        output = torch.tensor([[0.5, 1.0, 2.0]])
-        for price, rung in ((0.012, 0), (0.2, 1), (0.5, 2), (20.0, 2)):
-            assert ladder.rule("state", price).logit(output, None) == rung_logits(output)[:, rung]
+        for price, p_exit in ((0.0, 0.0), (ALWAYS, 1.0)):
+            assert (logit_at_price(output, PricedPolicyRule(price).log_price).sigmoid() == p_exit).all()
 
 
-class TestDistilled:
+class TestJointDistillation:
     def test_shares_are_where_rows_exit(self):
         sure_early = torch.tensor([[9.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
         sure_late = torch.tensor([[0.1, 0.0], [0.1, 0.0], [8.0, 0.0], [1.0, 0.0]])
@@ -135,7 +129,7 @@ class TestDistilled:
         teacher = torch.full((6, logits.shape[-1]), 1 / logits.shape[-1]).log()
 
         def loss(share):
-            return distilled.taught_loss(JointDistillation(at_exit=0.0, distilled=share), teacher, model, batch)
+            return taught_loss(JointDistillation(at_exit=0.0, distilled=share), teacher, model, batch)
 
         divergence = (teacher.exp().unsqueeze(1) * (teacher.unsqueeze(1) - logits.log_softmax(dim=-1))).sum(dim=-1)
         torch.testing.assert_close(loss(0.0), layer_losses(logits, batch.labels).mean())
@@ -149,7 +143,7 @@ def test_the_policy_of_held_out_learns_the_last_exits_answers_on_the_rows_it_is_
 ):
     task, noted = make_task(), []
     method = get_method("consistentee-held-out", policy_rows=policy_rows)
-    monkeypatch.setattr(type(method), "learn_policy", lambda _, model, source, recipe: noted.append(source))
+    monkeypatch.setattr(held_out, "train_policy", lambda model, source, recipe: noted.append(source))
     recipe = Recipe(epochs=1, frozen_steps=2, max_length=16)
     model = method.fit(tiny_model(num_labels=len(task.label_names)), task, recipe)
     texts = getattr(task, policy_rows if policy_rows == "validation" else "train").texts
@@ -158,45 +152,48 @@ def test_the_policy_of_held_out_learns_the_last_exits_answers_on_the_rows_it_is_
     assert noted[0].labels.tolist() == last.tolist()
 
 
-def test_an_ablation_exchanges_one_part():
-    p, correct = torch.rand(5, 4), torch.rand(40, 4) > 0.4
-    published = get_method("consistentee-ablation")
-    torch.testing.assert_close(published.exit_weights(p), exit_distribution(p))
-    assert published.row_hardness(correct, 0).equal(memorized_layer(correct))
-    for share in (0.0, 0.3):
-        weights = get_method("consistentee-ablation", policy_share=share).exit_weights(p)
-        torch.testing.assert_close(weights, share * exit_distribution(p) + (1 - share) / 4)
-    shuffled = get_method("consistentee-ablation", shuffled_hardness=True)
-    others = shuffled.row_hardness(correct, 0)
-    assert not others.equal(memorized_layer(correct))
-    assert others.sort().values.equal(memorized_layer(correct).sort().values)
-    assert not others.equal(shuffled.row_hardness(correct, 1))
-    assert (
-        get_method("consistentee-ablation", shuffled_hardness=True, reward="vanilla").row_hardness(correct, 0) is None
-    )
-
-
 def test_the_published_exits_can_be_left_by_entropy(tiny_model):
     model = tiny_model(num_labels=3)
-    method = get_method("consistentee-ablation", leave_by="entropy")
+    method = get_method("consistentee-paper", leave_by="entropy")
     assert max(method.knob_values(model)) > math.log(3)
     assert method.rule(model, 0.4).threshold == get_method("deebert").rule(model, 0.4).threshold == 0.4
+    assert method.refines_knob
 
 
-def test_a_published_policy_has_a_free_threshold(tiny_model):
-    method, published = (get_method("consistentee-ablation", leave_by=by) for by in ("threshold", "policy"))
-    assert method.knob_values(tiny_model()) == get_method("consistentee").knob_values(tiny_model())
-    assert len(published.knob_values(tiny_model())) == 3
+def test_a_published_policy_has_one_operating_point_and_its_threshold_may_be_free(tiny_model):
+    free, published = (get_method("consistentee-paper", leave_by=by) for by in ("threshold", "policy"))
+    assert (published.knob_values(tiny_model()), published.refines_knob) == ((0.5,), False)
+    assert (free.knob_values(tiny_model()), free.refines_knob) == (THRESHOLDS, True)
+    assert published.rule(tiny_model(), 0.5).threshold == 0.5
+    with pytest.raises(UserError, match=r"must lie in \[0\.5, 0\.5\]"):
+        published.rule(tiny_model(), 0.4)
 
 
-def test_the_published_values(tiny_model):
-    """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3, exit at 0.5."""
+def test_the_published_values():
+    """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3."""
     method = get_method("consistentee-paper")
-    assert (method.policy_reads, method.estimator, method.rollouts) == ("state", "reinforce", 8)
-    assert (method.policy_epochs, method.joint_epochs, method.refit_policy) == (2, 2, False)
-    rates = (method.joint_learning_rate, method.joint_head_learning_rate)
-    assert (rates, method.joint_batch_size) == ((3e-5, 3e-5), 32)
-    model = tiny_model()
-    model.add_head("policy", method.policy_spec())
-    assert model.head("policy").modules_by_layer[0][-1].bias.item() == 0
-    assert 0.5 in method.knob_values(model)
+    assert (method.estimator, method.rollouts, method.policy_epochs, method.joint_epochs) == ("reinforce", 8, 2, 2)
+    assert (method.joint_learning_rate, method.joint_batch_size) == (3e-5, 32)
+    assert (NETWORK.hidden, NETWORK.outputs, NETWORK.extra_inputs, NETWORK.initial_bias) == (32, 1, 0, 0.0)
+
+
+def test_stages_of_the_published_algorithm(tiny_model):
+    """Stage 3 weighs the loss of an exit by P(exit there); both train the policy on its expected reward alone."""
+    model, method = tiny_model(num_labels=3), get_method("consistentee-paper", estimator="exact", alpha=0.2)
+    model.add_head("policy", NETWORK, seed=3)
+    source = training_source(model, make_task(), RECIPE)
+    hardness = torch.arange(len(source)) % model.num_layers + 1
+    batch = source.batch(torch.arange(8), 0)
+    outputs = model(batch.tokens)
+    losses = layer_losses(outputs.logits, batch.labels)
+    p = model.head("policy").at_layers(range(1, model.num_layers + 1), outputs.pooled).sigmoid()
+    of_policy = exact_policy_loss(p, rewards(losses, 0.2, hardness[:8]))
+    of_exits = (exit_distribution(p) * losses).sum(dim=1).mean()
+    features = FeatureBatch(outputs, batch.labels, batch.rows, 0)
+    torch.testing.assert_close(method.policy_stage_loss(hardness, model, features), of_policy)
+    joint = method.joint_stage_loss(hardness, model, batch)
+    torch.testing.assert_close(joint, of_exits + of_policy)
+    policy = list(model.head("policy").parameters())
+    expected = torch.autograd.grad(of_policy, policy, allow_unused=True, retain_graph=True)
+    for found, wanted in zip(torch.autograd.grad(joint, policy, allow_unused=True), expected, strict=True):
+        assert found is wanted is None or torch.allclose(found, wanted, atol=1e-7)

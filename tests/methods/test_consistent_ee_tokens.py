@@ -9,16 +9,21 @@ from conftest import make_text_task
 from torch.nn import functional
 
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee.instances import ConsistentEE
-from consistentee.methods.consistent_ee.tokens import ConsistentEETokens, memorized_exit_layer
-from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
-from consistentee.methods.policy import ALWAYS, POLICY, policy_outputs
-from consistentee.methods.reward import rewards
+from consistentee.methods.consistent_ee import tokens
+from consistentee.methods.consistent_ee.paper import POLICY, ConsistentEEPaper
+from consistentee.methods.consistent_ee.tokens import (
+    ALWAYS,
+    ConsistentEETokens,
+    ConsistentEETokensLadder,
+    memorized_exit_layer,
+    rung_logits,
+)
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training import decoder
 from consistentee.training.decoder import DrawnTokens
+from consistentee.training.encoder import FeatureBatch
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_answers import exit_answers
 
@@ -52,15 +57,11 @@ class TestAnswers:
         trace = record_tokens(model, ROWS)
         logits = torch.stack([model.logits(layer, trace.speaking[:, i]) for i, layer in enumerate((2, 4))], dim=1)
         named = logits.argmax(-1)
-        answers = exit_answers(trace, with_confidence=True)
+        answers = exit_answers(trace)
         assert torch.equal(answers.predictions, named)
         expected = -logits.log_softmax(-1).gather(-1, trace.targets[:, None, None].expand(-1, 2, 1)).squeeze(-1)
         torch.testing.assert_close(answers.losses, expected)
         assert torch.equal(answers.correct, named == trace.targets[:, None])
-        assert torch.equal(ConsistentEETokens().costs(answers), answers.losses)
-        assert torch.equal(ConsistentEETokens(reward_loss="error").costs(answers), (~answers.correct).float())
-        assert torch.equal(answers.confidence[:, 1, 3], (named[:, 0] == named[:, 1]).float())
-        assert exit_answers(trace).confidence is None
 
     def test_they_are_stored_and_depend_on_the_exits(self, tiny_decoder, tmp_path, monkeypatch):
         model = tiny_decoder()
@@ -76,14 +77,13 @@ class TestAnswers:
 
 
 class TestStages:
-    @pytest.mark.parametrize("reads", ["state", "state+confidence"])
-    @pytest.mark.parametrize("estimator", ["exact", "reinforce"])
-    def test_objective_is_that_of_classification_on_the_same_tensors(self, tiny_decoder, reads, estimator):
+    @pytest.mark.parametrize("estimator", [{}, {"estimator": "reinforce", "rollouts": 5}])
+    def test_objective_is_that_of_classification_on_the_same_tensors(self, tiny_decoder, estimator):
         """If every layer is an exit, a token is a row and its next token a label."""
-        method = ConsistentEETokens(alpha=0.3, policy_reads=reads, estimator=estimator)
+        method = ConsistentEETokens(alpha=0.3, **estimator)
         model = with_random_policy(tiny_decoder(), method)
         trace = record_tokens(model, LONG_ROWS)
-        answers, batch = exit_answers(trace, with_confidence=reads != "state"), all_states(trace)
+        answers, batch = exit_answers(trace), all_states(trace)
         hardness = memorized_exit_layer(answers.correct, model.exit_layers)
         torch.manual_seed(0)
         loss = method.policy_stage_loss(answers, hardness, model, batch)
@@ -92,18 +92,17 @@ class TestStages:
             [model.logits(layer, batch.speaking[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1
         )
         outputs = LayerOutputs(batch.speaking, model.state(batch.speaking), logits)
-        p = policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits).sigmoid()
-        costs = ConsistentEE().cost_of_answers(outputs, trace.targets)
+        of_rows = ConsistentEEPaper(alpha=0.3, **(estimator or {"estimator": "exact"}))
         torch.manual_seed(0)
-        expected = method.policy_loss(p, rewards(costs, 0.3, hardness))
-        torch.testing.assert_close(loss, expected)
+        rows = FeatureBatch(outputs, trace.targets, torch.arange(len(trace)), 0)
+        torch.testing.assert_close(loss, of_rows.policy_stage_loss(hardness, model, rows))
 
     def test_reward_counts_true_layers(self, tiny_decoder, monkeypatch):
         method, given = ConsistentEETokens(alpha=0.5), []
         model = with_random_policy(tiny_decoder(exit_layers=(3,)), method)
         trace = record_tokens(model, ROWS)
         answers, hardness = exit_answers(trace), torch.tensor([3, 4, 3, 4, 3])
-        monkeypatch.setattr(ConsistentEETokens, "policy_loss", lambda _, p, reward: given.append(reward) or p.sum())
+        monkeypatch.setattr(tokens, "exact_policy_loss", lambda p, reward: given.append(reward) or p.sum())
         method.policy_stage_loss(answers, hardness, model, all_states(trace))
         price = 0.5 * (1 - hardness / 4)
         expected = -answers.losses - torch.stack([price * 3, price * 4], dim=1)
@@ -124,13 +123,13 @@ class TestStages:
         method = ConsistentEETokens()
         model = with_random_policy(tiny_decoder(exit_layers=(2,)), method)
         trace = record_tokens(model, ROWS)
-        batch, answers, policy = all_states(trace), exit_answers(trace), model.head(POLICY)
+        batch, policy = all_states(trace), model.head(POLICY)
         wanted = functional.cross_entropy(model.logits(2, batch.speaking[:, 0]), batch.targets)
         for bias, expected in ((1e4, wanted), (-1e4, torch.tensor(0.0))):  # all tokens exit at layer 2, or none
             policy.load_state_dict(
                 {n: torch.full_like(t, bias) * (t.dim() == 1) for n, t in policy.state_dict().items()}
             )
-            torch.testing.assert_close(method.exit_consistent_loss("label", answers, model, batch), expected)
+            torch.testing.assert_close(method.exit_consistent_loss("label", model, batch), expected)
 
     def test_exits_without_weights_have_no_third_stage(self, tiny_decoder):
         with pytest.raises(UserError, match="consistent_steps"):
@@ -138,18 +137,24 @@ class TestStages:
 
 
 class TestPrices:
-    @pytest.mark.parametrize("reads", ["state", "state+confidence", "confidence"])
-    def test_rules_follow_the_policies_that_were_trained(self, tiny_decoder, reads):
+    def test_a_ladder_is_even_by_logarithms_and_the_nearest_rung_decides(self, tiny_decoder):
+        assert LADDER.knob_values(None) == pytest.approx((1e6, 1.0, 0.1, 0.01, 0.0))
+        for price, rung in ((0.012, 0), (0.2, 1), (0.5, 2), (20.0, 2)):
+            assert LADDER.rule(tiny_decoder(), price).rungs == [rung]
+
+    def test_a_higher_price_never_lowers_the_exit_probability(self):
+        output = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 5
+        assert (rung_logits(output).diff(dim=1) > 0).all()
+        assert torch.equal(rung_logits(output)[:, 0], output[:, 0])
+
+    def test_rules_follow_the_policies_that_were_trained(self, tiny_decoder):
         """Training computes P(exit) of all prices and exits at once, the rule of one price, exit by exit."""
-        method = replace(LADDER, policy_reads=reads)
-        model = with_random_policy(tiny_decoder(exit_layers=(1, 3)), method)
+        model = with_random_policy(tiny_decoder(exit_layers=(1, 3)), LADDER)
         trace = record_tokens(model, LONG_ROWS)
-        answers = exit_answers(trace, with_confidence=reads != "state")
         with torch.no_grad():
-            policies = method.policies(answers, model, all_states(trace))
-        exits = sweep([method.rule(model, price) for price in method.prices.prices], trace)
-        assert [alpha[0].item() for alpha, _ in policies] == pytest.approx([0.01, 0.1, 1.0])
-        for (_, p), found in zip(policies, exits, strict=True):
+            policies = LADDER.policies(model, all_states(trace))
+        exits = sweep([LADDER.rule(model, price) for price in LADDER.prices], trace)
+        for p, found in zip(policies, exits, strict=True):
             assert (p[:, -1] == 1).all()
             expected = torch.tensor([1, 3, 4])[(p > 0.5).int().argmax(dim=1)]
             assert torch.equal(found[trace.may_exit], expected[trace.may_exit])

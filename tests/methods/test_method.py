@@ -73,6 +73,13 @@ def test_broken_files_are_named(tmp_path, source, name, message):
         get_method(f"{path}:{name}")
 
 
+def test_a_method_that_was_removed_is_named_with_its_successor():
+    with pytest.raises(UserError, match="'consistentee-curve' was removed; use consistentee-held-out, or commit a1548"):
+        get_method("consistentee-curve")
+    for successor in set(method.REMOVED.values()):
+        assert get_method(successor).name == successor
+
+
 def test_a_broken_entry_point_is_named(monkeypatch):
     broken = EntryPoint("gone", "no_such_package:Gone", "consistentee.methods")
     monkeypatch.setattr(method, "available_methods", lambda *_: {"gone": broken})
@@ -85,12 +92,12 @@ def test_stages_of_a_users_method_are_told_apart_by_its_file(tmp_path, tiny_mode
         path = tmp_path / f"mine{costs}.py"
         path.write_text(
             "from dataclasses import dataclass\n"
-            "from consistentee.methods.consistent_ee.instances import ConsistentEE\n\n\n"
-            "@dataclass(frozen=True)\nclass Mine(ConsistentEE):\n"
-            f"    def cost_of_answers(self, outputs, labels):\n        return {costs} * super().cost_of_answers()\n\n"
+            "from baselines.deebert import DeeBERT\n\n\n"
+            "@dataclass(frozen=True)\nclass Mine(DeeBERT):\n"
+            f"    def cost_of_answers(self, outputs, labels):\n        return {costs}\n\n"
             "    def fit(self, model, task, recipe):\n        raise RuntimeError(recipe.method)\n"
         )
-        with pytest.raises(RuntimeError, match="consistentee 1 ") as error:
+        with pytest.raises(RuntimeError, match="deebert 2 ") as error:
             train_method(get_method(f"{path}:Mine"), tiny_model(), make_task(), Recipe())
         return str(error.value)
 
@@ -101,16 +108,19 @@ REFUSED = [
     ("beem", {"held_out": 1.0}, "held_out"),
     ("calm-tokens-softmax", {"candidates": 1}, "candidates"),
     ("cascade-bert", {"folds": 1}, "folds"),
-    ("consistentee", {"alpha": "a lot"}, "alpha"),
-    ("consistentee", {"estimator": "reinforce", "rollouts": 1}, "rollouts"),
-    ("consistentee", {"reward": "hardnes"}, "reward"),
+    ("consistentee-paper", {"alpha": "a lot"}, "alpha"),
+    ("consistentee-paper", {"rollouts": 1}, "rollouts"),
+    ("consistentee-paper", {"estimator": "exact", "rollouts": 4}, "rollouts has no effect"),
+    ("consistentee-paper", {"joint_epochs": 0, "joint_batch_size": 16}, "joint_batch_size has no effect"),
+    ("consistentee-paper", {"reward": "hardnes"}, "reward"),
     ("joint-distillation", {"at_exit": 1.5}, "at_exit"),
-    ("consistentee-ladder", {"lowest_price": 2.0, "highest_price": 1.0}, "ladder"),
-    ("consistentee-ladder", {"rungs": 1}, "ladder"),
-    ("consistentee-tokens", {"candidates": 8}, "vocabulary"),
-    ("consistentee-tokens-curve", {"lowest_alpha": 2.0}, "lowest alpha"),
+    ("consistentee-tokens", {"rollouts": 8}, "rollouts has no effect"),
+    ("consistentee-tokens-ladder", {"lowest_price": 2.0, "highest_price": 1.0}, "ladder"),
+    ("consistentee-tokens-ladder", {"rungs": 1}, "rungs"),
+    ("consistentee-tokens-ladder", {"horizon": 9}, "horizon has no effect"),
     ("consistentee-tokens-ladder", {"price_rise": 0.0}, "price_rise"),
     ("eenet", {"budget": 3}, "budget"),
+    ("fastbert", {"classifier": "linear", "learning_rate": 1e-3}, "learning_rate has no effect"),
     ("kangaroo", {"threshold": 1.5}, "threshold"),
     ("swift", {"search_tokens": 1}, "search_tokens"),
 ]

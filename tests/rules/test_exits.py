@@ -172,7 +172,7 @@ def test_a_patience_that_counts_no_layers_is_refused(patience):
         ConsecutiveRule(SameAnswerRule(), patience)
 
 
-@pytest.mark.parametrize("name", ["pabee", "leebert", "token-patience"])
+@pytest.mark.parametrize("name", ["pabee", "leebert"])
 def test_a_knob_between_two_patiences_is_refused_and_not_rounded(tiny_model, tiny_decoder, name):
     method = get_method(name)
     model = tiny_decoder() if isinstance(method, TokenMethod) else tiny_model()

@@ -26,7 +26,7 @@ SUITE = {
     "seeds": [0, 1],
     "methods": [
         "full",
-        {"method": "consistentee", "label": "ours", "grid": {"alpha": [0.01, 0.1], "rollouts": [4, 8]}},
+        {"method": "consistentee-paper", "label": "ours", "grid": {"alpha": [0.01, 0.1], "rollouts": [4, 8]}},
     ],
 }
 OF_TEXTS = {
@@ -141,7 +141,9 @@ def test_filters_choose_and_add():
 
 
 def test_filter_knows_labels_and_method_names():
-    assert len(expand(suite(), Filters(methods=["consistentee"]))) == len(expand(suite(), Filters(methods=["ours"])))
+    assert len(expand(suite(), Filters(methods=["consistentee-paper"]))) == len(
+        expand(suite(), Filters(methods=["ours"]))
+    )
     with pytest.raises(UserError, match="free is a method of generation, and suite"):
         expand(suite(), Filters(methods=["free"]))
 

@@ -1,7 +1,9 @@
 """The contract catches methods of both kinds that are broken on purpose, and says which fault it is."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -10,12 +12,14 @@ import torch
 from benchmarks.testing import checks
 from benchmarks.testing.cases import AnyCase
 from benchmarks.testing.check_method import check_method, checks_of, trained
+from benchmarks.testing.parameters import every_parameter_has_an_effect
 from benchmarks.testing.report import BrokenContractError
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod, generate_speculatively
 from consistentee.methods.method import AnyMethod
 from consistentee.signals import margin
 from consistentee.training.decoder import train_exits
-from consistentee.training.encoder import train_jointly
+from consistentee.training.encoder import layer_losses, token_stage, train_jointly, training_source
+from consistentee.training.loop import run_stage
 
 
 class Common:
@@ -254,6 +258,55 @@ def test_a_broken_method_is_caught_and_its_fault_named(case_of, kind, changes, c
         check(case)
     assert fault in found.value.fault
     assert shown in str(found.value)
+
+
+@dataclass(frozen=True)
+class Scaled(OfInstances):
+    """A method whose parameter scales the loss, and is in the key of its stage."""
+
+    scale: float = 1.0
+
+    def fit(self, model, task, recipe):
+        source, loss = training_source(model, task, recipe), partial(scaled_loss, self.scale)
+        run_stage(model, source, token_stage("mine", loss, recipe, stage_key=self.stage_key()), recipe)
+        return model
+
+    def stage_key(self):
+        return {"scale": self.scale}
+
+
+def scaled_loss(scale, model, batch):
+    return scale * layer_losses(model(batch.tokens).logits, batch.labels).square().mean()
+
+
+class LeftOut(Scaled):
+    def stage_key(self):
+        return {}
+
+
+@dataclass(frozen=True)
+class Unused(OfTokens):
+    scale: float | None = None
+
+
+class Refused(Unused):
+    def check_task(self, task):
+        super().check_task(task)
+        self.refuse("scale", because="it is not used")
+
+
+class Stated(Unused):
+    hidden_effects: ClassVar[Mapping[str, str]] = {"scale": "it needs more layers"}
+
+
+@pytest.mark.parametrize(("method", "is_broken"), [(Scaled, 0), (LeftOut, 1), (Unused, 1), (Refused, 0), (Stated, 0)])
+def test_a_parameter_without_effect_is_found(tmp_path, method, is_broken):
+    case = trained(method(), "llama" if issubclass(method, TokenMethod) else "bert", tmp_path)
+    if is_broken:
+        with pytest.raises(BrokenContractError, match="'scale' has no effect: with "):
+            every_parameter_has_an_effect(case)
+    else:
+        every_parameter_has_an_effect(case)
 
 
 def fails(self, model, task, recipe):

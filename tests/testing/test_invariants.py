@@ -21,7 +21,14 @@ from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GRO
 from consistentee.methods.token_methods import TokenMethod
 
 USUAL_FAMILIES = ("bert", "llama")
-ON_EVERY_FAMILY = ("cascade-bert", "consistentee", "deebert", "calm-tokens-softmax", "consistentee-tokens", "free")
+ON_EVERY_FAMILY = (
+    "cascade-bert",
+    "consistentee-paper",
+    "deebert",
+    "calm-tokens-softmax",
+    "consistentee-tokens",
+    "free",
+)
 
 
 def tried(config: pytest.Config) -> Iterator[tuple[str, str, bool]]:

@@ -209,8 +209,8 @@ class TestTheStore:
         ("name", "parameters", "trainings"),
         [
             ("berxit", {"exit_when": "confident"}, 1),
-            ("consistentee-ablation", {"leave_by": "entropy"}, 1),
-            ("consistentee-ablation", {"policy_share": 0.5}, 2),
+            ("consistentee-paper", {"leave_by": "entropy"}, 1),
+            ("consistentee-paper", {"alpha": 0.5}, 2),
         ],
     )
     def test_rules_share_the_exits_that_they_are_on(self, name, parameters, trainings, tiny_model, tmp_path):

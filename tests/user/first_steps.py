@@ -22,7 +22,7 @@ name: small
 description: A suite that a new user might write.
 tasks: [movie-snippets]
 backbones: [minilm-l6]
-methods: [full, {method: deebert}, {method: consistentee-curve}]
+methods: [full, {method: deebert}, {method: consistentee-held-out}]
 recipe: {epochs: 1, max_rows: 64, frozen_steps: 20}
 seeds: [0]
 validation_rows: 64

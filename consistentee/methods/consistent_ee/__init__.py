@@ -1,1 +1,1 @@
-"""ConsistentEE for instances and for tokens: fixed prices, curve, ladder, distilled and tuned exits."""
+"""ConsistentEE: the published algorithm, a policy that learns on held-out rows, and tokens."""

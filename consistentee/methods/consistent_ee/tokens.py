@@ -3,7 +3,8 @@
 A token exits. The state after reading token i decides where to exit, and the exit there predicts token i + 1. Both are
 in one row of a :class:`consistentee.TokenTrace`. Prompts and padding do not count in losses, reward and Memorized
 Layer. The first token of a response, which always comes from layer L, counts only while a backbone learns without
-closing layers. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers.
+closing layers. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers. The policy reads the state
+alone: this needs no LM head.
 
 Three stages, on cached states of the frozen backbone:
 
@@ -12,6 +13,10 @@ Three stages, on cached states of the frozen backbone:
 3. the exits again, each on the tokens that the policy lets exit there; then the policy again (only with
    ``consistent_steps``).
 
+Two methods. ``consistentee-tokens`` has one price of a layer, as published, and P(exit) > 0.5, or another threshold.
+``consistentee-tokens-ladder`` is ours: the policies of several prices are one head and learn together, each batch for
+every price. They are ordered: a higher price never makes a token run longer. The knob is the price.
+
 Choices. The trace is recorded at full depth, so its states do not depend on actions and the expected reward has a
 closed form. In a text they do, because later tokens read the skipped layers of earlier ones; the reward ignores this.
 Stages 2 and 3 alternate, because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an
@@ -19,69 +24,79 @@ exit is drawn for each token, at one LM head a token; exits learn there at half 
 adapters under one LM head; the paper's code has an LM head for each.
 """
 
-from dataclasses import dataclass, replace
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, MultiExitDecoder, TextTask, TokenRecipe, TokenTrace, UserError
-from consistentee.methods.policy import (
-    ALWAYS,
-    POLICY,
-    DrawnPrices,
-    Policies,
-    PolicyInputs,
-    PolicyParameters,
-    Prices,
-    policy_spec,
+from consistentee import (
+    ExitRule,
+    HeadSpec,
+    Knob,
+    LayerView,
+    MultiExitDecoder,
+    State,
+    TextTask,
+    ThresholdRule,
+    TokenMethod,
+    TokenRecipe,
+    TokenTrace,
+    UserError,
 )
-from consistentee.methods.reward import exit_distribution, memorized_layer, rewards
-from consistentee.methods.token_methods import VocabularyMethod
-from consistentee.signals import even_log_odds
+from consistentee.methods.consistent_ee.paper import (
+    POLICY,
+    THRESHOLDS,
+    exact_policy_loss,
+    exit_distribution,
+    memorized_layer,
+    reinforce_policy_loss,
+    rewards,
+)
+from consistentee.rules.schedules import text_length
+from consistentee.signals import head_probability
 from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
 from consistentee.training.decoder import ADAPTERS, train_on_states, wanted_answers
 from consistentee.training.recipe import Target
 from consistentee.training.token_answers import ExitAnswers
 
-_ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist())
+ALWAYS = 1e6  # a price at which every token exits at the first exit; at 0 none exits
 
 
 @dataclass(frozen=True)
-class ConsistentEETokens(PolicyParameters, VocabularyMethod):
-    """ConsistentEE on tokens: one policy for one price of a layer; a knob of 0.5 gives the published rule.
+class TokenPolicies(TokenMethod):
+    """ConsistentEE on tokens, with a policy for each of some prices of a layer.
 
-    The policy reads the state alone, as published: this needs no LM head, and there are enough tokens to train on.
-
-    Attributes besides those of :class:`consistentee.methods.policy.PolicyParameters`:
+    Attributes:
+        reward: "hardness" makes layers cheap for tokens that are memorized late; "vanilla" prices all alike.
+        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits for each
+            token, as published.
+        rollouts: K of REINFORCE.
+        initial_bias: of the policy's output; P(exit) starts at its sigmoid.
         consistent_steps: steps of stage 3, in batches of ``recipe.exit_batch_size`` tokens; 0 skips it.
     """
 
-    name: ClassVar[str] = "consistentee-tokens"
-    paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882 (its method for decoders)"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
-
-    alpha: NonNegativeFloat = 0.02
+    reward: Literal["hardness", "vanilla"] = "hardness"
+    estimator: Literal["exact", "reinforce"] = "exact"
     rollouts: Annotated[int, Field(ge=2)] = 4
-    policy_reads: PolicyInputs = "state"
+    initial_bias: float = -1.5
     consistent_steps: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.prices  # raises UserError for invalid prices
-        if self.candidates is not None and self.policy_reads == "state":
-            raise UserError(f"{self.name}: a policy that reads the state alone has no vocabulary to prune")
+        if self.estimator == "exact":
+            self.refuse("rollouts", because="estimator is 'exact'")
 
-    def check_model(self, model: MultiExitDecoder) -> None:
-        if self.policy_reads != "state":
-            super().check_model(model)
-
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit if P(exit) > knob; the paper uses 0.5."""
-        return self.pruned(self.prices.rule(self.policy_reads, knob))
+    @property
+    @abstractmethod
+    def prices(self) -> tuple[float, ...]:
+        """The prices of a layer, in nats, in increasing order."""
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Run stages 1 and 2, and stage 3 with ``consistent_steps``."""
@@ -91,88 +106,65 @@ class ConsistentEETokens(PolicyParameters, VocabularyMethod):
                 f"{self.name}: consistent_steps train the exits, which have no weights of their own with "
                 f"adapter={adapter!r}; leave consistent_steps at 0, or choose another adapter"
             )
-        everything = self.train_stage_1(model, task, recipe)
+        everything = train_exits(model, task, recipe)
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         trace = everything.select(recipe.tokens_for_heads(everything))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
-        answers = self._answers(trace, recipe)
-        hardness = None
+        answers, hardness = exit_answers(trace, store=recipe.store), None
         if self.reward == "hardness":
             hardness = memorized_exit_layer(answers.correct, model.exit_layers)
-        self._fit_policy(trace, answers, hardness, recipe)
+        self._train_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
-            self._fit_exits_at_drawn_exits(trace, answers, recipe)
-            self._fit_policy(trace, self._answers(trace, recipe), hardness, recipe)
+            self._train_exits_at_drawn_exits(trace, recipe)
+            self._train_policy(trace, exit_answers(trace, store=recipe.store), hardness, recipe)
         return model
 
-    def train_stage_1(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
-        """Train the exits and return the trace of the training rows."""
-        return train_exits(model, task, recipe)
-
     def policy_spec(self) -> HeadSpec:
-        """Return the head of the policy: Linear(H, 1) on the state, as published; else as in classification."""
-        spec = policy_spec(self.policy_reads, self.prices.outputs, self.initial_bias)
-        return replace(spec, hidden=None) if self.policy_reads == "state" else spec
+        """Return the head of the policies: Linear(H, 1) for each price, as published."""
+        return HeadSpec(outputs=len(self.prices), initial_bias=self.initial_bias)
 
-    def _answers(self, trace: TokenTrace, recipe: TokenRecipe) -> ExitAnswers:
-        return exit_answers(
-            trace,
-            with_confidence=self.policy_reads != "state",
-            candidates=self.candidates,
-            store=recipe.store,
-        )
+    def policies(self, model: MultiExitDecoder, batch: StateBatch) -> list[Tensor]:
+        """Compute P(exit) [tokens, exits], 1 at the last, for every price."""
+        outputs = model.head(POLICY).at_layers(model.exit_layers[:-1], model.state(batch.deciding[:, :-1]))
+        probabilities = rung_logits(outputs if len(self.prices) > 1 else outputs.unsqueeze(-1)).sigmoid()
+        return [functional.pad(p, (0, 1), value=1.0) for p in probabilities.unbind(dim=-1)]
 
-    def costs(self, answers: ExitAnswers) -> Tensor:
-        """Compute the cost of each exit's answer in the reward: float [N, exits]."""
-        return answers.losses if self.reward_loss == "cross-entropy" else (~answers.correct).float()
-
-    def policies(self, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch) -> Policies:
-        """Compute the price of a layer [tokens] and P(exit) [tokens, exits], 1 at the last, for every trained price."""
-        states, confidence = model.state(batch.deciding[:, :-1]), None
-        if answers.confidence is not None:
-            confidence = answers.confidence[batch.tokens, :-1].to(states.device)
-        outputs = model.head(POLICY).at_layers(model.exit_layers[:-1], states, confidence)
-        policies = self.prices.policies(outputs)
-        return [(alpha, torch.cat([p, torch.ones_like(p[:, :1])], dim=1)) for alpha, p in policies]
-
-    def _fit_policy(
+    def _train_policy(
         self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
     ) -> None:
-        loss = partial(self.policy_stage_loss, answers, hardness)
-        details = {"method": repr(self), "costs": self.costs(answers), "hardness": hardness}
-        train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
+        loss, tokens = partial(self.policy_stage_loss, answers, hardness), torch.arange(len(trace))
+        estimator = f"{self.estimator} {self.rollouts}"
+        key = {"prices": self.prices, "estimator": estimator, "losses": answers.losses, "hardness": hardness}
+        train_learned_head(trace, tokens, loss, recipe, head=POLICY, stage_key=key)
 
     def policy_stage_loss(
         self, answers: ExitAnswers, hardness: Tensor | None, model: MultiExitDecoder, batch: StateBatch
     ) -> Tensor:
         """Compute L_pi of a batch, averaged over the prices; ``answers`` and ``hardness`` are of the whole trace."""
-        device, tokens = model.device, batch.tokens
-        memorized = None if hardness is None else hardness[tokens].to(device)
-        costs = self.costs(answers)[tokens].to(device)
-        losses = [
-            self.policy_loss(p, rewards(costs, alpha, memorized, layers=model.exit_layers))
-            for alpha, p in self.policies(answers, model, batch)
-        ]
+        memorized = None if hardness is None else hardness[batch.tokens].to(model.device)
+        costs, losses = answers.losses[batch.tokens].to(model.device), []
+        for price, p in zip(self.prices, self.policies(model, batch), strict=True):
+            reward = rewards(costs, price, memorized, layers=model.exit_layers)
+            exact = self.estimator == "exact"
+            losses.append(exact_policy_loss(p, reward) if exact else reinforce_policy_loss(p, reward, self.rollouts))
         return torch.stack(losses).mean()
 
-    def _fit_exits_at_drawn_exits(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
+    def _train_exits_at_drawn_exits(self, trace: TokenTrace, recipe: TokenRecipe) -> None:
         stage = Stage(
             name="exit-consistent",
-            loss=partial(self.exit_consistent_loss, recipe.target, answers),
+            loss=partial(self.exit_consistent_loss, recipe.target),
             trains=(ADAPTERS,),
             batch_size=recipe.exit_batch_size,
             learning_rate=recipe.exit_learning_rate / 2,
-            details={"method": repr(self), "target": recipe.target},
+            stage_key={"prices": self.prices, "target": recipe.target},
         )
         train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
 
-    def exit_consistent_loss(
-        self, target: Target, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch
-    ) -> Tensor:
-        """Compute the mean loss of tokens at exits drawn from the policy; tokens that run to layer L have none."""
+    def exit_consistent_loss(self, target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+        """Compute the mean loss of tokens at exits drawn from the policies; those that run to layer L have none."""
         with torch.no_grad():
-            distributions = [exit_distribution(p) for _, p in self.policies(answers, model, batch)]
+            distributions = [exit_distribution(p) for p in self.policies(model, batch)]
             drawn = torch.stack(distributions).mean(dim=0).multinomial(1).squeeze(1)
         wanted = wanted_answers(target, model, batch)
         total = torch.zeros((), device=model.device, requires_grad=True)
@@ -184,25 +176,110 @@ class ConsistentEETokens(PolicyParameters, VocabularyMethod):
 
 
 @dataclass(frozen=True)
-class ConsistentEETokensCurve(ConsistentEETokens):
-    """ConsistentEE on tokens with one policy for the whole curve: the price of a layer is an input.
+class ConsistentEETokens(TokenPolicies):
+    """One policy for one price of a layer; a knob of 0.5 gives the published rule.
 
-    It is drawn at random in training and is the knob at inference; the parameter ``alpha`` has no effect.
+    Attributes besides those above:
+        alpha: the price of a layer, in nats.
     """
 
-    name: ClassVar[str] = "consistentee-tokens-curve"
-    paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) with a policy conditioned on alpha"
-    knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, *_ALPHAS, 0.0))
+    name: ClassVar[str] = "consistentee-tokens"
+    paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882 (its method for decoders)"
+    knob: ClassVar[Knob] = Knob("threshold", THRESHOLDS)
 
-    lowest_alpha: float = 1e-4
-    highest_alpha: float = 1.0
+    alpha: NonNegativeFloat = 0.02
 
     @property
-    def prices(self) -> Prices:
-        """Log-uniform prices; the largest knob always exits, 0 never."""
-        return DrawnPrices(self.lowest_alpha, self.highest_alpha)
+    def prices(self) -> tuple[float, ...]:
+        return (self.alpha,)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if P(exit) > knob; the paper uses 0.5."""
+        return ThresholdRule(head_probability(POLICY), knob if knob > 0 else -1.0, exit_when="above")
+
+
+@dataclass(frozen=True)
+class ConsistentEETokensLadder(TokenPolicies):
+    """One policy for each price of a ladder, trained together; the threshold on P(exit) is the paper's 0.5.
+
+    A price between two rungs uses the nearer one.
+
+    Attributes besides those above, with prices in nats a layer:
+        rungs: number of prices, log-spaced from ``lowest_price`` to ``highest_price``.
+        price_rise: price of a layer at the last token of a text divided by that at the first, log-linear in between;
+            the knob is the price half-way. It does not affect training.
+        horizon: tokens of the rise; None for the length that the model was trained with.
+    """
+
+    name: ClassVar[str] = "consistentee-tokens-ladder"
+    paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) with the policies of all prices in one model"
+    knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, 0.3, 0.03, 0.003, 0.0))
+
+    rungs: Annotated[int, Field(ge=2)] = 8
+    lowest_price: PositiveFloat = 0.003
+    highest_price: Annotated[float, Field(gt=0, lt=ALWAYS)] = 0.3
+    price_rise: PositiveFloat = 1.0
+    horizon: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lowest_price < self.highest_price:
+            raise UserError(f"{self.name}: the lowest price of a ladder must lie below the highest one")
+        if self.price_rise == 1:
+            self.refuse("horizon", because="prices do not rise")
+
+    @property
+    def prices(self) -> tuple[float, ...]:
+        low, high = math.log(self.lowest_price), math.log(self.highest_price)
+        return tuple(math.exp(low + (high - low) * rung / (self.rungs - 1)) for rung in range(self.rungs))
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return the price at which all tokens exit at once, the prices from the highest down, and 0."""
+        return (ALWAYS, *reversed(self.prices), 0.0)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the policy of the rung nearest to the price ``knob``, which may rise along the text."""
+        if knob == 0 or nearest(knob, (*self.prices, ALWAYS)) == self.rungs:
+            return LadderRule([0], threshold=-1.0 if knob else 1.0)  # P(exit) is above -1, and not above 1
+        factors = rising(self.price_rise, 1 if self.price_rise == 1 else text_length(model, self.horizon))
+        return LadderRule([nearest(knob * factor, self.prices) for factor in factors])
+
+
+class LadderRule(ExitRule):
+    """Exit at the first exit with P(exit) above a threshold, by the policy of a rung.
+
+    Args:
+        rungs: index of the price at steps 0, 1, ... of a text, 0 being the lowest; the last one holds for all later
+            steps.
+        threshold: on P(exit).
+    """
+
+    def __init__(self, rungs: Sequence[int], threshold: float = 0.5) -> None:
+        self.rungs = rungs
+        self.threshold = threshold
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        logits = rung_logits(view.head(POLICY))
+        rungs = torch.tensor(self.rungs, device=view.device)
+        at_step = rungs[view.steps.clamp_max(len(rungs) - 1)] if len(rungs) > 1 else rungs.expand(view.rows)
+        return logits.gather(-1, at_step.unsqueeze(-1)).squeeze(-1).sigmoid() > self.threshold
 
 
 def memorized_exit_layer(correct: Tensor, exit_layers: tuple[int, ...]) -> Tensor:
     """Compute the first exit layer from which on every exit is right, or L: bool [tokens, exits] -> int64 [tokens]."""
     return torch.tensor(exit_layers)[memorized_layer(correct) - 1]
+
+
+def rung_logits(output: Tensor) -> Tensor:
+    """Convert the head's output to logits of P(exit) at increasing prices, which increase: [..., K]."""
+    return torch.cat([output[..., :1], functional.softplus(output[..., 1:])], dim=-1).cumsum(dim=-1)
+
+
+def nearest(price: float, prices: Sequence[float]) -> int:
+    """Return the index of the price whose logarithm is nearest."""
+    return min(range(len(prices)), key=lambda rung: abs(math.log(prices[rung] / price)))
+
+
+def rising(times: float, tokens: int) -> list[float]:
+    """Compute log-linear factors of a price for the tokens of a text, from ``times**-0.5`` to ``times**0.5``."""
+    return [times ** (step / max(tokens - 1, 1) - 0.5) for step in range(tokens)]

@@ -19,21 +19,17 @@ model, without a teacher, with a weight that falls with the distance from the ex
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import PositiveFloat
+import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.arguments import Fraction
-from consistentee.methods.consistent_ee.instances import ConsistentEECurve
-from consistentee.methods.policy import PolicyInputs
-from consistentee.methods.reward import exit_shares
 from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import (
     TokenBatch,
-    TokenSource,
     layer_losses,
     recorded_logits,
     run_stage,
@@ -44,6 +40,7 @@ from consistentee.training import (
 )
 
 _FASTEST = 1e-3  # the highest peak learning rate of exits
+_THRESHOLDS_DRAWN = 8  # in each batch
 
 
 @dataclass(frozen=True)
@@ -64,55 +61,30 @@ class JointDistillation(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     classifier: Literal["attention", "linear"] = "attention"
-    at_exit: Fraction = 0.3
-    distilled: Fraction = 0.5
+    at_exit: Annotated[float, Field(ge=0, le=1)] = 0.3
+    distilled: Annotated[float, Field(ge=0, le=1)] = 0.5
     backbone_rate: PositiveFloat = 0.5
     epochs_share: PositiveFloat = 0.5
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, and distil it into the exits."""
-        self.teach_exits(model, training_source(model, task, recipe), recipe)
-        return model
-
-    def teach_exits(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-        """Run both stages on tokenised rows."""
+        source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
         use_exit_network(model, self.classifier, recipe)
-        loss = partial(taught_loss, self, teacher)
+        loss, key = partial(taught_loss, self, teacher), {"at_exit": self.at_exit, "distilled": self.distilled}
         slower = replace(
-            token_stage("consistent-distillation", loss, recipe, details={"method": repr(self)}),
+            token_stage("joint-distillation", loss, recipe, stage_key=key),
             epochs=math.ceil(recipe.epochs * self.epochs_share),
             learning_rate=recipe.learning_rate * self.backbone_rate,
             head_learning_rate=min(recipe.head_learning_rate, _FASTEST),
         )
         run_stage(model, source, slower, recipe)
+        return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the largest probability is above ``knob``."""
         return ThresholdRule(top_probability, knob, exit_when="above")
-
-
-@dataclass(frozen=True)
-class ConsistentEEDistilledCurve(ConsistentEECurve):
-    """The exits of joint-distillation with the policy of consistentee-curve: one policy for all prices of a layer.
-
-    Exits are trained with that method's defaults. There is no stage 3: ``alpha``, ``refit_policy`` and the
-    parameters ``joint_...`` have no effect.
-    """
-
-    name: ClassVar[str] = "consistentee-distilled-curve"
-    paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024), distilled, with a policy conditioned on alpha"
-    version: ClassVar[int] = 3
-
-    policy_reads: PolicyInputs = "state+confidence"
-
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Distil into the exits, then fit the policy to them."""
-        source = training_source(model, task, recipe)
-        JointDistillation().teach_exits(model, source, recipe)
-        self.learn_policy(model, source, recipe)
-        return model
 
 
 def taught_loss(method: JointDistillation, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
@@ -127,3 +99,21 @@ def taught_loss(method: JointDistillation, teacher: Tensor, model: MultiExitMode
     losses = (1 - method.distilled) * layer_losses(logits, batch.labels) + method.distilled * divergence
     doubt = 1 - logits.detach().softmax(dim=-1).amax(dim=-1)
     return (exit_shares(doubt, method.at_exit) * losses).sum(dim=1).mean()
+
+
+def exit_shares(doubt: Tensor, at_exit: float) -> Tensor:
+    """Compute the weight of a row's loss at every exit: float [rows, exits], rows sum to 1.
+
+    Args:
+        doubt: 1 - the largest probability, detached: [rows, exits].
+        at_exit: share of the weight at the exits that rows take with random thresholds.
+    """
+    exits = doubt.shape[1]
+    if exits == 1:
+        return torch.ones_like(doubt)
+    candidates = doubt[:, :-1].flatten()
+    thresholds = candidates[torch.randint(len(candidates), (_THRESHOLDS_DRAWN,)).to(doubt.device)]
+    leaves = doubt < thresholds.view(-1, 1, 1)
+    leaves[..., -1] = True
+    taken = functional.one_hot(leaves.int().argmax(dim=-1), exits).to(doubt.dtype).mean(dim=0)
+    return at_exit * taken + (1 - at_exit) / exits

@@ -1,0 +1,203 @@
+"""ConsistentEE (Zeng et al., AAAI 2024, arXiv 2312.11882): training made consistent with inference.
+
+In joint training every internal classifier has to be right on every row, but at inference one classifier answers. Here
+a policy decides at which layer a row exits, and only the classifier at that exit has to be right. From top to bottom:
+
+* state and policy (section 3.1): the pooled vector of layer t, and P(exit) from it by a small network for each layer;
+* Memorized Layer (section 3.3): how hard a row is, read from the classifiers after stage 1;
+* reward: the loss of the answer and the price of the layers, which hard rows do not pay;
+* policy gradient: REINFORCE, or the expected reward in closed form;
+* three stages: all classifiers, the policy, both. Rule: exit at the first layer with P(exit) > 0.5.
+
+What differs from the authors' code: stage 1 and the warm-up are the suite's (``paper-bert-base`` has the published
+ones); stage 2 reads cached features, without dropout; the policy does not train the backbone; in stage 3 the
+cross-entropy at the exit is its expectation over the policy. One model has one price of a layer, alpha: train several
+for a curve.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.signals import entropy, entropy_thresholds, even_log_odds, head_probability
+from consistentee.training import (
+    FeatureBatch,
+    TokenBatch,
+    cached_rows,
+    layer_losses,
+    run_stage,
+    token_stage,
+    train_heads,
+    train_jointly,
+    training_source,
+)
+
+POLICY = "policy"
+POLICY_WEIGHTS = (f"exit_heads.{POLICY}.",)
+NETWORK = HeadSpec(hidden=32)  # for each layer Linear(H, 32), GELU, Linear(32, 1), then a sigmoid (section 3.1)
+BATCH_SIZE, RATE = 32, 3e-4  # of stage 2 in the authors' code
+THRESHOLDS = (0.0, *even_log_odds(-9, 9, 73), 1.0)  # of P(exit), with leave_by="threshold"
+
+
+def exit_probabilities(model: MultiExitModel, pooled: Tensor) -> Tensor:
+    """Compute P(exit) at every layer from the states [rows, L, H]: [rows, L]. It does not train the backbone."""
+    return model.head(POLICY).at_layers(range(1, model.num_layers + 1), pooled.detach()).sigmoid()
+
+
+def exit_distribution(probabilities: Tensor) -> Tensor:
+    """Compute ``q_t = p_t * prod_{s<t} (1 - p_s)`` from P(exit) [rows, L]; q_L is the rest, whatever p_L is."""
+    ones = torch.ones_like(probabilities[:, :1])
+    exits = torch.cat([probabilities[:, :-1], ones], dim=1)
+    return exits * torch.cat([ones, 1 - probabilities[:, :-1]], dim=1).cumprod(dim=1)
+
+
+def memorized_layer(correct: Tensor) -> Tensor:
+    """Compute the first layer from which on every classifier is right, or L: bool [rows, L] -> int64 [rows], from 1."""
+    layers = correct.shape[1]
+    right_to_the_end = correct.flip(dims=[1]).long().cumprod(dim=1).sum(dim=1)
+    return (layers - right_to_the_end + 1).clamp(max=layers)
+
+
+def rewards(
+    losses: Tensor, alpha: float | Tensor, hardness: Tensor | None = None, layers: Sequence[int] | None = None
+) -> Tensor:
+    """Compute the reward of each exit, ``R_t = -CE_t - alpha * (1 - m/L) * t``, from CE_t: [rows, exits].
+
+    ``alpha`` may be float [rows]. ``hardness`` is m, int64 [rows]; None gives the vanilla reward, without ``1 - m/L``.
+    ``layers`` are the exits' t, up to L; None for 1..L.
+    """
+    depths = range(1, losses.shape[1] + 1) if layers is None else layers
+    price = torch.as_tensor(alpha, dtype=losses.dtype, device=losses.device).expand(len(losses))
+    if hardness is not None:
+        price = price * (1 - hardness.to(losses.dtype) / depths[-1])
+    return -losses - price.unsqueeze(1) * losses.new_tensor(list(depths))
+
+
+def exact_policy_loss(probabilities: Tensor, reward: Tensor) -> Tensor:
+    """Compute minus the expected reward, ``-mean_rows sum_t q_t R_t``, from P(exit) and R, [rows, L]."""
+    return -(exit_distribution(probabilities) * reward.detach()).sum(dim=1).mean()
+
+
+def reinforce_policy_loss(probabilities: Tensor, reward: Tensor, rollouts: int) -> Tensor:
+    """Compute a loss whose gradient is that of REINFORCE with K rollouts a row and their mean reward as baseline.
+
+    ``-(1/BK) sum_i sum_k (R_ik - mean_k R_ik) * sum_{s<=T_ik} log pi(a_s)``, from P(exit) and R, [rows, L]. Layer L has
+    no choice. The baseline includes the rollout's own reward, so the expectation is ``(K-1)/K`` of the exact gradient.
+    """
+    p = probabilities[:, :-1]
+    exits = torch.rand(rollouts, *p.shape, device=reward.device) < p.detach()
+    exit_index = torch.cat([exits, torch.ones_like(exits[..., :1])], dim=-1).int().argmax(dim=-1, keepdim=True)
+    obtained = reward.detach().expand(rollouts, *reward.shape).gather(-1, exit_index).squeeze(-1)
+    advantage = obtained - obtained.mean(dim=0, keepdim=True)
+    layer = torch.arange(p.shape[1], device=reward.device)
+    log_stay, log_exit = (part.clamp_min(torch.finfo(p.dtype).tiny).log() for part in (1 - p, p))
+    log_likelihood = ((layer < exit_index) * log_stay + (layer == exit_index) * log_exit).sum(dim=-1)
+    return -(advantage * log_likelihood).mean()
+
+
+@dataclass(frozen=True)
+class ConsistentEEPaper(Method):
+    """The published algorithm, with the values of the authors' code where the paper is silent.
+
+    Attributes:
+        alpha: the price of a layer, in nats. The authors' code has 0.005 to 0.2.
+        reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all rows alike.
+        estimator: "reinforce" samples ``rollouts`` exits for each row; "exact" has the expected reward in closed form.
+        rollouts: K of REINFORCE; 8 in the paper.
+        policy_epochs: length of stage 2; 2 in the authors' code, in batches of 32 with a rate of 3e-4.
+        joint_epochs, joint_learning_rate, joint_batch_size: of stage 3, as in the authors' code; 0 epochs skip it.
+        leave_by: the rule on the same trained exits: "policy" where P(exit) > 0.5, as published; "threshold" where
+            P(exit) is above the knob; "entropy" where the entropy is below the knob, in nats, as in DeeBERT.
+    """
+
+    name: ClassVar[str] = "consistentee-paper"
+    paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
+    version: ClassVar[int] = 3
+    knob: ClassVar[Knob] = Knob("threshold", (0.5,))
+
+    alpha: NonNegativeFloat = 0.05
+    reward: Literal["hardness", "vanilla"] = "hardness"
+    estimator: Literal["reinforce", "exact"] = "reinforce"
+    rollouts: Annotated[int, Field(ge=2)] = 8
+    policy_epochs: PositiveInt = 2
+    joint_epochs: NonNegativeInt = 2
+    joint_learning_rate: PositiveFloat = 3e-5
+    joint_batch_size: PositiveInt = 32
+    leave_by: Literal["policy", "threshold", "entropy"] = "policy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.estimator == "exact":
+            self.refuse("rollouts", because="estimator is 'exact'")
+        if not self.joint_epochs:
+            self.refuse("joint_learning_rate", "joint_batch_size", because="joint_epochs is 0")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Run stages 1 to 3."""
+        # Stage 1: backbone and all classifiers on sum_t t * CE_t / sum_t t, shared with PABEE and others.
+        source = training_source(model, task, recipe)
+        train_jointly(model, source, recipe)
+        # How hard each training row is.
+        rows = cached_rows(model, source, recipe)
+        correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
+        hardness = memorized_layer(correct) if self.reward == "hardness" else None
+        key = {"alpha": self.alpha, "estimator": self.estimator, "rollouts": self.rollouts, "hardness": hardness}
+        # Stage 2: the policy alone, on its reward.
+        model.add_head(POLICY, NETWORK, seed=recipe.seed)
+        steps = self.policy_epochs * math.ceil(len(rows) / BATCH_SIZE)
+        alone = replace(recipe, frozen_steps=steps, frozen_batch_size=BATCH_SIZE, frozen_learning_rate=RATE)
+        policy_loss = partial(self.policy_stage_loss, hardness)
+        train_heads(model, rows, policy_loss, alone, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
+        # Stage 3: backbone and classifiers on the cross-entropy at the exit, the policy on its reward. Rules share it.
+        if self.joint_epochs:
+            both = replace(recipe, epochs=self.joint_epochs, batch_size=self.joint_batch_size)
+            both = replace(both, learning_rate=self.joint_learning_rate, head_learning_rate=self.joint_learning_rate)
+            loss = partial(self.joint_stage_loss, hardness)
+            stage = token_stage("exit-consistent", loss, both, also_trains=POLICY_WEIGHTS, stage_key=key, shared=True)
+            run_stage(model, source, stage, both)
+        return model
+
+    def policy_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+        """Compute L_pi of a batch; ``hardness`` is of all training rows."""
+        return self.losses(hardness, model, batch.outputs, batch)[1]
+
+    def joint_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+        """Compute the cross-entropy at the exit plus L_pi of a batch; ``hardness`` is of all training rows."""
+        at_exit, of_policy = self.losses(hardness, model, model(batch.tokens), batch)
+        return at_exit + of_policy
+
+    def losses(
+        self, hardness: Tensor | None, model: MultiExitModel, outputs: LayerOutputs, batch: FeatureBatch | TokenBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Compute ``sum_t q_t CE_t`` and L_pi, averaged over the rows of a batch."""
+        losses, p = layer_losses(outputs.logits, batch.labels), exit_probabilities(model, outputs.pooled)
+        at_exit = (exit_distribution(p).detach() * losses).sum(dim=1).mean()
+        memorized = None if hardness is None else hardness[batch.rows].to(losses.device)
+        reward = rewards(losses, self.alpha, memorized)
+        if self.estimator == "exact":
+            return at_exit, exact_policy_loss(p, reward)
+        return at_exit, reinforce_policy_loss(p, reward, self.rollouts)
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        if self.leave_by == "entropy":
+            return entropy_thresholds(model.num_labels, beyond=1.001)
+        return THRESHOLDS if self.leave_by == "threshold" else self.knob.values
+
+    @property
+    def refines_knob(self) -> bool:
+        return self.leave_by != "policy"
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if P(exit) > ``knob``, or if the entropy is below ``knob`` nats."""
+        if self.leave_by == "entropy":
+            return ThresholdRule(entropy, knob, exit_when="below")
+        # With 0 every row exits, even if P(exit) is rounded to 0.
+        return ThresholdRule(head_probability(POLICY), knob if knob > 0 else -1.0, exit_when="above")
