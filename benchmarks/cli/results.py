@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from benchmarks.cli.application import (
-    AllowCodeOption,
     BackbonesOption,
     DataOption,
     DryRunOption,
@@ -20,9 +19,6 @@ from benchmarks.cli.application import (
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
-
-if TYPE_CHECKING:
-    from benchmarks.specs.suites import Shard
 
 _TABLES = "headline, scores, tests, costs, batches-TASK, points-TASK, points or provenance"
 ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or published results.")]
@@ -58,7 +54,6 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
     workers: WorkersOption = 1,
     scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A dask cluster: tcp://host:8786.")] = None,
-    shard: Annotated[str | None, typer.Option(metavar="3/20", help="This part of the cells, without times.")] = None,
     dry_run: DryRunOption = False,
 ) -> None:
     """Run the missing cells of a suite: train, measure and time them; then write tables and a figure."""
@@ -73,7 +68,7 @@ def run(
     labels = None if methods is None else find_methods(methods)
     outcome = run_suite(
         spec,
-        Filters(tasks, labels, backbones, seeds, None if shard is None else _shard(shard)),
+        Filters(tasks, labels, backbones, seeds),
         out=out or Path("runs") / spec.name,
         data_dir=data,
         fresh=fresh,
@@ -94,15 +89,6 @@ def run(
     raise typer.Exit(bool(outcome.failed))
 
 
-def _shard(text: str) -> "Shard":
-    from benchmarks.specs.suites import Shard
-
-    number, slash, parts = text.partition("/")
-    if not (slash and number.isdigit() and parts.isdigit()):
-        raise UserError(f"--shard takes a part and the number of parts, such as 3/20, got {text!r}")
-    return Shard(int(number), int(parts))
-
-
 @command("Run a suite", "consistentee publish runs/quick")
 def publish(
     run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
@@ -112,21 +98,6 @@ def publish(
     from benchmarks.commands.publish import publish_run
 
     for path in publish_run(run_folder, out):
-        print(path)
-
-
-@command("Run a suite", 'consistentee submit runs/quick --method gate.py:Gate --author "A. Lovelace"')
-def submit(
-    run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
-    *,
-    method: Annotated[str, typer.Option(metavar="NAME", help="Its label, or file.py:Class.")],
-    author: Annotated[str, typer.Option(metavar="TEXT", help="Your name and address.")],
-    out: Annotated[Path | None, out_folder("Folder to write.", "results/submissions/NAME")] = None,
-) -> None:
-    """Write the results of one method, with its source, as a folder for a pull request: see CONTRIBUTING.md."""
-    from benchmarks.commands.submit import submit_run
-
-    for path in submit_run(run_folder, method, author, out):
         print(path)
 
 
@@ -273,20 +244,17 @@ def report(results: ResultsArgument) -> None:
     print(write_report(load_results(results), results))
 
 
-@command("See results", "consistentee verify results/quick", "consistentee verify FOLDER --allow-code")
-def verify(results: ResultsArgument, allow_code: AllowCodeOption = False) -> None:
+@command("See results", "consistentee verify results/quick")
+def verify(results: ResultsArgument) -> None:
     """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault.
 
-    Scores and layers are computed again from the rows. For a submission, --allow-code also runs `check-method`.
+    Scores and layers are computed again from the rows.
     """
-    from benchmarks.commands.submit import SUBMISSION_FILE
     from benchmarks.commands.verify import faults_of
 
-    faults = list(faults_of(results, allow_code=allow_code))
+    faults = list(faults_of(results))
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
         raise typer.Exit(2)
     print(f"{results}: no faults")
-    if (results / SUBMISSION_FILE).exists() and not allow_code:
-        print("the method's own file was not run; --allow-code checks its contract")

@@ -44,24 +44,8 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     """
     if is_published(run):
         raise UserError(f"{run} is published already; give the folder of a run")
-    return write_folder(out or Path("results") / run.resolve().name, run, whole_results(run), failed_cells(run))
-
-
-def whole_results(run: Path) -> StoredResults:
-    """Read results of either kind. Raises UserError if a file of them cannot be read."""
-    results = open_results(run)
-    if results.faults:
-        raise UserError(f"{results.faults[0]}; run the suite again before you publish it")
-    return results
-
-
-def write_folder(
-    out: Path, run: Path, results: StoredResults, failures: Mapping[str, FailureRecord], files: Sequence[Path] = ()
-) -> list[Path]:
-    """Write ``results``, all or a part of a run's, as :func:`publish_run` does, with copies of further ``files``.
-
-    ``failures`` are by the folders of cells without a record.
-    """
+    out = out or Path("results") / run.resolve().name
+    results, failures = whole_results(run), failed_cells(run)
     if out.exists() and not is_published(out) and any(out.iterdir()):
         raise UserError(f"{out} holds other files than published results; give another --out")
     for leftover in out.parent.glob(f".{out.name}.*{PARTIAL}"):
@@ -71,7 +55,7 @@ def write_folder(
             shutil.copytree(out, new, ignore=shutil.ignore_patterns("*.parquet"))
         new.mkdir(exist_ok=True)
         written = _write_results(new, results, failures)
-        for file in (run / SUITE_FILE, run / ENVIRONMENT_FILE, *files):
+        for file in (run / SUITE_FILE, run / ENVIRONMENT_FILE):
             if file.exists():
                 written.append(Path(shutil.copyfile(file, new / file.name)))
         write_json(new / HASHES_FILE, '{"form": 2}', written)
@@ -81,6 +65,14 @@ def write_folder(
             raise AssertionError(f"{out} does not give back what was written; keep the run")
         written += write_published_files(new)
     return [out / path.relative_to(new) for path in written]
+
+
+def whole_results(run: Path) -> StoredResults:
+    """Read results of either kind. Raises UserError if a file of them cannot be read."""
+    results = open_results(run)
+    if results.faults:
+        raise UserError(f"{results.faults[0]}; run the suite again before you publish it")
+    return results
 
 
 def _contents(results: StoredResults) -> tuple[list[str], list[pa.Table | None]]:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from benchmarks.commands.submit import SUBMISSION_FILE, faults_of_submission
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
@@ -29,8 +28,8 @@ _ROUNDING = 1e-6
 _Fact = tuple[str, ArrayLike, ArrayLike]
 
 
-def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
-    """Yield a sentence for every fault of a results folder, with the file; ``allow_code`` is for submissions.
+def faults_of(root: Path) -> Iterator[str]:
+    """Yield a sentence for every fault of a results folder, with the file.
 
     Raises UserError for a folder without results.
     """
@@ -54,8 +53,6 @@ def faults_of(root: Path, *, allow_code: bool = False) -> Iterator[str]:
     yield from map(str, results.faults)
     for cell in results.cells:
         yield from (f"{cell.place}: {fault}" for fault in _faults_of_cell(cell))
-    if (root / SUBMISSION_FILE).exists():
-        yield from faults_of_submission(root, [cell.record for cell in results.cells], allow_code=allow_code)
     if not is_published(root):
         yield from _faults_of_other_files(root)
 

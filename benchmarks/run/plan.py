@@ -183,20 +183,15 @@ class Planner:
     published: Published
 
     def plan(self, work: Work) -> list[PlannedCell]:
-        """Read the state of every cell of a part of the suite. All shards together have the cells of the whole.
+        """Read the state of every cell of a part of the suite.
 
         Raises UserError if a name or parameter is unknown, or data or a backbone cannot be found.
         """
-        specs, shard = expand(self.suite, work.filters), work.filters.shard
+        specs = expand(self.suite, work.filters)
         for fault in self._cells_of_other_parameters(specs):
             self.on_fault(fault)
         planned = [self._refused_if_undefined(self._state_of(spec, work)) for spec in specs]
-        groups = [spec.group for spec in specs]
-        return [
-            cell
-            for number, cell in enumerate(planned)
-            if (work.train or not cell.is_missing) and (shard is None or shard.has(groups, number))
-        ]
+        return [cell for cell in planned if work.train or not cell.is_missing]
 
     def _state_of(self, spec: BaseCellSpec, work: Work | None = None) -> PlannedCell:
         """Read the state of a cell; one outside the run's work keeps its place, unless a published one takes it."""

@@ -126,9 +126,8 @@ def run_suite(
     if dry_run:
         return RunOutcome(plan=tuple(plan_lines(planner, work, schedule.workers)))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
-    shard = work.filters.shard
     try:
-        with only_run(planner.folder, f"{shard.number}-of-{shard.parts}" if shard else ""):
+        with only_run(planner.folder):
             return _Run(planner, work, context, schedule, console).complete()
     except KeyboardInterrupt as error:
         kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command continues"
@@ -137,12 +136,11 @@ def run_suite(
 
 def _possible(suite: BaseSuite, work: Work) -> Work:
     """Leave out times that cannot be taken. Raises UserError for work that contradicts itself."""
-    shard = work.filters.shard
-    if work.fresh and (shard or not work.train):
-        raise UserError("--fresh computes all cells: it takes neither --shard nor --only-timing")
-    times = work.times and shard is None and suite.timing.rounds > 0
+    if work.fresh and not work.train:
+        raise UserError("--fresh computes all cells: it does not take --only-timing")
+    times = work.times and suite.timing.rounds > 0
     if not work.train and not times:
-        raise UserError("nothing to do: --only-timing excludes --shard and --no-timing, and needs a suite with times")
+        raise UserError("nothing to do: --only-timing excludes --no-timing, and needs a suite with times")
     return replace(work, times=times)
 
 

@@ -6,38 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, MethodEntry, SuiteSpec, own_name
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, own_name
 from benchmarks.specs.generation import GenerationSuite
 from benchmarks.yaml_files import load_named, yaml_files
-from consistentee.arguments import Positive, Texts, checked
+from consistentee.arguments import Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
 
 SUITES_DIR = Path(__file__).parents[1] / "suites"
 _WITH_PATHS = ("tasks", "task_overrides", "backbones", "methods")
 _METHOD_GROUPS: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
-
-
-@checked
-@dataclass(frozen=True)
-class Shard:
-    """Part ``number`` of ``parts`` of a run, as a job of a cluster. Raises UserError unless it lies in 1..parts."""
-
-    number: Positive
-    parts: Positive
-
-    def __post_init__(self) -> None:
-        if self.number > self.parts:
-            raise UserError(f"there is no part {self.number} of {self.parts}; the first is 1/{self.parts}")
-
-    def has(self, groups: Sequence[Group], cell: int) -> bool:
-        """Return whether cell number ``cell`` is of this part; ``groups`` are those of all cells.
-
-        Cells of one group share stages of training and stay together, while there are as many groups as parts.
-        """
-        distinct = list(dict.fromkeys(groups))
-        place = distinct.index(groups[cell]) if len(distinct) >= self.parts else cell
-        return place % self.parts == self.number - 1
 
 
 @checked
@@ -49,7 +27,6 @@ class Filters:
     methods: Texts | None = None
     backbones: Texts | None = None
     seeds: Sequence[int] | None = None
-    shard: Shard | None = None
 
 
 def list_suites() -> dict[str, Path]:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -38,7 +38,6 @@ HASHES_FILE = "hashes.json"  # of the files of a saved model, and of published r
 CELLS_FILE = "cells.parquet"  # of published results: the records of all cells
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
-_SECONDS_TO_BEGIN = 30  # parts that begin together take their locks one after another
 
 
 @dataclass
@@ -89,27 +88,19 @@ class Fault:
 
 
 @contextmanager
-def only_run(folder: RunFolder, part: str = "") -> Iterator[None]:
-    """Keep other runs away from a results folder, but for other ``part``s of one run, each by its own name.
-
-    A whole run clears away what killed processes leave half-written; parts do not know what is still at work.
-    """
+def only_run(folder: RunFolder) -> Iterator[None]:
+    """Keep other runs away from a results folder, and clear away what killed processes leave half-written."""
     make_folder(folder.lock.parent)
-    with ExitStack() as held:
+    try:
+        lock = FileLock(folder.lock, timeout=0).acquire()
+    except Timeout as error:
+        raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
+    with lock:
+        clear_leftovers(folder.root)
         try:
-            whole = held.enter_context(FileLock(folder.lock, timeout=_SECONDS_TO_BEGIN if part else 0))
-            if part:
-                held.enter_context(FileLock(folder.lock.with_name(f"part-{part}.lock"), timeout=0))
-                whole.release()
-            for other in [] if part else sorted(folder.lock.parent.glob("part-*.lock")):
-                with FileLock(other, timeout=0):
-                    pass
-        except Timeout as error:
-            raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
-        if not part:
+            yield
+        finally:
             clear_leftovers(folder.root)
-            held.callback(clear_leftovers, folder.root)
-        yield
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -115,22 +115,6 @@ def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster)
     assert {record.environment["threads"]["torch"] for record in bench.records().values()} == {1}
 
 
-def test_two_shards_of_which_one_is_killed_give_what_one_run_gives(bench, finished_suite):
-    killed, whole = bench.start("--shard", "1/2"), bench.start("--shard", "2/2")
-    wait_until(lambda: list(bench.out.glob("artifacts/turns/.*.partial")) or killed.poll() is not None)
-    with pytest.raises(UserError, match="another run is writing"):
-        bench.run()
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert whole.wait(timeout=120) == 0, (bench.folder / "said.txt").read_text()
-    finished = stamps(bench)
-    assert 0 < len(finished) < CELLS, "a shard runs its own cells, and no other"
-    assert bench.start("--shard", "1/2").wait(timeout=120) == 0
-    assert len(bench.finished_cells()) == CELLS
-    assert (bench.read().timings, bench.read().faults) == ({}, [])
-    assert_completed(bench, finished_suite, stamps(bench))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_local_workers_give_what_one_process_gives(bench, finished_suite):
