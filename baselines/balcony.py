@@ -16,45 +16,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee import (
-    BranchSpec,
-    DecoderStack,
-    ExitRule,
-    Knob,
-    MultiExitDecoder,
-    StaticRule,
-    TextTask,
-    TokenMethod,
-    TokenRecipe,
-)
-from consistentee.rules.schedules import check_exit_layer
+import consistentee as ee
 from consistentee.training import train_branches
 
 
 @dataclass(frozen=True)
-class Balcony(TokenMethod):
+class Balcony(ee.TokenMethod):
     """A shallower decoder for every budget, on a frozen backbone."""
 
     name: ClassVar[str] = "balcony"
     paper: ClassVar[str] = "Jamialahmadi et al., Balcony, EMNLP 2025, arXiv 2503.05005"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("exit layer", tuple(float(layer) for layer in range(6, 31, 6)))
+    knob: ClassVar[ee.Knob] = ee.Knob("exit layer", tuple(float(layer) for layer in range(6, 31, 6)))
     asks_exits: ClassVar[bool] = True
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Train a decoder layer for every exit."""
-        last = BranchSpec(copied_layer=model.num_layers)
+        last = ee.BranchSpec(copied_layer=model.num_layers)
         train_branches(model, task, recipe, lambda exit_layer: last)
         return model
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         return tuple(float(layer) for layer in model.exit_layers)
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit at layer ``knob``, the last layer of a shallower decoder."""
-        return StaticRule(check_exit_layer(model, knob))
+        return ee.StaticRule(model.check_exit_layer(knob))
 
-    def model_at(self, model: MultiExitDecoder, knob: float) -> MultiExitDecoder:
+    def model_at(self, model: ee.MultiExitDecoder, knob: float) -> ee.MultiExitDecoder:
         """Return a decoder of the first ``knob`` layers and the exit's own; at full depth, the model itself."""
-        layer = check_exit_layer(model, knob)
-        return model if layer == model.num_layers else DecoderStack(model, layer)
+        layer = model.check_exit_layer(knob)
+        return model if layer == model.num_layers else ee.DecoderStack(model, layer)

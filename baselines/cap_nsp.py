@@ -15,7 +15,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+import consistentee as ee
 from consistentee.signals import even_log_odds
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
@@ -23,7 +23,7 @@ _ALWAYS = 1.001
 
 
 @dataclass(frozen=True)
-class CAP(Method):
+class CAP(ee.Method):
     """Joint training on the mean loss, CAP rule.
 
     Attributes:
@@ -32,24 +32,24 @@ class CAP(Method):
 
     name: ClassVar[str] = "cap-nsp"
     paper: ClassVar[str] = "He et al., Improving Prediction Certainty Estimation, IJCAI 2025, arXiv 2506.17249"
-    knob: ClassVar[Knob] = Knob("certainty", (_ALWAYS, *even_log_odds(4, -14, 121), 0.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("certainty", (_ALWAYS, *even_log_odds(4, -14, 121), 0.0))
 
     scale: float = 0.1
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone and all classifiers on the mean cross-entropy."""
         run_stage(model, training_source(model, task, recipe), token_stage("joint-mean", _mean_loss, recipe), recipe)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the probability of no class is below ``knob``."""
-        return ThresholdRule(partial(_no_class, NullSpaces(model), self.scale), knob, exit_when="below")
+        return ee.ThresholdRule(partial(_no_class, NullSpaces(model), self.scale), knob, exit_when="below")
 
 
 class NullSpaces:
     """Null spaces of the linear classifiers of a model, for the NSP score."""
 
-    def __init__(self, model: MultiExitModel) -> None:
+    def __init__(self, model: ee.MultiExitModel) -> None:
         self._parts = [_origin_and_rows(model, layer) for layer in range(1, model.num_layers + 1)]
 
     def score(self, layer: int, pooled: Tensor) -> Tensor:
@@ -60,18 +60,18 @@ class NullSpaces:
         return unread.norm(dim=-1) / moved.norm(dim=-1)
 
 
-def _no_class(spaces: NullSpaces, scale: float, view: LayerView) -> Tensor:
+def _no_class(spaces: NullSpaces, scale: float, view: ee.LayerView) -> Tensor:
     extra = scale * spaces.score(view.layer, view.pooled)
     return torch.cat([view.logits, extra.unsqueeze(1)], dim=1).softmax(dim=-1)[:, -1]
 
 
 @torch.no_grad()
-def _origin_and_rows(model: MultiExitModel, layer: int) -> tuple[Tensor, Tensor]:
+def _origin_and_rows(model: ee.MultiExitModel, layer: int) -> tuple[Tensor, Tensor]:
     """Return ``W^+ b`` [width], and an orthonormal basis of the row space of W [width, rank]."""
     classifier = model.classifier(layer)
     weight, bias = cast(Tensor, classifier.weight), cast(Tensor, classifier.bias)
     return torch.linalg.pinv(weight) @ bias, torch.linalg.qr(weight.T).Q
 
 
-def _mean_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _mean_loss(model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     return layer_losses(model(batch.tokens).logits, batch.labels).mean()

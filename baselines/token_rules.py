@@ -13,17 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from consistentee import (
-    ConsecutiveRule,
-    ExitRule,
-    Knob,
-    MultiExitDecoder,
-    SameAnswerRule,
-    TextTask,
-    ThresholdRule,
-    TokenRecipe,
-    VocabularyMethod,
-)
+import consistentee as ee
 from consistentee.signals import entropy, entropy_thresholds
 from consistentee.training import train_exits, train_last_token_exit
 
@@ -32,14 +22,14 @@ _USUAL_VOCABULARY = 49_152  # that of SmolLM2
 
 
 @dataclass(frozen=True)
-class TokenEntropy(VocabularyMethod):
+class TokenEntropy(ee.VocabularyMethod):
     """Exit if the exit is certain of the next token."""
 
     name: ClassVar[str] = "token-entropy"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993 (its rule, on tokens)"
-    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(_USUAL_VOCABULARY, _DECADES))
+    knob: ClassVar[ee.Knob] = ee.Knob("entropy", entropy_thresholds(_USUAL_VOCABULARY, _DECADES))
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Fine-tune the stock model if the recipe trains the backbone, then train the exits."""
         if recipe.trains != "exits" and model.exits_have_weights:
             train_last_token_exit(model, task, recipe)
@@ -47,25 +37,25 @@ class TokenEntropy(VocabularyMethod):
         train_exits(model, task, recipe)
         return model
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         return entropy_thresholds(model.stepper.vocabulary, _DECADES, beyond=1.001)
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit if the entropy is below ``knob`` nats."""
-        return self.pruned(ThresholdRule(entropy, knob, exit_when="below"))
+        return self.pruned(ee.ThresholdRule(entropy, knob, exit_when="below"))
 
 
 @dataclass(frozen=True)
-class TokenPatience(VocabularyMethod):
+class TokenPatience(ee.VocabularyMethod):
     """Exit once some consecutive exits have predicted the same token."""
 
     name: ClassVar[str] = "token-patience"
     paper: ClassVar[str] = "Zhou et al., BERT Loses Patience, NeurIPS 2020, arXiv 2006.04152 (its rule, on tokens)"
-    knob: ClassVar[Knob] = Knob("patience", (1.0, 2.0, 3.0, 4.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("patience", (1.0, 2.0, 3.0, 4.0))
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, max(len(model.exit_layers), 2)))
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit with patience ``knob``, counted in exits."""
-        return self.pruned(ConsecutiveRule(SameAnswerRule(), patience=knob))
+        return self.pruned(ee.ConsecutiveRule(ee.SameAnswerRule(), patience=knob))

@@ -1,7 +1,7 @@
 """Base classes of methods of generation, in which a decoded token exits. Nothing here loads torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
@@ -105,29 +105,6 @@ class VocabularyMethod(TokenMethod):
         return prune_vocabulary(rule, self.candidates)
 
 
-@dataclass(frozen=True)
-class DepthThresholdMethod(VocabularyMethod):
-    """A method with trained middle layers and a threshold on the largest probability.
-
-    Class attributes:
-        thresholds: by share of the depth, see :func:`consistentee.rules.schedules.shifted_thresholds`; the knob
-            shifts the log-odds of all of them: 0 gives the paper's, the ends make every threshold 0 or 1.
-    """
-
-    knob: ClassVar[Knob] = Knob("shift", (-20.0, *(step / 4 for step in range(-32, 33)), 40.0))
-    thresholds: ClassVar[Sequence[tuple[float, float]]]
-
-    def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
-        """Train the backbone, if the recipe does, with equal weights of all exits, on labels alone."""
-        return super().fit(model, task, replace(recipe, exit_weights="equal", layer_dropout=0.0, taught_share=0.0))
-
-    def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":
-        """Exit by the paper's thresholds with log-odds shifted by ``knob``."""
-        from consistentee.rules.schedules import DepthThresholdRule, shifted_thresholds
-
-        return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))
-
-
 class DraftedBy(TypedDict, total=False):
     """The drafter, as options of :func:`generate_speculatively`; empty without drafts."""
 
@@ -163,9 +140,8 @@ class DraftingMethod(TokenMethod):
     def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":
         """Exit at the draft layer, ``knob``."""
         from consistentee.rules.exit_rule import StaticRule
-        from consistentee.rules.schedules import check_exit_layer
 
-        return StaticRule(check_exit_layer(model, knob))
+        return StaticRule(model.check_exit_layer(knob))
 
     def drafter(self, model: "MultiExitDecoder", knob: float) -> DraftedBy:
         """Return the drafter as options of :func:`generate_speculatively`; empty at full depth."""

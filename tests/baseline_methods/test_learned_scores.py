@@ -16,7 +16,7 @@ from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_
 from baselines.palbert import divergence, geometric
 from benchmarks.testing.cases import RECIPE
 from consistentee.methods.method import get_method
-from consistentee.models.heads import FACTORS, HeadSpec, set_factors
+from consistentee.models.heads import HeadSpec
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay, sweep
 
@@ -116,7 +116,7 @@ WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 7.0])
 
 def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_changes(tiny_model):
     model, rule = tiny_model(), ExpertsRule(1.0)
-    set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)
+    model.add_factors(EXPERTS, WEIGHTS)
     changes_at_layer_3 = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.5, 0.3]]
     stays = [[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     trace = trace_of(torch.tensor([changes_at_layer_3, stays]).log(), model.width, **{EXPERTS: model.head(EXPERTS)})
@@ -128,7 +128,7 @@ def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_c
 
 def test_the_knob_of_beem_is_a_share_of_the_largest_score(tiny_model):
     model = tiny_model()
-    set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)
+    model.add_factors(EXPERTS, WEIGHTS)
     assert BEEM().rule(model, 0.5).threshold == pytest.approx((0.5 + 1.0 + 2.0) / 2)
 
 

@@ -5,7 +5,8 @@ import torch
 from comparing import tokens_of
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
 
-from baselines.swift import SWIFT, DraftedTexts, LayerSetSearch, sublayers_at
+from baselines.swift import SWIFT, LayerSetSearch, sublayers_at
+from consistentee import DraftedTexts
 from consistentee.backbones.decoders import DecoderStepper, LlamaStepper
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively

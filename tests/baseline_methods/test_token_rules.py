@@ -12,15 +12,13 @@ from torch.nn import functional
 
 from baselines.calm import DecayingThresholdRule, agreement
 from baselines.free import FREE
-from baselines.lite import LITE
+from baselines.lite import LITE, SoFT, shifted_thresholds
 from baselines.references import RandomRule, TokenStatic, survival
 from baselines.skipdecode import SkipDecode, falling_schedule
-from baselines.soft import SoFT
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.rules.exit_rule import ThresholdRule
-from consistentee.rules.schedules import shifted_thresholds
 from consistentee.signals import margin, saturation
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay

@@ -7,13 +7,13 @@ import torch
 from conftest import random_prompts
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines.skipdecode import ScheduledRule
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
-from consistentee.rules.schedules import ScheduledRule
 from consistentee.signals import margin
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 48, 4, 2, 8, 4

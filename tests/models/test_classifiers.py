@@ -1,5 +1,6 @@
 """Pooling, heads, and internal classifiers of every kind: what they read, saving, FLOPs, a kind of one's own."""
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from baselines.references import RandomRule
 from benchmarks.measure.flops import FlopModel
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.models.classifiers import CLASSIFIER_KINDS, ClassifierSpec, Exit, InternalClassifier
+from consistentee.models.classifiers import (
+    CLASSIFIER_ENTRY_POINT_GROUP,
+    CLASSIFIER_KINDS,
+    ClassifierSpec,
+    ExitPlace,
+    InternalClassifier,
+)
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
@@ -20,7 +27,8 @@ from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
-SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in [*CLASSIFIER_KINDS, "max"]}
+KINDS_OF_METHODS = entry_points(group=CLASSIFIER_ENTRY_POINT_GROUP).names
+SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in [*CLASSIFIER_KINDS, *sorted(KINDS_OF_METHODS), "max"]}
 
 
 class MaxOfAll(InternalClassifier):
@@ -29,7 +37,7 @@ class MaxOfAll(InternalClassifier):
     reads_tokens = True
     reads_history = True
 
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+    def __init__(self, spec: ClassifierSpec, place: ExitPlace) -> None:
         super().__init__(spec, place)
         self.output = nn.Linear(2 * place.width, place.num_labels)
 

@@ -9,8 +9,10 @@ from hypothesis import given, strategies as st
 from traces_by_hand import trace_of
 
 from baselines.f_pabee import jensen_shannon
+from baselines.lite import DepthThresholdRule
 from baselines.pcee_bert import PCEEBERT
 from baselines.references import RandomRule
+from baselines.skipdecode import ScheduledRule
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.methods.token_methods import TokenMethod
@@ -22,7 +24,6 @@ from consistentee.rules.exit_rule import (
     StaticRule,
     ThresholdRule,
 )
-from consistentee.rules.schedules import DepthThresholdRule, ScheduledRule
 from consistentee.rules.view import predictions_of
 from consistentee.rules.vocabulary import prune_vocabulary
 from consistentee.signals import entropy, margin, normalised_entropy, top_probability

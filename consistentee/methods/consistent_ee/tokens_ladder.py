@@ -13,7 +13,6 @@ from pydantic import PositiveFloat, PositiveInt
 from consistentee import ExitRule, Knob, MultiExitDecoder
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens
 from consistentee.methods.policy import ALWAYS, LadderParameters
-from consistentee.rules.schedules import text_length
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ConsistentEETokensLadder(LadderParameters, ConsistentEETokens):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit by the policy of the rung nearest to the price ``knob``, which may rise along the text."""
-        rise = (1.0,) if self.price_rise == 1 else rising(self.price_rise, text_length(model, self.horizon))
+        rise = (1.0,) if self.price_rise == 1 else rising(self.price_rise, self.horizon or model.text_length)
         return self.pruned(self.prices.rule(self.policy_reads, knob, rise))
 
 
