@@ -128,7 +128,7 @@ def test_difficulty_loss_by_hand():
     assert difficulty_loss(logits, torch.ones(3, dtype=torch.bool), 0.5).item() == 0, "there is no pair"
 
 
-def test_a_companion_of_another_backbone(tiny_model, tmp_path):
+def test_a_pretrained_companion_runs_before_the_model(tiny_model, tmp_path):
     folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
     method = CascadeBERT(companion_backbone=folder, folds=2)
     model = method.fit(tiny_model("bert"), make_task(rows=12), RECIPE)

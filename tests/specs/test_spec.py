@@ -220,7 +220,7 @@ def test_all_faults_of_recipes_are_named(tmp_path):
         ([{"method": "full", "grid": {"since": [date(2024, 1, 2)]}}], r"grid\.since\.0: input was not a valid"),
     ],
 )
-def test_entries_that_are_none_are_named_alone(tmp_path, methods, message):
+def test_malformed_entries_are_named_alone(tmp_path, methods, message):
     with pytest.raises(UserError, match=message) as raised:
         load_suite(written(tmp_path, methods=methods))
     assert "at least 1 item" not in str(raised.value)
