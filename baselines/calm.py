@@ -36,10 +36,8 @@ from consistentee.training import (
     exit_answers,
     train_exits,
     train_heads,
-    train_jointly,
     train_learned_head,
     training_source,
-    use_exit_network,
 )
 
 _CONFIDENCE = "confidence"
@@ -104,11 +102,9 @@ class CALMClassifier(ee.JointMethod):
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""
-        source = training_source(model, task, recipe)
-        use_exit_network(model, self.classifier, recipe)
-        train_jointly(model, source, recipe)
+        super().fit(model, task, recipe)
         model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
-        rows = cached_rows(model, source, recipe)
+        rows = cached_rows(model, training_source(model, task, recipe), recipe)
         trains = (f"exit_heads.{_CONFIDENCE}.",)
         train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=trains)
         return model

@@ -118,6 +118,8 @@ def test_an_impossible_classifier_is_refused(tiny_model):
     model = tiny_model()
     with pytest.raises(UserError, match="unknown kind of classifier 'atention'; did you mean 'attention'"):
         model.use_classifier(ClassifierSpec("atention"))
+    with pytest.raises(UserError, match=r"unknown kind of classifier 'baselines\.gpfee:PastFutureClassifier'"):
+        model.use_classifier(ClassifierSpec("baselines.gpfee:PastFutureClassifier"))  # only names run code
     with pytest.raises(UserError, match="width 8 cannot have 3 heads"):
         model.use_classifier(ClassifierSpec("attention", width=8, attention_heads=3))
     assert model.description.classifier == ClassifierSpec()

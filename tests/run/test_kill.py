@@ -36,6 +36,8 @@ def kill_after(bench: Bench, seconds: float) -> None:
     """Start a run, wait until its first cell is at work and then some time, and kill its whole process group."""
     process = bench.start()
     wait_until(lambda: list(bench.out.glob("artifacts/turns/.*.partial")) or process.poll() is not None)
+    with pytest.raises(UserError, match="another run is writing"):
+        bench.run()
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

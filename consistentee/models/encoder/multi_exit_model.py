@@ -174,7 +174,7 @@ class MultiExitModel(MultiExit):
     @property
     def companion_layers(self) -> int:
         """Number of layers of the companion, which run first; 0 without one."""
-        return self.num_layers - self.stock_layers
+        return self.num_layers - self.stepper.stock_layers
 
     @property
     def backbones(self) -> list[Any]:
