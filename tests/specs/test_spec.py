@@ -9,14 +9,16 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
+from baselines.deebert import DeeBERT
 from benchmarks.specs.base import SuiteSpec, folder_name, label_of
 from benchmarks.specs.generation import GenerationSuite
+from benchmarks.specs.method_files import method_version, stated_value
 from benchmarks.specs.suites import Filters, expand, list_suites, load_suite
 from benchmarks.store.keys import key_parts
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError
-from consistentee.methods.method import available_methods, get_method
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method, method_class_of
 
 SUITE = {
     "name": "small",
@@ -51,6 +53,19 @@ def test_a_task_may_have_seeds_of_its_own():
     more = suite(task_overrides={"rte": {"seeds": [0, 1, 2]}}, seeds=[0])
     assert {(cell.task, cell.seed) for cell in expand(more)} == {("sst2", 0), ("rte", 0), ("rte", 1), ("rte", 2)}
     assert {cell.seed for cell in expand(more, Filters(seeds=[7]))} == {7}
+
+
+@pytest.mark.parametrize("imported", ["import baselines.deebert as base", "from baselines import deebert as base"])
+def test_a_method_inherits_the_version_of_its_base_by_any_import(tmp_path, imported):
+    """Written as ``base.DeeBERT``, where ``base`` is a module."""
+    file = tmp_path / "mine.py"
+    file.write_text(f"{imported}\n\n\nclass Mine(base.DeeBERT):\n    name = 'mine'\n")
+    assert stated_value(file, "Mine", "version", inherited=True) == DeeBERT.version
+
+
+def test_versions_read_from_source_equal_those_of_the_classes():
+    methods = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
+    assert {name: method_version(name) for name in methods} == {n: method_class_of(n).version for n in methods}
 
 
 def written(folder: Path, **changes: object) -> Path:
