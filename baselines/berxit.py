@@ -19,7 +19,6 @@ from consistentee.signals import even_log_odds, head_probability, top_probabilit
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _UNCERTAINTY = "uncertainty"
-_UNCERTAINTY_WEIGHTS = (f"exit_heads.{_UNCERTAINTY}.",)
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,9 @@ class BERxiT(ee.Method):
         source = training_source(model, task, recipe)
         model.use_own_poolers()
         model.add_head(_UNCERTAINTY, ee.HeadSpec(shared=True), seed=recipe.seed)
+        trains = (f"exit_heads.{_UNCERTAINTY}.",)
         # Both rules share the stage.
-        stage = token_stage("alternating", _alternating_loss, recipe, also_trains=_UNCERTAINTY_WEIGHTS, shared=True)
+        stage = token_stage("alternating", _alternating_loss, recipe, also_trains=trains, shared=True)
         run_stage(model, source, stage, recipe)
         return model
 

@@ -105,8 +105,7 @@ class CALMClassifier(ee.JointMethod):
         super().fit(model, task, recipe)
         model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
         rows = cached_rows(model, training_source(model, task, recipe), recipe)
-        trains = (f"exit_heads.{_CONFIDENCE}.",)
-        train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=trains)
+        train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=(f"exit_heads.{_CONFIDENCE}.",))
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:

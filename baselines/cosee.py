@@ -23,15 +23,7 @@ from torch import Tensor
 
 import consistentee as ee
 from consistentee.signals import even_log_odds
-from consistentee.training import (
-    TokenBatch,
-    layer_losses,
-    run_stage,
-    simulated_exits,
-    steps_of,
-    token_stage,
-    training_source,
-)
+from consistentee.training import TokenBatch, layer_losses, run_stage, steps_of, token_stage, training_source
 
 
 def normalised_energy(logits: Tensor) -> Tensor:
@@ -81,6 +73,16 @@ def consistency_oriented_loss(method: COSEE, total_steps: int, model: ee.MultiEx
     weights = exit_weights(exits, logits.shape[1], method.sharpness * batch.step / total_steps)
     correct = logits.argmax(dim=-1) == batch.labels.unsqueeze(1)
     return (weights * losses).sum(dim=1).mean() + method.ranking * ranking_loss(signals, correct, method.margin)
+
+
+def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
+    """Compute the layer (from 1) at which each row would exit with each of K thresholds: int64 [K, rows].
+
+    Signals [rows, L] are low if a layer is confident.
+    """
+    wants_out = signals.detach() < thresholds.view(-1, 1, 1)
+    wants_out[..., -1] = True
+    return wants_out.int().argmax(dim=-1) + 1
 
 
 def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:

@@ -50,11 +50,8 @@ class FastBERT(ee.Method):
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         epochs = math.ceil(recipe.epochs * 5 / 3) if self.steps is None else None
-        recipe = replace(
-            recipe,
-            frozen_steps=self.steps or recipe.frozen_steps,
-            head_learning_rate=self.learning_rate or recipe.head_learning_rate,
-        )
+        steps, rate = self.steps or recipe.frozen_steps, self.learning_rate or recipe.head_learning_rate
+        recipe = replace(recipe, frozen_steps=steps, head_learning_rate=rate)
         train_early_exits(
             model,
             source,

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.training.encoder import exit_distribution, simulated_exits
-
 Estimator = Literal["exact", "reinforce"]
 """The policy gradient: from the expected reward in closed form, or from sampled exits."""
 
@@ -41,6 +39,27 @@ def rewards(
     if hardness is not None:
         price = price * (1 - hardness.to(losses.dtype) / depths[-1])
     return -losses - price.unsqueeze(1) * losses.new_tensor(list(depths))
+
+
+def exit_distribution(exit_probabilities: Tensor) -> Tensor:
+    """Compute the probability to exit at each layer [rows, L]: ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
+
+    The last column of p_t [rows, L] has no effect.
+    """
+    ones = torch.ones_like(exit_probabilities[:, :1])
+    exits = torch.cat([exit_probabilities[:, :-1], ones], dim=1)
+    stays = torch.cat([ones, 1 - exit_probabilities[:, :-1]], dim=1).cumprod(dim=1)
+    return exits * stays
+
+
+def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
+    """Compute the layer (from 1) at which each row would exit with each of K thresholds: int64 [K, rows].
+
+    Signals [rows, L] are low if a layer is confident.
+    """
+    wants_out = signals.detach() < thresholds.view(-1, 1, 1)
+    wants_out[..., -1] = True
+    return wants_out.int().argmax(dim=-1) + 1
 
 
 def exit_shares(doubt: Tensor, at_exit: float) -> Tensor:

@@ -1,3 +1,4 @@
+from consistentee.methods.reward import exit_distribution as exit_distribution
 from consistentee.progress import tracked as tracked
 from consistentee.training.branches import train_branches as train_branches
 from consistentee.training.decoder import (
@@ -16,11 +17,9 @@ from consistentee.training.encoder import (
     depth_weighted_loss as depth_weighted_loss,
     distillation_loss as distillation_loss,
     early_exits as early_exits,
-    exit_distribution as exit_distribution,
     hold_out as hold_out,
     layer_losses as layer_losses,
     recorded_logits as recorded_logits,
-    simulated_exits as simulated_exits,
     steps_of as steps_of,
     student_loss as student_loss,
     token_stage as token_stage,

@@ -261,27 +261,6 @@ def student_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return distillation_loss(logits)
 
 
-def exit_distribution(exit_probabilities: Tensor) -> Tensor:
-    """Compute the probability to exit at each layer [rows, L]: ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
-
-    The last column of p_t [rows, L] has no effect.
-    """
-    ones = torch.ones_like(exit_probabilities[:, :1])
-    exits = torch.cat([exit_probabilities[:, :-1], ones], dim=1)
-    stays = torch.cat([ones, 1 - exit_probabilities[:, :-1]], dim=1).cumprod(dim=1)
-    return exits * stays
-
-
-def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
-    """Compute the layer (from 1) at which each row would exit with each of K thresholds: int64 [K, rows].
-
-    Signals [rows, L] are low if a layer is confident.
-    """
-    wants_out = signals.detach() < thresholds.view(-1, 1, 1)
-    wants_out[..., -1] = True
-    return wants_out.int().argmax(dim=-1) + 1
-
-
 # Stages that run the backbone
 
 

@@ -8,11 +8,10 @@ import torch
 from conftest import make_task
 from traces_by_hand import trace_of
 
-from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss
+from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss, simulated_exits
 from baselines.leebert import LeeBERT, alignment, lesson_weights, lessons
 from baselines.sweet import exit_layers, separate_loss
 from consistentee.methods.method import get_method
-from consistentee.methods.reward import simulated_exits
 from consistentee.traces.walk import replay
 from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, training_source
 from consistentee.training.recipe import Recipe
