@@ -20,8 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
-from consistentee.models.heads import FACTORS, factors_of, set_factors
+import consistentee as ee
 from consistentee.signals import top_probability
 from consistentee.training import hold_out, recorded_logits, train_jointly, training_source
 
@@ -32,19 +31,19 @@ _OUT_OF_REACH = 1.001
 _LARGEST_SCORE_AT_LEAST = 1e-9  # replaces the largest score if no exit is ever right, so that no row reaches it
 
 
-class ExpertsRule(ExitRule):
+class ExpertsRule(ee.ExitRule):
     """Exit once the weighted confidences of consecutive layers with this answer sum to a threshold."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
 
-    def start(self, rows: int, num_layers: int) -> State:
+    def start(self, rows: int, num_layers: int) -> ee.State:
         return {"previous": torch.full((rows,), -1), "score": torch.zeros(rows)}
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         return self.score(view, state) >= self.threshold
 
-    def score(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
         """Return S_t: float [rows]."""
         vote = view.head(EXPERTS, top_probability(view).unsqueeze(1))
         state["score"] = torch.where(view.predictions == state["previous"], state["score"], 0.0) + vote
@@ -53,7 +52,7 @@ class ExpertsRule(ExitRule):
 
 
 @dataclass(frozen=True)
-class BEEM(Method):
+class BEEM(ee.Method):
     """Joint training, weighted confidences of agreeing exits.
 
     Attributes:
@@ -62,23 +61,23 @@ class BEEM(Method):
 
     name: ClassVar[str] = "beem"
     paper: ClassVar[str] = "Bajpai & Hanawal, BEEM, ICLR 2025, arXiv 2502.00745"
-    knob: ClassVar[Knob] = Knob(
+    knob: ClassVar[ee.Knob] = ee.Knob(
         "score", (*((layer + part) / 11 for layer in range(11) for part in _PARTS), _OUT_OF_REACH)
     )
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone and all classifiers, then weigh the exits."""
         source, judged = hold_out(training_source(model, task, recipe), self.held_out)
         train_jointly(model, source, recipe)
         answers = recorded_logits(model, judged, recipe).argmax(dim=-1)
-        set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).double().mean(dim=0))
+        model.add_factors(EXPERTS, (answers == judged.labels.unsqueeze(1)).double().mean(dim=0))
         return model
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         """Return shares of the largest score, from 0 to just above 1, dense below the sums of the first weights."""
-        weights = factors_of(model.head(EXPERTS))[:-1]
+        weights = model.factors(EXPERTS)[:-1]
         largest = _largest_score(weights)
         starts = (0.0, *accumulate(weights))
         values = [
@@ -86,9 +85,9 @@ class BEEM(Method):
         ]
         return (*values, _OUT_OF_REACH)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the score is at least ``knob`` times the sum of all weights before the last layer."""
-        return ExpertsRule(knob * _largest_score(factors_of(model.head(EXPERTS))[:-1]))
+        return ExpertsRule(knob * _largest_score(model.factors(EXPERTS)[:-1]))
 
 
 def _largest_score(weights: Sequence[float]) -> float:

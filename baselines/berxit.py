@@ -14,17 +14,15 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.models.encoder.multi_exit_model import LayerOutputs
+import consistentee as ee
 from consistentee.signals import even_log_odds, head_probability, top_probability
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _UNCERTAINTY = "uncertainty"
-_UNCERTAINTY_WEIGHTS = (f"exit_heads.{_UNCERTAINTY}.",)
 
 
 @dataclass(frozen=True)
-class BERxiT(Method):
+class BERxiT(ee.Method):
     """Alternating training, learning-to-exit or confidence rule.
 
     Attributes:
@@ -35,37 +33,34 @@ class BERxiT(Method):
     name: ClassVar[str] = "berxit"
     paper: ClassVar[str] = "Xin et al., BERxiT, EACL 2021"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
     exit_when: Literal["sure", "confident"] = "sure"
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
         source = training_source(model, task, recipe)
         model.use_own_poolers()
-        model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
+        model.add_head(_UNCERTAINTY, ee.HeadSpec(shared=True), seed=recipe.seed)
+        trains = (f"exit_heads.{_UNCERTAINTY}.",)
         # Both rules share the stage.
-        stage = token_stage("alternating", _alternating_loss, recipe, also_trains=_UNCERTAINTY_WEIGHTS, shared=True)
+        stage = token_stage("alternating", _alternating_loss, recipe, also_trains=trains, shared=True)
         run_stage(model, source, stage, recipe)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit where the uncertainty is below ``knob``."""
         if self.exit_when == "confident":
-            return ThresholdRule(lambda view: 1 - top_probability(view), knob, exit_when="below")
-        return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
+            return ee.ThresholdRule(lambda view: 1 - top_probability(view), knob, exit_when="below")
+        return ee.ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 
 
-def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _alternating_loss(model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     """Compute CE_L at even steps, the sum over all exits at odd ones, and the loss of the estimate at both."""
     outputs = model(batch.tokens)
     losses = layer_losses(outputs.logits, batch.labels).mean(dim=0)
     task_loss = losses[-1] if batch.step % 2 == 0 else losses.sum()
-    return task_loss + _uncertainty_loss(model, outputs, batch.labels)
-
-
-def _uncertainty_loss(model: MultiExitModel, outputs: LayerOutputs, labels: Tensor) -> Tensor:
     pooled = outputs.pooled[:, :-1].detach()
     guess = model.head(_UNCERTAINTY).at_layers(range(1, model.num_layers), pooled).sigmoid()
-    wrong = (outputs.logits[:, :-1].argmax(dim=-1) != labels.unsqueeze(1)).to(guess.dtype)
-    return functional.mse_loss(guess, wrong, reduction="none").sum(dim=1).mean()
+    wrong = (outputs.logits[:, :-1].argmax(dim=-1) != batch.labels.unsqueeze(1)).to(guess.dtype)
+    return task_loss + functional.mse_loss(guess, wrong, reduction="none").sum(dim=1).mean()

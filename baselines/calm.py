@@ -25,24 +25,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import (
-    ExitRule,
-    HeadSpec,
-    JointMethod,
-    Knob,
-    LayerView,
-    MultiExitDecoder,
-    MultiExitModel,
-    Recipe,
-    State,
-    TaskData,
-    TextTask,
-    ThresholdRule,
-    TokenMethod,
-    TokenRecipe,
-    VocabularyMethod,
-)
-from consistentee.rules.schedules import text_length
+import consistentee as ee
 from consistentee.signals import Signal, even_log_odds, head_probability, margin
 from consistentee.training import (
     FeatureBatch,
@@ -51,10 +34,8 @@ from consistentee.training import (
     exit_answers,
     train_exits,
     train_heads,
-    train_jointly,
     train_learned_head,
     training_source,
-    use_exit_network,
 )
 
 _CONFIDENCE = "confidence"
@@ -65,71 +46,68 @@ _TOKEN_LAMBDAS = (-0.2, *(threshold / 0.9 for threshold in _LATE_THRESHOLDS), 1.
 
 
 @dataclass(frozen=True)
-class CALMSoftmax(JointMethod):
+class CALMSoftmax(ee.JointMethod):
     """Exit if the two largest probabilities are far apart."""
 
     name: ClassVar[str] = "calm-softmax"
     paper: ClassVar[str] = _PAPER
-    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
+    knob: ClassVar[ee.Knob] = ee.Knob("lambda", _LAMBDAS)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the margin is above ``knob``."""
-        return ThresholdRule(margin, knob, exit_when="above")
+        return ee.ThresholdRule(margin, knob, exit_when="above")
 
 
-class SaturationRule(ExitRule):
+class SaturationRule(ee.ExitRule):
     """Exit if the cosine of the pooled vectors of this layer and the one before is high; from layer 2 on."""
 
     def __init__(self, threshold: float, width: int) -> None:
         self.threshold = threshold
         self.width = width
 
-    def start(self, rows: int, num_layers: int) -> State:
+    def start(self, rows: int, num_layers: int) -> ee.State:
         return {"previous": torch.full((rows, self.width), torch.nan)}  # NaN reaches no threshold
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
         state["previous"] = view.pooled
         return cosine > self.threshold
 
 
 @dataclass(frozen=True)
-class CALMState(JointMethod):
+class CALMState(ee.JointMethod):
     """Exit if the state has stopped changing."""
 
     name: ClassVar[str] = "calm-state"
     paper: ClassVar[str] = _PAPER
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01), refined=True)
+    knob: ClassVar[ee.Knob] = ee.Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01), refined=True)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the cosine of successive states is above ``knob``."""
         return SaturationRule(knob, model.width)
 
 
 @dataclass(frozen=True)
-class CALMClassifier(JointMethod):
+class CALMClassifier(ee.JointMethod):
     """Exit if a learned head expects the last classifier to agree."""
 
     name: ClassVar[str] = "calm-classifier"
     paper: ClassVar[str] = _PAPER
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS, refined=True)
+    knob: ClassVar[ee.Knob] = ee.Knob("lambda", _LAMBDAS, refined=True)
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""
-        source = training_source(model, task, recipe)
-        use_exit_network(model, self.classifier, recipe)
-        train_jointly(model, source, recipe)
-        model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
-        rows = cached_rows(model, source, recipe)
-        trains = (f"exit_heads.{_CONFIDENCE}.",)
-        train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=trains)
+        super().fit(model, task, recipe)
+        model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
+        rows = cached_rows(model, training_source(model, task, recipe), recipe)
+        train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=(f"exit_heads.{_CONFIDENCE}.",))
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the head's probability of agreement is above ``knob``."""
-        return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
+        return ee.ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
 
 def agreement(predictions: Tensor) -> Tensor:
@@ -137,13 +115,13 @@ def agreement(predictions: Tensor) -> Tensor:
     return (predictions[:, :-1] == predictions[:, -1:]).float()
 
 
-def _agreement_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _agreement_loss(model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
     guess = model.head(_CONFIDENCE).at_layers(range(1, model.num_layers), batch.outputs.pooled[:, :-1])
     agrees = agreement(batch.outputs.logits.argmax(dim=-1)).to(guess.dtype)
     return functional.binary_cross_entropy_with_logits(guess, agrees)
 
 
-class DecayingThresholdRule(ExitRule):
+class DecayingThresholdRule(ee.ExitRule):
     """Exit if a confidence in 0..1 reaches a threshold that falls along the text.
 
     Args:
@@ -162,7 +140,7 @@ class DecayingThresholdRule(ExitRule):
         falling = 0.9 * self.threshold + 0.1 * math.exp(-self.tau * step / self.tokens)
         return min(max(falling, 0.0), 1.0)
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         """Compare, except at thresholds 0 and 1, which do not need the confidence."""
         thresholds = [self.threshold_at(place) for place in view.places]
         if set(thresholds) <= {0.0, 1.0}:
@@ -175,7 +153,7 @@ class DecayingThresholdRule(ExitRule):
 
 
 @dataclass(frozen=True)
-class _CALMTokens(TokenMethod):
+class _CALMTokens(ee.TokenMethod):
     """Base of the methods for tokens.
 
     Attributes:
@@ -184,23 +162,23 @@ class _CALMTokens(TokenMethod):
     """
 
     paper: ClassVar[str] = _PAPER
-    knob: ClassVar[Knob] = Knob("lambda", _TOKEN_LAMBDAS)
+    knob: ClassVar[ee.Knob] = ee.Knob("lambda", _TOKEN_LAMBDAS)
 
     tau: NonNegativeFloat = 4.0
     horizon: PositiveInt | None = None
 
-    def decaying_rule(self, signal: Signal, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def decaying_rule(self, signal: Signal, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Return the rule of a confidence with the falling threshold of ``knob``, which is lambda."""
-        return DecayingThresholdRule(signal, knob, self.tau, text_length(model, self.horizon))
+        return DecayingThresholdRule(signal, knob, self.tau, self.horizon or model.text_length)
 
 
 @dataclass(frozen=True)
-class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
+class CALMTokensSoftmax(ee.VocabularyMethod, _CALMTokens):
     """Exit if the two most probable tokens are far apart."""
 
     name: ClassVar[str] = "calm-tokens-softmax"
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit if the margin reaches the falling threshold of ``knob``."""
         return self.pruned(self.decaying_rule(margin, model, knob))
 
@@ -211,10 +189,10 @@ class CALMTokensClassifier(_CALMTokens):
 
     name: ClassVar[str] = "calm-tokens-classifier"
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Train the exits, then the confidence on the frozen exits."""
         trace = train_exits(model, task, recipe)
-        model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
+        model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
         trace = trace.select(recipe.tokens_for_heads(trace))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
@@ -225,11 +203,11 @@ class CALMTokensClassifier(_CALMTokens):
         )
         return model
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit if the head's probability of agreement reaches the falling threshold of ``knob``."""
         return self.decaying_rule(head_probability(_CONFIDENCE), model, knob)
 
 
-def _token_agreement_loss(agrees: Tensor, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+def _token_agreement_loss(agrees: Tensor, model: ee.MultiExitDecoder, batch: StateBatch) -> Tensor:
     guess = model.head(_CONFIDENCE).at_layers(model.exit_layers[:-1], model.state(batch.deciding[:, :-1]))
     return functional.binary_cross_entropy_with_logits(guess, agrees[batch.tokens].to(guess.device))

@@ -24,28 +24,23 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, SomeLayersRule, TaskData, ThresholdRule
-from consistentee.engine.classify import stock_encoded
-from consistentee.models.encoder.cascade import add_companion, check_companion, companion_layers
-from consistentee.rules.view import predictions_of
+import consistentee as ee
 from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import (
     TokenBatch,
     TokenSource,
     counting_rows_as,
     layer_losses,
+    recorded_logits,
     run_stage,
     token_stage,
     train_last_exit,
     training_source,
 )
-from consistentee.training.loop import count_rows
-
-_JUDGING_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class CascadeBERT(Method):
+class CascadeBERT(ee.Method):
     """A companion with difficulty-aware confidence, then the stock model.
 
     Attributes:
@@ -57,7 +52,7 @@ class CascadeBERT(Method):
 
     name: ClassVar[str] = "cascade-bert"
     paper: ClassVar[str] = "Li et al., CascadeBERT, EMNLP Findings 2021, arXiv 2012.14682"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-3, 12, 76), 1.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("threshold", (0.0, *even_log_odds(-3, 12, 76), 1.0))
 
     companion_layers: int | None = None
     companion_backbone: str | None = None
@@ -72,44 +67,34 @@ class CascadeBERT(Method):
         if not self.margin_weight:
             self.refuse("margin", "folds", because="margin_weight is 0")
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model and the companion separately, and join them."""
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
         with counting_rows_as(companion.num_layers / model.num_layers):
             self._train_companion(companion, source, recipe)
-        add_companion(model, companion)
+        ee.add_companion(model, companion)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit after the companion if its largest probability is above ``knob``."""
-        return SomeLayersRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
+        return ee.SomeLayersRule(ee.ThresholdRule(top_probability, knob, exit_when="above"), model.companion_layers)
 
-    def _train_companion(self, companion: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    def _train_companion(self, companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe) -> None:
         hard = hard_rows(companion, source, recipe, self.folds)
         loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
         key = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
         run_stage(companion, source, token_stage("companion", loss, recipe, stage_key=key), recipe)
 
-    def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
-        if self.companion_backbone is None:
-            layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
-            return model.first_layers(layers, seed)
-        like = model.description
-        companion = MultiExitModel.from_backbone(
-            self.companion_backbone,
-            model.num_labels,
-            label_names=like.label_names,
-            pooling=like.pooling,
-            pooler=like.pooler,
-            seed=seed,
-        )
-        check_companion(model, companion)
-        return companion
+    def _companion(self, model: ee.MultiExitModel, seed: int) -> ee.MultiExitModel:
+        if self.companion_backbone is not None:
+            return ee.pretrained_companion(model, self.companion_backbone, seed)
+        layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
+        return model.first_layers(layers, seed)
 
 
-def hard_rows(companion: MultiExitModel, source: TokenSource, recipe: Recipe, folds: int) -> Tensor:
+def hard_rows(companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe, folds: int) -> Tensor:
     """Compute which training rows a companion that was trained on the other folds answers wrong: bool [rows].
 
     Every fold starts from the weights of ``companion``, which it has again afterwards.
@@ -123,9 +108,8 @@ def hard_rows(companion: MultiExitModel, source: TokenSource, recipe: Recipe, fo
         seen = source.select((fold_of_row != fold).nonzero().flatten())
         held_out = source.select((fold_of_row == fold).nonzero().flatten())
         train_last_exit(companion, seen, replace(recipe, max_rows=None))
-        logits = stock_encoded(companion, held_out.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
-        count_rows(len(held_out), with_gradients=False)
-        hard[fold_of_row == fold] = predictions_of(logits) != held_out.labels
+        answers = recorded_logits(companion, held_out, recipe)[:, -1].argmax(dim=-1)
+        hard[fold_of_row == fold] = answers != held_out.labels
     companion.load_state_dict(start)
     return hard
 
@@ -140,7 +124,7 @@ def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
     return (margin - gaps).clamp_min(0).sum() / max(1, gaps.numel())
 
 
-def _companion_loss(hard: Tensor, margin: float, weight: float, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _companion_loss(hard: Tensor, margin: float, weight: float, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     """Compute cross-entropy plus weighted difficulty loss; ``hard`` is bool [all training rows]."""
     logits = model.stock_logits(batch.tokens)
     task_loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()

@@ -21,7 +21,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+import consistentee as ee
 from consistentee.signals import even_log_odds
 from consistentee.training import TokenBatch, layer_losses, run_stage, steps_of, token_stage, training_source
 
@@ -32,7 +32,7 @@ def normalised_energy(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class COSEE(Method):
+class COSEE(ee.Method):
     """Training that weighs rows by where they would exit, threshold rule on the same signal.
 
     Attributes:
@@ -44,14 +44,14 @@ class COSEE(Method):
 
     name: ClassVar[str] = "cosee"
     paper: ClassVar[str] = "He et al., COSEE, AAAI 2025, arXiv 2412.13236"
-    knob: ClassVar[Knob] = Knob("signal", (1.001, *even_log_odds(6, -14, 161), 0.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("signal", (1.001, *even_log_odds(6, -14, 161), 0.0))
 
     thresholds: PositiveInt = 5
     sharpness: NonNegativeFloat = 1.0
     ranking: NonNegativeFloat = 0.1
     margin: NonNegativeFloat = 0.3
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone and all classifiers in one stage."""
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
@@ -60,12 +60,12 @@ class COSEE(Method):
         run_stage(model, source, token_stage("consistency-oriented", loss, recipe, stage_key=key), recipe)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the energy is below ``knob``."""
-        return ThresholdRule(lambda view: normalised_energy(view.logits), knob, exit_when="below")
+        return ee.ThresholdRule(lambda view: normalised_energy(view.logits), knob, exit_when="below")
 
 
-def consistency_oriented_loss(method: COSEE, total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def consistency_oriented_loss(method: COSEE, total_steps: int, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     """Compute the losses weighted by where rows would exit, plus the ranking loss; scalar (section 3)."""
     logits = model(batch.tokens).logits
     losses = layer_losses(logits, batch.labels)

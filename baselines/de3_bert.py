@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+import consistentee as ee
 from consistentee.signals import falling_fractions, normalised_entropy
 from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
 
@@ -27,30 +27,30 @@ _OUT_OF_REACH = 1.001
 
 
 @dataclass(frozen=True)
-class DE3BERT(Method):
+class DE3BERT(ee.Method):
     """Joint training with prototypes, rule on entropy and distances."""
 
     name: ClassVar[str] = "de3-bert"
     paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
-    knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone, classifiers, maps and prototypes in one stage."""
         source = training_source(model, task, recipe)
-        model.add_head(_METRIC, HeadSpec(outputs=_WIDTH), seed=recipe.seed)
-        spec = HeadSpec(outputs=model.num_labels, extra_inputs=_WIDTH, reads_pooled=False)
+        model.add_head(_METRIC, ee.HeadSpec(outputs=_WIDTH), seed=recipe.seed)
+        spec = ee.HeadSpec(outputs=model.num_labels, extra_inputs=_WIDTH, reads_pooled=False)
         model.add_head(_PROTOTYPES, spec, seed=recipe.seed)
         trains = (f"exit_heads.{_METRIC}.", f"exit_heads.{_PROTOTYPES}.")
         run_stage(model, source, token_stage("prototypes", _loss, recipe, also_trains=trains), recipe)
         _complete_squares(model)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if EDR is below ``knob``."""
-        return ThresholdRule(distance_enhanced_entropy, knob, exit_when="below")
+        return ee.ThresholdRule(distance_enhanced_entropy, knob, exit_when="below")
 
 
-def distance_enhanced_entropy(view: LayerView) -> Tensor:
+def distance_enhanced_entropy(view: ee.LayerView) -> Tensor:
     """Compute EDR, 0 (certain) to 1: float [rows]."""
     mapped = view.head(_METRIC)
     # A linear layer with the prototypes p as weights and a bias of -|p|^2 / 2 gives half of |z|^2 - |z - p|^2.
@@ -64,11 +64,11 @@ def distance_ratio(nearest: Tensor, second: Tensor) -> Tensor:
     return 0.5 * (1 + (nearest - second) / second.clamp_min(torch.finfo(second.dtype).tiny))
 
 
-def _prototypes(model: MultiExitModel, layer: int) -> Tensor:
+def _prototypes(model: ee.MultiExitModel, layer: int) -> Tensor:
     return model.head(_PROTOTYPES).modules_by_layer[layer - 1].get_parameter("weight")
 
 
-def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _loss(model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     outputs = model(batch.tokens)
     of_classifiers = depth_weighted_loss(layer_losses(outputs.logits, batch.labels))
     before_last = range(1, model.num_layers)
@@ -80,7 +80,7 @@ def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 @torch.no_grad()
-def _complete_squares(model: MultiExitModel) -> None:
+def _complete_squares(model: ee.MultiExitModel) -> None:
     """Set the biases of the prototypes p to -|p|^2 / 2, so that the heads give squared distances."""
     for layer in range(1, model.num_layers + 1):
         bias = model.head(_PROTOTYPES).modules_by_layer[layer - 1].get_parameter("bias")

@@ -16,13 +16,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+import consistentee as ee
 from consistentee.signals import entropy, entropy_thresholds
 from consistentee.training import ExitNetwork, layer_losses, train_early_exits, train_last_exit, training_source
 
 
 @dataclass(frozen=True)
-class DeeBERT(Method):
+class DeeBERT(ee.Method):
     """Two-stage training, entropy rule.
 
     Attributes:
@@ -32,23 +32,23 @@ class DeeBERT(Method):
     name: ClassVar[str] = "deebert"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2), refined=True)
+    knob: ClassVar[ee.Knob] = ee.Knob("entropy", entropy_thresholds(2), refined=True)
 
     classifier: ExitNetwork = "linear"
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model, then train the off-ramps on cached features."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         train_early_exits(model, source, _off_ramp_loss, recipe, name="off-ramps", network=self.classifier)
         return model
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return entropy_thresholds(model.num_labels, beyond=1.001)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the entropy is below ``knob`` nats."""
-        return ThresholdRule(entropy, knob, exit_when="below")
+        return ee.ThresholdRule(entropy, knob, exit_when="below")
 
 
 def _off_ramp_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.models.classifiers import ClassMeansClassifier
+import consistentee as ee
 from consistentee.signals import top_probability
 from consistentee.training import cached_rows, train_last_exit, training_source
 
@@ -26,31 +26,53 @@ _PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))  # shares 
 _SMALLEST_MEAN_DISTANCE = 1e-6
 
 
+class ClassMeansClassifier(ee.InternalClassifier):
+    """Minus the distance from each class mean, divided by the average distance of training rows."""
+
+    def __init__(self, spec: ee.ClassifierSpec, place: ee.ExitPlace) -> None:
+        super().__init__(spec, place)
+        self.means = nn.Parameter(torch.empty(place.num_labels, place.width).normal_(std=0.02))
+        self.mean_distances = nn.Parameter(torch.ones(place.num_labels))
+
+    def distances(self, pooled: Tensor) -> Tensor:
+        """Return the distances of pooled vectors [rows, width] from the means: [rows, classes].
+
+        They are counted from the middle of the means: squares of vectors far from 0 would cancel to rounding errors.
+        """
+        middle = self.means.mean(dim=0)
+        vectors, means = pooled - middle, self.means - middle
+        squares = vectors.square().sum(dim=-1, keepdim=True) + means.square().sum(dim=-1)
+        return (squares - 2 * functional.linear(vectors, means)).clamp_min(0).sqrt()
+
+    def forward(self, layer: ee.ReadableLayer) -> Tensor:
+        return -self.distances(layer.pooled) / self.mean_distances
+
+
 @dataclass(frozen=True)
-class E2CM(Method):
+class E2CM(ee.Method):
     """Full fine-tuning, class means, confidence rule."""
 
     name: ClassVar[str] = "e2cm"
     paper: ClassVar[str] = "Goermez et al., E2CM, IJCNN 2022, arXiv 2103.01148"
-    knob: ClassVar[Knob] = Knob("confidence", (0.0, *(0.5 + 0.5 * part for part in _PARTS), 1.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *(0.5 + 0.5 * part for part in _PARTS), 1.0))
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model, and use class means of its features as exits."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
-        model.use_classifier(ClassifierSpec("class-means", at_last_layer=False), recipe.seed)
+        model.use_classifier(ee.ClassifierSpec("class-means", at_last_layer=False), recipe.seed)
         pooled = cached_rows(model, source, recipe).outputs.pooled
         for layer in range(1, model.num_layers):
             put_means(cast(ClassMeansClassifier, model.classifier(layer)), pooled[:, layer - 1], source.labels)
         return model
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         chance = 1 / model.num_labels
         return (0.0, *(chance + (1 - chance) * part for part in _PARTS), 1.0)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the largest probability is above ``knob``."""
-        return ThresholdRule(top_probability, knob, exit_when="above")
+        return ee.ThresholdRule(top_probability, knob, exit_when="above")
 
 
 @torch.no_grad()

@@ -26,8 +26,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
-from consistentee.models.heads import FACTORS, factors_of, set_factors
+import consistentee as ee
 from consistentee.training import (
     FeatureBatch,
     TokenBatch,
@@ -55,7 +54,7 @@ _SHIFTS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))  # from 
 
 
 @dataclass(frozen=True)
-class EENet(Method):
+class EENet(ee.Method):
     """Joint training with late self-distillation, scores against thresholds that keep a budget.
 
     Attributes:
@@ -65,12 +64,12 @@ class EENet(Method):
 
     name: ClassVar[str] = "eenet"
     paper: ClassVar[str] = "Ilhan et al., EENet, WACV 2024, arXiv 2301.07099"
-    knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-shift for shift in _SHIFTS[::-1]), 0.0, *_SHIFTS, _ALWAYS))
+    knob: ClassVar[ee.Knob] = ee.Knob("shift", (-_ALWAYS, *(-shift for shift in _SHIFTS[::-1]), 0.0, *_SHIFTS, _ALWAYS))
 
     budget: Annotated[float, Field(gt=0, lt=1)] = 0.5
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone and exits, then fit the scheduler on held-out rows."""
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
@@ -79,10 +78,10 @@ class EENet(Method):
         self._fit_scheduler(model, held_out, recipe)
         return model
 
-    def _fit_scheduler(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    def _fit_scheduler(self, model: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe) -> None:
         rows = cached_rows(model, source, recipe)
         inputs = model.num_labels + 2 + model.num_layers - 1
-        reads = HeadSpec(extra_inputs=inputs, reads_pooled=False)
+        reads = ee.HeadSpec(extra_inputs=inputs, reads_pooled=False)
         model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside 0..1
         model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
         turn = max(1, recipe.frozen_steps // _TURNS)
@@ -93,26 +92,26 @@ class EENet(Method):
             scores, shares = (part.cpu() for part in scores_and_shares(model, rows.outputs.logits.to(model.device)))
         del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # only the thresholds are needed from here on
         thresholds = fit_thresholds(scores, shares.mean(dim=0))
-        set_factors(model.add_head(_THRESHOLDS, FACTORS), functional.pad(thresholds, (0, 1)))
+        model.add_factors(_THRESHOLDS, functional.pad(thresholds, (0, 1)))
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the score is at least the threshold of the layer, shifted by ``knob``."""
-        return BudgetRule([threshold + knob for threshold in factors_of(model.head(_THRESHOLDS))])
+        return BudgetRule([threshold + knob for threshold in model.factors(_THRESHOLDS)])
 
 
-class BudgetRule(ExitRule):
+class BudgetRule(ee.ExitRule):
     """Exit if a score, which depends on the scores of earlier layers, is at least the layer's threshold."""
 
     def __init__(self, thresholds: Sequence[float]) -> None:
         self.thresholds = thresholds
 
-    def start(self, rows: int, num_layers: int) -> State:
+    def start(self, rows: int, num_layers: int) -> ee.State:
         return {"scores": torch.zeros(rows, num_layers - 1)}
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         return self.score(view, state) >= self.thresholds[view.layer - 1]
 
-    def score(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
         """Compute the score before it is cut: float [rows]."""
         score = view.head(_SCORE, torch.cat([_exit_features(view.probs), state["scores"]], dim=-1))
         state["scores"] = state["scores"].clone()
@@ -126,7 +125,7 @@ def _exit_features(probs: Tensor) -> Tensor:
     return torch.cat([probs, probs.amax(dim=-1, keepdim=True), certainty.unsqueeze(-1)], dim=-1)
 
 
-def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Tensor]:
+def scores_and_shares(model: ee.MultiExitModel, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Compute scores before they are cut, and shares that sum to 1: each [rows, L], of logits [rows, L, classes].
 
     A score reaches later exits without its gradient. At an exit, its own score and later ones are 0.
@@ -161,7 +160,7 @@ def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
     return torch.stack(thresholds)
 
 
-def _loss(total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _loss(total_steps: int, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     logits = model(batch.tokens).logits
     loss = depth_weighted_loss(layer_losses(logits, batch.labels))
     if batch.step < 0.75 * total_steps:
@@ -170,7 +169,7 @@ def _loss(total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
     return loss + _DISTILLATION * distillation_loss(logits, _TEMPERATURE) / (layers * (layers + 1) / 2)
 
 
-def _scheduler_loss(budget: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _scheduler_loss(budget: float, turn: int, model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
     """Compute the loss of the scores or of the shares, in turns; the others get no gradient."""
     logits = batch.outputs.logits
     raw, shares = scores_and_shares(model, logits)

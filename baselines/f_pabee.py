@@ -16,7 +16,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, LayerView, MultiExitModel, State
+import consistentee as ee
 
 _ALWAYS = 1e6  # above any divergence between distributions that a classifier predicts
 _THRESHOLDS = (_ALWAYS, *(10.0 ** (-exponent / 12) for exponent in range(-12, 73)), 0.0)
@@ -29,17 +29,17 @@ def jensen_shannon(now: Tensor, before: Tensor) -> Tensor:
     return (divergences[0] + divergences[1]) / 2
 
 
-class SmallStepRule(ExitRule):
+class SmallStepRule(ee.ExitRule):
     """Exit if the predicted distribution is close to that of the layer before; from layer 2 on."""
 
     def __init__(self, threshold: float, num_labels: int) -> None:
         self.threshold = threshold
         self.num_labels = num_labels
 
-    def start(self, rows: int, num_layers: int) -> State:
+    def start(self, rows: int, num_layers: int) -> ee.State:
         return {"previous": torch.zeros(rows, self.num_labels)}
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         now = view.logits.log_softmax(dim=-1)
         distance = jensen_shannon(now, state["previous"])
         state["previous"] = now
@@ -47,7 +47,7 @@ class SmallStepRule(ExitRule):
 
 
 @dataclass(frozen=True)
-class FPABEE(JointMethod):
+class FPABEE(ee.JointMethod):
     """Joint training, patience on the distance of successive distributions.
 
     Attributes:
@@ -57,10 +57,10 @@ class FPABEE(JointMethod):
     name: ClassVar[str] = "f-pabee"
     paper: ClassVar[str] = "Gao et al., F-PABEE, ICASSP 2023, arXiv 2305.11916"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("distance", _THRESHOLDS, refined=True)
+    knob: ClassVar[ee.Knob] = ee.Knob("distance", _THRESHOLDS, refined=True)
 
     patience: PositiveInt = 1
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit after ``patience`` consecutive steps shorter than ``knob``."""
-        return ConsecutiveRule(SmallStepRule(knob, model.num_labels), self.patience)
+        return ee.ConsecutiveRule(SmallStepRule(knob, model.num_labels), self.patience)

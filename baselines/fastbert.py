@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+import consistentee as ee
 from consistentee.signals import falling_fractions, normalised_entropy
 from consistentee.training import ExitNetwork, student_loss, train_early_exits, train_last_exit, training_source
 
@@ -28,7 +28,7 @@ _SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)  # from just above the largest
 
 
 @dataclass(frozen=True)
-class FastBERT(Method):
+class FastBERT(ee.Method):
     """Self-distillation, normalised-entropy rule.
 
     Attributes:
@@ -39,7 +39,7 @@ class FastBERT(Method):
 
     name: ClassVar[str] = "fastbert"
     paper: ClassVar[str] = "Liu et al., FastBERT, ACL 2020, arXiv 2004.02178"
-    knob: ClassVar[Knob] = Knob("speed", _SPEEDS)
+    knob: ClassVar[ee.Knob] = ee.Knob("speed", _SPEEDS)
 
     classifier: ExitNetwork = "attention"
     steps: PositiveInt | None = None
@@ -50,16 +50,13 @@ class FastBERT(Method):
         if self.classifier != "attention":
             self.refuse("learning_rate", because="the students do not attend")
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         epochs = math.ceil(recipe.epochs * 5 / 3) if self.steps is None else None
-        recipe = replace(
-            recipe,
-            frozen_steps=self.steps or recipe.frozen_steps,
-            head_learning_rate=self.learning_rate or recipe.head_learning_rate,
-        )
+        steps, rate = self.steps or recipe.frozen_steps, self.learning_rate or recipe.head_learning_rate
+        recipe = replace(recipe, frozen_steps=steps, head_learning_rate=rate)
         train_early_exits(
             model,
             source,
@@ -71,6 +68,6 @@ class FastBERT(Method):
         )
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the normalised entropy is below ``knob``."""
-        return ThresholdRule(normalised_entropy, knob, exit_when="below")
+        return ee.ThresholdRule(normalised_entropy, knob, exit_when="below")

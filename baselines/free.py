@@ -12,22 +12,12 @@ the paper's distillation of hidden states. The threshold is swept; the paper's o
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from consistentee import (
-    ExitRule,
-    Knob,
-    MultiExitDecoder,
-    SomeLayersRule,
-    TextTask,
-    ThresholdRule,
-    TokenMethod,
-    TokenRecipe,
-)
-from consistentee.rules.schedules import check_exit_layer
+import consistentee as ee
 from consistentee.signals import even_log_odds, margin
 
 
 @dataclass(frozen=True)
-class FREE(TokenMethod):
+class FREE(ee.TokenMethod):
     """One shallow exit, or full depth.
 
     Attributes:
@@ -36,23 +26,23 @@ class FREE(TokenMethod):
 
     name: ClassVar[str] = "free"
     paper: ClassVar[str] = "Bae et al., FREE, EMNLP 2023, arXiv 2310.05424"
-    knob: ClassVar[Knob] = Knob("threshold", (-1.0, *even_log_odds(-7, 7, 57), 1.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("threshold", (-1.0, *even_log_odds(-7, 7, 57), 1.0))
     kv: ClassVar[Literal["propagate", "exact"]] = "exact"
     asks_exits: ClassVar[bool] = True
 
     shallow_layer: int | None = None
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Train the exits in the shared stage."""
         self.shallow_exit(model)  # raises UserError before the training if there is no such exit
         return super().fit(model, task, recipe)
 
-    def shallow_exit(self, model: MultiExitDecoder) -> int:
+    def shallow_exit(self, model: ee.MultiExitDecoder) -> int:
         """Return the layer of the shallow exit."""
         if self.shallow_layer is not None:
-            return check_exit_layer(model, self.shallow_layer)
+            return model.check_exit_layer(self.shallow_layer)
         return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit at the shallow layer if the margin is above ``knob``."""
-        return SomeLayersRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))
+        return ee.SomeLayersRule(ee.ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

@@ -20,23 +20,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee import (
-    ExitRule,
-    Knob,
-    Method,
-    MultiExitModel,
-    NeverExit,
-    Recipe,
-    TaskData,
-    TokenExitStepper,
-    UserError,
-)
-from consistentee.data.encoding import Encoding
-from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
+import consistentee as ee
+from consistentee.training import TokenBatch, TokenSource, layer_losses, run_stage, token_stage, training_source
 
 
 @dataclass(frozen=True)
-class HashEE(Method):
+class HashEE(ee.Method):
     """Tokens exit by frequency, rows never do.
 
     Attributes:
@@ -46,39 +35,39 @@ class HashEE(Method):
 
     name: ClassVar[str] = "hashee"
     paper: ClassVar[str] = "Sun et al., HashEE, Findings of ACL 2022, arXiv 2203.01670"
-    knob: ClassVar[Knob] = Knob("layer", (12.0,))
+    knob: ClassVar[ee.Knob] = ee.Knob("layer", (12.0,))
     supports_regression: ClassVar[bool] = True
 
     max_layer: int | None = None
     buckets: int | None = None
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting."""
         source = training_source(model, task, recipe)
-        model.use_stepper(TokenExitStepper.over(model.stepper, self.schedule(model, source.encodings)))
+        model.use_stepper(ee.TokenExitStepper.over(model.stepper, self.schedule(model, source)))
         run_stage(model, source, token_stage("token-exits", _last_layer_loss, recipe, shared=True), recipe)
         return model
 
-    def schedule(self, model: MultiExitModel, encodings: Sequence[Encoding]) -> Tensor:
+    def schedule(self, model: ee.MultiExitModel, source: TokenSource) -> Tensor:
         """Compute the exit layer of every token from the training rows: int64 [vocabulary]."""
         max_layer = model.num_layers if self.max_layer is None else self.max_layer
         buckets = max_layer if self.buckets is None else self.buckets
         if not 1 <= max_layer <= model.num_layers:
-            raise UserError(f"{self.name}: max_layer must lie in 1..{model.num_layers}, got {max_layer}")
+            raise ee.UserError(f"{self.name}: max_layer must lie in 1..{model.num_layers}, got {max_layer}")
         if not 1 <= buckets <= max_layer:
-            raise UserError(f"{self.name}: buckets must lie in 1..{max_layer}, the layers there are, got {buckets}")
-        tokens = torch.tensor([token for row in encodings for token in row.input_ids])
+            raise ee.UserError(f"{self.name}: buckets must lie in 1..{max_layer}, the layers there are, got {buckets}")
+        tokens = torch.tensor([token for row in source.encodings for token in row.input_ids])
         counts = torch.bincount(tokens, minlength=model.backbone.config.vocab_size)
         counts[model.tokenizer.all_special_ids] = 0
         layers = 1 + frequency_buckets(counts, buckets) * (max_layer // buckets)
         return layers.where(counts > 0, max_layer).clamp_max(max_layer)
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return (float(model.num_layers),)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Never exit: tokens exit by themselves."""
-        return NeverExit()
+        return ee.NeverExit()
 
 
 def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:
@@ -93,5 +82,5 @@ def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:
     return rank // size
 
 
-def _last_layer_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _last_layer_loss(model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     return layer_losses(model(batch.tokens).logits[:, -1:], batch.labels).mean()

@@ -24,7 +24,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
+import consistentee as ee
 from consistentee.signals import even_log_odds
 from consistentee.training import FeatureBatch, cached_rows, layer_losses, train_heads, train_last_exit, training_source
 
@@ -37,7 +37,7 @@ _TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class JEIDNN(Method):
+class JEIDNN(ee.Method):
     """Gates and exits in turn on a frozen fine-tuned model, rule on the exiting mass.
 
     Attributes:
@@ -47,42 +47,42 @@ class JEIDNN(Method):
     name: ClassVar[str] = "jei-dnn"
     paper: ClassVar[str] = "Regol et al., JEI-DNN, ICLR 2024, arXiv 2310.09163"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
+    knob: ClassVar[ee.Knob] = ee.Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
     price: NonNegativeFloat = 0.1
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         model.use_own_poolers()
         rows = cached_rows(model, source, recipe)
         train_heads(model, rows, _warm_up_loss, recipe, name="warm-up", trains=_EXITS)
-        model.add_head(_GATE, HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
+        model.add_head(_GATE, ee.HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
         turn = min(_TURN, max(1, recipe.frozen_steps // 10))
         loss, trains = partial(_loss_in_turn, self.price, turn), (*_EXITS, f"exit_heads.{_GATE}.")
         key = {"price": self.price, "turn": turn}
         train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, stage_key=key)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if at least a share ``knob`` of the remaining mass exits."""
         return MassRule(knob)
 
 
-class MassRule(ExitRule):
+class MassRule(ee.ExitRule):
     """Exit if a share of the remaining mass exits, or if none remains."""
 
     def __init__(self, share: float) -> None:
         self.share = share
 
-    def start(self, rows: int, num_layers: int) -> State:
+    def start(self, rows: int, num_layers: int) -> ee.State:
         return {"left": torch.ones(rows)}
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         return self.score(view, state) >= self.share
 
-    def score(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
         """Compute ``P_l / (1 - sum_{j<l} P_j)``: float [rows], 1 if no mass remains."""
         gate, left = view.head(_GATE, certainty(view.probs)).sigmoid(), state["left"]
         state["left"] = (left - gate).clamp_min(0)
@@ -125,13 +125,13 @@ def exit_loss(losses: Tensor, masses: Tensor) -> Tensor:
     return weighted * losses.sum(dim=1).mean().detach() / weighted.detach().clamp_min(_TINY)
 
 
-def _warm_up_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _warm_up_loss(model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
     losses = layer_losses(model.read_vectors(batch.outputs.vectors).logits, batch.labels).mean(dim=0)
     early, last = losses[:-1], losses[-1]
     return last + (early * torch.arange(len(losses), 1, -1, device=losses.device)).sum()
 
 
-def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _loss_in_turn(price: float, turn: int, model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
     """Compute the loss of the gates or of the exits, in turns of ``turn`` batches; the others get no gradient."""
     gates_turn = batch.step // turn % 2 == 0
     with torch.set_grad_enabled(not gates_turn):
@@ -142,7 +142,7 @@ def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: Feature
     return gate_loss(gates, losses, price) if gates_turn else exit_loss(losses, exit_masses(gates.sigmoid()))
 
 
-def _gates(model: MultiExitModel, logits: Tensor) -> Tensor:
+def _gates(model: ee.MultiExitModel, logits: Tensor) -> Tensor:
     """Compute logits of the gates [rows, L - 1] from those of the exits [rows, L, classes]."""
     read = certainty(logits[:, :-1].softmax(dim=-1))
     no_states = read[..., :0]

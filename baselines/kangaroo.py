@@ -19,15 +19,16 @@ of a layer, by its weights, for every token that it reads.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from consistentee import BranchSpec, DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe
-from consistentee.arguments import Fraction
+from pydantic import Field
+
+import consistentee as ee
 from consistentee.training import train_branches
 
 
 @dataclass(frozen=True)
-class Kangaroo(DraftingMethod):
+class Kangaroo(ee.DraftingMethod):
     """Self-speculative decoding with an attention adapter."""
 
     name: ClassVar[str] = "kangaroo"
@@ -37,9 +38,9 @@ class Kangaroo(DraftingMethod):
 
     published: ClassVar[tuple[int, float]] = (6, 0.6)
 
-    threshold: Fraction | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Train an adapter for every exit."""
-        train_branches(model, task, recipe, lambda exit_layer: BranchSpec(exit_layer + 1, with_mlp=False))
+        train_branches(model, task, recipe, lambda exit_layer: ee.BranchSpec(exit_layer + 1, with_mlp=False))
         return model

@@ -18,12 +18,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from consistentee import DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe
-from consistentee.training.recipe import ExitWeights
+import consistentee as ee
+from consistentee.training import ExitWeights
 
 
 @dataclass(frozen=True)
-class LayerSkip(DraftingMethod):
+class LayerSkip(ee.DraftingMethod):
     """Self-speculative decoding.
 
     Attributes:
@@ -39,7 +39,7 @@ class LayerSkip(DraftingMethod):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     exit_weights: ExitWeights = "depth"
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Train the exits, with layer dropout if the backbone is trained."""
         if recipe.trains == "exits":
             self.refuse("dropout", "exit_weights", because="the recipe does not train the backbone")

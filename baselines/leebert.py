@@ -27,18 +27,17 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from consistentee import ConsecutiveRule, ExitRule, Knob, Method, MultiExitModel, Recipe, SameAnswerRule, TaskData
+import consistentee as ee
 from consistentee.training import (
     TokenBatch,
     TokenSource,
+    count_rows,
     hold_out,
     layer_losses,
     run_stage,
     token_stage,
     training_source,
 )
-from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS
-from consistentee.training.loop import count_rows
 
 SCORES = "lesson_scores"
 _STEP_LENGTH = 0.01  # norm of the finite difference's step (DARTS)
@@ -46,7 +45,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class LeeBERT(Method):
+class LeeBERT(ee.Method):
     """Mutual distillation with learned loss weights, patience rule.
 
     Attributes:
@@ -57,13 +56,13 @@ class LeeBERT(Method):
 
     name: ClassVar[str] = "leebert"
     paper: ClassVar[str] = "Zhu, LeeBERT, ACL 2021"
-    knob: ClassVar[Knob] = Knob("patience", tuple(float(patience) for patience in range(1, 12)))
+    knob: ClassVar[ee.Knob] = ee.Knob("patience", tuple(float(patience) for patience in range(1, 12)))
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     weight_every: PositiveInt = 5
     weight_rate: NonNegativeFloat = 0.1
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone, all classifiers and the weights of the losses in one stage."""
         trained_on, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
@@ -76,12 +75,12 @@ class LeeBERT(Method):
         delattr(model, SCORES)
         return model
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit with patience ``knob``."""
-        return ConsecutiveRule(SameAnswerRule(), patience=knob)
+        return ee.ConsecutiveRule(ee.SameAnswerRule(), patience=knob)
 
 
 def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
@@ -105,14 +104,14 @@ def lesson_weights(scores: Tensor) -> Tensor:
     return len(scores) * (distillation + scores.diagonal().softmax(dim=0).diag_embed())
 
 
-def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
+def alignment(model: ee.MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
     """Compute how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
 
     The model keeps its parameters, and no gradient is kept. The result is laid out as :func:`lessons`.
     """
     was_training = model.training
     model.eval()
-    learning = {name: w for name, w in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)}
+    learning = {name: w for name, w in model.named_parameters() if w.requires_grad}
     held_out_loss = layer_losses(model(held_out.tokens).logits, held_out.labels).mean()
     gradients = torch.autograd.grad(held_out_loss, list(learning.values()), allow_unused=True)
     slopes = {name: slope for name, slope in zip(learning, gradients, strict=True) if slope is not None}
@@ -129,7 +128,7 @@ def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) ->
     return (ahead - behind) / (2 * _STEP_LENGTH)
 
 
-def _loss(method: LeeBERT, held_out: TokenSource, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _loss(method: LeeBERT, held_out: TokenSource, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     scores = model.get_parameter(SCORES)
     if batch.step % method.weight_every == 0:
         slopes = alignment(model, batch, _held_out_batch(held_out, batch, batch.step // method.weight_every))

@@ -11,24 +11,24 @@ Choices: each stage takes the recipe's epochs, so that the backbone is trained t
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee import ExitRule, JointMethod, Knob, MultiExitModel, Recipe, TaskData, ThresholdRule
+import consistentee as ee
 from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import train_last_exit
 
 
 @dataclass(frozen=True)
-class Mixed(JointMethod):
+class Mixed(ee.JointMethod):
     """Fine-tuning, then joint training; confidence rule."""
 
     name: ClassVar[str] = "mixed"
     paper: ClassVar[str] = "Kubaty et al., How to Train Your Multi-Exit Model?, ICML 2025, arXiv 2407.14320"
-    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model, then train backbone and classifiers together."""
         train_last_exit(model, task, recipe)
         return super().fit(model, task, recipe)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the largest probability is above ``knob``."""
-        return ThresholdRule(top_probability, knob, exit_when="above")
+        return ee.ThresholdRule(top_probability, knob, exit_when="above")

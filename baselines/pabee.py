@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat
 
-from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, SameAnswerRule, TaskData
+import consistentee as ee
 
 
 @dataclass(frozen=True)
-class PABEE(JointMethod):
+class PABEE(ee.JointMethod):
     """Joint training, patience rule.
 
     Attributes:
@@ -25,19 +25,19 @@ class PABEE(JointMethod):
 
     name: ClassVar[str] = "pabee"
     paper: ClassVar[str] = "Zhou et al., BERT Loses Patience, NeurIPS 2020, arXiv 2006.04152"
-    knob: ClassVar[Knob] = Knob("patience", tuple(float(patience) for patience in range(1, 12)))
+    knob: ClassVar[ee.Knob] = ee.Knob("patience", tuple(float(patience) for patience in range(1, 12)))
     supports_regression: ClassVar[bool] = True
 
     tolerance: NonNegativeFloat = 0.1
 
-    def check_task(self, task: TaskData) -> None:
+    def check_task(self, task: ee.TaskData) -> None:
         super().check_task(task)
         if not task.regression:
             self.refuse("tolerance", because="classes are the same or not")
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit with patience ``knob``."""
-        return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)
+        return ee.ConsecutiveRule(ee.SameAnswerRule(self.tolerance), patience=knob)

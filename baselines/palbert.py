@@ -17,21 +17,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from consistentee import (
-    ClassifierSpec,
-    ExitRule,
-    HeadSpec,
-    Knob,
-    LayerView,
-    Method,
-    MultiExitModel,
-    Recipe,
-    State,
-    TaskData,
-)
-from consistentee.methods.consistent_ee.paper import exit_distribution
+import consistentee as ee
 from consistentee.signals import even_log_odds
-from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
+from consistentee.training import TokenBatch, exit_distribution, layer_losses, run_stage, token_stage, training_source
 
 _EXITS = "leaves"
 _OUT_OF_REACH = 1.001
@@ -39,7 +27,7 @@ _TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class PALBERT(Method):
+class PALBERT(ee.Method):
     """Training on the expected loss over a learned exit distribution, rule on its quantile.
 
     Attributes:
@@ -50,56 +38,70 @@ class PALBERT(Method):
 
     name: ClassVar[str] = "palbert"
     paper: ClassVar[str] = "Balagansky & Gavrilov, PALBERT, NeurIPS 2022, arXiv 2204.03276"
-    knob: ClassVar[Knob] = Knob("quantile", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
+    knob: ClassVar[ee.Knob] = ee.Knob("quantile", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
     near_prior: NonNegativeFloat = 0.5
     hidden: PositiveInt = 32
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone, classifier and exit distribution in one stage."""
         source = training_source(model, task, recipe)
-        model.use_classifier(ClassifierSpec("shared"), recipe.seed)
-        spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
+        model.use_classifier(ee.ClassifierSpec("shared"), recipe.seed)
+        spec = ee.HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
         model.add_head(_EXITS, spec, seed=recipe.seed)
         key, trains = {"rate": self.rate, "near_prior": self.near_prior}, (f"exit_heads.{_EXITS}.",)
         stage = token_stage("expected-loss", partial(_loss, self), recipe, also_trains=trains, stage_key=key)
         run_stage(model, source, stage, recipe)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if at least ``knob`` of a row's mass is reached."""
         return QuantileRule(knob, model.width)
 
 
-class QuantileRule(ExitRule):
+class SharedClassifier(ee.InternalClassifier):
+    """Dropout, and one linear layer for all exits, which belongs to the first."""
+
+    def __init__(self, spec: ee.ClassifierSpec, place: ee.ExitPlace) -> None:
+        super().__init__(spec, place)
+        self._before = place.before[:1]  # a tuple, so that the layer belongs to its own exit alone
+        if not self._before:
+            self.output = place.output_layer(place.width)
+
+    def forward(self, layer: ee.ReadableLayer) -> Tensor:
+        owner = self._before[0] if self._before else self
+        return owner.get_submodule("output")(self.dropout(layer.pooled))
+
+
+class QuantileRule(ee.ExitRule):
     """Exit at the first layer where a row's exit distribution reaches a quantile."""
 
     def __init__(self, quantile: float, width: int) -> None:
         self.quantile = quantile
         self.width = width
 
-    def start(self, rows: int, num_layers: int) -> State:
+    def start(self, rows: int, num_layers: int) -> ee.State:
         return {"previous": torch.zeros(rows, self.width), "stays": torch.ones(rows)}
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         return self.score(view, state) >= self.quantile
 
-    def score(self, view: LayerView, state: State) -> Tensor:
+    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
         """Compute ``p_1 + ... + p_t = 1 - prod_{s<=t} (1 - lambda_s)``: float [rows]."""
         state["stays"] = state["stays"] * (1 - view.head(_EXITS, state["previous"]).sigmoid())
         state["previous"] = view.pooled
         return 1 - state["stays"]
 
 
-def _loss(method: PALBERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def _loss(method: PALBERT, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     outputs = model(batch.tokens)
     masses = exit_distribution(leaving_probabilities(model, outputs.pooled))
     expected = (masses * layer_losses(outputs.logits, batch.labels)).sum(dim=1).mean()
     return expected + method.near_prior * divergence(masses, geometric(method.rate, model.num_layers).to(masses))
 
 
-def leaving_probabilities(model: MultiExitModel, pooled: Tensor) -> Tensor:
+def leaving_probabilities(model: ee.MultiExitModel, pooled: Tensor) -> Tensor:
     """Compute lambda_1..lambda_L [rows, L] from the states of all layers [rows, L, width]."""
     before = torch.cat([torch.zeros_like(pooled[:, :1]), pooled[:, :-1]], dim=1)
     return model.head(_EXITS).at_layers(range(1, model.num_layers + 1), pooled, before).sigmoid()

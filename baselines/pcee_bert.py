@@ -13,14 +13,14 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, ThresholdRule
+import consistentee as ee
 from consistentee.signals import falling_fractions, normalised_entropy
 
 _THRESHOLDS = (1.001, *falling_fractions(6), 0.0)  # from just above the largest normalised entropy down to 0
 
 
 @dataclass(frozen=True)
-class PCEEBERT(JointMethod):
+class PCEEBERT(ee.JointMethod):
     """Joint training, patience on confidence.
 
     Attributes:
@@ -30,10 +30,10 @@ class PCEEBERT(JointMethod):
     name: ClassVar[str] = "pcee-bert"
     paper: ClassVar[str] = "Zhang et al., PCEE-BERT, Findings of NAACL 2022"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("normalised entropy", _THRESHOLDS, refined=True)
+    knob: ClassVar[ee.Knob] = ee.Knob("normalised entropy", _THRESHOLDS, refined=True)
 
     patience: PositiveInt = 2
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
-        return ConsecutiveRule(ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)
+        return ee.ConsecutiveRule(ee.ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)

@@ -12,27 +12,52 @@ a class for good. Layer L answers with the product of all exits.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import consistentee as ee
 from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import train_jointly
 
 
+class ProductClassifier(ee.LinearClassifier):
+    """A linear classifier that answers with the product of the classifiers so far."""
+
+    reads_history: ClassVar[bool] = True
+
+    def __init__(self, spec: ee.ClassifierSpec, place: ee.ExitPlace) -> None:
+        super().__init__(spec, place)
+        # A tuple, so that the classifiers belong to their own exits alone.
+        self._experts = (*(other for other in place.before if isinstance(other, ProductClassifier)), self)
+        self._num_layers = place.num_layers
+
+    def forward(self, layer: ee.ReadableLayer) -> Tensor:
+        experts = zip(self._experts, layer.history.unbind(dim=1), strict=True)
+        said = [functional.linear(expert.dropout(pooled), expert.weight, expert.bias) for expert, pooled in experts]
+        logits = torch.stack(said, dim=1)
+        # The logarithm of softplus is the logit itself far below 0, where softplus would be rounded to 0.
+        logs = torch.where(logits < -15, logits, functional.softplus(logits).log())
+        shares = torch.arange(1, len(said) + 1, device=logs.device) / self._num_layers
+        return (logs * shares.unsqueeze(1)).sum(dim=1)
+
+
 @dataclass(frozen=True)
-class ProductOfExperts(Method):
+class ProductOfExperts(ee.Method):
     """Joint training, product of the exits so far, confidence rule."""
 
     name: ClassVar[str] = "product-of-experts"
     paper: ClassVar[str] = "Jazbec et al., Towards Anytime Classification in Early-Exit Architectures, NeurIPS 2023"
-    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train backbone and linear classifiers, and let every exit answer with the product of those so far."""
         train_jointly(model, task, recipe)
         experts = model.classifiers.state_dict()
-        model.use_classifier(ClassifierSpec("product"))
+        model.use_classifier(ee.ClassifierSpec("product"))
         model.classifiers.load_state_dict(experts)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if the largest probability of the product is above ``knob``."""
-        return ThresholdRule(top_probability, knob, exit_when="above")
+        return ee.ThresholdRule(top_probability, knob, exit_when="above")

@@ -11,27 +11,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from consistentee import (
-    ExitRule,
-    JointMethod,
-    Knob,
-    LayerView,
-    Method,
-    MultiExitDecoder,
-    MultiExitModel,
-    NeverExit,
-    Recipe,
-    State,
-    StaticRule,
-    TaskData,
-    TextTask,
-    TokenMethod,
-    TokenRecipe,
-)
-from consistentee.rules.schedules import check_exit_layer
-from consistentee.traces.token_view import token_key
+import consistentee as ee
 from consistentee.training import train_last_exit, train_last_token_exit
-from consistentee.training.encoder import label_tensor
 
 _KeysT = TypeVar("_KeysT", int, Tensor)
 _HASH_RANGE = 2**31 - 1
@@ -41,45 +22,45 @@ _EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))
 
 
 @dataclass(frozen=True)
-class Full(Method):
+class Full(ee.Method):
     """The stock model, fine-tuned with its last classifier alone, without exits."""
 
     name: ClassVar[str] = "full"
     paper: ClassVar[str] = "reference: the backbone itself"
-    knob: ClassVar[Knob] = Knob("layer", (12.0,))
+    knob: ClassVar[ee.Knob] = ee.Knob("layer", (12.0,))
     supports_regression: ClassVar[bool] = True
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune backbone and last classifier on CE_L."""
         train_last_exit(model, task, recipe)
         return model
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return (float(model.num_layers),)
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Never exit before the last layer."""
-        return NeverExit()
+        return ee.NeverExit()
 
 
 @dataclass(frozen=True)
-class Static(JointMethod):
+class Static(ee.JointMethod):
     """Every row exits at the same layer of the jointly trained model: a shorter model."""
 
     name: ClassVar[str] = "static"
     paper: ClassVar[str] = "reference: the same exit layer for every row"
-    knob: ClassVar[Knob] = Knob("layer", _LAYERS)
+    knob: ClassVar[ee.Knob] = ee.Knob("layer", _LAYERS)
     supports_regression: ClassVar[bool] = True
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return tuple(float(layer) for layer in range(1, model.num_layers + 1))
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit at layer ``knob``."""
-        return StaticRule(round(knob))
+        return ee.StaticRule(round(knob))
 
 
-class RandomRule(ExitRule):
+class RandomRule(ee.ExitRule):
     """Exit at a layer drawn for each row.
 
     The draw is a hash of the row's key and the seed, so it depends neither on the batch nor on the place. The
@@ -97,14 +78,14 @@ class RandomRule(ExitRule):
         self.seed = seed
         self.exit_layers = exit_layers
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         exit_layers = self.exit_layers or range(1, view.num_layers + 1)
         uniform = self._mixed(view.row_keys).double() / _HASH_RANGE
         return uniform < 1 - survival(view.layer, exit_layers, self.mean_layer)
 
     def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
         known = self.exit_layers or range(1, exit_layers[-1] + 1)
-        uniform = self._mixed(token_key(prompt_key, step)) / _HASH_RANGE
+        uniform = self._mixed(ee.token_key(prompt_key, step)) / _HASH_RANGE
         gone = (layer for layer in exit_layers[:-1] if uniform < 1 - survival(layer, known, self.mean_layer))
         return next(gone, exit_layers[-1])
 
@@ -132,25 +113,25 @@ class Random(Static):
 
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "reference: a random exit layer with the same mean"
-    knob: ClassVar[Knob] = Knob("mean layer", _LAYERS)
+    knob: ClassVar[ee.Knob] = ee.Knob("mean layer", _LAYERS)
 
     seed: int = 0
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return tuple(half / 2 for half in range(2, 2 * model.num_layers + 1))
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit at random, ``knob`` layers on average."""
         return RandomRule(knob, self.seed)
 
 
-class OracleRule(ExitRule):
+class OracleRule(ee.ExitRule):
     """Exit at the first layer, from ``first_layer`` on, with the right answer. Labels exist only in a trace."""
 
     def __init__(self, first_layer: int) -> None:
         self.first_layer = first_layer
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         return (view.predictions == view.labels) & (view.layer >= self.first_layer)
 
 
@@ -160,27 +141,27 @@ class Oracle(Static):
 
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "reference: the first layer that is right (upper bound; reads the labels)"
-    knob: ClassVar[Knob] = Knob("first layer", _LAYERS)
+    knob: ClassVar[ee.Knob] = ee.Knob("first layer", _LAYERS)
     supports_regression: ClassVar[bool] = False
     replay_only: ClassVar[bool] = True
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit at the first right layer that is not before layer ``knob``."""
         return OracleRule(round(knob))
 
 
 @dataclass(frozen=True)
-class Majority(Method):
+class Majority(ee.Method):
     """Answer the most frequent class (or the mean) of the training rows after layer 1."""
 
     name: ClassVar[str] = "majority"
     paper: ClassVar[str] = "reference: the most frequent class"
-    knob: ClassVar[Knob] = Knob("layer", (1.0,))
+    knob: ClassVar[ee.Knob] = ee.Knob("layer", (1.0,))
     supports_regression: ClassVar[bool] = True
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Give every classifier a bias, the log frequency of the classes, and no weights."""
-        labels = label_tensor(recipe.training_rows(task.train).labels)
+        labels = torch.tensor(recipe.training_rows(task.train).labels)
         if task.regression:
             bias = labels.double().mean().unsqueeze(0)
         else:
@@ -190,47 +171,47 @@ class Majority(Method):
             classifier.load_state_dict(state)
         return model
 
-    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
         return tuple(float(layer) for layer in range(1, model.num_layers + 1))
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit at layer ``knob``."""
-        return StaticRule(round(knob))
+        return ee.StaticRule(round(knob))
 
 
 @dataclass(frozen=True)
-class TokenFull(TokenMethod):
+class TokenFull(ee.TokenMethod):
     """The stock model without exits, fine-tuned with its last exit if the recipe trains the backbone."""
 
     name: ClassVar[str] = "token-full"
     paper: ClassVar[str] = "reference: the backbone itself"
-    knob: ClassVar[Knob] = Knob("layer", (30.0,))
+    knob: ClassVar[ee.Knob] = ee.Knob("layer", (30.0,))
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Fine-tune the backbone with its last exit, if the recipe trains it."""
         if recipe.trains != "exits":
             train_last_token_exit(model, task, recipe)
         return model
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         return (float(model.num_layers),)
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Never exit before the last layer."""
-        return NeverExit()
+        return ee.NeverExit()
 
 
 @dataclass(frozen=True)
-class TokenStatic(TokenMethod):
+class TokenStatic(ee.TokenMethod):
     """Every token exits at the same layer: a shorter model, with all exits trained."""
 
     name: ClassVar[str] = "token-static"
     paper: ClassVar[str] = "reference: the same exit layer for every token"
-    knob: ClassVar[Knob] = Knob("layer", _EXIT_LAYERS)
+    knob: ClassVar[ee.Knob] = ee.Knob("layer", _EXIT_LAYERS)
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         return tuple(float(layer) for layer in model.exit_layers)
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit at layer ``knob``."""
-        return StaticRule(check_exit_layer(model, knob))
+        return ee.StaticRule(model.check_exit_layer(knob))

@@ -12,16 +12,33 @@ are skipped, or the middle ones if the decoder has closing layers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import ClassVar
 
+import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
-from consistentee import ExitRule, Knob, MultiExitDecoder, TokenMethod
-from consistentee.rules.schedules import ScheduledRule, mean_layers, text_length
+import consistentee as ee
+
+
+class ScheduledRule(ee.ExitRule):
+    """Exit at a layer given for each step; ``layers`` are for steps 0, 1, ..., the last one for all later steps."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.layers = tuple(layers)
+
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
+        layers = torch.tensor(self.layers, device=view.device)
+        return layers[view.steps.clamp_max(len(self.layers) - 1)] <= view.layer
+
+    def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
+        wanted = self.layers[min(step, len(self.layers) - 1)]
+        return next((layer for layer in exit_layers if layer >= wanted), exit_layers[-1])
 
 
 @dataclass(frozen=True)
-class SkipDecode(TokenMethod):
+class SkipDecode(ee.TokenMethod):
     """Exit layers fall along the text.
 
     Attributes:
@@ -31,16 +48,17 @@ class SkipDecode(TokenMethod):
 
     name: ClassVar[str] = "skipdecode"
     paper: ClassVar[str] = "Del Corro et al., SkipDecode, 2023, arXiv 2307.02628"
-    knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(6, 31, 3)))
+    knob: ClassVar[ee.Knob] = ee.Knob("mean layer", tuple(float(layer) for layer in range(6, 31, 3)))
 
     horizon: PositiveInt | None = None
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        return mean_layers(model)
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
+        """Return every exit layer, and the middle between two."""
+        return sorted((*map(float, model.exit_layers), *map(fmean, pairwise(model.exit_layers))))
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit by the schedule whose mean layer is ``knob``."""
-        return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
+        return ScheduledRule(falling_schedule(model.exit_layers, knob, self.horizon or model.text_length))
 
 
 def falling_schedule(exit_layers: Sequence[int], mean_layer: float, tokens: int) -> list[int]:

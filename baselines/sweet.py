@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, SomeLayersRule, TaskData, ThresholdRule
+import consistentee as ee
 from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
@@ -24,15 +24,15 @@ _TWELFTHS = (1, 4, 6, 12)
 
 
 @dataclass(frozen=True)
-class SWEET(Method):
+class SWEET(ee.Method):
     """Training with separate weights for every exit, confidence rule."""
 
     name: ClassVar[str] = "sweet"
     paper: ClassVar[str] = "Rotem et al., Finding the SWEET Spot, ACL 2023, arXiv 2306.02307"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Train every exit with the layers since the one before."""
         source = training_source(model, task, recipe)
         model.use_own_poolers()
@@ -40,17 +40,17 @@ class SWEET(Method):
         run_stage(model, source, token_stage("separate-weights", loss, recipe), recipe)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit at one of the trained exits if the largest probability is above ``knob``."""
-        return SomeLayersRule(ThresholdRule(top_probability, knob, exit_when="above"), *exit_layers(model))
+        return ee.SomeLayersRule(ee.ThresholdRule(top_probability, knob, exit_when="above"), *exit_layers(model))
 
 
-def exit_layers(model: MultiExitModel) -> tuple[int, ...]:
+def exit_layers(model: ee.MultiExitModel) -> tuple[int, ...]:
     """Return the layers with an exit, in increasing order; the last one is L."""
     return tuple(sorted({math.ceil(model.num_layers * part / 12) for part in _TWELFTHS}))
 
 
-def separate_loss(exits: Collection[int], model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def separate_loss(exits: Collection[int], model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
     """Compute the mean cross-entropy of the exits, without a gradient from one exit to the layers of another."""
     logits = model(batch.tokens, cut_after=exits).logits
     return layer_losses(logits, batch.labels)[:, [layer - 1 for layer in exits]].mean()

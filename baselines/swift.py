@@ -33,28 +33,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from consistentee import (
-    DraftingMethod,
-    ExitRule,
-    Knob,
-    MultiExitDecoder,
-    NeverExit,
-    SkippedSublayers,
-    TextTask,
-    TokenRecipe,
-    UserError,
-    generate_encoded,
-)
-from consistentee.arguments import Fraction
-from consistentee.engine.token_batch import TokenBatch
-from consistentee.files import computed_once, hash_json
-from consistentee.methods.token_methods import DraftedBy
-from consistentee.models.base import chosen_device
-from consistentee.progress import tracked
-from consistentee.training import train_exits
-from consistentee.training.decoder import training_rows
+import consistentee as ee
+from consistentee.training import compute_once, tracked, train_exits, training_rows
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5
@@ -68,7 +49,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SWIFT(DraftingMethod):
+class SWIFT(ee.DraftingMethod):
     """Self-speculative decoding that skips sublayers.
 
     Attributes:
@@ -82,7 +63,7 @@ class SWIFT(DraftingMethod):
     name: ClassVar[str] = "swift"
     version: ClassVar[int] = 4
     paper: ClassVar[str] = "Xia et al., SWIFT, ICLR 2025, arXiv 2410.06916"
-    knob: ClassVar[Knob] = Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
 
     published: ClassVar[tuple[int, float]] = (25, 0.8)
     hidden_effects: ClassVar[Mapping[str, str]] = dict.fromkeys(
@@ -90,14 +71,14 @@ class SWIFT(DraftingMethod):
         "there are four sets of one sublayer, and the same is the best on all texts",
     )
 
-    threshold: Fraction | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     search_prompts: PositiveInt = 2
     search_tokens: Annotated[int, Field(ge=2)] = 50
     max_sets: PositiveInt = 1000
     max_failures: PositiveInt = 300
     good_enough: float = 0.93
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Search the sublayers to skip for every value of the knob, after training the backbone if the recipe does.
 
         Raises UserError for a family whose sublayers cannot be skipped.
@@ -105,78 +86,41 @@ class SWIFT(DraftingMethod):
         model.stepper.check_sublayers()
         if recipe.trains != "exits":
             train_exits(model, task, recipe)
-        model.to(chosen_device()).eval()
+        model.to(ee.chosen_device()).eval()
         prompts = [prompt for prompt, _ in training_rows(model, task, recipe)[: self.search_prompts]]
-        search = partial(self._search, model, prompts, recipe)
-        if recipe.store is None:
-            found = search()
-        else:  # once for all cells of a backbone and prompts
-            limits = [self.search_tokens, self.max_sets, self.max_failures, self.good_enough]
-            key = hash_json([model.backbone_fingerprint(), prompts, limits, self.version, recipe.seed])
-            found = computed_once(recipe.store / f"skipped-{key[:16]}.safetensors", search)
+        limits = [self.search_tokens, self.max_sets, self.max_failures, self.good_enough]
+        depends_on = [model.backbone_fingerprint(), prompts, *limits, self.version, recipe.seed]
+        found = compute_once(recipe, "skipped", depends_on, partial(self._search, model, prompts, recipe.seed))
         model.description.skipped = {int(share): sublayers_at(places.numpy()) for share, places in found.items()}
         return model
 
-    def _search(self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe) -> dict[str, Tensor]:
+    def _search(self, model: ee.MultiExitDecoder, prompts: list[Sequence[int]], seed: int) -> dict[str, Tensor]:
         """Find the best places for every share: bool [2 (L - 2)] each."""
-        texts = DraftedTexts(model, prompts, self.search_tokens)
+        texts = ee.DraftedTexts(model, prompts, self.search_tokens)
         found = {}
         for share in map(round, self.knob.values):
-            search = LayerSetSearch(model.num_layers, share / 100, seed=recipe.seed)
+            search = LayerSetSearch(model.num_layers, share / 100, seed=seed)
             places, score = search.run(texts.score, self, f"searching {share}%")
             found[str(share)] = torch.from_numpy(places)
             _logger.info("%d %% of sublayers: %d skipped, score %.3f", share, places.sum(), score)
         return found
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         return self.knob.values
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Never exit: drafts use no exit."""
         if knob not in self.knob.values:
-            raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")
-        return NeverExit()
+            searched = ", ".join(f"{value:g}" for value in self.knob.values)
+            raise ee.UserError(f"{self.name} searches for {searched} %, not {knob:g}")
+        return ee.NeverExit()
 
-    def drafter(self, model: MultiExitDecoder, knob: float) -> DraftedBy:
+    def drafter(self, model: ee.MultiExitDecoder, knob: float) -> ee.DraftedBy:
         """Return the sublayers that drafts skip. Raises UserError for a model without a search."""
         if round(knob) not in model.description.skipped:
-            raise UserError(f"no sublayers to skip were searched for in this model: train it with {self.name}")
+            raise ee.UserError(f"no sublayers to skip were searched for in this model: train it with {self.name}")
         skipped = model.description.skipped[round(knob)]
         return {"skipped": skipped} if len(skipped) else {}
-
-
-class DraftedTexts:
-    """Texts of the full model after some prompts, and the share of their tokens that a draft predicts.
-
-    ``tokens`` is the maximum length of a text. Raises UserError if no text has two tokens.
-    """
-
-    @torch.inference_mode()
-    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-        count = min(tokens, model.stepper.position_limit - max(map(len, prompts)))
-        texts = generate_encoded(model, prompts, NeverExit(), max_new_tokens=count).tokens
-        self._model = model
-        self.texts = pad_sequence(texts, batch_first=True, padding_value=model.pad_id).to(model.device)
-        lengths = torch.tensor([len(text) for text in texts], device=model.device)
-        columns = self.texts.shape[1] - 1
-        self._follows = torch.arange(columns, device=model.device) < (lengths - 1).unsqueeze(1)  # bool [texts, columns]
-        if not self._follows.any():
-            raise UserError("no text has a second token to draft after the prompts that sublayers are searched on")
-        self._batch = TokenBatch(model, len(prompts), max(map(len, prompts)) + columns)
-        self._batch.read(self._batch.rows(), prompts)
-        self._batch.begin(self._batch.rows(), columns)
-
-    @torch.inference_mode()
-    def score(self, skipped: SkippedSublayers) -> float:
-        """Compute the share of tokens that the model without some sublayers predicts, in one pass."""
-        model, columns = self._model, self.texts.shape[1] - 1
-        rows = self._batch.rows()
-        context = self._batch.context(rows, self._batch.newest_columns(rows, columns))
-        hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
-        hidden = skipped.run(model.stepper, hidden, context)
-        self._batch.cache.ledger.take_back(columns)
-        predicted = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
-        return float((predicted == self.texts[:, 1:][self._follows]).double().mean())
 
 
 class LayerSetSearch:
@@ -189,7 +133,7 @@ class LayerSetSearch:
         self._scores: dict[bytes, float] = {}
 
     def run(
-        self, score: Callable[[SkippedSublayers], float], limits: SWIFT, title: str = "searching"
+        self, score: Callable[[ee.SkippedSublayers], float], limits: SWIFT, title: str = "searching"
     ) -> tuple[Places, float]:
         """Return the best set and its score; ``title`` is that of its progress."""
         best, best_score, failures = self.first(), -math.inf, 0
@@ -234,8 +178,8 @@ class LayerSetSearch:
         return best
 
 
-def sublayers_at(places: Places) -> SkippedSublayers:
+def sublayers_at(places: Places) -> ee.SkippedSublayers:
     """Convert places to skipped sublayers."""
     halves = places.reshape(2, len(places) // 2)
     attention, mlp = (tuple((half.nonzero()[0] + 2).tolist()) for half in halves)
-    return SkippedSublayers(attention, mlp)
+    return ee.SkippedSublayers(attention, mlp)

@@ -44,7 +44,7 @@ def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:
         )
     return UserError(
         f"{name!r} is a decoder: it generates text and classifies none; use `consistentee train dolly --method "
-        "consistentee-tokens --backbone NAME`, `consistentee suitability`, or MultiExitDecoder"
+        "consistentee-tokens --backbone NAME`, or MultiExitDecoder"
     )
 
 

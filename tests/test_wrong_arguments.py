@@ -192,7 +192,7 @@ BAD_YAML = {
 
 
 @pytest.mark.parametrize("text", BAD_YAML.values(), ids=BAD_YAML)
-def test_yaml_that_is_none_is_refused_in_one_sentence(tmp_path, text):
+def test_malformed_yaml_is_refused_in_one_sentence(tmp_path, text):
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     for read in (load_suite, benchmarks.load_task):

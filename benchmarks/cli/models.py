@@ -184,19 +184,3 @@ def generate(
 def _show_token(token: "NewToken") -> None:
     text = token.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     print(f"{text}/{token.exit_layer}", end="", flush=True)
-
-
-@command("One model", "consistentee suitability smollm2-135m --texts prompts.txt --out suitability")
-def suitability(
-    model: Annotated[str, typer.Argument(help="A decoder: catalogue name, directory, hub id, or a trained one.")],
-    *,
-    texts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="File, one text a line.")] = None,
-    out: Annotated[Path | None, out_folder("Folder for suitability.json and suitability.png.")] = None,
-) -> None:
-    """Show from which layer on a decoder predicts its final tokens, without training."""
-    from benchmarks.commands.suitability import described, suitability_of, write
-
-    found = suitability_of(model, texts)
-    output_console().print(described(model, found))
-    for path in [] if out is None else write(model, found, out):
-        typer.echo(f"wrote {path}")

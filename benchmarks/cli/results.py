@@ -132,8 +132,9 @@ def table(
     md: one page; all, latex: every table; csv: a line for each operating point; long: one for each cell and knob.
     """
     from benchmarks.analysis.equal_cost import LAYERS
+    from benchmarks.analysis.frames import load_folders
     from benchmarks.analysis.rendering import formatted, to_terminal, write_tables
-    from benchmarks.analysis.tables import all_tables, load_folders, render, table_against, table_named, terminal_tables
+    from benchmarks.analysis.tables import all_tables, render, table_against, table_named, terminal_tables
 
     if table_name is None and columns is not None:
         raise UserError("--columns are those of one table; name it with --table")

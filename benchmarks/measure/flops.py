@@ -17,7 +17,6 @@ from benchmarks.measure.operations import ExitCost, count_exits, count_operation
 from consistentee.backbones.token_exits import TokenContext, TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import LiveView, no_history_yet
-from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 
@@ -106,7 +105,7 @@ class FlopModel:
 
         Layers that were removed cost as much as the last one that is left.
         """
-        tokens, companion = np.asarray(lengths, dtype=np.int64), companion_layers(self._model)
+        tokens, companion = np.asarray(lengths, dtype=np.int64), self._model.companion_layers
         total = self.row_flops(tokens, np.full(tokens.shape, self._model.num_layers), NeverExit())
         total += max(0, self._model.stock_layers - self._model.num_layers) * self.layers[-1](tokens)
         if not companion:

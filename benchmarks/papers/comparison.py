@@ -14,7 +14,7 @@ from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.frames import FULL, Results
 from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
 from benchmarks.papers.specs import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
-from benchmarks.store.records import CellRecord
+from benchmarks.store.records import AnyRecord
 from benchmarks.tasks.loader import spec_of
 
 _FOLDER = files("benchmarks") / "papers"
@@ -52,7 +52,7 @@ class PaperComparison:
     command: str
 
     @property
-    def records(self) -> list[CellRecord]:
+    def records(self) -> list[AnyRecord]:
         """Our records."""
         return [] if self.results is None else self.results.records
 
@@ -230,7 +230,7 @@ def _conditions(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
     ]
 
 
-def _rows(record: CellRecord, split: Literal["train", "test"]) -> str:
+def _rows(record: AnyRecord, split: Literal["train", "test"]) -> str:
     """Return how many rows of ours a split has, and of how many where they are not all."""
     rows = record.train_rows if split == "train" else record.test_rows
     every = spec_of(record.task)[0].complete_rows.get(split)

@@ -55,6 +55,7 @@ def stated_value(path: Path | None, class_name: str, attribute: str, *, inherite
     The class is defined in the file, or imported there by its name. None if there is no such constant; bases count if
     it may be ``inherited``. Raises UserError for a file that is not Python.
     """
+    of_module, _, own_name = class_name.rpartition(".")
     for node in parsed(path).body if path else ():
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for statement in node.body:
@@ -67,11 +68,18 @@ def stated_value(path: Path | None, class_name: str, attribute: str, *, inherite
             bases = [ast.unparse(base).partition("[")[0] for base in node.bases if inherited]
             found = (stated_value(path, base, attribute, inherited=True) for base in bases)
             return next((value for value in found if value is not None), None)
+        if isinstance(node, ast.Import) and inherited:
+            for alias in node.names:  # such as "import consistentee as ee", for the base "ee.Method"
+                if of_module == (alias.asname or alias.name):
+                    return stated_value(source_of(alias.name), own_name, attribute, inherited=True)
         if isinstance(node, ast.ImportFrom) and node.module and inherited:
             for alias in node.names:
+                folder = path.parents[node.level - 1] if path and node.level else None
                 if class_name == (alias.asname or alias.name):
-                    folder = path.parents[node.level - 1] if path and node.level else None
                     return stated_value(source_of(node.module, folder), alias.name, attribute, inherited=True)
+                if of_module == (alias.asname or alias.name):
+                    source = source_of(f"{node.module}.{alias.name}", folder)
+                    return stated_value(source, own_name, attribute, inherited=True)
     return None
 
 

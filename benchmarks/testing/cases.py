@@ -24,7 +24,6 @@ from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
@@ -212,7 +211,7 @@ class InstanceCase(Case):
 
     def first_exit(self, knob: float) -> int:
         """Return the layer at which a rule without memory can let every row exit."""
-        return max(1, companion_layers(self.model))  # a cascade's first exit is its companion's last layer
+        return max(1, self.model.companion_layers)  # a cascade's first exit is its companion's last layer
 
     def alone_and_together(self, knob: float) -> tuple[list[int], list[int], Recorded, list[Recorded]]:
         """Return live exits of rows alone and in one batch, the trace of all rows, and those of single rows."""

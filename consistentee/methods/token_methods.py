@@ -140,9 +140,8 @@ class DraftingMethod(TokenMethod):
     def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":
         """Exit at the draft layer, ``knob``."""
         from consistentee.rules.exit_rule import StaticRule
-        from consistentee.rules.schedules import check_exit_layer
 
-        return StaticRule(check_exit_layer(model, knob))
+        return StaticRule(model.check_exit_layer(knob))
 
     def drafter(self, model: "MultiExitDecoder", knob: float) -> DraftedBy:
         """Return the drafter as options of :func:`generate_speculatively`; empty at full depth."""

@@ -183,6 +183,17 @@ class MultiExit(nn.Module, ABC):
             raise unknown_name("head of this model", name, self.exit_heads)
         return cast(ExitHeads, self.exit_heads[name])
 
+    @torch.no_grad()
+    def add_factors(self, name: str, factors: Tensor) -> None:
+        """Add a head that multiplies its one extra input by the number of the layer: float [L]."""
+        heads = self.add_head(name, HeadSpec(extra_inputs=1, reads_pooled=False))
+        for module, factor in zip(heads.modules_by_layer, factors, strict=True):
+            module.get_parameter("weight").fill_(factor)
+
+    def factors(self, name: str) -> list[float]:
+        """Return the numbers of layers 1..L that :meth:`add_factors` has added."""
+        return [module.get_parameter("weight").item() for module in self.head(name).modules_by_layer]
+
     @abstractmethod
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of all that determines outputs.

@@ -1,13 +1,15 @@
 """Internal classifiers of exits, in kinds that differ in how much of the model they read.
 
-A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`CLASSIFIER_KINDS` under its name
-before a model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
-``forward`` reads, and from the two class attributes that declare it.
+A kind of one method is a subclass of :class:`InternalClassifier` in the method's file. An installed package registers
+it in the entry-point group :data:`CLASSIFIER_ENTRY_POINT_GROUP`, so that saved models load; any other file enters it in
+:data:`CLASSIFIER_KINDS`. Training, tracing, batched inference, FLOPs and saving follow from what its ``forward`` reads,
+and from the two class attributes that declare it.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from consistentee.backbones.pretrained import Pooling
 from consistentee.errors import UserError, unknown_name
 from consistentee.versions import module_source
 
+CLASSIFIER_ENTRY_POINT_GROUP: Final = "consistentee.classifiers"
+
 
 @checked
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class ClassifierSpec:
     """Specify the classifiers of a model.
 
     Attributes:
-        kind: a name in :data:`CLASSIFIER_KINDS`.
+        kind: a name, see :func:`classifier_class`.
         width, attention_heads: inner width and number of heads, for the kinds that have them.
         at_last_layer: whether layer L has this kind too. If not, its classifier is linear, and the full model is the
             stock one, as for the other methods.
@@ -38,7 +42,7 @@ class ClassifierSpec:
 
 
 @dataclass(frozen=True)
-class Exit:
+class ExitPlace:
     """The exit that a classifier is built for; ``layer`` is 1-based, ``before`` the classifiers of earlier layers."""
 
     layer: int
@@ -48,6 +52,13 @@ class Exit:
     pooling: Pooling
     dropout: float
     before: "tuple[InternalClassifier, ...]" = ()
+
+    def output_layer(self, inputs: int) -> nn.Linear:
+        """Return an untrained linear layer of so many inputs that gives the logits."""
+        linear = nn.Linear(inputs, self.num_labels)
+        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        return linear
 
 
 class ReadableLayer(Protocol):
@@ -105,7 +116,7 @@ class InternalClassifier(nn.Module, ABC):
         cls.source_code = module_source(cls.__module__)
 
     @abstractmethod
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+    def __init__(self, spec: ClassifierSpec, place: ExitPlace) -> None:
         super().__init__()
         self.dropout = nn.Dropout(place.dropout)
 
@@ -117,9 +128,9 @@ class InternalClassifier(nn.Module, ABC):
 class LinearClassifier(InternalClassifier):
     """Pooled vector, dropout, one linear layer."""
 
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+    def __init__(self, spec: ClassifierSpec, place: ExitPlace) -> None:
         super().__init__(spec, place)
-        linear = _output_layer(place.width, place.num_labels)
+        linear = place.output_layer(place.width)
         self.weight, self.bias = linear.weight, linear.bias  # saved as weight and bias, with no name in between
 
     def forward(self, layer: ReadableLayer) -> Tensor:
@@ -129,30 +140,13 @@ class LinearClassifier(InternalClassifier):
 class MLPClassifier(InternalClassifier):
     """Pooled vector, a tanh layer of the same width, dropout, one linear layer: DeeBERT's off-ramp on BERT."""
 
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+    def __init__(self, spec: ClassifierSpec, place: ExitPlace) -> None:
         super().__init__(spec, place)
         self.dense = nn.Linear(place.width, place.width)
-        self.output = _output_layer(place.width, place.num_labels)
+        self.output = place.output_layer(place.width)
 
     def forward(self, layer: ReadableLayer) -> Tensor:
         return self.output(self.dropout(self.dense(layer.pooled).tanh()))
-
-
-class SharedClassifier(InternalClassifier):
-    """Pooled vector, dropout, and one linear layer for all exits, which belongs to the first.
-
-    Source: PALBERT, Balagansky & Gavrilov, NeurIPS 2022.
-    """
-
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
-        super().__init__(spec, place)
-        self._before = place.before[:1]  # a tuple, so that the layer belongs to its own exit alone
-        if not self._before:
-            self.output = _output_layer(place.width, place.num_labels)
-
-    def forward(self, layer: ReadableLayer) -> Tensor:
-        owner = self._before[0] if self._before else self
-        return owner.get_submodule("output")(self.dropout(layer.pooled))
 
 
 class AttentionClassifier(InternalClassifier):
@@ -165,7 +159,7 @@ class AttentionClassifier(InternalClassifier):
 
     reads_tokens: ClassVar[bool] = True
 
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+    def __init__(self, spec: ClassifierSpec, place: ExitPlace) -> None:
         super().__init__(spec, place)
         if spec.width % spec.attention_heads:
             raise UserError(
@@ -178,7 +172,7 @@ class AttentionClassifier(InternalClassifier):
         self.query_key_value = nn.Linear(spec.width, 3 * spec.width)
         self.mix = nn.Linear(spec.width, spec.width)
         self.dense = nn.Linear(spec.width, spec.width)
-        self.output = _output_layer(spec.width, place.num_labels)
+        self.output = place.output_layer(spec.width)
 
     def forward(self, layer: ReadableLayer) -> Tensor:
         attended = self._attend(self.narrow(layer.hidden), layer.padding_mask)
@@ -193,162 +187,36 @@ class AttentionClassifier(InternalClassifier):
         return self.mix(mixed.transpose(1, 2).flatten(2))
 
 
-class LayerGate(nn.Module):
-    """Weight the states of several layers for each row; the initial weights are equal."""
-
-    def __init__(self, width: int, layers: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(width, 1, bias=False)
-        self.bias = nn.Parameter(torch.zeros(layers))
-        nn.init.zeros_(self.score.weight)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return the weighted mean of [rows, layers, width]: [rows, width]."""
-        weights = (self.score(states).squeeze(-1) + self.bias).softmax(dim=-1)
-        return (weights.unsqueeze(1) @ states).squeeze(1)
-
-
-class PastFutureClassifier(InternalClassifier):
-    """GPFEE's classifier: gated states of all layers so far, and gated predictions of the states of later layers.
-
-    Source: Liao et al., NAACL 2021. A later state is predicted as the current one plus a step; the steps come from one
-    narrow hidden layer, so that the predictors of all exits together stay small. Layer L has no future, and reads the
-    past.
-    """
-
-    reads_history: ClassVar[bool] = True
-
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
-        super().__init__(spec, place)
-        self.layers_to_come = place.num_layers - place.layer
-        self.past = LayerGate(place.width, place.layer)
-        if self.layers_to_come:
-            steps = nn.Linear(spec.width, self.layers_to_come * place.width)
-            self.predictor = nn.Sequential(nn.Linear(place.width, spec.width), nn.GELU(), steps)
-            self.future = LayerGate(place.width, self.layers_to_come)
-        self.output = _output_layer(place.width * (2 if self.layers_to_come else 1), place.num_labels)
-
-    def predict_future(self, state: Tensor) -> Tensor:
-        """Predict the pooled vectors of layers t+1..L from that of layer t [rows, width]: [rows, L-t, width]."""
-        return state.unsqueeze(1) + self.predictor(state).unflatten(-1, (self.layers_to_come, -1))
-
-    def forward(self, layer: ReadableLayer) -> Tensor:
-        history = layer.history
-        parts = [self.past(history)]
-        if self.layers_to_come:
-            parts.append(self.future(self.predict_future(history[:, -1])))
-        return self.output(self.dropout(torch.cat(parts, dim=-1)))
-
-
-class EnsembleClassifier(InternalClassifier):
-    """ZTW's classifier: a linear head that also reads the previous head's logits, and a geometric mean of all heads.
-
-    Source: Wolczyk et al., NeurIPS 2021. Every head reads the normalised logits of the one before, which its gradient
-    does not reach. The answer of layer m is ``softmax(mean_{j<=m} exp(a_j) log p_j + b)``. Earlier heads belong to the
-    other exits' classifiers and are not saved again; their logits are computed again from the pooled vectors.
-    """
-
-    reads_history: ClassVar[bool] = True
-
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
-        super().__init__(spec, place)
-        # A tuple, so that the heads belong to their own exits alone.
-        self._heads = (*(other for other in place.before if isinstance(other, EnsembleClassifier)), self)
-        self.output = _output_layer(place.width + (place.num_labels if place.before else 0), place.num_labels)
-        self.exponents = nn.Parameter(torch.empty(place.layer).normal_(std=0.01))
-        self.bias = nn.Parameter(torch.zeros(place.num_labels))
-
-    def head_logits(self, history: Tensor) -> Tensor:
-        """Return the logits of heads 1..m, of pooled vectors [rows, m, width]: [rows, m, classes]."""
-        logits: list[Tensor] = []
-        for head, pooled in zip(self._heads, history.unbind(dim=1), strict=True):
-            parts = [head.dropout(pooled)]
-            if logits:
-                parts.append(functional.layer_norm(logits[-1].detach(), logits[-1].shape[-1:]))
-            logits.append(head.output(torch.cat(parts, dim=-1)))
-        return torch.stack(logits, dim=1)
-
-    def average(self, logits: Tensor) -> Tensor:
-        """Return the logits of the ensemble [rows, classes], given those of heads 1..m [rows, m, classes]."""
-        return (self.exponents.exp().unsqueeze(1) * logits.log_softmax(dim=-1)).mean(dim=1) + self.bias
-
-    def forward(self, layer: ReadableLayer) -> Tensor:
-        return self.average(self.head_logits(layer.history))
-
-
-class ProductClassifier(LinearClassifier):
-    """Product of experts: linear classifiers whose logits f_j give ``prod_{j<=m} softplus(f_j)^(j/L)``.
-
-    Source: Jazbec et al., NeurIPS 2023. Earlier classifiers belong to the other exits and are not saved again.
-    """
-
-    reads_history: ClassVar[bool] = True
-
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
-        super().__init__(spec, place)
-        # A tuple, so that the classifiers belong to their own exits alone.
-        self._experts = (*(other for other in place.before if isinstance(other, ProductClassifier)), self)
-        self._num_layers = place.num_layers
-
-    def forward(self, layer: ReadableLayer) -> Tensor:
-        experts = zip(self._experts, layer.history.unbind(dim=1), strict=True)
-        said = [functional.linear(expert.dropout(pooled), expert.weight, expert.bias) for expert, pooled in experts]
-        logits = torch.stack(said, dim=1)
-        # The logarithm of softplus is the logit itself far below 0, where softplus would be rounded to 0.
-        logs = torch.where(logits < -15, logits, functional.softplus(logits).log())
-        shares = torch.arange(1, len(said) + 1, device=logs.device) / self._num_layers
-        return (logs * shares.unsqueeze(1)).sum(dim=1)
-
-
-class ClassMeansClassifier(InternalClassifier):
-    """E2CM's classifier: minus the distance from each class mean, divided by the average distance of training rows.
-
-    Source: Goermez et al., IJCNN 2022. Nothing is trained by gradients: a method sets means and average distances.
-    """
-
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
-        super().__init__(spec, place)
-        self.means = nn.Parameter(torch.empty(place.num_labels, place.width).normal_(std=0.02))
-        self.mean_distances = nn.Parameter(torch.ones(place.num_labels))
-
-    def distances(self, pooled: Tensor) -> Tensor:
-        """Return the distances of pooled vectors [rows, width] from the means: [rows, classes].
-
-        They are counted from the middle of the means: squares of vectors far from 0 would cancel to rounding errors.
-        """
-        middle = self.means.mean(dim=0)
-        vectors, means = pooled - middle, self.means - middle
-        squares = vectors.square().sum(dim=-1, keepdim=True) + means.square().sum(dim=-1)
-        return (squares - 2 * functional.linear(vectors, means)).clamp_min(0).sqrt()
-
-    def forward(self, layer: ReadableLayer) -> Tensor:
-        return -self.distances(layer.pooled) / self.mean_distances
-
-
 CLASSIFIER_KINDS: dict[str, type[InternalClassifier]] = {
     "linear": LinearClassifier,
     "mlp": MLPClassifier,
-    "shared": SharedClassifier,
     "attention": AttentionClassifier,
-    "past-future": PastFutureClassifier,
-    "ensemble": EnsembleClassifier,
-    "product": ProductClassifier,
-    "class-means": ClassMeansClassifier,
 }
-"""Kinds of classifiers by name."""
+"""Kinds of classifiers that several methods use, and those of a file that is not installed, by name."""
+
+
+def classifier_class(kind: str) -> type[InternalClassifier]:
+    """Return the class of a kind: one of :data:`CLASSIFIER_KINDS`, or of an entry point of an installed package.
+
+    Raises UserError for an unknown kind.
+    """
+    registered = {point.name: point for point in entry_points(group=CLASSIFIER_ENTRY_POINT_GROUP)}
+    if kind not in {*CLASSIFIER_KINDS, *registered}:
+        raise unknown_name("kind of classifier", kind, {*CLASSIFIER_KINDS, *registered})
+    found: type[InternalClassifier] = CLASSIFIER_KINDS.get(kind) or registered[kind].load()
+    return found
 
 
 def build_classifiers(
     spec: ClassifierSpec, *, num_layers: int, width: int, num_labels: int, pooling: Pooling, dropout: float
 ) -> nn.ModuleList:
     """Return untrained classifiers, one a layer. Raises UserError for an unknown kind."""
-    if spec.kind not in CLASSIFIER_KINDS:
-        raise unknown_name("kind of classifier", spec.kind, CLASSIFIER_KINDS)
+    chosen = classifier_class(spec.kind)
     classifiers: list[InternalClassifier] = []
     for layer in range(1, num_layers + 1):
-        kind = spec.kind if layer < num_layers or spec.at_last_layer else "linear"
-        place = Exit(layer, num_layers, width, num_labels, pooling, dropout, tuple(classifiers))
-        classifiers.append(CLASSIFIER_KINDS[kind](spec, place))
+        kind = chosen if layer < num_layers or spec.at_last_layer else LinearClassifier
+        place = ExitPlace(layer, num_layers, width, num_labels, pooling, dropout, tuple(classifiers))
+        classifiers.append(kind(spec, place))
     return nn.ModuleList(classifiers)
 
 
@@ -358,10 +226,3 @@ def pool_tokens(hidden: Tensor, padding_mask: Tensor, pooling: Pooling) -> Tenso
         return hidden[:, 0]
     weights = padding_mask.to(hidden.dtype)
     return torch.einsum("bth,bt->bh", hidden, weights) / weights.sum(dim=1, keepdim=True)
-
-
-def _output_layer(inputs: int, outputs: int) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs)
-    nn.init.normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
-    return linear

@@ -29,10 +29,6 @@ class HeadSpec:
     initial_bias: Number = 0.0
 
 
-FACTORS = HeadSpec(extra_inputs=1, reads_pooled=False)
-"""A head of one weight per layer, which multiplies its one input."""
-
-
 class ExitHeads(nn.Module):
     """The modules behind one HeadSpec: one a layer, or one shared."""
 
@@ -64,18 +60,6 @@ class ExitHeads(nn.Module):
         extras = [None] * len(layers) if extra is None else extra.unbind(dim=1)
         inputs = zip(layers, pooled.unbind(dim=1), extras, strict=True)
         return torch.stack([self(layer, vectors, more) for layer, vectors, more in inputs], dim=1)
-
-
-@torch.no_grad()
-def set_factors(heads: ExitHeads, factors: Tensor) -> None:
-    """Put numbers [L] into heads of the kind :data:`FACTORS`."""
-    for module, factor in zip(heads.modules_by_layer, factors, strict=True):
-        module.get_parameter("weight").fill_(factor)
-
-
-def factors_of(heads: ExitHeads) -> list[float]:
-    """Return the numbers of layers 1..L that :func:`set_factors` has put in."""
-    return [module.get_parameter("weight").item() for module in heads.modules_by_layer]
 
 
 def _network(spec: HeadSpec, inputs: int) -> nn.Module:

@@ -57,11 +57,6 @@ class ExitRule:
         return None
 
 
-def first_exit(exit_layers: Sequence[int], layer: int) -> int:
-    """Return the first of increasing exit layers that is not before ``layer``, or else the last."""
-    return next((exit_layer for exit_layer in exit_layers if exit_layer >= layer), exit_layers[-1])
-
-
 def start_rule(rule: ExitRule, rows: int, num_layers: int, device: torch.device) -> State:
     """Return a rule's state before the first layer, on a device."""
     with device:  # where its tensors are made, and not copied
@@ -100,7 +95,7 @@ class StaticRule(ExitRule):
         return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
 
     def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
-        return first_exit(exit_layers, self.layer)
+        return next((layer for layer in exit_layers if layer >= self.layer), exit_layers[-1])
 
 
 @checked

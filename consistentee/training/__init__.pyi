@@ -1,9 +1,12 @@
+from consistentee.methods.consistent_ee.paper import exit_distribution as exit_distribution
+from consistentee.progress import tracked as tracked
 from consistentee.training.branches import train_branches as train_branches
 from consistentee.training.decoder import (
     StateBatch as StateBatch,
     train_exits as train_exits,
     train_last_token_exit as train_last_token_exit,
     train_learned_head as train_learned_head,
+    training_rows as training_rows,
 )
 from consistentee.training.encoder import (
     FeatureBatch as FeatureBatch,
@@ -28,6 +31,12 @@ from consistentee.training.encoder import (
     use_exit_network as use_exit_network,
     validation_source as validation_source,
 )
-from consistentee.training.loop import Stage as Stage, counting_rows_as as counting_rows_as, run_stage as run_stage
-from consistentee.training.recipe import ExitNetwork as ExitNetwork
+from consistentee.training.loop import (
+    Stage as Stage,
+    compute_once as compute_once,
+    count_rows as count_rows,
+    counting_rows_as as counting_rows_as,
+    run_stage as run_stage,
+)
+from consistentee.training.recipe import ExitNetwork as ExitNetwork, ExitWeights as ExitWeights
 from consistentee.training.token_answers import exit_answers as exit_answers

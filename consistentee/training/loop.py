@@ -14,7 +14,7 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from consistentee.errors import UserError
-from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.files import computed_once, hash_json, hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit, Precision, chosen_device
 from consistentee.progress import tracked
 from consistentee.training.recipe import BaseSettings, PrecisionSetting, Recipe, TokenRecipe
@@ -430,6 +430,18 @@ def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     if loss.__module__.startswith(_OWN_PACKAGE):
         return [loss.__qualname__]
     return [loss.__qualname__, method, *users_code([loss.__module__])]
+
+
+def compute_once(
+    recipe: AnyRecipe, name: str, depends_on: Sequence[object], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Compute tensors, or read them from the recipe's store if another cell has computed them.
+
+    ``depends_on`` are JSON values that determine the result, besides its ``name``.
+    """
+    if recipe.store is None:
+        return compute()
+    return computed_once(recipe.store / f"{name}-{hash_json(depends_on)[:16]}.safetensors", compute)
 
 
 # Precision of products

@@ -110,7 +110,7 @@ def closed_port():
         return listener.getsockname()[1]
 
 
-def test_silent_hub_is_given_up(monkeypatch):
+def test_a_hub_without_an_answer_is_given_up(monkeypatch):
     monkeypatch.setattr(hub, "DEADLINE", 0.05)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(0.5))
     with pytest.raises(hub.HubError, match=r"no answer within 0\.05 seconds"):

@@ -85,7 +85,7 @@ def test_weights_and_tokens_are_those_that_a_file_stands_for(family, tiny_decode
     assert model.end_tokens == {3}
 
 
-def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
+def test_a_gguf_file_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
     first = resolve_decoder(str(tmp_path))  # a folder that holds one
     assert first.startswith(str(cache))
@@ -117,7 +117,7 @@ def test_files_that_cannot_be_read_are_named(tiny_decoder_backbone, cache, tmp_p
     assert not list(cache.rglob("*.safetensors"))
 
 
-def test_nothing_random_stands_in_for_what_a_file_lacks(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
+def test_incomplete_gguf_files_are_refused(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
     add_tensor = GGUFWriter.add_tensor
     with monkeypatch.context() as patch:
         patch.setattr(

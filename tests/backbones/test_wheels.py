@@ -97,7 +97,7 @@ def test_source_distribution_is_never_run(tmp_path):
 
 
 @pytest.mark.parametrize("filename", ["absent-1.0-py3-none-any.whl", "absent-1.0.tar.gz"])
-def test_what_pip_cannot_find_may_be_put_there_by_hand(cache, filename):
+def test_a_missing_package_names_the_folder_for_downloads_by_hand(cache, filename):
     shipment = Shipment("absent", (PackageFile("absent", "1.0", filename, "0" * 64, 1),), "model")
     with pytest.raises(UserError, match=f"absent 1.0 cannot be downloaded.*{filename} into .*downloads by hand"):
         fetch(shipment)

@@ -50,7 +50,7 @@ def drafting_decoder(agreeing_decoder):
     return build
 
 
-def test_an_adapter_that_never_agrees(drafting_decoder):
+def test_an_adapter_that_never_agrees_costs_every_draft(drafting_decoder):
     """It names the least likely token: all of every draft is taken back, and each pass gives one token."""
     model = drafting_decoder(deep=0.0)
     model.backbone.generation_config.eos_token_id = model.tokenizer.eos_token = None

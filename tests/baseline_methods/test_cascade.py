@@ -13,7 +13,7 @@ from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.models.encoder.cascade import add_companion, companion_layers
+from consistentee.models.encoder.cascade import add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 DEPTH, COMPANION = 4, 2
@@ -64,7 +64,7 @@ def test_layers_are_the_companions_and_then_the_models(tiny_model, family):
     batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
     first, second = companion(batch), full(batch)
     add_companion(model, companion)
-    assert (model.num_layers, model.stock_layers, companion_layers(model)) == (COMPANION + DEPTH, DEPTH, COMPANION)
+    assert (model.num_layers, model.stock_layers, model.companion_layers) == (COMPANION + DEPTH, DEPTH, COMPANION)
     for name in ("vectors", "pooled", "logits"):
         expected = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
         torch.testing.assert_close(getattr(model(batch), name), expected, rtol=1e-5, atol=1e-5)
@@ -105,7 +105,7 @@ def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, config, 
     pooling = options.get("pooling", "cls")
     with pytest.raises(UserError, match=message):
         add_companion(model, MultiExitModel.from_backbone(folder, 3, pooling=pooling, pooler="none"))
-    assert (companion_layers(model), model.num_layers) == (0, DEPTH)
+    assert (model.companion_layers, model.num_layers) == (0, DEPTH)
 
 
 def test_flops_of_both_outcomes_are_the_closed_formula(cascade):
@@ -128,11 +128,11 @@ def test_difficulty_loss_by_hand():
     assert difficulty_loss(logits, torch.ones(3, dtype=torch.bool), 0.5).item() == 0, "there is no pair"
 
 
-def test_a_companion_of_another_backbone(tiny_model, tmp_path):
+def test_a_pretrained_companion_runs_before_the_model(tiny_model, tmp_path):
     folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
     method = CascadeBERT(companion_backbone=folder, folds=2)
     model = method.fit(tiny_model("bert"), make_task(rows=12), RECIPE)
-    assert companion_layers(model) == 3
+    assert model.companion_layers == 3
     assert (model.description.companion_name or "").startswith(folder)
     with pytest.raises(UserError, match="fewer than its model's 4"):
         CascadeBERT(companion_layers=4).fit(tiny_model("bert"), make_task(), RECIPE)

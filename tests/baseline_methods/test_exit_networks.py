@@ -7,12 +7,12 @@ import torch
 from conftest import make_task
 from torch.nn import functional
 
-from baselines.e2cm import put_means
+from baselines.e2cm import ClassMeansClassifier, put_means
 from baselines.gpfee import imitation_loss
 from baselines.product_of_experts import ProductOfExperts
 from benchmarks.testing.cases import RECIPE
 from consistentee.methods.method import get_method
-from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier, RecordedLayer
+from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import encoder

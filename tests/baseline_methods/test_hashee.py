@@ -7,6 +7,7 @@ from conftest import VOCABULARY, make_task
 from baselines.hashee import HashEE, frequency_buckets
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
+from consistentee.training import TokenSource
 from consistentee.training.recipe import Recipe
 
 CLS, SEP = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
@@ -24,8 +25,9 @@ def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
     """Worked out by hand; with as many buckets as layers the rest is clamped, with fewer it goes one step on."""
     model = tiny_model("bert")
     rows = [Encoding([CLS, 10, 10, 10, 11, 12, 13, 14, SEP]), Encoding([CLS, 10, 11, 12, SEP])]
+    source = TokenSource(model, rows, torch.tensor([0, 1]))
     tokens = [10, 11, 12, 13, 14, 40, CLS, SEP]  # from frequent to unseen, and the special ones
-    schedules = {p: HashEE(*p).schedule(model, rows) for p in ((None, None), (None, 2), (3, None), (3, 2), (1, 1))}
+    schedules = {p: HashEE(*p).schedule(model, source) for p in ((None, None), (None, 2), (3, None), (3, 2), (1, 1))}
     assert {p: schedule[tokens].tolist() for p, schedule in schedules.items()} == {
         (None, None): [1, 2, 3, 4, 4, 4, 4, 4],
         (None, 2): [1, 1, 3, 3, 4, 4, 4, 4],  # two each at layers 1 and 3; the fifth would be at 5, past the last

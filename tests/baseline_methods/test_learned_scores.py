@@ -16,14 +16,14 @@ from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_
 from baselines.palbert import divergence, geometric
 from benchmarks.testing.cases import RECIPE
 from consistentee.methods.method import get_method
-from consistentee.models.heads import FACTORS, HeadSpec, set_factors
+from consistentee.models.heads import HeadSpec
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay, sweep
 
 ROWS, LAYERS = 16, 5
 
 
-def test_thresholds_let_out_as_many_rows_as_their_shares_say():
+def test_thresholds_let_the_share_of_rows_exit():
     scores = torch.rand(103, 4, generator=torch.Generator().manual_seed(0))
     shares = torch.tensor([0.2, 0.0, 0.5, 0.3])
     thresholds = fit_thresholds(scores, shares)
@@ -41,7 +41,7 @@ def test_the_largest_scores_exit_first_and_equal_ones_together():
 
 
 @given(st.integers(0, 2**31), st.floats(0.05, 1))
-def test_masses_are_what_is_left_of_a_row_and_sum_to_1(seed, scale):
+def test_exit_masses_sum_to_1(seed, scale):
     gates = torch.rand(ROWS, LAYERS - 1, generator=torch.Generator().manual_seed(seed)) * scale
     masses = exit_masses(gates)
     torch.testing.assert_close(masses.sum(dim=1), torch.ones(ROWS))
@@ -51,7 +51,7 @@ def test_masses_are_what_is_left_of_a_row_and_sum_to_1(seed, scale):
             assert masses[row, layer].item() == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_what_a_gate_reads():
+def test_a_gate_reads_four_numbers_of_certainty():
     read = certainty(torch.tensor([[0.6, 0.3, 0.1]]))
     squared = [0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46]
     entropies = [-sum(p * math.log(p) for p in probs) for probs in ([0.6, 0.3, 0.1], squared)]
@@ -68,7 +68,7 @@ def test_gates_learn_from_the_cheapest_exit_on():
     torch.testing.assert_close(gate_loss(gates, losses, 1.2), -signs.sum(dim=1).mean())
 
 
-def test_exits_learn_where_rows_leave_and_the_scale_is_one_and_has_no_gradient():
+def test_exit_losses_are_weighted_by_mass_and_keep_their_sum():
     losses = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.1, 0.4]]).requires_grad_()
     masses = torch.tensor([[0.0, 0.75, 0.25], [1.0, 0.0, 0.0]])
     loss = exit_loss(losses, masses)
@@ -78,7 +78,7 @@ def test_exits_learn_where_rows_leave_and_the_scale_is_one_and_has_no_gradient()
     assert exit_loss(torch.zeros(2, 3), masses).item() == 0, "no division by zero"
 
 
-def test_jei_dnn_leaves_where_half_of_the_mass_still_there_leaves(tiny_model):
+def test_jei_dnn_exits_where_half_of_the_remaining_mass_exits(tiny_model):
     model = tiny_model()
     gate = model.add_head("gate", HeadSpec(extra_inputs=4, reads_pooled=False))
     with torch.no_grad():
@@ -99,14 +99,14 @@ def test_the_prior_of_palbert_is_geometric_and_the_last_layer_takes_the_rest():
     assert geometric(0.1, 4).tolist() == pytest.approx([0.1, 0.09, 0.081, 0.729])
 
 
-def test_the_divergence_is_none_from_the_prior_itself_and_known_from_a_certain_exit():
+def test_the_divergence_is_zero_for_the_prior():
     prior = geometric(0.1, 3)
     assert divergence(prior.repeat(5, 1), prior).item() == pytest.approx(0, abs=1e-6)
     certain = torch.tensor([[0.0, 1.0, 0.0]])
     torch.testing.assert_close(divergence(certain, prior), -torch.tensor(0.09).log())
 
 
-def test_the_ratio_is_none_at_a_prototype_and_half_between_two():
+def test_the_distance_ratio_is_zero_at_a_prototype_and_half_between_two():
     nearest, second = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 4.0, 2.0, 0.0])
     assert distance_ratio(nearest, second).tolist() == [0, 0.125, 0.5, 0.5]
 
@@ -116,7 +116,7 @@ WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 7.0])
 
 def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_changes(tiny_model):
     model, rule = tiny_model(), ExpertsRule(1.0)
-    set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)
+    model.add_factors(EXPERTS, WEIGHTS)
     changes_at_layer_3 = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.5, 0.3]]
     stays = [[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     trace = trace_of(torch.tensor([changes_at_layer_3, stays]).log(), model.width, **{EXPERTS: model.head(EXPERTS)})
@@ -128,7 +128,7 @@ def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_c
 
 def test_the_knob_of_beem_is_a_share_of_the_largest_score(tiny_model):
     model = tiny_model()
-    set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)
+    model.add_factors(EXPERTS, WEIGHTS)
     assert BEEM().rule(model, 0.5).threshold == pytest.approx((0.5 + 1.0 + 2.0) / 2)
 
 

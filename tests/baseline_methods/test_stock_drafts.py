@@ -16,7 +16,7 @@ PROMPTS = random_prompts(3, seed=5)
 NEW_TOKENS = 10
 
 
-def test_texts_are_the_full_models(tiny_decoder):
+def test_texts_equal_the_full_models(tiny_decoder):
     model = tiny_decoder("llama")
     full = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
     for method in (PromptLookup(), AssistantEarlyExit()):
@@ -30,7 +30,7 @@ def test_texts_are_the_full_models(tiny_decoder):
 
 
 @pytest.mark.parametrize(("method", "knob", "draft_layer"), [(PromptLookup(), 3.0, 0), (AssistantEarlyExit(), 2.0, 2)])
-def test_layers_are_counted(tiny_decoder, method, knob, draft_layer):
+def test_stock_drafts_count_their_layers(tiny_decoder, method, knob, draft_layer):
     model = tiny_decoder("llama")
     calls = [0] * 5
     for layer in range(1, 5):
@@ -54,7 +54,7 @@ def test_layers_are_counted(tiny_decoder, method, knob, draft_layer):
     assert flops.speculating(written) == layers + again + heads * flops.head
 
 
-def test_what_drafts_cannot_do_is_refused_or_left_out(tiny_decoder):
+def test_drafts_refuse_sampling_and_rows_in_flight(tiny_decoder):
     assert AssistantEarlyExit().knob_values(tiny_decoder("gpt2")) == (4.0,)
     model = tiny_decoder("llama")
     for method, knob in ((PromptLookup(), 3.0), (AssistantEarlyExit(), 2.0), (Kangaroo(), 2.0)):

@@ -5,7 +5,8 @@ import torch
 from comparing import tokens_of
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
 
-from baselines.swift import SWIFT, DraftedTexts, LayerSetSearch, sublayers_at
+from baselines.swift import SWIFT, LayerSetSearch, sublayers_at
+from consistentee import DraftedTexts
 from consistentee.backbones.decoders import DecoderStepper, LlamaStepper
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
@@ -33,7 +34,7 @@ def fitted(tiny_decoders):
 
 class TestSublayers:
     @pytest.mark.parametrize("family", DECODER_FAMILIES)
-    def test_both_are_the_layer(self, tiny_decoder, family):
+    def test_attention_and_mlp_sublayers_equal_the_whole_layer(self, tiny_decoder, family):
         model = tiny_decoder(family)
         tokens = torch.arange(4, 18).view(2, 7)
         hidden, context = model.stepper.begin(tokens, torch.ones_like(tokens, dtype=torch.bool))
@@ -43,20 +44,20 @@ class TestSublayers:
             torch.testing.assert_close(in_parts, whole)
             hidden = whole
 
-    def test_what_is_left_is_counted_by_weights(self, model):
+    def test_remaining_layers_are_counted_by_weights(self, model):
         assert NOTHING.layers_left(model.stepper) == 4
         share = model.stepper.mlp_share(2)
         assert share == pytest.approx((3 * 32 * 48 + 32) / (3 * 32 * 48 + 32 + 2 * 32 * 32 + 2 * 32 * 16 + 32))
         assert SOME.layers_left(model.stepper) == pytest.approx(3 - share)
         assert len(SOME) == 3
 
-    def test_a_family_that_cannot_skip_them_is_refused(self, tiny_decoder, monkeypatch):
+    def test_swift_refuses_a_family_without_separate_sublayers(self, tiny_decoder, monkeypatch):
         monkeypatch.setattr(LlamaStepper, "attend", DecoderStepper.attend)
         model = tiny_decoder()
         with pytest.raises(UserError, match="cannot be run apart"):
             SWIFT(**QUICK).fit(model, make_text_task(), TokenRecipe())
 
-    def test_what_is_not_there_is_refused(self, model):
+    def test_unknown_sublayers_are_refused(self, model):
         with pytest.raises(UserError, match="layer 5 has no sublayers"):
             generate_speculatively(model, PROMPTS[:1], skipped=SkippedSublayers((), (5,)))
         with pytest.raises(UserError, match="not both"):
@@ -65,7 +66,7 @@ class TestSublayers:
 
 class TestTexts:
     @pytest.mark.parametrize(("family", "attention"), [("llama", "eager"), ("llama", "sdpa"), ("gpt2", "sdpa")])
-    def test_they_are_the_full_models_whatever_is_skipped(self, tiny_decoder, family, attention):
+    def test_texts_equal_the_full_models_whatever_is_skipped(self, tiny_decoder, family, attention):
         model = tiny_decoder(family)
         model.backbone.set_attn_implementation(attention)
         full = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
@@ -86,7 +87,7 @@ class TestSearch:
         search = LayerSetSearch(10, 0.45, seed=0)  # 7 of 16
         assert sublayers_at(search.first()) == SkippedSublayers((2, 4, 6, 8), (2, 4, 6))
 
-    def test_it_finds_what_matters(self):
+    def test_the_search_finds_the_best_set(self):
         """Skipping anything but three sublayers costs; their places are found, and nothing stops the search before."""
         free = SkippedSublayers((3, 5), (7,))
         tried = []
@@ -101,7 +102,7 @@ class TestSearch:
         assert 1 < len(tried) == len(set(tried)) < 220, "no set is tried twice, and not all of them"
         assert all(len(skipped) == 3 and not {1, 8} & {*skipped.attention, *skipped.mlp} for skipped in tried)
 
-    def test_it_stops_where_it_should(self):
+    def test_the_search_stops_at_its_limits(self):
         def tries(score, **limits):
             tried = []
             LayerSetSearch(10, 0.4, seed=0).run(lambda skipped: tried.append(skipped) or score(tried), SWIFT(**limits))
@@ -122,7 +123,7 @@ class TestSearch:
 
 
 class TestMethod:
-    def test_it_finds_as_many_sublayers_as_the_knob_says(self, fitted):
+    def test_the_search_skips_the_share_of_the_knob(self, fitted):
         sublayers = {share: len(skipped) for share, skipped in fitted.description.skipped.items()}
         assert sublayers == {45: 1, 30: 1, 15: 0, 0: 0}
 
@@ -134,7 +135,7 @@ class TestMethod:
         with pytest.raises(AttributeError, match="run"):
             SWIFT(search_tokens=7).fit(tiny_decoder(), make_text_task(), recipe)
 
-    def test_what_it_refuses(self, model, fitted):
+    def test_swift_refuses_unknown_knobs_and_untrained_models(self, model, fitted):
         with pytest.raises(UserError, match="train it with swift"):
             SWIFT().generate(model, PROMPTS, 45.0)
         with pytest.raises(UserError, match="searches for 45, 30, 15, 0 %, not 20"):

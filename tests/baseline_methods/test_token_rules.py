@@ -12,14 +12,13 @@ from torch.nn import functional
 
 from baselines.calm import DecayingThresholdRule, agreement
 from baselines.free import FREE
-from baselines.lite import LITE
+from baselines.lite import LITE, shifted_thresholds
 from baselines.references import RandomRule, TokenStatic, survival
 from baselines.skipdecode import SkipDecode, falling_schedule
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.rules.exit_rule import ThresholdRule
-from consistentee.rules.schedules import shifted_thresholds
 from consistentee.signals import margin, saturation
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
@@ -106,7 +105,7 @@ def test_skipdecode_reads_no_layer_that_an_earlier_token_skipped(tiny_decoder):
 
 
 @pytest.mark.parametrize("mean", [2.0, 3.1, 6.25, 9.0, 12.0])
-def test_random_exits_have_the_mean_that_is_asked(mean):
+def test_random_exits_have_the_given_mean(mean):
     """The mean is the sum over layers of the chance of running past the layer before."""
     runs_past = [1.0] * EXITS[0] + [survival(layer, EXITS, mean) for layer in range(EXITS[0], EXITS[-1])]
     assert sum(runs_past) == pytest.approx(mean)
@@ -164,7 +163,7 @@ def test_state_saturation_of_texts_is_that_of_their_trace(tiny_decoder, way):
     assert exits.unique().tolist() == [2, 3, 4]
 
 
-def test_falling_threshold_is_stretched_over_what_the_model_was_trained_to_write(tiny_decoder):
+def test_the_threshold_of_calm_falls_over_the_length_of_trained_texts(tiny_decoder):
     model = tiny_decoder()
     method = get_method("calm-tokens-softmax")
     assert method.rule(model, 0.5).tokens == 64

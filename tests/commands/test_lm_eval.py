@@ -83,7 +83,7 @@ def responses(results):
     }
 
 
-def test_what_never_exits_has_the_scores_of_the_stock_model(evaluate, saved, tiny_decoder_backbone):
+def test_without_exits_scores_equal_the_stock_models(evaluate, saved, tiny_decoder_backbone):
     ours = evaluate("consistentee", {"pretrained": str(saved), "method": "token-full"}, batch_size=5)
     stock = evaluate(
         "hf",
@@ -163,7 +163,7 @@ def test_a_text_as_long_as_the_context_is_scored_and_no_longer_answer(saved):
         ({"batch_size": "auto"}, "--batch_size must be a number, got auto"),
     ],
 )
-def test_what_cannot_be_is_said(saved, arguments, message):
+def test_impossible_options_are_refused(saved, arguments, message):
     with pytest.raises(UserError, match=message):
         EarlyExitLM(str(saved), **arguments)
 

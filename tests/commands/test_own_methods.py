@@ -15,12 +15,12 @@ def test_every_spelling_of_a_name_has_the_same_words(text):
 
 
 @pytest.mark.parametrize("text", ["", "3d", "class", "gâte", "../up"])
-def test_what_python_cannot_use_is_no_name(text):
+def test_names_that_python_cannot_use_are_refused(text):
     with pytest.raises(UserError, match="cannot name a method"):
         words_of(text)
 
 
-def test_it_never_overwrites_and_names_places_that_cannot_be_written(tmp_path):
+def test_new_method_never_overwrites_a_file(tmp_path):
     (tmp_path / "gate.py").write_text("mine")
     with pytest.raises(UserError, match=r"gate\.py cannot be written: File exists"):
         write_method("gate", tmp_path)
@@ -34,7 +34,7 @@ def test_it_never_overwrites_and_names_places_that_cannot_be_written(tmp_path):
 # ---------------------------------------------------------------------------------------------- files and folders
 
 
-def test_names_cost_nothing_and_stay_as_they_are(tmp_path, monkeypatch):
+def test_names_of_methods_are_kept_without_imports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deebert").mkdir()  # a folder may have a method's name: only a slash makes it one
     assert find_methods(["deebert", "full", "mine.py:Mine"]) == ["deebert", "full", "mine.py:Mine"]
@@ -50,7 +50,7 @@ def test_a_folder_gives_all_its_methods_and_no_imported_or_unfinished_one(tmp_pa
     assert find_methods([f"{tmp_path}/"]) == [f"{tmp_path}/gate.py:Gate", f"{tmp_path}/more.py:Second"]
 
 
-def test_files_of_one_name_are_modules_of_their_own_and_not_in_one_table(tmp_path):
+def test_files_of_the_same_name_are_separate_modules(tmp_path):
     for folder, paper in (("a", "first"), ("b", "second")):
         (tmp_path / folder).mkdir()
         name = write_method("gate", tmp_path / folder)
@@ -78,7 +78,7 @@ def card(name: str) -> dict[str, str]:
     return inventory.method_card(method_class_of(name))
 
 
-def test_a_card_has_the_words_of_the_class():
+def test_a_card_shows_the_docstring_of_the_class():
     assert card("berxit") == {
         "what": "Alternating training, learning-to-exit or confidence rule.",
         "paper": "Xin et al., BERxiT, EACL 2021",

@@ -74,7 +74,7 @@ def test_faults_of_generate(trained):
         assert (result.exit_code, message in result.output) == (2, True)
 
 
-def test_folders_of_something_else_are_told_apart(trained, tmp_path):
+def test_folders_of_other_models_are_refused(trained, tmp_path):
     (tmp_path / "multi_exit.json").write_text("{}")
     for command, folder, message in (
         ("generate", tmp_path, "holds a model of classification"),

@@ -169,7 +169,7 @@ def weights_of(folder):
     return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
-def test_killed_between_stages_it_ends_as_if_it_had_not_been(deebert, tmp_path):
+def test_a_training_killed_between_stages_ends_with_the_same_model(deebert, tmp_path):
     straight = call(*deebert, "--out", tmp_path / "straight")
     assert straight.exit_code == 0, straight.output
     assert "training last-exit, step 0 of" in straight.stderr
@@ -191,7 +191,7 @@ def test_killed_between_stages_it_ends_as_if_it_had_not_been(deebert, tmp_path):
     assert not (tmp_path / "killed" / train.UNFINISHED).exists()
 
 
-def test_ctrl_c_says_what_is_kept_and_other_settings_begin_anew(deebert, tmp_path, monkeypatch):
+def test_ctrl_c_names_what_is_kept_and_other_settings_begin_anew(deebert, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 

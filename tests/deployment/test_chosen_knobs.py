@@ -82,7 +82,7 @@ def test_promises_are_kept_on_losses_of_known_risk(bound, kind):
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_what_no_bound_can_prove_is_said(bound):
+def test_bounds_that_prove_nothing_are_reported(bound):
     for losses, risk, delta, named in ((1, 0.0, 0.1, "risk"), (1, 0.1, 1.0, "delta"), (2, 0.1, 0.1, "losses")):
         with pytest.raises(UserError, match=named):
             BOUNDS[bound](losses * table(0.1), risk, delta, 1.0)
@@ -123,7 +123,7 @@ def test_the_knob_of_any_method_runs_from_full_depth_to_early_exits(method, trac
 
 
 @pytest.mark.parametrize("loss", RISK_LOSSES)
-def test_what_is_chosen_is_what_a_replay_gives(loss, traced):
+def test_the_chosen_knob_has_the_losses_of_a_replay(loss, traced):
     model, trace = traced
     method = get_method("calm-softmax")
     chosen = control_risk(method, model, trace, 0.6, loss=loss)
@@ -135,7 +135,7 @@ def test_what_is_chosen_is_what_a_replay_gives(loss, traced):
     assert chosen.rows == len(trace)
 
 
-def test_where_nothing_is_proven_all_rows_run_to_full_depth(traced):
+def test_all_rows_run_to_full_depth_without_proof(traced):
     model, trace = traced
     method = get_method("pabee")
     chosen = control_risk(method, model, trace, 0.0001)
@@ -150,7 +150,7 @@ def test_regressions_are_refused(tiny_model):
         control_risk(get_method("pabee"), model, record_trace(model, make_task(regression=True).test), 0.1)
 
 
-def test_each_arm_is_played_once_and_then_the_largest_bound_by_hand():
+def test_the_online_knob_plays_the_largest_bound_by_hand():
     rewards = np.array([[1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.5, 0.5]])
     # After one play each: 1 + 2 sqrt(ln 2) against 0.5 + 2 sqrt(ln 2): arm 0, which earns 1.
     # At time 3: 1 + 2 sqrt(ln 3 / 2) = 2.48 against 0.5 + 2 sqrt(ln 3) = 2.60: arm 1, which earns 0.5.

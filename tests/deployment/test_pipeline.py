@@ -64,7 +64,7 @@ def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["instances", "tokens"])
-def test_no_file_that_a_folder_names_is_run_unless_it_is_allowed(kind, tiny_model, tiny_decoder, tmp_path):
+def test_code_of_a_saved_method_runs_only_if_allowed(kind, tiny_model, tiny_decoder, tmp_path):
     ran, code = tmp_path / "ran", tmp_path / "evil.py"
     code.write_text(f"open({str(ran)!r}, 'w')")
     model = tiny_model("bert") if kind == "instances" else tiny_decoder("llama")

@@ -8,6 +8,7 @@ from eager_decoder import eager_tokens
 
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule
+from baselines.skipdecode import ScheduledRule
 from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
@@ -17,7 +18,6 @@ from consistentee.methods.method import get_method, train_method
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import StaticRule, ThresholdRule
-from consistentee.rules.schedules import ScheduledRule
 from consistentee.signals import margin
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep

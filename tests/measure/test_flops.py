@@ -34,7 +34,7 @@ def test_full_depth_is_what_the_counter_sees_in_the_stock_model(tiny_model, fami
     assert flops.full_flops([tokens]).tolist() == [counter.get_total_flops()]
 
 
-def test_rules_pay_for_what_they_read(tiny_model):
+def test_rules_cost_what_they_read(tiny_model):
     model = tiny_model("bert", pooler="none", pooling="cls")
     model.add_head("policy", HeadSpec(hidden=8))
     flops = FlopModel(model)

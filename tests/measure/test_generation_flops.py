@@ -7,13 +7,13 @@ import torch
 from conftest import random_prompts
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines.skipdecode import ScheduledRule
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
-from consistentee.rules.schedules import ScheduledRule
 from consistentee.signals import margin
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 48, 4, 2, 8, 4
@@ -56,7 +56,7 @@ def test_layers_and_exits_cost_what_the_formula_says(model, flops):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
-def test_prefill_is_what_the_counter_says_of_a_whole_pass(tiny_decoder, family):
+def test_prefill_costs_what_the_counter_counts(tiny_decoder, family):
     model = tiny_decoder(family)
     model.backbone.set_attn_implementation("eager")
     tokens = torch.arange(4, 11).unsqueeze(0)
@@ -89,7 +89,7 @@ class ReadsInTheMiddle(ExitRule):
         return torch.zeros(view.rows, dtype=torch.bool)
 
 
-def test_what_is_read_at_one_place_alone_is_counted(model, flops):
+def test_exits_read_at_one_place_are_counted(model, flops):
     written = generate(model, random_prompts(3, seed=1), ReadsInTheMiddle(), max_new_tokens=6)
     readings = sum(len(tokens) > 2 for tokens in written.tokens)
     assert readings

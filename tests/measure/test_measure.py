@@ -58,7 +58,7 @@ def test_seconds_are_those_of_the_clock(monkeypatch):
     assert timed(len, ROWS, torch.device("cpu")) == (0.5, 5)
 
 
-def test_what_is_kept_of_classification():
+def test_times_of_classification_are_recorded():
     rounds = [[BatchTime(0.5, [1.0, 4.0]), BatchTime(0.25, [1.0])]] * 3
     kept = Classification().samples(2, 3, rounds)
     assert (kept.batch_size, kept.rows) == (2, 3)

@@ -15,7 +15,7 @@ LAST = BranchSpec(copied_layer=4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_layer_without_its_mlp_is_one_whose_mlp_says_nothing(tiny_decoder, family):
+def test_a_layer_without_mlp_equals_one_with_a_zero_mlp(tiny_decoder, family):
     model = tiny_decoder(family)
     model.add_branch(2, BranchSpec(copied_layer=3, with_mlp=False))
     hidden, context = model.stepper.begin(torch.tensor([[2, 7, 9, 11]]), torch.ones(1, 4, dtype=torch.bool))
@@ -32,7 +32,7 @@ def test_a_layer_without_its_mlp_is_one_whose_mlp_says_nothing(tiny_decoder, fam
     assert model.add_branch(2, LAST).size_in_layers == 1
 
 
-def test_a_branch_leaves_at_an_exit(tiny_decoder):
+def test_a_branch_must_follow_an_exit_layer(tiny_decoder):
     model = tiny_decoder(exit_layers=(2,))
     with pytest.raises(UserError, match="no exit adapter"):
         model.add_branch(1, LAST)

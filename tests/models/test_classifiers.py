@@ -1,5 +1,6 @@
 """Pooling, heads, and internal classifiers of every kind: what they read, saving, FLOPs, a kind of one's own."""
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from baselines.references import RandomRule
 from benchmarks.measure.flops import FlopModel
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.models.classifiers import CLASSIFIER_KINDS, ClassifierSpec, Exit, InternalClassifier
+from consistentee.models.classifiers import (
+    CLASSIFIER_ENTRY_POINT_GROUP,
+    CLASSIFIER_KINDS,
+    ClassifierSpec,
+    ExitPlace,
+    InternalClassifier,
+)
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
@@ -20,7 +27,8 @@ from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
-SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in [*CLASSIFIER_KINDS, "max"]}
+KINDS_OF_METHODS = entry_points(group=CLASSIFIER_ENTRY_POINT_GROUP).names
+SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in [*CLASSIFIER_KINDS, *sorted(KINDS_OF_METHODS), "max"]}
 
 
 class MaxOfAll(InternalClassifier):
@@ -29,7 +37,7 @@ class MaxOfAll(InternalClassifier):
     reads_tokens = True
     reads_history = True
 
-    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+    def __init__(self, spec: ClassifierSpec, place: ExitPlace) -> None:
         super().__init__(spec, place)
         self.output = nn.Linear(2 * place.width, place.num_labels)
 
@@ -63,7 +71,7 @@ def model_with(tiny_model, kind: str, **options) -> MultiExitModel:
 MIXED = RandomRule(2.5, seed=1)
 
 
-def test_every_kind_is_stock_at_full_depth_says_live_what_a_trace_says_and_is_saved(tiny_model, kind, tmp_path):
+def test_every_kind_equals_stock_at_full_depth_and_its_trace_and_its_saved_copy(tiny_model, kind, tmp_path):
     model, task = model_with(tiny_model, kind, pooling="mean", pooler="per_exit"), make_task()
     trace, encodings = record_trace(model, task.test), model.tokenize(task.test.texts)
     never = classify_encoded(model, encodings, NeverExit(), batch_size=4).logits
@@ -81,7 +89,7 @@ def test_every_kind_is_stock_at_full_depth_says_live_what_a_trace_says_and_is_sa
         assert torch.equal(loaded.logits, live.logits)
 
 
-def test_a_rule_that_does_not_declare_that_it_reads_history_is_told_so(tiny_model):
+def test_a_rule_must_declare_that_it_reads_history(tiny_model):
     class Undeclared(ExitRule):
         def should_exit(self, view, state):
             return view.history.mean(dim=(1, 2)) > 0
@@ -106,10 +114,12 @@ def test_layers_are_pooled_only_for_classifiers_that_read_them(tiny_model, monke
     assert layers == 2 * pooled_at, "a clock runs in the stock model too"
 
 
-def test_what_cannot_be_built_is_named(tiny_model):
+def test_an_impossible_classifier_is_refused(tiny_model):
     model = tiny_model()
     with pytest.raises(UserError, match="unknown kind of classifier 'atention'; did you mean 'attention'"):
         model.use_classifier(ClassifierSpec("atention"))
+    with pytest.raises(UserError, match=r"unknown kind of classifier 'baselines\.gpfee:PastFutureClassifier'"):
+        model.use_classifier(ClassifierSpec("baselines.gpfee:PastFutureClassifier"))  # only names run code
     with pytest.raises(UserError, match="width 8 cannot have 3 heads"):
         model.use_classifier(ClassifierSpec("attention", width=8, attention_heads=3))
     assert model.description.classifier == ClassifierSpec()
@@ -161,7 +171,7 @@ def test_flops_of_an_answer_are_the_closed_formula(tiny_model, kind, pooling):
     assert flops.row_flops([n], [2], StaticRule(2)).tolist() == [before + answer[kind]]
 
 
-def test_the_code_of_a_kind_of_ones_own_is_in_the_fingerprint(tiny_model, monkeypatch):
+def test_the_fingerprint_covers_the_code_of_a_users_kind(tiny_model, monkeypatch):
     monkeypatch.setitem(CLASSIFIER_KINDS, "max", MaxOfAll)
     model = tiny_model()
     model.use_classifier(ClassifierSpec("max"))

@@ -129,7 +129,7 @@ def batch_of(model: MultiExitModel) -> Batch:
 
 class TestLayersInBfloat16:
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_layers_alone_are_computed_in_it(self, tiny_model, family):
+    def test_only_layers_are_computed_in_bfloat16(self, tiny_model, family):
         model = tiny_model(family)
         batch = batch_of(model)
         plain = model(batch)
@@ -145,7 +145,7 @@ class TestLayersInBfloat16:
         assert gradients
         assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in gradients)
 
-    def test_only_for_the_time_being_and_never_at_inference(self, tiny_model):
+    def test_bfloat16_ends_with_its_block_and_is_never_used_at_inference(self, tiny_model):
         model = tiny_model()
         batch = batch_of(model)
         plain, answers = model(batch), classify(model, random_texts(6), NeverExit()).logits

@@ -57,7 +57,7 @@ def test_an_adapter_of_full_rank_reads_the_mapped_state(tiny_decoder_backbone, f
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_norms_are_scaled_whole_wherever_their_weights_count_from(tiny_decoder, family):
+def test_norms_are_scaled_with_the_offset_of_their_gain(tiny_decoder, family):
     model = tiny_decoder(family, adapter="norm")
     adapter, hidden = model.adapter(model.exit_layers[0]), draw(3, model.width)
     state = draw(200, model.width)

@@ -66,7 +66,7 @@ class TestText:
         assert model.encode(["ba pe"], max_tokens=3, keep=keep) == model.encode(["ba pe"])
         assert len(model.encode(["ba pe di fo gu"])[0]) == 6  # no cut outlives its call
 
-    def test_a_limit_that_leaves_no_room_is_named(self, tiny_decoder):
+    def test_a_limit_below_the_special_tokens_is_refused(self, tiny_decoder):
         with pytest.raises(UserError, match="cannot be cut to 1 tokens: the tokenizer adds 1"):
             tiny_decoder().encode(["ba de"], max_tokens=1)
 
@@ -125,7 +125,7 @@ class TestFiles:
         with pytest.raises(UserError, match="its weights differ"):
             MultiExitDecoder.from_pretrained(tmp_path / "saved")
 
-    def test_a_moved_backbone_is_found_where_it_is_said_to_be(self, tiny_decoder_backbone, tmp_path, monkeypatch):
+    def test_a_moved_backbone_is_loaded_from_the_given_folder(self, tiny_decoder_backbone, tmp_path, monkeypatch):
         shutil.copytree(tiny_decoder_backbone(), tmp_path / "stock")
         monkeypatch.chdir(tmp_path)
         model = MultiExitDecoder.from_backbone("stock")
@@ -139,7 +139,7 @@ class TestFiles:
         again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
         assert torch.equal(all_logits(again), all_logits(model))
 
-    def test_folders_that_lack_something_are_named(self, tiny_decoder_backbone, tmp_path):
+    def test_incomplete_folders_are_refused(self, tiny_decoder_backbone, tmp_path):
         """Nothing random stands in for weights that are not there, such as the LM head of a bare model."""
         whole = tiny_decoder_backbone("mistral")
 
@@ -174,7 +174,7 @@ class TestFingerprint:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 class TestLora:
-    def test_it_changes_nothing_until_it_is_trained(self, tiny_decoder, family):
+    def test_untrained_lora_changes_nothing(self, tiny_decoder, family):
         model = tiny_decoder(family)
         before, hash_before = all_logits(model), model.fingerprint()
         model.add_lora(rank=2)
@@ -195,7 +195,7 @@ class TestLora:
         assert torch.equal(all_logits(again), all_logits(model))
         assert (tmp_path / "saved" / "backbone").exists() == (family == "llama")
 
-    def test_merged_weights_say_the_same(self, tiny_decoder, tmp_path, family):
+    def test_merged_weights_give_the_same_logits(self, tiny_decoder, tmp_path, family):
         model = tiny_decoder(family)
         names, untrained = list(model.state_dict()), all_logits(model)
         model.add_lora(rank=2)
@@ -208,7 +208,7 @@ class TestLora:
         model.save_pretrained(tmp_path / "saved")
         assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(tmp_path / "saved")), all_logits(model))
 
-    def test_bad_requests_are_named(self, tiny_decoder, family, monkeypatch):
+    def test_lora_refuses_unknown_modules_and_a_second_lora(self, tiny_decoder, family, monkeypatch):
         model = tiny_decoder(family)
         with pytest.raises(UserError, match=r"no modules named \['wq'\] for LoRA; it has .*c_proj|down_proj"):
             model.add_lora(targets=["wq"])

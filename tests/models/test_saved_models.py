@@ -68,7 +68,7 @@ def saved(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "family"), [(kind, family) for kind in KINDS for family in KINDS[kind]], indirect=["kind"]
 )
-def test_saved_and_loaded_it_is_the_same_and_holds_no_pickle(kind, tmp_path, family):
+def test_a_loaded_model_equals_the_saved_one_without_pickle(kind, tmp_path, family):
     model = kind.new(family)
     model.add_head("policy", HeadSpec(hidden=8, extra_inputs=2))
     model.description.method_name = "pabee"
@@ -82,7 +82,7 @@ def test_saved_and_loaded_it_is_the_same_and_holds_no_pickle(kind, tmp_path, fam
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".txt", ".md"}
 
 
-def test_a_description_of_another_time_is_named(kind, saved):
+def test_a_description_of_another_format_is_refused(kind, saved):
     path = saved / kind.file
     described = json.loads(path.read_text())
     for change, message in (({"format_version": 99}, "format 99"), ({"surprise": 1}, "read: surprise")):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from documents import ROOT
 
+import consistentee
+
 PACKAGES = ("consistentee", "baselines", "benchmarks")
 MAY_IMPORT = {
     "consistentee": {"consistentee"},
@@ -18,8 +20,8 @@ MAY_IMPORT = {
 }
 LIBRARY_FOLDERS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods", "deployment")
 """Folders of the library: each imports from itself and from those before it."""
-PUBLIC_MODULES = {"consistentee.signals"}
-"""Public modules outside of the folders: methods import from them."""
+PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training"}
+"""The modules that a method may import from, the baselines included."""
 HARNESS_FOLDERS = (
     "tasks",
     "specs",
@@ -74,7 +76,7 @@ def wrong_ways(graph: dict[str, set[str]], package: str, order: tuple[str, ...])
         for name, others in graph.items()
         for other in sorted(others)
         if name.startswith(f"{package}.") and other.startswith(f"{package}.") and of(other) > of(name)
-        if name not in PUBLIC_MODULES
+        if name not in PUBLIC_MODULES  # of no folder, or imports nothing at once
     ]
 
 
@@ -89,18 +91,28 @@ def test_packages_depend_one_way(graph, package):
     assert {name.partition(".")[0] for name in imported} <= MAY_IMPORT[package]
 
 
+def test_baselines_import_public_names_alone(graph):
+    """Of this project, that is; what comes with it, such as torch, they may import."""
+    internal = {name: others - PUBLIC_MODULES for name, others in graph.items() if name.startswith("baselines")}
+    assert {name: others for name, others in internal.items() if others} == {}
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "baselines").glob("*.py")]
+    attributes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    of_library = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "ee"}
+    assert of_library - set(consistentee.__all__) == set()
+
+
 def test_no_baseline_imports_another(graph):
     assert not [name for name, others in graph.items() for other in others if f"{name} {other}".count("baselines.") > 1]
 
 
 @pytest.mark.parametrize(("package", "order"), [("consistentee", LIBRARY_FOLDERS), ("benchmarks", HARNESS_FOLDERS)])
-def test_wings_and_rooms_depend_one_way(graph, package, order):
+def test_folders_depend_one_way(graph, package, order):
     folder = ROOT.joinpath(*package.split("."))
     assert {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()} >= set(order)
     assert wrong_ways(graph, package, order) == []
 
 
-def test_no_file_imports_itself_in_a_circle(graph):
+def test_imports_have_no_cycle(graph):
     list(TopologicalSorter(graph).static_order())
 
 
@@ -111,8 +123,6 @@ def test_importing_a_package_does_not_import_torch(package):
 
 
 def test_public_names_resolve():
-    import consistentee
-
     for name in consistentee.__all__:
         assert getattr(consistentee, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
@@ -125,6 +135,6 @@ def test_no_test_imports_a_private_name():
     assert not [alias.name for node in imports for alias in node.names if alias.name.startswith("_")]
 
 
-def test_no_room_of_the_tests_has_the_name_of_a_package():
+def test_no_folder_of_the_tests_has_the_name_of_a_package():
     """Else imports may find the module in place of the package: both are on the path of a test."""
     assert not {path.name for path in (ROOT / "tests").iterdir()} & set(PACKAGES)

@@ -167,14 +167,14 @@ def test_examples_run_on_what_they_name(document, toys, monkeypatch):
             run_block(block, block.smaller(on_tiny_models=False), monkeypatch)
 
 
-def test_no_block_escapes():
+def test_every_block_names_a_language_and_an_existing_test():
     files = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("tests/**/test_*.py"))]
     for block in (block for document in DOCUMENTS for block in blocks_of(document)):
         assert block.language in LANGUAGES, f"{block.place}: say ```sh, ```python, ```yaml, or ```text (output)"
         assert not block.test or any(f"def {block.test}(" in file for file in files), f"{block.place}: no {block.test}"
 
 
-def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_suites, monkeypatch):
+def test_the_commands_of_the_guide_show_the_method_among_the_others(small_suites, monkeypatch):
     monkeypatch.setattr(pool, "execute", carry_out_here)
     others = ["full", "majority", "static", "calm-softmax"]  # published of the real suite
     assert call("run", "quick", "--methods", *others).exit_code == 0

@@ -9,8 +9,10 @@ from hypothesis import given, strategies as st
 from traces_by_hand import trace_of
 
 from baselines.f_pabee import jensen_shannon
+from baselines.lite import DepthThresholdRule
 from baselines.pcee_bert import PCEEBERT
 from baselines.references import RandomRule
+from baselines.skipdecode import ScheduledRule
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.methods.token_methods import TokenMethod
@@ -22,7 +24,6 @@ from consistentee.rules.exit_rule import (
     StaticRule,
     ThresholdRule,
 )
-from consistentee.rules.schedules import DepthThresholdRule, ScheduledRule
 from consistentee.rules.view import predictions_of
 from consistentee.rules.vocabulary import prune_vocabulary
 from consistentee.signals import entropy, margin, normalised_entropy, top_probability
@@ -67,7 +68,7 @@ def test_a_regression_has_no_probabilities():
     assert predictions_of(torch.tensor([[[0.25], [0.5]]])).tolist() == [[0.25, 0.5]]
 
 
-def test_rules_about_another_rule_read_what_it_reads():
+def test_a_rule_that_wraps_another_reads_what_it_reads():
     class Earlier(NeverExit):
         reads_history = True
 
@@ -99,7 +100,7 @@ def test_exits_known_in_advance_are_those_of_a_rule_that_is_asked(tiny_decoder, 
     assert known == asked.tolist()
 
 
-def test_a_subclass_that_decides_anew_is_asked():
+def test_a_subclass_with_its_own_decision_is_asked_at_every_layer():
     class Later(StaticRule):
         def should_exit(self, view, state):
             return super().should_exit(view, state) & (view.layer > 3)

@@ -45,7 +45,7 @@ def trace_of(model, rule=None):
 
 class TestColumns:
     @pytest.mark.parametrize("bias", [False, True])
-    def test_they_are_those_of_the_whole_head(self, bias, monkeypatch):
+    def test_pruned_logits_equal_those_of_the_whole_head(self, bias, monkeypatch):
         head, states = torch.nn.Linear(8, 30, bias=bias), torch.randn(5, 8)
         tokens = torch.stack([torch.randperm(30)[:4] for _ in range(5)])
         expected = head(states).gather(1, tokens)
@@ -95,7 +95,7 @@ class TestTexts:
         _, trace = trace_of(model)
         assert torch.equal(replay(whole, trace), replay(rule, trace))
 
-    def test_replay_is_reality_in_any_company(self, model, rule):
+    def test_replayed_exits_equal_live_exits_in_every_batch(self, model, rule):
         candidates = 3
         pruned = prune_vocabulary(rule, candidates)
         for kv in ("propagate", "exact"):
@@ -111,7 +111,7 @@ class TestTexts:
 
 
 @pytest.mark.parametrize("name", ["calm-tokens-softmax", "lite"])
-def test_it_is_an_option_of_every_rule_that_reads_what_exits_say(model, name):
+def test_every_vocabulary_method_takes_candidates(model, name):
     rule = get_method(name, candidates=9).rule(model, 0.0)
     assert isinstance(rule, PrunedVocabularyRule)
     assert rule.candidates == 9

@@ -9,14 +9,16 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
+from baselines.deebert import DeeBERT
 from benchmarks.specs.base import SuiteSpec, folder_name, label_of
 from benchmarks.specs.generation import GenerationSuite
-from benchmarks.specs.suites import Filters, Shard, expand, list_suites, load_suite
+from benchmarks.specs.method_files import method_version, stated_value
+from benchmarks.specs.suites import Filters, expand, list_suites, load_suite
 from benchmarks.store.keys import key_parts
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError
-from consistentee.methods.method import available_methods, get_method
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method, method_class_of
 
 SUITE = {
     "name": "small",
@@ -53,16 +55,17 @@ def test_a_task_may_have_seeds_of_its_own():
     assert {cell.seed for cell in expand(more, Filters(seeds=[7]))} == {7}
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 40])
-def test_shards_divide_the_cells_and_keep_groups_together_while_they_suffice(parts):
-    groups = [cell.group for cell in expand(suite())]
-    numbers = range(len(groups))
-    shards = [{n for n in numbers if Shard(number, parts).has(groups, n)} for number in range(1, parts + 1)]
-    assert sorted(n for shard in shards for n in shard) == list(numbers)
-    if parts <= len(set(groups)):
-        assert sum(len({groups[n] for n in shard}) for shard in shards) == len(set(groups))
-    with pytest.raises(UserError, match="the first is 1/"):
-        Shard(parts + 1, parts)
+@pytest.mark.parametrize("imported", ["import baselines.deebert as base", "from baselines import deebert as base"])
+def test_a_method_inherits_the_version_of_its_base_by_any_import(tmp_path, imported):
+    """Written as ``base.DeeBERT``, where ``base`` is a module."""
+    file = tmp_path / "mine.py"
+    file.write_text(f"{imported}\n\n\nclass Mine(base.DeeBERT):\n    name = 'mine'\n")
+    assert stated_value(file, "Mine", "version", inherited=True) == DeeBERT.version
+
+
+def test_versions_read_from_source_equal_those_of_the_classes():
+    methods = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
+    assert {name: method_version(name) for name in methods} == {n: method_class_of(n).version for n in methods}
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -234,7 +237,7 @@ def test_all_faults_of_recipes_are_named(tmp_path):
         ([{"method": "full", "grid": {"since": [date(2024, 1, 2)]}}], r"grid\.since\.0: input was not a valid"),
     ],
 )
-def test_entries_that_are_none_are_named_alone(tmp_path, methods, message):
+def test_malformed_entries_are_named_alone(tmp_path, methods, message):
     with pytest.raises(UserError, match=message) as raised:
         load_suite(written(tmp_path, methods=methods))
     assert "at least 1 item" not in str(raised.value)

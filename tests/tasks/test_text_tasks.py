@@ -39,7 +39,7 @@ def test_faulty_templates_are_refused(text, message):
         Template(text)
 
 
-def test_the_kind_that_is_asked_for_is_checked(tmp_path):
+def test_a_task_of_the_other_kind_is_refused(tmp_path):
     path = write_text_task(tmp_path, {"train.jsonl": questions(40)})
     assert isinstance(load_text_task(path), TextTask)
     with pytest.raises(UserError, match="'mine' asks for texts: it is for suites of generation"):
@@ -133,7 +133,7 @@ def test_a_continuation_divides_sentences(tmp_path, monkeypatch):
     }
 
 
-def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
+def test_every_source_that_was_tried_is_listed(tmp_path, monkeypatch):
     def unreachable(question, repository):
         raise HubError("no answer")
 

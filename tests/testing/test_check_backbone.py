@@ -140,7 +140,7 @@ def test_damaged_files_are_named_and_nothing_else_is_run(bert, damage, title, fa
     assert title == ARCHITECTURE or "pooling" in skipped(report)
 
 
-def test_another_padding_than_positions_count_from(tiny_backbone, tmp_path):
+def test_a_different_padding_token_is_reported(tiny_backbone, tmp_path):
     folder = shutil.copytree(tiny_backbone("roberta"), tmp_path / "roberta")
     tokenizer = make_tokenizer(uses_token_types=False)
     tokenizer.pad_token = "[UNK]"
@@ -162,7 +162,7 @@ def test_pooling_as_sentence_transformers_say(bert, monkeypatch):
     assert found(check_backbone(str(bert)), "pooling") == "mean of the tokens: as 1_Pooling/config.json defines it"
 
 
-def test_a_pooler_that_the_files_lack_is_told(bert):
+def test_a_missing_pooler_is_reported(bert):
     edit_weights(bert, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler")])
     report = check_backbone(str(bert))
     assert report.passed

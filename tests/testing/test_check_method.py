@@ -321,7 +321,7 @@ def fails(self, model, task, recipe):
         ("instances", {"knob_values": lambda *_: ()}, "knob_values() is empty"),
     ],
 )
-def test_a_method_that_cannot_be_trained_is_told_so(case_of, kind, changes, shown):
+def test_a_training_error_is_reported(case_of, kind, changes, shown):
     with pytest.raises(BrokenContractError) as found:
         case_of(kind, **changes)
     assert shown in str(found.value)
@@ -337,7 +337,7 @@ def test_a_sound_method_passes_and_every_check_is_run(kind, families):
 
 
 @pytest.mark.parametrize("changes", [NEIGHBOURS, SILENT])
-def test_one_fault_is_told_once_and_no_other_is_blamed(changes):
+def test_one_fault_is_reported_once_and_alone(changes):
     (line,) = check_method("mine", broken("instances", **changes), ["bert"]).fault_lines()
     assert "docs/add_a_method.md" in line
 

@@ -265,7 +265,7 @@ def test_no_number_changed_without_a_version(golden, name, pytestconfig):
     assert not message, message
 
 
-def test_there_is_no_cell_without_a_method():
+def test_every_golden_cell_has_a_method():
     assert sorted(path.stem for path in FOLDER.iterdir()) == all_methods()
 
 

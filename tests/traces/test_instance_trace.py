@@ -41,7 +41,7 @@ def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, 
     assert len(list(tmp_path.glob("outputs-*"))) == 2
 
 
-def test_what_a_trace_cannot_say_is_named(tiny_model):
+def test_a_trace_refuses_what_it_does_not_record(tiny_model):
     trace = record_trace(tiny_model(), make_task().test)
     with pytest.raises(UserError, match="hidden states"):
         _ = trace.view(1).hidden

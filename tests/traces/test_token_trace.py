@@ -29,7 +29,7 @@ class FromLayer(ExitRule):
         return torch.full((view.rows,), view.layer >= view.places[0])
 
 
-def test_states_lie_beside_the_token_they_give(tiny_decoder):
+def test_recorded_states_belong_to_the_token_that_they_predict(tiny_decoder):
     """Row 0 reads 2 7 9 30 31: after 9 it should say 30, after 30 31, after 31 3. Row 1 reads 2 8 40."""
     model = tiny_decoder(exit_layers=(2,))
     trace = record_tokens(model, ROWS)
@@ -53,7 +53,7 @@ def test_references_become_responses_that_end(tiny_decoder):
     assert [len(response) for _, response in rows] == [3, 4]
 
 
-def test_impossible_rows_are_named(tiny_decoder):
+def test_impossible_rows_are_refused(tiny_decoder):
     with pytest.raises(UserError, match="the prompt of row 2 is empty"):
         record_tokens(tiny_decoder(), [ROWS[0], ([], [5])])
     with pytest.raises(UserError, match="the prompt of row 1 has 3 tokens, and with 200 new ones"):
@@ -145,7 +145,7 @@ def test_history_is_the_states_at_the_exits_so_far(tiny_decoder, hidden):
     assert torch.equal(history, torch.stack([past[:, 0], model.state(hidden[:, 0])], dim=1))
 
 
-def test_keys_tell_prompts_and_steps_apart():
+def test_row_keys_differ_between_prompts_and_steps():
     keys = {token_key(prompt_key(prompt), step) for prompt in ([1], [1, 2], [2, 1]) for step in range(1000)}
     assert len(keys) == 3000
     assert all(0 <= key < 2**31 for key in keys)

@@ -75,7 +75,7 @@ EXITS = st.sets(st.integers(1, LAYERS - 1)).map(lambda layers: [*sorted(layers),
 
 
 @given(all_logits(), RULES, EXITS)
-def test_a_walk_is_what_rows_do_one_by_one(logits, rule, exits):
+def test_a_replay_equals_a_loop_over_rows(logits, rule, exits):
     trace, asked, taken = trace_of(logits), Asked(rule), []
     left = [0] * len(trace)
     for view, leaves in walk(asked, (taken.append(layer) or trace.view(layer) for layer in exits)):
@@ -90,7 +90,7 @@ def test_a_walk_is_what_rows_do_one_by_one(logits, rule, exits):
 
 
 @given(all_logits(), st.lists(RULES, min_size=1, max_size=3))
-def test_a_sweep_is_every_rule_row_by_row(logits, rules):
+def test_a_sweep_equals_replays_of_every_rule(logits, rules):
     trace, layers = trace_of(logits), range(1, LAYERS + 1)
     expected = [row_by_row(rule, logits, layers) for rule in rules]
     assert sweep(rules, trace).tolist() == expected

@@ -36,7 +36,7 @@ def hold(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_others_wait_until_the_holder_is_killed(tmp_path):
+def test_a_lock_is_free_once_its_holder_is_killed(tmp_path):
     process = hold(tmp_path / "stage")
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(lambda: only_one(tmp_path / "stage").__enter__())
@@ -47,7 +47,7 @@ def test_others_wait_until_the_holder_is_killed(tmp_path):
     process.wait()
 
 
-def test_leftovers_go_and_locks_that_are_held_stay(tmp_path):
+def test_leftovers_are_removed_and_held_locks_stay(tmp_path):
     for name in (".model.x1.partial", "cells/.record.json.x2.partial"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / ".said.x3.partial").write_text("half")

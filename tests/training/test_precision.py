@@ -28,12 +28,12 @@ def test_auto_is_bfloat16_where_processors_are_fast_in_it(monkeypatch, found, pr
 
 class TestOneDnn:
     @pytest.mark.parametrize(("keeps", "inside"), [(True, "medium"), (False, "highest")])
-    def test_it_is_asked_only_where_it_keeps_float32(self, monkeypatch, keeps, inside):
+    def test_onednn_is_used_only_where_it_keeps_float32(self, monkeypatch, keeps, inside):
         monkeypatch.setattr(loop, "onednn_keeps_float32", lambda: keeps)
         with onednn_products(CPU):
             assert torch.get_float32_matmul_precision() == inside
 
-    def test_a_setting_of_the_users_is_kept_and_errors_restore_it(self):
+    def test_onednn_keeps_a_users_setting_and_restores_it_after_errors(self):
         torch.set_float32_matmul_precision("high")
         try:
             with onednn_products(CPU):

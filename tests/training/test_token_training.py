@@ -109,7 +109,7 @@ class TestCrossEntropyThroughTheHead:
         return loss.detach(), *torch.autograd.grad(loss * 3, parts[:2])
 
     @pytest.mark.parametrize("kind", ["tokens", "distributions"])
-    def test_it_is_torchs_own(self, parts, monkeypatch, kind):
+    def test_weighted_cross_entropy_equals_torchs(self, parts, monkeypatch, kind):
         monkeypatch.setattr(head_loss, "CHUNK", 4)
         states, head, targets, weights = parts
         wanted = targets if kind == "tokens" else torch.randn(11, 30).softmax(dim=-1)
@@ -118,7 +118,7 @@ class TestCrossEntropyThroughTheHead:
         for found, theirs in zip(ours, self.gradients(stock, parts), strict=True):
             torch.testing.assert_close(found, theirs)
 
-    def test_in_bfloat16_products_alone_are_rough(self, parts):
+    def test_bfloat16_rounds_products_alone(self, parts):
         exact = self.gradients(weighted_cross_entropy(*parts), parts)
         rough = self.gradients(weighted_cross_entropy(*parts, "bfloat16"), parts)
         assert {tensor.dtype for tensor in rough} == {torch.float32}

@@ -88,7 +88,7 @@ class TestTheLoop:
         assert not same_weights(first, kind.trained(seed=1))
 
     @pytest.mark.parametrize("name", ["instances", "tokens", "rows"])
-    def test_interrupted_it_ends_as_if_it_had_not_been(self, kinds, name, tmp_path, monkeypatch):
+    def test_an_interrupted_stage_ends_with_the_same_weights(self, kinds, name, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
         kind, grouped = kinds[name], {"group_by_length": True}
         with logged_training() as log:
@@ -141,7 +141,7 @@ class TestTheLoop:
             run_stage(model, source, stage, RECIPE)
         assert log.losses == {"counted": [1.0, 4.0]}  # of the steps 0 to 5
 
-    def test_rows_that_pass_the_backbone_are_counted_trained_again_or_not(self, tiny_model, tmp_path):
+    def test_rows_of_the_backbone_are_counted_for_stored_stages_too(self, tiny_model, tmp_path):
         recipe = replace(RECIPE, store=tmp_path, frozen_steps=40)
         for _ in range(2):  # the second time, the shared stage comes from the store
             model = tiny_model()
@@ -165,7 +165,7 @@ class TestTheLoop:
                 count_rows(6, with_gradients=False)
         assert log.rows == 12 + 1, "a third of the rows, in half of the layers"
 
-    def test_exits_learn_from_recorded_states_what_they_learn_from_tokens(self, tiny_model):
+    def test_exits_trained_on_recorded_states_equal_those_trained_on_tokens(self, tiny_model):
         """Two epochs either way; the recorded states are rounded to half precision."""
         trained = []
         recipe = replace(RECIPE, frozen_steps=2 * math.ceil(48 / RECIPE.batch_size))
@@ -213,7 +213,7 @@ class TestTheStore:
             ("consistentee-paper", {"alpha": 0.5}, 2),
         ],
     )
-    def test_rules_share_the_exits_that_they_are_on(self, name, parameters, trainings, tiny_model, tmp_path):
+    def test_rules_on_the_same_exits_share_their_stage(self, name, parameters, trainings, tiny_model, tmp_path):
         recipe = replace(RECIPE, epochs=1, store=tmp_path)
         for changed in ({}, parameters):
             train_method(get_method(name, **changed), tiny_model(), make_task(rows=16), recipe)
@@ -244,7 +244,7 @@ class TestTheStore:
         ],
         ids=["instances", "tokens", "rows"],
     )
-    def test_whatever_matters_changes_the_key(self, kinds, name, tmp_path, short, changes):
+    def test_every_setting_changes_the_key_of_a_stage(self, kinds, name, tmp_path, short, changes):
         kind = replace(kinds[name], task=make_task(rows=16)) if name == "instances" else kinds[name]
         for change in ({}, *({setting: value} for setting, value in changes.items())):
             kind.trained(store=tmp_path, **short | change)
@@ -273,7 +273,7 @@ class TestTheStore:
         assert stages_kept("mine 2") == 2
 
     @pytest.mark.parametrize("network", ["linear", "attention"])
-    def test_so_is_the_loss_of_exits_on_a_frozen_model(self, tiny_model, tmp_path, network):
+    def test_exit_losses_on_a_frozen_model_are_kept_by_the_methods_version(self, tiny_model, tmp_path, network):
         recipe = replace(RECIPE, frozen_steps=1, store=tmp_path, keep_stages=True)
         loss = own_exit_loss if network == "linear" else MethodType(own_exit_loss, self)
         for method in ("mine 1", "mine 1", "mine 2"):

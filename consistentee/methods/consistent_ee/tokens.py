@@ -59,7 +59,6 @@ from consistentee.methods.consistent_ee.paper import (
     reinforce_policy_loss,
     rewards,
 )
-from consistentee.rules.schedules import text_length
 from consistentee.signals import head_probability
 from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
 from consistentee.training.decoder import ADAPTERS, train_on_states, wanted_answers
@@ -241,7 +240,7 @@ class ConsistentEETokensLadder(TokenPolicies):
         """Exit by the policy of the rung nearest to the price ``knob``, which may rise along the text."""
         if knob == 0 or nearest(knob, (*self.prices, ALWAYS)) == self.rungs:
             return LadderRule([0], threshold=-1.0 if knob else 1.0)  # P(exit) is above -1, and not above 1
-        factors = rising(self.price_rise, 1 if self.price_rise == 1 else text_length(model, self.horizon))
+        factors = rising(self.price_rise, 1 if self.price_rise == 1 else self.horizon or model.text_length)
         return LadderRule([nearest(knob * factor, self.prices) for factor in factors])
 
 

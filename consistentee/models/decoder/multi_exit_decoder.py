@@ -37,6 +37,8 @@ from consistentee.models.decoder.description import (
 from consistentee.models.decoder.lora import LoraSpec, base_weights, is_lora
 from consistentee.versions import ENGINE_VERSION
 
+_USUAL_LENGTH = 64
+
 
 def hash_backbone(backbone: Any) -> str:
     """Hash a stock model's weights as they are loaded, in float32 and without LoRA; what is tied is counted once."""
@@ -153,6 +155,18 @@ class MultiExitDecoder(MultiExit):
     def exit_layers(self) -> tuple[int, ...]:
         """The layers that a token may leave at: 1-based, increasing, the last one is L."""
         return self.description.exit_layers
+
+    def check_exit_layer(self, layer: float) -> int:
+        """Return ``layer`` as an int. Raises UserError if the model has no exit there."""
+        if layer not in self.exit_layers:
+            known = ", ".join(map(str, self.exit_layers))
+            raise UserError(f"this model has no exit at layer {layer:g}; its exit layers are {known}")
+        return int(layer)
+
+    @property
+    def text_length(self) -> int:
+        """Number of new tokens of the texts that the model was trained with, else 64."""
+        return self.description.max_new_tokens or _USUAL_LENGTH
 
     @property
     def closing(self) -> range:

@@ -8,8 +8,25 @@ from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 
-def check_companion(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:
-    """Return what would run a companion and a model. Raises UserError if they do not fit together."""
+def pretrained_companion(model: MultiExitModel, backbone: str, seed: int = 0) -> MultiExitModel:
+    """Put untrained exits, with the labels, pooling and pooler of ``model``, on a backbone that may run before it.
+
+    Raises UserError if the two do not fit together.
+    """
+    like = model.description
+    companion = MultiExitModel.from_backbone(
+        backbone,
+        model.num_labels,
+        label_names=like.label_names,
+        pooling=like.pooling,
+        pooler=like.pooler,
+        seed=seed,
+    )
+    _stepper_of_both(model, companion)
+    return companion
+
+
+def _stepper_of_both(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:
     check_same_tokens(companion.tokenizer, model.tokenizer)
     settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
     if settings[0] != settings[1]:
@@ -25,12 +42,12 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     From now on layers 1..k are the companion's, with its classifiers; the model's own follow, and start from the
     tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
 
-    Raises UserError if the two do not fit together, see :func:`check_companion`, and ValueError if the model has
+    Raises UserError if the two do not fit together, and ValueError if the model has
     learned heads or token exits, which belong to its layers as they are, or a companion already.
     """
     if model.exit_heads or model.stepper.own_modules:
         raise ValueError("a companion must be added once, before any learned head, and without token exits")
-    stepper = check_companion(model, companion)
+    stepper = _stepper_of_both(model, companion)
     companion.use_own_poolers()
     model.use_own_poolers()
     companion.to(model.device)
@@ -38,8 +55,3 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     model.poolers = nn.ModuleList([*companion.poolers, *model.poolers])
     model.use_stepper(stepper)
     model.description.companion_name = companion.description.backbone_name
-
-
-def companion_layers(model: MultiExitModel) -> int:
-    """Return the number of layers of a model's companion, k; 0 where there is none."""
-    return model.num_layers - model.stepper.stock_layers

@@ -198,6 +198,11 @@ class MultiExitModel(MultiExit):
         return self.description.cut_from or self.stepper.stock_layers
 
     @property
+    def companion_layers(self) -> int:
+        """Number of layers of the companion, which run first; 0 without one."""
+        return self.num_layers - self.stepper.stock_layers
+
+    @property
     def backbones(self) -> list[Any]:
         """The stock models, in the order they run."""
         return list(self.stepper.backbones.values())
