@@ -55,7 +55,7 @@ def assert_completed(bench: Bench, finished_suite: Bench, finished_before: dict[
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_kill_of_the_whole_run(bench, finished_suite, kills):
+def test_a_killed_run_goes_on_to_the_same_results(bench, finished_suite, kills):
     moments = random.Random(0)
     finished: dict[Path, int] = {}
     for _ in range(kills):
@@ -99,7 +99,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster):
+def test_a_killed_worker_costs_nothing_but_time(bench, finished_suite, cluster):
     def kill_one() -> None:
         wait_until(bench.finished_cells)
         cluster.workers[0].kill()
@@ -115,32 +115,16 @@ def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster)
     assert {record.environment["threads"]["torch"] for record in bench.records().values()} == {1}
 
 
-def test_two_shards_of_which_one_is_killed_give_what_one_run_gives(bench, finished_suite):
-    killed, whole = bench.start("--shard", "1/2"), bench.start("--shard", "2/2")
-    wait_until(lambda: list(bench.out.glob("artifacts/turns/.*.partial")) or killed.poll() is not None)
-    with pytest.raises(UserError, match="another run is writing"):
-        bench.run()
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert whole.wait(timeout=120) == 0, (bench.folder / "said.txt").read_text()
-    finished = stamps(bench)
-    assert 0 < len(finished) < CELLS, "a shard runs its own cells, and no other"
-    assert bench.start("--shard", "1/2").wait(timeout=120) == 0
-    assert len(bench.finished_cells()) == CELLS
-    assert (bench.read().timings, bench.read().faults) == ({}, [])
-    assert_completed(bench, finished_suite, stamps(bench))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_local_workers_give_what_one_process_gives(bench, finished_suite):
+def test_local_workers_and_one_process_give_the_same_results(bench, finished_suite):
     outcome = bench.run(schedule=Schedule(workers=2))
     assert (outcome.finished, outcome.failed) == (CELLS, ())
     assert bench.results() == finished_suite.results()
     assert bench.leftovers() == []
 
 
-def test_scheduler_that_does_not_answer(bench, monkeypatch):
+def test_a_scheduler_that_does_not_answer_is_named(bench, monkeypatch):
     monkeypatch.setattr(pool, "SECONDS_TO_CONNECT", 0.5)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

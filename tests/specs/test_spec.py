@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from benchmarks.specs.base import SuiteSpec, folder_name, label_of
 from benchmarks.specs.generation import GenerationSuite
-from benchmarks.specs.suites import Filters, Shard, expand, list_suites, load_suite
+from benchmarks.specs.suites import Filters, expand, list_suites, load_suite
 from benchmarks.store.keys import key_parts
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
@@ -51,18 +51,6 @@ def test_a_task_may_have_seeds_of_its_own():
     more = suite(task_overrides={"rte": {"seeds": [0, 1, 2]}}, seeds=[0])
     assert {(cell.task, cell.seed) for cell in expand(more)} == {("sst2", 0), ("rte", 0), ("rte", 1), ("rte", 2)}
     assert {cell.seed for cell in expand(more, Filters(seeds=[7]))} == {7}
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3, 40])
-def test_shards_divide_the_cells_and_keep_groups_together_while_they_suffice(parts):
-    groups = [cell.group for cell in expand(suite())]
-    numbers = range(len(groups))
-    shards = [{n for n in numbers if Shard(number, parts).has(groups, n)} for number in range(1, parts + 1)]
-    assert sorted(n for shard in shards for n in shard) == list(numbers)
-    if parts <= len(set(groups)):
-        assert sum(len({groups[n] for n in shard}) for shard in shards) == len(set(groups))
-    with pytest.raises(UserError, match="the first is 1/"):
-        Shard(parts + 1, parts)
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -169,7 +157,6 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: .*'rte' is listed twice"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": [2, 1, 2]}}]}, "grid.tolerance: .*2 is listed twice"),
         ({"methods": ["pabee", {"method": "pabee", "label": "p", "recipe": {"epochs": 3}}]}, "differ in their label"),
-        ({"budgets": [0.5, 1.5]}, "budgets.1: Input should be less"),
         ({"timing": {"rounds": -1}}, "timing.rounds"),
         ({**OF_TEXTS, "recipe": {"epochs": 3}}, "recipe: unknown key 'epochs'"),
         ({**OF_TEXTS, "exits": {"adapter": "linear"}}, "exits.adapter"),
