@@ -43,11 +43,11 @@ Frames = Mapping[str, pd.DataFrame]
 Cell = tuple[AnyRecord, Frames]
 
 
-def parts_by_hand(rows: str = "rows", kind: Kind = "classification") -> KeyParts:
-    """Return the parts of a key; ``rows`` makes keys differ."""
+def parts_by_hand(rows: str = "rows", kind: Kind = "classification", **settings: object) -> KeyParts:
+    """Return the parts of a key."""
     return KeyParts(
         kind=kind,
-        settings={"method": "pabee"},
+        settings=settings,
         rows=rows,
         backbone={"files": {}},
         method_version=1,
@@ -97,8 +97,7 @@ def _shared_fields(label: str, kind: Kind, metric: str, changes: Mapping[str, ob
         "finished_at": "2026-01-01T00:01:00+00:00",
         **changes,
     }
-    settings = {name: fields[name] for name in ("method", "label", "parameters", "seed")}
-    parts = parts_by_hand(str(fields["task"]), kind).model_copy(update={"settings": settings})
+    parts = parts_by_hand(kind=kind, **{name: fields[name] for name in ("task", "label", "parameters", "seed")})
     return {"key": parts.key, "key_parts": parts, **fields}
 
 

@@ -1,4 +1,4 @@
-"""One cell: knobs are chosen on validation data, live runs agree with replays, what is written agrees with itself."""
+"""One cell: live runs agree with replays, frames with each other, and a cell that is not finished is none."""
 
 import pandas as pd
 import pytest
@@ -9,12 +9,11 @@ from baselines.references import Static
 from benchmarks.commands.verify import faults_of
 from benchmarks.kinds.classification import Classification
 from benchmarks.kinds.kind import CellRows
-from benchmarks.run.cell import run_cell
+from benchmarks.run.cell import live_differences, reached, run_cell
 from benchmarks.specs.base import CellSpec, Regrouped, TimingSpec
-from benchmarks.specs.knob_choice import concave_hull
-from benchmarks.specs.targets import Budget
-from benchmarks.store.folders import LOG_FILE, PREDICTIONS_FILE, VALIDATION_FILE, RunFolder, read_cell, read_rows
-from benchmarks.store.records import BaseRecord, CellRecord
+from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell
+from benchmarks.store.frames import read_frame
+from benchmarks.store.records import AnyRecord
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -29,56 +28,67 @@ def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
     return cell_spec(task="toy", backbone=str(backbone), method=method, label=method, recipe=recipe, **changes)
 
 
-def run(spec: CellSpec, task: TaskData, folder: RunFolder) -> BaseRecord:
-    return run_cell(spec, parts_by_hand(), CellRows(task, task), folder, command="")
+def run(spec: CellSpec, task: TaskData, folder: RunFolder) -> tuple[AnyRecord, dict[str, pd.DataFrame]]:
+    """Run a cell, and return its record and its frames as they are on disk."""
+    written = run_cell(spec, parts_by_hand(), CellRows(task, task), folder, command="")
+    record, fault = read_cell(folder.cell(spec), parts_by_hand())
+    assert (record, fault) == (written, None)
+    return written, {path.stem: read_frame(path) for path in folder.cell(spec).glob("*.parquet")}
 
 
 @pytest.mark.parametrize("method", ["full", "calm-softmax", "oracle", "hashee"])
-def test_cell_leaves_a_record_that_its_rows_bear_out(tmp_path, tiny_backbone, method):
+def test_frames_of_a_cell_agree_with_each_other(tmp_path, tiny_backbone, method):
     spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
-    run(spec, TASK, folder)
-    place = folder.cell(spec)
-    record, fault = read_cell(place, parts_by_hand(), CellRecord)
-    assert fault is None
-    assert [fault for fault in faults_of(tmp_path) if str(place) in fault] == [], (
-        "scores, exits and answers of its rows"
-    )
-    assert read_rows(place / PREDICTIONS_FILE).to_pandas()["label"].tolist() == list(TASK.test.labels)
-    assert read_rows(place / VALIDATION_FILE).to_pandas()["label"].tolist() == list(TASK.validation.labels)
-    for operating_point in record.operating_points:
-        assert operating_point.live_disagreements == 0
-        assert operating_point.live_rows == (0 if method == "oracle" else len(TASK.test))
-        assert operating_point.flops > 0
-    curve = [(point.average_layers, point.scores[record.metric]) for point in record.curve_validation]
-    assert [point.place for point in record.hull] == concave_hull(*zip(*curve, strict=True)).tolist()
-    assert all(0 < point.validation_flops <= 1.1 * record.full_validation_flops for point in record.hull)
+    record, frames = run(spec, TASK, folder)
+    place, curve = folder.cell(spec), frames["curve"]
+    assert [fault for fault in faults_of(tmp_path) if str(place) in fault] == [], "scores and exits of its rows"
+    assert frames["rows"]["label"].tolist() == list(TASK.test.labels)
+    assert frames["answers"].groupby("layer")["row"].agg(list).tolist() == [list(range(len(TASK.test)))] * LAYERS
+    mixed = curve.set_index("place").loc[frames["exits"]["place"].unique()]
+    assert (mixed["flops"] > 0).all()
+    if method == "oracle":
+        assert not {"live_rows", "live_disagreements"} & set(curve)
+    else:
+        assert (mixed["live_rows"] == len(TASK.test)).all()
+        assert (mixed["live_disagreements"] == 0).all()
+    assert curve["knob"].isna().tolist() == [False] * (len(curve) - 1) + [True], "never exit comes last"
     if method == "full":
-        assert record.operating_points[0].flops == record.full_flops
+        assert mixed["flops"].tolist() == [curve["full_flops"][0]]
     if method == "hashee":
-        assert record.operating_points[0].flops < record.full_flops
-        assert 1 < record.operating_points[0].test.average_layers < 4
-    assert record.losses.keys() >= record.validation_by_epoch.keys()
-    assert all(0 < len(losses) <= 50 for losses in record.losses.values())
+        assert (mixed["flops"] < curve["full_flops"][0]).all()
+        assert mixed["layers"].between(1, 4, inclusive="neither").all()
+    training = frames["training"]
+    assert training["step"].between(1, 50).all()
+    assert set(training["stage"]) == set(training.query("curve == 'loss'")["stage"])
     assert "trained in" in (place / LOG_FILE).read_text()
-    saved = MultiExitModel.from_pretrained(folder.model(parts_by_hand().key)).description
+    saved = MultiExitModel.from_pretrained(folder.model(record.key).absolute()).description
     assert (saved.method_name, saved.task_name, saved.max_length) == (method, "toy", 16)
-    assert saved.default_knob in [point.knob for point in record.operating_points]
+    assert saved.default_knob in curve["knob"].tolist()
 
 
-def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_path, tiny_backbone):
+def test_a_cascade_counts_its_own_layers_against_the_stock_models(tmp_path, tiny_backbone):
     spec = spec_of(tiny_backbone("bert"), "cascade-bert", parameters={"companion_layers": 2})
-    folder = RunFolder(tmp_path)
-    written = run(spec, TASK, folder)
-    record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
-    assert fault is None
-    assert record == written
-    assert list(record.losses) == ["last-exit", *(f"last-exit ({fold})" for fold in (2, 3, 4)), "companion"]
+    record, frames = run(spec, TASK, RunFolder(tmp_path))
+    losses = frames["training"].query("curve == 'loss'")["stage"].unique()
+    assert list(losses) == ["last-exit", *(f"last-exit ({fold})" for fold in (2, 3, 4)), "companion"]
     assert record.num_layers == LAYERS
-    assert {len(p.exit_histogram) for p in record.curve_test} == {LAYERS + 2}
-    assert all(sum(p.exit_histogram) == p.exit_histogram[1] + p.exit_histogram[-1] for p in record.curve_test)
-    within = next(p for p in record.operating_points if Budget(layers_at_most=0.5) in p.targets)
-    assert within.validation.average_layers <= LAYERS / 2
-    assert all(p.live_disagreements == 0 for p in record.operating_points)
+    histograms = frames["curve"]["exit_histogram"].tolist()
+    assert {len(counts) for counts in histograms} == {LAYERS + 2}
+    assert all(sum(counts) == counts[1] + counts[-1] for counts in histograms)
+    assert frames["curve"]["layers"].min() <= LAYERS / 2
+    assert not frames["curve"]["live_disagreements"].any()
+
+
+def test_a_finished_cell_is_described_by_points_and_score_at_the_middle_budget(tmp_path, tiny_backbone):
+    record, frames = run(spec_of(tiny_backbone("bert"), "static"), TASK, RunFolder(tmp_path))
+    curve = frames["curve"]
+    scores = 100 * curve["accuracy"]
+    assert reached(record, curve, None) == f"accuracy {scores[1]:.1f} at 2x"
+    assert reached(record, curve, curve["accuracy"].iloc[-1]).startswith(f"{scores[1] - scores.iloc[-1]:+.1f} points, ")
+    assert reached(record, curve[2:].reset_index(), None) == f"accuracy {scores[2]:.1f} at 3.00 of 4 layers"
+    assert live_differences(curve) == []
+    (line,) = live_differences(curve.assign(live_disagreements=[0, 2, 0, 0, 0]))
+    assert line == f"2 of {len(TASK.test)} rows differ live at knob 2"
 
 
 def test_a_shorter_models_record_counts_its_own_layers_and_measures_by_the_stock_models(tmp_path, tiny_backbone):
@@ -94,7 +104,7 @@ def test_a_shorter_models_record_counts_its_own_layers_and_measures_by_the_stock
 
 
 @pytest.mark.parametrize("last", ["save_pretrained", "to_parquet"])
-def test_a_cell_that_dies_while_it_is_made_again_is_no_cell(tmp_path, tiny_backbone, monkeypatch, last):
+def test_a_cell_that_dies_while_it_is_computed_again_is_not_finished(tmp_path, tiny_backbone, monkeypatch, last):
     spec, folder = spec_of(tiny_backbone("bert"), "full"), RunFolder(tmp_path)
     run(spec, TASK, folder)
 
@@ -104,15 +114,17 @@ def test_a_cell_that_dies_while_it_is_made_again_is_no_cell(tmp_path, tiny_backb
     monkeypatch.setattr({"save_pretrained": MultiExitModel, "to_parquet": pd.DataFrame}[last], last, killed)
     with pytest.raises(KeyboardInterrupt):
         run(spec, TASK, folder)
-    assert read_cell(folder.cell(spec), parts_by_hand(), CellRecord) == (None, None)
+    assert read_cell(folder.cell(spec), parts_by_hand()) == (None, None)
 
 
-def test_regression(tmp_path, tiny_backbone):
+def test_a_regression_is_scored_by_correlation(tmp_path, tiny_backbone):
     task = make_task(regression=True)
     spec = spec_of(tiny_backbone("bert"), "pabee")
-    record = run(spec, task, RunFolder(tmp_path))
+    record, frames = run(spec, task, RunFolder(tmp_path))
     assert record.metric == "pearson"
-    assert all(p.live_disagreements == 0 for p in record.operating_points)
+    assert not frames["curve"]["live_disagreements"].any()
+    assert frames["curve"]["pearson_terms"].map(len).tolist() == [5] * len(frames["curve"])
+    assert "pearson" in reached(record, frames["curve"], None)
     with pytest.raises(UserError, match="deebert is not defined for a regression"):
         run(spec_of(tiny_backbone("bert"), "deebert"), task, RunFolder(tmp_path))
 
@@ -126,7 +138,4 @@ def test_a_batch_in_step_and_more_texts_in_flight_are_timed(tiny_model):
     model.stepper.step = lambda layer, hidden, context: (calls.append(len(hidden)), step(layer, hidden, context))[1]
     in_step, in_flight = (kind.time_method(Static(), model, 3.0, way)(rows) for way in (None, setting))
     assert calls == [7] * 3 + [2] * 9 + [1] * 3
-    assert in_step.layers == in_flight.layers == [3.0] * 7
-    samples = kind.samples(2, 7, [[in_flight]] * 3, 7)
-    assert samples.in_flight == 7
-    assert kind.samples(7, 7, [[in_step]] * 3).in_flight is None
+    assert (in_step.units, in_step.layer_calls) == (in_flight.units, in_flight.layer_calls) == (7, 21.0)

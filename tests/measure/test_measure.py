@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from benchmarks.kinds.classification import BatchTime, Classification
 from benchmarks.measure import clock as measure
 from benchmarks.measure.clock import time_contenders, timed
 from benchmarks.specs.base import TimingSpec
@@ -56,15 +55,6 @@ def test_seconds_are_those_of_the_clock(monkeypatch):
     clock = itertools.count(0, 0.5)  # every look at the clock is half a second later
     monkeypatch.setattr(measure, "clock", lambda device: next(clock))
     assert timed(len, ROWS, torch.device("cpu")) == (0.5, 5)
-
-
-def test_times_of_classification_are_recorded():
-    rounds = [[BatchTime(0.5, [1.0, 4.0]), BatchTime(0.25, [1.0])]] * 3
-    kept = Classification().samples(2, 3, rounds)
-    assert (kept.batch_size, kept.rows) == (2, 3)
-    assert kept.seconds_per_batch == [[0.5, 0.25]] * 3
-    assert kept.seconds_per_round == [0.75] * 3
-    assert Classification().average_layers(rounds[0]) == 2.0
 
 
 def test_garbage_collection_comes_back_after_an_error():

@@ -1,4 +1,4 @@
-"""How far work has come: what loops say of it, what a job's process writes, what the run shows."""
+"""Progress of work: positions that loops report, status files of jobs, and the display of a run."""
 
 import io
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from conftest import make_task
 from rich.console import Console
 
 from benchmarks.measure.clock import time_contenders
-from benchmarks.run import progress as status
-from benchmarks.run.progress import RunProgress, StageProgress, StatusFile, read_status
+from benchmarks.run import jobs as status
+from benchmarks.run.jobs import RunProgress, StageProgress, StatusFile, read_status
 from benchmarks.specs.base import TimingSpec
 from consistentee.files import clear_leftovers
 from consistentee.progress import Position, begin_stage, listening, tracked
@@ -99,7 +99,7 @@ class Named:
 
 def test_a_run_shows_a_line_every_ten_seconds_where_there_is_no_terminal(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
-    monkeypatch.setattr("benchmarks.run.progress.time.monotonic", lambda: 1000.0)
+    monkeypatch.setattr("benchmarks.run.jobs.time.monotonic", lambda: 1000.0)
     shown = RunProgress(console, 2)
     job = Named("toy · full", tmp_path / ".a.status.partial")
     shown.started(job)

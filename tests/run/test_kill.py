@@ -57,7 +57,7 @@ def assert_completed(bench: Bench, finished_suite: Bench, finished_before: dict[
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_kill_of_the_whole_run(bench, finished_suite, kills):
+def test_a_killed_run_goes_on_to_the_same_results(bench, finished_suite, kills):
     moments = random.Random(0)
     finished: dict[Path, int] = {}
     for _ in range(kills):
@@ -101,7 +101,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster):
+def test_a_killed_worker_costs_nothing_but_time(bench, finished_suite, cluster):
     def kill_one() -> None:
         wait_until(bench.finished_cells)
         cluster.workers[0].kill()
@@ -119,14 +119,14 @@ def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_local_workers_give_what_one_process_gives(bench, finished_suite):
+def test_local_workers_and_one_process_give_the_same_results(bench, finished_suite):
     outcome = bench.run(schedule=Schedule(workers=2))
     assert (outcome.finished, outcome.failed) == (CELLS, ())
     assert bench.results() == finished_suite.results()
     assert bench.leftovers() == []
 
 
-def test_scheduler_that_does_not_answer(bench, monkeypatch):
+def test_a_scheduler_that_does_not_answer_is_named(bench, monkeypatch):
     monkeypatch.setattr(pool, "SECONDS_TO_CONNECT", 0.5)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

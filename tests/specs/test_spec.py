@@ -174,7 +174,6 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: .*'rte' is listed twice"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": [2, 1, 2]}}]}, "grid.tolerance: .*2 is listed twice"),
         ({"methods": ["pabee", {"method": "pabee", "label": "p", "recipe": {"epochs": 3}}]}, "differ in their label"),
-        ({"budgets": [0.5, 1.5]}, "budgets.1: Input should be less"),
         ({"timing": {"rounds": -1}}, "timing.rounds"),
         ({**OF_TEXTS, "recipe": {"epochs": 3}}, "recipe: unknown key 'epochs'"),
         ({**OF_TEXTS, "exits": {"adapter": "linear"}}, "exits.adapter"),

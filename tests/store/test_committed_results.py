@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from benchmarks.store.stored_results import open_results
 from documents import ROOT
 from pandas import read_csv
 from pandas.testing import assert_frame_equal
@@ -13,7 +14,6 @@ from benchmarks.analysis import write_published_files
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import load_suite
-from benchmarks.store.stored_results import open_results
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
 RESULTS = ROOT / "results"

@@ -25,7 +25,7 @@ from benchmarks.run import pool
 from benchmarks.run.pool import compute_here
 from benchmarks.store.folders import LOG_FILE
 from benchmarks.store.hashes import write_text
-from benchmarks.store.stored_results import open_results
+from benchmarks.store.results_folder import open_results
 from consistentee.errors import UserError
 
 SETTINGS = {
@@ -104,7 +104,7 @@ def run_here(bench: Bench, *, retry_failed: bool = False) -> None:
     """Run the suite of a bench with all jobs in this process, and without tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "execute", lambda job, threads=None: compute_here(job))
-        patch.setattr("benchmarks.run.end_screen.report_files", lambda out, just_computed: None)
+        patch.setattr("benchmarks.run.sweep.report", lambda run, just_computed: None)
         bench.outcome = bench.run(changes=SETTINGS, retry_failed=retry_failed)
 
 
@@ -228,9 +228,9 @@ def read_all(root: Path) -> object:
     found = open_results(root)
     if found.faults:
         raise UserError(str(found.faults[0]))
-    tables = [(cell.predictions(), cell.validation()) for cell in found.cells]
-    texts = [record.model_dump_json() for record in (*(cell.record for cell in found.cells), *found.timings.values())]
-    return texts, [None if table is None else table.to_dict("list") for of_cell in tables for table in of_cell]
+    frames = [frame for folder in found.cells for frame in found.frames_of(folder).values()]
+    texts = [record.model_dump_json() for record in (*found.cells.values(), *found.timings.values())]
+    return texts, [frame.to_json() for frame in (*frames, found.times())]
 
 
 def flip(path: Path, place: int, bit: int) -> None:

@@ -63,7 +63,7 @@ def test_what_matters_changes_the_key():
         {"parameters": {"tolerance": 0.2}},
         {"recipe": RecipeSettings(epochs=9)},
         {"test_rows": 10},
-        {"budgets": (0.25,)},
+        {"validation_rows": 9},
     )
     others = [
         key_parts(SPEC, "other rows", BACKBONE),

@@ -8,23 +8,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from records_by_hand import DECODING, write_results
+from records_by_hand import write_decoding_results, write_results
 from small_suite import Bench
 
 from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
 from benchmarks.run import sweep
-from benchmarks.store.folders import (
-    FAILURE_FILE,
-    PREDICTIONS_FILE,
-    RECORD_FILE,
-    VALIDATION_FILE,
-    write_cell,
-    write_record,
-    write_rows,
-)
+from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE, write_cell, write_record
+from benchmarks.store.frames import FRAMES
 from benchmarks.store.records import FailureRecord
-from benchmarks.store.stored_results import StoredCell, failed_cells, kind_of_results, open_results
+from benchmarks.store.results_folder import StoredResults, kind_of_results, open_results
 from consistentee.errors import UserError
 
 FORMAT = "cannot be read as published results"
@@ -34,27 +27,11 @@ def write_run(kind: str, folder: Path) -> Path:
     """Write a run of either kind, with a cell that is not defined for its task."""
     if kind == "classification":
         write_results(folder, seeds=(0, 1))
-        answers = pd.DataFrame({"row": [0, 1, 2], "label": [0, 1, 1], "hull_prediction_0": [0, 1, 0]})
-        for label, more in (("full", {}), ("deebert", {"hull_prediction_1": [2, 1, 1]})):
-            write_rows(next(folder.rglob(f"{label}/default/seed0")) / VALIDATION_FILE, answers.assign(**more))
     else:
-        found = publish.whole_results(DECODING)
-        for cell in found.cells:
-            write_cell(folder / "cells" / cell.folder, cell.record, {PREDICTIONS_FILE: cell.predictions()})
-        for file, timing in found.timings.items():
-            write_record(folder / "timings" / file, timing)
+        write_decoding_results(folder)
     refusal = FailureRecord(key="k", error="no regression", refused=True, traceback="", failed_at="now")
     write_record(folder / "cells" / "mcid" / "b" / "hashee" / "default" / "seed0" / FAILURE_FILE, refusal)
     return folder
-
-
-@pytest.fixture(scope="module", params=("classification", "generation"))
-def forms(request, tmp_path_factory) -> tuple[Path, Path]:
-    """Return the folders of a run and of its publication, of either kind."""
-    folder = tmp_path_factory.mktemp(request.param)
-    run, out = write_run(request.param, folder / "runs" / "made-up"), folder / "results" / "made-up"
-    publish_run(run, out)
-    return run, out
 
 
 def publish_bare(run: Path, out: Path) -> Path:
@@ -65,33 +42,37 @@ def publish_bare(run: Path, out: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="module", params=("classification", "generation"))
+def forms(request, tmp_path_factory) -> tuple[Path, Path]:
+    """Return the folders of a run and of its publication, of either kind."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run, out = write_run(request.param, folder / "runs" / "made-up"), folder / "results" / "made-up"
+    return run, publish_bare(run, out)
+
+
 # ---------------------------------------------------------------------------------------------- round trip
 
 
 def test_everything_reads_back_equal(forms):
     run, out = map(open_results, forms)
-    assert [(c.record, c.folder) for c in out.cells] == [(c.record, c.folder) for c in run.cells]
-    assert (out.timings, out.faults) == (run.timings, [])
-    assert len(run.timings) > 0
-    for ours, theirs in zip(run.cells, out.cells, strict=True):
-        for kept in ("predictions", "validation"):
-            found, expected = getattr(theirs, kept)(), getattr(ours, kept)()
-            assert (found is None) == (expected is None)
-            if found is not None:
-                pd.testing.assert_frame_equal(found, expected, check_exact=True)
-    run_folder, out_folder = forms
-    assert failed_cells(out_folder) == failed_cells(run_folder)
-    assert [failure.error for failure in failed_cells(out_folder).values()] == ["no regression"]
-    assert out.kind == run.kind
+    assert (out.kind, list(out.cells.items()), out.faults) == (run.kind, list(run.cells.items()), [])
+    assert list(out.timings.items()) == list(run.timings.items()) != []
+    assert out.failures == run.failures
+    assert [failure.error for failure in out.failures.values()] == ["no regression"]
+    for folder in run.cells:
+        ours, theirs = run.frames_of(folder), out.frames_of(folder)
+        assert list(ours) == list(theirs)
+        for name, frame in ours.items():
+            pd.testing.assert_frame_equal(theirs[name], frame, check_exact=True)
+    for file in run.timings:
+        pd.testing.assert_frame_equal(out.times_of(file), run.times_of(file), check_exact=True)
 
 
 def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_path):
     run, out = forms
-    names = {path.name for path in out.iterdir()}
-    assert {"cells.parquet", "timings.parquet", "rows.parquet", "table.md"} <= names
-    assert ({"headline.csv", "validation.parquet"} <= names) == (kind_of_results(out) == "classification")
-    assert sum(name.endswith(".png") for name in names) == 1
-    assert {name for name in names if name.endswith((".pdf", ".html", ".json"))} == {"hashes.json"}
+    own = {"rows", "curve", *(("texts",) if kind_of_results(out) == "generation" else ("answers", "exits", "training"))}
+    names = {f"{name}.parquet" for name in (*own, "cells", "timings", "failures", "times")}
+    assert {path.name for path in out.iterdir()} == {*names, "hashes.json"}
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
     assert size < sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 2
     publish_bare(run, tmp_path)
@@ -117,21 +98,18 @@ def of_another_program(path: Path) -> None:
     pq.write_table(pa.table({"task": ["mcid"]}), path)
 
 
-@pytest.mark.parametrize("name", ["cells.parquet", "timings.parquet", "rows.parquet"])
-@pytest.mark.parametrize(("spoil", "said"), [(cut, FORMAT), (of_another_program, FORMAT), (Path.unlink, "missing")])
-def test_what_is_damaged_or_foreign_is_said_in_one_sentence(published, tmp_path, name, spoil, said):
+@pytest.mark.parametrize("name", ["cells.parquet", "timings.parquet", "rows.parquet", "times.parquet"])
+@pytest.mark.parametrize("spoil", [cut, of_another_program, Path.unlink])
+def test_a_damaged_or_foreign_file_is_named_in_one_sentence(published, tmp_path, name, spoil):
     out = Path(shutil.copytree(published, tmp_path / "made-up"))
     spoil(out / name)
-    if spoil != cut:
-        (out / "hashes.json").unlink()  # published before there were hashes
-    if (name, spoil) == ("cells.parquet", Path.unlink):
-        said = "holds no results"  # it is this file that tells the form
+    said = FORMAT if (name, spoil) != ("cells.parquet", Path.unlink) else "holds no results"  # it tells the form
     with pytest.raises(UserError, match=said) as raised:
-        [cell.predictions() for cell in open_results(out).cells]
+        open_results(out)
     assert "\n" not in str(raised.value)
 
 
-def test_what_cannot_be_published(published, tmp_path):
+def test_runs_that_are_not_whole_and_folders_of_others_are_refused(published, tmp_path):
     with pytest.raises(UserError, match="published already"):
         publish_run(published, tmp_path / "out")
     with pytest.raises(UserError, match="holds no results"):
@@ -145,15 +123,17 @@ def test_what_cannot_be_published(published, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kept", [PREDICTIONS_FILE, VALIDATION_FILE])
-def test_what_does_not_read_back_equal_is_said(tmp_path, monkeypatch, kept):
-    read = StoredCell.table
+@pytest.mark.parametrize("lost", [*FRAMES[:4], "times"])
+def test_a_publication_that_does_not_read_back_equal_is_refused(tmp_path, monkeypatch, lost):
+    frame, times = StoredResults.frame, StoredResults.times
 
-    def lossy(self, name):
-        found = read(self, name)
-        return found[:-1] if name == kept and found is not None and self.number is not None else found
+    def cut_if(found: pd.DataFrame, is_lost: bool) -> pd.DataFrame:
+        return found[:-1] if is_lost else found
 
-    monkeypatch.setattr(StoredCell, "table", lossy)
+    monkeypatch.setattr(
+        StoredResults, "frame", lambda self, name: cut_if(frame(self, name), self.published and name == lost)
+    )
+    monkeypatch.setattr(StoredResults, "times", lambda self: cut_if(times(self), self.published and lost == "times"))
     with pytest.raises(AssertionError, match="keep the run"):
         publish_bare(write_run("classification", tmp_path / "run"), tmp_path / "out")
 
@@ -188,7 +168,7 @@ def number_of(lines: list[str], *beginnings: str) -> int:
 
 
 @pytest.mark.parametrize("form", ["published", "run"])
-def test_what_is_published_is_done(finished, elsewhere, form):
+def test_published_cells_are_done(finished, elsewhere, form):
     place = finished.folder / "published" if form == "published" else finished.out
     outcome = run_from(elsewhere, place)
     assert (outcome.computed, outcome.finished, outcome.failed) == (0, 3, ())
@@ -201,7 +181,7 @@ def test_what_is_published_is_done(finished, elsewhere, form):
     assert {path: path.stat().st_mtime_ns for path in elsewhere.out.rglob(RECORD_FILE)} == stamps
 
 
-def test_dry_run_counts_it_and_writes_nothing(finished, elsewhere, monkeypatch, tmp_path):
+def test_a_dry_run_counts_published_cells_and_writes_nothing(finished, elsewhere, monkeypatch, tmp_path):
     published = {"published_dir": finished.folder / "published"}
     more, same = {"methods": [*METHODS, "static"]}, {"methods": METHODS}
     lines = elsewhere.plan(changes=more, **published)
@@ -245,11 +225,12 @@ def test_interrupted_unpacking_goes_on(finished, elsewhere, monkeypatch):
     assert elsewhere.leftovers() == []
 
 
-def test_what_a_run_cannot_start_from(finished, elsewhere, tmp_path):
+def test_a_run_refuses_folders_that_it_cannot_start_from(finished, elsewhere, tmp_path):
     with pytest.raises(UserError, match="holds no results, published or not"):
         run_from(elsewhere, tmp_path / "nothing")
+    write_decoding_results(tmp_path / "decoding")
     with pytest.raises(UserError, match="holds results of generation"):
-        run_from(elsewhere, DECODING)
+        run_from(elsewhere, tmp_path / "decoding")
     elsewhere.out = finished.folder / "published"
     with pytest.raises(UserError, match="holds published results"):
         run_from(elsewhere, finished.folder / "published")

@@ -5,50 +5,36 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from records_by_hand import cell, operating_point, parts_by_hand, write_results
+from records_by_hand import cell, parts_by_hand, write_results
 
-from benchmarks.analysis.frames import first_timings, load_results
 from benchmarks.store import hashes
-from benchmarks.store.folders import (
-    PREDICTIONS_FILE,
-    RECORD_FILE,
-    parse_record,
-    read_cell,
-    read_rows,
-    write_record,
-    write_rows,
-)
+from benchmarks.store.folders import RECORD_FILE, keep_timing, read_cell, read_timings, write_cell
+from benchmarks.store.frames import read_frame
 from benchmarks.store.hashes import share_weights, write_text
-from benchmarks.store.records import CellRecord, KeyParts
-from benchmarks.store.stored_results import open_results
-from benchmarks.store.timings import TimingRecord
+from benchmarks.store.records import KeyParts
+from benchmarks.store.results_folder import open_results
 from consistentee.errors import UserError
 from consistentee.files import is_disk_full, set_aside
 
-RECORD = cell("pabee", [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
 PARTS = parts_by_hand()
-
-
-def stored(parts: KeyParts = PARTS) -> CellRecord:
-    infinite = {"train_seconds": float("inf")}
-    return RECORD.model_copy(update={"key": parts.key, "key_parts": parts, **infinite})
+ROWS_FILE = "rows.parquet"
 
 
 def stored_cell(root: Path, parts: KeyParts = PARTS) -> Path:
     folder = root / "cells/task/backbone/label/default/seed0"
-    write_rows(folder / PREDICTIONS_FILE, pd.DataFrame({"row": [0, 1], "label": [1, 0]}))
-    write_record(folder / RECORD_FILE, stored(parts), [folder / PREDICTIONS_FILE])
+    record = cell("pabee", key=parts.key, key_parts=parts, train_seconds=float("inf"))
+    write_cell(folder, record, {"rows": pd.DataFrame({"row": [0, 1], "label": [1, 0]}), "training": pd.DataFrame()})
     return folder
 
 
-def test_full_disk_is_recognised_behind_other_errors():
+def test_a_full_disk_is_recognised_behind_other_errors():
     error = UserError("cannot write")
     error.__cause__ = RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
     assert is_disk_full(error)
     assert not is_disk_full(UserError("something else"))
 
 
-def test_place_that_cannot_be_written(tmp_path):
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*sub: Not a directory"):
         write_text(tmp_path / "file" / "sub" / "record.json", "text")
@@ -58,14 +44,14 @@ def test_place_that_cannot_be_written(tmp_path):
     ("spoil", "reason"),
     [
         (lambda f: (f / RECORD_FILE).write_bytes(b"\xff\xfe"), "unreadable"),
-        (lambda f: os.truncate(f / PREDICTIONS_FILE, 60), PREDICTIONS_FILE),
-        (lambda f: (f / PREDICTIONS_FILE).unlink(), PREDICTIONS_FILE),
+        (lambda f: os.truncate(f / ROWS_FILE, 60), ROWS_FILE),
+        (lambda f: (f / ROWS_FILE).unlink(), ROWS_FILE),
     ],
 )
-def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
+def test_a_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
     folder = stored_cell(tmp_path)
     spoil(folder)
-    record, fault = read_cell(folder, PARTS, CellRecord)
+    record, fault = read_cell(folder, PARTS)
     assert record is None
     assert folder.is_dir(), "looking changes nothing"
     said = fault.set_aside()
@@ -80,26 +66,36 @@ def test_places_without_results_are_named(tmp_path):
     folder = stored_cell(tmp_path / "runs" / "quick")
     with pytest.raises(UserError, match=r"holds no results; these do: .*quick$"):
         open_results(tmp_path / "runs")
-    (folder / PREDICTIONS_FILE).write_bytes(b"PAR1 no PAR1")
+    (folder / ROWS_FILE).write_bytes(b"PAR1 no PAR1")
     with pytest.raises(UserError, match="cannot be read"):
-        read_rows(folder / PREDICTIONS_FILE)
+        read_frame(folder / ROWS_FILE)
 
 
-def test_the_timing_that_was_taken_last_counts(tmp_path):
+def test_a_cell_is_read_back_and_frames_without_lines_have_no_file(tmp_path):
+    folder = stored_cell(tmp_path)
+    record, fault = read_cell(folder, PARTS)
+    assert (record.key_parts, record.train_seconds, fault) == (PARTS, float("inf"), None)
+    assert {path.name for path in folder.iterdir()} == {RECORD_FILE, ROWS_FILE}
+    assert read_frame(folder / ROWS_FILE).to_dict("list") == {"row": [0, 1], "label": [1, 0]}
+    assert "seed was none, is 1" in read_cell(folder, parts_by_hand(seed=1))[1].reason
+
+
+def test_the_latest_timing_comes_first_and_an_earlier_one_is_kept_with_its_times(tmp_path):
     write_results(tmp_path, seeds=(0, 1))
-    (latest,) = tmp_path.glob("timings/*/*/seed0/timing.json")
-    earlier, _ = parse_record(latest, TimingRecord)
-    changes = {"key": "another protocol", "finished_at": "2025-01-01T00:00:00+00:00"}
-    write_record(latest.with_name("timing-1.json"), earlier.model_copy(update=changes))
+    (folder,) = tmp_path.glob("timings/*/*/seed0")
+    times = read_frame(folder / "timing.parquet")
+    kept = keep_timing(folder)
+    assert {path.name for path in folder.iterdir()} == {"timing-1.json", "timing-1.parquet"}
+    pd.testing.assert_frame_equal(read_frame(kept.with_suffix(".parquet")), times)
+    assert (len(read_timings(folder)[0]), read_timings(folder)[1]) == (1, [])
+    kept.write_text(hashes.unsealed(kept.read_text())[0].replace("2026-01-01T00:02", "2025-01-01T00:02"))
+    write_results(tmp_path)
     found = open_results(tmp_path)
-    assert [Path(file).parts[-2:] for file in found.timings] == [
-        ("seed0", "timing.json"),
-        ("seed0", "timing-1.json"),
-        ("seed1", "timing.json"),
-    ]
-    found = load_results(tmp_path)
-    assert found.timings[0].key == "timing"
-    assert set(first_timings(found.times)["timing"]) == {0, 2}
+    files = [("seed0", "timing.json"), ("seed0", "timing-1.json"), ("seed1", "timing.json")]
+    assert [Path(file).parts[-2:] for file in found.timings] == files
+    assert found.times()["timing"].unique().tolist() == [0, 1, 2]
+    os.truncate(folder / "timing.parquet", 60)
+    assert [fault.path.name for fault in read_timings(folder)[1]] == ["timing.json"]
 
 
 def test_models_with_equal_weights_keep_one_large_file_between_them(tmp_path, monkeypatch):
@@ -136,10 +132,10 @@ def test_reading_results_changes_nothing_and_skips_what_was_set_aside(tmp_path):
     set_aside(folder, "stale")
     stored_cell(tmp_path, parts_by_hand("new"))
     found = open_results(tmp_path)
-    assert [cell.record.key_parts for cell in found.cells] == [parts_by_hand("new")]
+    assert [record.key_parts for record in found.cells.values()] == [parts_by_hand("new")]
     assert (found.timings, found.faults) == ({}, [])
     (folder / RECORD_FILE).write_text("{")
     found = open_results(tmp_path)
-    assert found.cells == []
+    assert found.cells == {}
     assert found.faults[0].path == folder / RECORD_FILE
     assert folder.is_dir()

@@ -27,8 +27,7 @@ recipe: {epochs: 1, max_rows: 64, frozen_steps: 20}
 seeds: [0]
 validation_rows: 64
 test_rows: 64
-bootstrap_resamples: 100
-timing: {rounds: 3, batch_sizes: [1], rows: 8, points_per_cell: 1, warmup_batches: 1}
+timing: {rounds: 3, batch_sizes: [1], rows: 8, warmup_batches: 1}
 """
 MORE_COMMANDS = """
 consistentee run small.yaml
