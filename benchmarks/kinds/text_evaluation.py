@@ -132,7 +132,7 @@ class TextEvaluation:
             "train_task": rows.training.name,
             "training_precision": precision_used(recipe.precision, chosen_device()) if trains_layers else None,
             "exit_layers": list(model.exit_layers),
-            "closing_layers": len(model.closing),
+            "closing_layers": len(model.last_layers),
             "max_prompt_tokens": max_prompt_tokens,
             "max_new_tokens": max_new_tokens,
             "kv": decoder.method.kv,

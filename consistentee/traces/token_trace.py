@@ -174,7 +174,7 @@ def record_tokens(
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
         speaking=speaking,
-        deciding=states[:, : len(model.exit_layers)] if model.closing else speaking,
+        deciding=states[:, : len(model.exit_layers)] if model.last_layers else speaking,
         saturation=recorded["saturation"],
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
@@ -233,7 +233,7 @@ def _record(
 ) -> dict[str, Tensor]:
     model.eval()
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
-    exits = len(model.exit_layers) * (2 if model.closing else 1)
+    exits = len(model.exit_layers) * (2 if model.last_layers else 1)
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
     saturation = torch.empty(ends[-1], len(model.exit_layers), dtype=model.dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
@@ -242,7 +242,7 @@ def _record(
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)
-        hidden = torch.cat([states.deciding, states.speaking], dim=2) if model.closing else states.speaking
+        hidden = torch.cat([states.deciding, states.speaking], dim=2) if model.last_layers else states.speaking
         changes = zip(states.entering, states.deciding.unbind(dim=2), strict=True)
         cosines = torch.stack([model.saturation(entered, left) for entered, left in changes], dim=2).cpu()
         kept = batch.padding_mask if whole_rows else batch.gives_response

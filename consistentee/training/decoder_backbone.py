@@ -166,7 +166,7 @@ def states_with_layer_dropout(model: MultiExitDecoder, batch: TokenRows, dropout
 
     Raises UserError for a model with closing layers, whose exits skip layers already.
     """
-    if model.closing:
+    if model.last_layers:
         raise UserError("layer dropout and closing layers cannot be combined: set layer_dropout to 0")
     hidden, context = model.stepper.begin(batch.tokens, batch.padding_mask)
     states = []

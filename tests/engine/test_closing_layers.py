@@ -40,14 +40,14 @@ def rows_of(model: MultiExitDecoder, out: Generations) -> list[tuple[list[int], 
 
 class TestStack:
     def test_an_exit_runs_as_many_layers_as_its_number_says(self, model):
-        assert [list(stretch) for stretch in model.stretches] == [[1], [2], [3]]
-        assert list(model.closing) == [4]
+        assert [list(stretch) for stretch in model.segments] == [[1], [2], [3]]
+        assert list(model.last_layers) == [4]
         assert [list(model.skipped_layers(layer)) for layer in model.exit_layers] == [[2, 3], [3], []]
 
     def test_saved_and_loaded(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = MultiExitDecoder.from_pretrained(tmp_path)
-        assert list(loaded.closing) == [4]
+        assert list(loaded.last_layers) == [4]
         assert written(generate(loaded, PROMPTS, MIXED)) == written(generate(model, PROMPTS, MIXED))
 
 

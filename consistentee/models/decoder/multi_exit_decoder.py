@@ -155,22 +155,22 @@ class MultiExitDecoder(MultiExit):
         return self.description.exit_layers
 
     @property
-    def closing(self) -> range:
+    def last_layers(self) -> range:
         """The last layers that every token runs, wherever it exits: 1-based, and by default none."""
         return range(self.num_layers - self.description.closing_layers + 1, self.num_layers + 1)
 
     @property
-    def stretches(self) -> list[range]:
+    def segments(self) -> list[range]:
         """The layers that lead to each exit, from behind the one before: they run without a decision.
 
         Closing layers come after an exit, and are in none of them.
         """
-        ends = (exit_layer - len(self.closing) for exit_layer in self.exit_layers)
+        ends = (exit_layer - len(self.last_layers) for exit_layer in self.exit_layers)
         return [range(before + 1, end + 1) for before, end in pairwise((0, *ends))]
 
     def skipped_layers(self, exit_layer: int) -> range:
         """The layers that a token skips that exits at ``exit_layer``: 1-based."""
-        return range(exit_layer - len(self.closing) + 1, self.num_layers - len(self.closing) + 1)
+        return range(exit_layer - len(self.last_layers) + 1, self.num_layers - len(self.last_layers) + 1)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -244,7 +244,7 @@ class MultiExitDecoder(MultiExit):
         where there are closing layers.
         """
         self.adapter(layer)
-        if self.closing:
+        if self.last_layers:
             raise UserError("a branch leads from an exit to the LM head, and so do closing layers: have one of the two")
         branch = Branch(spec, layer, self.stepper).to(self.device, self.dtype).eval()
         self.branches[str(layer)] = branch
@@ -357,17 +357,17 @@ class MultiExitDecoder(MultiExit):
         """
         hidden, context = self.stepper.begin(tokens, padding_mask)
         entering, deciding = [], []
-        for stretch in self.stretches:
+        for stretch in self.segments:
             entering.append(self._run_layers(stretch[:-1], hidden, context))
             hidden = self._run_layers(stretch[-1:], entering[-1], context)
             deciding.append(hidden)
         states = torch.stack(deciding, dim=2)
-        if not self.closing:
+        if not self.last_layers:
             return ExitStates(states, states, entering)
         if exiting is None:
             raise ValueError("a decoder with closing layers must know which tokens exit: give exiting")
         closed = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in deciding)
-        speaking = [self._run_layers(self.closing, state, context) for state in closed]
+        speaking = [self._run_layers(self.last_layers, state, context) for state in closed]
         return ExitStates(states, torch.stack(speaking, dim=2), entering)
 
     def last_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
@@ -395,7 +395,7 @@ class MultiExitDecoder(MultiExit):
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
         parts = [weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"]]
-        parts += [len(self.closing)] if self.closing else []
+        parts += [len(self.last_layers)] if self.last_layers else []
         parts += ["chat"] if self.description.chat_template == "auto" else []  # caches of texts are found by prompts
         return hash_json(parts)
 

@@ -9,7 +9,7 @@ from baselines.references import RandomRule
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.owed_tokens import Propagation
+from consistentee.engine.missing_keys import Propagation
 from consistentee.rules.exit_rule import StaticRule
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
