@@ -17,7 +17,7 @@ from consistentee.traces.walk import walk
 def eager_tokens(
     model: MultiExitDecoder, prompt: Sequence[int], rule: ExitRule, new_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """Return new tokens and their exit layers after one prompt, decoded without batches and without owed tokens.
+    """Return new tokens and their exit layers after one prompt, decoded without batches and with a full cache.
 
     As soon as a token exits, its state goes through the input norm and the projections of every layer that it skips.
     """

@@ -1,4 +1,4 @@
-"""KeyValueCache: keys and values of a batch whose rows leave at different layers, and a ledger of its content.
+"""KeyValueCache: keys and values of a batch whose rows exit at different layers, and a ledger of its content.
 
 A column is a position in a row. A token that exits after layer t writes nothing into layers t + 1 to L: they miss its
 column, until a later token of its row reads such a layer. Stock attention reads a hole without an error, so the ledger

@@ -1,4 +1,4 @@
-"""Batched early-exit inference: rows that exit leave the batch, and the order of the answers is the order asked."""
+"""Classify in batches: rows that exit are dropped from the batch, and answers are in the order of the texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -89,7 +89,7 @@ def classify(
     max_length: Positive | None = None,
     sort_by_length: bool = True,
 ) -> Predictions:
-    """Classify texts (single sentences, or pairs); ``rule`` decides at which layer each leaves the model.
+    """Classify texts (single sentences, or pairs); ``rule`` decides after which layer each exits.
 
     Args:
         model, texts, batch_size: answers keep the order of ``texts``, however they are batched.

@@ -195,7 +195,7 @@ class Decoding:
         for slot, text in zip(slots.tolist(), self._rows.texts[slots], strict=True):
             text.late_layers = late_layers(self._batch, slot, text)
             self._steps.leave_out(self._options.max_new_tokens - len(text.tokens))
-        self._rows.leave(slots)
+        self._rows.drop(slots)
         self._batch.free(slots)
         staying = np.delete(np.arange(len(self._batch)), self._rows.free)
         if not self._unread and 0 < len(staying) <= self._options.batch_size:
@@ -213,7 +213,7 @@ def planned_exits(rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int],
 def late_layers(batch: TokenBatch, row: int, text: Transcript) -> list[int]:
     """Return, for each new token of a row, how many layers the token read for it was given after its exit.
 
-    The first is read off the prompt, which leaves nothing for later.
+    The first is read off the prompt, which misses nothing.
     """
     read = len(text.prompt) + np.arange(len(text.tokens) - 1)
     cached = (batch.cache.ledger.stored[:, row] > read[:, None]).sum(axis=1)

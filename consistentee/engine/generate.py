@@ -1,4 +1,4 @@
-"""Batched early-exit generation: a rule decides where every token leaves, and finished rows leave the batch."""
+"""Generate in batches: a rule decides where every token exits, and finished rows are dropped from the batch."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Generations:
         exit_layers: the layer that each new token was read off, int64, 1-based; L for the first, which the prompt
             gives.
         late_layers: for each new token, how many layers the token that was read for it has been given its keys and
-            values in after it left, int64: projected from its state with ``kv="propagate"``, run with ``"exact"``.
+            values in after its exit, int64: projected from its state with ``kv="propagate"``, run with ``"exact"``.
         prompt_tokens: number of tokens of each prompt.
         prefill_seconds, decode_seconds: spent on prompts, the first new tokens included, and on all further tokens.
         completed_seconds: when the last token of each text was there, since all of them were asked.
@@ -107,7 +107,7 @@ def generate(
     sort_by_length: bool = True,
     read: ReadPrompts | None = None,
 ) -> Generations:
-    """Continue prompts; ``rule`` decides at which layer each new token leaves the model.
+    """Continue prompts; ``rule`` decides after which layer each new token exits.
 
     Texts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
     at the model's exits but the last.
@@ -116,9 +116,9 @@ def generate(
         model, prompts, batch_size, sort_by_length: answers keep the order of ``prompts``, however they are batched.
         rule: the exit rule; a row is a token that is being decoded.
         max_new_tokens: of each row; 0 gives empty texts.
-        in_flight: rows under way, of which a batch runs at a time: rows that leave go on with their next token at once,
-            those that stay wait until a batch of them is there, and a prompt takes the place of a text that has ended.
-            Texts and exit layers are the same. None lets the rows of a batch go in step until all have ended.
+        in_flight: rows under way, of which a batch runs at a time: rows that exit go on with their next token at once,
+            those that stay wait until they fill a batch, and a prompt takes the place of a text that has ended. Texts
+            and exit layers are the same. None lets the rows of a batch go in step until all have ended.
         kv: how layers that a token skipped get its keys and values, once a later token of its row reads them:
             ``"propagate"`` makes them of the state at the exit (CALM, section 3.3.1), ``"exact"`` runs the layers on
             the skipped tokens with the later one (FREE), which gives those of full depth.

@@ -1,6 +1,6 @@
 """Keys and values of the layers that a token skipped: state propagation (CALM), or running them later (FREE).
 
-Both wait until a later token of the same row reads such a layer; a layer that nobody reads again costs nothing.
+Both wait until a later token of the same row reads such a layer; a layer that no token reads again costs nothing.
 """
 
 from abc import ABC, abstractmethod

@@ -73,7 +73,7 @@ class RowStates:
         """Let rows wait no longer."""
         self.stages[slots] = _NOT_WAITING
 
-    def leave(self, slots: RowNumbers) -> None:
+    def drop(self, slots: RowNumbers) -> None:
         """Free slots."""
         self.texts[slots] = None
 

@@ -50,10 +50,10 @@ class Index:
 
 
 class Rows:
-    """Some rows of a batch, in increasing order; neighbours are taken as a slice, which copies nothing.
+    """Some rows of a batch, in increasing order; if they lie together, they are taken as a slice, which copies nothing.
 
     Attributes:
-        together: whether they are neighbours.
+        together: whether no row lies between them.
     """
 
     def __init__(self, numbers: RowNumbers, indices: Indices, sent: Tensor | None = None) -> None:

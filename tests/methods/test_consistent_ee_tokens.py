@@ -50,7 +50,7 @@ class TestAnswers:
     def test_by_hand(self, tiny_decoder):
         model = tiny_decoder(exit_layers=(2,))
         trace = record_tokens(model, ROWS)
-        logits = torch.stack([model.logits(layer, trace.speaking[:, i]) for i, layer in enumerate((2, 4))], dim=1)
+        logits = torch.stack([model.logits(layer, trace.answer_states[:, i]) for i, layer in enumerate((2, 4))], dim=1)
         named = logits.argmax(-1)
         answers = exit_answers(trace, with_confidence=True)
         assert torch.equal(answers.predictions, named)
@@ -89,9 +89,9 @@ class TestStages:
         loss = method.policy_stage_loss(answers, hardness, model, batch)
 
         logits = torch.stack(
-            [model.logits(layer, batch.speaking[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1
+            [model.logits(layer, batch.answer_states[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1
         )
-        outputs = LayerOutputs(batch.speaking, model.state(batch.speaking), logits)
+        outputs = LayerOutputs(batch.answer_states, model.state(batch.answer_states), logits)
         p = policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits).sigmoid()
         costs = ConsistentEE().cost_of_answers(outputs, trace.targets)
         torch.manual_seed(0)
@@ -125,7 +125,7 @@ class TestStages:
         model = with_random_policy(tiny_decoder(exit_layers=(2,)), method)
         trace = record_tokens(model, ROWS)
         batch, answers, policy = all_states(trace), exit_answers(trace), model.head(POLICY)
-        wanted = functional.cross_entropy(model.logits(2, batch.speaking[:, 0]), batch.targets)
+        wanted = functional.cross_entropy(model.logits(2, batch.answer_states[:, 0]), batch.targets)
         for bias, expected in ((1e4, wanted), (-1e4, torch.tensor(0.0))):  # all tokens exit at layer 2, or none
             policy.load_state_dict(
                 {n: torch.full_like(t, bias) * (t.dim() == 1) for n, t in policy.state_dict().items()}

@@ -129,7 +129,7 @@ class ConsistentEETokens(PolicyParameters, VocabularyMethod):
 
     def policies(self, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch) -> Policies:
         """Compute the price of a layer [tokens] and P(exit) [tokens, exits], 1 at the last, for every trained price."""
-        states, confidence = model.state(batch.deciding[:, :-1]), None
+        states, confidence = model.state(batch.rule_states[:, :-1]), None
         if answers.confidence is not None:
             confidence = answers.confidence[batch.tokens, :-1].to(states.device)
         outputs = model.head(POLICY).at_layers(model.exit_layers[:-1], states, confidence)
@@ -178,7 +178,7 @@ class ConsistentEETokens(PolicyParameters, VocabularyMethod):
         total = torch.zeros((), device=model.device, requires_grad=True)
         for index, layer in enumerate(model.exit_layers[:-1]):
             here = (drawn == index).nonzero().flatten()
-            logits = model.logits(layer, batch.speaking[here, index])
+            logits = model.logits(layer, batch.answer_states[here, index])
             total = total + functional.cross_entropy(logits, wanted[here], reduction="sum")
         return total / len(batch.tokens)
 
