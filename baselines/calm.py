@@ -209,5 +209,5 @@ class CALMTokensClassifier(_CALMTokens):
 
 
 def _token_agreement_loss(agrees: Tensor, model: ee.MultiExitDecoder, batch: StateBatch) -> Tensor:
-    guess = model.head(_CONFIDENCE).at_layers(model.exit_layers[:-1], model.state(batch.deciding[:, :-1]))
+    guess = model.head(_CONFIDENCE).at_layers(model.exit_layers[:-1], model.state(batch.rule_states[:, :-1]))
     return functional.binary_cross_entropy_with_logits(guess, agrees[batch.tokens].to(guess.device))

@@ -91,7 +91,8 @@ class CutDistilled(Cut):
         short = self._first_layers(model, recipe)
         source = training_source(short, task, recipe)
         loss = partial(label_and_answer_loss, answers, self.temperature)
-        stage = token_stage("distillation", loss, recipe, stage_key={"answers": answers, "temperature": self.temperature})
+        key = {"answers": answers, "temperature": self.temperature}
+        stage = token_stage("distillation", loss, recipe, stage_key=key)
         assert source.judge is not None
         with counting_rows_as(short.num_layers / model.num_layers):
             run_stage(short, source, replace(stage, judge=replace(source.judge, every_exit=False)), recipe)

@@ -17,7 +17,7 @@ from consistentee.traces.walk import walk
 def eager_tokens(
     model: MultiExitDecoder, prompt: Sequence[int], rule: ExitRule, new_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """Return new tokens and their exit layers after one prompt, decoded without batches and without owed tokens.
+    """Return new tokens and their exit layers after one prompt, decoded without batches and with a full cache.
 
     As soon as a token exits, its state goes through the input norm and the projections of every layer that it skips.
     """
@@ -32,8 +32,8 @@ def eager_tokens(
         for skipped in model.skipped_layers(view.layer):
             keys, values = model.stepper.keys_values([skipped], view.hidden, context.rotation)
             cache.update(keys[0], values[0], skipped - 1)
-        closed = _through(model, model.closing, view.hidden, context)
-        tokens.append(_greedy(model, closed) if model.closing else int(view.predictions))
+        closed = _through(model, model.last_layers, view.hidden, context)
+        tokens.append(_greedy(model, closed) if model.last_layers else int(view.predictions))
         layers.append(view.layer)
     return tokens, layers
 
@@ -42,7 +42,7 @@ def _views(
     model: MultiExitDecoder, hidden: Tensor, context: DecoderContext, past: Tensor | None, *, step: int, key: int
 ) -> Iterator[TokenView]:
     """Run layer after layer on one token, no further than exits are asked for, and yield them."""
-    for exit_layer, layers in zip(model.exit_layers, model.stretches, strict=True):
+    for exit_layer, layers in zip(model.exit_layers, model.segments, strict=True):
         entered = _through(model, layers[:-1], hidden, context)
         hidden = _through(model, layers[-1:], entered, context)
         view = TokenView(model, exit_layer, hidden, step, [key], entered=entered, past=past)

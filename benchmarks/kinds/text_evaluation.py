@@ -139,7 +139,7 @@ class TextEvaluation:
             train_task=self.rows.training.name,
             training_precision=None if recipe.trains == "exits" else precision_used(recipe.precision, chosen_device()),
             exit_layers=list(model.exit_layers),
-            closing_layers=len(model.closing),
+            closing_layers=len(model.last_layers),
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             kv=self.decoder.method.kv,

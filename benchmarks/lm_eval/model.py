@@ -78,7 +78,7 @@ class EarlyExitLM(HFLM):
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """Score the last tokens of each request: their log-probability, and whether all are the likeliest."""
-        if self.decoder.closing:  # a context is read at full depth, and the first scored token is predicted there
+        if self.decoder.last_layers:  # a context is read at full depth, and the first scored token is predicted there
             raise UserError(
                 "given tokens cannot be scored by exits with closing layers, of which the first is always the full "
                 "model's: take tasks that write (generate_until), or a decoder without closing layers"

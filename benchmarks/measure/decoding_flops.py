@@ -171,6 +171,6 @@ class DecodingFlops:
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
 
         def answer(view: TokenView) -> Tensor:  # only the LM head, because closing layers count as layers
-            return model.logits(model.num_layers, self._hidden[:, 0]) if model.closing else view.predictions
+            return model.logits(model.num_layers, self._hidden[:, 0]) if model.last_layers else view.predictions
 
         return count_exits(rule, model.exit_layers, view_at, past, answer=answer)

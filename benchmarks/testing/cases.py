@@ -20,7 +20,7 @@ from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify, classify_encoded
 from consistentee.engine.generate import Generations, generate_encoded
-from consistentee.engine.owed_tokens import KVPolicy
+from consistentee.engine.missing_keys import KVPolicy
 from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

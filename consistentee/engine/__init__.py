@@ -1,1 +1,1 @@
-"""Rows that really leave: classification, and decoding in batches."""
+"""Classify and decode in batches that shrink as rows exit."""

@@ -1,7 +1,7 @@
-"""KeyValueCache: keys and values of a batch whose rows leave at different layers, and a ledger of its content.
+"""KeyValueCache: keys and values of a batch whose rows exit at different layers, and a ledger of its content.
 
-A column is a position in a row. A token that leaves after layer t writes nothing into layers t + 1 to L: it *owes* them
-its column, until a later token of its row reads such a layer. Stock attention runs silently over a hole, so the account
+A column is a position in a row. A token that exits after layer t writes nothing into layers t + 1 to L: they miss its
+column, until a later token of its row reads such a layer. Stock attention reads a hole without an error, so the ledger
 is checked at every read.
 """
 
@@ -11,94 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from consistentee.engine.rows import Index, Indices, RowNumbers, Rows
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-
-RowNumbers = NDArray[np.int64]
 
 
 class CacheHoleError(RuntimeError):
     """A layer was about to read keys and values that are not there: an error in this library, never in its input."""
-
-
-class Indices:
-    """Copy whole numbers to the device: all that were added before one of them is read go in one copy."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._waiting: list[Index] = []
-
-    def add(self, numbers: RowNumbers) -> "Index":
-        """Return numbers [n] that are copied when they are first read."""
-        index = Index(numbers, self)
-        self._waiting.append(index)
-        return index
-
-    def send(self) -> None:
-        """Copy all that wait."""
-        numbers = [index.numbers for index in self._waiting]
-        together = torch.from_numpy(np.concatenate(numbers)).to(self._device)
-        for index, part in zip(self._waiting, together.split([len(part) for part in numbers]), strict=True):
-            index.sent = part
-        self._waiting.clear()
-
-
-class Index:
-    """Whole numbers [n], on the host and, once they are needed there, on the device."""
-
-    def __init__(self, numbers: RowNumbers, indices: Indices) -> None:
-        self.numbers = numbers
-        self.sent: Tensor | None = None
-        self._indices = indices
-
-    @property
-    def tensor(self) -> Tensor:
-        """The numbers on the device: int64 [n]."""
-        if self.sent is None:
-            self._indices.send()
-        assert self.sent is not None
-        return self.sent
-
-
-class Rows:
-    """Some rows of a batch, in increasing order; neighbours are taken as a slice, which copies nothing.
-
-    Attributes:
-        together: whether they are neighbours.
-    """
-
-    def __init__(self, numbers: RowNumbers, indices: Indices) -> None:
-        self.numbers = numbers
-        self.index = indices.add(numbers)
-        self.indices = indices
-        self.together = len(numbers) > 0 and int(numbers[-1]) - int(numbers[0]) + 1 == len(numbers)
-        self._slice = slice(int(numbers[0]), int(numbers[-1]) + 1) if self.together else None
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @property
-    def in_torch(self) -> slice | Tensor:
-        """Index that selects these rows from a tensor of the whole batch."""
-        return self.index.tensor if self._slice is None else self._slice
-
-    def of(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """Take these rows of a tensor of the whole batch: a view, or the tensor itself, where that is possible."""
-        if self._slice is None:
-            return tensor.index_select(dim, self.index.tensor)
-        if len(self) == tensor.shape[dim]:
-            return tensor
-        return tensor.narrow(dim, self._slice.start, len(self))
-
-    def put(self, tensor: Tensor, values: Tensor) -> None:
-        tensor[self.in_torch] = values
-
-    def take(self, places: RowNumbers) -> "Rows":
-        """Return the rows at some places among these."""
-        return Rows(self.numbers[places], self.indices)
 
 
 class Ledger:
@@ -142,18 +63,18 @@ class Ledger:
         self.stored[:, rows] = 0
 
     def take_back(self, columns: int) -> None:
-        """Forget what layers have stored of the last columns of all rows: they owe them again."""
+        """Forget what layers have stored of the last columns of all rows: they miss them again."""
         self.stored = self.stored.clip(max=self.lengths - columns)
 
     def rewind(self, columns: int) -> None:
-        """Forget the last columns of all rows. Raises CacheHoleError while any column is owed."""
+        """Forget the last columns of all rows. Raises CacheHoleError while a layer misses any."""
         if (self.stored != self.lengths).any():
-            raise CacheHoleError("columns cannot be taken back while layers are owed some")
+            raise CacheHoleError("columns cannot be taken back while layers miss some")
         self.lengths, self.stored = self.lengths - columns, self.stored - columns
 
 
-class OwedColumns(NamedTuple):
-    """The columns ``starts`` to ``ends - 1`` that some rows owe [rows]; and one by one: [owed]."""
+class MissingColumns(NamedTuple):
+    """The columns ``starts`` to ``ends - 1`` of some rows [rows] that a layer misses; and one by one: [missing]."""
 
     rows: RowNumbers
     starts: RowNumbers
@@ -202,27 +123,25 @@ class KeyValueCache:
         """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows: int64 [rows]."""
         return self.ledger.stored[layer - 1, rows.numbers]
 
-    def owed(self, layer: int, rows: Rows, ends: RowNumbers) -> OwedColumns | None:
-        """Return what some rows owe layer ``layer`` (1-based) before columns ``ends``, or None if they owe nothing.
-
-        ``ends`` is int64 [rows].
-        """
+    def missing(self, layer: int, rows: Rows, ends: RowNumbers) -> MissingColumns | None:
+        """Return the columns before ``ends`` [rows] of some rows that layer ``layer`` (1-based) misses, if any."""
         starts = self.starts(layer, rows)
         counts = ends - starts
-        owing = counts > 0
-        if not owing.any():
+        some = counts > 0
+        if not some.any():
             return None
         row_index = np.repeat(rows.numbers, counts)
         # Of every row starts, starts + 1, ..., ends - 1: what is counted over all rows, less what rows before it have.
         column_index = np.arange(len(row_index)) + np.repeat(ends - counts.cumsum(), counts)
         index = self._indices.add(row_index), self._indices.add(column_index)
-        return OwedColumns(rows.numbers[owing], starts[owing], ends[owing], *index)
+        return MissingColumns(rows.numbers[some], starts[some], ends[some], *index)
 
-    def fill(self, layers: range, owed: OwedColumns, keys: Tensor, values: Tensor) -> None:
-        """Write owed columns at some layers (1-based); keys and values are [layers, 1, kv_heads, owed, head_dim]."""
-        self.ledger.write(layers, owed.rows, owed.starts, owed.ends, then_read=False)
+    def fill(self, layers: range, missing: MissingColumns, keys: Tensor, values: Tensor) -> None:
+        """Write missing columns of some layers (1-based); keys, values: [layers, 1, kv_heads, missing, head_dim]."""
+        self.ledger.write(layers, missing.rows, missing.starts, missing.ends, then_read=False)
         new = torch.cat([keys, values], dim=2)[:, 0].permute(2, 0, 1, 3)
-        self.stored[layers.start - 1 : layers.stop - 1, owed.row_index.tensor, :, owed.column_index.tensor] = new
+        row_index, column_index = missing.row_index.tensor, missing.column_index.tensor
+        self.stored[layers.start - 1 : layers.stop - 1, row_index, :, column_index] = new
 
     def keep(self, rows: Rows) -> None:
         """Drop all rows but these; in place and layer by layer, so that no second copy of the whole is made."""

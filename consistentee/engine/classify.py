@@ -1,14 +1,17 @@
-"""Batched early-exit inference: rows that exit leave the batch, and the order of the answers is the order asked."""
+"""Classify in batches: rows that exit are dropped from the batch, and answers are in the order of the texts."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from consistentee.arguments import Positive, TextsOrPairs, checked
-from consistentee.backbones.encoders import layers_run
+from consistentee.backbones.encoders import Context, layers_run
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -86,7 +89,7 @@ def classify(
     max_length: Positive | None = None,
     sort_by_length: bool = True,
 ) -> Predictions:
-    """Classify texts (single sentences, or pairs); ``rule`` decides at which layer each leaves the model.
+    """Classify texts (single sentences, or pairs); ``rule`` decides after which layer each exits.
 
     Args:
         model, texts, batch_size: answers keep the order of ``texts``, however they are batched.
@@ -119,14 +122,12 @@ def classify_encoded(
     if in_flight is not None and in_flight < batch_size:
         raise UserError(f"{in_flight} rows in flight are fewer than a batch, {batch_size}")
     model.eval()
-    order, batches = _batches(model, encodings, batch_size, sort_by_length)
-    if in_flight is None or not encodings:
-        parts = [classify_batch(model, batch, rule) for batch in batches]
-    else:
-        rows = [encodings[i] for i in order]
-        parts = [_RowsInFlight(model, rows, rule, batch_size, in_flight).classify()]
-    logits = _in_order(order, [part[0] for part in parts], torch.empty(0, model.num_labels))
-    exit_layers = _in_order(order, [part[1] for part in parts], torch.empty(0, dtype=torch.long))
+    order = _order(encodings, sort_by_length)
+    exited = _run(model, [encodings[i] for i in order], rule, batch_size, in_flight)
+    numbers = [order[number] for part in exited for number in part.numbers]
+    logits = _in_order(numbers, [part.logits for part in exited], torch.empty(0, model.num_labels))
+    layers = [torch.full((len(part.numbers),), part.layer) for part in exited]
+    exit_layers = _in_order(numbers, layers, torch.empty(0, dtype=torch.long))
     ran = layers_run(model.stepper.live_tokens(encodings), exit_layers)
     return Predictions(predictions_of(logits), exit_layers, logits, ran)
 
@@ -136,142 +137,153 @@ def stock_encoded(
 ) -> Tensor:
     """Run the stock backbone's own forward and the last classifier over tokenised rows: logits [N, classes]."""
     model.eval()
-    order, batches = _batches(model, encodings, batch_size, sort_by_length)
+    order = _order(encodings, sort_by_length)
+    batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     with torch.inference_mode():
-        parts = [model.stock_logits(batch) for batch in batches]
+        parts = [model.stock_logits(model.collate([encodings[i] for i in batch])) for batch in batches]
     return _in_order(order, parts, torch.empty(0, model.num_labels))
 
 
+class _Exited(NamedTuple):
+    """Numbers of rows that exit after a layer, and the logits of the layer's classifier: [rows, classes]."""
+
+    numbers: list[int]
+    layer: int
+    logits: Tensor
+
+
+@dataclass
+class _ActiveRows:
+    """Rows between two layers.
+
+    Attributes:
+        numbers: their places among all rows.
+        batch, hidden: the input of the next layer.
+        state: of the rule.
+        past: pooled vectors of the layers before, if they are read: [rows, layers, width].
+        context: what the layers need of these rows, once it is computed.
+    """
+
+    model: MultiExitModel
+    numbers: list[int]
+    batch: Batch
+    hidden: Tensor
+    state: State
+    past: Tensor | None
+    context: Context | None = None
+
+    @classmethod
+    def begin(cls, model: MultiExitModel, numbers: list[int], encodings: Sequence[Encoding], rule: ExitRule) -> Self:
+        """Return rows before layer 1."""
+        batch = model.collate([encodings[number] for number in numbers])
+        state = start_rule(rule, len(numbers), model.num_layers, model.device)
+        hidden, context = model.stepper.begin(batch)
+        return cls(model, numbers, batch, hidden, state, no_history_yet(model, rule, len(numbers)), context)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def run(self, layer: int, rule: ExitRule) -> tuple[_Exited | None, Self | None]:
+        """Run a layer; return the rows that exit, and the others. The rule is read once, and nothing is copied."""
+        model = self.model
+        context = self.context or model.stepper.context(layer, self.hidden, self.batch)
+        hidden = model.stepper.step(layer, self.hidden, context)
+        view = LiveView(model, layer, hidden, self.batch, past=self.past)
+        exits = None if layer == model.num_layers else ask(rule, view, self.state)
+        exiting = [True] * len(self) if exits is None else exits.tolist()
+        if exits is None or all(exiting):
+            return _Exited(self.numbers, layer, view.logits), None
+        after = replace(self, hidden=hidden, past=None if self.past is None else view.history, context=context)
+        if not any(exiting):
+            return None, after
+        index = exits.argsort(stable=True)  # rows that stay come first
+        staying = [place for place, left in enumerate(exiting) if not left]
+        numbers = [number for number, left in zip(self.numbers, exiting, strict=True) if left]
+        return _Exited(numbers, layer, view.logits[index[len(staying) :]]), after.select(staying, index[: len(staying)])
+
+    def select(self, places: list[int], index: Tensor) -> Self:
+        """Return the rows at some places, given as a tensor too, without the padding columns that others need."""
+        batch = self.batch.select(places, index)
+        return replace(
+            self,
+            numbers=[self.numbers[i] for i in places],
+            batch=batch,
+            hidden=self.hidden[:, : max(batch.lengths)].index_select(0, index),
+            state={name: tensor[index] for name, tensor in self.state.items()},
+            past=None if self.past is None else self.past[index],
+            context=None,
+        )
+
+    def shortest(self, size: int) -> tuple[Self, Self]:
+        """Return the ``size`` shortest rows, and the others."""
+        places = sorted(range(len(self)), key=self.batch.lengths.__getitem__)
+        index = torch.tensor(places, device=self.hidden.device)
+        return self.select(places[:size], index[:size]), self.select(places[size:], index[size:])
+
+    def join(self, other: Self) -> Self:
+        """Return these rows and others before the same layer."""
+        first, second = self.batch, other.batch
+        types = first.token_type_ids, second.token_type_ids
+        batch = Batch(
+            input_ids=_padded(first.input_ids, second.input_ids),
+            padding_mask=_padded(first.padding_mask, second.padding_mask),
+            token_type_ids=None if types[0] is None or types[1] is None else _padded(types[0], types[1]),
+            lengths=[*first.lengths, *second.lengths],
+            encodings=[*first.encodings, *second.encodings],
+        )
+        return replace(
+            self,
+            numbers=[*self.numbers, *other.numbers],
+            batch=batch,
+            hidden=_padded(self.hidden, other.hidden),
+            state={name: torch.cat([tensor, other.state[name]]) for name, tensor in self.state.items()},
+            past=None if self.past is None or other.past is None else torch.cat([self.past, other.past]),
+            context=None,
+        )
+
+
+def _padded(first: Tensor, second: Tensor) -> Tensor:
+    """Join rows of different numbers of tokens: [rows, tokens, ...]. Padding is 0, since a NaN passes any mask."""
+    columns = max(first.shape[1], second.shape[1])
+    sides = [0, 0] * (first.ndim - 2)
+    return torch.cat([functional.pad(part, [*sides, 0, columns - part.shape[1]]) for part in (first, second)])
+
+
 @torch.inference_mode()
-def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple[Tensor, Tensor]:
-    """Classify one batch: logits [rows, classes] and 1-based exit layers [rows], in the order of the batch.
+def _run(
+    model: MultiExitModel, encodings: Sequence[Encoding], rule: ExitRule, batch_size: int, in_flight: int | None
+) -> list[_Exited]:
+    """Run rows layer by layer: those that stay wait until they fill a batch.
 
-    After every layer the rows that exit leave: their hidden states, masks, history and the rule's state are dropped,
-    and so are the padding columns that only they needed.
+    In step, a batch runs alone until all of its rows have exited: any number of rows is a full batch. Else the deepest
+    layer with a full batch runs, so that rows make room for others. Without one, the fullest layer runs; once all rows
+    have entered, the first layer, whose rows join later ones.
     """
-    rows = len(batch.lengths)
-    logits = torch.empty(rows, model.num_labels, dtype=model.dtype, device=model.device)
-    exit_layers = torch.full((rows,), model.num_layers, dtype=torch.long)
-    active = torch.arange(rows)
-    state = start_rule(rule, rows, model.num_layers, model.device)
-    hidden, context = model.stepper.begin(batch)
-    past = no_history_yet(model, rule, rows)
-    for layer in range(1, model.num_layers + 1):
-        hidden = model.stepper.step(layer, hidden, context)
-        view = LiveView(model, layer, hidden, batch, past=past)
-        if layer == model.num_layers:
-            logits[active.to(model.device)] = view.logits
-            break
-        leaving = ask(rule, view, state).nonzero().flatten().tolist()
-        past = past if past is None else view.history
-        if not leaving:
-            continue
-        logits[active[leaving].to(model.device)] = view.logits[leaving]
-        exit_layers[active[leaving]] = layer
-        if len(leaving) == len(active):
-            break
-        gone = set(leaving)
-        keep = [i for i in range(len(active)) if i not in gone]
-        kept = torch.tensor(keep, device=model.device)
-        batch = batch.select(keep, kept)
-        hidden = hidden[:, : max(batch.lengths)].index_select(0, kept)
-        context = model.stepper.context(layer + 1, hidden, batch)
-        state = {name: tensor[kept] for name, tensor in state.items()}
-        past = past if past is None else past[kept]
-        active = active[keep]
-    return logits, exit_layers
-
-
-class _RowsInFlight:
-    """Rows on their way through the layers, each in a slot; the slots of a layer wait until they fill a batch.
-
-    Where more wait than a batch holds, the shortest run first: they have waited longest where rows are sorted.
-    """
-
-    def __init__(
-        self, model: MultiExitModel, encodings: Sequence[Encoding], rule: ExitRule, batch_size: int, in_flight: int
-    ) -> None:
-        self._model = model
-        self._rows = model.collate(encodings)
-        self._rule = rule
-        self._batch_size = batch_size
-        self._free = list(range(min(in_flight, len(encodings))))
-        self._unread = iter(range(len(encodings)))
-        slots, longest = len(self._free), max(self._rows.lengths)
-        self._row = [0] * slots
-        self._waiting: list[list[int]] = [[] for _ in range(model.num_layers)]
-        # What slots wait with. Zeros, because a NaN in the place of padding would pass through any mask.
-        self._hidden = torch.zeros(slots, longest, model.width, dtype=model.dtype, device=model.device)
-        self._states: list[State] = [{} for _ in self._waiting]
-        past = no_history_yet(model, rule, slots)
-        self._past = past if past is None else past.new_zeros(slots, model.num_layers, model.width)
-        self._logits = torch.empty(len(encodings), model.num_labels, dtype=model.dtype, device=model.device)
-        self._exit_layers = torch.empty(len(encodings), dtype=torch.long)
-
-    @torch.inference_mode()
-    def classify(self) -> tuple[Tensor, Tensor]:
-        """Run all rows: logits [rows, classes] and 1-based exit layers [rows]."""
-        while True:
-            entering = dict(zip(self._free, self._unread, strict=False))
-            del self._free[: len(entering)]
-            for slot, row in entering.items():
-                self._row[slot] = row
-            self._waiting[0] += entering
-            if not any(self._waiting):
-                return self._logits, self._exit_layers
-            index = self._next_layer(all_entered=bool(self._free))
-            slots = sorted(self._waiting[index], key=lambda slot: self._rows.lengths[self._row[slot]])
-            self._waiting[index] = slots[self._batch_size :]
-            self._run(index + 1, slots[: self._batch_size])
-
-    def _next_layer(self, all_entered: bool) -> int:
-        """Choose the index of the layer to run: the deepest with a full batch, so that rows make room for others.
-
-        Without one, the fullest layer runs; once all rows have entered, the first layer, whose rows join later ones.
-        """
-        counts = [len(slots) for slots in self._waiting]
-        full = [index for index, count in enumerate(counts) if count >= self._batch_size]
-        if full:
-            return full[-1]
-        return next(filter(counts.__getitem__, range(len(counts)))) if all_entered else counts.index(max(counts))
-
-    def _run(self, layer: int, slots: list[int]) -> None:
-        model, rows = self._model, [self._row[slot] for slot in slots]
-        places, row_index = torch.tensor([slots, rows], device=self._hidden.device)
-        batch = self._rows.select(rows, row_index)
+    most, full = (batch_size, 1) if in_flight is None else (in_flight, batch_size)
+    unread = iter(range(len(encodings)))
+    entered: list[int] = []
+    waiting: dict[int, _ActiveRows] = {}
+    exited: list[_Exited] = []
+    while True:
+        room = most - sum(map(len, waiting.values())) - len(entered)
+        entered += (new := list(islice(unread, room)))
+        counts = {layer: len(waiting[layer]) for layer in sorted(waiting)}
+        counts = {1: len(entered)} | counts if entered else counts
+        if not counts:
+            return exited
+        fullest = min(counts) if len(new) < room else max(counts, key=counts.__getitem__)
+        layer = max((layer for layer in counts if counts[layer] >= full), default=fullest)
         if layer == 1:
-            hidden, context = model.stepper.begin(batch)
-            state = start_rule(self._rule, len(slots), model.num_layers, model.device)
+            entered.sort(key=lambda number: len(encodings[number]))
+            rows, entered = _ActiveRows.begin(model, entered[:batch_size], encodings, rule), entered[batch_size:]
         else:
-            hidden = self._hidden[:, : max(batch.lengths)].index_select(0, places)
-            context = model.stepper.context(layer, hidden, batch)
-            state = {name: tensor[places] for name, tensor in self._states[layer - 1].items()}
-        hidden = model.stepper.step(layer, hidden, context)
-        past = None if self._past is None else self._past[places, : layer - 1]
-        view = LiveView(model, layer, hidden, batch, past=past)
-        leaving = list(range(len(slots)))
-        if layer < model.num_layers:
-            leaving = ask(self._rule, view, state).nonzero().flatten().tolist()
-        if leaving:
-            left = [rows[i] for i in leaving]
-            self._logits[left] = view.logits[leaving]
-            self._exit_layers[left] = layer
-            self._free += [slots[i] for i in leaving]
-        gone = set(leaving)
-        staying = [slot for i, slot in enumerate(slots) if i not in gone]
-        if staying:  # what is written of rows that exit is never read
-            self._waiting[layer] += staying
-            self._hidden[:, : hidden.shape[1]].index_copy_(0, places, hidden)
-            self._keep_state(layer, places, state)
-            if self._past is not None:
-                self._past[places, :layer] = view.history
-
-    def _keep_state(self, layer: int, places: Tensor, state: State) -> None:
-        kept = self._states[layer]
-        for name, tensor in state.items():
-            if name not in kept:
-                kept[name] = tensor.new_zeros(len(self._row), *tensor.shape[1:])
-            kept[name][places] = tensor
+            rows = waiting.pop(layer)
+            if len(rows) > batch_size:
+                rows, waiting[layer] = rows.shortest(batch_size)
+        left, stayed = rows.run(layer, rule)
+        exited += [] if left is None else [left]
+        if stayed is not None:
+            waiting[layer + 1] = waiting[layer + 1].join(stayed) if layer + 1 in waiting else stayed
 
 
 def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor | None:
@@ -281,13 +293,9 @@ def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor |
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
 
 
-def _batches(
-    model: MultiExitModel, encodings: Sequence[Encoding], size: int, sort_by_length: bool
-) -> tuple[list[int], Iterator[Batch]]:
-    """Return the order in which rows run, and their batches, which are made one at a time."""
-    order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
-    chunks = (order[start : start + size] for start in range(0, len(order), size))
-    return order, (model.collate([encodings[i] for i in rows]) for rows in chunks)
+def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
+    """Return the order in which rows run."""
+    return sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
 
 
 def _in_order(order: list[int], parts: list[Tensor], nothing: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batched early-exit generation: a rule decides where every token leaves, and finished rows leave the batch."""
+"""Generate in batches: a rule decides where every token exits, and finished rows are dropped from the batch."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,11 @@ from torch import Tensor
 
 from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
-from consistentee.engine.in_flight import InFlight
+from consistentee.engine.decoding import Decoding, DecodingOptions
+from consistentee.engine.missing_keys import KVPolicy
 from consistentee.engine.model_settings import begin_texts, sampling_of
-from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.token_batch import ReadPrompts
-from consistentee.engine.token_decoder import TokenDecoder, Writing, late_layers
 from consistentee.engine.transcript import EndedBy, Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -34,7 +33,7 @@ class Generations:
         exit_layers: the layer that each new token was read off, int64, 1-based; L for the first, which the prompt
             gives.
         late_layers: for each new token, how many layers the token that was read for it has been given its keys and
-            values in after it left, int64: projected from its state with ``kv="propagate"``, run with ``"exact"``.
+            values in after its exit, int64: projected from its state with ``kv="propagate"``, run with ``"exact"``.
         prompt_tokens: number of tokens of each prompt.
         prefill_seconds, decode_seconds: spent on prompts, the first new tokens included, and on all further tokens.
         completed_seconds: when the last token of each text was there, since all of them were asked.
@@ -108,7 +107,7 @@ def generate(
     sort_by_length: bool = True,
     read: ReadPrompts | None = None,
 ) -> Generations:
-    """Continue prompts; ``rule`` decides at which layer each new token leaves the model.
+    """Continue prompts; ``rule`` decides after which layer each new token exits.
 
     Texts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
     at the model's exits but the last.
@@ -117,9 +116,9 @@ def generate(
         model, prompts, batch_size, sort_by_length: answers keep the order of ``prompts``, however they are batched.
         rule: the exit rule; a row is a token that is being decoded.
         max_new_tokens: of each row; 0 gives empty texts.
-        in_flight: rows under way, of which a batch runs at a time: rows that leave go on with their next token at once,
-            those that stay wait until a batch of them is there, and a prompt takes the place of a text that has ended.
-            Texts and exit layers are the same. None lets the rows of a batch go in step until all have ended.
+        in_flight: rows under way, of which a batch runs at a time: rows that exit go on with their next token at once,
+            those that stay wait until they fill a batch, and a prompt takes the place of a text that has ended. Texts
+            and exit layers are the same. None lets the rows of a batch go in step until all have ended.
         kv: how layers that a token skipped get its keys and values, once a later token of its row reads them:
             ``"propagate"`` makes them of the state at the exit (CALM, section 3.3.1), ``"exact"`` runs the layers on
             the skipped tokens with the later one (FREE), which gives those of full depth.
@@ -174,56 +173,21 @@ def generate_encoded(
     """
     model.eval()
     drawn = None if sampling is None else sampling_of(model, sampling)
-    writing = Writing(rule, max_new_tokens, batch_size, kv, drawn, read)
+    options = DecodingOptions(rule, max_new_tokens, batch_size, kv, drawn, read)
     check_prompts(model, rows, max_new_tokens)
-    _check_engine(model, writing, in_flight)
+    _check_options(model, options, in_flight)
     start = clock(model.device)
     transcripts = begin_texts(
         model, rows, max_new_tokens=max_new_tokens, stop=stop, stream=stream, end_at_eos=end_at_eos
     )
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]) if sort_by_length else 0)
     texts = [transcripts[row] for row in order if max_new_tokens]
-    if in_flight is None or not texts:
-        prefill_seconds = _write_in_step(model, texts, writing)
-    else:
-        prefill_seconds = InFlight(model, texts, writing, in_flight).run()
+    size = batch_size if in_flight is None else max(len(texts), 1)
+    steps = Steps("decoding", len(texts) * max_new_tokens)
+    batches = (texts[first : first + size] for first in range(0, len(texts), size))
+    prefill_seconds = sum(Decoding(model, batch, options, steps, in_flight).run() for batch in batches)
     decode_seconds = clock(model.device) - start - prefill_seconds
     return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
-
-
-def _write_in_step(model: MultiExitDecoder, texts: Sequence[Transcript], writing: Writing) -> float:
-    """Continue prompts a batch at a time, every row by one token a step; return the seconds spent on prompts."""
-    most, size, prefill_seconds = writing.max_new_tokens, writing.batch_size, 0.0
-    starts = range(0, len(texts), size)
-    steps = Steps("decoding", len(starts) * most)
-    for start in starts:
-        began = clock(model.device)
-        chunk = texts[start : start + size]
-        decoder = TokenDecoder(model, chunk, writing)
-        rows = _add_tokens(chunk, decoder.prefill(), [model.num_layers] * len(chunk), decoder)
-        prefill_seconds += clock(model.device) - began
-        steps.add(1, len(chunk))
-        while rows:
-            steps.add(1, len(rows))
-            rows = _add_tokens(rows, *decoder.step(), decoder)
-        steps.leave_out(most - max(len(row.tokens) for row in chunk))
-    return prefill_seconds
-
-
-def _add_tokens(
-    rows: Sequence[Transcript], tokens: list[int], exit_layers: list[int], decoder: TokenDecoder
-) -> list[Transcript]:
-    """Add a token to every row, drop the rows that it has ended from the decoder, and return the others."""
-    for transcript, token, layer in zip(rows, tokens, exit_layers, strict=True):
-        transcript.add(token, layer)
-    staying = [place for place, transcript in enumerate(rows) if transcript.ended_by is None]
-    if len(staying) < len(rows):
-        for place, transcript in enumerate(rows):
-            if transcript.ended_by is not None:
-                transcript.late_layers = late_layers(decoder.batch, place, transcript.exit_layers)
-        if staying:
-            decoder.keep(staying)
-    return [rows[place] for place in staying]
 
 
 def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -232,18 +196,18 @@ def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_ne
         check_prompt(model, row, max_new_tokens, f"prompt {place} of {len(rows)}")
 
 
-def _check_engine(model: MultiExitDecoder, writing: Writing, in_flight: int | None) -> None:
-    if model.closing and writing.kv == "exact":
+def _check_options(model: MultiExitDecoder, options: DecodingOptions, in_flight: int | None) -> None:
+    if model.last_layers and options.kv == "exact":
         raise UserError(
             "kv='exact' gives skipped layers the keys and values of full depth, and closing layers have theirs from "
             "the exit: use kv='propagate'"
         )
-    if in_flight is not None and in_flight < writing.batch_size:
+    if in_flight is not None and in_flight < options.batch_size:
         raise UserError(
-            f"a batch of {writing.batch_size} cannot be filled from {in_flight} rows in flight: let in_flight be at "
+            f"a batch of {options.batch_size} cannot be filled from {in_flight} rows in flight: let in_flight be at "
             "least the batch size, and better a few times as many"
         )
-    if in_flight is not None and writing.read is not None:
+    if in_flight is not None and options.read is not None:
         raise UserError("rows in flight are read one after the other; prompts that were read before go in step")
 
 

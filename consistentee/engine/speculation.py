@@ -180,7 +180,7 @@ def generate_speculatively(
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
     if skipped is None and draft_layer not in model.exit_layers[:-1]:
         raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
-    if skipped is None and model.closing:
+    if skipped is None and model.last_layers:
         raise UserError("exits with closing layers cannot draft: take a decoder without closing layers")
     rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
     model.eval()

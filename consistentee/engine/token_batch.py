@@ -1,4 +1,4 @@
-"""TokenBatch: rows that are written on over one cache, in step or each at its own pace, and prompts that are kept."""
+"""TokenBatch: rows that are decoded over one cache, in step or each at its own pace, and prompts that are kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from consistentee.arguments import NotNegative, checked
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper
-from consistentee.engine.cache import Index, Indices, KeyValueCache, RowNumbers, Rows
+from consistentee.engine.cache import KeyValueCache
+from consistentee.engine.rows import Index, Indices, RowNumbers, Rows
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
@@ -97,7 +98,6 @@ class TokenBatch:
 
     Attributes:
         cache: keys and values of the rows.
-        prompt_columns: number of tokens of each row's prompt, int64 [rows].
         indices: what copies numbers to the device.
         stepper, device, dtype: of the model.
     """
@@ -109,18 +109,26 @@ class TokenBatch:
         self.dtype: torch.dtype = model.backbone.dtype
         self.indices = Indices(model.device)
         self.cache = KeyValueCache(model, rows, columns, self.indices, more_layers=more_layers)
-        self.prompt_columns = np.zeros(rows, dtype=np.int64)
         self._pad_id = model.pad_id
         self._causal_by_itself = model.backbone.config._attn_implementation == "sdpa"
         self._columns = torch.arange(columns, device=self.device)
         self._like = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._rows: dict[bytes, Rows] = {}
+        self._contexts: dict[Rows, DecoderContext] = {}
 
     def __len__(self) -> int:
-        return len(self.prompt_columns)
+        return len(self.cache.ledger.lengths)
 
     def rows(self, numbers: RowNumbers | None = None) -> Rows:
-        """Return rows by their numbers, in increasing order; by default all."""
-        return Rows(np.arange(len(self)) if numbers is None else numbers, self.indices)
+        """Return rows by their numbers, in increasing order; by default all.
+
+        They are the same objects until a row begins a column: their numbers are copied to the device once.
+        """
+        numbers = np.arange(len(self)) if numbers is None else numbers
+        key = numbers.tobytes()
+        if key not in self._rows:
+            self._rows[key] = Rows(numbers, self.indices)
+        return self._rows[key]
 
     def read(self, rows: Rows, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Run a prompt in each of some free rows, at full depth: last hidden states after layer L, [rows, width].
@@ -155,23 +163,22 @@ class TokenBatch:
 
     def _begin_prompts(self, rows: Rows, prompts: Sequence[Sequence[int]]) -> RowNumbers:
         lengths = np.array([len(prompt) for prompt in prompts])
-        self.prompt_columns[rows.numbers] = lengths
         self.begin(rows, lengths)
         return lengths
 
     def begin(self, rows: Rows, columns: int | RowNumbers = 1) -> None:
         """Begin columns of some rows, so many of each: new tokens are about to be read."""
         self.cache.ledger.lengths[rows.numbers] += columns
+        self._rows, self._contexts = {rows.numbers.tobytes(): rows}, {}
 
     def free(self, numbers: RowNumbers) -> None:
         """Forget some rows, given by number."""
         self.cache.ledger.clear(numbers)
-        self.prompt_columns[numbers] = 0
 
     def keep(self, rows: Rows) -> None:
         """Drop all rows but these."""
         self.cache.keep(rows)
-        self.prompt_columns = self.prompt_columns[rows.numbers]
+        self._rows, self._contexts = {}, {}
 
     def newest(self, rows: Rows) -> RowNumbers:
         """Return the column of the newest token of some rows: int64 [rows]."""
@@ -181,15 +188,18 @@ class TokenBatch:
         """Return the columns of the newest tokens of some rows: int64 [rows, tokens]."""
         return self.newest(rows)[:, None] + np.arange(1 - tokens, 1)
 
-    def context(
-        self, rows: Rows, columns: RowNumbers | None = None, starts: RowNumbers | None = None
-    ) -> DecoderContext:
-        """Return what layers need to pass columns [rows, T] of some rows, by default the newest tokens.
+    def newest_context(self, rows: Rows) -> DecoderContext:
+        """Return the context of the newest tokens of some rows; it is made once a token."""
+        if rows not in self._contexts:
+            self._contexts[rows] = self.context(rows, self.newest_columns(rows, 1))
+        return self._contexts[rows]
+
+    def context(self, rows: Rows, columns: RowNumbers, starts: RowNumbers | None = None) -> DecoderContext:
+        """Return what layers need to pass columns [rows, T] of some rows.
 
         Keys and values are written from columns ``starts`` [rows] on, by default from the first. Rows that have fewer
         to write than others pass columns that they have, or none at all; what comes of these is to be thrown away.
         """
-        columns = self.newest_columns(rows, 1) if columns is None else columns
         starts = columns[:, 0] if starts is None else starts
         column_index = self.indices.add(columns.clip(min=0).ravel())
         window = CacheWindow(self.cache, rows, columns, starts, column_index)

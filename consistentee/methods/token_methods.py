@@ -38,7 +38,7 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
 
     def check_model(self, model: "MultiExitDecoder") -> None:
         """Raise UserError if the method needs predictions that do not exist before closing layers."""
-        if self.asks_exits and model.closing:
+        if self.asks_exits and model.last_layers:
             raise UserError(
                 f"{self.name} needs the prediction of an exit before a token exits there, and here none exists before "
                 "the closing layers: train it on a decoder without closing layers"

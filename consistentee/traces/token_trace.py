@@ -35,9 +35,9 @@ class TokenTrace:
     """Every response token of a split, row by row, each with the states that gave it.
 
     Attributes:
-        speaking: what every exit speaks from, of the token before: float16 or float32 [N, exits, width]. With closing
-            layers, as if all tokens of the response before had left at the same exit.
-        deciding: what rules and learned heads read there, which is the same where there are no closing layers (see
+        answer_states: what the LM head reads at every exit, of the token before: float16 or float32 [N, exits, width].
+            With closing layers, as if all tokens of the response before had exited at the same exit.
+        rule_states: what rules and learned heads read there, which is the same where there are no closing layers (see
             :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
         saturation: the cosines of ``LayerView.saturation``, in the model's type: [N, exits].
         targets: the response tokens: int64 [N].
@@ -49,8 +49,8 @@ class TokenTrace:
         model: whose states they are; its adapters, LM head and learned heads read them.
     """
 
-    speaking: Tensor
-    deciding: Tensor
+    answer_states: Tensor
+    rule_states: Tensor
     saturation: Tensor
     targets: Tensor
     row: Tensor
@@ -64,14 +64,14 @@ class TokenTrace:
 
     @cached_property
     def may_exit(self) -> Tensor:
-        """Numbers of the tokens that are decoded one by one, and hence may leave early: int64 [at most N]."""
+        """Numbers of the tokens that are decoded one by one, and hence may exit early: int64 [at most N]."""
         return (self.step > 0).nonzero().flatten()
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of states and targets."""
-        read = {} if self.deciding is self.speaking else {"deciding": self.deciding}
-        return hash_tensors({"hidden": self.speaking, "targets": self.targets, **read})
+        read = {} if self.rule_states is self.answer_states else {"rule_states": self.rule_states}
+        return hash_tensors({"hidden": self.answer_states, "targets": self.targets, **read})
 
     @property
     def num_layers(self) -> int:
@@ -92,18 +92,14 @@ class TokenTrace:
 
     def select(self, tokens: Tensor) -> "TokenTrace":
         """Return the trace of some tokens alone, given by their numbers, in the given order."""
-        speaking = self.speaking[tokens]
-        deciding = speaking if self.deciding is self.speaking else self.deciding[tokens]
+        answers = self.answer_states[tokens]
+        rules = answers if self.rule_states is self.answer_states else self.rule_states[tokens]
         chosen = {name: getattr(self, name)[tokens] for name in ("saturation", "targets", "row", "step", "row_keys")}
-        return replace(self, speaking=speaking, deciding=deciding, **chosen)
+        return replace(self, answer_states=answers, rule_states=rules, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
         """Return the states that the LM head reads at one exit, on the model's device: [tokens, width]."""
-        return self.speaking[tokens, exit_index].to(self.model.device, self.model.dtype)
-
-    def deciding_states(self, exit_index: int, tokens: Tensor) -> Tensor:
-        """Return the states that rules read at one exit, likewise."""
-        return self.deciding[tokens, exit_index].to(self.model.device, self.model.dtype)
+        return self.answer_states[tokens, exit_index].to(self.model.device, self.model.dtype)
 
 
 class TokenTraceView(TokenView):
@@ -121,11 +117,12 @@ class TokenTraceView(TokenView):
 
     @cached_property
     def hidden(self) -> Tensor:
-        return self._trace.deciding_states(self._exit_index, self._tokens).unsqueeze(1)
+        hidden = self._trace.rule_states[self._tokens, self._exit_index]
+        return hidden.to(self.device, self._model.dtype).unsqueeze(1)
 
     @cached_property
     def history(self) -> Tensor:
-        hidden = self._trace.deciding[self._tokens, : self._exit_index + 1]
+        hidden = self._trace.rule_states[self._tokens, : self._exit_index + 1]
         return self._model.state(hidden.to(self.device, self._model.dtype))
 
     @cached_property
@@ -169,12 +166,12 @@ def record_tokens(
     """
     recorded = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
     states = recorded["hidden"]
-    speaking = states[:, -len(model.exit_layers) :]
+    answers = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
-        speaking=speaking,
-        deciding=states[:, : len(model.exit_layers)] if model.closing else speaking,
+        answer_states=answers,
+        rule_states=states[:, : len(model.exit_layers)] if model.last_layers else answers,
         saturation=recorded["saturation"],
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
@@ -233,7 +230,7 @@ def _record(
 ) -> dict[str, Tensor]:
     model.eval()
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
-    exits = len(model.exit_layers) * (2 if model.closing else 1)
+    exits = len(model.exit_layers) * (2 if model.last_layers else 1)
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
     saturation = torch.empty(ends[-1], len(model.exit_layers), dtype=model.dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
@@ -242,8 +239,10 @@ def _record(
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)
-        hidden = torch.cat([states.deciding, states.speaking], dim=2) if model.closing else states.speaking
-        changes = zip(states.entering, states.deciding.unbind(dim=2), strict=True)
+        hidden = (
+            torch.cat([states.rule_states, states.answer_states], dim=2) if model.last_layers else states.answer_states
+        )
+        changes = zip(states.entering, states.rule_states.unbind(dim=2), strict=True)
         cosines = torch.stack([model.saturation(entered, left) for entered, left in changes], dim=2).cpu()
         kept = batch.padding_mask if whole_rows else batch.gives_response
         for i, row_hidden, row_cosines, is_kept in zip(chosen, hidden, cosines, kept, strict=True):

@@ -62,7 +62,7 @@ class TokenView(LayerView):
         self._among: tuple[Tensor, Tensor] | None = None
 
     def _check_readable(self) -> None:
-        if self._model.closing:
+        if self._model.last_layers:
             raise UserError(
                 f"this exit rule reads the prediction of the exit at layer {self.layer}, and here an exit predicts "
                 "nothing before the closing layers: use a rule that reads states (view.pooled, a learned head), or a "

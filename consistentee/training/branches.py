@@ -87,7 +87,7 @@ def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Pat
 
     Raises ValueError for closing layers, which read states of their own at every exit.
     """
-    if model.closing:
+    if model.last_layers:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
     hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)["hidden"]
     return RowStates(rows, hidden, model)

@@ -34,14 +34,14 @@ class StateBatch:
     """Decoded tokens as cached states, on the model's device.
 
     Attributes:
-        speaking: the states of the token before, which the exits read: float [n, exits, width].
-        deciding: the states that rules and learned heads read: float [n, exits, width].
+        answer_states: the states of the token before, which the exits read: float [n, exits, width].
+        rule_states: the states that rules and learned heads read: float [n, exits, width].
         targets: int64 [n].
         tokens: their numbers in the trace: int64 [n], on the CPU.
     """
 
-    speaking: Tensor
-    deciding: Tensor
+    answer_states: Tensor
+    rule_states: Tensor
     targets: Tensor
     tokens: Tensor
 
@@ -61,9 +61,9 @@ class DrawnTokens:
 
     def batch(self, rows: Tensor, step: int) -> StateBatch:
         trace, tokens, device = self.trace, self.tokens[rows], self.trace.model.device
-        speaking = trace.speaking[tokens].to(device, trace.model.dtype)
-        deciding = speaking if trace.deciding is trace.speaking else trace.deciding[tokens].to(speaking)
-        return StateBatch(speaking, deciding, trace.targets[tokens].to(device), tokens)
+        answers = trace.answer_states[tokens].to(device, trace.model.dtype)
+        rules = answers if trace.rule_states is trace.answer_states else trace.rule_states[tokens].to(answers)
+        return StateBatch(answers, rules, trace.targets[tokens].to(device), tokens)
 
     def fingerprint(self) -> str:
         return hash_tensors({"drawn": self.tokens}) + self.trace.fingerprint
@@ -151,14 +151,14 @@ def wanted_answers(target: Target, model: MultiExitDecoder, batch: StateBatch) -
     """Return the targets of exits: tokens, int64 [n], or the distribution of the last exit, float [n, vocabulary]."""
     if target == "label":
         return batch.targets
-    return model.logits(model.exit_layers[-1], batch.speaking[:, -1]).softmax(dim=-1)
+    return model.logits(model.exit_layers[-1], batch.answer_states[:, -1]).softmax(dim=-1)
 
 
 def exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
     """Compute the mean loss of every exit but the last, weighted by depth."""
     early, wanted = model.exit_layers[:-1], wanted_answers(target, model, batch)
     losses = [
-        weight * functional.cross_entropy(model.logits(layer, batch.speaking[:, index]), wanted)
+        weight * functional.cross_entropy(model.logits(layer, batch.answer_states[:, index]), wanted)
         for index, (layer, weight) in enumerate(zip(early, exit_weights(early), strict=True))
     ]
     return torch.stack(losses).sum()

@@ -107,7 +107,7 @@ def joint_loss(
     if layer_dropout:
         states = states_with_layer_dropout(model, batch, layer_dropout)
     else:
-        states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
+        states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).answer_states
     states = states[batch.gives_response]  # [tokens, exits, width]
     weights = torch.tensor(exit_weights(model.exit_layers, _POWERS[weighting])).to(states) / len(states)
     weights = weights.expand(len(states), -1)
@@ -166,7 +166,7 @@ def states_with_layer_dropout(model: MultiExitDecoder, batch: TokenRows, dropout
 
     Raises UserError for a model with closing layers, whose exits skip layers already.
     """
-    if model.closing:
+    if model.last_layers:
         raise UserError("layer dropout and closing layers cannot be combined: set layer_dropout to 0")
     hidden, context = model.stepper.begin(batch.tokens, batch.padding_mask)
     states = []

@@ -121,7 +121,7 @@ def test_every_scored_token_is_read_off_the_exit_that_the_rule_takes(saved):
     by_layer = iter(exits.tolist())
     for (context, scored), (score, _) in zip(rows, found, strict=True):
         tokens = torch.tensor([context + scored])
-        states = lm.decoder.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).speaking[0]
+        states = lm.decoder.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).answer_states[0]
         total = 0.0
         for place, token in enumerate(scored, start=len(context) - 1):
             layer = next(by_layer)

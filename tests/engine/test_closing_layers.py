@@ -1,4 +1,4 @@
-"""Closing layers: exits that skip the middle of the stack and run its end, whoever leaves where."""
+"""Closing layers: exits that skip the middle of the stack and run its end, wherever a token exits."""
 
 import pytest
 import torch
@@ -40,14 +40,14 @@ def rows_of(model: MultiExitDecoder, out: Generations) -> list[tuple[list[int], 
 
 class TestStack:
     def test_an_exit_runs_as_many_layers_as_its_number_says(self, model):
-        assert [list(stretch) for stretch in model.stretches] == [[1], [2], [3]]
-        assert list(model.closing) == [4]
+        assert [list(segment) for segment in model.segments] == [[1], [2], [3]]
+        assert list(model.last_layers) == [4]
         assert [list(model.skipped_layers(layer)) for layer in model.exit_layers] == [[2, 3], [3], []]
 
     def test_saved_and_loaded(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = MultiExitDecoder.from_pretrained(tmp_path)
-        assert list(loaded.closing) == [4]
+        assert list(loaded.last_layers) == [4]
         assert written(generate(loaded, PROMPTS, MIXED)) == written(generate(model, PROMPTS, MIXED))
 
 
@@ -55,7 +55,7 @@ class TestTexts:
     @pytest.mark.parametrize(
         ("family", "rule"), [("llama", ScheduledRule([4, 2, 3, 2, 4, 2])), ("gpt2", MIXED)], ids=["llama", "gpt2"]
     )
-    def test_they_are_those_of_a_decoder_that_owes_nothing(self, tiny_decoder, family, rule):
+    def test_they_are_those_of_a_decoder_whose_cache_is_always_full(self, tiny_decoder, family, rule):
         model = tiny_decoder(family, **CLOSED)
         expected = [eager_tokens(model, prompt, rule, NEW_TOKENS) for prompt in model.encode(PROMPTS)]
         for options in ({"batch_size": 1}, {"batch_size": 9}, {"batch_size": 2, "in_flight": 5}):

@@ -1,4 +1,4 @@
-"""Rows that are regrouped while they are decoded: nothing changes but the company that a layer runs in."""
+"""Rows that are regrouped while they are decoded: texts, exits and endings stay the same."""
 
 from statistics import mean
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ SCHEDULES = st.fixed_dictionaries(
 
 
 @given(SCHEDULES)
-def test_any_schedule_is_as_good_as_no_company(model, plan):
+def test_texts_do_not_depend_on_the_schedule(model, plan):
     generator = torch.Generator().manual_seed(plan["seed"])
     prompts = [torch.randint(5, 40, (length,), generator=generator).tolist() for length in plan["lengths"]]
     rule = RandomRule(plan["mean_layer"], plan["seed"], model.exit_layers)
@@ -74,7 +74,7 @@ def test_any_schedule_is_as_good_as_no_company(model, plan):
     assert regrouped.ended_by == alone.ended_by
 
 
-class TestCompany:
+class TestBatches:
     def test_batches_are_full_though_tokens_leave_everywhere(self, model):
         def rows_in_a_call(**options) -> tuple[float, float]:
             """Return how many rows a layer and the LM head have on average."""

@@ -134,5 +134,5 @@ def test_a_step_dispatches_little_more_than_its_layers(model, step_of, stock):
         in_step, in_flight = steps[name], steps[f"{name}, in flight"]
         assert in_step["copies"] <= 1.5 * len(model.exit_layers)
         of_layers = stock["operations"] * in_step["layers"] / model.num_layers
-        assert in_step["operations"] <= 1.6 * of_layers, "what skipped layers are owed is the most of it"
+        assert in_step["operations"] <= 1.6 * of_layers, "missing keys and values are the most of it"
         assert in_flight["operations"] < in_step["operations"]

@@ -64,7 +64,7 @@ def test_a_replay_gives_the_answer_of_each_exit_after_the_full_models_tokens(mod
     agreed = []
     for prompt, tokens in zip(model.encode(prompts.prompts), full.tokens, strict=True):
         row = torch.tensor([[*prompt, *tokens.tolist()]])
-        hidden = model.exit_states(row, torch.ones_like(row, dtype=torch.bool)).speaking[0, :, 0]
+        hidden = model.exit_states(row, torch.ones_like(row, dtype=torch.bool)).answer_states[0, :, 0]
         said = model.logits(1, hidden).argmax(dim=-1)
         places = range(len(prompt), len(prompt) + len(tokens) - 1)
         agreed += [bool(said[place] == row[0, place + 1]) for place in places]
@@ -99,7 +99,7 @@ def test_references_are_judged_where_the_rule_lets_them_leave(model):
         expected = []
         for prompt, response in rows:
             row = torch.tensor([[*prompt, *response]])
-            hidden = model.exit_states(row, torch.ones_like(row, dtype=torch.bool)).speaking[0]
+            hidden = model.exit_states(row, torch.ones_like(row, dtype=torch.bool)).answer_states[0]
             said = model.logits(layer, hidden[:, model.exit_layers.index(layer)]).log_softmax(dim=-1).detach()
             places = range(len(prompt), len(prompt) + len(response) - 1)
             expected.append(-sum(float(said[place, row[0, place + 1]]) for place in places))

@@ -55,7 +55,7 @@ class TestAnswers:
     def test_by_hand(self, tiny_decoder):
         model = tiny_decoder(exit_layers=(2,))
         trace = record_tokens(model, ROWS)
-        logits = torch.stack([model.logits(layer, trace.speaking[:, i]) for i, layer in enumerate((2, 4))], dim=1)
+        logits = torch.stack([model.logits(layer, trace.answer_states[:, i]) for i, layer in enumerate((2, 4))], dim=1)
         named = logits.argmax(-1)
         answers = exit_answers(trace)
         assert torch.equal(answers.predictions, named)
@@ -89,9 +89,9 @@ class TestStages:
         loss = method.policy_stage_loss(answers, hardness, model, batch)
 
         logits = torch.stack(
-            [model.logits(layer, batch.speaking[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1
+            [model.logits(layer, batch.answer_states[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1
         )
-        outputs = LayerOutputs(batch.speaking, model.state(batch.speaking), logits)
+        outputs = LayerOutputs(batch.answer_states, model.state(batch.answer_states), logits)
         of_rows = ConsistentEEPaper(alpha=0.3, **(estimator or {"estimator": "exact"}))
         torch.manual_seed(0)
         rows = FeatureBatch(outputs, trace.targets, torch.arange(len(trace)), 0)
@@ -124,7 +124,7 @@ class TestStages:
         model = with_random_policy(tiny_decoder(exit_layers=(2,)), method)
         trace = record_tokens(model, ROWS)
         batch, policy = all_states(trace), model.head(POLICY)
-        wanted = functional.cross_entropy(model.logits(2, batch.speaking[:, 0]), batch.targets)
+        wanted = functional.cross_entropy(model.logits(2, batch.answer_states[:, 0]), batch.targets)
         for bias, expected in ((1e4, wanted), (-1e4, torch.tensor(0.0))):  # all tokens exit at layer 2, or none
             policy.load_state_dict(
                 {n: torch.full_like(t, bias) * (t.dim() == 1) for n, t in policy.state_dict().items()}

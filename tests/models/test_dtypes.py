@@ -113,7 +113,7 @@ class TestDecoders:
         rule = ThresholdRule(margin, 0.15, "above")
         written = generate_encoded(model, rows, rule, kv="exact", max_new_tokens=NEW_TOKENS, batch_size=4)
         trace = record_tokens(model, list(zip(rows, tokens_of(written), strict=True)), dtype=dtype)
-        assert trace.speaking.dtype == dtype
+        assert trace.answer_states.dtype == dtype
         live, tokens = torch.cat(written.exit_layers), torch.arange(len(trace.targets))
         views = [TokenTraceView(trace, exit_index, tokens, step=1) for exit_index in range(len(trace.exit_layers) - 1)]
         values = torch.stack([margin(view) for view in views], dim=1)

@@ -21,7 +21,7 @@ from consistentee.models.heads import HeadSpec
 def all_logits(model):
     """Return what every exit says of a padded batch: [exits, rows, tokens, vocabulary]; 0 for padding."""
     tokens, mask = pad(model.encode(random_prompts(5, seed=4)), "left")
-    hidden = model.exit_states(tokens, mask).speaking
+    hidden = model.exit_states(tokens, mask).answer_states
     logits = torch.stack([model.logits(t, hidden[:, :, i]) for i, t in enumerate(model.exit_layers)])
     return torch.where(mask.unsqueeze(-1), logits, 0)
 

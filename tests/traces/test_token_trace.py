@@ -39,9 +39,9 @@ def test_recorded_states_belong_to_the_token_that_they_predict(tiny_decoder):
     assert trace.may_exit.tolist() == [1, 2, 4], "the first token of a response is read off the prompt"
     assert trace.exit_layers == (2, 4)
     alone = [torch.tensor([[2, 7, 9, 30, 31]]), torch.tensor([[2, 8, 40]])]
-    states = [model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).speaking[0] for tokens in alone]
+    states = [model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).answer_states[0] for tokens in alone]
     expected = torch.cat([states[0][2:5], states[1][1:3]])
-    torch.testing.assert_close(trace.speaking, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trace.answer_states, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_references_become_responses_that_end(tiny_decoder):
@@ -70,8 +70,8 @@ def test_a_pass_is_stored_once_and_survives_the_training_of_exits(tiny_decoder, 
             parameter.add_(1.0)
     monkeypatch.setattr(model, "exit_states", lambda *_: pytest.fail("the store was not used"))
     again = record_tokens(model, ROWS, **options)
-    assert torch.equal(first.speaking, again.speaking)
-    assert first.speaking.dtype == torch.float16
+    assert torch.equal(first.answer_states, again.answer_states)
+    assert first.answer_states.dtype == torch.float16
     monkeypatch.undo()
     record_tokens(model, ROWS[:1], **options)
     assert len(list(tmp_path.glob("hidden-*.safetensors"))) == 2
@@ -87,8 +87,8 @@ def test_states_beyond_float16_stay_float32(tiny_decoder, monkeypatch):
 
     monkeypatch.setattr(model, "exit_states", far_states)
     trace = record_tokens(model, ROWS, dtype=torch.float16)
-    assert trace.speaking.dtype == torch.float32
-    assert trace.speaking.isfinite().all()
+    assert trace.answer_states.dtype == torch.float32
+    assert trace.answer_states.isfinite().all()
 
 
 def test_a_rule_is_asked_about_one_step_at_a_time(tiny_decoder):

@@ -66,7 +66,7 @@ def test_exit_loss_by_hand(tiny_decoder):
     trace = record_tokens(model, ROWS)
     batch = DrawnTokens(trace, trace.may_exit[:3]).batch(torch.arange(3), 0)
     first, third, last = (
-        model.logits(layer, batch.speaking[:, i]).log_softmax(-1) for i, layer in enumerate((1, 3, 4))
+        model.logits(layer, batch.answer_states[:, i]).log_softmax(-1) for i, layer in enumerate((1, 3, 4))
     )
     label = -(first + 3 * third)[torch.arange(3), batch.targets].mean() / 4
     full = -(last.exp() * (first + 3 * third)).sum(-1).mean() / 4
@@ -133,7 +133,9 @@ class TestLosses:
         model = tiny_decoder(exit_layers=(2,), adapter=adapter)
         expected = 0.0
         for tokens, targets in (([2, 7, 9, 30, 31], {2: 30, 3: 31, 4: 3}), ([2, 8, 40], {1: 40, 2: 3})):
-            states = model.exit_states(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool)).speaking[0]
+            states = model.exit_states(
+                torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool)
+            ).answer_states[0]
             for column, target in targets.items():
                 for index, layer in enumerate((2, 4)):
                     logits = model.logits(layer, states[column, index])
@@ -147,7 +149,7 @@ class TestLosses:
     def test_exits_are_taught_by_the_last_which_learns_labels(self, tiny_decoder, adapter):
         model = tiny_decoder(exit_layers=(2,), adapter=adapter)
         batch = collate_rows(model, ROWS)
-        states = model.exit_states(batch.tokens, batch.padding_mask).speaking[batch.gives_response]
+        states = model.exit_states(batch.tokens, batch.padding_mask).answer_states[batch.gives_response]
         early, last = model.logits(2, states[:, 0]), model.logits(4, states[:, 1])
         taught = functional.cross_entropy(early, last.detach().softmax(dim=-1))
         labels = [functional.cross_entropy(logits, batch.targets) for logits in (early, last)]
@@ -179,7 +181,7 @@ class TestLosses:
         assert skip_probability(5, 5, 0.2) == pytest.approx(0.2)
         model = tiny_decoder()
         batch = collate_rows(model, ROWS)
-        stock = model.exit_states(batch.tokens, batch.padding_mask).speaking
+        stock = model.exit_states(batch.tokens, batch.padding_mask).answer_states
         assert torch.equal(states_with_layer_dropout(model, batch, 0.0), stock)
         torch.manual_seed(1)
         passes = torch.stack([states_with_layer_dropout(model, batch, 1.0) for _ in range(60)])
@@ -199,7 +201,7 @@ class TestTheStage:
         @torch.no_grad()
         def losses():
             trace = record_tokens(model, training_rows(model, replace(task, train=task.test), recipe))
-            logits = [model.logits(layer, trace.speaking[:, i]) for i, layer in enumerate(model.exit_layers)]
+            logits = [model.logits(layer, trace.answer_states[:, i]) for i, layer in enumerate(model.exit_layers)]
             return torch.stack([functional.cross_entropy(of_exit, trace.targets) for of_exit in logits])
 
         first = losses()
@@ -207,8 +209,10 @@ class TestTheStage:
         assert changed_parts(model, before) == {"backbone"}
         assert (losses() < first - 0.2).all()
         again = record_tokens(model, training_rows(model, task, recipe))
-        assert trace.speaking.dtype == torch.float16
-        torch.testing.assert_close(trace.speaking.float(), again.speaking, atol=2e-2, rtol=2e-2)  # not in bfloat16
+        assert trace.answer_states.dtype == torch.float16
+        torch.testing.assert_close(
+            trace.answer_states.float(), again.answer_states, atol=2e-2, rtol=2e-2
+        )  # not in bfloat16
 
     def test_low_rank_updates_leave_stock_layers(self, tiny_decoder, tmp_path):
         models = [tiny_decoder(), tiny_decoder()]
@@ -251,9 +255,9 @@ class TestTheStage:
 def test_layers_alone_are_computed_in_bfloat16(tiny_decoder):
     model = tiny_decoder()
     batch = collate_rows(model, ROWS)
-    plain = model.exit_states(batch.tokens, batch.padding_mask).speaking
+    plain = model.exit_states(batch.tokens, batch.padding_mask).answer_states
     with model.layers_in("bfloat16"):
-        rough = model.exit_states(batch.tokens, batch.padding_mask).speaking
+        rough = model.exit_states(batch.tokens, batch.padding_mask).answer_states
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, plain)
     torch.testing.assert_close(rough[batch.padding_mask], plain[batch.padding_mask], atol=0.4, rtol=0.05)

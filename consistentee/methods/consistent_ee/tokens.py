@@ -125,7 +125,7 @@ class TokenPolicies(TokenMethod):
 
     def policies(self, model: MultiExitDecoder, batch: StateBatch) -> list[Tensor]:
         """Compute P(exit) [tokens, exits], 1 at the last, for every price."""
-        outputs = model.head(POLICY).at_layers(model.exit_layers[:-1], model.state(batch.deciding[:, :-1]))
+        outputs = model.head(POLICY).at_layers(model.exit_layers[:-1], model.state(batch.rule_states[:, :-1]))
         probabilities = rung_logits(outputs if len(self.prices) > 1 else outputs.unsqueeze(-1)).sigmoid()
         return [functional.pad(p, (0, 1), value=1.0) for p in probabilities.unbind(dim=-1)]
 
@@ -169,7 +169,7 @@ class TokenPolicies(TokenMethod):
         total = torch.zeros((), device=model.device, requires_grad=True)
         for index, layer in enumerate(model.exit_layers[:-1]):
             here = (drawn == index).nonzero().flatten()
-            logits = model.logits(layer, batch.speaking[here, index])
+            logits = model.logits(layer, batch.answer_states[here, index])
             total = total + functional.cross_entropy(logits, wanted[here], reduction="sum")
         return total / len(batch.tokens)
 

@@ -1,4 +1,4 @@
-"""Branches: exits that attend. A decoder layer of their own leaves the stack after an exit layer, towards the LM head.
+"""Branches: exits that attend. A decoder layer of their own lies between an exit layer and the LM head.
 
 The prediction of a branch for a token depends on all tokens before it, so it has keys and values of its own for each of
 them: every token goes through it, or it has holes. So it is no adapter, which reads one hidden state, and rules are not

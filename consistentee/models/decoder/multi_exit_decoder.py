@@ -57,13 +57,13 @@ class ExitStates(NamedTuple):
     """Hidden states at every exit: [rows, tokens, exits, width] each, the same ones where there are no closing layers.
 
     Attributes:
-        deciding: what rules and learned heads read: before the closing layers.
-        speaking: what the LM head reads: behind them.
+        rule_states: what rules and learned heads read: before the closing layers.
+        answer_states: what the LM head reads: behind them.
         entering: the states before the layer of each exit: [rows, tokens, width] each.
     """
 
-    deciding: Tensor
-    speaking: Tensor
+    rule_states: Tensor
+    answer_states: Tensor
     entering: Sequence[Tensor]
 
 
@@ -153,7 +153,7 @@ class MultiExitDecoder(MultiExit):
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
-        """The layers that a token may leave at: 1-based, increasing, the last one is L."""
+        """The layers after which a token may exit: 1-based, increasing, the last one is L."""
         return self.description.exit_layers
 
     def check_exit_layer(self, layer: float) -> int:
@@ -169,22 +169,19 @@ class MultiExitDecoder(MultiExit):
         return self.description.max_new_tokens or _USUAL_LENGTH
 
     @property
-    def closing(self) -> range:
+    def last_layers(self) -> range:
         """The last layers that every token runs, wherever it exits: 1-based, and by default none."""
         return range(self.num_layers - self.description.closing_layers + 1, self.num_layers + 1)
 
     @property
-    def stretches(self) -> list[range]:
-        """The layers that lead to each exit, from behind the one before: they run without a decision.
-
-        Closing layers come after an exit, and are in none of them.
-        """
-        ends = (exit_layer - len(self.closing) for exit_layer in self.exit_layers)
+    def segments(self) -> list[range]:
+        """The layers between each exit and the one before, which run without a decision; without closing layers."""
+        ends = (exit_layer - len(self.last_layers) for exit_layer in self.exit_layers)
         return [range(before + 1, end + 1) for before, end in pairwise((0, *ends))]
 
     def skipped_layers(self, exit_layer: int) -> range:
         """The layers that a token skips that exits at ``exit_layer``: 1-based."""
-        return range(exit_layer - len(self.closing) + 1, self.num_layers - len(self.closing) + 1)
+        return range(exit_layer - len(self.last_layers) + 1, self.num_layers - len(self.last_layers) + 1)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -258,7 +255,7 @@ class MultiExitDecoder(MultiExit):
         where there are closing layers.
         """
         self.adapter(layer)
-        if self.closing:
+        if self.last_layers:
             raise UserError("a branch leads from an exit to the LM head, and so do closing layers: have one of the two")
         branch = Branch(spec, layer, self.stepper).to(self.device, self.dtype).eval()
         self.branches[str(layer)] = branch
@@ -370,19 +367,19 @@ class MultiExitDecoder(MultiExit):
         layers and ``exiting`` is not given.
         """
         hidden, context = self.stepper.begin(tokens, padding_mask)
-        entering, deciding = [], []
-        for stretch in self.stretches:
-            entering.append(self._run_layers(stretch[:-1], hidden, context))
-            hidden = self._run_layers(stretch[-1:], entering[-1], context)
-            deciding.append(hidden)
-        states = torch.stack(deciding, dim=2)
-        if not self.closing:
+        entering, at_exits = [], []
+        for segment in self.segments:
+            entering.append(self._run_layers(segment[:-1], hidden, context))
+            hidden = self._run_layers(segment[-1:], entering[-1], context)
+            at_exits.append(hidden)
+        states = torch.stack(at_exits, dim=2)
+        if not self.last_layers:
             return ExitStates(states, states, entering)
         if exiting is None:
             raise ValueError("a decoder with closing layers must know which tokens exit: give exiting")
-        closed = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in deciding)
-        speaking = [self._run_layers(self.closing, state, context) for state in closed]
-        return ExitStates(states, torch.stack(speaking, dim=2), entering)
+        exited = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in at_exits)
+        answers = [self._run_layers(self.last_layers, state, context) for state in exited]
+        return ExitStates(states, torch.stack(answers, dim=2), entering)
 
     def last_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         """Run all layers on all tokens, as :meth:`exit_states` does; the last states: [rows, tokens, width]."""
@@ -409,7 +406,7 @@ class MultiExitDecoder(MultiExit):
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
         parts = [weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"]]
-        parts += [len(self.closing)] if self.closing else []
+        parts += [len(self.last_layers)] if self.last_layers else []
         parts += ["chat"] if self.description.chat_template == "auto" else []  # caches of texts are found by prompts
         return hash_json(parts)
 
@@ -423,7 +420,7 @@ class MultiExitDecoder(MultiExit):
             raise ValueError(f"the tokens that end a text must be numbers, not {set(self.end_tokens)}")
         tokens = torch.tensor([[0, 1]], device=self.device)
         real = torch.ones_like(tokens, dtype=torch.bool)
-        states = self.exit_states(tokens, real, exiting=real).speaking.unbind(dim=2)
+        states = self.exit_states(tokens, real, exiting=real).answer_states.unbind(dim=2)
         return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
 
     def _save_backbone(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ from baselines.references import RandomRule
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.owed_tokens import Propagation
+from consistentee.engine.missing_keys import Propagation
 from consistentee.rules.exit_rule import StaticRule
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
@@ -58,17 +58,17 @@ def test_no_column_is_read_that_was_never_written(tiny_decoder, family, way, mon
     assert tokens_of(generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **way)) == expected
 
 
-def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
+def test_a_hole_in_the_cache_is_an_error(tiny_decoder, monkeypatch):
     model = tiny_decoder()
     monkeypatch.setattr(
-        Propagation, "run", lambda self, leg, hidden: self.batch.run_to_exit(leg.layers, hidden, leg.context)
+        Propagation, "run", lambda self, ran, hidden: self.batch.run_to_exit(ran.layers, hidden, ran.context)
     )
     with pytest.raises(CacheHoleError, match="layer"):
         generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
 
 
 @pytest.mark.parametrize("kv", ["propagate", "exact"])
-def test_layers_that_nobody_reads_again_cost_nothing(tiny_decoder, kv, monkeypatch):
+def test_layers_that_no_token_reads_again_cost_nothing(tiny_decoder, kv, monkeypatch):
     model = tiny_decoder()
     monkeypatch.setattr(type(model.stepper), "project", None)
     prompts = [prompt for prompt in model.encode(PROMPTS) if len(prompt) > 1]

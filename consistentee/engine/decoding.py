@@ -1,0 +1,220 @@
+"""The loop that decodes: rows go on token by token, a rule decides at which layer each token exits.
+
+A schedule chooses which rows run next, and which stage of their newest token; see
+:mod:`consistentee.engine.schedule`. In step, all rows of a batch advance together. In flight, rows that exit go on with
+their next token at once, and every stage runs on a full batch.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from consistentee.engine.missing_keys import POLICIES, KVPolicy
+from consistentee.engine.row_states import RowStates
+from consistentee.engine.rows import RowNumbers, Rows
+from consistentee.engine.sampling import Sampling, choose_tokens
+from consistentee.engine.schedule import Regrouping, Schedule, in_step
+from consistentee.engine.token_batch import ReadPrompts, TokenBatch
+from consistentee.engine.transcript import Transcript, clock
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.progress import Steps
+from consistentee.rules.exit_rule import ExitRule, State, ask, start_rule
+from consistentee.traces.token_view import TokenView
+
+_HIDDEN, _PAST = "engine: hidden states", "engine: states at the exits before"
+
+
+class DecodingOptions(NamedTuple):
+    """The options of :func:`consistentee.generate` that the loop needs."""
+
+    rule: ExitRule
+    max_new_tokens: int
+    batch_size: int
+    kv: KVPolicy = "propagate"
+    sampling: Sampling | None = None
+    read: ReadPrompts | None = None
+
+
+class Decoding:
+    """Prompts that are continued, as many at a time as there are slots."""
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        texts: Sequence[Transcript],
+        options: DecodingOptions,
+        steps: Steps,
+        in_flight: int | None = None,
+    ) -> None:
+        """Make room for ``in_flight`` rows, or for all if they are fewer; None lets all go in step.
+
+        Raises UserError if there is no memory for them.
+        """
+        slots, columns = min(in_flight or len(texts), len(texts)), max(len(text.prompt) for text in texts)
+        self._model = model
+        self._options = options
+        self._unread = deque(texts)
+        self._steps = steps
+        self._head, self._chosen = len(model.exit_layers), len(model.exit_layers) + 1  # numbers of the last two stages
+        self._batch = TokenBatch(model, slots, columns + options.max_new_tokens - 1)  # the last token is not read
+        self._missing = POLICIES[options.kv](self._batch)
+        self._rows = RowStates.empty(slots, model.device)
+        self._schedule: Schedule = in_step
+        if in_flight is not None:
+            # The LM head costs hardly more for two batches than for one, and as much as many layers of a small model.
+            size = options.batch_size
+            at_head = size if model.last_layers else max(size, min(2 * size, slots // 2))
+            self._schedule = Regrouping((*[size] * self._head, at_head))
+
+    @torch.inference_mode()
+    def run(self) -> float:
+        """Write all texts; return the seconds spent on prompts, the first new tokens included."""
+        prefill_seconds = 0.0
+        while True:
+            free = self._rows.free[: self._options.batch_size]
+            if texts := [self._unread.popleft() for _ in range(min(len(free), len(self._unread)))]:
+                start = clock(self._model.device)
+                self._read(free[: len(texts)], texts)
+                prefill_seconds += clock(self._model.device) - start
+            elif len(self._rows.waiting):
+                self._run(*self._schedule(self._rows))
+            else:
+                return prefill_seconds
+
+    def _read(self, slots: RowNumbers, texts: Sequence[Transcript]) -> None:
+        """Run prompts at full depth, and choose the first new token of each."""
+        batch, last, read = self._batch, self._model.num_layers, self._options.read
+        self._rows.enter(slots, texts, last)
+        rows, prompts = batch.rows(slots), [text.prompt for text in texts]
+        hidden = batch.read(rows, prompts) if read is None else read.states(batch, prompts)
+        logits = self._model.logits(last, hidden)
+        self._rows.newest[rows.in_torch] = choose_tokens(self._options.sampling, logits, texts)
+        self._add_tokens(slots)
+
+    def _run(self, stage: int, slots: RowNumbers) -> None:
+        self._rows.run(slots)
+        if stage == self._chosen:
+            self._add_tokens(slots)
+        elif stage == self._head:
+            self._choose_tokens(slots)
+        else:
+            self._run_segment(stage, slots)
+
+    def _run_segment(self, stage: int, slots: RowNumbers) -> None:
+        """Run the layers up to an exit; rows that exit wait for their token, the others for the next segment."""
+        model, rule = self._model, self._options.rule
+        texts = self._rows.texts[slots].tolist()
+        steps, keys = [len(text.tokens) for text in texts], [text.key for text in texts]
+        if stage == 0:
+            self._batch.begin(self._batch.rows(slots))
+            self._rows.planned_exits[slots] = planned_exits(rule, model, steps, keys)
+        segment = self._missing.prepare(model.segments[stage], slots)  # before tensors are taken: one copy of indices
+        rows = segment.rows
+        if stage == 0:
+            tokens = rows.of(self._rows.newest).unsqueeze(1)
+            hidden = model.stepper.embed(tokens, segment.context.positions)
+            state = start_rule(rule, len(rows), model.num_layers, model.device)
+            past = hidden.new_empty(len(rows), 0, model.width) if rule.reads_history else None
+        else:
+            state = self._rows.kept.get(stage, rows)
+            hidden, past = state.pop(_HIDDEN), state.pop(_PAST, None)
+        entered, hidden = self._missing.run(segment, hidden)
+        view = TokenView(model, model.exit_layers[stage], hidden, steps, keys, entered=entered, past=past)
+        exits = self._exits(view, state, self._rows.planned_exits[slots])
+        if len(exits) < len(rows):
+            kept = {_HIDDEN: hidden} if past is None else {_HIDDEN: hidden, _PAST: view.history}
+            self._rows.kept.put(stage + 1, rows, state | kept)
+            self._rows.wait(np.delete(slots, exits.numbers), stage + 1)
+        if len(exits):
+            if view.layer < model.num_layers:
+                self._missing.note(segment, hidden)
+            self._exit(rows, exits, view)
+
+    def _exits(self, view: TokenView, state: State, planned: RowNumbers) -> Rows:
+        """Return the places of the rows that exit at this layer; at the last one, all exit.
+
+        A rule that has planned nothing (see :func:`planned_exits`) is asked, and its answer read from the device.
+        """
+        indices, rule = self._batch.indices, self._options.rule
+        if view.layer == view.num_layers:
+            return Rows(np.arange(view.rows), indices)
+        if planned.all():
+            return Rows(np.flatnonzero(planned == view.layer), indices)
+        if not rule.asked_at(view.layer):
+            return Rows(np.arange(0), indices)
+        exits = ask(rule, view, state)
+        places = np.flatnonzero(exits.tolist())
+        return Rows(places, indices, sent=exits.argsort(descending=True, stable=True)[: len(places)])
+
+    def _exit(self, rows: Rows, places: Rows, view: TokenView) -> None:
+        """Let the rows at some places of a view exit.
+
+        Their tokens are chosen now if the rule has read the logits, or each exit has an LM head of its own. A shared LM
+        head, the largest matrix of a small model, is read once for all rows that wait for it, and so are last layers.
+        """
+        model, slots = self._model, rows.numbers[places.numbers]
+        self._rows.exit_layers[slots] = view.layer
+        if not model.last_layers and (view.has_logits or not model.shares_head):
+            texts, logits = self._rows.texts[slots].tolist(), view.logits_of(places.of)
+            self._rows.newest[places.of(rows.index.tensor)] = choose_tokens(self._options.sampling, logits, texts)
+            self._rows.wait(slots, self._chosen)
+        else:
+            state = view.hidden if model.last_layers else model.head_state(view.layer, view.hidden)
+            self._rows.kept.put(self._head, rows, {_HIDDEN: state})
+            self._rows.wait(slots, self._head)
+
+    def _choose_tokens(self, slots: RowNumbers) -> None:
+        """Run what lies behind all exits, and choose the next token of some rows."""
+        model, rows = self._model, self._batch.rows(slots)
+        context = self._batch.newest_context(rows) if model.last_layers else None
+        hidden = self._rows.kept.get(self._head, rows)[_HIDDEN]
+        if context is None:
+            logits = model.stepper.unembed(hidden[:, 0])
+        else:
+            logits = model.logits(model.num_layers, self._batch.run(model.last_layers, hidden, context)[:, 0])
+        texts = self._rows.texts[slots].tolist()
+        self._rows.newest[rows.in_torch] = choose_tokens(self._options.sampling, logits, texts)
+        self._rows.wait(slots, self._chosen)
+
+    def _add_tokens(self, slots: RowNumbers) -> None:
+        """Read the newest tokens of some rows, add them to the texts, and drop the texts that they end."""
+        texts, newest = self._rows.texts[slots].tolist(), self._rows.newest.tolist()
+        for slot, text in zip(slots.tolist(), texts, strict=True):
+            text.add(newest[slot], int(self._rows.exit_layers[slot]))
+        self._steps.add(len(texts), len(texts))
+        ended = slots[[text.ended_by is not None for text in texts]]
+        self._rows.wait(np.setdiff1d(slots, ended), 0)
+        if len(ended):
+            self._end(ended)
+
+    def _end(self, slots: RowNumbers) -> None:
+        """Free slots; once the rows that are left fit into one batch, drop the gaps between them."""
+        for slot, text in zip(slots.tolist(), self._rows.texts[slots], strict=True):
+            text.late_layers = late_layers(self._batch, slot, text)
+            self._steps.leave_out(self._options.max_new_tokens - len(text.tokens))
+        self._rows.drop(slots)
+        self._batch.free(slots)
+        staying = np.delete(np.arange(len(self._batch)), self._rows.free)
+        if not self._unread and 0 < len(staying) <= self._options.batch_size:
+            rows = self._batch.rows(staying)
+            for part in (self._batch, self._missing, self._rows):
+                part.keep(rows)
+
+
+def planned_exits(rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int], keys: Sequence[int]) -> RowNumbers:
+    """Return the exit layers that a rule knows in advance: int64 [rows]; 0 where it must be asked."""
+    rows = zip(steps, keys, strict=True)
+    return np.array([rule.exit_in_advance(model.exit_layers, step, key) or 0 for step, key in rows], dtype=np.int64)
+
+
+def late_layers(batch: TokenBatch, row: int, text: Transcript) -> list[int]:
+    """Return, for each new token of a row, how many layers the token read for it was given after its exit.
+
+    The first is read off the prompt, which misses nothing.
+    """
+    read = len(text.prompt) + np.arange(len(text.tokens) - 1)
+    cached = (batch.cache.ledger.stored[:, row] > read[:, None]).sum(axis=1)
+    return [0, *(cached - np.array(text.exit_layers[1:], dtype=np.int64)).tolist()]
