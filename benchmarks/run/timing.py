@@ -58,8 +58,10 @@ def knobs_to_time(cells: Iterable[tuple[AnyRecord, pd.DataFrame]]) -> dict[str, 
             curves.setdefault((record.label, own), []).append(points)
     for points in map(pd.concat, curves.values()):
         first = points.iloc[0]
-        mixed = points.iloc[around_budgets(points["layers"], first["num_layers"], first["kind"])]
-        for key, knob in mixed[["key", "knob"]].dropna().itertuples(index=False):
+        mixed = points.iloc[around_budgets(points["layers"], first["num_layers"], first["kind"])].dropna()
+        if mixed.empty:  # drafts that cost more layers than full depth may still be faster
+            mixed = points.dropna().nsmallest(1, "layers")
+        for key, knob in mixed[["key", "knob"]].itertuples(index=False):
             found[key].append(float(knob))
     return found
 

@@ -33,7 +33,7 @@ def finished(finished_once: GenerationBench, tmp_path: Path, unreported: None) -
     return finished_once.elsewhere(shutil.copytree(finished_once.out, tmp_path / "out"))
 
 
-def test_whole_run(finished_once):
+def test_a_run_writes_cells_times_and_tables(finished_once):
     bench, outcome = finished_once, finished_once.outcome
     assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (4, 4, (), ())
     written = {path.name for path in bench.out.iterdir()}
@@ -43,45 +43,43 @@ def test_whole_run(finished_once):
     (timing,), faults = found.timings.values(), found.faults
     assert faults == []
     assert timing.max_new_tokens == 3
-    assert len(bench.records()["token-static"].losses["exits"]) > 1
-    timed = {one.label: [(sample.batch_size, sample.in_flight) for sample in one.samples] for one in timing.contenders}
-    assert next(iter(timed)) == "stock generate"
-    assert set(timed) == {"stock generate", *METHODS}
-    assert timed["stock generate"] == timed["layerskip"] == [(1, None), (4, None)], "which have their own way to decode"
-    assert timed["token-static"] == [(1, None), (4, None), (1, 4)]
-    assert all(sample.layer_calls for one in timing.contenders for sample in one.samples)
+    times = found.times()
+    ways = times.fillna({"in_flight": 0}).groupby("timed")[["batch_size", "in_flight"]]
+    timed = {timing.timed[number].label: {*map(tuple, way.to_numpy().tolist())} for number, way in ways}
+    in_step = {(1, 0), (4, 0)}
+    assert timed.pop("stock generate") == timed.pop("layerskip") == in_step, "which have their own way to decode"
+    assert timed == dict.fromkeys(["token-full", "token-static", "calm-tokens-softmax"], in_step | {(1, 4)})
+    assert (times["layer_calls"] >= times["units"]).all()
+    assert times["head_seconds"].notna().tolist() == (times["timed"] == 0).tolist(), "of stock generate"
+    assert times["completed"].map(len).tolist() == times["in_flight"].fillna(times["batch_size"]).tolist()
     assert {(r.task, r.train_task) for r in bench.records().values()} == {("toy-text", "other-text")}
     assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
     assert bench.leftovers() == []
 
 
-def test_full_model_is_matched_and_priced_as_itself(finished_once):
-    record = finished_once.records()["token-full"]
-    (point,) = record.operating_points
-    assert point.average_layers == record.num_layers == 4
-    assert point.token_match.value == point.full_text_score.value == 1.0
-    assert point.decode_flops == point.full_decode_flops > 0
-    assert point.scores == record.full_scores
-    assert point.exit_histogram == [0, 0, 0, point.decoded_tokens]
+def test_the_full_model_matches_itself_and_costs_as_much(finished_once):
+    (point, never) = finished_once.frames_of("token-full")["curve"].to_dict("records")
+    assert point["layers"] == finished_once.records()["token-full"].num_layers == 4
+    assert point["match"] == point["rougeL_to_full"] == 1.0
+    assert point["flops"] == point["full_flops"] > 0
+    assert point["exit_histogram"].tolist() == [0, 0, 0, point["decoded_tokens"]]
+    same = ["layers", "rougeL", "rouge1", "nats", "flops", "new_tokens"]
+    assert [point[name] for name in same] == [never[name] for name in same]
 
 
-def test_static_points_are_decoded_where_the_budget_says(finished_once):
-    record = finished_once.records()["token-static"]
-    by_reason = {reason: point for point in record.operating_points for reason in map(str, point.targets)}
-    cheapest = by_reason["budget 0.33"]
-    assert cheapest.average_layers == 1.0
-    assert by_reason["budget 0.50"].average_layers <= 2.0
-    assert cheapest.exit_histogram == [cheapest.decoded_tokens, 0, 0, 0]
-    assert set(cheapest.layers_by_position) == {1.0}
-    assert cheapest.decode_flops < cheapest.full_decode_flops
+def test_a_static_exit_is_decoded_at_the_layers_of_its_knobs(finished_once):
+    curve = finished_once.frames_of("token-static")["curve"].set_index("knob")
+    assert curve["layers"].tolist() == curve["validation_layers"].tolist() == [1.0, 2.0, 3.0, 4.0, 4.0]
+    assert curve.at[1.0, "exit_histogram"].tolist() == [curve.at[1.0, "decoded_tokens"], 0, 0, 0]
+    assert curve["flops"][:4].is_monotonic_increasing
 
 
-def test_rows_bear_the_records_out(finished_once):
+def test_frames_of_every_cell_agree_with_each_other(finished_once):
     assert list(faults_of(finished_once.out)) == []
-    for cell in finished_once.read().cells:
-        record, table = cell.record, cell.predictions()
-        assert table["truncated"].sum() == record.truncated_prompts > 0
-        assert table["prompt_tokens"].max() == record.max_prompt_tokens == 3
+    for label, record in finished_once.records().items():
+        rows = finished_once.frames_of(label)["rows"]
+        assert rows["truncated"].sum() == record.truncated_prompts > 0
+        assert rows["prompt_tokens"].max() == record.max_prompt_tokens == 3
 
 
 def test_changed_settings_and_rows_make_results_stale(finished):
@@ -105,7 +103,7 @@ def bench(tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], unreported
 
 @pytest.mark.slow  # test_kill.py kills a run of classification by default
 @pytest.mark.usefixtures("untimed")
-def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
+def test_a_killed_run_goes_on_to_the_same_results(bench, finished_once):
     bench.write()
     process = bench.start()
     wait_until(lambda: bench.finished_cells() or process.poll() is not None)
@@ -119,7 +117,7 @@ def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
     assert bench.leftovers() == []
 
 
-def test_suite_of_the_other_kind_keeps_out_of_the_folder(finished):
+def test_a_suite_of_the_other_kind_keeps_out_of_the_folder(finished):
     for dry_run in (False, True):
         with pytest.raises(UserError, match="holds results of generation, suite 'quick' is classification"):
             run_suite(load_suite("quick"), out=finished.out, dry_run=dry_run)

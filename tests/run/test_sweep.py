@@ -1,4 +1,4 @@
-"""A run of a suite: what is done is kept, what is missing is computed, no end of a run leaves anything half-done."""
+"""A run of a suite: finished cells are kept, missing ones are computed, and no end of a run leaves one half-done."""
 
 import os
 import re
@@ -13,9 +13,7 @@ import pytest
 import small_suite
 from small_suite import Bench, wait_until, write_task
 
-from benchmarks.analysis.frames import load_results
-from benchmarks.analysis.tables import render
-from benchmarks.run import plan
+from benchmarks.run import timing
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import Filters
@@ -64,10 +62,9 @@ def finished(finished_suite: Bench, tmp_path: Path, unreported: None) -> Bench:
     return finished_suite.elsewhere(shutil.copytree(finished_suite.out, tmp_path / "out"))
 
 
-def test_whole_run(finished_suite):
+def test_a_run_writes_cells_times_and_tables(finished_suite):
     bench, outcome = finished_suite, finished_suite.outcome
     assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (3, 3, (), ())
-    assert outcome.table is not None
     written = {path.name for path in bench.out.iterdir()}
     assert {"table.md", "suite.yaml", "environment.json"} <= written
     assert any(name.endswith(".png") for name in written)
@@ -75,10 +72,15 @@ def test_whole_run(finished_suite):
     assert found.faults == []
     assert bench.timed_labels() == [{"stock model", "full", "calm-softmax"}]
     (timing,) = found.timings.values()
-    (stock, *_) = timing.contenders
-    assert [sample.batch_size for sample in stock.samples] == [1, 4]
-    layers = {contender.label: contender.average_layers for contender in timing.contenders}
+    layers = {one.label: one.average_layers for one in timing.timed}
     assert (layers["stock model"], layers["full"]) == (4.0, 4.0)
+    times = found.times()
+    counts = times.groupby(["timed", "batch_size"])[["round", "batch"]].nunique()
+    assert counts.to_dict("index") == {
+        (timed, size): {"round": 3, "batch": 8 // size} for timed in range(len(timing.timed)) for size in (1, 4)
+    }
+    assert (times["units"] == times["batch_size"]).all()
+    assert (times["seconds"] > 0).all()
     assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
     assert bench.leftovers() == []
 
@@ -106,10 +108,10 @@ def test_a_suite_may_have_no_times_or_those_of_one_round(bench):
         bench.run(changes=changes, train=False)
     changes["timing"] = {"rounds": 1, "rows": 4, "batch_sizes": [1], "warmup_batches": 0}
     bench.run(changes=changes, train=False)
-    assert "fewer than three rounds" in render(load_results(bench.out), "md")
+    assert bench.read().times()["round"].unique().tolist() == [0]
 
 
-def test_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
+def test_an_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
     before = stamps(finished.out, "*.json")
     code = (
         "import sys; from pathlib import Path\n"
@@ -149,7 +151,7 @@ def test_a_label_with_other_parameters_is_no_second_curve(finished):
     assert "other parameters under this label): it would be set aside" in finished.plan(changes=changes(0.25))[0]
     finished.run(changes=changes(0.25))
     assert finished.said.count("other parameters under this label") == 1
-    found = [cell.record for cell in finished.read().cells if cell.record.label == "mine"]
+    found = [record for record in finished.read().cells.values() if record.label == "mine"]
     assert [record.parameters["tolerance"] for record in found] == [0.25]
 
 
@@ -162,7 +164,7 @@ def cut_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lose", [delete_model, cut_weights])
-def test_lost_model_is_named_if_a_timing_needs_it_and_trained_again_by_fresh(finished, lose):
+def test_a_lost_model_is_named_if_a_timing_needs_it_and_trained_again_by_fresh(finished, lose):
     lose(finished.out / "artifacts" / "models" / finished.records()["full"].key)
     assert finished.run().computed == 0
     assert "not timed" not in finished.said
@@ -175,13 +177,13 @@ def test_lost_model_is_named_if_a_timing_needs_it_and_trained_again_by_fresh(fin
     assert finished.timed_labels() == [{"stock model", "full", "calm-softmax"}]
 
 
-def test_times_at_knobs_of_older_rules_stand_where_the_model_is_gone(finished, monkeypatch):
-    chosen = plan.timed_knobs
+def test_times_at_other_knobs_stand_where_the_model_is_gone(finished, monkeypatch):
+    chosen = timing.knobs_to_time
 
-    def moved(records, protocol):
-        return {key: [-1.0] if knobs else [] for key, knobs in chosen(records, protocol).items()}
+    def moved(cells):
+        return {key: [-1.0] if knobs else [] for key, knobs in chosen(cells).items()}
 
-    monkeypatch.setattr(plan, "timed_knobs", moved)
+    monkeypatch.setattr(timing, "knobs_to_time", moved)
     assert any(line.startswith("to time") for line in finished.plan())
     shutil.rmtree(finished.out / "artifacts" / "models")
     assert not any(line.startswith("to time") for line in finished.plan())
@@ -190,7 +192,7 @@ def test_times_at_knobs_of_older_rules_stand_where_the_model_is_gone(finished, m
 
 
 @pytest.mark.usefixtures("untimed")
-def test_failed_cell_is_noted_and_the_run_goes_on(bench):
+def test_a_failed_cell_is_noted_and_the_run_goes_on(bench):
     method = write_method(bench.folder, "raise RuntimeError('the flux is not capacitated')")
     filters = Filters(methods=[method, "full"])
     outcome = bench.run(filters)
@@ -211,7 +213,7 @@ def test_failed_cell_is_noted_and_the_run_goes_on(bench):
 
 
 @pytest.mark.usefixtures("untimed")
-def test_method_that_is_not_defined_for_a_task_is_refused(bench):
+def test_a_method_that_is_not_defined_for_a_task_is_refused(bench):
     task = write_task(bench.folder, "numbers", regression=True)
     changes = {"tasks": [str(task)], "methods": ["full", "deebert"]}
     outcome = bench.run(changes=changes)
@@ -238,7 +240,7 @@ def test_unknown_names_end_the_run_before_any_training(bench, monkeypatch, chang
 
 @pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("options", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
-def test_interrupt_keeps_what_is_finished(bench, options):
+def test_an_interrupted_run_keeps_finished_cells(bench, options):
     bench.write()
     process = bench.start(*options)
     wait_until(lambda: bench.finished_cells() or process.poll() is not None)
@@ -253,7 +255,7 @@ def test_interrupt_keeps_what_is_finished(bench, options):
 
 
 @pytest.mark.usefixtures("untimed")
-def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench):
+def test_a_full_disk_ends_the_run_and_keeps_finished_cells(bench):
     method = write_method(bench.folder, "raise OSError(28, 'No space left on device')")
     with pytest.raises(DiskFullError, match="disk full"):
         bench.run(Filters(methods=["full", method, "oracle"]), schedule=Schedule())
@@ -263,7 +265,7 @@ def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench):
 
 
 @pytest.mark.usefixtures("untimed")
-def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench):
+def test_a_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench):
     method = write_method(bench.folder, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     filters = Filters(methods=[method])
     (line,) = bench.run(filters, schedule=Schedule()).failed
@@ -311,7 +313,7 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     kept, scores = stamps(places["static"].parent, "*"), finished.results()
     os.truncate(places["full"], 200)
     spoil(places["oracle"], "{", '{"surprise": 1,')
-    spoil(places["calm-softmax"], '"schema_version": 1', '"schema_version": 0')
+    spoil(places["calm-softmax"], '"schema_version": 2', '"schema_version": 1')
     next(finished.out.rglob(TIMING_FILE)).write_text("{")
     write_method(finished.out, "print('changed')")
     outcome = finished.run(filters)
@@ -319,7 +321,7 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     for label, reason in {
         "full": "is damaged (Invalid JSON",
         "oracle": "is damaged (unknown key 'surprise'",
-        "calm-softmax": "is damaged (schema_version: Input should be 1",
+        "calm-softmax": "is damaged (schema_version: Input should be 2",
         "Mine": "is stale (the method's file changed",
     }.items():
         assert f"{places[label]} {reason}" in finished.said

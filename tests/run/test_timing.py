@@ -46,3 +46,5 @@ def test_decoded_knobs_alone_are_timed():
     assert timed((record, curve)) == [[3.0, 5.0]], "the budgets are 4, 4.8 and 3 layers"
     curve.loc[1, "layers"] = np.nan
     assert timed((record, curve)) == [[1.0, 5.0]]
+    curve["layers"] = [9.0, 8.0, 7.0, LAYERS]
+    assert timed((record, curve)) == [[5.0]], "of drafts that cost more than full depth, the cheapest ones"

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmarks.store.stored_results import open_results
 from documents import ROOT
 from pandas import read_csv
 from pandas.testing import assert_frame_equal
@@ -14,6 +13,7 @@ from benchmarks.analysis import write_published_files
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import load_suite
+from benchmarks.store.results_folder import open_results
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
 RESULTS = ROOT / "results"
@@ -24,7 +24,7 @@ FILES = {"cells.parquet", "rows.parquet", "timings.parquet", "table.md"}
 def records(suite):
     found = open_results(RESULTS / suite)
     assert found.faults == []
-    return [cell.record for cell in found.cells]
+    return list(found.cells.values())
 
 
 def test_all_of_it_is_small():

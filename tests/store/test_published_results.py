@@ -74,7 +74,8 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
     names = {f"{name}.parquet" for name in (*own, "cells", "timings", "failures", "times")}
     assert {path.name for path in out.iterdir()} == {*names, "hashes.json"}
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
-    assert size < sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 2
+    if len(open_results(run).cells) > 2:
+        assert size < sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 2
     publish_bare(run, tmp_path)
     for path in out.glob("*.parquet"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
@@ -125,15 +126,14 @@ def test_runs_that_are_not_whole_and_folders_of_others_are_refused(published, tm
 
 @pytest.mark.parametrize("lost", [*FRAMES[:4], "times"])
 def test_a_publication_that_does_not_read_back_equal_is_refused(tmp_path, monkeypatch, lost):
-    frame, times = StoredResults.frame, StoredResults.times
+    read = {"frame": StoredResults.frame, "times": StoredResults.times}
 
-    def cut_if(found: pd.DataFrame, is_lost: bool) -> pd.DataFrame:
-        return found[:-1] if is_lost else found
+    def lossy(results: StoredResults, method: str, *name: str) -> pd.DataFrame:
+        found = read[method](results, *name)
+        return found[:-1] if results.published and lost in (method, *name) else found
 
-    monkeypatch.setattr(
-        StoredResults, "frame", lambda self, name: cut_if(frame(self, name), self.published and name == lost)
-    )
-    monkeypatch.setattr(StoredResults, "times", lambda self: cut_if(times(self), self.published and lost == "times"))
+    for method in read:
+        monkeypatch.setattr(StoredResults, method, lambda self, *name, method=method: lossy(self, method, *name))
     with pytest.raises(AssertionError, match="keep the run"):
         publish_bare(write_run("classification", tmp_path / "run"), tmp_path / "out")
 
