@@ -1,8 +1,8 @@
 """Results folders as long DataFrames. Tables, figures and the report are made of them.
 
 Every frame has a column ``cell``, the number of its record. ``knobs`` is the frame of curves with what is known of
-their cells: ``task``, ``backbone``, ``label``, ``method``, ``seed``, ``key``, ``knob_name``, ``parameters``,
-``metric``, ``num_layers``; ``score`` (its metric), ``flops_ratio`` (full model / here) and, where knobs were timed,
+their cells: ``task``, ``backbone``, ``label``, ``method``, ``seed``, ``key``, ``knob_name``, ``parameters``
+(those that differ in the label's cells), ``metric``, ``num_layers``; ``score`` (its metric), ``flops_ratio`` (full model / here) and, where knobs were timed,
 ``speedup_b1``, ``seconds_b1``, .... The last line of a cell is "never exit" (knob NaN). ``times`` has a line for
 everything that was timed, batch size and round. See :mod:`benchmarks.store.frames` for the others.
 """
@@ -117,8 +117,9 @@ class Results:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """A line for every cell."""
-        lines = [[*(getattr(r, name) for name in _CELL_COLUMNS), parameters_in_words(r)] for r in self.records]
-        return pd.DataFrame(lines, columns=[*_CELL_COLUMNS, "parameters"])
+        lines = [[getattr(record, name) for name in _CELL_COLUMNS] for record in self.records]
+        found = pd.DataFrame(lines, columns=list(_CELL_COLUMNS))
+        return found.assign(parameters=varied_parameters(self.records))
 
     @cached_property
     def knobs(self) -> pd.DataFrame:
@@ -383,6 +384,18 @@ def labels_of_role(methods: Mapping[str, str], role: str) -> list[str]:
 def parameters_in_words(record: AnyRecord) -> str:
     """Return all parameters as text: ``alpha=0.05, epochs=3``."""
     return ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
+
+
+def varied_parameters(records: Sequence[AnyRecord]) -> list[str]:
+    """Return of every record the parameters that differ among the cells of its label: ``alpha=0.05``."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        for name, value in record.parameters.items():
+            values.setdefault((record.label, name), set()).add(repr(value))
+    return [
+        ", ".join(f"{name}={value}" for name, value in sorted(r.parameters.items()) if len(values[r.label, name]) > 1)
+        for r in records
+    ]
 
 
 def exit_networks(records: Iterable[AnyRecord]) -> dict[str, str]:

@@ -273,10 +273,8 @@ def budget_lines(results: Results) -> pd.DataFrame:
 def _knob_texts(results: Results, per_seed: pd.DataFrame) -> pd.DataFrame:
     """Name the mixed knobs of every task, label and speed-up: ``threshold=0.1 to 0.3 · alpha=0.1``."""
     knobs = results.knobs
-    many = results.cells.groupby("label")["parameters"].nunique() > 1
     ends = per_seed.melt([*CURVE, "speedup"], ["first", "second"], value_name="line").astype({"line": int})
     ends = ends.join(knobs[["knob", "knob_name", "parameters"]], on="line")
-    ends["parameters"] = ends["parameters"].where(ends["label"].map(many), "")
     groups = ends.groupby([*CURVE, "speedup"], sort=False)
     lowest, highest = groups["knob"].min().map("{:.3g}".format), groups["knob"].max().map("{:.3g}".format)
     text = groups["knob_name"].first() + "=" + lowest.where(lowest == highest, lowest + " to " + highest)
