@@ -37,7 +37,7 @@ def write_run(kind: str, folder: Path) -> Path:
 def publish_bare(run: Path, out: Path) -> Path:
     """Publish without tables and figure, which take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "write_published_files", lambda out: [])
+        patch.setattr(publish, "write_published_files", lambda *_: [])
         publish_run(run, out)
     return out
 
