@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from consistentee.engine.missing_keys import POLICIES, KVPolicy
-from consistentee.engine.row_states import RowStates
+from consistentee.engine.row_states import FREE, RowStates
 from consistentee.engine.rows import RowNumbers, Rows
 from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.engine.schedule import Regrouping, Schedule, in_step
@@ -74,12 +75,12 @@ class Decoding:
         """Write all texts; return the seconds spent on prompts, the first new tokens included."""
         prefill_seconds = 0.0
         while True:
-            free = self._rows.free[: self._options.batch_size]
+            free = np.flatnonzero(self._rows.stages == FREE)[: self._options.batch_size]
             if texts := [self._unread.popleft() for _ in range(min(len(free), len(self._unread)))]:
                 start = clock(self._model.device)
                 self._read(free[: len(texts)], texts)
                 prefill_seconds += clock(self._model.device) - start
-            elif len(self._rows.waiting):
+            elif len(self._rows.taken):
                 self._run(*self._schedule(self._rows))
             else:
                 return prefill_seconds
@@ -90,16 +91,14 @@ class Decoding:
         self._rows.enter(slots, texts, last)
         rows, prompts = batch.rows(slots), [text.prompt for text in texts]
         hidden = batch.read(rows, prompts) if read is None else read.states(batch, prompts)
-        logits = self._model.logits(last, hidden)
-        self._rows.newest[rows.in_torch] = choose_tokens(self._options.sampling, logits, texts)
+        self._choose(slots, rows.in_torch, self._model.logits(last, hidden))
         self._add_tokens(slots)
 
     def _run(self, stage: int, slots: RowNumbers) -> None:
-        self._rows.run(slots)
         if stage == self._chosen:
             self._add_tokens(slots)
         elif stage == self._head:
-            self._choose_tokens(slots)
+            self._run_head(slots)
         else:
             self._run_segment(stage, slots)
 
@@ -158,16 +157,14 @@ class Decoding:
         model, slots = self._model, rows.numbers[places.numbers]
         self._rows.exit_layers[slots] = view.layer
         if not model.last_layers and (view.has_logits or not model.shares_head):
-            texts, logits = self._rows.texts[slots].tolist(), view.logits_of(places.of)
-            self._rows.newest[places.of(rows.index.tensor)] = choose_tokens(self._options.sampling, logits, texts)
-            self._rows.wait(slots, self._chosen)
+            self._choose(slots, places.of(rows.index.tensor), view.logits_of(places.of))
         else:
             state = view.hidden if model.last_layers else model.head_state(view.layer, view.hidden)
             self._rows.kept.put(self._head, rows, {_HIDDEN: state})
             self._rows.wait(slots, self._head)
 
-    def _choose_tokens(self, slots: RowNumbers) -> None:
-        """Run what lies behind all exits, and choose the next token of some rows."""
+    def _run_head(self, slots: RowNumbers) -> None:
+        """Run what lies behind all exits: the last layers, if every token runs them, and the LM head."""
         model, rows = self._model, self._batch.rows(slots)
         context = self._batch.newest_context(rows) if model.last_layers else None
         hidden = self._rows.kept.get(self._head, rows)[_HIDDEN]
@@ -175,8 +172,12 @@ class Decoding:
             logits = model.stepper.unembed(hidden[:, 0])
         else:
             logits = model.logits(model.num_layers, self._batch.run(model.last_layers, hidden, context)[:, 0])
+        self._choose(slots, rows.in_torch, logits)
+
+    def _choose(self, slots: RowNumbers, index: slice | Tensor, logits: Tensor) -> None:
+        """Choose the next token of some slots, which are also given as an index on the device."""
         texts = self._rows.texts[slots].tolist()
-        self._rows.newest[rows.in_torch] = choose_tokens(self._options.sampling, logits, texts)
+        self._rows.newest[index] = choose_tokens(self._options.sampling, logits, texts)
         self._rows.wait(slots, self._chosen)
 
     def _add_tokens(self, slots: RowNumbers) -> None:
@@ -195,9 +196,9 @@ class Decoding:
         for slot, text in zip(slots.tolist(), self._rows.texts[slots], strict=True):
             text.late_layers = late_layers(self._batch, slot, text)
             self._steps.leave_out(self._options.max_new_tokens - len(text.tokens))
-        self._rows.drop(slots)
+        self._rows.stages[slots] = FREE
         self._batch.free(slots)
-        staying = np.delete(np.arange(len(self._batch)), self._rows.free)
+        staying = self._rows.taken
         if not self._unread and 0 < len(staying) <= self._options.batch_size:
             rows = self._batch.rows(staying)
             for part in (self._batch, self._missing, self._rows):

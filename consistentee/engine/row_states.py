@@ -11,7 +11,7 @@ from torch import Tensor
 from consistentee.engine.rows import RowNumbers, Rows, RowTensors
 from consistentee.engine.transcript import Transcript
 
-_NOT_WAITING = -1
+FREE = -1
 
 
 @dataclass
@@ -20,8 +20,8 @@ class RowStates:
 
     Attributes:
         newest: the newest token, int64, on the device.
-        texts: transcripts; None where a slot is free.
-        stages: the stage that a row waits for; negative while it runs, and where a slot is free.
+        texts: transcripts.
+        stages: the stage that a row waits for, or runs; ``FREE`` where a slot has no row.
         planned_exits, exit_layers: the exit of the newest token, if the rule knows it in advance, and once it is known.
         tokens: how many a row has, as if all rows had begun together.
         since: the turn after which a row came to its stage.
@@ -44,23 +44,18 @@ class RowStates:
         """Return free slots."""
         planned, exits, tokens, since = np.zeros((4, slots), dtype=np.int64)
         newest, texts = torch.zeros(slots, dtype=torch.long, device=device), np.full(slots, None)
-        return cls(newest, texts, np.full(slots, _NOT_WAITING), planned, exits, tokens, since, RowTensors(slots))
+        return cls(newest, texts, np.full(slots, FREE), planned, exits, tokens, since, RowTensors(slots))
 
     @property
-    def free(self) -> RowNumbers:
-        """Slots without a text."""
-        return np.flatnonzero(self.texts == None)  # noqa: E711 (element by element)
-
-    @property
-    def waiting(self) -> RowNumbers:
-        """Slots whose row waits for a stage."""
-        return np.flatnonzero(self.stages != _NOT_WAITING)
+    def taken(self) -> RowNumbers:
+        """Slots that are not free."""
+        return np.flatnonzero(self.stages != FREE)
 
     def enter(self, slots: RowNumbers, texts: Sequence[Transcript], layer: int) -> None:
         """Begin texts, whose first token is read off layer ``layer``; they count as level with the slowest."""
         self.texts[slots] = texts
         self.exit_layers[slots] = layer
-        self.tokens[slots] = self.tokens[self.waiting].min(initial=self.tokens.max() + 1) - 1
+        self.tokens[slots] = self.tokens[self.taken].min(initial=self.tokens.max() + 1) - 1
 
     def wait(self, slots: RowNumbers, stage: int) -> None:
         """Let rows wait for a stage; before stage 0, they have a token more."""
@@ -68,14 +63,6 @@ class RowStates:
         self.since[slots] = self.turn
         if stage == 0:
             self.tokens[slots] += 1
-
-    def run(self, slots: RowNumbers) -> None:
-        """Let rows wait no longer."""
-        self.stages[slots] = _NOT_WAITING
-
-    def drop(self, slots: RowNumbers) -> None:
-        """Free slots."""
-        self.texts[slots] = None
 
     def keep(self, rows: Rows) -> None:
         """Drop all slots but these."""

@@ -46,17 +46,17 @@ class Regrouping:
         if len(last):
             return len(self.batch_sizes), last
         rows.turn += 1
-        waiting = rows.waiting
-        longest = waiting[rows.since[waiting].argmin()]
+        taken = rows.taken
+        longest = taken[rows.since[taken].argmin()]
         overdue = rows.turn - rows.since[longest] > PATIENCE
-        stage = int(rows.stages[longest]) if overdue else self._fullest(rows, waiting)
+        stage = int(rows.stages[longest]) if overdue else self._fullest(rows, taken)
         slots = np.flatnonzero(rows.stages == stage)
         first_by = rows.since if overdue else rows.tokens
         first = np.lexsort((rows.since[slots], first_by[slots]))[: self.batch_sizes[stage]]
         return stage, np.sort(slots[first])
 
-    def _fullest(self, rows: RowStates, waiting: RowNumbers) -> int:
-        counts = np.bincount(rows.stages[waiting], minlength=len(self.batch_sizes))
+    def _fullest(self, rows: RowStates, taken: RowNumbers) -> int:
+        counts = np.bincount(rows.stages[taken], minlength=len(self.batch_sizes))
         filled = (counts / self.batch_sizes).clip(max=1.0)
-        fullest = waiting[filled[rows.stages[waiting]] == filled.max()]
+        fullest = taken[filled[rows.stages[taken]] == filled.max()]
         return int(rows.stages[fullest[rows.tokens[fullest].argmin()]])

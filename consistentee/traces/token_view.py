@@ -117,10 +117,6 @@ class TokenView(LayerView):
             return logits.new_full((len(logits), self._model.stepper.vocabulary), -torch.inf).scatter(1, tokens, logits)
         return take(self.logits) if self.has_logits else self._model.logits(self.layer, take(self.hidden[:, 0]))
 
-    def head_states_of(self, take: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what the LM head reads of the rows that ``take`` selects: [rows taken, width]."""
-        return self._model.head_state(self.layer, take(self.hidden[:, 0]))
-
     @cached_property
     def row_keys(self) -> Tensor:
         keys = [token_key(key, step) for key, step in zip(self._prompt_keys, self.places, strict=True)]
