@@ -4,7 +4,7 @@ A comment above a table names a folder of results and the table's title, or a co
 """
 
 import re
-from collections.abc import Sequence
+import shlex
 from functools import cache
 
 from documents import ROOT
@@ -15,10 +15,7 @@ from benchmarks.analysis.rendering import to_markdown
 from benchmarks.analysis.tables import first_tables
 from benchmarks.cli import app
 
-OF_THE_PAPER = ("consistentee-paper", "deebert", "pabee", "berxit", "berxit-confident", "calm-softmax")
-OTHERS = ("calm-softmax-attention", "consistentee-held-out", "consistentee-paper-threshold", "joint-distillation")
-METHODS = {"README.md": (*OF_THE_PAPER, *OTHERS, "static"), "results/README.md": (), "docs/paper_tables.md": ()}
-"""Documents, and the methods that they compare, of which some may have no results yet; (): all."""
+DOCUMENTS_WITH_TABLES = ("README.md", "results/README.md", "docs/paper_tables.md")
 
 _SHOWN = re.compile(r"<!-- (?P<folder>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)*)")
 _PRINTED = re.compile(r"(?P<comment><!-- consistentee (?P<words>.*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -30,7 +27,7 @@ def with_its_tables(document: str) -> tuple[str, str]:
     assert _SHOWN.search(said) or _PRINTED.search(said), f"{document} shows no table"
 
     def table_of(match: re.Match[str]) -> str:
-        heading, tables = f"## {match['title']}\n\n", headline(match["folder"], METHODS[document])
+        heading, tables = f"## {match['title']}\n\n", headline(match["folder"])
         assert heading in tables, f"{document}: {match['folder']} has no table {match['title']!r}"
         return match[0].removesuffix(match["table"]) + tables.partition(heading)[2].partition("\n\n")[0] + "\n"
 
@@ -38,18 +35,16 @@ def with_its_tables(document: str) -> tuple[str, str]:
 
 
 @cache
-def headline(folder: str, methods: Sequence[str]) -> str:
+def headline(folder: str) -> str:
     """Return the first tables of published results as Markdown."""
-    results = load_results(ROOT / folder)
-    shown = [method for method in methods if method in results.methods]
-    return to_markdown(first_tables(results.only(shown) if methods else results))
+    return to_markdown(first_tables(load_results(ROOT / folder)))
 
 
 def printed(words: str) -> str:
     """Return what a command prints."""
-    return CliRunner().invoke(app, words.split()).stdout
+    return CliRunner().invoke(app, shlex.split(words)).stdout
 
 
 if __name__ == "__main__":
-    for document in METHODS:
+    for document in DOCUMENTS_WITH_TABLES:
         (ROOT / document).write_text(with_its_tables(document)[1], encoding="utf-8")

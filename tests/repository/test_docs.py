@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from documents import DOCUMENTS, ROOT, blocks_of
-from shown_tables import METHODS, with_its_tables
+from shown_tables import DOCUMENTS_WITH_TABLES, with_its_tables
 
 import benchmarks
 import consistentee as ee
@@ -103,7 +103,7 @@ def test_a_notebook_was_executed_and_is_small(path):
     assert path.stat().st_size < 500_000
 
 
-@pytest.mark.parametrize("document", METHODS)
+@pytest.mark.parametrize("document", DOCUMENTS_WITH_TABLES)
 def test_a_page_shows_the_tables_of_the_published_results(document):
     said, today = with_its_tables(document)
     assert said == today, "write them anew: python tests/shown_tables.py"
