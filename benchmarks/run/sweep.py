@@ -250,10 +250,10 @@ class _Run:
 
 def report(run: RunFolder, just_computed: Collection[str]) -> Any:
     """Write tables and a figure into a run's folder, and return the screen that the run ends with."""
-    from benchmarks.run import end_screen  # figures, which few commands need
+    from benchmarks.analysis import board  # figures, which few commands need
 
     with only_one(run.plan):
-        return end_screen.report_files(run.root, just_computed)
+        return board.report_files(run.root, just_computed)
 
 
 def describe_run(suite: BaseSuite, folder: RunFolder) -> None:

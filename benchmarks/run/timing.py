@@ -236,7 +236,7 @@ def _lines(one: _Pass, by_size: "Mapping[int, list[list[BatchTimes]]]") -> Itera
                 yield {
                     "timed": one.timed,
                     "batch_size": one.regrouped.batch_size if one.regrouped else size,
-                    "in_flight": one.regrouped.in_flight if one.regrouped else None,
+                    "in_flight": size,
                     "round": place,
                     "batch": number,
                     **asdict(batch),

@@ -137,7 +137,7 @@ def open_results(root: Path) -> StoredResults:
                 kind,
                 read_records(root / CELLS_FILE, RECORDS[kind]),
                 _latest_first(read_records(root / TIMINGS_FILE, TimingRecord)),
-                read_records(root / FAILURES_FILE, FailureRecord),
+                read_records(root / FAILURES_FILE, FailureRecord) if (root / FAILURES_FILE).exists() else {},
             )
     cells, faults = read_whole(record_files(root / "cells", RECORD_FILE), RECORDS[kind])
     timings, more_faults = read_whole(record_files(root / "timings", TIMING_FILES), TimingRecord)
