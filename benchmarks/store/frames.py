@@ -11,7 +11,7 @@
 | ``texts`` | prompt and decoded knob | ``row``, ``place``, ``tokens``, ``exit_layers``, scores |
 | ``training`` | point of a curve of training | ``stage``, ``curve``, ``step``, ``value`` |
 | ``times`` | timed batch in a round | ``timed`` (its number in the record), ``batch_size``, ``in_flight``, ``round``, \
-``batch``, ``seconds``, ``units``, ``prefill_seconds``, ``head_seconds``, ``layer_calls``, ``completed`` (of each text) |
+``batch``, ``seconds``, ``units``, ``prefill_seconds``, ``head_seconds``, ``layer_calls``, ``completed`` |
 
 In published folders a column ``cell`` (of times: ``timing``) in front has the number of the record. Layers are 1-based.
 A metric whose score is no mean over rows has a column ``METRIC_terms``: the means of which its score is a function, see
