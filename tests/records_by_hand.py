@@ -200,7 +200,14 @@ def timing(
         enumerate(timed), (sizes or {1: 8.0, 32: 2.0}).items(), range(rounds)
     ):
         seconds = one.average_layers / LAYERS * milliseconds * size / 1000 * (1 + 0.02 * place)
-        line = {"timed": number, "batch_size": size, "round": place, "seconds": seconds, "units": size}
+        line = {
+            "timed": number,
+            "batch_size": size,
+            "in_flight": size,
+            "round": place,
+            "seconds": seconds,
+            "units": size,
+        }
         lines += [{**line, "batch": batch, "layer_calls": one.average_layers * size} for batch in range(64 // size)]
     record = TimingRecord(
         kind=first.kind,

@@ -3,34 +3,56 @@
 import math
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from benchmarks.commands.settings import checked_settings
-from benchmarks.kinds import kind_named
+from benchmarks.kinds import Inputs, kind_named
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
-from benchmarks.run.jobs import StageProgress
-from benchmarks.run.plan import Inputs
+from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words
 from benchmarks.specs.suites import expand
 from benchmarks.tasks.loader import task_kind
-from benchmarks.terminal import filled_table
+from benchmarks.terminal import filled_table, print_line
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import Method, code_file, get_method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.progress import begin_stage, listening
+from consistentee.progress import Position, begin_stage, listening
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.versions import Kind
 
 UNFINISHED = ".training"  # below the folder of the model
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
+
+
+class StageProgress(Status):
+    """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__("starting", console=console)
+        self._stage = ""
+        self._next = 0.0
+
+    def __call__(self, position: Position) -> None:
+        now = time.monotonic()
+        if now < self._next and position.stage == self._stage:
+            return
+        between = 1.0 if self.console.is_terminal else SECONDS_BETWEEN_LINES
+        self._stage, self._next = position.stage, now + between
+        if self.console.is_terminal:
+            self.update(escape(in_words(position)))
+        else:
+            print_line(self.console, in_words(position))
 
 
 def train_model(

@@ -1,8 +1,16 @@
 """The two kinds of suites: classification and generation. Planning uses them without loading torch."""
 
+from collections.abc import Hashable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 from benchmarks.kinds.classification import Classification
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.kind import Kind
+from benchmarks.kinds.kind import CellRows, Kind
+from benchmarks.specs.base import BaseCellSpec
+from benchmarks.store.keys import key_parts
+from benchmarks.store.records import KeyParts
 
 _KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Generation()}
 
@@ -10,3 +18,31 @@ _KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Gen
 def kind_named(name: str) -> Kind:
     """Return a kind by the name that suites and cells give it."""
     return _KINDS[name]
+
+
+class Inputs:
+    """The tasks and backbones of a run, each loaded or identified once."""
+
+    def __init__(self, data_dir: Path | None) -> None:
+        self._data_dir = data_dir
+        self._rows: dict[Hashable, CellRows[Any]] = {}
+        self._identity = cache(lambda kind, backbone: kind_named(kind).backbone_identity(backbone))
+
+    def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
+        if spec.rows not in self._rows:
+            self._rows[spec.rows] = kind_named(spec.kind).load_rows(spec, self._data_dir)
+        return self._rows[spec.rows]
+
+    def parts(self, spec: BaseCellSpec) -> KeyParts:
+        """Collect everything that a cell's results depend on.
+
+        A parameter whose name ends in ``_backbone`` names a backbone: the hashes of its files count too. Raises
+        UserError if the data or a backbone cannot be found.
+        """
+        backbone = self._identity(spec.kind, spec.backbone)
+        others = {
+            name: self._identity(spec.kind, value)
+            for name, value in spec.parameters.items()
+            if name.endswith("_backbone") and isinstance(value, str)
+        }
+        return key_parts(spec, self.rows(spec).fingerprint, {**backbone, **others})

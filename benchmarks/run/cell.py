@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.kinds import kind_named
+from benchmarks.kinds import Inputs, kind_named
 from benchmarks.kinds.kind import CellRows
 from benchmarks.measure.environment import describe_environment, now
 from benchmarks.measure.knobs import SPEEDUPS, Reach, neighbours
 from benchmarks.measure.terms import score_of_means
 from benchmarks.run.jobs import Job, RunContext
-from benchmarks.run.plan import Inputs, PlannedCell
+from benchmarks.run.plan import PlannedCell
 from benchmarks.specs.base import BaseCellSpec, short_name
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, frame_file, read_cell, seal_model, write_cell
 from benchmarks.store.frames import read_frame
@@ -39,7 +39,7 @@ class CellJob(Job[AnyRecord]):
 
     def __init__(self, context: RunContext, cell: PlannedCell) -> None:
         self.cell = cell
-        super().__init__(context, cell.spec.name, cell.key, cell.group, context.folder.cell(cell.spec))
+        super().__init__(context, cell.spec.name, cell.key, cell.spec.group, context.folder.cell(cell.spec))
 
     def read(self) -> AnyRecord | None:
         return read_cell(self.place, self.cell.parts)[0]
@@ -77,13 +77,9 @@ def reached(record: AnyRecord, curve: pd.DataFrame, full_score: float | None) ->
 
 def live_differences(curve: pd.DataFrame) -> list[str]:
     """List the knobs at which some row exits or answers otherwise live than in the replay."""
-    if "live_disagreements" not in curve:
-        return []
-    differ = curve[curve["live_disagreements"] > 0]
-    return [
-        f"{rows:.0f} of {of:.0f} rows differ live at knob {knob:g}"
-        for knob, rows, of in zip(differ["knob"], differ["live_disagreements"], differ["live_rows"], strict=True)
-    ]
+    differ = curve[curve.get("live_disagreements", pd.Series(0, curve.index)) > 0].to_dict("records")
+    words = "{live_disagreements:.0f} of {live_rows:.0f} rows differ live at knob {knob:g}"
+    return [words.format_map(point) for point in differ]
 
 
 def run_cell(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: RunFolder, *, command: str) -> AnyRecord:

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar
@@ -18,7 +19,6 @@ from typing import ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.status import Status
 
 from benchmarks.measure.environment import now
 from benchmarks.specs.base import Group
@@ -123,15 +123,9 @@ class Job(ABC, Generic[ResultT]):
             may_pass = cause is not None
         for folder, shown in ((Path.cwd(), "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
             details = details.replace(f"{folder}{os.sep}", f"{shown}{os.sep}")
-        earlier = self.failure()
-        failure = FailureRecord(
-            key=self.key,
-            error=sentence,
-            refused=False,
-            may_pass=may_pass and not (earlier and earlier.may_pass),
-            traceback=details,
-            failed_at=now(),
-        )
+        earlier, what = self.failure(), {"key": self.key, "error": sentence, "traceback": details, "failed_at": now()}
+        again = may_pass and not (earlier and earlier.may_pass)
+        failure = FailureRecord.model_validate({**what, "refused": False, "may_pass": again})
         write_record(self.place / FAILURE_FILE, failure)
         return failure
 
@@ -159,11 +153,9 @@ class StatusFile:
         if now < self._next_write and position.stage == self._stage:
             return
         self._stage, self._next_write = position.stage, now + _SECONDS_BETWEEN_WRITES
-        try:
+        with suppress(OSError):
             self._partial.write_text(json.dumps(asdict(position)), encoding="utf-8")
             self._partial.replace(self._path)
-        except OSError:
-            return
 
 
 def read_status(path: Path) -> Position | None:
@@ -183,26 +175,6 @@ def in_words(position: Position) -> str:
     if (left := position.seconds_left) is not None:
         parts.append(f"{left / 60:.1f} min left")
     return ", ".join(parts)
-
-
-class StageProgress(Status):
-    """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__("starting", console=console)
-        self._stage = ""
-        self._next = 0.0
-
-    def __call__(self, position: Position) -> None:
-        now = time.monotonic()
-        if now < self._next and position.stage == self._stage:
-            return
-        between = _SECONDS_BETWEEN_WRITES if self.console.is_terminal else SECONDS_BETWEEN_LINES
-        self._stage, self._next = position.stage, now + between
-        if self.console.is_terminal:
-            self.update(escape(in_words(position)))
-        else:
-            print_line(self.console, in_words(position))
 
 
 @dataclass

@@ -1,24 +1,20 @@
 """Plan a run: which of its cells are done, failed, refused or missing. Nothing is computed, and torch is not loaded."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import CellRows
+from benchmarks.kinds import Inputs
 from benchmarks.measure.environment import now
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.folders import RECORD_FILE, Fault, RunFolder, frame_file, read_cell, read_failure
 from benchmarks.store.frames import read_frame
-from benchmarks.store.keys import key_parts, stale_reason
+from benchmarks.store.keys import stale_reason
 from benchmarks.store.records import AnyRecord, FailureRecord, KeyParts
-from benchmarks.store.results_folder import StoredResults, kind_of_results, open_results
+from benchmarks.store.results_folder import StoredResults
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
@@ -63,10 +59,6 @@ class PlannedCell:
         return self.parts.key
 
     @property
-    def group(self) -> Group:
-        return self.spec.group
-
-    @property
     def folder(self) -> str:
         """The cell's folder, relative to the cells of a run."""
         return self.spec.folder.as_posix()
@@ -87,34 +79,6 @@ class PlannedCell:
         if self.published:
             return self.published.frame_of(self.folder, "curve")
         return read_frame(run.cell(self.spec) / frame_file("curve"))
-
-
-class Inputs:
-    """The tasks and backbones of a run, each loaded or identified once."""
-
-    def __init__(self, data_dir: Path | None) -> None:
-        self._data_dir = data_dir
-        self._rows: dict[Hashable, CellRows[Any]] = {}
-        self._identity = cache(lambda kind, backbone: kind_named(kind).backbone_identity(backbone))
-
-    def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
-        if spec.rows not in self._rows:
-            self._rows[spec.rows] = kind_named(spec.kind).load_rows(spec, self._data_dir)
-        return self._rows[spec.rows]
-
-    def parts(self, spec: BaseCellSpec) -> KeyParts:
-        """Collect everything that a cell's results depend on.
-
-        A parameter whose name ends in ``_backbone`` names a backbone: the hashes of its files count too. Raises
-        UserError if the data or a backbone cannot be found.
-        """
-        backbone = self._identity(spec.kind, spec.backbone)
-        others = {
-            name: self._identity(spec.kind, value)
-            for name, value in spec.parameters.items()
-            if name.endswith("_backbone") and isinstance(value, str)
-        }
-        return key_parts(spec, self.rows(spec).fingerprint, {**backbone, **others})
 
 
 @dataclass(frozen=True)
@@ -204,29 +168,6 @@ class Planner:
         ]
 
 
-def published_results(suite: BaseSuite, root: Path | None, out: Path) -> StoredResults | None:
-    """Read the published results that a run starts from: those in ``root``, or in ``results/SUITE``, but not ``out``.
-
-    Raises UserError if ``root`` holds no results, or if they cannot be read or are of another kind.
-    """
-    place = Path("results") / suite.name if root is None else root
-    if place.resolve() == out.resolve():
-        return None
-    if checked_kind(suite, place, "rename one of them") is None:
-        if root is None:
-            return None
-        raise UserError(f"{place} holds no results, published or not; give another --published")
-    return open_results(place)
-
-
-def checked_kind(suite: BaseSuite, place: Path, remedy: str) -> str | None:
-    """Return the kind of the results in a folder; None if it holds none. Raises UserError if it is not the suite's."""
-    found = kind_of_results(place)
-    if found not in (None, suite.kind):
-        raise UserError(f"{place} holds results of {found}, suite {suite.name!r} is {suite.kind}; {remedy}")
-    return found
-
-
 def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
     """Summarise in one line how many cells of a suite are in which state."""
     counts = Counter(cell.state for cell in planned)
@@ -238,5 +179,5 @@ def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
     """Group cells by task, backbone and seed."""
     groups: dict[Group, list[PlannedCell]] = {}
     for cell in cells:
-        groups.setdefault(cell.group, []).append(cell)
+        groups.setdefault(cell.spec.group, []).append(cell)
     return groups

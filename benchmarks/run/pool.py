@@ -103,9 +103,8 @@ def _run_in_threads(jobs: Sequence[AnyJob], progress: RunProgress, workers: int)
     threads, stopped = threads_of_a_job(workers, usable_cores(), _thread_limit()), threading.Event()
     with _threads_sleep_while_they_wait(), ThreadPoolExecutor(workers) as executor:
         try:
-            _run_side_by_side(
-                jobs, progress, lambda: workers, lambda job: executor.submit(execute, job, threads, stopped)
-            )
+            submit = executor.submit
+            _run_side_by_side(jobs, progress, lambda: workers, lambda job: submit(execute, job, threads, stopped))
         finally:
             stopped.set()
 
@@ -170,9 +169,8 @@ def _cluster(address: str) -> Iterator["Client"]:
         try:
             client.wait_for_workers(1, timeout=_SECONDS_TO_WAIT_FOR_WORKERS)
         except TimeoutError as error:
-            raise UserError(
-                f"the dask scheduler at {address} has no workers; start some: dask worker {address}"
-            ) from error
+            start = f"start some: dask worker {address}"
+            raise UserError(f"the dask scheduler at {address} has no workers; {start}") from error
         yield client
 
 
@@ -205,9 +203,8 @@ def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) 
     options = {"pure": False, "workers": [address], "allow_other_workers": True, "resources": resources}
     for job in jobs:
         progress.started(job)
-        _settle(
-            client.submit(_run_in_worker, job, Counter({_host(address): 1}), _thread_limit(), **options).result, job
-        )
+        future = client.submit(_run_in_worker, job, Counter({_host(address): 1}), _thread_limit(), **options)
+        _settle(future.result, job)
         progress.ended(job)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -11,19 +11,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from benchmarks.kinds import Inputs
 from benchmarks.measure.environment import command_line, describe_conditions, describe_environment
 from benchmarks.run.cell import CellJob
 from benchmarks.run.jobs import RunContext, RunProgress
-from benchmarks.run.plan import (
-    Inputs,
-    PlannedCell,
-    Planner,
-    Work,
-    checked_kind,
-    groups_of,
-    published_results,
-    summary,
-)
+from benchmarks.run.plan import PlannedCell, Planner, Work, groups_of, summary
 from benchmarks.run.pool import Schedule
 from benchmarks.run.timing import TimingJob, Timings
 from benchmarks.specs.base import BaseSuite, group_name, short_name
@@ -42,13 +34,11 @@ from benchmarks.store.folders import (
 )
 from benchmarks.store.hashes import file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.results_folder import is_published
+from benchmarks.store.results_folder import checked_kind, is_published, published_results
 from benchmarks.terminal import print_line
 from consistentee.arguments import checked
 from consistentee.errors import UserError
 from consistentee.files import only_one
-
-_SHOWN_IN_MINUTES_FROM = 90.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -237,11 +227,12 @@ class _Run:
             if not done:
                 continue
             times = self.timings.of_group(done)
-            for line in times.lines(group):
+            for line in times.lines:
                 print_line(self.console, line)
-            ready = [cell for cell in done if times.knobs[cell.key] and self.timings.has_model(cell)]
             own = {cell.key for cell in members}
-            if ready and (self.work.fresh or any(cell.key in own for cell in times.due)):
+            if not self.work.fresh and not any(cell.key in own for cell in times.due):
+                continue
+            if ready := [cell for cell in done if times.knobs[cell.key] and self.timings.has_model(cell)]:
                 if kept := self.timings.keep_times_of_others(group, ready):
                     print_line(self.console, f"    the earlier timing, which holds other cells, is kept as {kept}")
                 jobs.append(TimingJob(self.context, ready, times.knobs, self.timings.protocol))
@@ -260,9 +251,9 @@ def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
     """Write the suite and a description of the machine into the run's folder."""
     suite_file = folder.root / SUITE_FILE
     write_text(suite_file, yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    machine = {"environment": describe_environment(), "conditions": describe_conditions()}
-    described = {"command": command_line(), **machine}
-    write_json(folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
+    machine: dict[str, object] = {"command": command_line(), "environment": describe_environment()}
+    machine["conditions"] = describe_conditions()
+    write_json(folder.root / ENVIRONMENT_FILE, json.dumps(machine, indent=1), [suite_file])
 
 
 # ---------------------------------------------------------------------------------------------- dry run
@@ -272,9 +263,9 @@ def plan_lines(planner: Planner, timings: Timings, work: Work, workers: int) -> 
     """Describe the plan of a run in lines for people."""
     planned, published = planner.plan(work), planner.published
     missing = [cell for cell in planned if cell.is_missing]
-    records = {cell.key: cell.record for cell in planned if cell.record}
-    records |= {record.key: record for record in published.cells.values()} if published else {}
-    trained = [((one.task, one.backbone, one.label), one.train_seconds) for one in records.values()]
+    records = [cell.record for cell in planned if cell.record and not cell.published]
+    records += published.cells.values() if published else []
+    trained = [((one.task, one.backbone, one.label), one.train_seconds) for one in records]
     groups = groups_of(planned) if work.times else {}
     states = {group: timings.of_group(cells) for group, cells in groups.items()}
     due = [g for g, cells in groups.items() if work.fresh or states[g].due or any(cell.is_missing for cell in cells)]
@@ -288,7 +279,7 @@ def plan_lines(planner: Planner, timings: Timings, work: Work, workers: int) -> 
         f"{summary(planner.suite, planned)}; results in {planner.run.root}",
         *(f"{cell.state:8} {cell.spec.name}" for cell in planned),
         *(f"to time  {group_name(group)}" for group in due),
-        *(line for group, state in states.items() for line in state.lines(group)),
+        *(line for state in states.values() for line in state.lines),
         *_estimate("training", to_train, trained, workers),
         *_estimate("timing", to_time, timed),
         "nothing was run or written",
@@ -296,17 +287,12 @@ def plan_lines(planner: Planner, timings: Timings, work: Work, workers: int) -> 
 
 
 def _estimate(
-    what: str, wanted: Sequence[Hashable], recorded: Iterable[tuple[Hashable, float]], workers: int = 1
+    what: str, wanted: Sequence[Hashable], recorded: Sequence[tuple[Hashable, float]], workers: int = 1
 ) -> list[str]:
-    seconds: dict[Hashable, list[float]] = {}
-    for name, taken in recorded:
-        seconds.setdefault(name, []).append(taken)
-    known = [median(seconds[name]) for name in wanted if name in seconds]
-    if not wanted:
-        return []
+    known = [median(own) for name in wanted if (own := [seconds for other, seconds in recorded if other == name])]
     if not known:
-        return [f"{what}: no estimate, since none of it is recorded yet"]
+        return [f"{what}: no estimate, since none of it is recorded yet"] if wanted else []
     total = sum(known) / workers
-    shown = f"{total / 60:.0f} min" if total >= _SHOWN_IN_MINUTES_FROM else f"{total:.0f} s"
+    shown = f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s"
     parallel = f" with {workers} workers, if they do not slow each other down" if workers > 1 else ""
     return [f"{what}: about {shown}{parallel}, from the recorded seconds of {len(known)} of {len(wanted)}"]

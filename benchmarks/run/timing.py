@@ -5,17 +5,15 @@ Which timings are due is found without torch. Timed are the knobs that tables mi
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pandas as pd
 
-from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import CellRows
+from benchmarks.kinds import Inputs, kind_named
 from benchmarks.measure.environment import describe_conditions, describe_environment, now
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.jobs import Job, RunContext
-from benchmarks.run.plan import Inputs, PlannedCell
+from benchmarks.run.plan import PlannedCell
 from benchmarks.specs.base import Group, Regrouped, TimingSpec, group_name, short_name
 from benchmarks.store.folders import (
     HASHES_FILE,
@@ -72,17 +70,12 @@ class GroupTimes(NamedTuple):
     Attributes:
         knobs: those of every finished cell that are to be timed.
         due: cells with a knob that has no times, whose trained model is there.
-        lost: labels of cells without any times, whose model is damaged or gone.
+        lines: name the cells without any times, whose model is damaged or gone, for people.
     """
 
     knobs: Knobs
     due: list[PlannedCell]
-    lost: list[str]
-
-    def lines(self, group: Group) -> list[str]:
-        """Name the cells that cannot be timed."""
-        remedy = "not timed, because their trained models are damaged or gone; --fresh trains them again"
-        return [f"{group_name(group)}: {', '.join(dict.fromkeys(self.lost))}: {remedy}"] if self.lost else []
+    lines: list[str]
 
 
 @dataclass(frozen=True)
@@ -118,11 +111,15 @@ class Timings:
         """
         knobs = knobs_to_time((cell.record, cell.curve(self.run)) for cell in cells if cell.record)
         timed: dict[str, set[float | None]] = {}
-        for one in (one for timing in self.taken(cells[0].group) for one in timing.timed):
+        for one in (one for timing in self.taken(cells[0].spec.group) for one in timing.timed):
             timed.setdefault(one.cell_key, set()).add(one.knob)
         untimed = [cell for cell in cells if not timed.get(cell.key, set()).issuperset(knobs.get(cell.key, ()))]
-        lost = [cell.spec.label for cell in untimed if cell.key not in timed and not self.has_model(cell)]
-        return GroupTimes(knobs, [cell for cell in untimed if self.has_model(cell)], lost)
+        due = [cell for cell in untimed if self.has_model(cell)]
+        known = {*timed, *(cell.key for cell in due)}
+        lost = dict.fromkeys(cell.spec.label for cell in untimed if cell.key not in known)
+        group = f"{group_name(cells[0].spec.group)}: {', '.join(lost)}"
+        remedy = "not timed, because their trained models are damaged or gone; --fresh trains them again"
+        return GroupTimes(knobs, due, [f"{group}: {remedy}"] if lost else [])
 
     def has_model(self, cell: PlannedCell) -> bool:
         """Check whether the trained model of a cell, which only timing needs, exists and is whole."""
@@ -145,7 +142,7 @@ class TimingJob(Job[TimingRecord]):
         self.cells = cells
         self.knobs = knobs
         self.protocol = protocol
-        group, key = cells[0].group, timing_key(protocol, cells[0].spec.kind)
+        group, key = cells[0].spec.group, timing_key(protocol, cells[0].spec.kind)
         points = sum(len(knobs[cell.key]) for cell in cells)
         name = f"timing {group_name(group)}: {points} knobs and the stock model"
         super().__init__(context, name, key, group, context.folder.timing(*group))
@@ -154,78 +151,59 @@ class TimingJob(Job[TimingRecord]):
         return parse_record(self.place / TIMING_FILE, TimingRecord)[0]
 
     def compute(self) -> None:
-        rows = Inputs(self.context.data_dir).rows(self.cells[0].spec)
-        run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
+        from benchmarks.measure.clock import time_contenders
+        from consistentee.models.base import chosen_device
 
-
-# ---------------------------------------------------------------------------------------------- taking times
+        spec, folder, protocol = self.cells[0].spec, self.context.folder, self.protocol
+        kind, rows = kind_named(spec.kind), Inputs(self.context.data_dir).rows(spec)
+        # Methods first: the file of a method may define the classifier that its model is loaded with.
+        methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in self.cells]
+        begin_stage("loading the models")
+        models: list[Any] = []
+        for cell in self.cells:  # which may share weights
+            models.append(kind.load_model(folder.model(cell.key), models).to(chosen_device()).eval())
+        stock = kind.stock_model([cell.spec for cell in self.cells], models)
+        timed_rows = kind.timed_rows(stock, spec, rows, protocol.rows)
+        options = kind.timing_options(spec, rows, protocol)
+        before = describe_environment() | describe_conditions()
+        named: list[tuple[str, str, float | None]] = [("", kind.stock_label, None)]
+        passes = [_Pass(0, kind.time_stock(stock, **options))]
+        for cell, method, model in zip(self.cells, methods, models, strict=True):
+            for knob in self.knobs[cell.key]:
+                for setting in (None, *kind.regroupings(method, protocol)):
+                    run = kind.time_method(method, model, knob, setting, **options)
+                    passes.append(_Pass(len(named), run, setting))
+                named.append((cell.key, cell.spec.label, knob))
+        sizes = [protocol.batch_sizes if one.regrouped is None else [one.regrouped.in_flight] for one in passes]
+        taken = time_contenders([one.run for one in passes], timed_rows, protocol, sizes)
+        lines = [line for one, by_size in zip(passes, taken, strict=True) for line in _lines(one, by_size)]
+        times = pd.DataFrame(lines).dropna(axis="columns", how="all").round(9)  # to the nanosecond: the rest is noise
+        in_step = times[times[["batch_size", "in_flight"]].eq(protocol.batch_sizes[0]).all(axis="columns")]
+        sums = in_step.groupby("timed")[["layer_calls", "units"]].sum()
+        record = TimingRecord(
+            kind=spec.kind,
+            key=self.key,
+            task=rows.task.name,
+            backbone=short_name(spec.backbone),
+            seed=spec.seed,
+            rounds=protocol.rounds,
+            max_new_tokens=options.get("max_new_tokens"),
+            timed=[
+                TimedKnob(cell_key=key, label=label, knob=knob, average_layers=layers)
+                for (key, label, knob), layers in zip(named, sums["layer_calls"] / sums["units"].clip(1), strict=True)
+            ],
+            environment_before=before,
+            environment_after=describe_conditions(),
+            command=self.context.command,
+            finished_at=now(),
+        )
+        write_timing(self.place / TIMING_FILE, record, times)
 
 
 class _Pass(NamedTuple):
     timed: int
     run: "Callable[[Sequence[Any]], BatchTimes]"
     regrouped: Regrouped | None = None
-
-
-def run_timing(
-    cells: Sequence[PlannedCell],
-    knobs: Knobs,
-    rows: CellRows[Any],
-    protocol: TimingSpec,
-    folder: RunFolder,
-    *,
-    command: str,
-) -> None:
-    """Time knobs of the finished cells of one (task, backbone, seed), whose models are on disk; write the record."""
-    from benchmarks.measure.clock import time_contenders
-
-    spec = cells[0].spec
-    kind = kind_named(spec.kind)
-    # Methods first: the file of a method may define the classifier that its model is loaded with.
-    methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
-    begin_stage("loading the models")
-    models = load_models(spec.kind, [folder.model(cell.key) for cell in cells])
-    stock = kind.stock_model([cell.spec for cell in cells], models)
-    timed_rows = kind.timed_rows(stock, spec, rows, protocol.rows)
-    options = kind.timing_options(spec, rows, protocol)
-    before = describe_environment() | describe_conditions()
-    named: list[tuple[str, str, float | None]] = [("", kind.stock_label, None)]
-    passes = [_Pass(0, kind.time_stock(stock, **options))]
-    for cell, method, model in zip(cells, methods, models, strict=True):
-        for knob in knobs[cell.key]:
-            for setting in (None, *kind.regroupings(method, protocol)):
-                passes.append(_Pass(len(named), kind.time_method(method, model, knob, setting, **options), setting))
-            named.append((cell.key, cell.spec.label, knob))
-    sizes = [protocol.batch_sizes if one.regrouped is None else [one.regrouped.in_flight] for one in passes]
-    taken = time_contenders([one.run for one in passes], timed_rows, protocol, sizes)
-    layers: dict[int, float] = {}
-    for one, by_size in zip(passes, taken, strict=True):
-        layers.setdefault(one.timed, _layers(next(iter(by_size.values()))[0]))
-    record = TimingRecord(
-        kind=spec.kind,
-        key=timing_key(protocol, spec.kind),
-        task=rows.task.name,
-        backbone=short_name(spec.backbone),
-        seed=spec.seed,
-        rounds=protocol.rounds,
-        max_new_tokens=options.get("max_new_tokens"),
-        timed=[
-            TimedKnob(cell_key=key, label=label, knob=knob, average_layers=layers[number])
-            for number, (key, label, knob) in enumerate(named)
-        ],
-        environment_before=before,
-        environment_after=describe_conditions(),
-        command=command,
-        finished_at=now(),
-    )
-    lines = [line for one, by_size in zip(passes, taken, strict=True) for line in _lines(one, by_size)]
-    times = pd.DataFrame(lines).dropna(axis="columns", how="all").round(9)  # to the nanosecond: the rest is noise
-    write_timing(folder.timing(*cells[0].group) / TIMING_FILE, record, times)
-
-
-def _layers(batches: "Sequence[BatchTimes]") -> float:
-    """Average the layers that timed rows or decoded tokens ran."""
-    return sum(batch.layer_calls for batch in batches) / max(sum(batch.units for batch in batches), 1)
 
 
 def _lines(one: _Pass, by_size: "Mapping[int, list[list[BatchTimes]]]") -> Iterator[dict[str, object]]:
@@ -236,19 +214,9 @@ def _lines(one: _Pass, by_size: "Mapping[int, list[list[BatchTimes]]]") -> Itera
                 yield {
                     "timed": one.timed,
                     "batch_size": one.regrouped.batch_size if one.regrouped else size,
-                    "in_flight": one.regrouped.in_flight if one.regrouped else None,
+                    "in_flight": size,
                     "round": place,
                     "batch": number,
                     **asdict(batch),
                     "completed": completed,
                 }
-
-
-def load_models(kind: str, folders: Iterable[Path]) -> list[Any]:
-    """Load trained models of a kind, which may share weights, onto the chosen device. Raises UserError."""
-    from consistentee.models.base import chosen_device
-
-    models: list[Any] = []
-    for folder in folders:
-        models.append(kind_named(kind).load_model(folder, models).to(chosen_device()).eval())
-    return models

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from benchmarks.specs.base import BaseSuite
 from benchmarks.store.folders import (
     CELLS_FILE,
     FAILURE_FILE,
@@ -156,6 +157,29 @@ def open_results(root: Path) -> StoredResults:
         {folder: note for folder, note in failures.items() if folder not in by_folder},
         [*faults, *more_faults],
     )
+
+
+def published_results(suite: BaseSuite, root: Path | None, out: Path) -> StoredResults | None:
+    """Read the published results that a run starts from: those in ``root``, or in ``results/SUITE``, but not ``out``.
+
+    Raises UserError if ``root`` holds no results, or if they cannot be read or are of another kind.
+    """
+    place = Path("results") / suite.name if root is None else root
+    if place.resolve() == out.resolve():
+        return None
+    if checked_kind(suite, place, "rename one of them") is None:
+        if root is None:
+            return None
+        raise UserError(f"{place} holds no results, published or not; give another --published")
+    return open_results(place)
+
+
+def checked_kind(suite: BaseSuite, place: Path, remedy: str) -> Kind | None:
+    """Return the kind of the results in a folder; None if it holds none. Raises UserError if it is not the suite's."""
+    found = kind_of_results(place)
+    if found not in (None, suite.kind):
+        raise UserError(f"{place} holds results of {found}, suite {suite.name!r} is {suite.kind}; {remedy}")
+    return found
 
 
 def _latest_first(timings: dict[str, TimingRecord]) -> dict[str, TimingRecord]:

@@ -18,7 +18,6 @@ from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.kinds.text_evaluation import drafted_knobs, read_references, replay_knobs
 from benchmarks.measure.clock import stock_times
 from benchmarks.measure.text_scores import record_references, reference_losses
-from benchmarks.run.timing import load_models
 from benchmarks.specs.base import Regrouped
 from benchmarks.specs.generation import DecodingTimingSpec
 from benchmarks.specs.suites import expand, load_suite
@@ -184,11 +183,9 @@ def test_the_full_model_is_timed_as_the_stock_model(model):
 
 
 def test_models_on_one_backbone_share_it(model, tmp_path: Path):
-    folders = []
-    for number in range(2):
-        model.save_pretrained(tmp_path / str(number))
-        folders.append(tmp_path / str(number))
-    first, second = load_models("generation", folders)
+    model.save_pretrained(tmp_path)
+    first = Generation().load_model(tmp_path)
+    second = Generation().load_model(tmp_path, [first])
     assert first.backbone is second.backbone
     prompts = random_prompts(2)
     written = [generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)]

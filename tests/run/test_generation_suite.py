@@ -44,14 +44,14 @@ def test_a_run_writes_cells_times_and_tables(finished_once):
     assert faults == []
     assert timing.max_new_tokens == 3
     times = found.times()
-    ways = times.fillna({"in_flight": 0}).groupby("timed")[["batch_size", "in_flight"]]
+    ways = times.groupby("timed")[["batch_size", "in_flight"]]
     timed = {timing.timed[number].label: {*map(tuple, way.to_numpy().tolist())} for number, way in ways}
-    in_step = {(1, 0), (4, 0)}
+    in_step = {(1, 1), (4, 4)}
     assert timed.pop("stock generate") == timed.pop("layerskip") == in_step, "which have their own way to decode"
     assert timed == dict.fromkeys(["token-full", "token-static", "calm-tokens-softmax"], in_step | {(1, 4)})
     assert (times["layer_calls"] >= times["units"]).all()
     assert times["head_seconds"].notna().tolist() == (times["timed"] == 0).tolist(), "of stock generate"
-    assert times["completed"].map(len).tolist() == times["in_flight"].fillna(times["batch_size"]).tolist()
+    assert times["completed"].map(len).tolist() == times["in_flight"].tolist()
     assert {(r.task, r.train_task) for r in bench.records().values()} == {("toy-text", "other-text")}
     assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
     assert bench.leftovers() == []

@@ -9,9 +9,10 @@ import pytest
 from conftest import make_task
 from rich.console import Console
 
+from benchmarks.commands import train as training
+from benchmarks.commands.train import StageProgress
 from benchmarks.measure.clock import time_contenders
-from benchmarks.run import jobs as status
-from benchmarks.run.jobs import RunProgress, StageProgress, StatusFile, read_status
+from benchmarks.run.jobs import RunProgress, StatusFile, read_status
 from benchmarks.specs.base import TimingSpec
 from consistentee.files import clear_leftovers
 from consistentee.progress import Position, begin_stage, listening, tracked
@@ -125,7 +126,7 @@ def test_a_run_shows_a_line_every_ten_seconds_where_there_is_no_terminal(tmp_pat
 
 def test_a_training_shows_every_stage_and_a_line_every_ten_seconds(monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(status.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock.now)
     console = Console(file=io.StringIO(), width=200)
     with StageProgress(console) as show:
         for now, position in (

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from small_suite import Bench
 
+from benchmarks.kinds import Inputs
 from benchmarks.run import cell as cells
-from benchmarks.run.plan import Inputs
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE
