@@ -4,6 +4,7 @@ from statistics import mean
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from comparing import written
@@ -14,6 +15,7 @@ from baselines.references import RandomRule
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine import cache as cache_module
 from consistentee.engine.generate import generate, generate_encoded
+from consistentee.engine.rows import Indices, Rows, RowTensors
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule
 
@@ -104,3 +106,17 @@ class TestWhatGoesWrong:
         monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
         with pytest.raises(UserError, match=r"keys and values of 9 rows of up to .* ask for fewer rows at a time"):
             generate(model, PROMPTS, MIXED, max_new_tokens=20, in_flight=9, batch_size=2)
+
+
+def test_tensors_of_all_rows_are_kept_without_a_copy_and_never_changed():
+    """A rule may keep a tensor of its own in its state, or one whose rows share memory."""
+    indices = Indices(torch.device("cpu"))
+    kept, shared = RowTensors(4), torch.zeros(1).expand(4)
+    kept.put(1, Rows(np.arange(4), indices), {"state": shared})
+    assert kept.get(1, Rows(np.arange(4), indices))["state"] is shared
+    kept.put(1, Rows(np.array([0, 3]), indices), {"state": torch.ones(2)})
+    assert kept.get(1, Rows(np.arange(4), indices))["state"].tolist() == [1, 0, 0, 1]
+    assert shared.tolist() == [0] * 4
+    kept.keep(Rows(np.array([2, 3]), indices))
+    assert kept.get(1, Rows(np.array([1]), indices))["state"].tolist() == [1]
+    assert kept.get(2, Rows(np.array([1]), indices)) == {}
