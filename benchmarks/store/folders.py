@@ -70,16 +70,16 @@ class Fault:
     """A file that is damaged, or made from something else."""
 
     path: Path
-    kind: Literal["damaged", "stale"]
+    state: Literal["damaged", "stale"]
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path} is {self.kind} ({self.reason})"
+        return f"{self.path} is {self.state} ({self.reason})"
 
     def set_aside(self) -> str:
         """Move the file, or the folder of a cell whole, out of the way; describe the fault and the new place."""
         whole = self.path.parent if self.path.name == RECORD_FILE else self.path
-        return f"{self}; set aside as {set_aside(whole, self.kind).name}"
+        return f"{self}; set aside as {set_aside(whole, self.state).name}"
 
 
 @contextmanager

@@ -123,15 +123,14 @@ def small_world(toys, small_results) -> Path:
 def small_suites(small_world, monkeypatch) -> None:
     """Let the quick suites mean themselves on toys."""
     quick, decoding = suites.load_suite("quick"), suites.load_suite("quick-decoding")
-    shared = {"bootstrap_resamples": 100}
     small: dict[str, BaseSuite] = {
         "quick": quick.model_copy(
-            update={"tasks": ("toy.yaml",), "backbones": ("tiny-encoder",), **shared}
+            update={"tasks": ("toy.yaml",), "backbones": ("tiny-encoder",)}
             | {"recipe": RecipeSettings(epochs=1, max_length=24, frozen_steps=4)}
             | {"timing": TimingSpec(rows=8, batch_sizes=(1, 4))}
         ),
         "quick-decoding": decoding.model_copy(
-            update={"tasks": ("toy-text.yaml",), "backbones": ("tiny-decoder",), **shared}
+            update={"tasks": ("toy-text.yaml",), "backbones": ("tiny-decoder",)}
             | {"recipe": TokenRecipeSettings(exit_steps=5, exit_batch_size=16, head_steps=5, head_tokens=64)}
             | {"timing": decoding.timing.model_copy(update={"rows": 4, "batch_sizes": (1, 4), "max_new_tokens": 3})}
         ),

@@ -55,7 +55,7 @@ def test_a_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
     assert record is None
     assert folder.is_dir(), "looking changes nothing"
     said = fault.set_aside()
-    assert fault.kind == "damaged"
+    assert fault.state == "damaged"
     assert reason in said
     assert "\n" not in said
     assert not folder.exists()
