@@ -144,15 +144,15 @@ def test_times_that_cannot_be_taken_again_are_kept(finished):
 
 @pytest.mark.usefixtures("untimed")
 def test_a_label_with_other_parameters_is_no_second_curve(finished):
-    def changes(tolerance: float) -> dict[str, object]:
-        return {"methods": [{"method": "pabee", "label": "mine", "parameters": {"tolerance": tolerance}}]}
+    def changes(classifier: str) -> dict[str, object]:
+        return {"methods": [{"method": "deebert", "label": "mine", "parameters": {"classifier": classifier}}]}
 
-    finished.run(changes=changes(0.5))
-    assert "other parameters under this label): it would be set aside" in finished.plan(changes=changes(0.25))[0]
-    finished.run(changes=changes(0.25))
+    finished.run(changes=changes("linear"))
+    assert "other parameters under this label): it would be set aside" in finished.plan(changes=changes("mlp"))[0]
+    finished.run(changes=changes("mlp"))
     assert finished.said.count("other parameters under this label") == 1
     found = [record for record in finished.read().cells.values() if record.label == "mine"]
-    assert [record.parameters["tolerance"] for record in found] == [0.25]
+    assert [record.parameters["classifier"] for record in found] == ["mlp"]
 
 
 def delete_model(folder: Path) -> None:
