@@ -17,8 +17,7 @@ from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.models.decoder.branches import SkippedSublayers
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_view import TokenView
 

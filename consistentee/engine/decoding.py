@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from consistentee.engine.missing_keys import POLICIES, KVPolicy
-from consistentee.engine.row_states import FREE, RowStates
 from consistentee.engine.rows import RowNumbers, Rows
 from consistentee.engine.sampling import Sampling, choose_tokens
-from consistentee.engine.schedule import Regrouping, Schedule, in_step
+from consistentee.engine.schedule import FREE, Regrouping, RowStates, Schedule, in_step
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.engine.transcript import Transcript, clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from consistentee.models.decoder.branches import SkippedSublayers
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow, collate_rows
 from consistentee.traces.token_trace import CHUNK, record_tokens
 

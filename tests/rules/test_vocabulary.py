@@ -16,7 +16,7 @@ from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
-from consistentee.training.token_answers import exit_answers
+from consistentee.training.decoder import exit_answers
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 6

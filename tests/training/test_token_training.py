@@ -20,8 +20,8 @@ from consistentee.training.decoder_backbone import (
     last_exit_loss,
     skip_probability,
     states_with_layer_dropout,
+    weighted_cross_entropy,
 )
-from consistentee.training.head_loss import weighted_cross_entropy
 from consistentee.training.recipe import TokenRecipe, drawn
 
 RECIPE = TokenRecipe(exit_batch_size=16, exit_learning_rate=2e-2)
