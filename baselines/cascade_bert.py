@@ -68,7 +68,6 @@ class CascadeBERT(ee.Method):
             self.refuse("margin", "folds", because="margin_weight is 0")
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model and the companion separately, and join them."""
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
@@ -78,7 +77,6 @@ class CascadeBERT(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit after the companion if its largest probability is above ``knob``."""
         return ee.SomeLayersRule(ee.ThresholdRule(top_probability, knob, exit_when="above"), model.companion_layers)
 
     def _train_companion(self, companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe) -> None:
@@ -125,7 +123,6 @@ def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
 
 
 def _companion_loss(hard: Tensor, margin: float, weight: float, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Compute cross-entropy plus weighted difficulty loss; ``hard`` is bool [all training rows]."""
     logits = model.stock_logits(batch.tokens)
     task_loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
     return task_loss + weight * difficulty_loss(logits, hard[batch.rows].to(logits.device), margin)

@@ -165,7 +165,7 @@ class DecodingFlops:
         model = self._model
 
         def view_at(layer: int, past: Tensor | None) -> TokenView:
-            return TokenView(model, layer, self._hidden, step, [0], entered=self._hidden, past=past)
+            return TokenView(model, layer, self._hidden, step, [0], past=past)
 
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
 

@@ -161,7 +161,6 @@ def _folder_of(name: str, known: Backbone | None, kind: Kind) -> Path:
 
 
 def _describe(directory: Path) -> ResolvedBackbone:
-    """Return how a directory's model is read: as sentence-transformers or its architecture defines it."""
     config = check_pretrained(directory)
     path = directory / "1_Pooling" / "config.json"
     if not path.exists():

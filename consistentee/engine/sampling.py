@@ -90,8 +90,6 @@ _REFUSED_IN_SAMPLING = ("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cu
 
 
 class _Row(NamedTuple):
-    """A row before its first new token: the length of its prompt, and the tokens that end it."""
-
     length: int
     ends: list[int]
     device: torch.device

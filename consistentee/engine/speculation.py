@@ -250,7 +250,6 @@ class _SpeculativeRow:
 
     @torch.inference_mode()
     def _draft_and_verify(self, batch: TokenBatch) -> tuple[list[int], list[int]]:
-        """Return a draft, and the tokens of layer L in place of each of its tokens and after the last."""
         # Beside an accepted draft the full model gives one token more.
         length = min(self.draft_tokens, self.max_new_tokens - len(self.transcript.tokens) - 1)
         draft: list[Tensor] = []
@@ -268,7 +267,6 @@ class _SpeculativeRow:
         return written[: len(draft)], written[len(draft) :]
 
     def _read(self, batch: TokenBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
         batch.begin(batch.rows(), len(tokens))
         context = self._context(batch, len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
@@ -276,7 +274,6 @@ class _SpeculativeRow:
         return hidden, self.drafter.read(hidden, context)
 
     def _verify(self, batch: TokenBatch, hidden: Tensor) -> Tensor:
-        """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
         if self.drafter.provisional:
             batch.cache.ledger.take_back(hidden.shape[1])
         deep = range(self.draft_layer + 1, self.model.num_layers + 1)
@@ -296,7 +293,6 @@ class _SpeculativeRow:
         self.passes += 1
 
     def _add(self, tokens: list[int]) -> int:
-        """Add tokens until one ends the text, and return how many."""
         for count, token in enumerate(tokens, start=1):
             self.transcript.add(token, self.model.num_layers)
             if self.transcript.ended_by is not None:

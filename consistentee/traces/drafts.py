@@ -129,7 +129,6 @@ def _states_without(skipped: SkippedSublayers, model: MultiExitDecoder, row: Tok
 
 @torch.inference_mode()
 def _predictions(model: MultiExitDecoder, layer: int, states: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the likeliest tokens of states [N, width], and their probabilities: [N]."""
     tokens, probabilities = [], []
     for chunk in states.split(CHUNK):
         logits = model.logits(layer, chunk)

@@ -43,7 +43,6 @@ def encode_rows(
 
 
 def _end_of_text(model: MultiExitDecoder) -> list[int]:
-    """Return the token that ends a text, if the model has any; the tokenizer's own where there are several."""
     own = model.tokenizer.eos_token_id
     return [own] if own in model.end_tokens else sorted(model.end_tokens)[:1]
 

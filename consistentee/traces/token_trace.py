@@ -39,7 +39,6 @@ class TokenTrace:
             With closing layers, as if all tokens of the response before had exited at the same exit.
         rule_states: what rules and learned heads read there, which is the same where there are no closing layers (see
             :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
-        saturation: the cosines of ``LayerView.saturation``, in the model's type: [N, exits].
         targets: the response tokens: int64 [N].
         row: which row a token belongs to: int64 [N].
         step: its place in the response, from 0: int64 [N]. Token 0 is read off the prompt, at full depth: it may not
@@ -51,7 +50,6 @@ class TokenTrace:
 
     answer_states: Tensor
     rule_states: Tensor
-    saturation: Tensor
     targets: Tensor
     row: Tensor
     step: Tensor
@@ -94,7 +92,7 @@ class TokenTrace:
         """Return the trace of some tokens alone, given by their numbers, in the given order."""
         answers = self.answer_states[tokens]
         rules = answers if self.rule_states is self.answer_states else self.rule_states[tokens]
-        chosen = {name: getattr(self, name)[tokens] for name in ("saturation", "targets", "row", "step", "row_keys")}
+        chosen = {name: getattr(self, name)[tokens] for name in ("targets", "row", "step", "row_keys")}
         return replace(self, answer_states=answers, rule_states=rules, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
@@ -124,10 +122,6 @@ class TokenTraceView(TokenView):
     def history(self) -> Tensor:
         hidden = self._trace.rule_states[self._tokens, : self._exit_index + 1]
         return self._model.state(hidden.to(self.device, self._model.dtype))
-
-    @cached_property
-    def saturation(self) -> Tensor:
-        return self._trace.saturation[self._tokens, self._exit_index].to(self.device)
 
     @cached_property
     def predictions(self) -> Tensor:
@@ -164,15 +158,13 @@ def record_tokens(
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
     """
-    recorded = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
-    states = recorded["hidden"]
+    states = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
     answers = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
         answer_states=answers,
         rule_states=states[:, : len(model.exit_layers)] if model.last_layers else answers,
-        saturation=recorded["saturation"],
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
         step=torch.tensor(steps, dtype=torch.long),
@@ -195,12 +187,11 @@ def recorded_states(
     batch_size: int = 16,
     dtype: torch.dtype,
     store: Path | None,
-) -> dict[str, Tensor]:
-    """Return the states of tokens at every exit, row by row, and the saturation; see :class:`TokenTrace`.
+) -> Tensor:
+    """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :class:`TokenTrace`.
 
-    States are ``hidden``, [tokens, exits, width]. With closing layers, those that rules read come before those that
-    the LM head reads: [tokens, 2 * exits, width]. ``saturation`` is [tokens, exits]. ``whole_rows`` records every token
-    that is read, else those that give one of a response.
+    With closing layers, those that rules read come before those that the LM head reads: [tokens, 2 * exits, width].
+    ``whole_rows`` records every token that is read, else those that give one of a response.
     """
     if not rows:
         raise UserError("there are no rows to record")
@@ -209,11 +200,11 @@ def recorded_states(
         model.check_tokens(response, f"the response of row {number}")
     run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype)
     if store is None:
-        return run()
+        return run()["hidden"]
     described = [[list(prompt), list(response)] for prompt, response in rows]
-    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), whole_rows, "saturation"]
+    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), whole_rows]
     path = store / f"hidden-{hash_json(parts)[:16]}.safetensors"
-    return computed_once(path, run)
+    return computed_once(path, run)["hidden"]
 
 
 def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
@@ -232,7 +223,6 @@ def _record(
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
     exits = len(model.exit_layers) * (2 if model.last_layers else 1)
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
-    saturation = torch.empty(ends[-1], len(model.exit_layers), dtype=model.dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     starts = range(0, len(order), batch_size)
     for start in tracked(starts, "tracing", rows=batch_size):
@@ -242,16 +232,13 @@ def _record(
         hidden = (
             torch.cat([states.rule_states, states.answer_states], dim=2) if model.last_layers else states.answer_states
         )
-        changes = zip(states.entering, states.rule_states.unbind(dim=2), strict=True)
-        cosines = torch.stack([model.saturation(entered, left) for entered, left in changes], dim=2).cpu()
         kept = batch.padding_mask if whole_rows else batch.gives_response
-        for i, row_hidden, row_cosines, is_kept in zip(chosen, hidden, cosines, kept, strict=True):
+        for i, row_hidden, is_kept in zip(chosen, hidden, kept, strict=True):
             row_states = _kept_as(row_hidden[is_kept], dtype)
             if row_states.dtype == torch.float32 != recorded.dtype:
                 recorded = empty_tensor(recorded.shape, torch.float32).copy_(recorded)
             recorded[ends[i] : ends[i + 1]] = row_states
-            saturation[ends[i] : ends[i + 1]] = row_cosines[is_kept.cpu()]
-    return {"hidden": recorded, "saturation": saturation}
+    return {"hidden": recorded}
 
 
 def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:

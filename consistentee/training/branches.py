@@ -88,7 +88,7 @@ def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Pat
     """
     if model.last_layers:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
-    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)["hidden"]
+    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)
     return RowStates(rows, hidden, model)
 
 

@@ -139,7 +139,6 @@ def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: Tok
 
 @torch.no_grad()
 def _start_exits(trace: TokenTrace, recipe: TokenRecipe) -> None:
-    """Set every exit below L to the least-squares map of its states onto those of layer L."""
     model, tokens = trace.model, recipe.tokens_for_heads(trace)
     if not len(tokens):
         return

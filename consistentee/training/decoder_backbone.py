@@ -249,14 +249,12 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
 
 def _log_likelihood(log_probabilities: Tensor, wanted: Tensor) -> Tensor:
-    """Compute the log-likelihood of tokens, or its mean under distributions: [tokens, 1]."""
     if wanted.dim() == 1:
         return log_probabilities.gather(1, wanted.unsqueeze(1))
     return torch.einsum("tv,tv->t", log_probabilities, wanted).unsqueeze(1)
 
 
 def _minus_targets(probabilities: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Subtract the weighted targets from weighted probabilities in place: [tokens, vocabulary]."""
     if wanted.dim() == 1:
         return probabilities.scatter_add_(1, wanted.unsqueeze(1), -weight)
     return probabilities.addcmul_(wanted, weight, value=-1)
