@@ -44,10 +44,7 @@ from consistentee.models.decoder.multi_exit_decoder import (
     DecoderStack as DecoderStack,
     MultiExitDecoder as MultiExitDecoder,
 )
-from consistentee.models.encoder.cascade import (
-    add_companion as add_companion,
-    pretrained_companion as pretrained_companion,
-)
+from consistentee.models.encoder.cascade import add_companion as add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel as MultiExitModel
 from consistentee.models.heads import HeadSpec as HeadSpec
 from consistentee.rules.exit_rule import (
