@@ -60,10 +60,7 @@ from consistentee.rules.exit_rule import (
 from consistentee.rules.view import LayerView as LayerView
 from consistentee.rules.vocabulary import prune_vocabulary as prune_vocabulary
 from consistentee.traces.instance_trace import Trace as Trace, record_trace as record_trace
-from consistentee.traces.token_trace import (
-    TokenTrace as TokenTrace,
-    record_tokens as record_tokens,
-)
+from consistentee.traces.token_trace import TokenTrace as TokenTrace, record_tokens as record_tokens
 from consistentee.traces.token_view import token_key as token_key
 from consistentee.traces.walk import replay as replay, sweep as sweep
 from consistentee.training.recipe import Recipe as Recipe, TokenRecipe as TokenRecipe

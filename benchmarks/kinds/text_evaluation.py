@@ -33,8 +33,7 @@ from consistentee.methods.token_methods import DraftingMethod, TokenMethod, Voca
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.traces.token_rows import TokenRow
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import TokenRow, record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.decoder import exit_answers
 from consistentee.training.loop import precision_used

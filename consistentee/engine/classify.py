@@ -43,13 +43,7 @@ class LiveView(LayerView):
     """
 
     def __init__(
-        self,
-        model: MultiExitModel,
-        layer: int,
-        hidden: Tensor,
-        batch: Batch,
-        *,
-        past: Tensor | None = None,
+        self, model: MultiExitModel, layer: int, hidden: Tensor, batch: Batch, *, past: Tensor | None = None
     ) -> None:
         super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.missing_keys import POLICIES, KVPolicy
-from consistentee.engine.rows import RowNumbers, Rows
 from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.engine.schedule import FREE, Regrouping, RowStates, Schedule, in_step
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch

@@ -19,7 +19,7 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.traces.token_rows import check_prompt
+from consistentee.traces.token_trace import check_prompt
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import MissingColumns
-from consistentee.engine.rows import RowNumbers, Rows
+from consistentee.engine.cache import MissingColumns, RowNumbers, Rows
 from consistentee.engine.token_batch import TokenBatch
 
 KVPolicy = Literal["propagate", "exact"]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from consistentee.engine.rows import RowNumbers, Rows, RowTensors
+from consistentee.engine.cache import RowNumbers, Rows, RowTensors
 from consistentee.engine.transcript import Transcript
 
 FREE = -1

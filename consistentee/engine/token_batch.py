@@ -9,8 +9,7 @@ from torch import Tensor
 
 from consistentee.arguments import NotNegative, checked
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper
-from consistentee.engine.cache import KeyValueCache
-from consistentee.engine.rows import Index, Indices, RowNumbers, Rows
+from consistentee.engine.cache import Index, Indices, KeyValueCache, RowNumbers, Rows
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 

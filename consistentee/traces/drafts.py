@@ -17,8 +17,7 @@ from torch import Tensor
 
 from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
-from consistentee.traces.token_rows import TokenRow, collate_rows
-from consistentee.traces.token_trace import CHUNK, record_tokens
+from consistentee.traces.token_trace import CHUNK, TokenRow, collate_rows, record_tokens
 
 DRAFT_LENGTHS = range(1, 9)
 DRAFT_THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.8)

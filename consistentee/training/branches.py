@@ -20,8 +20,14 @@ from consistentee.files import hash_tensors
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
-from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
-from consistentee.traces.token_trace import compact_dtype, recorded_states
+from consistentee.traces.token_trace import (
+    TokenRow,
+    TokenRows,
+    collate_rows,
+    compact_dtype,
+    recorded_states,
+    tokens_read,
+)
 from consistentee.training.decoder import rows_as_long, train_exits, training_rows
 from consistentee.training.loop import Stage, count_rows, run_stage
 from consistentee.training.recipe import TokenRecipe

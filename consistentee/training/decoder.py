@@ -20,8 +20,7 @@ from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import best_among, likeliest
-from consistentee.traces.token_rows import TokenRow, encode_rows
-from consistentee.traces.token_trace import CHUNK, TokenTrace, compact_dtype, record_tokens
+from consistentee.traces.token_trace import CHUNK, TokenRow, TokenTrace, compact_dtype, encode_rows, record_tokens
 from consistentee.training.decoder_backbone import exit_weights, joint_loss, last_exit_loss, train_backbone
 from consistentee.training.loop import Stage, count_rows, run_stage
 from consistentee.training.recipe import Target, TokenRecipe, drawn
@@ -222,12 +221,7 @@ class ExitAnswers:
         return self.predictions == self.targets.unsqueeze(1)
 
 
-def exit_answers(
-    trace: TokenTrace,
-    *,
-    candidates: int | None = None,
-    store: Path | None = None,
-) -> ExitAnswers:
+def exit_answers(trace: TokenTrace, *, candidates: int | None = None, store: Path | None = None) -> ExitAnswers:
     """Compute the answer of every exit to every token of a trace, in chunks of tokens.
 
     Args:

@@ -31,7 +31,7 @@ from consistentee.errors import UserError
 from consistentee.files import hash_json
 from consistentee.models.base import Precision
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
+from consistentee.traces.token_trace import TokenRow, TokenRows, collate_rows
 from consistentee.training.loop import Stage, run_stage
 from consistentee.training.recipe import ExitWeights, TokenRecipe, drawn
 

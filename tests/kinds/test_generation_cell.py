@@ -28,7 +28,7 @@ from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_rows import encode_rows
+from consistentee.traces.token_trace import encode_rows
 
 
 @pytest.fixture(scope="module")

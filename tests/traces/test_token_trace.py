@@ -9,8 +9,7 @@ from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.signals import margin
-from consistentee.traces.token_rows import encode_rows
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import encode_rows, record_tokens
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 from consistentee.traces.walk import replay, sweep
 

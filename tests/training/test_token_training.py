@@ -9,8 +9,7 @@ from comparing import changed_parts, same_weights
 from conftest import make_text_task
 from torch.nn import functional
 
-from consistentee.traces.token_rows import collate_rows
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import collate_rows, record_tokens
 from consistentee.training import head_loss
 from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_last_token_exit, training_rows
 from consistentee.training.decoder_backbone import (
