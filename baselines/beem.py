@@ -68,7 +68,6 @@ class BEEM(ee.Method):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone and all classifiers, then weigh the exits."""
         source, judged = hold_out(training_source(model, task, recipe), self.held_out)
         train_jointly(model, source, recipe)
         answers = recorded_logits(model, judged, recipe).argmax(dim=-1)
@@ -76,7 +75,6 @@ class BEEM(ee.Method):
         return model
 
     def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
-        """Return shares of the largest score, from 0 to just above 1, dense below the sums of the first weights."""
         weights = model.factors(EXPERTS)[:-1]
         largest = _largest_score(weights)
         starts = (0.0, *accumulate(weights))
@@ -86,7 +84,6 @@ class BEEM(ee.Method):
         return (*values, _OUT_OF_REACH)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the score is at least ``knob`` times the sum of all weights before the last layer."""
         return ExpertsRule(knob * _largest_score(model.factors(EXPERTS)[:-1]))
 
 

@@ -38,7 +38,6 @@ class BERxiT(ee.Method):
     exit_when: Literal["sure", "confident"] = "sure"
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
         source = training_source(model, task, recipe)
         model.use_own_poolers()
         model.add_head(_UNCERTAINTY, ee.HeadSpec(shared=True), seed=recipe.seed)
@@ -49,14 +48,12 @@ class BERxiT(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit where the uncertainty is below ``knob``."""
         if self.exit_when == "confident":
             return ee.ThresholdRule(lambda view: 1 - top_probability(view), knob, exit_when="below")
         return ee.ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 
 
 def _alternating_loss(model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Compute CE_L at even steps, the sum over all exits at odd ones, and the loss of the estimate at both."""
     outputs = model(batch.tokens)
     losses = layer_losses(outputs.logits, batch.labels).mean(dim=0)
     task_loss = losses[-1] if batch.step % 2 == 0 else losses.sum()

@@ -54,7 +54,6 @@ class CALMSoftmax(ee.JointMethod):
     knob: ClassVar[ee.Knob] = ee.Knob("lambda", _LAMBDAS)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the margin is above ``knob``."""
         return ee.ThresholdRule(margin, knob, exit_when="above")
 
 
@@ -84,7 +83,6 @@ class CALMState(ee.JointMethod):
     knob: ClassVar[ee.Knob] = ee.Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01), refined=True)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the cosine of successive states is above ``knob``."""
         return SaturationRule(knob, model.width)
 
 
@@ -98,7 +96,6 @@ class CALMClassifier(ee.JointMethod):
     knob: ClassVar[ee.Knob] = ee.Knob("lambda", _LAMBDAS, refined=True)
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train all classifiers, then the confidence head on the frozen model."""
         super().fit(model, task, recipe)
         model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
         rows = cached_rows(model, training_source(model, task, recipe), recipe)
@@ -106,7 +103,6 @@ class CALMClassifier(ee.JointMethod):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the head's probability of agreement is above ``knob``."""
         return ee.ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
 
@@ -168,7 +164,6 @@ class _CALMTokens(ee.TokenMethod):
     horizon: PositiveInt | None = None
 
     def decaying_rule(self, signal: Signal, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Return the rule of a confidence with the falling threshold of ``knob``, which is lambda."""
         return DecayingThresholdRule(signal, knob, self.tau, self.horizon or model.text_length)
 
 
@@ -179,7 +174,6 @@ class CALMTokensSoftmax(ee.VocabularyMethod, _CALMTokens):
     name: ClassVar[str] = "calm-tokens-softmax"
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Exit if the margin reaches the falling threshold of ``knob``."""
         return self.pruned(self.decaying_rule(margin, model, knob))
 
 
@@ -190,7 +184,6 @@ class CALMTokensClassifier(_CALMTokens):
     name: ClassVar[str] = "calm-tokens-classifier"
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
-        """Train the exits, then the confidence on the frozen exits."""
         trace = train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
         trace = trace.select(recipe.tokens_for_heads(trace))
@@ -204,7 +197,6 @@ class CALMTokensClassifier(_CALMTokens):
         return model
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Exit if the head's probability of agreement reaches the falling threshold of ``knob``."""
         return self.decaying_rule(head_probability(_CONFIDENCE), model, knob)
 
 

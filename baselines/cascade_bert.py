@@ -7,8 +7,8 @@ one))``, with a margin and a weight of 0.5 as in the released script.
 
 Choices:
 
-* The paper's small model is pretrained with L/6 layers. By default the companion is a copy of the first L/3 layers,
-  because few backbones have such a sibling; ``companion_backbone`` names a pretrained one.
+* The paper's small model is pretrained with L/6 layers. Here the companion is a copy of the first L/3 layers, because
+  few backbones have such a sibling.
 * A row is hard if a model of the companion's shape that was not trained on it answers it wrong (cross-fitting).
 * The term is the mean over all pairs of a batch; the released code draws one hard row for each easy one.
 * Only the companion has the term, because only its confidence is used.
@@ -44,8 +44,7 @@ class CascadeBERT(ee.Method):
     """A companion with difficulty-aware confidence, then the stock model.
 
     Attributes:
-        companion_backbone: the companion, if it is not made of the model's own first layers.
-        companion_layers: number of these; None for a third of L, at least 1.
+        companion_layers: first layers of the model that the companion starts from; None for a third of L, at least 1.
         margin, margin_weight: of the difficulty-aware regularisation.
         folds: of the cross-fitting that finds the hard rows.
     """
@@ -55,21 +54,18 @@ class CascadeBERT(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("threshold", (0.0, *even_log_odds(-3, 12, 76), 1.0))
 
     companion_layers: int | None = None
-    companion_backbone: str | None = None
     margin: NonNegativeFloat = 0.5
     margin_weight: NonNegativeFloat = 0.5
     folds: Annotated[int, Field(ge=2)] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.companion_backbone is not None:
-            self.refuse("companion_layers", because="companion_backbone has layers of its own")
         if not self.margin_weight:
             self.refuse("margin", "folds", because="margin_weight is 0")
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model and the companion separately, and join them."""
-        companion = self._companion(model, recipe.seed)
+        layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
+        companion = model.first_layers(layers, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
         with counting_rows_as(companion.num_layers / model.num_layers):
@@ -78,7 +74,6 @@ class CascadeBERT(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit after the companion if its largest probability is above ``knob``."""
         return ee.SomeLayersRule(ee.ThresholdRule(top_probability, knob, exit_when="above"), model.companion_layers)
 
     def _train_companion(self, companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe) -> None:
@@ -86,12 +81,6 @@ class CascadeBERT(ee.Method):
         loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
         key = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
         run_stage(companion, source, token_stage("companion", loss, recipe, stage_key=key), recipe)
-
-    def _companion(self, model: ee.MultiExitModel, seed: int) -> ee.MultiExitModel:
-        if self.companion_backbone is not None:
-            return ee.pretrained_companion(model, self.companion_backbone, seed)
-        layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
-        return model.first_layers(layers, seed)
 
 
 def hard_rows(companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe, folds: int) -> Tensor:
@@ -125,7 +114,6 @@ def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
 
 
 def _companion_loss(hard: Tensor, margin: float, weight: float, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Compute cross-entropy plus weighted difficulty loss; ``hard`` is bool [all training rows]."""
     logits = model.stock_logits(batch.tokens)
     task_loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
     return task_loss + weight * difficulty_loss(logits, hard[batch.rows].to(logits.device), margin)

@@ -52,7 +52,6 @@ class COSEE(ee.Method):
     margin: NonNegativeFloat = 0.3
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone and all classifiers in one stage."""
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
         key = {"thresholds": self.thresholds, "sharpness": self.sharpness}
@@ -61,7 +60,6 @@ class COSEE(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the energy is below ``knob``."""
         return ee.ThresholdRule(lambda view: normalised_energy(view.logits), knob, exit_when="below")
 
 

@@ -52,7 +52,6 @@ class Cut(Method):
     depth: PositiveInt | None = None
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune a copy of the first layers and a new classifier; return it."""
         short = self._first_layers(model, recipe)
         with counting_rows_as(short.num_layers / model.num_layers):
             train_last_exit(short, task, recipe)
@@ -62,7 +61,6 @@ class Cut(Method):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Never exit before the last layer of the shorter model."""
         return NeverExit()
 
     def _first_layers(self, model: MultiExitModel, recipe: Recipe) -> MultiExitModel:
@@ -84,7 +82,6 @@ class CutDistilled(Cut):
     temperature: PositiveFloat = 2.0
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the full model, then distil it into a copy of its first layers; return this."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)  # before the copy exists, so that methods share this stage
         answers = recorded_logits(model, source, recipe)[:, -1]

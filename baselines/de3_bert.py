@@ -35,7 +35,6 @@ class DE3BERT(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone, classifiers, maps and prototypes in one stage."""
         source = training_source(model, task, recipe)
         model.add_head(_METRIC, ee.HeadSpec(outputs=_WIDTH), seed=recipe.seed)
         spec = ee.HeadSpec(outputs=model.num_labels, extra_inputs=_WIDTH, reads_pooled=False)
@@ -46,7 +45,6 @@ class DE3BERT(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if EDR is below ``knob``."""
         return ee.ThresholdRule(distance_enhanced_entropy, knob, exit_when="below")
 
 

@@ -37,7 +37,6 @@ class DeeBERT(ee.Method):
     classifier: ExitNetwork = "linear"
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model, then train the off-ramps on cached features."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         train_early_exits(model, source, _off_ramp_loss, recipe, name="off-ramps", network=self.classifier)
@@ -47,7 +46,6 @@ class DeeBERT(ee.Method):
         return entropy_thresholds(model.num_labels, beyond=1.001)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the entropy is below ``knob`` nats."""
         return ee.ThresholdRule(entropy, knob, exit_when="below")
 
 

@@ -57,7 +57,6 @@ class E2CM(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *(0.5 + 0.5 * part for part in _PARTS), 1.0))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model, and use class means of its features as exits."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         model.use_classifier(ee.ClassifierSpec("class-means", at_last_layer=False), recipe.seed)
@@ -71,7 +70,6 @@ class E2CM(ee.Method):
         return (0.0, *(chance + (1 - chance) * part for part in _PARTS), 1.0)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the largest probability is above ``knob``."""
         return ee.ThresholdRule(top_probability, knob, exit_when="above")
 
 

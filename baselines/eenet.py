@@ -70,7 +70,6 @@ class EENet(ee.Method):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone and exits, then fit the scheduler on held-out rows."""
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         loss = partial(_loss, steps_of(source, recipe))
@@ -95,7 +94,6 @@ class EENet(ee.Method):
         model.add_factors(_THRESHOLDS, functional.pad(thresholds, (0, 1)))
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the score is at least the threshold of the layer, shifted by ``knob``."""
         return BudgetRule([threshold + knob for threshold in model.factors(_THRESHOLDS)])
 
 
@@ -120,7 +118,6 @@ class BudgetRule(ee.ExitRule):
 
 
 def _exit_features(probs: Tensor) -> Tensor:
-    """Concatenate the probabilities, the largest, and 1 minus the normalised entropy: [rows, classes + 2]."""
     certainty = 1 - torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
     return torch.cat([probs, probs.amax(dim=-1, keepdim=True), certainty.unsqueeze(-1)], dim=-1)
 
@@ -170,7 +167,6 @@ def _loss(total_steps: int, model: ee.MultiExitModel, batch: TokenBatch) -> Tens
 
 
 def _scheduler_loss(budget: float, turn: int, model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
-    """Compute the loss of the scores or of the shares, in turns; the others get no gradient."""
     logits = batch.outputs.logits
     raw, shares = scores_and_shares(model, logits)
     scores = raw.clamp(0, 1)

@@ -62,5 +62,4 @@ class FPABEE(ee.JointMethod):
     patience: PositiveInt = 1
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit after ``patience`` consecutive steps shorter than ``knob``."""
         return ee.ConsecutiveRule(SmallStepRule(knob, model.num_labels), self.patience)

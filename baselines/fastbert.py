@@ -51,7 +51,6 @@ class FastBERT(ee.Method):
             self.refuse("learning_rate", because="the students do not attend")
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         epochs = math.ceil(recipe.epochs * 5 / 3) if self.steps is None else None
@@ -69,5 +68,4 @@ class FastBERT(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the normalised entropy is below ``knob``."""
         return ee.ThresholdRule(normalised_entropy, knob, exit_when="below")

@@ -33,7 +33,6 @@ class FREE(ee.TokenMethod):
     shallow_layer: int | None = None
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
-        """Train the exits in the shared stage."""
         self.shallow_exit(model)  # raises UserError before the training if there is no such exit
         return super().fit(model, task, recipe)
 
@@ -44,5 +43,4 @@ class FREE(ee.TokenMethod):
         return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Exit at the shallow layer if the margin is above ``knob``."""
         return ee.SomeLayersRule(ee.ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

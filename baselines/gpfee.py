@@ -74,7 +74,6 @@ class GPFEE(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("entropy", entropy_thresholds(2))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone and past-future classifiers in one stage."""
         source = training_source(model, task, recipe)
         model.use_classifier(ee.ClassifierSpec("past-future"), recipe.seed)
         run_stage(model, source, token_stage("past-future", _loss, recipe), recipe)
@@ -84,7 +83,6 @@ class GPFEE(ee.Method):
         return entropy_thresholds(model.num_labels, beyond=1.001)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the entropy is below ``knob`` nats."""
         return ee.ThresholdRule(entropy, knob, exit_when="below")
 
 

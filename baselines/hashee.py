@@ -42,7 +42,6 @@ class HashEE(ee.Method):
     buckets: int | None = None
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting."""
         source = training_source(model, task, recipe)
         model.use_stepper(ee.TokenExitStepper.over(model.stepper, self.schedule(model, source)))
         run_stage(model, source, token_stage("token-exits", _last_layer_loss, recipe, shared=True), recipe)
@@ -66,7 +65,6 @@ class HashEE(ee.Method):
         return (float(model.num_layers),)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Never exit: tokens exit by themselves."""
         return ee.NeverExit()
 
 

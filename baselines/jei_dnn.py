@@ -52,7 +52,6 @@ class JEIDNN(ee.Method):
     price: NonNegativeFloat = 0.1
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         model.use_own_poolers()
@@ -66,7 +65,6 @@ class JEIDNN(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if at least a share ``knob`` of the remaining mass exits."""
         return MassRule(knob)
 
 
@@ -132,7 +130,6 @@ def _warm_up_loss(model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
 
 
 def _loss_in_turn(price: float, turn: int, model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
-    """Compute the loss of the gates or of the exits, in turns of ``turn`` batches; the others get no gradient."""
     gates_turn = batch.step // turn % 2 == 0
     with torch.set_grad_enabled(not gates_turn):
         logits = model.read_vectors(batch.outputs.vectors).logits
@@ -143,7 +140,6 @@ def _loss_in_turn(price: float, turn: int, model: ee.MultiExitModel, batch: Feat
 
 
 def _gates(model: ee.MultiExitModel, logits: Tensor) -> Tensor:
-    """Compute logits of the gates [rows, L - 1] from those of the exits [rows, L, classes]."""
     read = certainty(logits[:, :-1].softmax(dim=-1))
     no_states = read[..., :0]
     return model.head(_GATE).at_layers(range(1, model.num_layers), no_states, read)

@@ -67,7 +67,6 @@ class JointDistillation(Method):
     epochs_share: PositiveFloat = 0.5
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, and distil it into the exits."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
@@ -83,7 +82,6 @@ class JointDistillation(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit if the largest probability is above ``knob``."""
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 

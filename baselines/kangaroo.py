@@ -41,6 +41,5 @@ class Kangaroo(ee.DraftingMethod):
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
-        """Train an adapter for every exit."""
         train_branches(model, task, recipe, lambda exit_layer: ee.BranchSpec(exit_layer + 1, with_mlp=False))
         return model

@@ -40,7 +40,6 @@ class LayerSkip(ee.DraftingMethod):
     exit_weights: ExitWeights = "depth"
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
-        """Train the exits, with layer dropout if the backbone is trained."""
         if recipe.trains == "exits":
             self.refuse("dropout", "exit_weights", because="the recipe does not train the backbone")
         own_loss = replace(recipe, layer_dropout=self.dropout, exit_weights=self.exit_weights, taught_share=0.0)

@@ -63,7 +63,6 @@ class LeeBERT(ee.Method):
     weight_rate: NonNegativeFloat = 0.1
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone, all classifiers and the weights of the losses in one stage."""
         trained_on, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
         loss = partial(_loss, self, held_out)
@@ -79,7 +78,6 @@ class LeeBERT(ee.Method):
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit with patience ``knob``."""
         return ee.ConsecutiveRule(ee.SameAnswerRule(), patience=knob)
 
 
@@ -140,6 +138,5 @@ def _loss(method: LeeBERT, held_out: TokenSource, model: ee.MultiExitModel, batc
 
 
 def _held_out_batch(held_out: TokenSource, batch: TokenBatch, number: int) -> TokenBatch:
-    """Select held-out rows in turn, as many as ``batch`` has; they depend on ``number`` alone."""
     size = min(len(batch.rows), len(held_out))
     return held_out.batch((torch.arange(size) + number * size) % len(held_out), batch.step)

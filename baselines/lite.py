@@ -58,11 +58,9 @@ class LITE(ee.VocabularyMethod):
     )
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
-        """Train the backbone, if the recipe does, with equal weights of all exits, on labels alone."""
         return super().fit(model, task, replace(recipe, exit_weights="equal", layer_dropout=0.0, taught_share=0.0))
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Exit by the paper's thresholds with log-odds shifted by ``knob``."""
         return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))
 
 

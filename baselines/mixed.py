@@ -25,10 +25,8 @@ class Mixed(ee.JointMethod):
     knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model, then train backbone and classifiers together."""
         train_last_exit(model, task, recipe)
         return super().fit(model, task, recipe)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the largest probability is above ``knob``."""
         return ee.ThresholdRule(top_probability, knob, exit_when="above")

@@ -39,5 +39,4 @@ class PABEE(ee.JointMethod):
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit with patience ``knob``."""
         return ee.ConsecutiveRule(ee.SameAnswerRule(self.tolerance), patience=knob)

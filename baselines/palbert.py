@@ -45,7 +45,6 @@ class PALBERT(ee.Method):
     hidden: PositiveInt = 32
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone, classifier and exit distribution in one stage."""
         source = training_source(model, task, recipe)
         model.use_classifier(ee.ClassifierSpec("shared"), recipe.seed)
         spec = ee.HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
@@ -56,7 +55,6 @@ class PALBERT(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if at least ``knob`` of a row's mass is reached."""
         return QuantileRule(knob, model.width)
 
 

@@ -35,5 +35,4 @@ class PCEEBERT(ee.JointMethod):
     patience: PositiveInt = 2
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
         return ee.ConsecutiveRule(ee.ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)

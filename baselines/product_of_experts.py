@@ -51,7 +51,6 @@ class ProductOfExperts(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train backbone and linear classifiers, and let every exit answer with the product of those so far."""
         train_jointly(model, task, recipe)
         experts = model.classifiers.state_dict()
         model.use_classifier(ee.ClassifierSpec("product"))
@@ -59,5 +58,4 @@ class ProductOfExperts(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the largest probability of the product is above ``knob``."""
         return ee.ThresholdRule(top_probability, knob, exit_when="above")

@@ -31,7 +31,6 @@ class Full(ee.Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune backbone and last classifier on CE_L."""
         train_last_exit(model, task, recipe)
         return model
 
@@ -39,7 +38,6 @@ class Full(ee.Method):
         return (float(model.num_layers),)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Never exit before the last layer."""
         return ee.NeverExit()
 
 
@@ -56,7 +54,6 @@ class Static(ee.JointMethod):
         return tuple(float(layer) for layer in range(1, model.num_layers + 1))
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit at layer ``knob``."""
         return ee.StaticRule(round(knob))
 
 
@@ -121,7 +118,6 @@ class Random(Static):
         return tuple(half / 2 for half in range(2, 2 * model.num_layers + 1))
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit at random, ``knob`` layers on average."""
         return RandomRule(knob, self.seed)
 
 
@@ -146,7 +142,6 @@ class Oracle(Static):
     replay_only: ClassVar[bool] = True
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit at the first right layer that is not before layer ``knob``."""
         return OracleRule(round(knob))
 
 
@@ -160,7 +155,6 @@ class Majority(ee.Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Give every classifier a bias, the log frequency of the classes, and no weights."""
         labels = torch.tensor(recipe.training_rows(task.train).labels)
         if task.regression:
             bias = labels.double().mean().unsqueeze(0)
@@ -175,7 +169,6 @@ class Majority(ee.Method):
         return tuple(float(layer) for layer in range(1, model.num_layers + 1))
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit at layer ``knob``."""
         return ee.StaticRule(round(knob))
 
 
@@ -188,7 +181,6 @@ class TokenFull(ee.TokenMethod):
     knob: ClassVar[ee.Knob] = ee.Knob("layer", (30.0,))
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
-        """Fine-tune the backbone with its last exit, if the recipe trains it."""
         if recipe.trains != "exits":
             train_last_token_exit(model, task, recipe)
         return model
@@ -197,7 +189,6 @@ class TokenFull(ee.TokenMethod):
         return (float(model.num_layers),)
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Never exit before the last layer."""
         return ee.NeverExit()
 
 
@@ -213,5 +204,4 @@ class TokenStatic(ee.TokenMethod):
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Exit at layer ``knob``."""
         return ee.StaticRule(model.check_exit_layer(knob))

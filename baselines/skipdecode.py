@@ -53,11 +53,9 @@ class SkipDecode(ee.TokenMethod):
     horizon: PositiveInt | None = None
 
     def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
-        """Return every exit layer, and the middle between two."""
         return sorted((*map(float, model.exit_layers), *map(fmean, pairwise(model.exit_layers))))
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Exit by the schedule whose mean layer is ``knob``."""
         return ScheduledRule(falling_schedule(model.exit_layers, knob, self.horizon or model.text_length))
 
 

@@ -25,7 +25,6 @@ class StockDrafts(ee.TokenMethod):
     argument: ClassVar[str]
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Never exit: all tokens are the full model's."""
         return ee.NeverExit()
 
     def layers(self, knob: float) -> int:
@@ -63,7 +62,6 @@ class AssistantEarlyExit(StockDrafts):
     argument: ClassVar[str] = "assistant_early_exit"
 
     def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
-        """Return the exit layers; the last alone for GPT-2, of which transformers runs all layers in any case."""
         layers = model.exit_layers[-1:] if model.backbone.config.model_type == "gpt2" else model.exit_layers
         return tuple(map(float, layers))
 

@@ -33,7 +33,6 @@ class SWEET(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Train every exit with the layers since the one before."""
         source = training_source(model, task, recipe)
         model.use_own_poolers()
         loss = partial(separate_loss, exit_layers(model))
@@ -41,7 +40,6 @@ class SWEET(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit at one of the trained exits if the largest probability is above ``knob``."""
         return ee.SomeLayersRule(ee.ThresholdRule(top_probability, knob, exit_when="above"), *exit_layers(model))
 
 

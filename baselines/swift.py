@@ -95,7 +95,6 @@ class SWIFT(ee.DraftingMethod):
         return model
 
     def _search(self, model: ee.MultiExitDecoder, prompts: list[Sequence[int]], seed: int) -> dict[str, Tensor]:
-        """Find the best places for every share: bool [2 (L - 2)] each."""
         texts = ee.DraftedTexts(model, prompts, self.search_tokens)
         found = {}
         for share in map(round, self.knob.values):
@@ -109,7 +108,6 @@ class SWIFT(ee.DraftingMethod):
         return self.knob.values
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
-        """Never exit: drafts use no exit."""
         if knob not in self.knob.values:
             searched = ", ".join(f"{value:g}" for value in self.knob.values)
             raise ee.UserError(f"{self.name} searches for {searched} %, not {knob:g}")
@@ -166,7 +164,6 @@ class LayerSetSearch:
                 return places
 
     def _guess(self) -> Places:
-        """Return the set, of new random ones, with the largest upper confidence bound."""
         process = GaussianProcessRegressor(Matern(nu=2.5), alpha=_NOISE, normalize_y=True, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length that lies at its bound will do

@@ -71,7 +71,6 @@ class ZTW(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        """Fine-tune the stock model, then train the heads, then the ensembles."""
         source = training_source(model, task, recipe)
         train_last_exit(model, source, recipe)
         model.use_classifier(ee.ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
@@ -84,7 +83,6 @@ class ZTW(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        """Exit if the ensemble's largest probability is above ``knob``."""
         return ee.ThresholdRule(top_probability, knob, exit_when="above")
 
 

@@ -1,19 +1,20 @@
 from consistentee.backbones.token_exits import TokenExitStepper as TokenExitStepper
 from consistentee.data.instances import Split as Split, TaskData as TaskData
 from consistentee.data.prompts import Prompt as Prompt, PromptSplit as PromptSplit, TextTask as TextTask
-from consistentee.deployment.online_knob import learn_knob as learn_knob
 from consistentee.deployment.pipeline import load as load, pipeline as pipeline
 from consistentee.deployment.risk_control import control_risk as control_risk
 from consistentee.engine.classify import Predictions as Predictions, classify as classify
-from consistentee.engine.drafted_texts import DraftedTexts as DraftedTexts
 from consistentee.engine.generate import (
     Generations as Generations,
     generate as generate,
     generate_encoded as generate_encoded,
 )
 from consistentee.engine.sampling import Sampling as Sampling
-from consistentee.engine.speculation import generate_speculatively as generate_speculatively
-from consistentee.engine.stock_drafts import generate_with_stock_drafts as generate_with_stock_drafts
+from consistentee.engine.speculation import (
+    DraftedTexts as DraftedTexts,
+    generate_speculatively as generate_speculatively,
+    generate_with_stock_drafts as generate_with_stock_drafts,
+)
 from consistentee.engine.token_batch import ReadPrompts as ReadPrompts
 from consistentee.errors import UserError as UserError
 from consistentee.methods.method import (
@@ -39,12 +40,11 @@ from consistentee.models.classifiers import (
     ReadableLayer as ReadableLayer,
 )
 from consistentee.models.decoder.branches import BranchSpec as BranchSpec, SkippedSublayers as SkippedSublayers
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder as MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack as DecoderStack
-from consistentee.models.encoder.cascade import (
-    add_companion as add_companion,
-    pretrained_companion as pretrained_companion,
+from consistentee.models.decoder.multi_exit_decoder import (
+    DecoderStack as DecoderStack,
+    MultiExitDecoder as MultiExitDecoder,
 )
+from consistentee.models.encoder.cascade import add_companion as add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel as MultiExitModel
 from consistentee.models.heads import HeadSpec as HeadSpec
 from consistentee.rules.exit_rule import (
@@ -60,10 +60,7 @@ from consistentee.rules.exit_rule import (
 from consistentee.rules.view import LayerView as LayerView
 from consistentee.rules.vocabulary import prune_vocabulary as prune_vocabulary
 from consistentee.traces.instance_trace import Trace as Trace, record_trace as record_trace
-from consistentee.traces.token_trace import (
-    TokenTrace as TokenTrace,
-    record_tokens as record_tokens,
-)
+from consistentee.traces.token_trace import TokenTrace as TokenTrace, record_tokens as record_tokens
 from consistentee.traces.token_view import token_key as token_key
 from consistentee.traces.walk import replay as replay, sweep as sweep
 from consistentee.training.recipe import Recipe as Recipe, TokenRecipe as TokenRecipe

@@ -50,7 +50,6 @@ def checked(target: CheckedT) -> CheckedT:
 def _checking(
     function: Callable[..., Any], signature: inspect.Signature, title: str, before: int
 ) -> Callable[..., Any]:
-    """Return ``function`` with checks of all arguments but the first ``before``."""
     catches_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
     @functools.wraps(function)

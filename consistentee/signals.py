@@ -17,7 +17,6 @@ __all__ = [
     "head_probability",
     "margin",
     "normalised_entropy",
-    "saturation",
     "top_probability",
 ]
 
@@ -44,11 +43,6 @@ def margin(view: LayerView) -> Tensor:
     """Compute the difference of the two largest probabilities (CALM's softmax confidence)."""
     first, second = view.probs.topk(2, dim=-1).values.unbind(dim=-1)
     return first - second
-
-
-def saturation(view: LayerView) -> Tensor:
-    """Return the cosine of a token's states before and after this layer (CALM's state confidence); for decoding."""
-    return view.saturation
 
 
 def head_probability(name: str) -> Signal:

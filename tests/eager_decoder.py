@@ -43,9 +43,8 @@ def _views(
 ) -> Iterator[TokenView]:
     """Run layer after layer on one token, no further than exits are asked for, and yield them."""
     for exit_layer, layers in zip(model.exit_layers, model.segments, strict=True):
-        entered = _through(model, layers[:-1], hidden, context)
-        hidden = _through(model, layers[-1:], entered, context)
-        view = TokenView(model, exit_layer, hidden, step, [key], entered=entered, past=past)
+        hidden = _through(model, layers, hidden, context)
+        view = TokenView(model, exit_layer, hidden, step, [key], past=past)
         yield view
         past = None if past is None else view.history
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.specs.schema import canonical_json
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.model_settings import settings_of
+from consistentee.engine.sampling import settings_of
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.engine.transcript import EndedBy
 from consistentee.files import computed_once

@@ -33,11 +33,10 @@ from consistentee.methods.token_methods import DraftingMethod, TokenMethod, Voca
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.traces.token_rows import TokenRow
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import TokenRow, record_tokens
 from consistentee.traces.walk import sweep
+from consistentee.training.decoder import exit_answers
 from consistentee.training.loop import precision_used
-from consistentee.training.token_answers import exit_answers
 
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""

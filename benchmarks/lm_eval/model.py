@@ -23,8 +23,7 @@ from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.traces.token_rows import TokenRow
-from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
+from consistentee.traces.token_trace import CHUNK, TokenRow, TokenTrace, record_tokens
 from consistentee.traces.walk import replay
 
 Request = tuple[Any, list[int], list[int]]

@@ -17,8 +17,7 @@ from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.models.decoder.branches import SkippedSublayers
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_view import TokenView
 
@@ -166,7 +165,7 @@ class DecodingFlops:
         model = self._model
 
         def view_at(layer: int, past: Tensor | None) -> TokenView:
-            return TokenView(model, layer, self._hidden, step, [0], entered=self._hidden, past=past)
+            return TokenView(model, layer, self._hidden, step, [0], past=past)
 
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
 

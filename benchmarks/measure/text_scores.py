@@ -18,8 +18,7 @@ from torch import Tensor
 from consistentee.data.prompts import PromptSplit
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.traces.token_rows import encode_rows
-from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
+from consistentee.traces.token_trace import CHUNK, TokenTrace, encode_rows, record_tokens
 from consistentee.traces.walk import sweep
 
 

@@ -29,8 +29,8 @@ from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.token_trace import TokenTrace, record_tokens
 from consistentee.traces.walk import Recorded, replay, sweep
+from consistentee.training.decoder import exit_answers
 from consistentee.training.recipe import Recipe, TokenRecipe
-from consistentee.training.token_answers import exit_answers
 
 ROWS = 40
 RECIPE = Recipe(

@@ -1,14 +1,16 @@
-"""Named backbones and their sources: a file shipped in a package, a directory, or a hub id."""
+"""Named backbones and their sources: a file shipped in a package, a directory, a GGUF file, or a hub id."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from consistentee.backbones import gguf, hub
-from consistentee.backbones.pretrained import Pooling, check_pretrained, read_json
+from consistentee.backbones import hub
+from consistentee.backbones.pretrained import Pooling, check_complete, check_pretrained, read_json, reading
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name, wrong_kind
+from consistentee.files import cache_dir, hash_file, only_one, replacing
 
 Kind = Literal["encoder", "decoder"]
 
@@ -126,13 +128,13 @@ def resolve_decoder(name: str) -> str:
         raise wrong_kind(name, "encoder")
     file = Path(name).expanduser()
     if known is None and file.suffix == ".gguf" and file.is_file():
-        return str(gguf.dequantised(file))
+        return str(dequantised(file))
     folder = _folder_of(name, known, "decoder")
     files = sorted(folder.glob("*.gguf"))
     if files and not (folder / "config.json").exists():
         if len(files) > 1:
             raise UserError(f"{folder} holds several GGUF files; give the path of one: {', '.join(map(str, files))}")
-        return str(gguf.dequantised(files[0]))
+        return str(dequantised(files[0]))
     check_pretrained(folder)
     return str(folder)
 
@@ -159,7 +161,6 @@ def _folder_of(name: str, known: Backbone | None, kind: Kind) -> Path:
 
 
 def _describe(directory: Path) -> ResolvedBackbone:
-    """Return how a directory's model is read: as sentence-transformers or its architecture defines it."""
     config = check_pretrained(directory)
     path = directory / "1_Pooling" / "config.json"
     if not path.exists():
@@ -171,3 +172,44 @@ def _describe(directory: Path) -> ResolvedBackbone:
     if asked.get("pooling_mode_cls_token") or asked.get("pooling_mode") == "cls":
         return ResolvedBackbone(str(directory), "cls", pooler=False)
     raise UserError(f"{path} asks for a pooling that is neither mean nor cls; give the pooling explicitly")
+
+
+def dequantised(file: Path) -> Path:
+    """Return a folder with the model of a GGUF file and its tokenizer, made on the first call.
+
+    The weights are float32, exactly what the file's blocks stand for: 4 bytes a weight, whatever the file's type.
+
+    Raises UserError for a file that is damaged, lacks weights or a tokenizer, or holds another architecture than the
+    steppers know, for a cache that cannot be written, and for a full disk.
+    """
+    folder = cache_dir() / "dequantised" / f"{file.stem}-{hash_file(file)[:16]}"
+    if folder.is_dir():
+        return folder
+    with only_one(folder):
+        if not folder.is_dir():  # another process may have made it while this one waited
+            print(f"dequantising {file.name} into {folder}", file=sys.stderr)
+            with replacing(folder) as partial:
+                _convert(file, partial)
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    from consistentee.backbones.decoders import check_decoder_family
+
+    with reading(file):
+        check_decoder_family(GGUFReader(file).fields["general.architecture"].contents())
+        source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        # What from_pretrained does with a GGUF file needs accelerate besides.
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        weights = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
+        check_complete(file, dict(model.named_parameters()).keys() - weights.keys())
+        model.load_state_dict(weights, strict=False)  # what is tied is there once
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

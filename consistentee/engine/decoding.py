@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.missing_keys import POLICIES, KVPolicy
-from consistentee.engine.row_states import FREE, RowStates
-from consistentee.engine.rows import RowNumbers, Rows
 from consistentee.engine.sampling import Sampling, choose_tokens
-from consistentee.engine.schedule import Regrouping, Schedule, in_step
+from consistentee.engine.schedule import FREE, Regrouping, RowStates, Schedule, in_step
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.engine.transcript import Transcript, clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -86,7 +85,6 @@ class Decoding:
                 return prefill_seconds
 
     def _read(self, slots: RowNumbers, texts: Sequence[Transcript]) -> None:
-        """Run prompts at full depth, and choose the first new token of each."""
         batch, last, read = self._batch, self._model.num_layers, self._options.read
         self._rows.enter(slots, texts, last)
         rows, prompts = batch.rows(slots), [text.prompt for text in texts]
@@ -120,8 +118,8 @@ class Decoding:
         else:
             state = self._rows.kept.get(stage, rows)
             hidden, past = state.pop(_HIDDEN), state.pop(_PAST, None)
-        entered, hidden = self._missing.run(segment, hidden)
-        view = TokenView(model, model.exit_layers[stage], hidden, steps, keys, entered=entered, past=past)
+        hidden = self._missing.run(segment, hidden)
+        view = TokenView(model, model.exit_layers[stage], hidden, steps, keys, past=past)
         exits = self._exits(view, state, self._rows.planned_exits[slots])
         if len(exits) < len(rows):
             kept = {_HIDDEN: hidden} if past is None else {_HIDDEN: hidden, _PAST: view.history}
@@ -164,7 +162,6 @@ class Decoding:
             self._rows.wait(slots, self._head)
 
     def _run_head(self, slots: RowNumbers) -> None:
-        """Run what lies behind all exits: the last layers, if every token runs them, and the LM head."""
         model, rows = self._model, self._batch.rows(slots)
         context = self._batch.newest_context(rows) if model.last_layers else None
         hidden = self._rows.kept.get(self._head, rows)[_HIDDEN]
@@ -175,13 +172,11 @@ class Decoding:
         self._choose(slots, rows.in_torch, logits)
 
     def _choose(self, slots: RowNumbers, index: slice | Tensor, logits: Tensor) -> None:
-        """Choose the next token of some slots, which are also given as an index on the device."""
         texts = self._rows.texts[slots].tolist()
         self._rows.newest[index] = choose_tokens(self._options.sampling, logits, texts)
         self._rows.wait(slots, self._chosen)
 
     def _add_tokens(self, slots: RowNumbers) -> None:
-        """Read the newest tokens of some rows, add them to the texts, and drop the texts that they end."""
         texts, newest = self._rows.texts[slots].tolist(), self._rows.newest.tolist()
         for slot, text in zip(slots.tolist(), texts, strict=True):
             text.add(newest[slot], int(self._rows.exit_layers[slot]))
@@ -192,7 +187,6 @@ class Decoding:
             self._end(ended)
 
     def _end(self, slots: RowNumbers) -> None:
-        """Free slots; once the rows that are left fit into one batch, drop the gaps between them."""
         for slot, text in zip(slots.tolist(), self._rows.texts[slots], strict=True):
             text.late_layers = late_layers(self._batch, slot, text)
             self._steps.leave_out(self._options.max_new_tokens - len(text.tokens))

@@ -12,15 +12,14 @@ from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.decoding import Decoding, DecodingOptions
 from consistentee.engine.missing_keys import KVPolicy
-from consistentee.engine.model_settings import begin_texts, sampling_of
-from consistentee.engine.sampling import Sampling
+from consistentee.engine.sampling import Sampling, begin_texts, sampling_of
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.engine.transcript import EndedBy, Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.traces.token_rows import check_prompt
+from consistentee.traces.token_trace import check_prompt
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def generate(
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context together with its new tokens; an
             argument is out of its range; there is no memory for so many rows in flight; the model's generation_config
-            sets what an early exit cannot follow, see :mod:`consistentee.engine.model_settings`.
+            sets what an early exit cannot follow, see :mod:`consistentee.engine.sampling`.
     """
     return generate_encoded(
         model,

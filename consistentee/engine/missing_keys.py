@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import MissingColumns
-from consistentee.engine.rows import RowNumbers, Rows
+from consistentee.engine.cache import MissingColumns, RowNumbers, Rows
 from consistentee.engine.token_batch import TokenBatch
 
 KVPolicy = Literal["propagate", "exact"]
@@ -59,24 +58,21 @@ class MissingKeys(ABC):
         self.states = rows.of(self.states).clone()
 
     @abstractmethod
-    def run(self, segment: Segment, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill in what the layers miss, and run them on states [rows, 1, width].
-
-        Returns the states before the last of the layers, and those after it.
-        """
+    def run(self, segment: Segment, hidden: Tensor) -> Tensor:
+        """Fill in what the layers miss, and run them on states [rows, 1, width]."""
 
 
 class Propagation(MissingKeys):
     """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.3.1)."""
 
-    def run(self, segment: Segment, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, segment: Segment, hidden: Tensor) -> Tensor:
         layers, batch, missing = segment.layers, self.batch, segment.missing
         if missing is not None:
             row_index, column_index = missing.row_index.tensor, missing.column_index.tensor
             states = self.states[row_index, column_index].unsqueeze(0)
             made = batch.stepper.keys_values(layers, states, batch.rotation(column_index.unsqueeze(0)))
             batch.cache.fill(layers, missing, *made)
-        return batch.run_to_exit(layers, hidden, segment.context)
+        return batch.run(layers, hidden, segment.context)
 
 
 class DeferredRun(MissingKeys):
@@ -85,10 +81,10 @@ class DeferredRun(MissingKeys):
     Keys and values are those of full depth.
     """
 
-    def run(self, segment: Segment, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, segment: Segment, hidden: Tensor) -> Tensor:
         layers, batch, rows, missing = segment.layers, self.batch, segment.rows, segment.missing
         if missing is None:
-            return batch.run_to_exit(layers, hidden, segment.context)
+            return batch.run(layers, hidden, segment.context)
         starts = batch.cache.starts(layers[0], rows)
         columns = batch.newest_columns(rows, int((batch.newest(rows) - starts).max()) + 1)
         before, add = columns[:, :-1], batch.indices.add
@@ -96,10 +92,10 @@ class DeferredRun(MissingKeys):
         row_index, column_index = add(rows.numbers.repeat(before.shape[1])), add(before.clip(min=0).ravel())
         context = batch.context(rows, columns, starts)
         waiting = self.states[row_index.tensor, column_index.tensor].view(len(rows), -1, hidden.shape[-1])
-        entered, tokens = batch.run_to_exit(layers, torch.cat([waiting, hidden], dim=1), context)
+        tokens = batch.run(layers, torch.cat([waiting, hidden], dim=1), context)
         if layers[-1] < batch.stepper.num_layers:  # missing columns come row by row, too
             self.states[missing.row_index.tensor, missing.column_index.tensor] = tokens[at.tensor, token.tensor]
-        return entered[:, -1:], tokens[:, -1:]
+        return tokens[:, -1:]
 
 
 POLICIES: dict[KVPolicy, type[MissingKeys]] = {"propagate": Propagation, "exact": DeferredRun}

@@ -5,24 +5,27 @@ of them in one pass, and say how far the draft is what the full model would have
 one cache: what the first layers have made of the drafted tokens, keys, values and hidden states, is not made again.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from consistentee.arguments import Fraction, NotNegative, Positive, Texts, checked
 from consistentee.backbones.decoders import DecoderContext, KeysValues
 from consistentee.data.prompts import Keep
-from consistentee.engine.generate import Generations, check_prompts
-from consistentee.engine.model_settings import begin_texts
+from consistentee.engine.generate import Generations, check_prompts, generate_encoded
+from consistentee.engine.sampling import begin_texts
 from consistentee.engine.token_batch import TokenBatch
 from consistentee.engine.transcript import Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import SkippedSublayers
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.progress import tracked
+from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.drafts import draft_layer_calls
 
 
@@ -247,7 +250,6 @@ class _SpeculativeRow:
 
     @torch.inference_mode()
     def _draft_and_verify(self, batch: TokenBatch) -> tuple[list[int], list[int]]:
-        """Return a draft, and the tokens of layer L in place of each of its tokens and after the last."""
         # Beside an accepted draft the full model gives one token more.
         length = min(self.draft_tokens, self.max_new_tokens - len(self.transcript.tokens) - 1)
         draft: list[Tensor] = []
@@ -265,7 +267,6 @@ class _SpeculativeRow:
         return written[: len(draft)], written[len(draft) :]
 
     def _read(self, batch: TokenBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
         batch.begin(batch.rows(), len(tokens))
         context = self._context(batch, len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
@@ -273,7 +274,6 @@ class _SpeculativeRow:
         return hidden, self.drafter.read(hidden, context)
 
     def _verify(self, batch: TokenBatch, hidden: Tensor) -> Tensor:
-        """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
         if self.drafter.provisional:
             batch.cache.ledger.take_back(hidden.shape[1])
         deep = range(self.draft_layer + 1, self.model.num_layers + 1)
@@ -293,9 +293,120 @@ class _SpeculativeRow:
         self.passes += 1
 
     def _add(self, tokens: list[int]) -> int:
-        """Add tokens until one ends the text, and return how many."""
         for count, token in enumerate(tokens, start=1):
             self.transcript.add(token, self.model.num_layers)
             if self.transcript.ended_by is not None:
                 return count
         return len(tokens)
+
+
+class DraftedTexts:
+    """Texts of the full model after some prompts, and the share of their tokens that a draft predicts.
+
+    ``tokens`` is the maximum length of a text. Raises UserError if no text has two tokens.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        count = min(tokens, model.stepper.position_limit - max(map(len, prompts)))
+        texts = generate_encoded(model, prompts, NeverExit(), max_new_tokens=count).tokens
+        self._model = model
+        self.texts = pad_sequence(texts, batch_first=True, padding_value=model.pad_id).to(model.device)
+        lengths = torch.tensor([len(text) for text in texts], device=model.device)
+        columns = self.texts.shape[1] - 1
+        self._follows = torch.arange(columns, device=model.device) < (lengths - 1).unsqueeze(1)  # bool [texts, columns]
+        if not self._follows.any():
+            raise UserError("no text has a second token to draft after the prompts that sublayers are searched on")
+        self._batch = TokenBatch(model, len(prompts), max(map(len, prompts)) + columns)
+        self._batch.read(self._batch.rows(), prompts)
+        self._batch.begin(self._batch.rows(), columns)
+
+    @torch.inference_mode()
+    def score(self, skipped: SkippedSublayers) -> float:
+        """Compute the share of tokens that the model without some sublayers predicts, in one pass."""
+        model, columns = self._model, self.texts.shape[1] - 1
+        rows = self._batch.rows()
+        context = self._batch.context(rows, self._batch.newest_columns(rows, columns))
+        hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
+        hidden = skipped.run(model.stepper, hidden, context)
+        self._batch.cache.ledger.take_back(columns)
+        predicted = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
+        return float((predicted == self.texts[:, 1:][self._follows]).double().mean())
+
+
+@checked
+def generate_with_stock_drafts(
+    model: MultiExitDecoder,
+    prompts: Texts,
+    drafts: Mapping[str, int],
+    *,
+    draft_layers: int = 0,
+    max_new_tokens: Positive = 64,
+    max_prompt_tokens: Positive | None = None,
+    keep: Keep = "end",
+    **endings: Any,
+) -> SpeculativeGenerations:
+    """Generate a text for every prompt with the stock model's ``generate``, which drafts and verifies.
+
+    Args:
+        model: its stock model writes; exits have no part.
+        prompts: the texts to go on from.
+        drafts: the option of ``generate`` that makes it draft, such as ``prompt_lookup_num_tokens``, and its value.
+        draft_layers: number of layers that draft.
+        max_new_tokens, max_prompt_tokens, keep, endings: as for :func:`consistentee.generate`.
+    """
+    rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
+    check_prompts(model, rows, max_new_tokens)
+    texts = begin_texts(model, rows, max_new_tokens=max_new_tokens, **endings)
+    deep = tuple(range(draft_layers + 1, model.num_layers + 1))
+    runs = [_StockRun(model, text, drafts, max_new_tokens) for text in texts]
+    return SpeculativeGenerations.of(
+        texts,
+        rows,
+        prefill_seconds=sum(run.prefill_seconds for run in runs),
+        decode_seconds=sum(run.decode_seconds for run in runs),
+        draft_layer=0,
+        num_layers=model.num_layers,
+        drafted=[run.drafted for run in runs],
+        accepted=[run.accepted for run in runs],
+        passes=[run.passes for run in runs],
+        drafter_in_layers=draft_layers,
+        skipped=SkippedSublayers(deep, deep) if draft_layers else None,
+    )
+
+
+class _StockRun(StoppingCriteria):
+    """Write one text with ``generate``; count passes of the last layer, and record when each has given its tokens."""
+
+    def __init__(
+        self, model: MultiExitDecoder, text: Transcript, drafts: Mapping[str, int], max_new_tokens: int
+    ) -> None:
+        self._device, self._ends, prompt = model.device, list[float](), torch.tensor([text.prompt], device=model.device)
+        read: list[int] = []
+        last = model.stepper.layer_module(model.num_layers)
+        hook = last.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
+        start = clock(self._device)
+        try:
+            output = model.backbone.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(model.end_tokens) or None,
+                pad_token_id=model.pad_id,
+                stopping_criteria=StoppingCriteriaList([self]),
+                **drafts,
+            )
+        finally:
+            hook.remove()
+        self.prefill_seconds, self.decode_seconds = self._ends[0] - start, self._ends[-1] - self._ends[0]
+        self.passes = len(read) - 1
+        self.drafted = sum(read) - prompt.shape[1] - self.passes
+        for token in output[0, prompt.shape[1] :].tolist():
+            if text.ended_by is None:
+                text.add(token, model.num_layers)
+        self.accepted = max(len(text.tokens) - len(read), 0)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        self._ends.append(clock(self._device))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from consistentee.arguments import NotNegative, checked
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper
-from consistentee.engine.cache import KeyValueCache
-from consistentee.engine.rows import Index, Indices, RowNumbers, Rows
+from consistentee.engine.cache import Index, Indices, KeyValueCache, RowNumbers, Rows
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
@@ -224,16 +223,11 @@ class TokenBatch:
 
         ``context`` is of :meth:`context`.
         """
-        return self.run_to_exit(layers, hidden, context)[1]
-
-    def run_to_exit(self, layers: range, hidden: Tensor, context: DecoderContext) -> tuple[Tensor, Tensor]:
-        """As :meth:`run`; return the states before the last of the layers, and those after it."""
         assert isinstance(context.cache, CacheWindow)
         context.cache.record(layers)
-        entered = hidden
         for layer in layers:
-            entered, hidden = hidden, self.stepper.step(layer, hidden, context)
-        return entered, hidden
+            hidden = self.stepper.step(layer, hidden, context)
+        return hidden
 
 
 _Key = tuple[DecoderStepper, tuple[tuple[int, ...], ...]]

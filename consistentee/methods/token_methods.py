@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from consistentee.models.decoder.branches import SkippedSublayers
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
     from consistentee.rules.exit_rule import ExitRule
-    from consistentee.traces.token_rows import TokenRow
+    from consistentee.traces.token_trace import TokenRow
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,6 @@ class AttentionClassifier(InternalClassifier):
         return self.output(self.dropout(self.dense(pooled).tanh()))
 
     def _attend(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
-        """Let every token [rows, tokens, width] read the real ones."""
         by_head = self.query_key_value(tokens).unflatten(-1, (3, self.attention_heads, -1))
         query, key, value = by_head.permute(2, 0, 3, 1, 4)  # each [rows, heads, tokens, width of a head]
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=padding_mask[:, None, None])

@@ -60,14 +60,6 @@ class LayerView(ABC):
         return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
 
     @cached_property
-    def saturation(self) -> Tensor:
-        """The cosine of the state after this layer and the one before it: [rows]. Raises UserError in classification.
-
-        The layer is the exit's own, not all those since the exit before.
-        """
-        raise UserError("this exit rule reads how little a layer changes the state of a token, which is for decoding")
-
-    @cached_property
     @abstractmethod
     def logits(self) -> Tensor:
         """Output of the internal classifier of this layer: [rows, classes], or [rows, 1] for a regression."""

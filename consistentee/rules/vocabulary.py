@@ -48,7 +48,6 @@ class PrunedVocabularyRule(ExitRule):
 
 
 def _of_view(name: str) -> cached_property[Tensor]:
-    """Return a property that is what the view without pruning has under this name."""
     return cached_property(lambda self: getattr(self._view, name))
 
 
@@ -65,7 +64,6 @@ class CandidatesView(LayerView):
     hidden = _of_view("hidden")
     pooled = _of_view("pooled")
     history = _of_view("history")
-    saturation = _of_view("saturation")
     row_keys = _of_view("row_keys")
     labels = _of_view("labels")
 

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from consistentee.models.decoder.branches import SkippedSublayers
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
-from consistentee.traces.token_rows import TokenRow, collate_rows
-from consistentee.traces.token_trace import CHUNK, record_tokens
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
+from consistentee.traces.token_trace import CHUNK, TokenRow, collate_rows, record_tokens
 
 DRAFT_LENGTHS = range(1, 9)
 DRAFT_THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -130,7 +128,6 @@ def _states_without(skipped: SkippedSublayers, model: MultiExitDecoder, row: Tok
 
 @torch.inference_mode()
 def _predictions(model: MultiExitDecoder, layer: int, states: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the likeliest tokens of states [N, width], and their probabilities: [N]."""
     tokens, probabilities = [], []
     for chunk in states.split(CHUNK):
         logits = model.logits(layer, chunk)

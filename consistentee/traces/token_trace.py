@@ -18,13 +18,106 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import Positive, checked
+from consistentee.data.prompts import Keep, PromptSplit, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
-from consistentee.traces.token_rows import TokenRow, check_prompt, collate_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
+
+TokenRow = tuple[Sequence[int], Sequence[int]]
+"""A prompt and its response, as tokens."""
+
+
+def tokens_read(row: TokenRow) -> int:
+    """Return how many tokens of a row the model reads: all but the last, where there is a response."""
+    prompt, response = row
+    return len(prompt) + max(len(response) - 1, 0)
+
+
+def encode_rows(
+    model: MultiExitDecoder,
+    split: PromptSplit,
+    *,
+    max_prompt_tokens: int | None,
+    max_new_tokens: int,
+    keep: Keep = "end",
+) -> list[TokenRow]:
+    """Return prompts and references as tokens: what a decoder that answers as the reference reads and writes.
+
+    A response ends with EOS, unless it is cut to ``max_new_tokens`` or to the model's context before.
+    """
+    end = _end_of_text(model)
+    rows: list[TokenRow] = []
+    for prompt, reference in zip(split.prompts, split.references, strict=True):
+        prompt_tokens = fit_prompt(lambda text: model.encode([text])[0], prompt, max_prompt_tokens, keep)
+        response = [*model.tokenizer(reference, add_special_tokens=False)["input_ids"], *end]
+        room = model.stepper.position_limit - len(prompt_tokens)
+        rows.append((prompt_tokens, response[: max(min(max_new_tokens, room), 0)]))
+    return rows
+
+
+def _end_of_text(model: MultiExitDecoder) -> list[int]:
+    own = model.tokenizer.eos_token_id
+    return [own] if own in model.end_tokens else sorted(model.end_tokens)[:1]
+
+
+def check_prompt(model: MultiExitDecoder, prompt: Sequence[int], new_tokens: int, name: str) -> None:
+    """Raise UserError for a prompt that is empty, or too long for the model together with its new tokens."""
+    if not len(prompt):
+        raise UserError(f"{name} is empty: there is nothing to go on from")
+    model.check_tokens(prompt, name)
+    limit, read = model.stepper.position_limit, len(prompt) + max(new_tokens - 1, 0)  # the last one is not read
+    if read > limit:
+        raise UserError(
+            f"{name} has {len(prompt)} tokens, and with {new_tokens} new ones that is more than the {limit} that the "
+            "model reads at once; cut it with max_prompt_tokens"
+        )
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows as tensors, padded on the right, on the model's device.
+
+    Attributes:
+        tokens: what is read, all but the last token of a row: int64 [rows, T].
+        padding_mask: bool [rows, T], True where there is a real token.
+        gives_response: bool [rows, T], True where the token after this one belongs to the response.
+        may_exit: bool [rows, T], True where this one belongs to it; a prompt's tokens run at full depth.
+        targets: those tokens, row by row: int64 [N].
+        step: their places in the response, from 0: int64 [N].
+    """
+
+    tokens: Tensor
+    padding_mask: Tensor
+    gives_response: Tensor
+    may_exit: Tensor
+    targets: Tensor
+    step: Tensor
+
+
+def collate_rows(model: MultiExitDecoder, rows: Sequence[TokenRow]) -> TokenRows:
+    """Pad prompts and responses into one batch."""
+    read = [[*row[0], *row[1]][: tokens_read(row)] for row in rows]
+    lengths = torch.tensor([len(tokens) for tokens in read])
+    first = torch.tensor([len(prompt) - 1 for prompt, _ in rows])
+    count = torch.tensor([len(response) for _, response in rows])
+    columns = torch.arange(int(lengths.max()))
+    since_first = columns - first.unsqueeze(1)
+    gives_response = (since_first >= 0) & (since_first < count.unsqueeze(1))
+    tokens = torch.tensor([[*row, *[model.pad_id] * (len(columns) - len(row))] for row in read])
+    targets = torch.tensor([token for _, response in rows for token in response], dtype=torch.long)
+    rows_of_tokens = TokenRows(
+        tokens=tokens,
+        padding_mask=columns < lengths.unsqueeze(1),
+        gives_response=gives_response,
+        may_exit=gives_response & (since_first > 0),
+        targets=targets,
+        step=since_first[gives_response],
+    )
+    return TokenRows(**{name: tensor.to(model.device) for name, tensor in vars(rows_of_tokens).items()})
+
 
 CHUNK = 256
 """Tokens whose logits at one exit are held at a time: 50 MB of a vocabulary of 49,152."""
@@ -39,7 +132,6 @@ class TokenTrace:
             With closing layers, as if all tokens of the response before had exited at the same exit.
         rule_states: what rules and learned heads read there, which is the same where there are no closing layers (see
             :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
-        saturation: the cosines of ``LayerView.saturation``, in the model's type: [N, exits].
         targets: the response tokens: int64 [N].
         row: which row a token belongs to: int64 [N].
         step: its place in the response, from 0: int64 [N]. Token 0 is read off the prompt, at full depth: it may not
@@ -51,7 +143,6 @@ class TokenTrace:
 
     answer_states: Tensor
     rule_states: Tensor
-    saturation: Tensor
     targets: Tensor
     row: Tensor
     step: Tensor
@@ -94,7 +185,7 @@ class TokenTrace:
         """Return the trace of some tokens alone, given by their numbers, in the given order."""
         answers = self.answer_states[tokens]
         rules = answers if self.rule_states is self.answer_states else self.rule_states[tokens]
-        chosen = {name: getattr(self, name)[tokens] for name in ("saturation", "targets", "row", "step", "row_keys")}
+        chosen = {name: getattr(self, name)[tokens] for name in ("targets", "row", "step", "row_keys")}
         return replace(self, answer_states=answers, rule_states=rules, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
@@ -126,10 +217,6 @@ class TokenTraceView(TokenView):
         return self._model.state(hidden.to(self.device, self._model.dtype))
 
     @cached_property
-    def saturation(self) -> Tensor:
-        return self._trace.saturation[self._tokens, self._exit_index].to(self.device)
-
-    @cached_property
     def predictions(self) -> Tensor:
         """The likeliest token of the whole vocabulary, int64 [rows]: other rules may have read logits of a few."""
         return predictions_of(self.logits)
@@ -156,7 +243,7 @@ def record_tokens(
 
     Args:
         model: whose hidden states are recorded.
-        rows: prompts and responses, as tokens (of a split: :func:`consistentee.traces.token_rows.encode_rows`).
+        rows: prompts and responses, as tokens (of a split: :func:`consistentee.traces.token_trace.encode_rows`).
         batch_size: rows a batch; rows of similar length go together.
         dtype: of the hidden states kept. float16 halves the memory; states beyond its range stay float32.
         store: folder where passes are kept, so that methods that share a backbone share its pass; None keeps nothing.
@@ -164,15 +251,13 @@ def record_tokens(
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
     """
-    recorded = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
-    states = recorded["hidden"]
+    states = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
     answers = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
         answer_states=answers,
         rule_states=states[:, : len(model.exit_layers)] if model.last_layers else answers,
-        saturation=recorded["saturation"],
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
         step=torch.tensor(steps, dtype=torch.long),
@@ -195,12 +280,11 @@ def recorded_states(
     batch_size: int = 16,
     dtype: torch.dtype,
     store: Path | None,
-) -> dict[str, Tensor]:
-    """Return the states of tokens at every exit, row by row, and the saturation; see :class:`TokenTrace`.
+) -> Tensor:
+    """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :class:`TokenTrace`.
 
-    States are ``hidden``, [tokens, exits, width]. With closing layers, those that rules read come before those that
-    the LM head reads: [tokens, 2 * exits, width]. ``saturation`` is [tokens, exits]. ``whole_rows`` records every token
-    that is read, else those that give one of a response.
+    With closing layers, those that rules read come before those that the LM head reads: [tokens, 2 * exits, width].
+    ``whole_rows`` records every token that is read, else those that give one of a response.
     """
     if not rows:
         raise UserError("there are no rows to record")
@@ -209,11 +293,11 @@ def recorded_states(
         model.check_tokens(response, f"the response of row {number}")
     run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype)
     if store is None:
-        return run()
+        return run()["hidden"]
     described = [[list(prompt), list(response)] for prompt, response in rows]
-    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), whole_rows, "saturation"]
+    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), whole_rows]
     path = store / f"hidden-{hash_json(parts)[:16]}.safetensors"
-    return computed_once(path, run)
+    return computed_once(path, run)["hidden"]
 
 
 def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
@@ -232,7 +316,6 @@ def _record(
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
     exits = len(model.exit_layers) * (2 if model.last_layers else 1)
     recorded = empty_tensor((ends[-1], exits, model.width), dtype)
-    saturation = torch.empty(ends[-1], len(model.exit_layers), dtype=model.dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     starts = range(0, len(order), batch_size)
     for start in tracked(starts, "tracing", rows=batch_size):
@@ -242,16 +325,13 @@ def _record(
         hidden = (
             torch.cat([states.rule_states, states.answer_states], dim=2) if model.last_layers else states.answer_states
         )
-        changes = zip(states.entering, states.rule_states.unbind(dim=2), strict=True)
-        cosines = torch.stack([model.saturation(entered, left) for entered, left in changes], dim=2).cpu()
         kept = batch.padding_mask if whole_rows else batch.gives_response
-        for i, row_hidden, row_cosines, is_kept in zip(chosen, hidden, cosines, kept, strict=True):
+        for i, row_hidden, is_kept in zip(chosen, hidden, kept, strict=True):
             row_states = _kept_as(row_hidden[is_kept], dtype)
             if row_states.dtype == torch.float32 != recorded.dtype:
                 recorded = empty_tensor(recorded.shape, torch.float32).copy_(recorded)
             recorded[ends[i] : ends[i + 1]] = row_states
-            saturation[ends[i] : ends[i + 1]] = row_cosines[is_kept.cpu()]
-    return {"hidden": recorded, "saturation": saturation}
+    return {"hidden": recorded}
 
 
 def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:

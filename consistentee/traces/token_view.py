@@ -35,10 +35,9 @@ class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
     A row is a token that is being decoded. What it predicts is the token after it, whose place among the new tokens is
-    ``step``: one for all rows, or one a row. ``hidden`` [rows, 1, width] are the states after the layer, and
-    ``entered`` those before it. ``past`` holds the states at the exits before [rows, exits, width], or None if no rule
-    reads them. With closing layers ``layer`` is the exit's number, which counts them, though none has
-    run yet.
+    ``step``: one for all rows, or one a row. ``hidden`` [rows, 1, width] are the states after the layer. ``past`` holds
+    the states at the exits before [rows, exits, width], or None if no rule reads them. With closing layers ``layer`` is
+    the exit's number, which counts them, though none has run yet.
     """
 
     def __init__(
@@ -49,13 +48,11 @@ class TokenView(LayerView):
         step: int | Sequence[int],
         prompt_keys: Sequence[int],
         *,
-        entered: Tensor,
         past: Tensor | None = None,
     ) -> None:
         super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
         self._hidden = hidden
-        self._entered = entered
         self._prompt_keys = prompt_keys
         self._past = past
         self.places = [step] * self.rows if isinstance(step, int) else step
@@ -77,10 +74,6 @@ class TokenView(LayerView):
     def pooled(self) -> Tensor:
         """The states, which learned heads read: the stock final norm of the hidden states, [rows, width]."""
         return self._model.state(self.hidden[:, 0])
-
-    @cached_property
-    def saturation(self) -> Tensor:
-        return self._model.saturation(self._entered[:, 0], self._hidden[:, 0])
 
     @cached_property
     def logits(self) -> Tensor:

@@ -3,6 +3,7 @@ from consistentee.progress import tracked as tracked
 from consistentee.training.branches import train_branches as train_branches
 from consistentee.training.decoder import (
     StateBatch as StateBatch,
+    exit_answers as exit_answers,
     train_exits as train_exits,
     train_last_token_exit as train_last_token_exit,
     train_learned_head as train_learned_head,
@@ -39,4 +40,3 @@ from consistentee.training.loop import (
     run_stage as run_stage,
 )
 from consistentee.training.recipe import ExitNetwork as ExitNetwork, ExitWeights as ExitWeights
-from consistentee.training.token_answers import exit_answers as exit_answers

@@ -19,10 +19,15 @@ from consistentee.data.prompts import TextTask
 from consistentee.files import hash_tensors
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
-from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
-from consistentee.traces.token_trace import compact_dtype, recorded_states
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
+from consistentee.traces.token_trace import (
+    TokenRow,
+    TokenRows,
+    collate_rows,
+    compact_dtype,
+    recorded_states,
+    tokens_read,
+)
 from consistentee.training.decoder import rows_as_long, train_exits, training_rows
 from consistentee.training.loop import Stage, count_rows, run_stage
 from consistentee.training.recipe import TokenRecipe
@@ -89,7 +94,7 @@ def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Pat
     """
     if model.last_layers:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
-    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)["hidden"]
+    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)
     return RowStates(rows, hidden, model)
 
 

@@ -206,7 +206,6 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
 ) -> Tensor:
-    """Train a stage; return sums and numbers of the losses in up to :data:`LOSS_POINTS` equal parts, [2, parts]."""
     model.description.validation_by_epoch.pop(stage.name, None)
     model.train(stage.dropout)
     with onednn_products(model.device), torch.random.fork_rng():
@@ -307,7 +306,6 @@ def _schedule(optimizer: AdamW, recipe: AnyRecipe, first_step: int, total_steps:
 def _batches(
     source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, first_step: int
 ) -> Iterator[Tensor]:
-    """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
     for epoch in range(first_step // steps_per_epoch, stage.epochs):
         generator = torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)
@@ -329,7 +327,6 @@ def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: tor
 
 
 def _add_score(model: ModelT, stage: Stage[ModelT, BatchT], judge: Judge[ModelT]) -> list[float]:
-    """Score the model; return the scores of all epochs so far."""
     model.eval()
     score = judge(model)
     model.train(stage.dropout)
@@ -339,14 +336,12 @@ def _add_score(model: ModelT, stage: Stage[ModelT, BatchT], judge: Judge[ModelT]
 
 
 def _curves_of(model: ModelT, stage: Stage[ModelT, BatchT], losses: Tensor) -> dict[str, Tensor]:
-    """Return the model's validation scores and the losses as tensors, if there are any."""
     scores = model.description.validation_by_epoch.get(stage.name)
     curves = {} if scores is None else {_SCORES: torch.tensor(scores, dtype=torch.float64)}
     return curves | {_LOSSES: losses} if losses.numel() else curves
 
 
 def _put_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, Tensor]) -> None:
-    """Move the scores of :func:`_curves_of` from stored tensors to the model."""
     if _SCORES in tensors:
         model.description.validation_by_epoch[stage.name] = tensors.pop(_SCORES).tolist()
 
@@ -354,7 +349,6 @@ def _put_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, 
 def _save_checkpoint(
     path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, also: dict[str, Tensor]
 ) -> None:
-    """Write weights, optimiser moments, random state, step, and what else there is: plain tensors, no pickle."""
     tensors = also | {f"{_WEIGHT}{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
@@ -373,7 +367,6 @@ def _resume(
     parameters: dict[str, nn.Parameter],
     optimizer: AdamW,
 ) -> tuple[int, Tensor | None, dict[str, Tensor]]:
-    """Load a checkpoint, if there is one; return the step to continue from, the losses so far and the best weights."""
     tensors = None if path is None else load_tensors(path)
     if tensors is None or any(tensors[f"{_WEIGHT}{name}"].shape != weight.shape for name, weight in parameters.items()):
         return 0, None, {}  # no checkpoint, or one of another version

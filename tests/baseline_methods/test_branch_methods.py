@@ -10,8 +10,7 @@ from benchmarks.testing.watching import stock_tokens
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule
 
 PROMPTS = random_prompts(4, seed=5)

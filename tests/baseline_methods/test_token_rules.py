@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import make_text_task, random_prompts
 from hypothesis import given, settings, strategies as st
-from torch.nn import functional
 
 from baselines.calm import DecayingThresholdRule, agreement
 from baselines.free import FREE
@@ -18,10 +17,8 @@ from baselines.skipdecode import SkipDecode, falling_schedule
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
-from consistentee.rules.exit_rule import ThresholdRule
-from consistentee.signals import margin, saturation
+from consistentee.signals import margin
 from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16)
@@ -129,38 +126,6 @@ def test_random_exits_have_the_given_mean(mean):
 def test_falling_threshold_of_calm_by_hand(threshold, tau, step, expected):
     rule = DecayingThresholdRule(margin, threshold, tau, tokens=40)
     assert rule.threshold_at(step) == pytest.approx(expected)
-
-
-def test_state_saturation_by_hand(tiny_decoder):
-    """A token leaves at the first exit whose layer, and no layer before it, leaves its state at a large cosine."""
-    model = tiny_decoder(exit_layers=(2, 3))
-    cosines = []
-    for prompt in model.encode(PROMPTS):
-        read = torch.tensor([[*prompt, *RESPONSE[:-1]]])
-        stock = model.backbone(read, output_hidden_states=True).hidden_states  # of the embeddings, then of every layer
-        states = [model.state(hidden[0, len(prompt) - 1 :]) for hidden in stock[:4]]
-        pairs = [(states[1], states[2]), (states[2], states[3])]
-        cosines.append(torch.stack([functional.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=1))
-    threshold = float(torch.cat(cosines).quantile(0.7).detach())
-    expected = [
-        4 if place == 0 else next((layer for layer, at in zip((2, 3), two, strict=True) if at >= threshold), 4)
-        for text in cosines
-        for place, two in enumerate(text.tolist())
-    ]
-    rule = DecayingThresholdRule(saturation, (threshold - 0.1) / 0.9, 0.0, 40)
-    assert replay(rule, trace_of(model)).tolist() == expected
-    assert set(expected) == {2, 3, 4}
-
-
-@pytest.mark.parametrize("way", [{"batch_size": 1}, {"batch_size": 5}, {"batch_size": 2, "in_flight": 7}])
-def test_state_saturation_of_texts_is_that_of_their_trace(tiny_decoder, way):
-    model = tiny_decoder(exit_layers=(2, 3))
-    rule = ThresholdRule(saturation, float(trace_of(model).saturation[:, :2].quantile(0.5)), "above")
-    out = generate(model, PROMPTS, rule, max_new_tokens=6, kv="exact", **way)
-    trace = record_tokens(model, list(zip(model.encode(PROMPTS), map(torch.Tensor.tolist, out.tokens), strict=True)))
-    exits = torch.cat(out.exit_layers)
-    assert torch.equal(replay(rule, trace), exits)
-    assert exits.unique().tolist() == [2, 3, 4]
 
 
 def test_the_threshold_of_calm_falls_over_the_length_of_trained_texts(tiny_decoder):

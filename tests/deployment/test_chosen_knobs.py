@@ -1,11 +1,10 @@
-"""Knobs that are chosen from a trace: risk control, whose promises hold on known losses, and bandits on a stream."""
+"""Knobs that are chosen from a trace: risk control, whose promises hold on known losses."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_task
 
-from consistentee.deployment.online_knob import learn_knob, upper_confidence_arms
 from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, control_risk, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -148,34 +147,3 @@ def test_regressions_are_refused(tiny_model):
     model = tiny_model("bert", num_labels=1)
     with pytest.raises(UserError, match="regression"):
         control_risk(get_method("pabee"), model, record_trace(model, make_task(regression=True).test), 0.1)
-
-
-def test_the_online_knob_plays_the_largest_bound_by_hand():
-    rewards = np.array([[1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.5, 0.5]])
-    # After one play each: 1 + 2 sqrt(ln 2) against 0.5 + 2 sqrt(ln 2): arm 0, which earns 1.
-    # At time 3: 1 + 2 sqrt(ln 3 / 2) = 2.48 against 0.5 + 2 sqrt(ln 3) = 2.60: arm 1, which earns 0.5.
-    # At time 4: 1 + 2 sqrt(ln 4 / 2) = 2.67 against 0.5 + 2 sqrt(ln 4 / 2) = 2.17: arm 0.
-    assert upper_confidence_arms(rewards, exploration=2.0).tolist() == [0, 1, 0, 1, 0]
-
-
-def test_a_high_price_learns_to_exit_at_once_and_none_to_go_on(traced):
-    method, (model, trace) = get_method("deebert"), traced
-    arms = [0.0, 1.09]  # entropies: never, at once
-    dear = learn_knob(method, model, trace, price=1.0, knobs=arms, exploration=0.1)
-    assert dear.exits[2:].tolist() == [1] * (len(trace) - 2)
-    assert set(dear.exits[dear.played == 0]) == {trace.num_layers}
-    assert dear.regret[-1] == pytest.approx(dear.regret[0])
-
-
-def test_answers_are_those_of_the_exits_and_labels_are_not_read(traced):
-    method, (model, trace) = get_method("deebert"), traced
-    found = learn_knob(method, model, trace, price=0.1, knobs=[0.1, 0.3, 0.6])
-    assert found.answers.tolist() == trace.predictions(torch.as_tensor(found.exits)).tolist()
-    trace.labels = 1 - trace.labels
-    assert learn_knob(method, model, trace, price=0.1, knobs=[0.1, 0.3, 0.6]).played.tolist() == found.played.tolist()
-
-
-def test_too_few_rows_are_refused(traced):
-    method, (model, trace) = get_method("deebert"), traced
-    with pytest.raises(UserError, match="fewer knobs"):
-        learn_knob(method, model, trace, price=0.1, knobs=[0.1] * (len(trace) + 1))

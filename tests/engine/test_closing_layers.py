@@ -21,7 +21,7 @@ from consistentee.rules.exit_rule import StaticRule, ThresholdRule
 from consistentee.signals import margin
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.token_answers import exit_answers
+from consistentee.training.decoder import exit_answers
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 8

@@ -60,9 +60,7 @@ def test_no_column_is_read_that_was_never_written(tiny_decoder, family, way, mon
 
 def test_a_hole_in_the_cache_is_an_error(tiny_decoder, monkeypatch):
     model = tiny_decoder()
-    monkeypatch.setattr(
-        Propagation, "run", lambda self, ran, hidden: self.batch.run_to_exit(ran.layers, hidden, ran.context)
-    )
+    monkeypatch.setattr(Propagation, "run", lambda self, ran, hidden: self.batch.run(ran.layers, hidden, ran.context))
     with pytest.raises(CacheHoleError, match="layer"):
         generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
 

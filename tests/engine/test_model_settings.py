@@ -35,13 +35,6 @@ SETTINGS: dict[str, Callable[[list[int]], dict[str, object]]] = {
     "minimum of new tokens": lambda usual: {"eos_token_id": usual[:2], "min_new_tokens": 4},
     "several ends": lambda usual: {"eos_token_id": usual[2:]},
     "n-grams": lambda usual: {"no_repeat_ngram_size": 2, "bad_words_ids": [usual[:1], usual[1:3]]},
-    "prompt and end": lambda usual: {
-        "encoder_repetition_penalty": 1.5,
-        "encoder_no_repeat_ngram_size": 2,
-        "forced_eos_token_id": usual[0],
-        "sequence_bias": [[usual[:1], -4.0]],
-        "exponential_decay_length_penalty": (3, 1.5),
-    },
 }
 
 
@@ -114,7 +107,8 @@ def test_stop_strings_of_the_model_end_texts(tiny_decoder):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("num_beams", 4), ("guidance_scale", 1.5), ("use_mtp", True), ("max_time", 1.0)]
+    ("setting", "value"),
+    [("num_beams", 4), ("guidance_scale", 1.5), ("use_mtp", True), ("max_time", 1.0), ("forced_eos_token_id", 3)],
 )
 def test_what_exits_cannot_follow_is_refused(tiny_decoder, setting, value):
     model = tiny_decoder()

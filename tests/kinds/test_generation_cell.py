@@ -25,10 +25,9 @@ from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
+from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_rows import encode_rows
+from consistentee.traces.token_trace import encode_rows
 
 
 @pytest.fixture(scope="module")

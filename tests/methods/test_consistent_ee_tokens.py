@@ -22,10 +22,9 @@ from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training import decoder
-from consistentee.training.decoder import DrawnTokens
+from consistentee.training.decoder import DrawnTokens, exit_answers
 from consistentee.training.encoder import FeatureBatch
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_answers import exit_answers
 
 RECIPE = TokenRecipe(exit_steps=4, exit_batch_size=16, head_steps=6, head_batch_size=16, head_tokens=60)
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]

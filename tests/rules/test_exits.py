@@ -92,7 +92,7 @@ def test_exits_known_in_advance_are_those_of_a_rule_that_is_asked(tiny_decoder, 
     rule, model = RULES_THAT_KNOW[name], tiny_decoder(exit_layers=(1, 3))
     prompts, steps = list(range(40, 80)), [place % 9 for place in range(40)]
     hidden = torch.zeros(40, 1, model.width)
-    views = (TokenView(model, layer, hidden, steps, prompts, entered=hidden) for layer in model.exit_layers)
+    views = (TokenView(model, layer, hidden, steps, prompts) for layer in model.exit_layers)
     asked = torch.zeros(40, dtype=torch.long)
     for view, leaves in walk(rule, views):
         asked[leaves] = view.layer

@@ -16,7 +16,7 @@ from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
-from consistentee.training.token_answers import exit_answers
+from consistentee.training.decoder import exit_answers
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 6
@@ -58,7 +58,7 @@ class TestRule:
     def test_first_exit_fixes_the_candidates_and_later_ones_read_no_more(self, model):
         hidden, rule = torch.randn(3, 1, 32), prune_vocabulary(ThresholdRule(margin, 2.0, "above"), 4)
         state = rule.start(3, 4)
-        first, second = (TokenView(model, layer, hidden, 1, [1, 2, 3], entered=hidden) for layer in (1, 2))
+        first, second = (TokenView(model, layer, hidden, 1, [1, 2, 3]) for layer in (1, 2))
         rule.should_exit(first, state)
         expected = model.logits(1, hidden[:, 0]).topk(4).indices.sort().values
         assert torch.equal(state[CANDIDATES], expected)
@@ -73,9 +73,7 @@ class TestRule:
     def test_confidence_is_over_the_candidates(self, model):
         hidden = torch.randn(3, 1, 32)
         tokens = torch.tensor([[1, 5, 9]] * 3)
-        view = CandidatesView(
-            TokenView(model, 2, hidden, [4, 1, 2], [1, 2, 3], entered=hidden), {CANDIDATES: tokens}, 3
-        )
+        view = CandidatesView(TokenView(model, 2, hidden, [4, 1, 2], [1, 2, 3]), {CANDIDATES: tokens}, 3)
         expected = model.logits(2, hidden[:, 0])[:, [1, 5, 9]].softmax(dim=-1)
         torch.testing.assert_close(top_probability(view), expected.amax(dim=-1))
         assert view.steps.tolist() == [4, 1, 2]

@@ -15,6 +15,19 @@ from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE
 from benchmarks.store.keys import stale_reason
 from benchmarks.store.records import KeyParts
 
+METHOD_WITH_BACKBONE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from baselines.pabee import PABEE
+
+
+@dataclass(frozen=True)
+class Mine(PABEE):
+    name: ClassVar[str] = "mine"
+    other_backbone: str | None = None
+"""
+
 
 @pytest.mark.usefixtures("untimed", "unreported")
 def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(
@@ -49,15 +62,17 @@ def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(
 
 def test_files_of_a_backbone_in_a_parameter_change_the_key(tmp_path, tiny_backbone):
     bench = Bench(tmp_path, tiny_backbone("bert"))
-    companion = tmp_path / "companion"
-    shutil.copytree(tiny_backbone("bert"), companion)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_backbone("bert"), other)
+    file = tmp_path / "mine.py"
+    file.write_text(METHOD_WITH_BACKBONE)
 
     def parts(weights: str) -> KeyParts:
-        (companion / "model.safetensors").write_text(weights)
-        entry = {"method": "cascade-bert", "parameters": {"companion_backbone": str(companion)}}
+        (other / "model.safetensors").write_text(weights)
+        entry = {"method": f"{file}:Mine", "parameters": {"other_backbone": str(other)}}
         (spec,) = expand(load_suite(bench.write(methods=[entry])))
         return Inputs(None).parts(spec)
 
     assert parts("first") == parts("first")
-    changed = "backbone.companion_backbone.files.model.safetensors changed"
+    changed = "backbone.other_backbone.files.model.safetensors changed"
     assert stale_reason(parts("first"), parts("second")) == changed

@@ -177,12 +177,12 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def test_code_may_move_and_a_raise_makes_the_cells_of_its_method_stale_and_no_other(copy):
     before, code_before = keys_of(copy)
-    loop, answers = copy / "consistentee/training/loop.py", copy / "consistentee/training/token_answers.py"
+    loop, answers = copy / "consistentee/training/loop.py", copy / "consistentee/training/decoder_backbone.py"
     loop.write_text(f"{loop.read_text()}\n\ndef helper() -> None:\n    return None\n")  # a helper more
     edit(answers, '"""', '"""Edited. ')  # another docstring
     answers.rename(answers.with_name("answers.py"))  # a module renamed
     for path in copy.rglob("*.py"):
-        path.write_text(path.read_text().replace("training.token_answers", "training.answers"))
+        path.write_text(path.read_text().replace("training.decoder_backbone", "training.answers"))
     edit(copy / "baselines/deebert.py", "    version: ClassVar[int] = 2\n", "    version: ClassVar[int] = 3\n")
     after, code_after = keys_of(copy)
     assert code_after != code_before

@@ -9,8 +9,7 @@ from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.signals import margin
-from consistentee.traces.token_rows import encode_rows
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import encode_rows, record_tokens
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 from consistentee.traces.walk import replay, sweep
 
@@ -82,8 +81,8 @@ def test_states_beyond_float16_stay_float32(tiny_decoder, monkeypatch):
     real = model.exit_states
 
     def far_states(*inputs):
-        states, _, entering = real(*inputs)
-        return ExitStates(states * 1e5, states * 1e5, entering)
+        states = real(*inputs).rule_states * 1e5
+        return ExitStates(states, states)
 
     monkeypatch.setattr(model, "exit_states", far_states)
     trace = record_tokens(model, ROWS, dtype=torch.float16)
@@ -115,7 +114,7 @@ def hidden() -> torch.Tensor:
 
 
 def view_of(model, hidden, layer=2, past=None) -> TokenView:
-    return TokenView(model, layer, hidden, 5, [11, 12, 13], entered=hidden, past=past)
+    return TokenView(model, layer, hidden, 5, [11, 12, 13], past=past)
 
 
 def test_what_a_rule_reads(tiny_decoder, hidden):
@@ -131,7 +130,7 @@ def test_what_a_rule_reads(tiny_decoder, hidden):
     assert view.row_keys.tolist() == [token_key(key, 5) for key in (11, 12, 13)]
     with pytest.raises(UserError, match="true labels"):
         _ = view.labels
-    elsewhere = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13], entered=hidden)
+    elsewhere = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13])
     assert elsewhere.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
     assert (view.steps.tolist(), elsewhere.steps.tolist()) == ([5, 5, 5], [5, 1, 9])
 

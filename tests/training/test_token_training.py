@@ -9,8 +9,7 @@ from comparing import changed_parts, same_weights
 from conftest import make_text_task
 from torch.nn import functional
 
-from consistentee.traces.token_rows import collate_rows
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import collate_rows, record_tokens
 from consistentee.training import head_loss
 from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_last_token_exit, training_rows
 from consistentee.training.decoder_backbone import (
@@ -20,8 +19,8 @@ from consistentee.training.decoder_backbone import (
     last_exit_loss,
     skip_probability,
     states_with_layer_dropout,
+    weighted_cross_entropy,
 )
-from consistentee.training.head_loss import weighted_cross_entropy
 from consistentee.training.recipe import TokenRecipe, drawn
 
 RECIPE = TokenRecipe(exit_batch_size=16, exit_learning_rate=2e-2)

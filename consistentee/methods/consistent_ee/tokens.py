@@ -61,9 +61,8 @@ from consistentee.methods.consistent_ee.paper import (
 )
 from consistentee.signals import head_probability
 from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
-from consistentee.training.decoder import ADAPTERS, train_on_states, wanted_answers
+from consistentee.training.decoder import ADAPTERS, ExitAnswers, train_on_states, wanted_answers
 from consistentee.training.recipe import Target
-from consistentee.training.token_answers import ExitAnswers
 
 ALWAYS = 1e6  # a price at which every token exits at the first exit; at 0 none exits
 

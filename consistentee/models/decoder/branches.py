@@ -2,7 +2,7 @@
 
 The prediction of a branch for a token depends on all tokens before it, so it has keys and values of its own for each of
 them: every token goes through it, or it has holes. So it is no adapter, which reads one hidden state, and rules are not
-asked there. A branch is run in a :class:`consistentee.models.decoder.stack.DecoderStack`, or drafts in
+asked there. A branch is run in a :class:`consistentee.models.decoder.multi_exit_decoder.DecoderStack`, or drafts in
 :func:`consistentee.generate_speculatively`.
 """
 

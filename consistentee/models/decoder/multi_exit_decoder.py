@@ -1,6 +1,7 @@
 """MultiExitDecoder: a stock causal language model with exits after some of its layers, and what a method adds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -8,7 +9,6 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from consistentee.arguments import NotNegative, Positive, Texts, checked
@@ -59,12 +59,10 @@ class ExitStates(NamedTuple):
     Attributes:
         rule_states: what rules and learned heads read: before the closing layers.
         answer_states: what the LM head reads: behind them.
-        entering: the states before the layer of each exit: [rows, tokens, width] each.
     """
 
     rule_states: Tensor
     answer_states: Tensor
-    entering: Sequence[Tensor]
 
 
 class MultiExitDecoder(MultiExit):
@@ -204,10 +202,6 @@ class MultiExitDecoder(MultiExit):
     def state(self, hidden: Tensor) -> Tensor:
         """Return what learned heads read of hidden states [..., width]: the stock final norm of them."""
         return self.stepper.normalise(hidden)
-
-    def saturation(self, entered: Tensor, hidden: Tensor) -> Tensor:
-        """Compute the cosine of the :meth:`state` before a layer and after it: [..., width] each -> [...]."""
-        return functional.cosine_similarity(self.state(entered), self.state(hidden), dim=-1)
 
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
         """Compute the logits of exit layer ``layer`` from its hidden states: [..., width] -> [..., vocabulary].
@@ -367,19 +361,18 @@ class MultiExitDecoder(MultiExit):
         layers and ``exiting`` is not given.
         """
         hidden, context = self.stepper.begin(tokens, padding_mask)
-        entering, at_exits = [], []
+        at_exits = []
         for segment in self.segments:
-            entering.append(self._run_layers(segment[:-1], hidden, context))
-            hidden = self._run_layers(segment[-1:], entering[-1], context)
+            hidden = self._run_layers(segment, hidden, context)
             at_exits.append(hidden)
         states = torch.stack(at_exits, dim=2)
         if not self.last_layers:
-            return ExitStates(states, states, entering)
+            return ExitStates(states, states)
         if exiting is None:
             raise ValueError("a decoder with closing layers must know which tokens exit: give exiting")
         exited = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in at_exits)
         answers = [self._run_layers(self.last_layers, state, context) for state in exited]
-        return ExitStates(states, torch.stack(answers, dim=2), entering)
+        return ExitStates(states, torch.stack(answers, dim=2))
 
     def last_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         """Run all layers on all tokens, as :meth:`exit_states` does; the last states: [rows, tokens, width]."""
@@ -411,7 +404,6 @@ class MultiExitDecoder(MultiExit):
         return hash_json(parts)
 
     def _own_weights(self) -> dict[str, Tensor]:
-        """Return everything but what the stock model has."""
         weights = self.state_dict()
         return {name: tensor for name, tensor in weights.items() if is_lora(name) or not name.startswith("backbone.")}
 
@@ -463,3 +455,29 @@ class MultiExitDecoder(MultiExit):
         for layer, spec in description.branches.items():
             model.add_branch(layer, spec)
         return model
+
+
+class DecoderStack(MultiExitDecoder):
+    """Layers 1 to e of a decoder, and the branch at exit layer e as its last layer, e + 1, with the branch's norm.
+
+    All weights are the decoder's own. There is one exit, the last, so that every token goes through the branch, and
+    what decodes, traces or counts a decoder does so here: prompts run e + 1 layers too.
+    """
+
+    def __init__(self, model: MultiExitDecoder, exit_layer: int) -> None:
+        """Raises ValueError where ``exit_layer`` has no branch."""
+        self._branches: list[Branch] = [model.branch(exit_layer)]  # in a list, so that it stays the decoder's own
+        layers = [model.stepper.layer_module(layer) for layer in range(1, exit_layer + 1)]
+        stepper = model.stepper.over([*layers, self._branches[0].layer], self._branches[0].norm)
+        description = replace(model.description, exit_layers=(exit_layer + 1,), branches={}, heads={})
+        super().__init__(stepper, model.tokenizer, description)
+
+    def train(self, mode: bool = True) -> "DecoderStack":
+        """Set training or evaluation, for the branch too, which is no submodule here."""
+        super().train(mode)
+        for branch in self._branches:
+            branch.train(mode)
+        return self
+
+    def backbone_fingerprint(self) -> str:
+        return hash_json([super().backbone_fingerprint(), hash_tensors(self._branches[0].state_dict())])

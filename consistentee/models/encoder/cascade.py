@@ -8,34 +8,6 @@ from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 
-def pretrained_companion(model: MultiExitModel, backbone: str, seed: int = 0) -> MultiExitModel:
-    """Put untrained exits, with the labels, pooling and pooler of ``model``, on a backbone that may run before it.
-
-    Raises UserError if the two do not fit together.
-    """
-    like = model.description
-    companion = MultiExitModel.from_backbone(
-        backbone,
-        model.num_labels,
-        label_names=like.label_names,
-        pooling=like.pooling,
-        pooler=like.pooler,
-        seed=seed,
-    )
-    _stepper_of_both(model, companion)
-    return companion
-
-
-def _stepper_of_both(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:
-    check_same_tokens(companion.tokenizer, model.tokenizer)
-    settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
-    if settings[0] != settings[1]:
-        raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
-    if {companion.description.classifier.kind, model.description.classifier.kind} != {"linear"}:
-        raise UserError("a companion and its model must have linear classifiers")
-    return CascadeStepper(stepper_for(companion.backbone), stepper_for(model.backbone))
-
-
 def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     """Put a smaller complete model before ``model``, which takes over its modules.
 
@@ -55,3 +27,13 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     model.poolers = nn.ModuleList([*companion.poolers, *model.poolers])
     model.use_stepper(stepper)
     model.description.companion_name = companion.description.backbone_name
+
+
+def _stepper_of_both(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:
+    check_same_tokens(companion.tokenizer, model.tokenizer)
+    settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
+    if settings[0] != settings[1]:
+        raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
+    if {companion.description.classifier.kind, model.description.classifier.kind} != {"linear"}:
+        raise UserError("a companion and its model must have linear classifiers")
+    return CascadeStepper(stepper_for(companion.backbone), stepper_for(model.backbone))
