@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
@@ -20,6 +20,7 @@ from benchmarks.run.plan import Inputs
 from benchmarks.specs.suites import expand
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table
+from benchmarks.yaml_files import validation_sentence
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
@@ -63,6 +64,11 @@ def train_model(
     unfinished = out / UNFINISHED
     if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
+    declared = type(kind.suite.model_fields["recipe"].default)
+    try:
+        recipe = declared(**settings)
+    except ValidationError as error:
+        raise UserError(f"--set {validation_sentence(error, declared)}") from error
     suite = kind.suite.model_validate(
         {
             "name": "one-model",
@@ -72,7 +78,7 @@ def train_model(
             "backbones": [backbone or kind.usual_backbone],
             "seeds": [seed],
             "methods": [{"method": method_name, "parameters": dict(parameters)}],
-            "recipe": checked_settings(type(kind.suite.model_fields["recipe"].default), settings),
+            "recipe": recipe,
         }
     )
     (spec,) = expand(suite)
