@@ -11,17 +11,19 @@ import torch
 from hypothesis import settings
 
 from benchmarks.run.pool import Schedule
-from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
-from benchmarks.testing.encoders import (
-    CONFIGS,
+from benchmarks.testing.tiny import (
+    DECODER_FAMILIES,
     FAMILIES,
     PAD_ID,
     TOKEN_EXIT_FAMILIES,
     VOCABULARY,
     WORDS,
+    TinyDecoders,
     TinyModels,
     make_task,
+    make_text_task,
     make_tokenizer,
+    random_prompts,
     random_texts,
 )
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from benchmarks.analysis.frames import Results
 
 __all__ = [
-    "CONFIGS",
     "DECODER_FAMILIES",
     "FAMILIES",
     "PAD_ID",

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from small_suite import Bench
 
-from benchmarks.testing.decoders import make_text_task
+from benchmarks.testing.tiny import make_text_task
 from consistentee.data.prompts import PromptSplit
 
 METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]

@@ -1,10 +1,10 @@
 """Results folders as long DataFrames. Tables, figures and the report are made of them.
 
 Every frame has a column ``cell``, the number of its record. ``knobs`` is the frame of curves with what is known of
-their cells: ``task``, ``backbone``, ``label``, ``method``, ``seed``, ``key``, ``knob_name``, ``parameters``
-(those that differ in the label's cells), ``metric``, ``num_layers``; ``score`` (its metric), ``flops_ratio`` (full model / here) and, where knobs were timed,
-``speedup_b1``, ``seconds_b1``, .... The last line of a cell is "never exit" (knob NaN). ``times`` has a line for
-everything that was timed, batch size and round. See :mod:`benchmarks.store.frames` for the others.
+their cells: ``task``, ``backbone``, ``label``, ``method``, ``seed``, ``key``, ``knob_name``, ``parameters`` (those that
+differ in the label's cells), ``metric``, ``num_layers``; ``score`` (its metric), ``flops_ratio`` (full model / here)
+and, where knobs were timed, ``speedup_b1``, ``seconds_b1``, .... The last line of a cell is "never exit" (knob NaN).
+``times`` has a line for everything that was timed, batch size and round. :mod:`benchmarks.store.frames` has the others.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.cli.application import DataOption, ParametersOption, command, parsed_parameters, several
-from benchmarks.terminal import output_console
+from benchmarks.terminal import filled_table, output_console
 
 
 @command("Your own", "consistentee new-method early-gate", "consistentee new-method EarlyGate --out methods/gate.py")
@@ -69,22 +69,16 @@ def check_backbone(
     raise typer.Exit(not report.passed)
 
 
-@command("This machine", "consistentee list suites", "consistentee list methods --detail", name="list")
+@command("This machine", "consistentee list suites", "consistentee list methods --methods mine.py", name="list")
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="methods|tasks|backbones|suites|papers")] = "all",
     *,
     methods: Annotated[list[str] | None, several("--methods", "Only these: NAME, file.py:Class, folder/.")] = None,
-    detail: Annotated[bool, typer.Option("--detail", help="Show a card for every method.")] = False,
-    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the BibTeX of the methods' papers.")] = False,
 ) -> None:
     """List methods, tasks, backbones, suites and tables of papers."""
-    from benchmarks.commands.inventory import bibliography, cards, inventories
+    from benchmarks.commands.inventory import inventories
 
-    if bibtex:
-        print(bibliography(methods or ()))
-        return
-    for shown in cards(methods or ()) if detail else inventories(kind, methods or ()):
-        output_console().print(shown)
+    output_console().print(*inventories(kind, methods or ()))
 
 
 @command("This machine", "consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased")
@@ -98,9 +92,9 @@ def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backb
 
 @command("This machine", "consistentee doctor", "consistentee doctor --data DATA")
 def doctor(data: DataOption = None) -> None:
-    """Check this machine: versions, device, load, cache, data, hub and packages; give advice."""
-    from benchmarks.commands.doctor import examine, report
+    """Check this machine: versions, device, load, cache, data and hub; give advice."""
+    from benchmarks.commands.doctor import examine
 
     findings = examine(data)
-    output_console().print(report(findings))
-    raise typer.Exit(any(finding.is_problem for finding in findings))
+    output_console().print(filled_table(["", "subject", "state", "advice"], [], findings))
+    raise typer.Exit(any(finding.verdict == "problem" for finding in findings))

@@ -1,10 +1,11 @@
 """Commands of one model: train it, choose its knob by risk control, predict and generate with it."""
 
+import json
 import sys
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -30,10 +31,23 @@ class HelpWithSettings(TyperCommand):
     """A command whose help ends with the fields of ``--set``."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from benchmarks.commands.settings import explained_settings
+        from consistentee.training.recipe import BaseSettings, RecipeSettings, TokenRecipeSettings
 
         super().format_help(ctx, formatter)
-        output_console().print(explained_settings())
+        for title, declared in (("labels", RecipeSettings), ("texts", TokenRecipeSettings)):
+            fields: dict[str, Any] = vars(declared)["__pydantic_fields__"]
+            rows = [
+                (f"{name}={_usual(fields[name])}", fields[name].description)
+                for name in sorted(fields, key=lambda name: hasattr(BaseSettings, name))
+            ]
+            output_console().print(filled_table([f"Fields of --set, tasks of {title}:", ""], [], rows))
+
+
+def _usual(field: Any) -> str:
+    """Return a field's default as it is typed, followed by the other choices, if it is a choice of names."""
+    if get_origin(field.annotation) is Literal:
+        return "|".join(dict.fromkeys([field.default, *get_args(field.annotation)]))
+    return json.dumps(field.default)
 
 
 _BACKBONE_HELP = "Catalogue name, directory or hub id; by default minilm-l6, for tasks of texts smollm2-135m."

@@ -9,64 +9,51 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from rich.table import Table
 
 from benchmarks.measure.environment import usable_cores
-from benchmarks.tasks.loader import list_tasks, spec_of, task_shipment
-from benchmarks.terminal import filled_table
-from consistentee.backbones.catalog import list_backbones
+from benchmarks.tasks.loader import list_tasks, spec_of
 from consistentee.backbones.hub import HubError, ask
-from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
+from consistentee.backbones.wheels import cache_dir
 from consistentee.models.base import chosen_device
 from consistentee.training.loop import precision_used
 
 
 class Finding(NamedTuple):
-    """One line of the report; with advice it is a warning, or a problem."""
+    """One line of the report: ``verdict`` is ok, warn or problem."""
 
+    verdict: str
     subject: str
     state: str
     advice: str = ""
-    is_problem: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """The word that the line begins with."""
-        return "problem" if self.is_problem else "warn" if self.advice else "ok"
 
 
 def examine(data_dir: Path | None) -> list[Finding]:
     """Examine the machine; takes some seconds. Raises UserError for a device that is not there."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("consistentee", "torch", "transformers"))
     return [
-        Finding("libraries", f"Python {platform.python_version()}, {versions}"),
-        _check_device(),
-        _check_load(),
+        Finding("ok", "libraries", f"Python {platform.python_version()}, {versions}"),
+        *_check_processors(),
         _check_cache(),
         _check_data(data_dir),
         _check_hub(),
-        _check_packages(),
     ]
 
 
-def report(findings: list[Finding]) -> Table:
-    """Return the findings as a table for the terminal."""
-    rows = [(finding.verdict, finding.subject, finding.state, finding.advice) for finding in findings]
-    return filled_table(["", "subject", "state", "advice"], [], rows)
+def _finding(subject: str, state: str, advice: str, is_bad: bool) -> Finding:
+    return Finding("warn", subject, state, advice) if is_bad else Finding("ok", subject, state)
 
 
-def _check_device() -> Finding:
+def _check_processors() -> list[Finding]:
     device, threads, cores = chosen_device(), torch.get_num_threads(), usable_cores()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     state = f"{name}, {threads} threads on {cores} usable cores; auto trains in {precision_used('auto', device)}"
-    advice = f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down" if threads > cores else ""
-    return Finding("device", state, advice)
-
-
-def _check_load() -> Finding:
-    load, cores = psutil.getloadavg()[0], usable_cores()
-    advice = "times measured now would be disturbed; wait, or stop the other programs" if load > 0.5 * cores else ""
-    return Finding("load", f"{load:.1f} on {cores} cores", advice)
+    slow = f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down"
+    load = psutil.getloadavg()[0]
+    busy = "times measured now would be disturbed; wait, or stop the other programs"
+    return [
+        _finding("device", state, slow, threads > cores),
+        _finding("load", f"{load:.1f} on {cores} cores", busy, load > 0.5 * cores),
+    ]
 
 
 def _check_cache() -> Finding:
@@ -77,37 +64,25 @@ def _check_cache() -> Finding:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        advice = "set CONSISTENTEE_CACHE to a folder of yours"
-        return Finding("cache", f"{folder}: {error.strerror}", advice, is_problem=True)
-    advice = "free some space, or set CONSISTENTEE_CACHE to a larger disk" if free < 3 else ""
-    return Finding("cache", f"{folder}, {free:.1f} GiB free", advice, is_problem=free < 0.5)
+        return Finding("problem", "cache", f"{folder}: {error.strerror}", "set CONSISTENTEE_CACHE to a folder of yours")
+    advice = "free some space, or set CONSISTENTEE_CACHE to a larger disk"
+    found = _finding("cache", f"{folder}, {free:.1f} GiB free", advice, free < 3)
+    return found._replace(verdict="problem") if free < 0.5 else found
 
 
 def _check_data(data_dir: Path | None) -> Finding:
     if data_dir is None:
         advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
-        return Finding("data", "no folder given", advice)
+        return Finding("warn", "data", "no folder given", advice)
     layouts = {name: spec_of(name)[0].files for name in list_tasks()}
     held = [name for name, files in layouts.items() if files and (data_dir / files.folder / files.train).is_file()]
-    if held:
-        return Finding("data", f"{data_dir} holds {', '.join(held)}")
-    return Finding("data", f"{data_dir} holds no task", "see docs/tasks.md for the layout that tasks expect")
+    state = f"{data_dir} holds {', '.join(held) or 'no task'}"
+    return _finding("data", state, "see docs/tasks.md for the layout that tasks expect", not held)
 
 
 def _check_hub() -> Finding:
     try:
         ask("model_info", "gpt2")
     except HubError as error:
-        return Finding("hub", str(error), "backbones and tasks in packages need no hub")
-    return Finding("hub", "reachable")
-
-
-def _check_packages() -> Finding:
-    backbones = {name: backbone.source for name, backbone in list_backbones().items()}
-    sources = backbones | {name: task_shipment(name) for name in list_tasks()}
-    shipments = {name: source for name, source in sources.items() if isinstance(source, Shipment)}
-    missing = [f"{name} ({one.size / 2**20:.0f} MiB)" for name, one in shipments.items() if not is_fetched(one)]
-    if missing:
-        advice = "fetched when needed, or now: consistentee fetch NAME"
-        return Finding("packages", f"not in the cache: {', '.join(missing)}", advice)
-    return Finding("packages", f"in the cache: {', '.join(shipments)}")
+        return Finding("warn", "hub", str(error), "backbones and tasks in packages need no hub")
+    return Finding("ok", "hub", "reachable")

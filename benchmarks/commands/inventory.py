@@ -1,7 +1,6 @@
-"""List all known names, describe methods on cards and in BibTeX, and fetch backbones and tasks by name."""
+"""List all known names, and fetch backbones and tasks by name."""
 
 import inspect
-import re
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
@@ -11,17 +10,11 @@ from benchmarks.papers.specs import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
 from benchmarks.terminal import filled_table
-from consistentee import Method, TokenMethod
+from consistentee import TokenMethod
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
-
-_PAPER = re.compile(
-    r"(?P<author>.+?), (?P<title>.+), (?:(?P<howpublished>\D+) )?(?P<year>\d{4})"
-    r"(?:, arXiv (?P<eprint>\d{4}\.\d{4,5}))?(?: \(.+\))?"
-)
-_HEAD = "% Authors and titles are as short as in tables: complete the entries that you print."
 
 
 def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
@@ -31,7 +24,7 @@ def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
     """
     backbones = "Backbones (or any directory or hub id)"
     tables = {  # the rows are generators, so that only those of the wanted tables are made
-        "methods": ("Methods", "name kind knob regression source", _methods(places)),
+        "methods": ("Methods", "name kind knob regression parameters source", _methods(places)),
         "tasks": ("Tasks", "name kind description rows", _tasks()),
         "backbones": (backbones, "name kind layers width pooling licence source", _backbones()),
         "suites": ("Suites (hours: on 2 CPU cores)", "name description cells data hours", _suites()),
@@ -46,10 +39,13 @@ def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
 def _methods(places: Sequence[str]) -> Iterator[Sequence[object]]:
     for name, method in _listed_methods(places):
         if isinstance(method, UserError):
-            yield name, "unavailable", "", "", method
+            yield name, "unavailable", "", "", "", method
         else:
             kind = "generation" if issubclass(method, TokenMethod) else "classification"
-            yield name, kind, method.knob.name, "yes" if method.supports_regression else "no", method.paper
+            regression = "yes" if method.supports_regression else "no"
+            parameters = inspect.signature(method).parameters.values()
+            defaults = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
+            yield name, kind, method.knob.name, regression, defaults, method.paper
 
 
 def _listed_methods(places: Sequence[str]) -> Iterator[tuple[str, type[AnyMethod] | UserError]]:
@@ -114,57 +110,3 @@ def fetch_by_name(name: str) -> str:
     if known is None and "/" not in name:
         raise unknown_name("backbone or task", name, [*list_backbones(), *tasks])
     return resolve_decoder(name) if known is not None and known.kind == "decoder" else resolve(name).path
-
-
-def cards(places: Sequence[str] = ()) -> Iterator[Table]:
-    """Yield a card for every method, see :func:`inventories`."""
-    for name, method in _listed_methods(places):
-        card = {"unavailable": str(method)} if isinstance(method, UserError) else method_card(method)
-        table = filled_table(["heading", "text"], [], card.items(), name)
-        table.show_header = False
-        yield table
-
-
-def method_card(method: type[AnyMethod]) -> dict[str, str]:
-    """Describe a method: heading -> text, without what its class does not define."""
-    values = method.knob.values
-    usual = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)" if len(values) > 1 else f"{values[0]:g}"
-    by_model = "" if method.knob_values is Method.knob_values else ", adapted to the model"
-    refined = ", and others between them by validation rows" if method.knob.refined else ""
-    parameters = inspect.signature(method).parameters.values()
-    card = {
-        "what": _summary(method, Method),
-        "paper": method.paper,
-        "version": str(method.version),
-        "training": _summary(method.fit, Method.fit),
-        "rule": _summary(method.rule, Method.rule),
-        "knob": f"{method.knob.name}, {usual}{by_model}{refined}",
-        "parameters": ", ".join(str(one.replace(annotation=inspect.Parameter.empty)) for one in parameters),
-    }
-    return {heading: text for heading, text in card.items() if text}
-
-
-def _summary(described: object, inherited: object) -> str:
-    """Return the first line of a docstring; nothing for one that repeats what every method does."""
-    text = described.__doc__ or ""
-    return "" if text == inherited.__doc__ else inspect.cleandoc(text).partition("\n")[0].replace("``", "")
-
-
-def bibtex_of(key: str, paper: str) -> str | None:
-    """Return the entry of a paper such as ``Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993``; None for other texts."""
-    found = _PAPER.fullmatch(paper)
-    if found is None:
-        return None
-    fields = found.groupdict() | {"author": found["author"].replace(" et al.", " and others").replace(" & ", " and ")}
-    fields |= {"title": f"{{{found['title']}}}", "archiveprefix": "arXiv" if found["eprint"] else ""}
-    return "\n".join([f"@misc{{{key},", *(f"  {name} = {{{text}}}," for name, text in fields.items() if text), "}"])
-
-
-def bibliography(places: Sequence[str] = ()) -> str:
-    """Return the BibTeX of the methods that can be named, see :func:`cards`; methods of one paper share an entry."""
-    methods: dict[str, list[str]] = {}
-    for name, method in _listed_methods(places):
-        if not isinstance(method, UserError):
-            methods.setdefault(bibtex_of("", method.paper) or f"% {method.paper}", []).append(name)
-    entries = [f"% {', '.join(names)}\n{entry.replace('{', '{' + names[0], 1)}" for entry, names in methods.items()]
-    return "\n\n".join([_HEAD, *entries])

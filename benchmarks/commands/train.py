@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import Inputs, kind_named
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
@@ -22,6 +22,7 @@ from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words
 from benchmarks.specs.suites import expand
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table, print_line
+from benchmarks.yaml_files import validation_sentence
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
@@ -85,6 +86,11 @@ def train_model(
     unfinished = out / UNFINISHED
     if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
+    declared = type(kind.suite.model_fields["recipe"].default)
+    try:
+        recipe = declared(**settings)
+    except ValidationError as error:
+        raise UserError(f"--set {validation_sentence(error, declared)}") from error
     suite = kind.suite.model_validate(
         {
             "name": "one-model",
@@ -94,7 +100,7 @@ def train_model(
             "backbones": [backbone or kind.usual_backbone],
             "seeds": [seed],
             "methods": [{"method": method_name, "parameters": dict(parameters)}],
-            "recipe": checked_settings(type(kind.suite.model_fields["recipe"].default), settings),
+            "recipe": recipe,
         }
     )
     (spec,) = expand(suite)

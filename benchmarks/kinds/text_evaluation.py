@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.kinds.kind import CellRows
 from benchmarks.kinds.prompt_decoder import PromptDecoder
-from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.measure.flops import DecodingFlops
 from benchmarks.measure.knobs import ROUNDING, around_budgets
 from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
 from benchmarks.specs.generation import GenerationCellSpec

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +12,24 @@ import pandas as pd
 import yaml
 
 from benchmarks.analysis.comparison import Comparison
-from benchmarks.analysis.frames import FULL, Results
+from benchmarks.analysis.frames import FULL, Results, load_results
 from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
-from benchmarks.papers.specs import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
+from benchmarks.papers.specs import (
+    PaperColumn,
+    PaperMethod,
+    PaperSetting,
+    PaperTable,
+    PrintedSpeed,
+    PrintedValue,
+    load_paper,
+)
+from benchmarks.specs.base import short_name
+from benchmarks.specs.suites import load_suite
 from benchmarks.store.records import AnyRecord
+from benchmarks.store.results_folder import kind_of_results
 from benchmarks.tasks.loader import spec_of
+from consistentee.errors import UserError
+from consistentee.methods.method import available_methods
 
 _FOLDER = files("benchmarks") / "papers"
 _NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
@@ -59,6 +73,49 @@ class PaperComparison:
     def has(self, task: str, label: str | None = None) -> bool:
         """Return whether there are records of a task, or of a label on it."""
         return any(record.task == task and label in {None, record.label} for record in self.records)
+
+
+def compare_with_ours(
+    name: str, backbones: Sequence[str] | None = None, folder: Path | None = None
+) -> tuple[list[PaperComparison], list[str]]:
+    """Return a paper's table with our records of every backbone, and the faults of these records.
+
+    Without ``backbones`` these are the backbones that have records of a method of the table. The records are those in
+    ``folder``, by default the published ones of each backbone's suite.
+    """
+    table = load_paper(name)
+    settings = (*table.settings, table.paper_setting)
+    if backbones is not None:
+        settings = tuple(map(table.setting_for, backbones))
+    found: list[PaperComparison] = []
+    faults: dict[str, None] = {}
+    for setting in settings:
+        results, labels = _results_of(table, setting, folder), _labels(table, setting)
+        tasks = " ".join(column.task for column in table.columns)
+        command = f"consistentee run {setting.suite} --tasks {tasks} --methods {' '.join([FULL, *labels])}"
+        command += f" --backbones {setting.backbone} --data DATA"
+        found.append(PaperComparison(table, short_name(setting.backbone), results, tuple(labels), command))
+        faults |= dict.fromkeys([] if results is None else results.faults)
+    known = [one for one in found if {record.label for record in one.records}.intersection(one.labels)]
+    return found if backbones is not None else known or found[:1], list(faults)
+
+
+def _results_of(table: PaperTable, setting: PaperSetting, folder: Path | None) -> Results | None:
+    place = folder or Path("results") / setting.suite
+    if kind_of_results(place) != "classification":
+        return None
+    results, tasks = load_results(place), {column.task for column in table.columns}
+    return results.where([r.task in tasks and r.backbone == short_name(setting.backbone) for r in results.records])
+
+
+def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
+    """Return the curves of a table that the suite of a backbone has, or can have."""
+    suite = load_suite(setting.suite)
+    known = {*(entry.label for entry in suite.methods), *available_methods(suite.method_group)}
+    labels = [label for label in table.labels if label in known]
+    if not labels:
+        raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
+    return labels
 
 
 def compare(comparison: PaperComparison) -> pd.DataFrame:
@@ -212,7 +269,9 @@ def _conditions(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
     by_task = {column: [r for r in comparison.records if r.task == column.task] for column in table.columns}
     known = {column: own[0] for column, own in by_task.items() if own}
     paper, printed = table.paper_setting.backbone, ", ".join(dict.fromkeys(method.backbone for method in table.methods))
-    trains = "" if comparison.backbone == paper else f" (`--run --backbones {paper}` trains the paper's, with a GPU)"
+    trains = (
+        "" if comparison.backbone == paper else f" (suite {table.paper_setting.suite} trains the paper's, with a GPU)"
+    )
     rows = [f"{column.printed} {_rows(record, 'train')} / {_rows(record, 'test')}" for column, record in known.items()]
     splits = dict.fromkeys(record.task_notes.split(".")[0] for record in known.values())
     ours = "; ".join(dict.fromkeys(split if "dev" in split else "the task's test split" for split in splits))

@@ -1,7 +1,6 @@
-"""Check a task: read every row, count labels and lengths, compare the splits, and list what would spoil its scores."""
+"""Check a task: read every row, show sizes, labels and lengths, and list what would spoil its scores."""
 
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -11,11 +10,10 @@ import pandas as pd
 from rich.console import Group
 from rich.table import Table
 
-from benchmarks.tasks.loader import list_tasks, load_task
+from benchmarks.tasks.loader import load_task
 from benchmarks.terminal import filled_table, plain_text
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import PromptSplit, TextTask
-from consistentee.errors import UserError, unknown_name
 from consistentee.training.recipe import RecipeSettings
 
 LEAKAGE_ERROR = 0.1
@@ -25,60 +23,62 @@ ONE_SIDED = 0.9
 FEW_ROWS = 100
 TRUNCATION_WARNING = 0.05
 """From this share of texts that are cut, the user is warned."""
-USUAL_LENGTH = RecipeSettings().max_length
-"""Tokens that a recipe cuts rows to by default."""
 
 AnyTask = TaskData | TextTask
 Measure = Callable[[Sequence[Text]], list[int]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class TaskReport:
     """Findings about a task: errors make a score meaningless, warnings are for a reader to weigh.
 
     Attributes:
-        task: None if it cannot be loaded.
         unit: of lengths: words, or tokens of a backbone.
         rows: all rows: ``split``, ``text`` and ``answer`` (both normalised), ``length``, and ``response_length`` if
             answers are texts.
     """
 
-    name: str
-    task: AnyTask | None = None
-    unit: str = "words"
-    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    task: AnyTask
+    unit: str
+    rows: pd.DataFrame
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def limits(self) -> list[tuple[str, str, int, str]]:
+        """Each length: what it is of, its column, its limit in tokens, and what happens beyond.
+
+        A word is at least one token: the limits hold for words too.
+        """
+        if isinstance(self.task, TaskData):
+            cut = "give the recipe a larger max_length, or they are cut"
+            return [("rows", "length", RecipeSettings().max_length, cut)]
+        cut, unfinished = f"they are cut, and the {self.task.keep} stays", "they cannot be written to the end"
+        return [
+            ("prompts", "length", self.task.max_prompt_tokens, cut),
+            ("responses", "response_length", self.task.max_new_tokens, unfinished),
+        ]
 
 
 def check_task(name: str, data_dir: Path | None = None, backbone: str | None = None) -> TaskReport:
     """Read all rows of a task, of a name or a YAML's path, and look for faults that would spoil its scores.
 
-    With a ``backbone`` lengths are in its tokens instead of words. Raises UserError if there is no such task or file,
-    or no such backbone.
+    With a ``backbone`` lengths are in its tokens instead of words. Raises UserError for a task that cannot be loaded
+    (a faulty row is named by file and line), and if there is no such backbone.
     """
-    is_file = Path(name).suffix in (".yaml", ".yml")
-    if not is_file and name not in list_tasks():
-        raise unknown_name("task", name, list_tasks())
-    if is_file and not Path(name).expanduser().is_file():
-        raise UserError(f"no such task file: {name}")
-    report = TaskReport(name, unit="words" if backbone is None else f"tokens of {backbone}")
-    try:
-        task = report.task = load_task(name, data_dir)
-    except UserError as error:
-        report.errors.append(f"{error} (the first fault; fix it and check again)")
-        return report
+    task = load_task(name, data_dir)
     measure = _count_words if backbone is None else _token_counter(task, backbone)
-    report.rows = pd.concat([_rows_of(split, measure) for split in (task.train, task.validation, task.test)])
-    if isinstance(task, TextTask):  # a word is at least one token: the limits, in tokens, hold for words too
-        cut, unfinished = f"they are cut, and the {task.keep} stays", "they cannot be written to the end"
-        _check_lengths(report, "length", task.max_prompt_tokens, "the prompts of ", cut)
-        _check_lengths(report, "response_length", task.max_new_tokens, "the responses of ", unfinished)
-    else:
+    rows = pd.concat([_rows_of(split, measure) for split in (task.train, task.validation, task.test)])
+    report = TaskReport(task, "words" if backbone is None else f"tokens of {backbone}", rows)
+    for what, column, limit, consequence in report.limits:
+        shares = (rows[column] > limit).groupby(rows["split"], sort=False).mean()
+        for split, share in shares[shares > TRUNCATION_WARNING].items():
+            longer = f"{100 * share:.0f}% of the {what} of {split} have more than {limit} {report.unit}"
+            report.warnings.append(f"{longer}: {consequence}")
+    if isinstance(task, TaskData):
         for labelled in (task.train, task.validation, task.test):
             _check_labels(task, labelled, report)
-        _check_lengths(report, "length", USUAL_LENGTH, "", "give the recipe a larger max_length, or they are cut")
-    _check_overlaps(report, "response" if isinstance(task, TextTask) else "label")
+    _check_overlaps(report)
     for split, purpose in ((task.validation, "knobs are chosen on it"), (task.test, "scores are measured on it")):
         if len(split) < FEW_ROWS:
             one = f"one row is {100 / len(split):.1f} points"
@@ -108,23 +108,15 @@ def _token_counter(task: AnyTask, backbone: str) -> Measure:
 
 
 def _rows_of(split: Split | PromptSplit, measure: Measure) -> pd.DataFrame:
+    texts = split.texts if isinstance(split, Split) else split.prompts
+    rows = pd.DataFrame({"split": split.name, "text": list(map(normalised, texts)), "length": measure(texts)})
     if isinstance(split, Split):
-        columns = {"text": list(map(normalised, split.texts)), "answer": split.labels, "length": measure(split.texts)}
-    else:
-        columns = {
-            "text": list(map(normalised, split.prompts)),
-            "answer": list(map(normalised, split.references)),
-            "length": measure(split.prompts),
-            "response_length": measure(split.references),
-        }
-    return pd.DataFrame(columns).assign(split=split.name)
-
-
-# ---------------------------------------------------------------------------------------------- findings
+        return rows.assign(answer=split.labels)
+    return rows.assign(answer=list(map(normalised, split.references)), response_length=measure(split.references))
 
 
 def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
-    counts = Counter(split.labels)
+    counts = pd.Series(split.labels).value_counts()
     if len(counts) == 1:
         report.errors.append(f"every row of {split.name} has the same label: there is nothing to learn")
         return
@@ -132,47 +124,31 @@ def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
         return
     missing = [name for index, name in enumerate(task.label_names) if index not in counts]
     if missing:
-        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        in_train = split is task.train
-        consequence = "nothing can learn it" if in_train else "it is never scored there"
-        findings = report.errors if in_train else report.warnings
+        names = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
+        findings, consequence = report.warnings, "it is never scored there"
+        if split is task.train:
+            findings, consequence = report.errors, "nothing can learn it"
         findings.append(f"{split.name} has no row of {names}: {consequence}")
-    label, rows = counts.most_common(1)[0]
-    if rows > ONE_SIDED * len(split) and task.metric == "accuracy":
-        share, name = 100 * rows / len(split), task.label_names[int(label)]
-        report.warnings.append(f"{share:.0f}% of {split.name} are {name}: accuracy hardly differs between methods")
+    share = counts.iloc[0] / len(split)
+    if share > ONE_SIDED and task.metric == "accuracy":
+        name = task.label_names[int(counts.index[0])]
+        report.warnings.append(f"{share:.0%} of {split.name} are {name}: accuracy hardly differs between methods")
 
 
-def _check_lengths(report: TaskReport, column: str, limit: int, what: str, consequence: str) -> None:
-    shares = (report.rows[column] > limit).groupby(report.rows["split"], sort=False).mean()
-    for name, share in shares[shares > TRUNCATION_WARNING].items():
-        longer = f"{100 * share:.0f}% of {what}{name} have more than {limit} {report.unit}"
-        report.warnings.append(f"{longer}: {consequence}")
-
-
-def _check_overlaps(report: TaskReport, answer: str) -> None:
+def _check_overlaps(report: TaskReport) -> None:
     """Find texts that a split repeats with another answer, and texts that two splits share."""
     splits = dict(iter(report.rows.groupby("split", sort=False)))
     for name, split in splits.items():
         contradicting = (split.duplicated("text") & ~split.duplicated(["text", "answer"])).sum()
         if contradicting:
-            report.warnings.append(f"{contradicting} rows of {name} repeat an earlier text with another {answer}")
+            report.warnings.append(f"{contradicting} rows of {name} repeat an earlier text with another answer")
     for first, second in combinations(splits, 2):
-        shared = splits[second][splits[second]["text"].isin(splits[first]["text"])]
-        if shared.empty:
-            continue
-        share = len(shared) / len(splits[second])
-        finding = f"{len(shared)} rows of {second} ({100 * share:.1f}%) have a text of {first}"
-        known = set(zip(splits[first]["text"], splits[first]["answer"], strict=True))
-        if others := sum(pair not in known for pair in zip(shared["text"], shared["answer"], strict=True)):
-            finding += f", {others} of them with another {answer}"
-        if second == "test" and share >= LEAKAGE_ERROR:
+        shared = splits[second]["text"].isin(splits[first]["text"])
+        finding = f"{shared.sum()} rows of {second} ({shared.mean():.1%}) have a text of {first}"
+        if second == "test" and shared.mean() >= LEAKAGE_ERROR:
             report.errors.append(f"{finding}: the score would measure memory; take them out of {first}")
-        else:
+        elif shared.any():
             report.warnings.append(finding)
-
-
-# ---------------------------------------------------------------------------------------------- for a terminal
 
 
 def report_tables(report: TaskReport) -> Group:
@@ -180,39 +156,20 @@ def report_tables(report: TaskReport) -> Group:
     lines = [plain_text(f"warning: {line}.", style="yellow", longest=2_000) for line in report.warnings]
     lines += [plain_text(f"error: {line}.", style="red", longest=2_000) for line in report.errors]
     verdict = f"{len(report.errors)} errors, {len(report.warnings)} warnings" if lines else "nothing is wrong"
-    tables = [] if report.task is None else _tables(report.task, report)
-    return Group(*tables, *lines, plain_text(f"{report.name}: {verdict}"))
+    return Group(*_tables(report.task, report), *lines, plain_text(f"{report.task.name}: {verdict}"))
 
 
 def _tables(task: AnyTask, report: TaskReport) -> Iterator[Table]:
-    title = f"{task.name}, version {task.version}: {_kind(task)}, scored by {', '.join(task.metrics)}"
-    limit = task.max_prompt_tokens if isinstance(task, TextTask) else USUAL_LENGTH
-    yield _table(_length_frame(report, "length", limit), title, task.notes)
-    if isinstance(task, TextTask):
-        yield _table(_length_frame(report, "response_length", task.max_new_tokens), "Responses")
-    elif not task.regression:
-        counts = report.rows.groupby("split", sort=False)["answer"].value_counts().unstack("split", fill_value=0)
+    title = f"{task.name}, version {task.version}, scored by {', '.join(task.metrics)}"
+    by_split = report.rows.groupby("split", sort=False)
+    for what, column, limit, _ in report.limits:
+        lengths = by_split[column].describe(percentiles=[0.5, 0.95]).round().astype(int)
+        over = [f"{100 * (own > limit).mean():.1f}" for _, own in by_split[column]]
+        rows = zip(lengths.index, *(lengths[name] for name in ("count", "50%", "95%", "max")), over, strict=True)
+        numbers = ["rows", f"{report.unit} median", "95%", "max", f"over {limit} %"]
+        yield filled_table([f"split: {what}"], numbers, rows, title, task.notes)
+    if isinstance(task, TaskData) and not task.regression:
+        counts = by_split["answer"].value_counts().unstack("split", fill_value=0)
         counts = counts.reindex(range(task.num_labels), fill_value=0)
-        labels = counts.astype(str) + " (" + (100 * counts / counts.sum()).round(1).astype(str) + ")"
-        labels.insert(0, "label", task.label_names)
-        yield _table(labels, "Labels: rows (%)")
-
-
-def _kind(task: AnyTask) -> str:
-    if isinstance(task, TextTask):
-        return "prompts and responses"
-    pair = "pairs" if isinstance(task.train.texts[0], tuple) else "single texts"
-    return f"{pair}, {'a number' if task.regression else f'{task.num_labels} classes'}"
-
-
-def _length_frame(report: TaskReport, column: str, limit: int) -> pd.DataFrame:
-    lengths = report.rows.groupby("split", sort=False)[column]
-    frame = lengths.describe(percentiles=[0.5, 0.95])[["count", "min", "50%", "95%", "max"]].round().astype(int)
-    frame.columns = pd.Index(["rows", f"{report.unit} min", "median", "95%", "max"])
-    frame[f"over {limit} %"] = lengths.agg(lambda values: f"{100 * (values > limit).mean():.1f}")
-    return frame.reset_index()
-
-
-def _table(frame: pd.DataFrame, title: str, caption: str = "") -> Table:
-    first, *others = map(str, frame)
-    return filled_table([first], others, frame.itertuples(index=False), title, caption)
+        rows = zip(task.label_names, *(counts[name] for name in counts), strict=True)
+        yield filled_table(["label: rows"], list(counts), rows)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from benchmarks.testing.decoders import TinyDecoders, make_text_task, random_prompts
-from benchmarks.testing.encoders import TinyModels, make_task, random_texts
 from benchmarks.testing.report import FIT_SECTION, KNOB_SECTION, BrokenContractError, any_error_is
+from benchmarks.testing.tiny import TinyDecoders, TinyModels, make_task, make_text_task, random_prompts, random_texts
 from benchmarks.testing.watching import WatchedRule, counted_calls, reference_logits, stock_tokens
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.instances import Split, Text

@@ -18,8 +18,8 @@ from transformers import AutoModel
 from baselines.references import Random
 from benchmarks.testing import checks
 from benchmarks.testing.cases import AnyCase, InstanceCase
-from benchmarks.testing.encoders import random_texts, with_random_classifiers
 from benchmarks.testing.report import BrokenContractError, Finding, Report, any_error_is
+from benchmarks.testing.tiny import random_texts, with_random_classifiers
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
 from consistentee.backbones.decoders import DECODER_STEPPERS
 from consistentee.backbones.encoders import STEPPERS

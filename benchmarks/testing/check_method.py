@@ -11,9 +11,8 @@ from rich.progress import track
 from baselines.hashee import HashEE
 from benchmarks.testing.cases import AnyCase, InstanceCase, TokenCase
 from benchmarks.testing.checks import CHECKS, TOKEN_CHECKS, Check
-from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders
-from benchmarks.testing.encoders import FAMILIES, TOKEN_EXIT_FAMILIES, TinyModels
 from benchmarks.testing.report import Finding, Report
+from benchmarks.testing.tiny import DECODER_FAMILIES, FAMILIES, TOKEN_EXIT_FAMILIES, TinyDecoders, TinyModels
 from consistentee.errors import unknown_name
 from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_methods import TokenMethod

@@ -6,7 +6,7 @@ from conftest import random_prompts
 
 from baselines.kangaroo import Kangaroo
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
-from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.measure.flops import DecodingFlops
 from consistentee.engine.generate import generate
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError

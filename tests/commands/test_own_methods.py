@@ -1,12 +1,11 @@
-"""Methods of one's own: new files, files and folders as names, and the cards of all methods."""
+"""Methods of one's own: new files, files and folders as names, and the list of methods."""
 
 import pytest
 from command_line import call
 
-from benchmarks.commands import inventory
 from benchmarks.commands.own_methods import find_methods, words_of, write_method
 from consistentee.errors import UserError
-from consistentee.methods.method import available_methods, get_method, method_class_of
+from consistentee.methods.method import get_method
 
 
 @pytest.mark.parametrize("text", ["early-gate", "EarlyGate", "early gate", "early_gate"])
@@ -71,38 +70,12 @@ def test_places_without_methods_are_named(tmp_path, monkeypatch, place):
         find_methods([place])
 
 
-# ---------------------------------------------------------------------------------------------- cards
-
-
-def card(name: str) -> dict[str, str]:
-    return inventory.method_card(method_class_of(name))
-
-
-def test_a_card_shows_the_docstring_of_the_class():
-    assert card("berxit") == {
-        "what": "Alternating training, learning-to-exit or confidence rule.",
-        "paper": "Xin et al., BERxiT, EACL 2021",
-        "version": "2",
-        "training": "Train backbone, classifiers and the guess in one stage, whose steps alternate.",
-        "rule": "Exit where the uncertainty is below knob.",
-        "knob": "uncertainty, 1 to 0 (75 values)",
-        "parameters": "exit_when='sure'",
-    }
-    assert card("pabee")["knob"].endswith(", adapted to the model")
-
-
-@pytest.mark.parametrize("group", ["consistentee.methods", "consistentee.token_methods"])
-def test_every_method_says_how_it_trains_and_exits(group):
-    cards = {name: card(name) for name in available_methods(group)}
-    assert {name for name, found in cards.items() if not {"what", "training", "rule"} <= found.keys()} == set()
-
-
-def test_the_command_shows_cards_of_files_and_of_broken_ones(tmp_path, monkeypatch):
+def test_list_shows_methods_of_files_and_broken_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_method("gate")
     (tmp_path / "broken.py").write_text("raise SystemExit(1)")
-    done = call("list", "methods", "--detail", "--methods", "gate.py", "broken.py", "token-static")
+    done = call("list", "methods", "--methods", "gate.py", "broken.py", "token-static", "berxit")
     assert done.exit_code == 0, done.output
-    for text in ("gate.py:Gate", "unpublished", "token-static", "broken.py cannot be imported: SystemExit: 1"):
+    for text in ("gate.py:Gate", "hidden=32", "unpublished", "token-static", "exit_when='sure'", "SystemExit: 1"):
         assert text in done.output
     assert "pabee" not in done.output

@@ -10,11 +10,9 @@ import pytest
 from command_line import call
 from documents import ROOT
 
-from benchmarks.commands.inventory import bibliography, bibtex_of
 from benchmarks.commands.verify import faults_of
 from benchmarks.store.folders import HASHES_FILE
 from benchmarks.store.hashes import write_json
-from consistentee.methods.method import ENTRY_POINT_GROUP, available_methods, method_class_of
 
 
 @pytest.fixture
@@ -71,23 +69,3 @@ def test_verify_names_a_changed_file(published, file):
     (published / file).write_bytes((published / file).read_bytes() + b"\n# more")
     done = call("verify", published)
     assert (done.exit_code, f"{file}: not the content that was written" in done.output) == (2, True)
-
-
-def test_every_paper_of_a_method_has_an_entry():
-    papers = {name: method_class_of(name).paper for name in available_methods(ENTRY_POINT_GROUP)}
-    without = {name: paper for name, paper in papers.items() if bibtex_of(name, paper) is None}
-    assert all(paper.startswith(("ours: ", "reference: ")) for paper in without.values()), without
-    text = bibliography()
-    assert text.count("eprint = {2207.07061}") == 1, "the three variants of CALM"
-    assert "% calm-classifier, calm-softmax, calm-state, calm-tokens-classifier" in text
-    assert text.count("@misc{calm-") == 1
-    assert "% static\n% reference: the same exit layer for every row" in text
-
-
-def test_an_entry_has_the_fields_of_its_paper():
-    assert bibtex_of("x", "Bajpai & Hanawal, BEEM, ICLR 2025, arXiv 2502.00745 (its rule)") == (
-        "@misc{x,\n  author = {Bajpai and Hanawal},\n  title = {{BEEM}},\n  howpublished = {ICLR},\n"
-        "  year = {2025},\n  eprint = {2502.00745},\n  archiveprefix = {arXiv},\n}"
-    )
-    assert "howpublished" not in (bibtex_of("x", "He et al., DE3-BERT, 2024, arXiv 2402.05948") or "")
-    assert bibtex_of("x", "unpublished") is None

@@ -9,13 +9,13 @@ import pytest
 import torch
 from comparing import written
 from conftest import random_prompts
+from consistentee.engine.rows import Indices, Rows, RowTensors
 from hypothesis import given, strategies as st
 
 from baselines.references import RandomRule
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine import cache as cache_module
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.rows import Indices, Rows, RowTensors
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule
 

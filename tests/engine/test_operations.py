@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from baselines.calm import DecayingThresholdRule
 from baselines.references import RandomRule
-from benchmarks.testing.decoders import DECODER_CONFIGS, make_decoder_tokenizer
-from benchmarks.testing.encoders import save_random_model
+from benchmarks.testing.tiny import DECODER_CONFIGS, make_decoder_tokenizer, save_random_model
 from consistentee.engine.generate import generate_encoded
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule

@@ -5,8 +5,7 @@ import torch
 from conftest import FAMILIES, TOKEN_EXIT_FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure.flops import ALL_LIVE, FlopModel, RowCost
-from benchmarks.measure.operations import count_operations, eager_attention
+from benchmarks.measure.flops import ALL_LIVE, FlopModel, RowCost, count_operations, eager_attention
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded

@@ -8,7 +8,7 @@ from conftest import random_prompts
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.skipdecode import ScheduledRule
-from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.measure.flops import DecodingFlops
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 from command_line import call
 from conftest import make_task
 from small_suite import write_task
@@ -10,7 +9,6 @@ from small_suite import write_task
 from benchmarks.tasks import check
 from benchmarks.tasks.check import check_task
 from consistentee.data.instances import Split
-from consistentee.errors import UserError
 
 
 def task_of(monkeypatch, train, validation, test, **changes):
@@ -40,9 +38,9 @@ def test_repeats_and_contradictions_are_counted(monkeypatch):
     assert report.errors == [], "a little leakage is a warning"
     found = [finding for finding in report.warnings if "text" in finding]
     assert found == [
-        "1 rows of train repeat an earlier text with another label",
-        "1 rows of validation (50.0%) have a text of train, 1 of them with another label",
-        "1 rows of test (0.6%) have a text of train",  # "one" has both labels in train
+        "1 rows of train repeat an earlier text with another answer",
+        "1 rows of validation (50.0%) have a text of train",
+        "1 rows of test (0.6%) have a text of train",
         "1 rows of test (0.6%) have a text of validation",
     ]
 
@@ -55,7 +53,7 @@ def test_much_leakage_is_an_error(monkeypatch):
 def test_labels_that_are_missing_are_named(monkeypatch):
     names = tuple(f"class {i}" for i in range(9))
     report = task_of(monkeypatch, many("a"), many("b"), [(f"c {i}", 1) for i in range(150)], label_names=names)
-    assert any("train has no row of class 2, class 3, class 4, class 5, class 6 and 2 more" in e for e in report.errors)
+    assert any("train has no row of class 2, class 3, class 4, class 5, class 6, ..." in e for e in report.errors)
     assert any("every row of test has the same label" in e for e in report.errors)
     assert any("validation has no row of class 2" in w and "never scored there" in w for w in report.warnings)
 
@@ -66,7 +64,7 @@ def test_small_and_one_sided_splits_and_long_texts_are_warned_of(monkeypatch):
     assert report.errors == []
     assert "98% of test are no: accuracy hardly differs between methods" in report.warnings
     assert "validation has 40 rows: one row is 2.5 points, and knobs are chosen on it" in report.warnings
-    assert any(w.startswith("100% of train have more than 128 words") for w in report.warnings)
+    assert any(w.startswith("100% of the rows of train have more than 128 words") for w in report.warnings)
 
 
 def test_lengths_in_tokens_of_a_backbone(tmp_path, tiny_backbone):
@@ -79,23 +77,14 @@ def test_the_command_shows_tables_and_ends_with_0(tmp_path):
     done = call("check-task", write_task(tmp_path, "toy"))
     assert done.exit_code == 0, done.output
     shown = " ".join(done.output.split())
-    assert all(part in shown for part in ("toy, version 1: single texts, 3 classes", "Labels: rows (%)", "warnings"))
+    assert all(part in shown for part in ("toy, version 1, scored by", "label: rows", "warnings"))
 
 
-def test_a_faulty_row_is_named_by_file_and_line_and_ends_with_1(tmp_path):
+def test_a_task_that_cannot_be_loaded_is_an_error_that_can_be_fixed(tmp_path):
     path = write_task(tmp_path, "toy")
     with (tmp_path / "toy-test.tsv").open("a") as file:
         file.write("\t1\n")
     done = call("check-task", path)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "toy-test.tsv:32: empty text in column 'text'" in " ".join(done.output.split())
-    assert "1 errors" in done.output
-
-
-def test_a_faulty_yaml_is_an_error_and_a_missing_one_a_wrong_name(tmp_path):
-    (tmp_path / "toy.yaml").write_text("name: toy")
-    done = call("check-task", tmp_path / "toy.yaml")
-    assert done.exit_code == 1
-    assert "error:" in done.output
-    with pytest.raises(UserError, match="no such task file"):
-        check_task(str(tmp_path / "tou.yaml"))
+    assert "no such task file" in call("check-task", tmp_path / "tou.yaml").output

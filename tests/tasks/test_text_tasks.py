@@ -158,7 +158,7 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
     assert report.warnings == [
         "100% of the prompts of test have more than 16 words: they are cut, and the start stays",
         "100% of the responses of test have more than 8 words: they cannot be written to the end",
-        "1 rows of train repeat an earlier text with another response",
+        "1 rows of train repeat an earlier text with another answer",
         "1 rows of validation (0.8%) have a text of train",
     ]
 

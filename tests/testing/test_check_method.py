@@ -12,7 +12,7 @@ import torch
 from benchmarks.testing import checks
 from benchmarks.testing.cases import AnyCase
 from benchmarks.testing.check_method import check_method, checks_of, trained
-from benchmarks.testing.parameters import every_parameter_has_an_effect
+from benchmarks.testing.checks import every_parameter_has_an_effect
 from benchmarks.testing.report import BrokenContractError
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod, generate_speculatively
 from consistentee.methods.method import AnyMethod

@@ -30,8 +30,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 
 from baselines.pabee import PABEE
 from benchmarks.testing.cases import NEW_TOKENS, PROMPTS, TOKEN_RECIPE, AnyCase, InstanceCase, TokenCase, texts_of
-from benchmarks.testing.decoders import TinyDecoders
-from benchmarks.testing.encoders import TinyModels
+from benchmarks.testing.tiny import TinyDecoders, TinyModels
 from consistentee.errors import UserError
 from consistentee.methods.method import (
     ENTRY_POINT_GROUP,
