@@ -1,7 +1,8 @@
-"""Execute the notebooks and write them with their outputs: `tox -e write-notebooks`."""
+"""Execute notebooks and write them with their outputs: `tox -e write-notebooks`, or with names only these."""
 
 import base64
 import io
+import sys
 from pathlib import Path
 
 import nbformat
@@ -34,6 +35,6 @@ def with_few_colours(png: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in sorted(FOLDER.glob("*.ipynb")):
-        print(path.stem, flush=True)
-        write(path)
+    for name in sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
+        print(name, flush=True)
+        write(FOLDER / f"{name}.ipynb")
