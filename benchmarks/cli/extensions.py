@@ -90,11 +90,11 @@ def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backb
         print(f"{name}: {fetch_by_name(name)}")
 
 
-@command("This machine", "consistentee doctor", "consistentee doctor --data DATA")
-def doctor(data: DataOption = None) -> None:
-    """Check this machine: versions, device, load, cache, data and hub; give advice."""
+@command("This machine", "consistentee doctor")
+def doctor() -> None:
+    """Check this machine: versions, device, load, cache and hub; give advice."""
     from benchmarks.commands.doctor import examine
 
-    findings = examine(data)
+    findings = examine()
     output_console().print(filled_table(["", "subject", "state", "advice"], [], findings))
     raise typer.Exit(any(finding.verdict == "problem" for finding in findings))

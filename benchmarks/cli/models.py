@@ -1,8 +1,7 @@
-"""Commands of one model: train it, choose its knob by risk control, predict and generate with it."""
+"""Commands of one model: train it, predict and generate with it."""
 
 import json
 import sys
-from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -57,7 +56,6 @@ _BACKBONE_HELP = "Catalogue name, directory or hub id; by default minilm-l6, for
     "One model",
     "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
     "consistentee train my-task.yaml --method mine.py:MyMethod --param alpha=0.1 --set epochs=6 --out my-model",
-    "consistentee train movie-snippets --method deebert --risk 0.02 --out my-model",
     "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
     cls=HelpWithSettings,
 )
@@ -83,48 +81,6 @@ def train(
         task, method, values, backbone=backbone, out=out, settings=fields, seed=seed, data_dir=data, risk=risk
     )
     output_console().print(report)
-
-
-@command("One model", "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA")
-def risk(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
-    task: Annotated[str, typer.Argument(help="The task that it was trained for.")],
-    *,
-    risks: Annotated[list[float], several("--risk", "Mean losses that you accept, such as 0.02.", "0.01 0.05 ...")],
-    delta: Annotated[float, typer.Option(help="Probability with which UCB and LTT may fail.")] = 0.1,
-    losses: Annotated[list[str] | None, several("--loss", "gap, consistency (both by default), brier-gap, ...")] = None,
-    data: DataOption = None,
-    allow_code: AllowCodeOption = False,
-) -> None:
-    """Choose the knob of a saved model by risk control (CRC, UCB, LTT); show its loss and layers on test rows."""
-    from benchmarks.tasks.loader import load_classification_task
-    from consistentee.deployment.pipeline import load_saved
-    from consistentee.deployment.risk_control import BOUNDS, check_names, knob_risks
-    from consistentee.models.encoder.multi_exit_model import MultiExitModel
-    from consistentee.traces.instance_trace import record_trace
-
-    losses = losses or ["gap", "consistency"]
-    for loss in losses:
-        check_names(loss=loss)
-    saved, method, _ = load_saved(model, MultiExitModel, allow_code=allow_code)
-    rows = load_classification_task(task, data)
-    if saved.description.task_name != rows.name:
-        raise UserError(f"{model} was trained for task {saved.description.task_name!r}, not for {rows.name!r}")
-    traces = record_trace(saved, rows.validation), record_trace(saved, rows.test)
-    lines = []
-    for loss in losses:
-        validation, test = (knob_risks(method, saved, trace, loss) for trace in traces)
-        for accepted, (name, bound) in product(risks, BOUNDS.items()):
-            found = bound(validation.losses, accepted, delta, validation.highest)
-            index = max(found, 0)
-            knob = f"{validation.knobs[index]:.4g}" if found >= 0 else "(none)"
-            means = [f"{100 * of.losses[:, index].mean():.2f}" for of in (validation, test)]
-            lines.append([loss, name, f"{100 * accepted:g}", knob, *means, f"{test.layers[index]:.2f}"])
-    layers = f"test layers of {saved.num_layers}"
-    numbers = ["accepted risk %", method.knob.name, "validation loss %", "test loss %", layers]
-    title = f"{method.name} on {rows.name}, {method.knob.name} by risk control, delta={delta:g}"
-    caption = "chosen on validation rows; (none): no early exit is proven safe, so all rows run all layers"
-    output_console().print(filled_table(["loss", "bound"], numbers, lines, title, caption))
 
 
 @command("One model", 'consistentee predict my-pair-model --knob 0.9 --pair "It rains." "The ground is wet."')

@@ -163,7 +163,7 @@ def table(
 
 @command(
     "See results",
-    "consistentee reproduce consistentee-glue --notes",
+    "consistentee reproduce consistentee-glue",
     "consistentee reproduce consistentee-glue --backbones bert-base-uncased --results runs/paper-bert-base",
 )
 def reproduce(
@@ -172,7 +172,6 @@ def reproduce(
     backbones: BackbonesOption = None,
     results: Annotated[Path | None, typer.Option(help="A run of yours; default: what is published.")] = None,
     table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex", help="Print as text.")] = None,
-    notes: Annotated[bool, typer.Option("--notes", help="Name all conditions that differ.")] = False,
 ) -> None:
     """Compare a paper's table with our numbers at the printed speed-ups (score @ speed-up); csv adds differences."""
     from benchmarks.analysis.rendering import to_terminal
@@ -182,9 +181,9 @@ def reproduce(
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     if table_format is None:
-        output_console().print(to_terminal(paper_table(one, notes=notes) for one in comparisons))
+        output_console().print(to_terminal(paper_table(one) for one in comparisons))
     else:
-        print(render(comparisons, table_format, notes=notes), end="")
+        print(render(comparisons, table_format), end="")
 
 
 @command(
@@ -237,7 +236,7 @@ def verify(results: ResultsArgument) -> None:
 
     Scores and layers are computed again from the rows.
     """
-    from benchmarks.commands.verify import faults_of
+    from benchmarks.commands.publish import faults_of
 
     faults = list(faults_of(results))
     for fault in faults:

@@ -3,7 +3,6 @@
 import platform
 import shutil
 from importlib.metadata import version
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import psutil
 import torch
 
 from benchmarks.measure.environment import usable_cores
-from benchmarks.tasks.loader import list_tasks, spec_of
 from consistentee.backbones.hub import HubError, ask
 from consistentee.backbones.wheels import cache_dir
 from consistentee.models.base import chosen_device
@@ -27,14 +25,13 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def examine(data_dir: Path | None) -> list[Finding]:
+def examine() -> list[Finding]:
     """Examine the machine; takes some seconds. Raises UserError for a device that is not there."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("consistentee", "torch", "transformers"))
     return [
         Finding("ok", "libraries", f"Python {platform.python_version()}, {versions}"),
         *_check_processors(),
         _check_cache(),
-        _check_data(data_dir),
         _check_hub(),
     ]
 
@@ -68,16 +65,6 @@ def _check_cache() -> Finding:
     advice = "free some space, or set CONSISTENTEE_CACHE to a larger disk"
     found = _finding("cache", f"{folder}, {free:.1f} GiB free", advice, free < 3)
     return found._replace(verdict="problem") if free < 0.5 else found
-
-
-def _check_data(data_dir: Path | None) -> Finding:
-    if data_dir is None:
-        advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
-        return Finding("warn", "data", "no folder given", advice)
-    layouts = {name: spec_of(name)[0].files for name in list_tasks()}
-    held = [name for name, files in layouts.items() if files and (data_dir / files.folder / files.train).is_file()]
-    state = f"{data_dir} holds {', '.join(held) or 'no task'}"
-    return _finding("data", state, "see docs/tasks.md for the layout that tasks expect", not held)
 
 
 def _check_hub() -> Finding:

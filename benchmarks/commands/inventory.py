@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from benchmarks.commands.own_methods import find_methods
-from benchmarks.papers.specs import list_papers, load_paper
+from benchmarks.papers.comparison import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
 from benchmarks.terminal import filled_table

@@ -1,16 +1,31 @@
-"""Publish a run: turn its hundreds of files into the few small ones that can be committed."""
+"""Publish a run as the few small files that can be committed, and verify the results folders of both."""
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from benchmarks.analysis import write_published_files
 from benchmarks.analysis.frames import load_results
-from benchmarks.store.folders import CELLS_FILE, ENVIRONMENT_FILE, HASHES_FILE, SUITE_FILE, frame_file
+from benchmarks.store.folders import (
+    CELLS_FILE,
+    ENVIRONMENT_FILE,
+    FAILURE_FILE,
+    HASHES_FILE,
+    RECORD_FILE,
+    SUITE_FILE,
+    RunFolder,
+    frame_file,
+    parse_record,
+    record_files,
+)
 from benchmarks.store.frames import FRAMES, write_published_frame
-from benchmarks.store.hashes import write_json
+from benchmarks.store.hashes import file_fault, write_json
 from benchmarks.store.record_tables import write_records
+from benchmarks.store.records import AnyRecord, FailureRecord
 from benchmarks.store.results_folder import (
     FAILURES_FILE,
     TIMES_FILE,
@@ -19,8 +34,9 @@ from benchmarks.store.results_folder import (
     is_published,
     open_results,
 )
+from consistentee.data.metrics import METRICS, score, token_match
 from consistentee.errors import UserError
-from consistentee.files import PARTIAL, replacing
+from consistentee.files import OLD, PARTIAL, checked_tensors, replacing
 
 
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
@@ -89,3 +105,114 @@ def _equal_frames(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     except AssertionError:
         return False
     return True
+
+
+# ---------------------------------------------------------------------------------------------- verify
+
+_ROUNDING = 1e-6
+_Fact = tuple[str, ArrayLike, ArrayLike]
+
+
+def faults_of(root: Path) -> Iterator[str]:
+    """Yield a sentence for every fault of a results folder, with the file.
+
+    Raises UserError for a folder without results.
+    """
+    patterns = (f".{root.name}.*{PARTIAL}", f".{root.name}{OLD}")
+    leftovers = [path for pattern in patterns for path in root.parent.glob(pattern)]
+    yield from (f"{path}: left by a publication that was interrupted; publish the run again" for path in leftovers)
+    if leftovers and not root.exists():
+        return
+    if not is_published(root) and not (root / "cells").is_dir():
+        raise UserError(f"{root} holds no results; give the folder of a run, or published results")
+    sealed, remedy = root / ENVIRONMENT_FILE, "the next run writes it again"
+    if is_published(root):
+        sealed, remedy = root / HASHES_FILE, "publish the run again"
+    if fault := file_fault(sealed, sealed=True):
+        yield f"{sealed}: {fault}; {remedy}"
+    try:
+        results = open_results(root)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from map(str, results.faults)
+    for folder, record in results.cells.items():
+        yield from (f"{results.place(folder)}: {fault}" for fault in _faults_of_cell(results, folder, record))
+    for file, timing in results.timings.items():
+        numbers = set(results.times_of(file).get("timed", []))
+        if numbers != set(range(len(timing.timed))):
+            yield f"{root}, timing {file}: its times are not those of its {len(timing.timed)} knobs"
+    if not is_published(root):
+        yield from _faults_of_other_files(root)
+
+
+def _faults_of_cell(results: StoredResults, folder: str, record: AnyRecord) -> Iterator[str]:
+    if not results.published and (fault := file_fault(results.place(folder) / RECORD_FILE)):
+        yield fault
+    if record.key != record.key_parts.key:
+        yield "its key is not that of its parts"
+    if not folder.endswith(f"/seed{record.seed}"):
+        yield f"it lies in the folder of another cell, {folder}"
+    try:
+        for what, found, recorded in _facts(record, results.frames_of(folder)):
+            if np.shape(found) != np.shape(recorded) or not np.allclose(found, recorded, rtol=0, atol=_ROUNDING):
+                yield f"{what}: its rows give {np.asarray(found)}, its curve {np.asarray(recorded)}"
+    except (UserError, KeyError, IndexError, ValueError, TypeError) as error:
+        yield f"its frames do not fit its record: {error}"
+
+
+def _faults_of_other_files(root: Path) -> Iterator[str]:
+    for path in record_files(root, FAILURE_FILE):
+        _, reason = parse_record(path, FailureRecord)
+        if reason:
+            yield f"{path}: {reason}"
+    folder = RunFolder(root)
+    for path in sorted(folder.stages.glob("*.safetensors")):
+        try:
+            checked_tensors(path)
+        except UserError as error:
+            yield str(error)
+    for place in sorted(folder.model("").glob("*")):
+        if "." not in place.name and (fault := file_fault(place / HASHES_FILE, sealed=True)):
+            yield f"{place}: {fault}"
+    for path in root.rglob(".*"):
+        if path.name.endswith((PARTIAL, OLD)):
+            yield f"{path}: left by a process that was killed; the next run removes it"
+
+
+def _facts(record: AnyRecord, frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
+    """Compute again what rows give, at all knobs whose answers are kept: its name, the value, and the curve's."""
+    yield "test rows", len(frames["rows"]), record.test_rows
+    yield from (_of_texts if record.kind == "generation" else _of_instances)(frames)
+
+
+def _of_instances(frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
+    curve, labels = frames["curve"].set_index("place"), frames["rows"]["label"].to_numpy()
+    answers = frames["answers"].pivot(index="row", columns="layer", values="answer").to_numpy()  # [rows, exits]
+    for place, own in frames["exits"].groupby("place"):
+        point, exits = curve.loc[place], own["exit_layer"].to_numpy()
+        given, name = answers[own["row"], exits - 1], f"place {place}"
+        for metric in METRICS.keys() & set(curve):
+            yield f"{name}, {metric}", score(metric, labels, given), point[metric]
+        counts = np.bincount(exits, minlength=len(point["exit_histogram"]) + 1)[1:]
+        yield f"{name}, exits", counts, point["exit_histogram"]
+        # Tokens may exit before their row does.
+        yield f"{name}, layers", min(exits.mean(), point["layers"]), point["layers"]
+
+
+def _of_texts(frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
+    """Yield the facts of decoded texts; ROUGE needs the texts themselves, of which rows have the scores."""
+    curve, texts = frames["curve"].set_index("place"), frames["texts"].set_index("place")
+    full, references = texts.loc[[curve.index[-1]]], frames["rows"]["reference_tokens"].sum()
+    for place in texts.index.unique():
+        point, own, name = curve.loc[place], texts.loc[[place]], f"place {place}"
+        for column in set(own) & set(curve) - {"nats"}:
+            yield f"{name}, {column}", own[column].mean(), point[column]
+        yield f"{name}, token match", token_match(list(full["tokens"]), list(own["tokens"])).mean(), point["match"]
+        if references:
+            yield f"{name}, nats", own["nats"].sum() / references, point["nats"]
+        exits = np.concatenate([layers[1:] for layers in own["exit_layers"]])
+        counts = np.bincount(exits, minlength=len(point["exit_histogram"]) + 1)[1:]
+        yield f"{name}, exits", counts, point["exit_histogram"]
+        if len(exits) and not point.get("passes", np.nan) > 0:
+            yield f"{name}, layers", exits.mean(), point["layers"]

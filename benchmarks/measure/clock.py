@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from benchmarks.specs.base import TimingSpec
 from consistentee.engine.transcript import clock
@@ -91,26 +91,19 @@ def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: 
 # ---------------------------------------------------------------------------------------------- decoding
 
 
-class _FirstToken(StoppingCriteria):
-    """Record when the stock model has its first new token; stop nothing."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.at: float | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        if self.at is None:
-            self.at = clock(self.device)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
 @torch.inference_mode()
 def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> BatchTimes:
     """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
     prompts = list(map(torch.tensor, rows))
     tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
     mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
-    first = _FirstToken(model.device)
+    times: list[float] = []
+
+    def note_time(input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """Note when there is a new token, and stop nothing."""
+        times.append(clock(model.device) if not times else times[0])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
     start = clock(model.device)
     output = model.backbone.generate(
         input_ids=tokens.to(model.device),
@@ -119,18 +112,17 @@ def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: 
         do_sample=False,
         eos_token_id=sorted(model.end_tokens) or None,
         pad_token_id=model.pad_id,
-        stopping_criteria=StoppingCriteriaList([first]),
+        stopping_criteria=StoppingCriteriaList([note_time]),
     )
     end = clock(model.device)
-    assert first.at is not None
     steps = output.shape[1] - tokens.shape[1] - 1
     texts, ends = output[:, tokens.shape[1] :].tolist(), model.end_tokens
     decoded = sum(next((place for place, token in enumerate(text) if token in ends), steps) for text in texts)
     return BatchTimes(
-        seconds=end - first.at,
+        seconds=end - times[0],
         units=decoded,
         layer_calls=float(decoded * model.num_layers),
-        prefill_seconds=first.at - start,
+        prefill_seconds=times[0] - start,
         head_seconds=head_seconds(model, len(rows), steps),
         completed=[end - start] * len(rows),
     )

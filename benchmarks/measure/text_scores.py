@@ -85,10 +85,7 @@ def reference_losses(trace: TokenTrace, rules: Sequence[ExitRule], rows: int) ->
 
 @torch.inference_mode()
 def _nats(trace: TokenTrace, places: Tensor) -> Tensor:
-    """Compute the negative log-likelihood of tokens at the exits that some rule takes: float64 [tokens, exits].
-
-    ``places``: the exit that every rule takes, counted from 0: int64 [rules, tokens].
-    """
+    """Compute the negative log-likelihood [tokens, exits] at the exits that some rule takes, of ``places`` from 0."""
     found = torch.zeros(len(trace.may_exit), len(trace.exit_layers), dtype=torch.float64)
     for place, layer in enumerate(trace.exit_layers):
         for chunk in (places == place).any(dim=0).nonzero().flatten().split(CHUNK):

@@ -18,10 +18,7 @@ from consistentee.engine.generate import generate_encoded
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
-from consistentee.signals import entropy
-from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import sweep
+from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 
 ROWS = 192
 NEW_TOKENS = 32
@@ -105,13 +102,6 @@ def real_to_allowed(model, rows, batch_size: int) -> tuple[float, float, float]:
     return average, in_step, in_flight
 
 
-@pytest.mark.parametrize(("batch_size", "wanted"), [(1, 0.90), (8, 0.85), (32, 0.85)])
-def test_real_speed_up_is_what_the_layers_allow(report, model, task, batch_size, *, wanted):
-    average, ratio, _ = real_to_allowed(model, model.tokenize(task.test.texts[:ROWS]), batch_size)
-    report(f"real / allowed, batch {batch_size}, {average:.2f} layers: {ratio:.3f} (at least {wanted})")
-    assert ratio >= wanted
-
-
 @pytest.mark.parametrize("batch_size", [8, 32])
 @pytest.mark.parametrize(("order", "wanted"), [("of the data", 0.95), ("of their length", 0.85)])
 def test_regrouped_rows_are_as_fast_as_their_layers_allow(report, model, batch_size, order, *, wanted):
@@ -124,19 +114,6 @@ def test_regrouped_rows_are_as_fast_as_their_layers_allow(report, model, batch_s
     where = f"{ROWS} rows in the order {order}, batch {batch_size}, {average:.2f} layers"
     report(f"real / allowed, {where}: in step {in_step:.3f}, in flight {in_flight:.3f} (at least {wanted})")
     assert in_flight >= wanted
-
-
-def test_a_hundred_thresholds_cost_little_more_than_one_evaluation(report, model, task):
-    rules = [ThresholdRule(entropy, threshold, "below") for threshold in torch.linspace(0.8, 0, 100).tolist()]
-    encodings = model.tokenize(task.test.texts)
-    evaluated, swept = in_rounds(
-        lambda: seconds(lambda: stock_encoded(model, encodings, batch_size=64, sort_by_length=True)),
-        lambda: seconds(lambda: sweep(rules, record_trace(model, task.test, batch_size=64))),
-        rounds=3,
-    )
-    ratio = ratio_of(swept, evaluated)
-    report(f"trace and sweep of 100 thresholds / one full-depth evaluation: {ratio:.3f} (at most 1.2)")
-    assert ratio <= 1.2
 
 
 @pytest.mark.parametrize(("batch_size", "rounds"), [(1, 21), (8, 7)])

@@ -10,24 +10,17 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import yaml
+from pydantic import Field
 
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.frames import FULL, Results, load_results
 from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
-from benchmarks.papers.specs import (
-    PaperColumn,
-    PaperMethod,
-    PaperSetting,
-    PaperTable,
-    PrintedSpeed,
-    PrintedValue,
-    load_paper,
-)
 from benchmarks.specs.base import short_name
+from benchmarks.specs.schema import Strict
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.records import AnyRecord
 from benchmarks.store.results_folder import kind_of_results
-from benchmarks.tasks.loader import spec_of
+from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
 
@@ -35,6 +28,73 @@ _FOLDER = files("benchmarks") / "papers"
 _NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
 """Of ``83.9/83.0``, matched and mismatched, the first number counts."""
 PAPER = "paper"
+
+
+class PaperColumn(Strict):
+    """A task of the table."""
+
+    printed: str = Field(description="its name in results.csv")
+    task: str = Field(description="ours")
+    metric: str = Field(description="ours, by which our knobs are chosen and scored")
+    printed_metrics: tuple[str, ...] = Field(min_length=1, description="what the paper calls it, method by method")
+
+
+class PaperMethod(Strict):
+    """A method of the table."""
+
+    printed: str = Field(description="its name in results.csv")
+    backbone: str = Field(description="as printed")
+    full: str = Field(description="the printed name of the model that it is measured against")
+    ours: tuple[str, ...] = Field(min_length=1, description="our curves, by label")
+
+
+class PaperSetting(Strict):
+    """A backbone of ours and the suite that trains it."""
+
+    backbone: str
+    suite: str
+
+
+class PaperTable(Strict):
+    """A table that ``consistentee reproduce`` knows by name."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[\w.-]+$")
+    title: str
+    table: str = Field(description="as the column of that name in results.csv says")
+    speed: Literal["layers", "time saved", "not stated"] = Field(
+        description="what its speed-ups are: L / average layers, a share of the wall time, or a ratio of something"
+    )
+    values: Literal["score", "points"] = Field("score", description="points: the score minus the full model's")
+    columns: tuple[PaperColumn, ...] = Field(min_length=1)
+    methods: tuple[PaperMethod, ...] = Field(min_length=1)
+    settings: tuple[PaperSetting, ...] = Field(min_length=1, description="whose results are shown unasked")
+    paper_setting: PaperSetting = Field(description="the paper's backbone; its suite trains any backbone not listed")
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(label for method in self.methods for label in method.ours))
+
+    def setting_for(self, backbone: str) -> PaperSetting:
+        known = {setting.backbone: setting for setting in (*self.settings, self.paper_setting)}
+        return known.get(backbone, PaperSetting(backbone=backbone, suite=self.paper_setting.suite))
+
+
+def list_papers() -> dict[str, Path]:
+    """Return the tables that come with the package: name -> file."""
+    return yaml_files(Path(__file__).parent / "tables")
+
+
+def load_paper(name_or_path: str | Path) -> PaperTable:
+    """Read a table, by its name or as the path of a YAML file.
+
+    Raises UserError for an unknown name, and for a file that is not a valid table (the field is named).
+    """
+    return load_named("paper table", name_or_path, list_papers(), lambda fields: PaperTable)
+
+
+# ---------------------------------------------------------------------------------------------- the comparison
 
 
 @cache
@@ -121,10 +181,8 @@ def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
 def compare(comparison: PaperComparison) -> pd.DataFrame:
     """Return a line for every printed operating point and label of ours; scores and points are shares.
 
-    Columns: ``method``, ``printed_backbone``, ``task`` (of the paper), ``our_task``, ``number`` of how many ``points``,
-    ``printed_metric``, ``printed_value``, ``printed_speedup``, ``speedup``, ``their_score``, ``their_points``,
-    ``label``, ``score``, ``our_points``, ``low``, ``high``, ``layers``, ``spent`` (the speed-up in layers), ``over``,
-    ``under``, ``source`` and ``url``.
+    What the paper prints is ``printed_...`` and ``their_...``; ``label``, ``score``, ``our_points`` with its interval,
+    ``layers`` and ``spent`` (the speed-up in layers) are ours.
     """
     printed = [
         _printed_points(comparison.table, method, column).assign(label=label)
@@ -170,7 +228,7 @@ def _printed_points(table: PaperTable, method: PaperMethod, column: PaperColumn)
     names_here = {"metric": "printed_metric", "value": "printed_value", "speedup": "printed_speedup"}
     found = found.rename(columns={**names_here, "speedup_definition": "definition"})
     found = found.assign(printed_backbone=method.backbone, our_task=column.task, our_metric=column.metric)
-    of_points, saved = table.values is PrintedValue.POINTS, table.speed is PrintedSpeed.TIME_SAVED
+    of_points, saved = table.values == "points", table.speed == "time saved"
     found["speedup"] = 1 / (1 + found["ratio"] / 100) if saved else found["ratio"]  # -21% is a fifth of the time saved
     found["their_score"] = np.nan if of_points else found["number"] / 100
     full = 0.0 if of_points else printed_full(table, method, column)
@@ -192,11 +250,8 @@ def _printed(table: PaperTable, method: str, backbone: str, column: PaperColumn)
     return found[own & (found["task"] == column.printed) & found["metric"].isin(column.printed_metrics)]
 
 
-def paper_table(comparison: PaperComparison, *, notes: bool = False) -> Table:
-    """Return the table of one backbone of ours, in the paper's shape: of every method the paper's line and ours.
-
-    ``notes`` adds all conditions that differ. What is missing, and marks that occur, are always explained.
-    """
+def paper_table(comparison: PaperComparison) -> Table:
+    """Return the table of one backbone of ours, in the paper's shape: of every method the paper's line and ours."""
     table, found = comparison.table, compare(comparison)
     full: dict[tuple[str, str], dict[str, float]] = {
         (method.full, PAPER): {column.printed: printed_full(table, method, column) for column in table.columns}
@@ -219,6 +274,7 @@ def paper_table(comparison: PaperComparison, *, notes: bool = False) -> Table:
         lines.append({"block": block, "method": words, "whose": PAPER} | theirs.to_dict())
         for label, ours in own[own["label"] != ""].groupby("label", sort=False):
             lines.append({"block": block, "method": label, "whose": "ours"} | ours.set_index("task")["ours"].to_dict())
+    meanings = sorted({names()["speedup_definitions"][text] for text in found["definition"]})
     return Table(
         title=f"{table.title}. {_setting(comparison)}",
         name=f"{table.name}-{comparison.backbone}",
@@ -227,8 +283,9 @@ def paper_table(comparison: PaperComparison, *, notes: bool = False) -> Table:
         notes=[
             *([MARKS_NOTE] if marks.any() else []),
             *_missing(comparison, found),
-            *([*_conditions(comparison, found), *table.notes] if notes else []),
-            *([f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}."] if notes else []),
+            f"Speed-up: theirs {', '.join(meanings)}; ours L / average layers.",
+            *table.notes,
+            f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}.",
         ],
         blocks="block",
     )
@@ -236,7 +293,7 @@ def paper_table(comparison: PaperComparison, *, notes: bool = False) -> Table:
 
 def _texts(table: PaperTable, score: pd.Series, points: pd.Series, speedup: pd.Series, marks: Any = "") -> pd.Series:
     """Write scores, or points where the paper prints these, with their speed-ups: ``69.0 @ 1.85x``."""
-    of_points = table.values is PrintedValue.POINTS
+    of_points = table.values == "points"
     values = (100 * (points if of_points else score).astype(float)).round(1) + 0.0  # no -0.0
     texts = values.map(("{:+.1f}" if of_points else "{:.1f}").format) + speedup.map(" @ {:.2f}x".format) + marks
     return texts.where(values.notna(), None)
@@ -263,39 +320,6 @@ def _our_full(comparison: PaperComparison, column: PaperColumn) -> float:
     return float(full[column.metric].mean()) if column.metric in full and len(full) else np.nan
 
 
-def _conditions(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
-    """Name the conditions that differ, one sentence each."""
-    table = comparison.table
-    by_task = {column: [r for r in comparison.records if r.task == column.task] for column in table.columns}
-    known = {column: own[0] for column, own in by_task.items() if own}
-    paper, printed = table.paper_setting.backbone, ", ".join(dict.fromkeys(method.backbone for method in table.methods))
-    trains = (
-        "" if comparison.backbone == paper else f" (suite {table.paper_setting.suite} trains the paper's, with a GPU)"
-    )
-    rows = [f"{column.printed} {_rows(record, 'train')} / {_rows(record, 'test')}" for column, record in known.items()]
-    splits = dict.fromkeys(record.task_notes.split(".")[0] for record in known.values())
-    ours = "; ".join(dict.fromkeys(split if "dev" in split else "the task's test split" for split in splits))
-    bare = found["printed_metric"].str.lower().str.removeprefix("delta ").str.removesuffix(" vs baseline")
-    differ = found[bare != found["our_metric"]].groupby(["printed_metric", "our_metric"], sort=False)["task"].unique()
-    metrics = [f"{', '.join(tasks)}: theirs '{theirs}', ours {ours}" for (theirs, ours), tasks in differ.items()]
-    meanings = ", ".join(sorted({names()["speedup_definitions"][text] for text in found["definition"]}))
-    converted = ", read as 1 / (1 - saved)" if table.speed is PrintedSpeed.TIME_SAVED else ""
-    return [
-        f"Backbone: theirs {printed}; ours {comparison.backbone}{trains}.",
-        *([f"Split: theirs {names()['splits'][table.table]}; ours: {ours}."] if known else []),
-        *([f"Training / test rows: ours {', '.join(rows)}; theirs are not in the collection."] if known else []),
-        *([f"Metric: {'; '.join(metrics)}."] if metrics else []),
-        f"Speed-up: theirs {meanings}{converted}; ours L / average layers.",
-    ]
-
-
-def _rows(record: AnyRecord, split: Literal["train", "test"]) -> str:
-    """Return how many rows of ours a split has, and of how many where they are not all."""
-    rows = record.train_rows if split == "train" else record.test_rows
-    every = spec_of(record.task)[0].complete_rows.get(split)
-    return f"{rows:,}" if every in {None, rows} else f"{rows:,} of {every:,}"
-
-
 def _missing(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
     """Name what has no records, and the command that makes them."""
     wanted = found.loc[found["label"] != "", ["label", "task", "our_task"]].drop_duplicates()
@@ -305,11 +329,11 @@ def _missing(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
     return [f"{MISSING}: no records of {'; '.join(texts)}; `{comparison.command}` makes them."] if texts else []
 
 
-def render(comparisons: Sequence[PaperComparison], table_format: str, *, notes: bool = False) -> str:
+def render(comparisons: Sequence[PaperComparison], table_format: str) -> str:
     """Render the tables of all backbones as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
     if table_format == "csv":
         return to_csv(paper_csv(comparisons))
-    return formatted([paper_table(comparison, notes=notes) for comparison in comparisons], table_format)
+    return formatted([paper_table(comparison) for comparison in comparisons], table_format)
 
 
 def paper_csv(comparisons: Sequence[PaperComparison]) -> pd.DataFrame:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from benchmarks.specs.schema import Strict
 from consistentee.data.instances import Text
 from consistentee.data.prompts import Keep, Prompt
 from consistentee.errors import UserError, shown, unencodable, unknown_name
@@ -97,12 +98,6 @@ class Template:
 
 
 # ---------------------------------------------------------------------------------------------- schemas
-
-
-class Strict(BaseModel):
-    """A part of a YAML; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RowColumns(Strict, ABC):

@@ -37,18 +37,9 @@ RECIPE = Recipe(
 )
 PROMPTS = 8
 NEW_TOKENS = 6
-TOKEN_RECIPE = TokenRecipe(
-    exit_steps=6,
-    exit_batch_size=32,
-    exit_learning_rate=1e-2,
-    head_tokens=64,
-    head_steps=8,
-    head_batch_size=32,
-    head_learning_rate=1e-2,
-    branch_steps=6,
-    branch_learning_rate=1e-2,
-    seed=1,
-)
+_STEPS = {"exit_steps": 6, "exit_batch_size": 32, "head_tokens": 64, "head_steps": 8, "head_batch_size": 32}
+_RATES = dict.fromkeys(["exit_learning_rate", "head_learning_rate", "branch_learning_rate"], 1e-2)
+TOKEN_RECIPE = TokenRecipe(**_STEPS, **_RATES, branch_steps=6, seed=1)
 FEW = 4
 """Prompts, if each is continued alone: enough to find a fault, in half the time."""
 
@@ -156,10 +147,7 @@ class InstanceCase(Case):
         regression: bool = False,
         recipe: Recipe = RECIPE,
     ) -> "InstanceCase":
-        """Train as a run would on a toy task of 3 classes, or a regression, and record the trace of other texts.
-
-        Raises BrokenContractError if the method cannot be trained.
-        """
+        """Train as a run would on a toy task of 3 classes, or a regression, and record the trace of other texts."""
         task = make_task(regression=regression)
         model = fitted(method, models.model(family, num_labels=task.num_labels), task, recipe)
         texts = random_texts(rows, seed=9)
@@ -238,10 +226,7 @@ class TokenCase(Case):
 
     @classmethod
     def train(cls, method: Any, family: str, models: TinyDecoders, recipe: TokenRecipe = TOKEN_RECIPE) -> "TokenCase":
-        """Train as a run would on a toy task, and record the trace of what the full model writes after other prompts.
-
-        Raises BrokenContractError if the method cannot be trained.
-        """
+        """Train as a run would on a toy task, and record the trace of what the full model writes after prompts."""
         model = fitted(method, models.model(family), make_text_task(), recipe)
         texts = random_prompts(PROMPTS, seed=9)
         prompts = model.encode(texts)

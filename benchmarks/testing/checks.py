@@ -93,10 +93,7 @@ def _alike(first: Tensor, second: Tensor, within: float = _CLOSE) -> bool:
 
 
 def replay_is_reality(case: AnyCase) -> None:
-    """2: a replay gives the exits and answers of a live run; of tokens, one with exact keys and values.
-
-    The next check compares that run with those in batches of other sizes.
-    """
+    """2: a replay gives the exits and answers of a live run; of tokens, one with exact keys and values."""
     for knob in case.knobs:
         (exits, answers), (replayed, replayed_answers) = case.live_and_replayed(knob)
         if not torch.equal(replayed, exits):
@@ -373,7 +370,7 @@ def every_parameter_has_an_effect(case: AnyCase) -> None:
                 with suppress(UserError):
                     changed = train(replace(method, **{parameter.name: value}))
                     accepted.append(value)
-                    if not _is_same(before, _outcome(changed)):
+                    if before != _outcome(changed):
                         accepted.clear()
                         break
             if accepted:
@@ -405,10 +402,6 @@ def _other_values(case: AnyCase, method: AnyMethod, parameter: "Field[Any]") -> 
 
 
 def _trained_with(case: AnyCase, store: Path, method: AnyMethod) -> AnyCase:
-    """Train a method as that of a case, with stages from a store, so that a value missing in a stage's key shows.
-
-    Raises UserError if the method refuses its parameters for this task.
-    """
     recipe: Any = _TOKEN_RECIPE if isinstance(case, TokenCase) else RECIPE
     try:
         return case.train(method, case.family, case.models, recipe=replace(recipe, store=store, keep_stages=True))
@@ -420,28 +413,15 @@ def _trained_with(case: AnyCase, store: Path, method: AnyMethod) -> AnyCase:
 
 def _outcome(case: AnyCase) -> dict[str, Any]:
     """Return what a parameter may change: weights, description, knob, exits, and texts if the method drafts."""
-    outcome: dict[str, Any] = {
-        "description": asdict(case.model.description),
-        "knob": case.values,
-        "exits": case.swept(case.values),
-    }
+    outcome: dict[str, Any] = {"description": asdict(case.model.description), "knob": case.values}
+    outcome["exits"] = case.swept(case.values)
     if isinstance(case, TokenCase) and case.method.drafts:
         with any_error_is("generate() fails"):
             written = case.method.generate(case.model, case.texts, case.values[0], max_new_tokens=4 * NEW_TOKENS)
-        outcome |= {"layers": texts_of(written), "calls": float(written.layer_calls)}
-    return outcome | dict(case.model.state_dict())
-
-
-def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return first.keys() == second.keys() and all(_equal(first[name], second[name]) for name in first)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)
+        texts = [(row.layers, row.answers.tolist()) for row in texts_of(written)]
+        outcome |= {"texts": texts, "calls": float(written.layer_calls)}
+    outcome |= case.model.state_dict()
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in outcome.items()}
 
 
 CHECKS = (

@@ -105,25 +105,6 @@ def test_risk_control_chooses_the_stored_knob(task_file, tiny_backbone, tmp_path
     assert (refused.exit_code, "between 0 and 1" in refused.output) == (2, True)
 
 
-def test_risk_shows_every_bound(task_file, trained):
-    done = call("risk", trained, task_file, "--risk", "0.3", "0.9")
-    assert done.exit_code == 0, done.output
-    lines = [line.split() for line in done.output.splitlines() if line.strip().startswith(("gap", "consistency"))]
-    assert [line[:3] for line in lines] == [
-        [loss, bound, risk]
-        for loss in ("gap", "consistency")
-        for risk in ("30", "90")
-        for bound in ("crc", "ucb", "ltt")
-    ]
-    for arguments, message in (
-        (["--risk", "0.3", "--loss", "gaps"], "did you mean 'gap'"),
-        (["--risk", "low"], "risk"),
-    ):
-        refused = call("risk", trained, task_file, *arguments)
-        assert (refused.exit_code, message in refused.output) == (2, True)
-    assert "was trained for task 'toy'" in call("risk", trained, "movie-snippets", "--risk", "0.3").output
-
-
 def test_the_help_of_train_names_every_setting():
     shown = call("train", "--help").output
     for declared in (RecipeSettings, TokenRecipeSettings):

@@ -10,7 +10,7 @@ import pytest
 from command_line import call
 from documents import ROOT
 
-from benchmarks.commands.verify import faults_of
+from benchmarks.commands.publish import faults_of
 from benchmarks.store.folders import HASHES_FILE
 from benchmarks.store.hashes import write_json
 

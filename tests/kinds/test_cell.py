@@ -6,7 +6,7 @@ from conftest import make_task, random_texts
 from records_by_hand import cell_spec, parts_by_hand
 
 from baselines.references import Static
-from benchmarks.commands.verify import faults_of
+from benchmarks.commands.publish import faults_of
 from benchmarks.kinds.classification import Classification
 from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import live_differences, reached, run_cell

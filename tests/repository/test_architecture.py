@@ -23,8 +23,8 @@ LIBRARY_FOLDERS = ("data", "backbones", "models", "rules", "traces", "engine", "
 PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training"}
 """The modules that a method may import from, the baselines included."""
 HARNESS_FOLDERS = (
-    "tasks",
     "specs",
+    "tasks",
     "store",
     "measure",
     "kinds",

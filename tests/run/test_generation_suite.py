@@ -11,7 +11,7 @@ import pytest
 from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
-from benchmarks.commands.verify import faults_of
+from benchmarks.commands.publish import faults_of
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.folders import RECORD_FILE

@@ -18,8 +18,7 @@ from small_suite import Bench
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.report import write_report
 from benchmarks.commands import publish
-from benchmarks.commands.publish import publish_run
-from benchmarks.commands.verify import faults_of
+from benchmarks.commands.publish import faults_of, publish_run
 from benchmarks.measure import flops
 from benchmarks.run import pool
 from benchmarks.run.pool import compute_here

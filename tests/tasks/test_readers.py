@@ -9,8 +9,7 @@ from task_files import LABELS, TEXTS, balanced, questions, table, write_task, wr
 
 from benchmarks import load_task
 from benchmarks.tasks.check import check_task, report_tables
-from benchmarks.tasks.loader import rows_of_dataset
-from benchmarks.tasks.readers import read_file
+from benchmarks.tasks.loader import read_file, rows_of_dataset
 from benchmarks.tasks.specs import Files, Hub, TextHub
 from benchmarks.terminal import output_console
 from consistentee.data.instances import Split, TaskData

@@ -52,7 +52,7 @@ def test_every_family_passes_every_check(tiny_backbone, family):
     assert faults(report) == {}
     assert skipped(report) == set()
     assert report.passed
-    assert len(report.findings) == 11
+    assert len(report.findings) == 10
     limit = 64 if family in ("roberta", "mpnet") else 66
     assert found(report, "long texts are cut") == f"{limit} tokens"
 
@@ -112,23 +112,23 @@ def with_infinite_weights(folder) -> None:
     edit_weights(folder, lambda weights: weights["embeddings.LayerNorm.bias"].fill_(torch.inf))
 
 
-TOKENIZER, WEIGHTS, ARCHITECTURE = "the tokenizer fits", "the weights are complete", "the architecture is supported"
+TOKENIZER, LOADS = "the tokenizer fits", "it loads"
 
 
 @pytest.mark.parametrize(
     ("damage", "title", "fault"),
     [
-        (lambda bert: (bert / "tokenizer.json").write_text("{}"), TOKENIZER, "no tokenizer can be loaded"),
+        (lambda bert: (bert / "tokenizer.json").write_text("{}"), LOADS, "the backbone cannot be loaded"),
         (with_an_empty_vocabulary, TOKENIZER, "knows hardly any word"),
         (without_padding, TOKENIZER, "has no padding token"),
         (with_more_tokens, TOKENIZER, "its largest token is 65, and the embeddings end at 63"),
-        (without_a_weight, WEIGHTS, "lacks 1 of the model's weights, encoder.layer.2.output.dense.weight"),
-        (with_infinite_weights, WEIGHTS, "embeddings.LayerNorm.bias has values that are not finite"),
-        (lambda bert: (bert / "model.safetensors").write_bytes(b"none"), WEIGHTS, "the weights cannot be loaded"),
+        (without_a_weight, LOADS, "lacks 1 of the model's weights, encoder.layer.2.output.dense.weight"),
+        (with_infinite_weights, LOADS, "embeddings.LayerNorm.bias has values that are not finite"),
+        (lambda bert: (bert / "model.safetensors").write_bytes(b"none"), LOADS, "model.safetensors cannot be read"),
         (
             lambda bert: (bert / "config.json").write_text('{"model_type": "no-such-thing"}'),
-            ARCHITECTURE,
-            "the configuration cannot be read",
+            LOADS,
+            "config.json cannot be read",
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_damaged_files_are_named_and_nothing_else_is_run(bert, damage, title, fa
     report = check_backbone(str(bert))
     assert set(faults(report)) == {title}
     assert fault in faults(report)[title]
-    assert title == ARCHITECTURE or "pooling" in skipped(report)
+    assert "pooling" in skipped(report)
 
 
 def test_a_different_padding_token_is_reported(tiny_backbone, tmp_path):
@@ -151,8 +151,8 @@ def test_a_different_padding_token_is_reported(tiny_backbone, tmp_path):
 def test_an_architecture_without_a_stepper(tmp_path):
     AutoModel.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16)).save_pretrained(tmp_path)
     make_tokenizer(uses_token_types=False).save_pretrained(tmp_path)
-    fault = faults(check_backbone(str(tmp_path)))[ARCHITECTURE]
-    assert "'gpt2' is no encoder that can be run layer by layer: supported are albert, bert" in fault
+    fault = faults(check_backbone(str(tmp_path)))[LOADS]
+    assert "is a decoder" in fault
 
 
 def test_pooling_as_sentence_transformers_say(bert, monkeypatch):
@@ -160,13 +160,6 @@ def test_pooling_as_sentence_transformers_say(bert, monkeypatch):
     (bert / "1_Pooling").mkdir()
     (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     assert found(check_backbone(str(bert)), "pooling") == "mean of the tokens: as 1_Pooling/config.json defines it"
-
-
-def test_a_missing_pooler_is_reported(bert):
-    edit_weights(bert, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler")])
-    report = check_backbone(str(bert))
-    assert report.passed
-    assert found(report, "pooling").endswith("the files hold no pooler: it starts at random")
 
 
 def test_the_command_ends_as_check_method_does(bert):
