@@ -26,17 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import consistentee as ee
+from consistentee import training
 from consistentee.signals import Signal, even_log_odds, head_probability, margin
-from consistentee.training import (
-    FeatureBatch,
-    StateBatch,
-    cached_rows,
-    exit_answers,
-    train_exits,
-    train_heads,
-    train_learned_head,
-    training_source,
-)
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
@@ -98,8 +89,10 @@ class CALMClassifier(ee.JointMethod):
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         super().fit(model, task, recipe)
         model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
-        rows = cached_rows(model, training_source(model, task, recipe), recipe)
-        train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=(f"exit_heads.{_CONFIDENCE}.",))
+        rows = training.cached_rows(model, training.training_source(model, task, recipe), recipe)
+        training.train_heads(
+            model, rows, _agreement_loss, recipe, name="confidence", trains=(f"exit_heads.{_CONFIDENCE}.",)
+        )
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
@@ -111,7 +104,7 @@ def agreement(predictions: Tensor) -> Tensor:
     return (predictions[:, :-1] == predictions[:, -1:]).float()
 
 
-def _agreement_loss(model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _agreement_loss(model: ee.MultiExitModel, batch: training.FeatureBatch) -> Tensor:
     guess = model.head(_CONFIDENCE).at_layers(range(1, model.num_layers), batch.outputs.pooled[:, :-1])
     agrees = agreement(batch.outputs.logits.argmax(dim=-1)).to(guess.dtype)
     return functional.binary_cross_entropy_with_logits(guess, agrees)
@@ -184,14 +177,14 @@ class CALMTokensClassifier(_CALMTokens):
     name: ClassVar[str] = "calm-tokens-classifier"
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
-        trace = train_exits(model, task, recipe)
+        trace = training.train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, ee.HeadSpec(shared=True), seed=recipe.seed)
         trace = trace.select(recipe.tokens_for_heads(trace))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
-        agrees = agreement(exit_answers(trace, store=recipe.store).predictions)
+        agrees = agreement(training.exit_answers(trace, store=recipe.store).predictions)
         loss = partial(_token_agreement_loss, agrees)
-        train_learned_head(
+        training.train_learned_head(
             trace, torch.arange(len(trace)), loss, recipe, head=_CONFIDENCE, stage_key={"agrees": agrees}
         )
         return model
@@ -200,6 +193,6 @@ class CALMTokensClassifier(_CALMTokens):
         return self.decaying_rule(head_probability(_CONFIDENCE), model, knob)
 
 
-def _token_agreement_loss(agrees: Tensor, model: ee.MultiExitDecoder, batch: StateBatch) -> Tensor:
+def _token_agreement_loss(agrees: Tensor, model: ee.MultiExitDecoder, batch: training.StateBatch) -> Tensor:
     guess = model.head(_CONFIDENCE).at_layers(model.exit_layers[:-1], model.state(batch.rule_states[:, :-1]))
     return functional.binary_cross_entropy_with_logits(guess, agrees[batch.tokens].to(guess.device))

@@ -25,18 +25,8 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 import consistentee as ee
+from consistentee import training
 from consistentee.signals import even_log_odds, top_probability
-from consistentee.training import (
-    TokenBatch,
-    TokenSource,
-    counting_rows_as,
-    layer_losses,
-    recorded_logits,
-    run_stage,
-    token_stage,
-    train_last_exit,
-    training_source,
-)
 
 
 @dataclass(frozen=True)
@@ -66,9 +56,9 @@ class CascadeBERT(ee.Method):
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
         companion = model.first_layers(layers, recipe.seed)
-        train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
-        source = training_source(companion, task, recipe)
-        with counting_rows_as(companion.num_layers / model.num_layers):
+        training.train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
+        source = training.training_source(companion, task, recipe)
+        with training.counting_rows_as(companion.num_layers / model.num_layers):
             self._train_companion(companion, source, recipe)
         ee.add_companion(model, companion)
         return model
@@ -76,14 +66,14 @@ class CascadeBERT(ee.Method):
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         return ee.SomeLayersRule(ee.ThresholdRule(top_probability, knob, exit_when="above"), model.companion_layers)
 
-    def _train_companion(self, companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe) -> None:
+    def _train_companion(self, companion: ee.MultiExitModel, source: training.TokenSource, recipe: ee.Recipe) -> None:
         hard = hard_rows(companion, source, recipe, self.folds)
         loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
         key = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
-        run_stage(companion, source, token_stage("companion", loss, recipe, stage_key=key), recipe)
+        training.run_stage(companion, source, training.token_stage("companion", loss, recipe, stage_key=key), recipe)
 
 
-def hard_rows(companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe, folds: int) -> Tensor:
+def hard_rows(companion: ee.MultiExitModel, source: training.TokenSource, recipe: ee.Recipe, folds: int) -> Tensor:
     """Compute which training rows a companion that was trained on the other folds answers wrong: bool [rows].
 
     Every fold starts from the weights of ``companion``, which it has again afterwards.
@@ -96,8 +86,8 @@ def hard_rows(companion: ee.MultiExitModel, source: TokenSource, recipe: ee.Reci
         companion.load_state_dict(start)
         seen = source.select((fold_of_row != fold).nonzero().flatten())
         held_out = source.select((fold_of_row == fold).nonzero().flatten())
-        train_last_exit(companion, seen, replace(recipe, max_rows=None))
-        answers = recorded_logits(companion, held_out, recipe)[:, -1].argmax(dim=-1)
+        training.train_last_exit(companion, seen, replace(recipe, max_rows=None))
+        answers = training.recorded_logits(companion, held_out, recipe)[:, -1].argmax(dim=-1)
         hard[fold_of_row == fold] = answers != held_out.labels
     companion.load_state_dict(start)
     return hard
@@ -113,7 +103,9 @@ def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
     return (margin - gaps).clamp_min(0).sum() / max(1, gaps.numel())
 
 
-def _companion_loss(hard: Tensor, margin: float, weight: float, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
+def _companion_loss(
+    hard: Tensor, margin: float, weight: float, model: ee.MultiExitModel, batch: training.TokenBatch
+) -> Tensor:
     logits = model.stock_logits(batch.tokens)
-    task_loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
+    task_loss = training.layer_losses(logits.unsqueeze(1), batch.labels).mean()
     return task_loss + weight * difficulty_loss(logits, hard[batch.rows].to(logits.device), margin)

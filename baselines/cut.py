@@ -22,18 +22,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, NeverExit, Recipe, TaskData
-from consistentee.training import (
-    TokenBatch,
-    counting_rows_as,
-    distillation_loss,
-    layer_losses,
-    recorded_logits,
-    run_stage,
-    token_stage,
-    train_last_exit,
-    training_source,
-)
+from consistentee import ExitRule, Knob, Method, MultiExitModel, NeverExit, Recipe, TaskData, training
 
 
 @dataclass(frozen=True)
@@ -53,8 +42,8 @@ class Cut(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         short = self._first_layers(model, recipe)
-        with counting_rows_as(short.num_layers / model.num_layers):
-            train_last_exit(short, task, recipe)
+        with training.counting_rows_as(short.num_layers / model.num_layers):
+            training.train_last_exit(short, task, recipe)
         return short
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
@@ -82,23 +71,25 @@ class CutDistilled(Cut):
     temperature: PositiveFloat = 2.0
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        source = training_source(model, task, recipe)
-        train_last_exit(model, source, recipe)  # before the copy exists, so that methods share this stage
-        answers = recorded_logits(model, source, recipe)[:, -1]
+        source = training.training_source(model, task, recipe)
+        training.train_last_exit(model, source, recipe)  # before the copy exists, so that methods share this stage
+        answers = training.recorded_logits(model, source, recipe)[:, -1]
         short = self._first_layers(model, recipe)
-        source = training_source(short, task, recipe)
+        source = training.training_source(short, task, recipe)
         loss = partial(label_and_answer_loss, answers, self.temperature)
         key = {"answers": answers, "temperature": self.temperature}
-        stage = token_stage("distillation", loss, recipe, stage_key=key)
+        stage = training.token_stage("distillation", loss, recipe, stage_key=key)
         assert source.judge is not None
-        with counting_rows_as(short.num_layers / model.num_layers):
-            run_stage(short, source, replace(stage, judge=replace(source.judge, every_exit=False)), recipe)
+        with training.counting_rows_as(short.num_layers / model.num_layers):
+            training.run_stage(short, source, replace(stage, judge=replace(source.judge, every_exit=False)), recipe)
         return short
 
 
-def label_and_answer_loss(answers: Tensor, temperature: float, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def label_and_answer_loss(
+    answers: Tensor, temperature: float, model: MultiExitModel, batch: training.TokenBatch
+) -> Tensor:
     """Compute half cross-entropy, half distillation; ``answers`` are the full model's logits [all rows, classes]."""
     logits = model.stock_logits(batch.tokens)
-    from_labels = layer_losses(logits.unsqueeze(1), batch.labels).mean()
+    from_labels = training.layer_losses(logits.unsqueeze(1), batch.labels).mean()
     taught = torch.stack([logits, answers[batch.rows].to(logits.device)], dim=1)
-    return (from_labels + distillation_loss(taught, temperature)) / 2
+    return (from_labels + training.distillation_loss(taught, temperature)) / 2

@@ -27,21 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import consistentee as ee
-from consistentee.training import (
-    FeatureBatch,
-    TokenBatch,
-    TokenSource,
-    cached_rows,
-    depth_weighted_loss,
-    distillation_loss,
-    hold_out,
-    layer_losses,
-    run_stage,
-    steps_of,
-    token_stage,
-    train_heads,
-    training_source,
-)
+from consistentee import training
 
 _SCORE, _SHARE, _THRESHOLDS = "score", "share", "thresholds"
 _TEMPERATURE, _DISTILLATION = 3.0, 0.01  # T, and the weight of late self-distillation
@@ -71,14 +57,14 @@ class EENet(ee.Method):
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         model.use_own_poolers()
-        source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
-        loss = partial(_loss, steps_of(source, recipe))
-        run_stage(model, source, token_stage("late-distillation", loss, recipe), recipe)
+        source, held_out = training.hold_out(training.training_source(model, task, recipe), self.held_out)
+        loss = partial(_loss, training.steps_of(source, recipe))
+        training.run_stage(model, source, training.token_stage("late-distillation", loss, recipe), recipe)
         self._fit_scheduler(model, held_out, recipe)
         return model
 
-    def _fit_scheduler(self, model: ee.MultiExitModel, source: TokenSource, recipe: ee.Recipe) -> None:
-        rows = cached_rows(model, source, recipe)
+    def _fit_scheduler(self, model: ee.MultiExitModel, source: training.TokenSource, recipe: ee.Recipe) -> None:
+        rows = training.cached_rows(model, source, recipe)
         inputs = model.num_labels + 2 + model.num_layers - 1
         reads = ee.HeadSpec(extra_inputs=inputs, reads_pooled=False)
         model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside 0..1
@@ -86,7 +72,7 @@ class EENet(ee.Method):
         turn = max(1, recipe.frozen_steps // _TURNS)
         loss, key = partial(_scheduler_loss, self.budget, turn), {"budget": self.budget, "turn": turn}
         trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
-        train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, stage_key=key)
+        training.train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, stage_key=key)
         with torch.no_grad():
             scores, shares = (part.cpu() for part in scores_and_shares(model, rows.outputs.logits.to(model.device)))
         del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # only the thresholds are needed from here on
@@ -157,16 +143,16 @@ def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
     return torch.stack(thresholds)
 
 
-def _loss(total_steps: int, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
+def _loss(total_steps: int, model: ee.MultiExitModel, batch: training.TokenBatch) -> Tensor:
     logits = model(batch.tokens).logits
-    loss = depth_weighted_loss(layer_losses(logits, batch.labels))
+    loss = training.depth_weighted_loss(training.layer_losses(logits, batch.labels))
     if batch.step < 0.75 * total_steps:
         return loss
     layers = logits.shape[1]  # divided by the sum of depths, as the loss above
-    return loss + _DISTILLATION * distillation_loss(logits, _TEMPERATURE) / (layers * (layers + 1) / 2)
+    return loss + _DISTILLATION * training.distillation_loss(logits, _TEMPERATURE) / (layers * (layers + 1) / 2)
 
 
-def _scheduler_loss(budget: float, turn: int, model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _scheduler_loss(budget: float, turn: int, model: ee.MultiExitModel, batch: training.FeatureBatch) -> Tensor:
     logits = batch.outputs.logits
     raw, shares = scores_and_shares(model, logits)
     scores = raw.clamp(0, 1)

@@ -26,18 +26,8 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule, training
 from consistentee.signals import even_log_odds, top_probability
-from consistentee.training import (
-    TokenBatch,
-    layer_losses,
-    recorded_logits,
-    run_stage,
-    token_stage,
-    train_last_exit,
-    training_source,
-    use_exit_network,
-)
 
 _FASTEST = 1e-3  # the highest peak learning rate of exits
 _THRESHOLDS_DRAWN = 8  # in each batch
@@ -67,25 +57,27 @@ class JointDistillation(Method):
     epochs_share: PositiveFloat = 0.5
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        source = training_source(model, task, recipe)
-        train_last_exit(model, source, recipe)
-        teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
-        use_exit_network(model, self.classifier, recipe)
+        source = training.training_source(model, task, recipe)
+        training.train_last_exit(model, source, recipe)
+        teacher = training.recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
+        training.use_exit_network(model, self.classifier, recipe)
         loss, key = partial(taught_loss, self, teacher), {"at_exit": self.at_exit, "distilled": self.distilled}
         slower = replace(
-            token_stage("joint-distillation", loss, recipe, stage_key=key),
+            training.token_stage("joint-distillation", loss, recipe, stage_key=key),
             epochs=math.ceil(recipe.epochs * self.epochs_share),
             learning_rate=recipe.learning_rate * self.backbone_rate,
             head_learning_rate=min(recipe.head_learning_rate, _FASTEST),
         )
-        run_stage(model, source, slower, recipe)
+        training.run_stage(model, source, slower, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 
-def taught_loss(method: JointDistillation, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def taught_loss(
+    method: JointDistillation, teacher: Tensor, model: MultiExitModel, batch: training.TokenBatch
+) -> Tensor:
     """Compute the mean over rows of the label's and the teacher's losses, weighted by where rows exit.
 
     ``teacher``: log-probabilities of the fine-tuned model on all training rows, [N, classes].
@@ -94,7 +86,7 @@ def taught_loss(method: JointDistillation, teacher: Tensor, model: MultiExitMode
     students = logits.log_softmax(dim=-1)
     taught = teacher[batch.rows].to(students.device).unsqueeze(1).expand_as(students)
     divergence = functional.kl_div(students, taught, log_target=True, reduction="none").sum(dim=-1)
-    losses = (1 - method.distilled) * layer_losses(logits, batch.labels) + method.distilled * divergence
+    losses = (1 - method.distilled) * training.layer_losses(logits, batch.labels) + method.distilled * divergence
     doubt = 1 - logits.detach().softmax(dim=-1).amax(dim=-1)
     return (exit_shares(doubt, method.at_exit) * losses).sum(dim=1).mean()
 

@@ -28,16 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import consistentee as ee
-from consistentee.training import (
-    TokenBatch,
-    TokenSource,
-    count_rows,
-    hold_out,
-    layer_losses,
-    run_stage,
-    token_stage,
-    training_source,
-)
+from consistentee import training
 
 SCORES = "lesson_scores"
 _STEP_LENGTH = 0.01  # norm of the finite difference's step (DARTS)
@@ -63,14 +54,14 @@ class LeeBERT(ee.Method):
     weight_rate: NonNegativeFloat = 0.1
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        trained_on, held_out = hold_out(training_source(model, task, recipe), self.held_out)
+        trained_on, held_out = training.hold_out(training.training_source(model, task, recipe), self.held_out)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
         loss = partial(_loss, self, held_out)
         key = {"every": self.weight_every, "rate": self.weight_rate, "held_out": held_out.fingerprint()}
-        stage = token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), stage_key=key)
-        run_stage(model, trained_on, stage, recipe)
+        stage = training.token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), stage_key=key)
+        training.run_stage(model, trained_on, stage, recipe)
         # A new weighting takes a pass with gradients on held-out rows, and three without on the batch.
-        count_rows(2 * recipe.epochs * len(trained_on) / self.weight_every, with_gradients=True)
+        training.count_rows(2 * recipe.epochs * len(trained_on) / self.weight_every, with_gradients=True)
         delattr(model, SCORES)
         return model
 
@@ -91,7 +82,7 @@ def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
     teacher_entropy = -(taught.exp() * taught).sum(dim=-1)
     cross_entropy = -torch.einsum("rtc,rsc->rts", students, taught.exp())
     distillation = (cross_entropy - teacher_entropy.unsqueeze(1)).mean(dim=0)
-    from_labels = layer_losses(logits, labels).mean(dim=0)
+    from_labels = training.layer_losses(logits, labels).mean(dim=0)
     return distillation.fill_diagonal_(0.0) + from_labels.diag_embed()
 
 
@@ -102,7 +93,7 @@ def lesson_weights(scores: Tensor) -> Tensor:
     return len(scores) * (distillation + scores.diagonal().softmax(dim=0).diag_embed())
 
 
-def alignment(model: ee.MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
+def alignment(model: ee.MultiExitModel, batch: training.TokenBatch, held_out: training.TokenBatch) -> Tensor:
     """Compute how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
 
     The model keeps its parameters, and no gradient is kept. The result is laid out as :func:`lessons`.
@@ -110,7 +101,7 @@ def alignment(model: ee.MultiExitModel, batch: TokenBatch, held_out: TokenBatch)
     was_training = model.training
     model.eval()
     learning = {name: w for name, w in model.named_parameters() if w.requires_grad}
-    held_out_loss = layer_losses(model(held_out.tokens).logits, held_out.labels).mean()
+    held_out_loss = training.layer_losses(model(held_out.tokens).logits, held_out.labels).mean()
     gradients = torch.autograd.grad(held_out_loss, list(learning.values()), allow_unused=True)
     slopes = {name: slope for name, slope in zip(learning, gradients, strict=True) if slope is not None}
     norm = torch.stack([slope.norm() for slope in slopes.values()]).norm().clamp_min(_TINY)
@@ -126,7 +117,9 @@ def alignment(model: ee.MultiExitModel, batch: TokenBatch, held_out: TokenBatch)
     return (ahead - behind) / (2 * _STEP_LENGTH)
 
 
-def _loss(method: LeeBERT, held_out: TokenSource, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:
+def _loss(
+    method: LeeBERT, held_out: training.TokenSource, model: ee.MultiExitModel, batch: training.TokenBatch
+) -> Tensor:
     scores = model.get_parameter(SCORES)
     if batch.step % method.weight_every == 0:
         slopes = alignment(model, batch, _held_out_batch(held_out, batch, batch.step // method.weight_every))
@@ -137,6 +130,6 @@ def _loss(method: LeeBERT, held_out: TokenSource, model: ee.MultiExitModel, batc
     return (lesson_weights(scores.detach()) * terms).sum()
 
 
-def _held_out_batch(held_out: TokenSource, batch: TokenBatch, number: int) -> TokenBatch:
+def _held_out_batch(held_out: training.TokenSource, batch: training.TokenBatch, number: int) -> training.TokenBatch:
     size = min(len(batch.rows), len(held_out))
     return held_out.batch((torch.arange(size) + number * size) % len(held_out), batch.step)

@@ -19,16 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import consistentee as ee
+from consistentee import training
 from consistentee.signals import even_log_odds, top_probability
-from consistentee.training import (
-    FeatureBatch,
-    cached_rows,
-    early_exits,
-    layer_losses,
-    train_heads,
-    train_last_exit,
-    training_source,
-)
 
 
 class EnsembleClassifier(ee.InternalClassifier):
@@ -71,22 +63,22 @@ class ZTW(ee.Method):
     knob: ClassVar[ee.Knob] = ee.Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        source = training_source(model, task, recipe)
-        train_last_exit(model, source, recipe)
+        source = training.training_source(model, task, recipe)
+        training.train_last_exit(model, source, recipe)
         model.use_classifier(ee.ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
         model.use_own_poolers()
-        rows = cached_rows(model, source, recipe)
-        heads = early_exits(model, "poolers.{}.", "classifiers.{}.output.")
-        ensembles = early_exits(model, "classifiers.{}.exponents", "classifiers.{}.bias")
-        train_heads(model, rows, _heads_loss, recipe, name="cascaded-heads", trains=heads)
-        train_heads(model, rows, _ensembles_loss, recipe, name="ensembles", trains=ensembles)
+        rows = training.cached_rows(model, source, recipe)
+        heads = training.early_exits(model, "poolers.{}.", "classifiers.{}.output.")
+        ensembles = training.early_exits(model, "classifiers.{}.exponents", "classifiers.{}.bias")
+        training.train_heads(model, rows, _heads_loss, recipe, name="cascaded-heads", trains=heads)
+        training.train_heads(model, rows, _ensembles_loss, recipe, name="ensembles", trains=ensembles)
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         return ee.ThresholdRule(top_probability, knob, exit_when="above")
 
 
-def head_logits(model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
+def head_logits(model: ee.MultiExitModel, batch: training.FeatureBatch) -> Tensor:
     """Compute the logits of all heads before layer L: [rows, L - 1, classes]."""
     vectors, layers = batch.outputs.vectors, range(1, model.num_layers)
     pooled = torch.stack([model.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
@@ -97,11 +89,11 @@ def _ensemble(model: ee.MultiExitModel, layer: int) -> EnsembleClassifier:
     return cast(EnsembleClassifier, model.classifier(layer))
 
 
-def _heads_loss(model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
-    return layer_losses(head_logits(model, batch), batch.labels).mean()
+def _heads_loss(model: ee.MultiExitModel, batch: training.FeatureBatch) -> Tensor:
+    return training.layer_losses(head_logits(model, batch), batch.labels).mean()
 
 
-def _ensembles_loss(model: ee.MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _ensembles_loss(model: ee.MultiExitModel, batch: training.FeatureBatch) -> Tensor:
     logits = head_logits(model, batch)
     averages = [_ensemble(model, t).average(logits[:, :t]) for t in range(1, model.num_layers)]
-    return layer_losses(torch.stack(averages, dim=1), batch.labels).mean()
+    return training.layer_losses(torch.stack(averages, dim=1), batch.labels).mean()

@@ -6,13 +6,13 @@ from conftest import FAMILIES, make_task, make_tokenizer, random_texts
 from records_by_hand import cell_spec
 from transformers import AutoModel
 
-from baselines import cut
-from baselines.cut import Cut, CutDistilled
+from baselines.cut import Cut, CutDistilled, label_and_answer_loss
 from baselines.references import Full
 from benchmarks.kinds.classification import Classification
 from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.cases import RECIPE
 from benchmarks.testing.watching import watched_calls
+from consistentee import training
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.classifiers import RecordedLayer
@@ -66,16 +66,16 @@ def test_training_and_inference_run_no_layer_above_the_cut(model):
 
 def test_distillation_starts_from_the_fine_tuned_layers_and_trains_them_alone(model, tiny_backbone, monkeypatch):
     full = Full().fit(MultiExitModel.from_backbone(str(tiny_backbone("bert")), TASK.num_labels), TASK, RECIPE)
-    own, run_stage = full.state_dict(), cut.run_stage
+    own, run_stage = full.state_dict(), training.run_stage
     starts = []
 
     def watched(short: MultiExitModel, source, stage, recipe) -> None:
         tokens = source.batch(torch.arange(len(source)), step=0).tokens
-        torch.testing.assert_close(stage.details["answers"], full.stock_logits(tokens), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stage.stage_key["answers"], full.stock_logits(tokens), rtol=1e-4, atol=1e-5)
         starts.append(short.clone_weights())
         run_stage(short, source, stage, recipe)
 
-    monkeypatch.setattr(cut, "run_stage", watched)
+    monkeypatch.setattr(training, "run_stage", watched)
     short = CutDistilled(depth=DEPTH).fit(model, TASK, RECIPE)
     layers = [name for name in starts[0] if name.startswith("backbone.")]
     assert all(torch.equal(starts[0][name], own[name]) for name in layers)
@@ -93,13 +93,13 @@ def test_rows_that_run_some_layers_count_as_the_share_of_layers(model):
 
 
 def test_the_loss_is_half_cross_entropy_and_half_distillation(model):
-    batch = cut.training_source(model, TASK, RECIPE).batch(torch.tensor([3, 0, 5]), step=0)
+    batch = training.training_source(model, TASK, RECIPE).batch(torch.tensor([3, 0, 5]), step=0)
     answers = torch.randn(len(TASK.train), TASK.num_labels, generator=torch.Generator().manual_seed(0))
     logits = model.stock_logits(batch.tokens)
     teacher, student = ((one / 3.0).softmax(dim=-1) for one in (answers[[3, 0, 5]], logits))
     divergence = (teacher * (teacher / student).log()).sum(dim=-1).mean()
     expected = (torch.nn.functional.cross_entropy(logits, batch.labels) + 9 * divergence) / 2
-    torch.testing.assert_close(cut.label_and_answer_loss(answers, 3.0, model, batch), expected)
+    torch.testing.assert_close(label_and_answer_loss(answers, 3.0, model, batch), expected)
 
 
 def test_flops_are_those_of_the_layers_and_the_stock_models_of_all(model):
