@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from consistentee.arguments import checked
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.backbones.encoders import EncoderStepper
+from consistentee.backbones.int8 import check_not_quantized
 from consistentee.backbones.pretrained import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -205,6 +206,7 @@ class MultiExit(nn.Module, ABC):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as safetensors and JSON into a folder, which is made if needed."""
+        check_not_quantized(self)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._save_backbone(folder)
