@@ -37,7 +37,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if str(path) != STANDARD_INPUT and path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: a table is one of {', '.join(FORMATS)}")
     try:
-        table = _parse(sys.stdin, ".csv") if str(path) == STANDARD_INPUT else _parse(path, path.suffix.lower())
+        table = _parse(sys.stdin.buffer, ".csv") if str(path) == STANDARD_INPUT else _parse(path, path.suffix.lower())
     except Exception as error:  # pandas and pyarrow have no common exception for damaged files
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     if table.empty:
@@ -45,7 +45,7 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _parse(source: Path | IO[str], suffix: str) -> pd.DataFrame:
+def _parse(source: Path | IO[bytes], suffix: str) -> pd.DataFrame:
     if suffix == ".parquet":
         return pd.read_parquet(source)  # type: ignore[arg-type]
     if suffix in (".csv", ".tsv"):
@@ -71,7 +71,7 @@ def find_columns(
         if label is None:
             raise UserError(f"{place}: which of {', '.join(names)} is the label? say it with --label")
     if not text:
-        rest = [name for name in names if name != label]
+        rest = [name for name in names if name != label and (labelled or name.lower() not in _LABELS)]
         pair = next((pair for pair in _PAIRS if all(name in lower for name in pair)), None)
         single = next((name for name in _TEXTS if name in lower), None)
         if pair is not None:

@@ -74,7 +74,7 @@ _KNOBS = 30
 _STEPS_TOWARDS_THE_KNOB = 8
 """Values of a knob, more cautious than the one chosen, that are tested before it."""
 _CALIBRATION_ROWS = 256
-_RECIPE = Recipe(frozen_steps=1000, max_rows=5000, epochs=3, group_by_length=True)
+RECIPE = Recipe(frozen_steps=1000, max_rows=5000, epochs=3, group_by_length=True)
 
 
 @dataclass(frozen=True)
@@ -328,9 +328,24 @@ def _without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming
     return Way(name, on, model, full, layers, (), losses, layers, incoming.estimate(cost, 1.0, 0.0))
 
 
-def _evidence(ways: Sequence[Way], loss: float, probability: float) -> NDArray[np.float64]:
-    table = np.stack([way.choosing for way in ways], axis=1)
-    return log_wealth(table, loss / 100, 1 - probability, 1.0)
+def proven(choosing: Losses, proof: Losses, loss: float, probability: float) -> list[int]:
+    """Test ways one after the other until one fails; with ``probability`` all that passed lose at most ``loss`` points.
+
+    Args:
+        choosing: losses of the ways on rows that determine the order, the safest first: [rows, ways].
+        proof: on rows that were used for nothing else: [rows, ways].
+
+    Returns:
+        The numbers of the ways that passed, in the order in which they were tested.
+    """
+    order = np.argsort(-log_wealth(choosing, loss / 100, 1 - probability, 1.0), kind="stable")
+    passed = _is_safe(proof[:, order], loss, probability)
+    return order[: int(np.cumprod(passed).sum())].tolist()
+
+
+def _is_safe(losses: Losses, loss: float, probability: float) -> NDArray[np.bool_]:
+    """Return for each way, of losses [rows, ways], whether it is proven to lose at most ``loss`` points."""
+    return log_wealth(losses, loss / 100, 1 - probability, 1.0) >= math.log(1 / (1 - probability))
 
 
 def _path(paths: Sequence[Sequence[Way]], loss: float, probability: float) -> list[Way]:
@@ -340,7 +355,7 @@ def _path(paths: Sequence[Sequence[Way]], loss: float, probability: float) -> li
     """
     best: list[Way] = []
     for ways in paths:
-        accepted = _evidence(ways, loss, probability) >= math.log(1 / (1 - probability))
+        accepted = _is_safe(np.stack([way.choosing for way in ways], axis=1), loss, probability)
         last = int(np.cumprod(accepted).sum())
         if last and (not best or ways[last - 1].speed > best[-1].speed):
             best = list(ways[max(0, last - _STEPS_TOWARDS_THE_KNOB) : last])
@@ -406,7 +421,7 @@ def accelerate(
     loss: Annotated[float, Field(gt=0, lt=100)] = 0.5,
     probability: Annotated[float, Field(gt=0, lt=1)] = 0.9,
     compiles: bool = True,
-    recipe: Recipe = _RECIPE,
+    recipe: Recipe = RECIPE,
 ) -> Accelerated:
     """Make a fine-tuned classifier faster, and prove that this loses at most ``loss`` points of accuracy.
 
@@ -515,7 +530,7 @@ class _Search:
             runs[f"{number} never"] = partial(_classify, model, never)
             runs[f"{number} asking"] = partial(_classify, model, asking)
         runs |= {name + on: partial(_classify, model, never) for name, on, model in alone}
-        taken = time_runs(runs, self.incoming.choosing.encodings, rounds=2)
+        taken = time_runs(runs, self.incoming.choosing.encodings, rounds=2, share=0.5)
         best = {name: {size: min(rounds) for size, rounds in by_size.items()} for name, by_size in taken.items()}
         self.incoming.seconds = best[_STOCK]
         costs = []
@@ -537,10 +552,9 @@ class _Search:
 
     def _prove(self, chain: Sequence[Way]) -> list[Way]:
         """Test ways on the rows for the proof, the safest ones first, until one fails; return those that passed."""
-        order = [chain[i] for i in np.argsort(-_evidence(chain, self.loss, self.probability), kind="stable")]
-        table = np.stack([self.on_proof[id(way)][0] for way in order], axis=1)
-        passed = log_wealth(table, self.loss / 100, 1 - self.probability, 1.0) >= math.log(1 / (1 - self.probability))
-        return order[: int(np.cumprod(passed).sum())]
+        choosing = np.stack([way.choosing for way in chain], axis=1)
+        proof = np.stack([self.on_proof[id(way)][0] for way in chain], axis=1)
+        return [chain[index] for index in proven(choosing, proof, self.loss, self.probability)]
 
     def _compiled(self) -> dict[str, Run]:
         """Return the stock model behind ``torch.compile``, warmed up; nothing where it does not work."""

@@ -17,26 +17,27 @@ Run = Callable[[Sequence[Encoding]], object]
 
 BATCH_SIZES = (1, 32)
 ROUNDS = 5
-_ROWS = {1: 48, 32: 256}
+TIMED_ROWS = {1: 48, 32: 256}
 """Rows that are timed in a round, by batch size."""
 
 _WARMUP = 2
 
 
 def time_runs(
-    runs: Mapping[str, Run], rows: Sequence[Encoding], *, rounds: int = ROUNDS, batch_sizes: Sequence[int] = BATCH_SIZES
+    runs: Mapping[str, Run], rows: Sequence[Encoding], *, rounds: int = ROUNDS, share: float = 1.0
 ) -> dict[str, dict[int, list[float]]]:
     """Time every run once a round, in rotating order, on the same rows: seconds of each round by batch size.
 
-    Ratios are to be taken within rounds, so that a drift of the machine affects all runs alike.
+    ``share``: part of the usual number of rows that is timed. Ratios are to be taken within rounds, so that a drift of
+    the machine affects all runs alike.
     """
-    taken: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batch_sizes} for name in runs}
+    taken: dict[str, dict[int, list[float]]] = {name: {size: [] for size in BATCH_SIZES} for name in runs}
     names = list(runs)
-    progress = Steps("timing", rounds * len(batch_sizes) * len(names))
+    progress = Steps("timing", rounds * len(BATCH_SIZES) * len(names))
     for number in range(rounds):
         start = number % len(names)
-        for size in batch_sizes:
-            timed = rows[: _ROWS.get(size, 8 * size)]
+        for size in BATCH_SIZES:
+            timed = rows[: max(1, round(share * TIMED_ROWS[size]))]
             batches = [timed[first : first + size] for first in range(0, len(timed), size)]
             for name in names[start:] + names[:start]:
                 taken[name][size].append(_seconds(runs[name], batches))

@@ -74,7 +74,9 @@ def test_no_file_that_a_folder_names_is_run_unless_it_is_allowed(kind, tiny_mode
         "instances": [["predict", folder, "w1"], ["risk", folder, *task]],
         "tokens": [["generate", folder, "w1"]],
     }
-    refusal = f"names a method in {code}, and that file was not run; .*--allow-code.*allow_code=True"
+    refusal = (
+        f"names a method in {folder / 'method' / 'evil.py'}, and that file was not run; .*--allow-code.*allow_code=True"
+    )
     with pytest.raises(UserError, match=refusal):
         ee.pipeline(folder)
     for command in commands[kind]:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import CONFIGS, FAMILIES, make_tokenizer, random_texts
+from classifiers_on_disk import save_classifier
+from conftest import FAMILIES, make_tokenizer, random_texts
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -13,22 +14,6 @@ from transformers import (
 import consistentee as ee
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
-
-NAMES = {0: "red", 1: "green", 2: "blue"}
-
-
-def save_classifier(folder, family="bert", auto=AutoModelForSequenceClassification, **settings):
-    """Write a small random classifier of three colours and its tokenizer, as Trainer does."""
-    config = CONFIGS[family]()
-    config.id2label, config.label2id = NAMES, {name: number for number, name in NAMES.items()}
-    config.initializer_range = 0.1
-    for name, value in settings.items():
-        setattr(config, name, value)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        auto.from_config(config).save_pretrained(folder)
-    make_tokenizer(family in ("bert", "electra", "albert")).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
