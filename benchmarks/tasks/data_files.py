@@ -47,7 +47,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _parse(source: Path | IO[bytes], suffix: str) -> pd.DataFrame:
     if suffix == ".parquet":
-        return pd.read_parquet(source)  # type: ignore[arg-type]
+        return pd.read_parquet(source)
     if suffix in (".csv", ".tsv"):
         separator = "\t" if suffix == ".tsv" else ","
         return pd.read_csv(source, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")

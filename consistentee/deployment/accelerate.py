@@ -7,10 +7,14 @@ published methods, and what needs no exits (int8 alone, fewer layers), compete. 
 2. on rows for choosing, every way is replayed. For each way of computing, float32, int8 and fewer layers, the one that
    is estimated to be the fastest within the loss goes on, with the more cautious values of its knob;
 3. on rows for the proof, which were used for nothing before, these go through one sequence of tests, from the safest
-   on these rows to the fastest, until the first one fails (Learn then Test, fixed sequence, with the bound of
-   Waudby-Smith and Ramdas). With the probability asked for, all that passed lose at most the loss. Those are timed.
+   on the rows for choosing to the least safe, until the first one fails. With the probability asked for, all that
+   passed lose at most the loss. Those are timed.
 
 The loss is that of accuracy against the incoming model, row by row: points lost less points won.
+
+Sources: Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052 (fixed sequence testing); Waudby-Smith and Ramdas,
+Estimating means of bounded random variables by betting, 2023, arXiv 2010.09686. A test is a bet against a larger loss,
+whose stake was learnt on the rows for choosing.
 """
 
 import copy
@@ -37,7 +41,6 @@ from consistentee.backbones.int8 import has_int8_kernel
 from consistentee.backbones.pretrained import read_model
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import Split, TaskData
-from consistentee.deployment.risk_control import log_wealth
 from consistentee.deployment.timing import BATCH_SIZES, Run, describe_machine, speed_ups, time_runs
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError, reason_of
@@ -74,6 +77,7 @@ _KNOBS = 30
 _STEPS_TOWARDS_THE_KNOB = 8
 """Values of a knob, more cautious than the one chosen, that are tested before it."""
 _CALIBRATION_ROWS = 256
+_STAKES = np.linspace(0.02, 0.98, 49)
 RECIPE = Recipe(frozen_steps=1000, max_rows=5000, epochs=3, group_by_length=True)
 
 
@@ -267,7 +271,7 @@ def _exits_on(
     rules = {
         "entropy below {}": "deebert",
         "margin above {}": "calm-softmax",
-        "{} layers that agree after the first": "pabee",
+        "same answer, repeated {} times": "pabee",
         "every text exits at layer {}": "static",
     }
     if model.num_labels == 2:
@@ -338,14 +342,25 @@ def proven(choosing: Losses, proof: Losses, loss: float, probability: float) -> 
     Returns:
         The numbers of the ways that passed, in the order in which they were tested.
     """
-    order = np.argsort(-log_wealth(choosing, loss / 100, 1 - probability, 1.0), kind="stable")
-    passed = _is_safe(proof[:, order], loss, probability)
+    stakes, evidence = _bets(choosing, loss)
+    order = np.argsort(-evidence, kind="stable")
+    wealth = np.log1p(-stakes * (proof - loss / 100)).cumsum(axis=0).max(axis=0)
+    passed = wealth[order] >= math.log(1 / (1 - probability))
     return order[: int(np.cumprod(passed).sum())].tolist()
 
 
-def _is_safe(losses: Losses, loss: float, probability: float) -> NDArray[np.bool_]:
-    """Return for each way, of losses [rows, ways], whether it is proven to lose at most ``loss`` points."""
-    return log_wealth(losses, loss / 100, 1 - probability, 1.0) >= math.log(1 / (1 - probability))
+def _bets(losses: Losses, loss: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Choose for each way how much to bet against "it loses more than ``loss`` points", on losses [rows, ways].
+
+    A bet multiplies its wealth by ``1 - stake * (loss of a row - loss)``, on average at most 1 if that is true. Half a
+    row that loses is added, because a few rows without a loss would stake everything.
+
+    Returns:
+        The stakes, and the logarithms of the wealth that they would have had: [ways] each.
+    """
+    risk = loss / 100
+    wealth = np.stack([np.log1p(-s * (losses - risk)).sum(axis=0) + np.log1p(-s * (1 - risk)) / 2 for s in _STAKES])
+    return _STAKES[wealth.argmax(axis=0)], wealth.max(axis=0)
 
 
 def _path(paths: Sequence[Sequence[Way]], loss: float, probability: float) -> list[Way]:
@@ -355,7 +370,8 @@ def _path(paths: Sequence[Sequence[Way]], loss: float, probability: float) -> li
     """
     best: list[Way] = []
     for ways in paths:
-        accepted = _is_safe(np.stack([way.choosing for way in ways], axis=1), loss, probability)
+        evidence = _bets(np.stack([way.choosing for way in ways], axis=1), loss)[1]
+        accepted = evidence >= math.log(1 / (1 - probability))
         last = int(np.cumprod(accepted).sum())
         if last and (not best or ways[last - 1].speed > best[-1].speed):
             best = list(ways[max(0, last - _STEPS_TOWARDS_THE_KNOB) : last])
@@ -495,7 +511,7 @@ class _Search:
             self.notes.append("int8: torch has no fast kernel for it on this machine")
         for base in bases:
             for network in ("linear", "attention"):
-                yield _exits_on(self.incoming, base, network, self.recipe)  # type: ignore[arg-type]
+                yield _exits_on(self.incoming, base, network, self.recipe)
             yield _ensemble_on(self.incoming, base, self.task, self.recipe)
 
     def _has_int8(self) -> bool:
@@ -639,7 +655,9 @@ class _Search:
         else:
             layers = f"{promise['average_layers']:.1f} of {self.incoming.model.num_layers} on average"
             what = f"{chosen.name} on {chosen.on}{_layers_in_words(chosen)}, {layers}"
-            lines.append(f"Chosen: {what if chosen.method.name != 'full' else f'{chosen.on}, {chosen.name}'}.")
+            if chosen.method.name == "full":
+                what = f"{chosen.on}, {chosen.name}; exits are not needed"
+            lines.append(f"Chosen: {what}.")
             less = f"{lost:.1f} points less" if lost >= 0 else f"{-lost:.1f} points more"
             lines.append(
                 f"{accuracy - lost:.1f}% expected, {less}; with probability {self.probability:g} at most {self.loss:g} "

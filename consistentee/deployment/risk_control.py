@@ -59,12 +59,6 @@ def upper_confidence(losses: ArrayLike, risk: float, delta: float, highest: floa
     needs only ``loss - risk < highest`` to stay positive. Going on only while every more cautious knob has passed makes
     the promise hold for all of them at once.
     """
-    wealth = log_wealth(losses, risk, delta, highest)
-    return _unbroken(wealth >= math.log(1 / delta))
-
-
-def log_wealth(losses: ArrayLike, risk: float, delta: float, highest: float) -> NDArray[np.float64]:
-    """Return the largest log wealth of each knob's bet that its risk is ``risk`` or more: [knobs]; more is safer."""
     table = _checked(losses, risk, delta, highest)
     rows, knobs = table.shape
     time = np.arange(1, rows + 1)[:, None]
@@ -72,7 +66,8 @@ def log_wealth(losses: ArrayLike, risk: float, delta: float, highest: float) -> 
     variance = (0.25 + ((table - mean) ** 2).cumsum(axis=0)) / (time + 1)
     variance_before = np.vstack([np.full((1, knobs), 0.25), variance[:-1]])  # a bet must not see its own row
     stake = np.minimum(1 / highest, np.sqrt(2 * math.log(1 / delta) / (rows * variance_before)))
-    return np.log1p(-stake * (table - risk)).cumsum(axis=0).max(axis=0)
+    log_wealth = np.log1p(-stake * (table - risk)).cumsum(axis=0)
+    return _unbroken(log_wealth.max(axis=0) >= math.log(1 / delta))
 
 
 def tested(losses: ArrayLike, risk: float, delta: float, highest: float) -> int:
