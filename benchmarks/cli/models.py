@@ -19,6 +19,7 @@ from benchmarks.cli.application import (
     parsed_parameters,
     several,
 )
+from benchmarks.cli.deployment import TextOption
 from benchmarks.terminal import filled_table, output_console
 from consistentee.errors import UserError
 
@@ -83,18 +84,36 @@ def train(
     output_console().print(report)
 
 
-@command("One model", 'consistentee predict my-pair-model --knob 0.9 --pair "It rains." "The ground is wet."')
+@command(
+    "One model",
+    'consistentee predict my-pair-model --knob 0.9 --pair "It rains." "The ground is wet."',
+    "consistentee predict my-model --file reviews.csv --out labelled.csv",
+    "cat reviews.csv | consistentee predict my-model --file - > labelled.csv",
+)
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify.")],
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train or accelerate.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to classify.")] = None,
+    *,
+    file: Annotated[Path | None, typer.Option(help="Classify a table of texts instead; - is CSV from a pipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV to write for --file; by default standard output.")] = None,
+    text: TextOption = None,
     knob: KnobOption = None,
     pair: Annotated[bool, typer.Option("--pair", help="Read every two texts as one pair.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Show label, probability, exit layer and time of each text."""
+    """Show label, probability, exit layer and time of each text, or write them for a file of texts as CSV."""
     from consistentee.deployment.pipeline import Classifier, load_saved
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
+    if (file is None) == (not texts):
+        raise UserError("give texts, or a table of texts with --file, and not both")
+    if file is not None:
+        from benchmarks.commands.deploy import label_file
+
+        saved, method, knob = load_saved(model, MultiExitModel, knob, allow_code=allow_code)
+        label_file(Classifier(saved, method.rule(saved, knob)), file, out, text or [])
+        return
+    texts = texts or []
     if not all(text.strip() for text in texts):
         raise UserError("an empty text cannot be classified")
     if pair and len(texts) % 2:

@@ -1,14 +1,16 @@
 """pipeline: a saved model in three lines, as ``transformers.pipeline`` has it, and the exit layer of each answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 from consistentee.arguments import Number, checked
 from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
+from consistentee.files import hash_file
 from consistentee.methods.method import AnyMethod, Method, code_file, get_method
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.base import chosen_device
@@ -57,6 +59,9 @@ def load_saved(
             f"{folder / description.file} names a method in {code}, and that file was not run; "
             "if you trust it, use --allow-code, or allow_code=True in Python"
         )
+    saved_hash = description.method_sha256
+    if code is not None and saved_hash is not None and Path(code).is_file() and hash_file(Path(code)) != saved_hash:
+        raise UserError(f"{code} is not the file that was saved with the model: its hash differs, so it was not run")
     # Before the model, which may need the kind of classifiers that the method's file enters.
     method = get_method(description.method_name, **description.method_parameters)
     stored_knob = description.default_knob
@@ -118,15 +123,19 @@ class Written(TypedDict):
 
 @dataclass(frozen=True)
 class Classifier:
-    """Label texts; each exits where the rule decides."""
+    """Label texts; each exits where the rule decides. Threads take turns, for tokenizers are not made for several."""
 
     model: MultiExitModel
     rule: ExitRule
+    _turn: Lock = field(default_factory=Lock, repr=False, compare=False)
 
-    def __call__(self, texts: Text | Sequence[Text], batch_size: int = 32) -> list[Classified]:
-        """Classify a text, a pair of texts, or a list of either; errors as :func:`consistentee.classify`."""
+    def __call__(
+        self, texts: Text | Sequence[Text], batch_size: int = 32, in_flight: int | None = None
+    ) -> list[Classified]:
+        """Classify a text, a pair of texts, or a list of either; see :func:`consistentee.classify`."""
         rows: Sequence[Text] = [texts] if isinstance(texts, (str, tuple)) else texts
-        found = classify(self.model, rows, self.rule, batch_size=batch_size)
+        with self._turn:
+            found = classify(self.model, rows, self.rule, batch_size=batch_size, in_flight=in_flight)
         layers = found.exit_layers.tolist()
         if self.model.num_labels == 1:
             values = found.predictions.tolist()

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from consistentee.arguments import Positive, TextsOrPairs, checked
 from consistentee.backbones.encoders import Context, layers_run
+from consistentee.backbones.int8 import check_not_quantized
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -97,6 +98,7 @@ def classify(
         UserError: an argument is wrong, single texts and pairs are mixed, or the rule reads what only a trace has.
         ValueError: the rule does not return one bool a row.
     """
+    check_not_quantized(model)
     encodings = model.tokenize(texts, max_length)
     return classify_encoded(
         model, encodings, rule, batch_size=batch_size, in_flight=in_flight, sort_by_length=sort_by_length

@@ -196,7 +196,12 @@ def _with_checked_knob(rule: Callable[..., "ExitRule"]) -> Callable[..., "ExitRu
     @functools.wraps(rule)
     def run(self: AnyMethod, model: Any, knob: float) -> "ExitRule":
         self.check_knob(model, knob)
-        return rule(self, model, knob)
+        layers = getattr(model.description, "asked_layers", ())
+        if not layers:
+            return rule(self, model, knob)
+        from consistentee.rules.exit_rule import SomeLayersRule
+
+        return SomeLayersRule(rule(self, model, knob), *layers)
 
     return run
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from consistentee.arguments import checked
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.backbones.encoders import EncoderStepper
+from consistentee.backbones.int8 import check_not_quantized
 from consistentee.backbones.pretrained import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -27,12 +29,13 @@ from consistentee.backbones.pretrained import (
     reading,
 )
 from consistentee.errors import UserError, unknown_name
-from consistentee.files import hash_tensors
+from consistentee.files import hash_file, hash_tensors
 from consistentee.models.heads import ExitHeads, HeadSpec
 
 FORMAT_VERSION = 1
 BACKBONE_FOLDER = "backbone"
 TOKENIZER_FOLDER = "tokenizer"
+METHOD_FOLDER = "method"
 WEIGHTS_FILE = "model.safetensors"
 
 Precision = Literal["float32", "bfloat16"]
@@ -68,6 +71,7 @@ class Description:
         file: name of the description's file in a saved folder.
 
     Attributes:
+        method_sha256: hash of the method's file, if the method is in one; the file lies in the saved folder.
         validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
             ``joint``, the mean over exits, ``last-exit``, which is the full model's, and ``branches``, minus the loss.
     """
@@ -78,6 +82,7 @@ class Description:
 
     task_name: str | None = None
     method_name: str | None = None
+    method_sha256: str | None = None
     method_parameters: dict[str, Any] = field(default_factory=dict)
     default_knob: float | None = None
     heads: dict[str, HeadSpec] = field(default_factory=dict)
@@ -96,7 +101,10 @@ class Description:
                 f"{path} has format {version!r}, which cannot be read; this version reads format {FORMAT_VERSION}"
             )
         try:
-            return TypeAdapter(cls).validate_json(json.dumps(values))
+            description = TypeAdapter(cls).validate_json(json.dumps(values))
+            if description.method_sha256 is not None:  # its file lies in the folder, wherever that is now
+                description.method_name = str(folder.resolve() / str(description.method_name))
+            return description
         except ValidationError as error:
             first = error.errors()[0]
             field_name = ".".join(map(str, first["loc"]))
@@ -216,13 +224,15 @@ class MultiExit(nn.Module, ABC):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as safetensors and JSON into a folder, which is made if needed."""
+        check_not_quantized(self)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._save_backbone(folder)
         self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
         weights = {name: tensor.contiguous() for name, tensor in self._own_weights().items()}
         save_file(weights, folder / WEIGHTS_FILE)
-        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self.description)}, indent=2)
+        fields = asdict(self.description) | _saved_method(self.description.method_name, folder)
+        text = json.dumps({"format_version": FORMAT_VERSION, **fields}, indent=2)
         (folder / self.description.file).write_text(text, encoding="utf-8")
 
     @abstractmethod
@@ -269,6 +279,18 @@ class MultiExit(nn.Module, ABC):
         cls, folder: Path, description: Any, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
         """Return the model of a saved folder before its own weights are in it, and without its learned heads."""
+
+
+def _saved_method(name: str | None, folder: Path) -> dict[str, str]:
+    """Copy the file of a method into a saved folder; return the fields that name it there, relative to the folder."""
+    file, _, class_name = (name or "").rpartition(":")
+    if not file.endswith(".py") or not Path(file).is_file():
+        return {}
+    copy = folder / METHOD_FOLDER / Path(file).name
+    copy.parent.mkdir(exist_ok=True)
+    if not (copy.is_file() and copy.samefile(file)):
+        shutil.copyfile(file, copy)
+    return {"method_name": f"{METHOD_FOLDER}/{copy.name}:{class_name}", "method_sha256": hash_file(copy)}
 
 
 @contextmanager

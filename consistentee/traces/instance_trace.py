@@ -10,6 +10,7 @@ from torch import Tensor
 
 from consistentee.arguments import Positive, check_layer, checked
 from consistentee.backbones.encoders import layers_run
+from consistentee.backbones.int8 import check_not_quantized
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
@@ -181,6 +182,7 @@ def record_trace(
 
     ``store`` is a folder where full-depth passes are kept, see :func:`record_outputs`.
     """
+    check_not_quantized(model)
     encodings = model.tokenize(split.texts, max_length)
     outputs = record_outputs(model, encodings, batch_size=batch_size, store=store)
     return Trace(

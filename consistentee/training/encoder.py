@@ -273,8 +273,11 @@ def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe
 def train_jointly(model: MultiExitModel, rows: TaskData | TokenSource, recipe: Recipe) -> None:
     """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE.
 
-    ``rows``: a task, or its training rows from :func:`training_source`.
+    ``rows``: a task, or its training rows from :func:`training_source`. Raises UserError for a model that keeps the
+    head of a fine-tuned one, whose backbone must not change.
     """
+    if model.description.keeps_head:
+        raise UserError("joint training changes the backbone, and this model keeps a fine-tuned one as it is")
     source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
     stage = token_stage("joint", _joint_loss, recipe, shared=True)
     run_stage(model, source, replace(stage, judge=source.judge), recipe)
@@ -283,8 +286,10 @@ def train_jointly(model: MultiExitModel, rows: TaskData | TokenSource, recipe: R
 def train_last_exit(model: MultiExitModel, rows: TaskData | TokenSource, recipe: Recipe) -> None:
     """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT).
 
-    ``rows``: see :func:`train_jointly`.
+    A model that keeps the head of a fine-tuned one stays as it is. ``rows``: see :func:`train_jointly`.
     """
+    if model.description.keeps_head:
+        return
     source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
     judge = None if source.judge is None else replace(source.judge, every_exit=False)
     stage = token_stage("last-exit", _last_exit_loss, recipe, shared=True)

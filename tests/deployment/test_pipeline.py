@@ -74,7 +74,9 @@ def test_code_of_a_saved_method_runs_only_if_allowed(kind, tiny_model, tiny_deco
         "instances": [["predict", folder, "w1"], ["risk", folder, *task]],
         "tokens": [["generate", folder, "w1"]],
     }
-    refusal = f"names a method in {code}, and that file was not run; .*--allow-code.*allow_code=True"
+    refusal = (
+        f"names a method in {folder / 'method' / 'evil.py'}, and that file was not run; .*--allow-code.*allow_code=True"
+    )
     with pytest.raises(UserError, match=refusal):
         ee.pipeline(folder)
     for command in commands[kind]:

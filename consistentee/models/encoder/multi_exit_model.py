@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 import transformers
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.decoders import refuse_decoder_family
 from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
+from consistentee.backbones.int8 import Quantize, observing, quantize_layers
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
@@ -32,6 +34,7 @@ from consistentee.models.classifiers import (
     build_classifiers,
     pool_tokens,
 )
+from consistentee.models.encoder.kept_head import KeptHead, check_classifier
 from consistentee.versions import ENGINE_VERSION, code_of
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
@@ -48,6 +51,9 @@ class ModelDescription(Description):
         max_length: number of tokens that texts are cut to.
         companion_name: where the weights of the companion came from; None where there is none.
         cut_from: number of layers of the model whose first layers these are; None where no layer was removed.
+        keeps_head: whether layer L has the classification head of a stock model that was fine-tuned before.
+        quantize: precision of the backbone's linear layers.
+        asked_layers: layers at which exit rules are asked, 1-based; empty for all of them.
     """
 
     kind: ClassVar[str] = "model"
@@ -62,6 +68,9 @@ class ModelDescription(Description):
     companion_name: str | None = None
     cut_from: PositiveInt | None = None
     classifier: ClassifierSpec = field(default_factory=ClassifierSpec)
+    keeps_head: bool = False
+    quantize: Quantize = "none"
+    asked_layers: tuple[PositiveInt, ...] = ()
 
 
 def take_pooler(backbone: Any) -> dict[str, Tensor] | None:
@@ -178,6 +187,73 @@ class MultiExitModel(MultiExit):
             dense.load_state_dict(its.state_dict())
         return model.to(self.device, self.dtype)
 
+    @classmethod
+    @checked
+    def from_classifier(cls, name: str) -> Self:
+        """Put untrained exits on a fine-tuned ``*ForSequenceClassification``, whose weights and head stay as they are.
+
+        At full depth its logits are those of the stock model, bit for bit. Exits pool the mean of all tokens.
+
+        Args:
+            name: a directory, or an id on the Hugging Face hub.
+
+        Raises UserError for a model that does not put each text into one class, and as :meth:`from_backbone` does.
+        """
+        from consistentee.backbones.catalog import resolve
+
+        path = resolve(name).path
+        config = read_config(path)
+        check_classifier(name, config)
+        tokenizer = read_tokenizer(path)
+        stock, missing = read_model(path, AutoModelForSequenceClassification)
+        check_complete(path, missing)
+        model = cls._of_stock(
+            stock,
+            tokenizer,
+            ModelDescription(
+                num_labels=config.num_labels,
+                pooling="mean",
+                pooler="none",
+                backbone_name=name,
+                label_names=tuple(config.id2label[index] for index in range(config.num_labels)),
+                keeps_head=True,
+            ),
+        )
+        model.description.max_length = min(int(tokenizer.model_max_length), model.stepper.position_limit)
+        return model
+
+    @classmethod
+    def _of_stock(cls, stock: Any, tokenizer: Any, description: ModelDescription) -> Self:
+        """Put exits on the backbone of a stock model for classification, whose head becomes the last exit."""
+        head = KeptHead(stock).eval()
+        backbone = stock.base_model
+        take_pooler(backbone)
+        model = cls(stepper_for(backbone), tokenizer, description)
+        model.classifiers[-1] = head
+        return model
+
+    def fresh(self, seed: int = 0) -> Self:
+        """Return a model with untrained linear exits that shares this one's backbone and its last exit."""
+        description = replace(self.description, heads={}, classifier=ClassifierSpec(), asked_layers=())
+        with new_weights(seed):
+            model = type(self)(self.stepper, self.tokenizer, description).to(self.device)
+        model.classifiers[-1] = self.classifiers[-1]
+        return model
+
+    def quantized(self, rows: Sequence[Encoding]) -> Self:
+        """Return a copy with untrained exits, whose linear layers are int8, see :mod:`consistentee.backbones.int8`.
+
+        ``rows``: some hundred rows, from which the ranges of the layers' inputs are taken.
+        """
+        backbone = deepcopy(self.backbone)
+        layers = quantize_layers(backbone)
+        model = type(self)(stepper_for(backbone), self.tokenizer, replace(self.description, quantize="int8", heads={}))
+        model.classifiers[-1] = self.classifiers[-1]
+        with observing(layers), torch.inference_mode():
+            for start in range(0, len(rows), 32):
+                model.stock_logits(model.collate(rows[start : start + 32]))
+        return model
+
     def use_stepper(self, stepper: EncoderStepper) -> None:
         """Replace the stepper, and its modules within the model.
 
@@ -236,7 +312,7 @@ class MultiExitModel(MultiExit):
         last = self.classifiers[-1]
         with new_weights(seed):
             self.classifiers = self._build_classifiers(spec).to(self.device, self.dtype).train(self.training)
-        if not spec.at_last_layer and isinstance(last, LinearClassifier):
+        if self.description.keeps_head or (not spec.at_last_layer and isinstance(last, LinearClassifier)):
             self.classifiers[-1] = last
         self.description.classifier = spec
 
@@ -267,8 +343,10 @@ class MultiExitModel(MultiExit):
         """Pad rows into a batch on the model's device."""
         return collate(encodings, self.tokenizer.pad_token_id, self.device)
 
-    def pool_tokens(self, hidden: Tensor, padding_mask: Tensor) -> Tensor:
-        """Pool tokens as the description names it: see :func:`consistentee.models.classifiers.pool_tokens`."""
+    def pool_tokens(self, layer: int, hidden: Tensor, padding_mask: Tensor) -> Tensor:
+        """Pool the tokens of a layer as the description names it, or as the kept head of layer L does."""
+        if layer == self.num_layers and self.description.keeps_head:
+            return cast(KeptHead, self.classifiers[-1]).pool(hidden, padding_mask)
         return pool_tokens(hidden, padding_mask, self.description.pooling)
 
     def apply_pooler(self, layer: int, vector: Tensor) -> Tensor:
@@ -280,7 +358,7 @@ class MultiExitModel(MultiExit):
 
     def pool(self, layer: int, hidden: Tensor, padding_mask: Tensor) -> Tensor:
         """Return the pooled input of the classifier of layer ``layer``: [rows, width]."""
-        return self.apply_pooler(layer, self.pool_tokens(hidden, padding_mask))
+        return self.apply_pooler(layer, self.pool_tokens(layer, hidden, padding_mask))
 
     def classify(self, layer: int, readable: ReadableLayer) -> Tensor:
         """Return the logits of the internal classifier of layer ``layer``, whatever it reads: [rows, classes]."""
@@ -293,8 +371,8 @@ class MultiExitModel(MultiExit):
         """
         keeps_tokens = self.reads_tokens
         vectors, states = [], []
-        for read in self.layer_states(batch, cut_after=cut_after):
-            vectors.append(self.pool_tokens(read, batch.padding_mask))
+        for layer, read in enumerate(self.layer_states(batch, cut_after=cut_after), start=1):
+            vectors.append(self.pool_tokens(layer, read, batch.padding_mask))
             states.append(read if keeps_tokens else NO_TOKENS)
         return self._read(torch.stack(vectors, dim=1), states, batch.padding_mask)
 
@@ -324,7 +402,8 @@ class MultiExitModel(MultiExit):
     def read_states(self, states: Tensor, padding_mask: Tensor) -> LayerOutputs:
         """Apply every layer's pooler and classifier to all tokens of a frozen backbone: [rows, L, tokens, width]."""
         by_layer = states.unbind(dim=1)
-        vectors = torch.stack([self.pool_tokens(tokens, padding_mask) for tokens in by_layer], dim=1)
+        layers = enumerate(by_layer, start=1)
+        vectors = torch.stack([self.pool_tokens(t, tokens, padding_mask) for t, tokens in layers], dim=1)
         return self._read(vectors, by_layer, padding_mask)
 
     def _read(self, vectors: Tensor, states: Sequence[Tensor], padding_mask: Tensor) -> LayerOutputs:
@@ -385,7 +464,15 @@ class MultiExitModel(MultiExit):
         cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
         tokenizer = cls._saved_tokenizer(folder)
-        return cls(_saved_stepper(folder, weights), tokenizer, description)
+        if description.keeps_head:
+            config = read_config(folder / BACKBONE_FOLDER)
+            check_classifier(folder, config)
+            model = cls._of_stock(AutoModelForSequenceClassification.from_config(config), tokenizer, description)
+        else:
+            model = cls(_saved_stepper(folder, weights), tokenizer, description)
+        for stock in model.backbones if description.quantize == "int8" else ():
+            quantize_layers(stock)
+        return model
 
 
 class _StockLayer:

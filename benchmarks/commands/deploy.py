@@ -1,0 +1,177 @@
+"""Accelerate a user's model, time a saved one, and label files of texts."""
+
+import csv
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.commands.train import StageProgress
+from benchmarks.tasks.data_files import FORMATS, Columns, find_columns, labelled_rows, read_table, texts_of
+from benchmarks.tasks.loader import load_classification_task
+from benchmarks.terminal import filled_table, print_line
+from consistentee.backbones.catalog import resolve
+from consistentee.backbones.pretrained import read_config, read_model
+from consistentee.data.encoding import Encoding
+from consistentee.data.instances import Split, TaskData, Text
+from consistentee.deployment.accelerate import RECIPE, Accelerated, accelerate
+from consistentee.deployment.pipeline import Classifier, load_saved
+from consistentee.deployment.timing import BATCH_SIZES, Run, describe_machine, speed_ups, time_runs
+from consistentee.engine.classify import classify_encoded
+from consistentee.errors import UserError
+from consistentee.models.encoder.kept_head import check_classifier
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.progress import listening
+from consistentee.rules.exit_rule import NeverExit
+
+_SHARES = {False: (1 / 3, 1 / 3), True: (0.0, 1 / 3)}
+"""Shares of the rows for training exits and for choosing, without and with a file of its own for training."""
+
+
+def is_file(data: str) -> bool:
+    """Return whether DATA is a table, and not the name or the YAML of a task."""
+    return Path(data).suffix.lower() in FORMATS or data == "-"
+
+
+def rows_of(
+    model: str,
+    data: str,
+    *,
+    train: Path | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    data_dir: Path | None = None,
+) -> tuple[TaskData, list[str]]:
+    """Return the rows of a table or a task for training, choosing and the proof, and sentences about them."""
+    if not is_file(data):
+        task = load_classification_task(data, data_dir)
+        counts = [f"{len(split):,} {split.name}" for split in (task.train, task.validation, task.test)]
+        return task, [f"Rows: {counts[0]} for exits, {counts[1]} for choosing, {counts[2]} for the proof."]
+    config = read_config(resolve(model).path)
+    check_classifier(model, config)
+    names = tuple(config.id2label[number] for number in range(config.num_labels))
+    split, columns = _labelled(Path(data), text, label, names)
+    order = random.Random(0).sample(range(len(split)), len(split))
+    first, second = (round(len(split) * share) for share in _SHARES[train is not None])
+    if min(second, len(split) - first - second) < 1:
+        raise UserError(f"{data} holds {len(split)} rows, which are too few to choose and to prove")
+    training = split.select(order[:first]) if train is None else _labelled(train, text, label, names)[0]
+    choosing, proof = split.select(order[first : first + second]), split.select(order[first + second :])
+    task = TaskData(Path(data).stem, 1, training, choosing, proof, names, ("accuracy",))
+    shares = f"{len(training):,} for exits, {len(choosing):,} for choosing, {len(proof):,} for the proof"
+    return task, [f"Columns: {columns}.", f"Rows: {shares}."]
+
+
+def _labelled(path: Path, text: Sequence[str], label: str | None, names: Sequence[str]) -> tuple[Split, Columns]:
+    table = read_table(path)
+    columns = find_columns(table, path, text, label)
+    return labelled_rows(table, columns, path, names), columns
+
+
+def accelerate_model(model: str, task: TaskData, out: Path, fields: Mapping[str, Any], **options: Any) -> Accelerated:
+    """Run :func:`consistentee.accelerate` with progress, and save what it finds in a new folder.
+
+    ``fields``: changes of the default recipe.
+    """
+    recipe = replace(RECIPE, **fields)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} is a folder that holds files; give a new one")
+    progress = StageProgress(Console(stderr=True))
+    with progress, listening(progress):
+        found = accelerate(model, task, recipe=recipe, **options)
+        found.save(out)
+    return found
+
+
+def table_of(found: Accelerated) -> Table:
+    """Return the table of everything that was tried."""
+    proven = {True: "proven", False: "not proven", None: ""}
+    lines = []
+    for way in found.tried:
+        about = "" if way.timed else "~"
+        speed = [f"{about}{ratio:.2f}" for ratio in way.speed.values()]
+        points = "" if way.points is None else f"{way.points:+.2f}"
+        lines.append([way.name, way.on, f"{way.layers:.1f}", points, proven[way.proven], *speed])
+    numbers = ["layers", "points less", "loss", *(f"batch {size}" for size in BATCH_SIZES)]
+    notes = "".join(f"\nnot tried: {note}" for note in found.notes)
+    caption = f"speed as multiples of your model's, ~ estimated; {describe_machine()}{notes}"
+    return filled_table(["way", "on"], numbers, lines, "Everything that was tried", caption)
+
+
+def time_model(
+    folder: Path, data: str, text: Sequence[str], *, knob: float | None, allow_code: bool, **of: Any
+) -> Table:
+    """Time a saved model at its knob against its full depth, and against the model that it was made of."""
+    model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
+    rows = model.tokenize(texts_for(Path(data), text)[0] if is_file(data) else _test_texts(data, **of))
+    rule = method.rule(model, knob)
+    stock = "the model that it was made of"
+    runs: dict[str, Run] = {}
+    if model.description.keeps_head and (incoming := _incoming(model)) is not None:
+        runs[stock] = lambda batch: incoming(**model.collate(batch).model_inputs)
+    full = "its own full depth"
+    runs[full] = lambda batch: model.stock_logits(model.collate(batch))
+    runs["never exits"] = partial(_classified, model, NeverExit())
+    name = f"{method.name}, {method.knob.name}={knob:.4g}"
+    runs[name] = partial(_classified, model, rule)
+    progress = StageProgress(Console(stderr=True))
+    with progress, listening(progress):
+        taken = time_runs(runs, rows)
+    layers = float(classify_encoded(model, rows[:256], rule, batch_size=32).layers_run.double().mean())
+    speed = speed_ups(taken, next(iter(runs)))
+    lines = [
+        [
+            way,
+            f"{layers if way == name else model.num_layers:.1f}",
+            *(f"{speed[way][size]:.2f}" for size in BATCH_SIZES),
+        ]
+        for way in runs
+    ]
+    heads = ["layers", *(f"times as fast at batch {size}" for size in BATCH_SIZES)]
+    return filled_table([str(folder)], heads, lines, caption=f"medians of rounds; {describe_machine()}")
+
+
+def _classified(model: MultiExitModel, rule: Any, batch: Sequence[Encoding]) -> object:
+    return classify_encoded(model, batch, rule, batch_size=len(batch))
+
+
+def _incoming(model: MultiExitModel) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        stock, _ = read_model(resolve(model.description.backbone_name).path, AutoModelForSequenceClassification)
+    except UserError:
+        return None
+    return stock.to(model.device).eval()
+
+
+def _test_texts(data: str, data_dir: Path | None = None) -> Sequence[Text]:
+    return load_classification_task(data, data_dir).test.texts
+
+
+def texts_for(path: Path, text: Sequence[str]) -> tuple[list[Text], Columns]:
+    """Return the texts of a table, labelled or not."""
+    table = read_table(path)
+    columns = find_columns(table, path, text, labelled=False)
+    return texts_of(table, columns, path), columns
+
+
+def label_file(classifier: Classifier, path: Path, out: Path | None, text: Sequence[str], batch_size: int = 32) -> None:
+    """Write a CSV with text, label, probability and exit layer of every row of a table, as the rows are answered."""
+    texts, columns = texts_for(path, text)
+    print_line(Console(stderr=True), f"{len(texts):,} rows, {columns}")
+    with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*columns.texts, "label", "probability", "exit_layer"])
+        for start in range(0, len(texts), 16 * batch_size):
+            part = texts[start : start + 16 * batch_size]
+            for one, answer in zip(part, classifier(part, batch_size), strict=True):
+                cells = [one] if isinstance(one, str) else list(one)
+                writer.writerow([*cells, answer.get("label", ""), f"{answer['score']:.4f}", answer["exit_layer"]])

@@ -1,0 +1,123 @@
+"""Read a user's table of texts and labels, a CSV, TSV, JSON lines or Parquet file, and find its columns."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from consistentee.data.instances import Split, Text
+from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+STANDARD_INPUT = "-"
+_LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "gold")
+_TEXTS = ("text", "sentence", "review", "document", "content", "body", "title", "utterance", "query", "question")
+_PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that hold the text, or the two texts of a pair, and the label."""
+
+    texts: tuple[str, ...]
+    label: str | None
+
+    def __str__(self) -> str:
+        label = f", label from {self.label!r}" if self.label else ""
+        return f"text from {' and '.join(map(repr, self.texts))}{label}"
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table, with every cell as text; ``-`` is CSV from standard input. Raises UserError that names the file."""
+    if str(path) != STANDARD_INPUT and not path.is_file():
+        raise UserError(f"no such file: {path}")
+    if str(path) != STANDARD_INPUT and path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: a table is one of {', '.join(FORMATS)}")
+    try:
+        table = _parse(sys.stdin.buffer, ".csv") if str(path) == STANDARD_INPUT else _parse(path, path.suffix.lower())
+    except Exception as error:  # pandas and pyarrow have no common exception for damaged files
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+    if table.empty:
+        raise UserError(f"{path} holds no rows")
+    return table
+
+
+def _parse(source: Path | IO[bytes], suffix: str) -> pd.DataFrame:
+    if suffix == ".parquet":
+        return pd.read_parquet(source)
+    if suffix in (".csv", ".tsv"):
+        separator = "\t" if suffix == ".tsv" else ","
+        return pd.read_csv(source, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    return pd.read_json(source, lines=suffix != ".json", dtype=False, convert_dates=False)
+
+
+def find_columns(
+    table: pd.DataFrame, place: object, text: Sequence[str] = (), label: str | None = None, *, labelled: bool = True
+) -> Columns:
+    """Return the columns that were named, or else the likely ones.
+
+    Raises UserError for an unknown column, and if no column, or several, could be meant.
+    """
+    names = [str(name) for name in table.columns]
+    for name in [*text, *([label] if label else [])]:
+        if name not in names:
+            raise unknown_name(f"column of {place}", name, names)
+    lower = {name.lower(): name for name in names}
+    if label is None and labelled:
+        label = next((lower[name] for name in _LABELS if name in lower), None)
+        if label is None:
+            raise UserError(f"{place}: which of {', '.join(names)} is the label? say it with --label")
+    if not text:
+        rest = [name for name in names if name != label and (labelled or name.lower() not in _LABELS)]
+        pair = next((pair for pair in _PAIRS if all(name in lower for name in pair)), None)
+        single = next((name for name in _TEXTS if name in lower), None)
+        if pair is not None:
+            text = [lower[name] for name in pair]
+        elif single is not None or len(rest) == 1:
+            text = [lower[single] if single else rest[0]]
+        else:
+            raise UserError(f"{place}: which of {', '.join(names)} is the text? say it with --text (two for pairs)")
+    if len(text) > 2:
+        raise UserError("--text takes one column, or two for pairs")
+    return Columns(tuple(text), label)
+
+
+def texts_of(table: pd.DataFrame, columns: Columns, place: object) -> list[Text]:
+    """Return the text, or the pair, of every row. Raises UserError for an empty one, by its row."""
+    cells = [[_cell(value, place, row) for row, value in enumerate(table[name], start=1)] for name in columns.texts]
+    return list(cells[0]) if len(cells) == 1 else list(zip(*cells, strict=True))
+
+
+def _cell(value: Any, place: object, row: int) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: row {row} has no text, but {shown(value)}")
+    if fault := unencodable(value):
+        raise UserError(f"{place}: row {row} {fault}")
+    return value
+
+
+def labelled_rows(table: pd.DataFrame, columns: Columns, place: object, label_names: Sequence[str]) -> Split:
+    """Return texts with the numbers of their labels, which stand as names or as numbers in the table.
+
+    Raises UserError for a label that the model does not know, by its row.
+    """
+    known = {name: number for number, name in enumerate(label_names)}
+    cells = [str(int(value)) if _is_whole(value) else str(value).strip() for value in table[columns.label]]
+    if not set(cells) <= known.keys():
+        known = {name.lower(): number for name, number in known.items()}
+        known |= {str(number): number for number in range(len(label_names)) if str(number) not in known}
+        cells = [cell.lower() for cell in cells]
+    for row, cell in enumerate(cells, start=1):
+        if cell not in known:
+            raise UserError(
+                f"{place}: row {row} has label {shown(cell)}, which the model does not know; "
+                f"it knows {', '.join(label_names[:20])}, and their numbers from 0"
+            )
+    return Split(str(place), texts_of(table, columns, place), [known[cell] for cell in cells])
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | float) and float(value).is_integer()

@@ -1,0 +1,79 @@
+"""Time ways of answering the same rows against each other, in interleaved rounds on this machine."""
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from consistentee.data.encoding import Encoding
+from consistentee.progress import Steps, listening
+
+Run = Callable[[Sequence[Encoding]], object]
+"""Answer one batch of tokenised rows."""
+
+BATCH_SIZES = (1, 32)
+ROUNDS = 5
+TIMED_ROWS = {1: 48, 32: 256}
+"""Rows that are timed in a round, by batch size."""
+
+_WARMUP = 2
+
+
+def time_runs(
+    runs: Mapping[str, Run], rows: Sequence[Encoding], *, rounds: int = ROUNDS, share: float = 1.0
+) -> dict[str, dict[int, list[float]]]:
+    """Time every run once a round, in rotating order, on the same rows: seconds of each round by batch size.
+
+    ``share``: part of the usual number of rows that is timed. Ratios are to be taken within rounds, so that a drift of
+    the machine affects all runs alike.
+    """
+    taken: dict[str, dict[int, list[float]]] = {name: {size: [] for size in BATCH_SIZES} for name in runs}
+    names = list(runs)
+    progress = Steps("timing", rounds * len(BATCH_SIZES) * len(names))
+    for number in range(rounds):
+        start = number % len(names)
+        for size in BATCH_SIZES:
+            timed = rows[: max(1, round(share * TIMED_ROWS[size]))]
+            batches = [timed[first : first + size] for first in range(0, len(timed), size)]
+            for name in names[start:] + names[:start]:
+                taken[name][size].append(_seconds(runs[name], batches))
+                progress.add(1, len(timed))
+    return taken
+
+
+def _seconds(run: Run, batches: Sequence[Sequence[Encoding]]) -> float:
+    with listening(None), torch.inference_mode():
+        for batch in batches[:_WARMUP]:
+            run(batch)
+        gc.collect()
+        gc.disable()
+        try:
+            start = time.perf_counter()
+            for batch in batches:
+                run(batch)
+            return time.perf_counter() - start
+        finally:
+            gc.enable()
+
+
+def speed_ups(taken: Mapping[str, Mapping[int, Sequence[float]]], stock: str) -> dict[str, dict[int, float]]:
+    """Return how many times as fast as ``stock`` every run is, by batch size: the median of the ratios of rounds."""
+    return {
+        name: {
+            size: median(ours / its for its, ours in zip(seconds, taken[stock][size], strict=True))
+            for size, seconds in by_size.items()
+        }
+        for name, by_size in taken.items()
+    }
+
+
+def describe_machine() -> str:
+    """Return the processor and the number of threads that torch uses."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor() or platform.machine())}, {torch.get_num_threads()} threads"

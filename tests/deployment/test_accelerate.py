@@ -1,0 +1,218 @@
+"""``consistentee accelerate`` on a tiny model: the promise, the saved folder, the command line, and a service."""
+
+import csv
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from classifiers_on_disk import NAMES, save_classifier
+from command_line import call
+from conftest import random_texts
+from documents import blocks_of
+from typer.testing import CliRunner
+
+import consistentee as ee
+from benchmarks.cli import app
+from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
+from consistentee.deployment import timing
+from consistentee.deployment.accelerate import proven, rows_needed
+from consistentee.errors import UserError
+
+ROWS = 300
+QUICK = ("--loss", "12", "--no-compile", "--set", "frozen_steps=8", "epochs=1")
+
+
+def write_rows(path, count=ROWS, labels=("red", "green", "blue")):
+    """Write a CSV whose label is that of the first word."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Review", "Label"])
+        writer.writerows((text, labels[int(text.split()[0][1:]) % len(labels)]) for text in random_texts(count, seed=5))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A classifier, rows, and the accelerated model with what the command printed."""
+    folder = tmp_path_factory.mktemp("accelerated")
+    save_classifier(folder / "mine")
+    write_rows(folder / "rows.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "TIMED_ROWS", {1: 4, 32: 32})
+        done = call("accelerate", folder / "mine", folder / "rows.csv", "--out", folder / "faster", *QUICK)
+    assert done.exit_code == 0, done.output
+    (folder / "printed").write_text(done.output, encoding="utf-8")
+    return folder
+
+
+def test_the_command_says_what_it_read_tried_chose_and_promises(folder):
+    printed = (folder / "printed").read_text(encoding="utf-8")
+    assert "Columns: text from 'Review', label from 'Label'." in printed
+    assert "Rows: 100 for exits, 100 for choosing, 100 for the proof." in printed
+    for tried in (
+        "as it is",
+        "entropy below",
+        "policy at a price",
+        "ensemble",
+        "same answer, repeated",
+        "exits at layer",
+    ):
+        assert tried in printed
+    for weights in ("your model", "the int8 model", "your first 2 layers", "your first 2 layers in int8"):
+        assert weights in printed
+    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
+    assert report["block"] in printed
+    assert re.search(r"Your model: \d+\.\d% \(200 rows\)\.\nChosen: ", report["block"])
+    assert sum(report["promise"]["share_by_exit_layer"]) == pytest.approx(1, abs=1e-3)
+    assert len(report["tried"]) >= 1 + 4 + 2 * 11 - 6
+
+
+def test_a_saved_folder_answers_the_same_in_another_place(folder, tmp_path):
+    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
+    shutil.copytree(folder / "faster", tmp_path / "elsewhere")
+    texts = random_texts(20)
+    answers = ee.pipeline(tmp_path / "elsewhere")(texts)
+    assert answers == ee.pipeline(folder / "faster")(texts)
+    assert {answer["label"] for answer in answers} <= set(NAMES.values())
+    model, _, _ = ee.load(tmp_path / "elsewhere")
+    assert model.num_layers == len(report["promise"]["share_by_exit_layer"])
+    timed = call("time", folder / "faster", folder / "rows.csv")
+    assert timed.exit_code == 0, timed.output
+    assert "the model that it was made of" in timed.output
+
+
+def test_predict_labels_a_file_and_what_comes_through_a_pipe(folder, tmp_path):
+    done = call("predict", folder / "faster", "--file", folder / "rows.csv", "--out", tmp_path / "out.csv")
+    assert done.exit_code == 0, done.output
+    written = pd.read_csv(tmp_path / "out.csv")
+    assert list(written.columns) == ["Review", "label", "probability", "exit_layer"]
+    assert len(written) == ROWS
+    assert set(written["label"]) <= set(NAMES.values())
+    piped = CliRunner().invoke(app, ["predict", str(folder / "faster"), "--file", "-"], input="text\nw1 w2\nw3\n")
+    assert piped.exit_code == 0, piped.output
+    assert piped.stdout.splitlines()[0] == "text,label,probability,exit_layer"
+    assert len(piped.stdout.splitlines()) == 3
+
+
+def test_the_promise_holds_in_200_redraws_of_the_proof():
+    generator = np.random.default_rng(0)
+    population = 20_000
+    # Points lost and won of twelve ways, of which the last five lose more than 1 point.
+    lost, won = np.linspace(0, 0.04, 12), np.linspace(0, 0.022, 12)
+    draws = generator.random((population, 1))
+    losses = (draws < lost).astype(float) - (draws > 1 - won)
+    risks = losses.mean(axis=0)
+    assert (risks > 0.01).sum() >= 4
+    broken = gained = 0
+    for _ in range(200):
+        rows = generator.integers(population, size=3000)
+        passed = proven(losses[rows[:1500]], losses[rows[1500:]], loss=1.0, probability=0.9)
+        broken += any(risks[index] > 0.01 for index in passed)
+        gained += len(passed) > 3
+    assert broken <= 20
+    assert gained > 40
+
+
+def test_a_proof_takes_more_rows_than_are_asked_for_at_least():
+    assert rows_needed(0.5, 0.9) == 462
+    for rows, passes in ((461, []), (600, [0])):
+        assert proven(np.zeros((1000, 1)), np.zeros((rows, 1)), 0.5, 0.9) == passes
+
+
+def test_columns_are_guessed_or_asked_for(tmp_path):
+    table = pd.DataFrame({"premise": ["a"], "hypothesis": ["b"], "gold": [1]})
+    for path, write in (("x.jsonl", "to_json"), ("x.parquet", "to_parquet"), ("x.tsv", "to_csv")):
+        options = {"to_json": {"orient": "records", "lines": True}, "to_csv": {"sep": "\t", "index": False}}
+        getattr(table, write)(tmp_path / path, **options.get(write, {}))
+        read = read_table(tmp_path / path)
+        columns = find_columns(read, path)
+        assert str(columns) == "text from 'premise' and 'hypothesis', label from 'gold'"
+        split = labelled_rows(read, columns, path, list(NAMES.values()))
+        assert (split.texts, split.labels) == ([("a", "b")], [1])
+    other = pd.DataFrame({"one": ["a"], "two": ["b"]})
+    with pytest.raises(UserError, match="which of one, two is the label"):
+        find_columns(other, "x")
+    assert find_columns(other, "x", label="two").texts == ("one",)
+    with pytest.raises(UserError, match="unknown column"):
+        find_columns(other, "x", text=["three"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({"count": 30}, (), "10 rows are too few for a proof"),
+        ({"labels": ("red", "green", "purple")}, (), "has label 'purple', which the model does not know"),
+        ({}, ("--label", "Stars"), "unknown column of"),
+        ({}, ("--set", "steps=1"), "unknown argument"),
+    ],
+)
+def test_rows_that_do_not_fit_are_one_sentence(rows, options, message, folder, tmp_path):
+    path = write_rows(tmp_path / "rows.csv", **rows)
+    done = call("accelerate", folder / "mine", path, "--out", tmp_path / "out", *options)
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1 or "loading the model" in done.stderr
+
+
+def test_a_method_of_ones_own_travels_in_the_folder_and_runs_only_unchanged(tiny_model, tmp_path):
+    source = tmp_path / "mine.py"
+    source.write_text("from baselines.pabee import PABEE\n\nclass Mine(PABEE):\n    name = 'mine'\n", encoding="utf-8")
+    ee.get_method(f"{source}:Mine").save(tiny_model(), None, tmp_path / "model")
+    source.unlink()
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert ee.pipeline(tmp_path / "moved", allow_code=True)("w1")[0]["exit_layer"] >= 2
+    with (tmp_path / "moved" / "method" / "mine.py").open("a", encoding="utf-8") as file:
+        file.write("import antigravity\n")
+    with pytest.raises(UserError, match="is not the file that was saved"):
+        ee.pipeline(tmp_path / "moved", allow_code=True)
+
+
+def test_the_service_of_the_page_answers_parallel_requests(folder, tmp_path):
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("fastapi")
+    (block,) = [block for block in blocks_of("docs/deploy.md", "python") if block.said == this_test()]
+    (tmp_path / "app.py").write_text(block.source, encoding="utf-8")
+    (tmp_path / "faster").symlink_to(folder / "faster")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "error"]
+    server = subprocess.Popen(command, cwd=tmp_path)
+
+    def ask(texts):
+        body = json.dumps(texts).encode()
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", body, headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.loads(response.read())
+
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and server.poll() is None:
+            try:
+                ask(["w1"])
+                break
+            except OSError:
+                time.sleep(0.2)
+        requests = [random_texts(count, seed=count) for count in (1, 3, 40, 300, 2, 7, 1, 64)]
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, requests))
+    finally:
+        server.terminate()
+        server.wait(30)
+    alone = ee.pipeline(folder / "faster")
+    for texts, answered in zip(requests, answers, strict=True):
+        assert [answer["label"] for answer in answered] == [answer["label"] for answer in alone(texts)]
+
+
+def this_test() -> str:
+    return "test_the_service_of_the_page_answers_parallel_requests"
