@@ -426,7 +426,7 @@ def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.Data
     groups = batches.groupby(keys, sort=False)
     spent = groups[["seconds", "head_seconds", "layer_calls", "units"]].sum(min_count=1).astype(float)
     found = spent[["seconds", "head_seconds", "layer_calls"]].div(spent["units"], axis=0)
-    found = found.assign(rows=spent["units"], completed=groups["completed"].first())
+    found = found.assign(rows=spent["units"], completed=groups["completed"].agg(_joined))
     found = found.reset_index().merge(timed, on=["timing", "timed"], how="left")
     if kind == "classification":
         found["head_seconds"] = 0.0  # every second is spent on layers and exits
@@ -435,6 +435,11 @@ def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.Data
     by_round = ["timing", "in_flight", "round"]
     stock = found.loc[(found["key"] == "") & ~found["regroups"], [*by_round, "seconds"]].drop_duplicates(by_round)
     return found.merge(stock.rename(columns={"seconds": "stock_seconds"}), on=by_round, how="left")
+
+
+def _joined(lists: pd.Series) -> list[float]:
+    """Join the lists of batches; those without one have NaN."""
+    return [seconds for one in lists if np.ndim(one) for seconds in one]
 
 
 def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, kind: Kind) -> pd.DataFrame:

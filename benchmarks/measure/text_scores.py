@@ -1,9 +1,8 @@
 """Scores of texts, prompt by prompt, and the loss of references at the exits that a rule takes on their tokens.
 
 References are read with their prompts at full depth (teacher forcing), with the end-of-text token, cut to the maximum
-length of a text. Their first tokens are not counted, because every method has them at full depth. Perplexity is the
-exponential of nats a token. With a pruned vocabulary the loss is that of the exit's whole LM head, because any other
-token would have an infinite loss.
+length of a text. Their first tokens are not counted, because every method has them at full depth. With a pruned
+vocabulary the loss is that of the exit's whole LM head, because any other token would have an infinite loss.
 """
 
 from collections.abc import Sequence

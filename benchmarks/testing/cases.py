@@ -40,14 +40,14 @@ NEW_TOKENS = 6
 TOKEN_RECIPE = TokenRecipe(
     exit_steps=6,
     exit_batch_size=32,
+    exit_learning_rate=1e-2,
     head_tokens=64,
     head_steps=8,
     head_batch_size=32,
-    branch_steps=6,
-    seed=1,
-    exit_learning_rate=1e-2,
     head_learning_rate=1e-2,
+    branch_steps=6,
     branch_learning_rate=1e-2,
+    seed=1,
 )
 FEW = 4
 """Prompts, if each is continued alone: enough to find a fault, in half the time."""

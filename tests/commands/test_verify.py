@@ -1,18 +1,16 @@
 """`verify` finds every change of published results; entries of BibTeX follow from the papers of methods."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 from command_line import call
 from documents import ROOT
 
-from benchmarks.commands.publish import faults_of
-from benchmarks.store.folders import HASHES_FILE
-from benchmarks.store.hashes import write_json
+from benchmarks.commands.publish import faults_of, seal_results
+from benchmarks.store.folders import HASHES_FILE, frame_file
+from benchmarks.store.frames import FrameName, read_frame, write_published_frame
 
 
 @pytest.fixture
@@ -20,16 +18,14 @@ def published(tmp_path) -> Path:
     return Path(shutil.copytree(ROOT / "results" / "quick", tmp_path / "quick"))
 
 
-def change(folder: Path, file: str, changed: Callable[[pa.Table], pa.Table]) -> None:
-    """Change a table and write all hashes again, as someone who cheats would."""
-    table = changed(pq.read_table(folder / file))
-    pq.write_table(table, folder / file, write_page_checksum=True)
+def change(folder: Path, name: FrameName, column: str, line: int, value: float) -> None:
+    """Change one number of a frame and write all hashes again, as someone who cheats would."""
+    path = folder / frame_file(name)
+    frame = read_frame(path)
+    frame.loc[line, column] = value
+    write_published_frame(path, frame)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".parquet", ".yaml", ".json")]
-    write_json(folder / HASHES_FILE, '{"form": 2}', [path for path in files if path.name != HASHES_FILE])
-
-
-def replaced(table: pa.Table, column: str, values: list) -> pa.Table:
-    return table.set_column(table.column_names.index(column), column, pa.array(values, table.schema.field(column).type))
+    seal_results(folder, [path for path in files if path.name != HASHES_FILE])
 
 
 def test_verify_accepts_published_results(published):
@@ -37,31 +33,30 @@ def test_verify_accepts_published_results(published):
     assert (done.exit_code, done.output) == (0, f"{published}: no faults\n")
 
 
-@pytest.mark.parametrize("column", ["label", "layer_prediction_1", "exit_layer_0"])
-def test_verify_names_a_changed_row_even_with_new_hashes(published, column):
-    def other(table):
-        rows = table.to_pandas()
-        values = table[column].to_pylist()
-        exits_at_1_and_is_right = (rows["exit_layer_0"] == 1) & (rows["layer_prediction_1"] == rows["label"])
-        place = int(exits_at_1_and_is_right.to_numpy().nonzero()[0][0])
-        values[place] = 2 if values[place] != 2 else 1
-        return replaced(table, column, values)
-
-    change(published, "rows.parquet", other)
+@pytest.mark.parametrize("name", ["rows", "answers", "exits"])
+def test_verify_names_a_changed_row_even_with_new_hashes(published, name):
+    exits, answers = (read_frame(published / frame_file(frame)) for frame in ("exits", "answers"))
+    rows = read_frame(published / "rows.parquet")
+    found = exits[exits["exit_layer"] == 1].merge(rows, on=["cell", "row"])
+    found = found.merge(answers[answers["layer"] == 1], on=["cell", "row"]).query("answer == label").iloc[0]
+    at = {"cell": found["cell"], "row": found["row"]}
+    at |= {"answers": {"layer": 1}, "exits": {"place": found["place"]}, "rows": {}}[name]
+    frame = {"rows": rows, "answers": answers, "exits": exits}[name]
+    (line,) = frame.index[(frame[list(at)] == pd.Series(at)).all(axis="columns")]
+    column = {"rows": "label", "answers": "answer", "exits": "exit_layer"}[name]
+    change(published, name, column, line, 3 if name == "exits" else 1 - found["label"])
     faults = list(faults_of(published))
-    assert faults, column
-    assert all("its rows" in fault for fault in faults)
+    assert faults
+    assert all("its rows give" in fault for fault in faults)
 
 
 def test_verify_names_a_changed_score(published):
-    def better(table):
-        texts = table["text"].to_pylist()
-        spoilt = [text.replace('"scores":{"accuracy":0.', '"scores":{"accuracy":0.9') for text in texts]
-        assert spoilt != texts
-        return replaced(table, "text", spoilt)
-
-    change(published, "cells.parquet", better)
-    assert any("accuracy: its rows give 0." in fault for fault in faults_of(published))
+    mixed = read_frame(published / "exits.parquet")[["cell", "place"]].iloc[0]
+    curve = read_frame(published / "curve.parquet")
+    (line,) = curve.index[(curve[["cell", "place"]] == mixed).all(axis="columns")]
+    change(published, "curve", "accuracy", line, curve.loc[line, "accuracy"] + 0.01)
+    (fault,) = faults_of(published)
+    assert f"place {mixed['place']}, accuracy: its rows give 0." in fault
 
 
 @pytest.mark.parametrize("file", ["rows.parquet", "suite.yaml"])

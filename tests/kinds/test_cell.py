@@ -91,16 +91,17 @@ def test_a_finished_cell_is_described_by_points_and_score_at_the_middle_budget(t
     assert line == f"2 of {len(TASK.test)} rows differ live at knob 2"
 
 
-def test_a_shorter_models_record_counts_its_own_layers_and_measures_by_the_stock_models(tmp_path, tiny_backbone):
-    full = run(spec_of(tiny_backbone("bert"), "full"), TASK, RunFolder(tmp_path / "full"))
+def test_a_shorter_model_counts_its_own_layers_and_is_compared_with_the_stock_model(tmp_path, tiny_backbone):
+    full, full_frames = run(spec_of(tiny_backbone("bert"), "full"), TASK, RunFolder(tmp_path / "full"))
     spec, folder = spec_of(tiny_backbone("bert"), "cut", parameters={"depth": 2}), RunFolder(tmp_path / "cut")
-    record = run(spec, TASK, folder)
+    record, frames = run(spec, TASK, folder)
     assert [fault for fault in faults_of(folder.root) if str(folder.cell(spec)) in fault] == []
-    assert (record.num_layers, record.full_flops) == (LAYERS, full.full_flops)
+    assert record.num_layers == LAYERS
     assert record.trained_rows == full.trained_rows / 2
-    (point,) = record.operating_points
-    assert (point.knob, point.test.average_layers, point.live_disagreements) == (2, 2, 0)
-    assert point.flops < 0.55 * record.full_flops
+    point = frames["curve"].iloc[0]
+    assert point["full_flops"] == full_frames["curve"]["full_flops"][0]
+    assert (point["knob"], point["layers"], point["live_disagreements"]) == (2, 2, 0)
+    assert point["flops"] < 0.55 * point["full_flops"]
 
 
 @pytest.mark.parametrize("last", ["save_pretrained", "to_parquet"])
