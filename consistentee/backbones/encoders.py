@@ -243,6 +243,20 @@ class AlbertStepper(EncoderStepper):
         embedded = self.backbone.embeddings(batch.input_ids, token_type_ids=batch.token_type_ids)
         return self.backbone.encoder.embedding_hidden_mapping_in(embedded)
 
+    def parts(self, layer: int) -> LayerParts:
+        """Projections of the one layer of the group. Raises UserError for groups of several."""
+        group: Any = self.layer_module(layer)
+        if len(group.albert_layers) != 1:
+            raise UserError("token-level exits need an ALBERT whose groups have one layer each (inner_group_num = 1)")
+        module = group.albert_layers[0]
+        attention = module.attention
+
+        def finish(mixed: Tensor, hidden: Tensor) -> Tensor:
+            attended = attention.LayerNorm(hidden + attention.output_dropout(attention.dense(mixed)))
+            return module.full_layer_layer_norm(module.ff_chunk(attended) + attended)
+
+        return LayerParts(attention.query, attention.key, attention.value, attention.attention_dropout, finish)
+
 
 def _albert_group(config: Any, layer: int) -> int:
     return int((layer - 1) / (config.num_hidden_layers / config.num_hidden_groups))

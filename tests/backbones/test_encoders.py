@@ -168,3 +168,8 @@ def test_schedules_that_do_not_fit_are_refused(tiny_model, schedule, fault):
 def test_models_whose_layers_have_no_known_parts_are_refused(tiny_model):
     with pytest.raises(UserError, match="not supported for architecture 'modernbert'"):
         TokenExitStepper.over(tiny_model("modernbert").stepper, full_depth())
+    model = tiny_model("albert")
+    group = model.backbone.encoder.albert_layer_groups[0].albert_layers
+    group.append(group[0])
+    with pytest.raises(UserError, match="one layer each"):
+        model.stepper.parts(1)
