@@ -469,4 +469,5 @@ def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, kind: Kind) -> pd.Dat
 def _with_full_depth(knobs: pd.DataFrame, ratios: pd.Series) -> pd.Series:
     """Let full depth that was not counted or timed cost as much as the full model, where some knob was."""
     some = ratios.notna().groupby(knobs["cell"]).transform("any")
-    return ratios.mask(some & ratios.isna() & knobs["knob"].isna(), 1.0)
+    full = knobs["knob"].isna() & (knobs["layers"] >= knobs["num_layers"])
+    return ratios.mask(some & ratios.isna() & full, 1.0)

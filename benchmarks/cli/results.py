@@ -103,7 +103,7 @@ def publish(
 
 @command(
     "See results",
-    'consistentee table runs/quick --format latex --table headline --columns "at 2x" "score % 2x" > headline.tex',
+    'consistentee table runs/quick --format latex --table headline --columns "at 2x" area > headline.tex',
     "consistentee table results/cpu-6-layers --against fastbert --cost flops_ratio --format md",
     "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --out tables",
 )

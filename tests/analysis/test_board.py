@@ -91,7 +91,7 @@ def test_busy_machines_are_named(everything, tmp_path):
     ("old", "new"),
     [
         ('"settings": {', '"settings": {\n   "recipe": {"epochs": 9},'),
-        ('"rows": "mcid"', '"rows": "others"'),
+        ('"rows": "rows"', '"rows": "others"'),
         ('"training_version": 1', '"training_version": 2'),
         ('"engine_version": 1', '"engine_version": 2'),
         ('"files": {}', '"files": {"weights": "others"}'),

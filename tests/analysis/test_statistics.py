@@ -67,7 +67,7 @@ def test_scores_of_ranks_and_of_many_classes_have_no_terms():
 def test_mixed_terms_give_the_metric_of_the_weighted_sample(metric):
     labels, first = rows_of(metric)
     second = first[::-1]
-    both = np.concatenate([labels, labels]), np.concatenate([first, second]), np.repeat([0.3, 0.7], ROWS)
+    both = np.tile(labels, 10), np.concatenate([np.tile(first, 3), np.tile(second, 7)])
     means = [terms_of(metric, labels, one).mean(axis=0, dtype=float) for one in (first, second)]
     assert score_of_means(metric, 0.3 * means[0] + 0.7 * means[1]) == pytest.approx(score(metric, *both))
 
