@@ -51,7 +51,7 @@ def test_a_companion_starts_as_a_copy_of_the_first_layers(tiny_model, family):
         ours, its = model(batch).vectors[:, :COMPANION], companion(batch).vectors
         last = companion.backbone(**batch.model_inputs).last_hidden_state
     torch.testing.assert_close(its, ours)
-    torch.testing.assert_close(companion.pool_tokens(last, batch.padding_mask), its[:, -1])
+    torch.testing.assert_close(companion.pool_tokens(COMPANION, last, batch.padding_mask), its[:, -1])
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_simulated_exits_are_the_exits_of_the_rule():
     trace = trace_of(logits)
     simulated = simulated_exits(normalised_energy(trace.logits), torch.tensor(method.knob.values))
     assert simulated.unique().tolist() == [1, 2, 3, 4, 5, 6]
-    replayed = [replay(method.rule(None, knob), trace) for knob in method.knob.values]
+    replayed = [replay(method.rule(SimpleNamespace(description=None), knob), trace) for knob in method.knob.values]
     assert torch.equal(simulated, torch.stack(replayed))
 
 

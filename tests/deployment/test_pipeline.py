@@ -69,11 +69,7 @@ def test_code_of_a_saved_method_runs_only_if_allowed(kind, tiny_model, tiny_deco
     code.write_text(f"open({str(ran)!r}, 'w')")
     model = tiny_model("bert") if kind == "instances" else tiny_decoder("llama")
     folder = saved(model, tmp_path / "model", f"{code}:Evil", 0.5)
-    task = ["movie-snippets", "--risk", "0.1"]
-    commands = {
-        "instances": [["predict", folder, "w1"], ["risk", folder, *task]],
-        "tokens": [["generate", folder, "w1"]],
-    }
+    commands = {"instances": [["predict", folder, "w1"]], "tokens": [["generate", folder, "w1"]]}
     refusal = (
         f"names a method in {folder / 'method' / 'evil.py'}, and that file was not run; .*--allow-code.*allow_code=True"
     )
