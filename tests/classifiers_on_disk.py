@@ -1,8 +1,9 @@
 """Small fine-tuned classifiers in folders, as transformers writes them."""
 
 import torch
-from conftest import CONFIGS, make_tokenizer
 from transformers import AutoModelForSequenceClassification
+
+from benchmarks.testing.tiny import CONFIGS, make_tokenizer
 
 NAMES = {0: "red", 1: "green", 2: "blue"}
 

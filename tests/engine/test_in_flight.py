@@ -9,12 +9,12 @@ import pytest
 import torch
 from comparing import written
 from conftest import random_prompts
-from consistentee.engine.rows import Indices, Rows, RowTensors
 from hypothesis import given, strategies as st
 
 from baselines.references import RandomRule
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine import cache as cache_module
+from consistentee.engine.cache import Indices, Rows, RowTensors
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule

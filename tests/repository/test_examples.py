@@ -39,7 +39,7 @@ SMALL = {
 }
 """What stands for what when examples run small."""
 
-PROGRAMS = {"consistentee", "consistentee-lm-eval", "tox", "python", "dask"}
+PROGRAMS = {"consistentee", "consistentee-lm-eval", "tox", "python", "dask", "uvicorn", "curl"}
 """The programs that examples call; only the first one is run or its arguments read."""
 
 

@@ -8,8 +8,10 @@ import pytest
 from documents import ROOT
 from pandas import read_csv
 from pandas.testing import assert_frame_equal
+from recomputed_headline import largest_difference
 
 from benchmarks.analysis import write_published_files
+from benchmarks.analysis.frames import load_results
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import load_suite
@@ -44,7 +46,7 @@ def test_a_suite_is_a_few_files_and_one_page(suite):
 def test_tables_are_what_todays_code_makes_of_the_records(suite, tmp_path):
     folder = tmp_path / suite
     shutil.copytree(RESULTS / suite, folder)
-    written = write_published_files(folder)
+    written = write_published_files(load_results(folder), folder)
     assert {path.name for path in written} >= {"table.md"}
     for path in written:
         committed = RESULTS / suite / path.name
@@ -52,6 +54,11 @@ def test_tables_are_what_todays_code_makes_of_the_records(suite, tmp_path):
             assert_frame_equal(read_csv(path), read_csv(committed), rtol=1e-6)
         elif path.suffix == ".md":
             assert path.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suite", ["cpu-6-layers", "cpu-12-layers", "quick"])
+def test_a_headline_follows_from_its_parquet_files_by_pandas_alone(suite):
+    assert largest_difference(RESULTS / suite) < 1e-4
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -10,7 +10,7 @@ from conftest import make_text_task
 from torch.nn import functional
 
 from consistentee.traces.token_trace import collate_rows, record_tokens
-from consistentee.training import head_loss
+from consistentee.training import decoder_backbone
 from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_last_token_exit, training_rows
 from consistentee.training.decoder_backbone import (
     DrawnRows,
@@ -109,7 +109,7 @@ class TestCrossEntropyThroughTheHead:
 
     @pytest.mark.parametrize("kind", ["tokens", "distributions"])
     def test_weighted_cross_entropy_equals_torchs(self, parts, monkeypatch, kind):
-        monkeypatch.setattr(head_loss, "CHUNK", 4)
+        monkeypatch.setattr(decoder_backbone, "_TOKENS_AT_A_TIME", 4)
         states, head, targets, weights = parts
         wanted = targets if kind == "tokens" else torch.randn(11, 30).softmax(dim=-1)
         stock = (functional.cross_entropy(states @ head.T, wanted, reduction="none") * weights).sum()
