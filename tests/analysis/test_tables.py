@@ -150,7 +150,7 @@ def test_every_budget_of_a_task_has_its_scores_costs_and_knobs(results):
 def test_the_page_and_the_csv_of_a_published_folder(quick):
     text = page(quick)
     assert len(text.splitlines()) <= 100
-    for words in ("## movie-snippets", "## Points against the full model", "## Provenance", "| fastbert |"):
+    for words in ("## movie-snippets", "## Points against the full model", "## Provenance", "| deebert |"):
         assert words in text
     found = pd.read_csv(io.StringIO(headline_csv(quick)))
     assert {"method", "budget", "points", "low", "high", "layers", "seeds", "tasks"} <= set(found)
