@@ -178,7 +178,7 @@ def test_tasks_and_scores_are_chosen(browser):
     place = "#curves-chart"
     task = chosen(browser, "#curve-controls", "task")
     assert [option.text for option in task.options] == ["mean of 2 tasks", HOSTILE, "mcid", "sst2"]
-    changes(browser, place, lambda: task.select_by_visible_text("sst2"), "mark-symbol")
+    changes(browser, place, lambda: task.select_by_visible_text("mcid"), "mark-symbol")
     chosen(browser, "#curve-controls", "measure").select_by_visible_text("score, %")
     wait_until(browser, lambda: "score, %" in words(browser, place))
     curve = chosen(browser, "#training-controls", "training_curve")
