@@ -244,10 +244,10 @@ class Comparison:
         A line for each label and budget has ``method``, ``budget``, ``tasks``, ``points``, :data:`BOUNDS`, ``p``,
         ``p_holm`` (corrected for the labels on as many tasks), ``detectable`` (the smallest difference that is found
         with 80% power), ``over`` (the budget on some task) and ``wins / losses``: on how many tasks the label has more
-        points / fewer, as text.
+        points / fewer, as text. What costs more than the budget wins nothing: such a lead is not counted and has no p.
         """
         lines = []
-        over = self.by_task.groupby(["label", "speedup"])["over"].any()
+        over = self.by_task.set_index([*CURVE, "speedup"])["over"]
         for label in self.results.labels_to_compare:
             both = {label, against}
             tasks = [task for task in self.compared if {(*task, x) for x in both} <= self._seeds.keys()]
@@ -256,10 +256,12 @@ class Comparison:
                 exact, samples = np.array([one for one, _ in found]), _of_all([drawn for _, drawn in found])
                 mean = None if samples is None else samples.mean(axis=0)
                 p, detectable = (np.nan, np.nan) if mean is None else (statistics.p_value(mean), _detectable(mean))
-                signs = f"{(exact > 0).sum()} / {(exact < 0).sum()}"
+                own, other = (np.array([over[*task, one, budget] for task in tasks]) for one in (label, against))
+                if (own if exact.mean() > 0 else other).any():
+                    p = np.nan
+                signs = f"{((exact > 0) & ~own).sum()} / {((exact < 0) & ~other).sum()}"
                 values = [len(tasks), 100 * exact.mean(), *_intervals(samples), p, detectable, signs]
-                values.append(bool(over.get((label, budget), False) or over.get((against, budget), False)))
-                lines.append([label, budget, *values])
+                lines.append([label, budget, *values, bool(own.any() or other.any())])
         columns = ["method", "budget", "tasks", "points", *BOUNDS, "p", "detectable", "wins / losses", "over"]
         tests = pd.DataFrame(lines, columns=columns)
         return tests.assign(p_holm=tests.groupby(["budget", "tasks"])["p"].transform(statistics.holm))

@@ -228,7 +228,7 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
         notes=[
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
             "and seeds of these tasks, two-sided; corrected by Holm's procedure for methods on as many tasks. "
-            f"p and wins: at {middle}. {OVER_NOTE}",
+            f"p and wins: at {middle}. {OVER_NOTE} A lead at more than the budget is no win and has no p.",
             *_power_note(frame),
         ],
         blocks="tasks",

@@ -188,7 +188,15 @@ def test_what_costs_more_than_the_budget_is_marked_and_never_better():
     assert line["over"]
     assert line["better_than_static"] == 0
     assert comparison.headline["method"].iloc[-1] == "late", "behind all that meet the budget"
-    assert comparison.contrasts("static").set_index(["method", "budget"]).at[("late", 3.0), "over"]
+    tests = comparison.contrasts("static").set_index(["method", "budget"]).loc["late", 3.0]
+    assert tests["over"]
+    assert tests["points"] > 0, "it leads"
+    assert np.isnan(tests["p"])
+    assert np.isnan(tests["p_holm"])
+    assert tests["wins / losses"] == "0 / 0"
+    losses = comparison.contrasts("late").set_index(["method", "budget"]).loc["static", 3.0]
+    assert np.isnan(losses["p"])
+    assert losses["wins / losses"] == "0 / 0"
 
 
 def test_texts_are_compared_with_the_full_models():
