@@ -1,6 +1,7 @@
 """Read a user's table of texts and labels, a CSV, TSV, JSON lines or Parquet file, and find its columns."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,11 @@ def _parse(source: Path | IO[bytes], suffix: str) -> pd.DataFrame:
         return pd.read_parquet(source)
     if suffix in (".csv", ".tsv"):
         separator = "\t" if suffix == ".tsv" else ","
-        return pd.read_csv(source, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops cells beyond the header's
+            return pd.read_csv(
+                source, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
     return pd.read_json(source, lines=suffix != ".json", dtype=False, convert_dates=False)
 
 
@@ -72,8 +77,9 @@ def find_columns(
             raise UserError(f"{place}: which of {', '.join(names)} is the label? say it with --label")
     if not text:
         rest = [name for name in names if name != label and (labelled or name.lower() not in _LABELS)]
-        pair = next((pair for pair in _PAIRS if all(name in lower for name in pair)), None)
-        single = next((name for name in _TEXTS if name in lower), None)
+        free = {name.lower() for name in names if name != label}
+        pair = next((pair for pair in _PAIRS if free.issuperset(pair)), None)
+        single = next((name for name in _TEXTS if name in free), None)
         if pair is not None:
             text = [lower[name] for name in pair]
         elif single is not None or len(rest) == 1:
@@ -100,15 +106,15 @@ def _cell(value: Any, place: object, row: int) -> str:
 
 
 def labelled_rows(table: pd.DataFrame, columns: Columns, place: object, label_names: Sequence[str]) -> Split:
-    """Return texts with the numbers of their labels, which stand as names or as numbers in the table.
+    """Return texts with the numbers of their labels, which stand all as names or all as numbers in the table.
 
     Raises UserError for a label that the model does not know, by its row.
     """
     known = {name: number for number, name in enumerate(label_names)}
     cells = [str(int(value)) if _is_whole(value) else str(value).strip() for value in table[columns.label]]
     if not set(cells) <= known.keys():
-        known = {name.lower(): number for name, number in known.items()}
-        known |= {str(number): number for number in range(len(label_names)) if str(number) not in known}
+        numbers = {str(number): number for number in range(len(label_names))}
+        known = numbers if set(cells) <= numbers.keys() else {name.lower(): number for name, number in known.items()}
         cells = [cell.lower() for cell in cells]
     for row, cell in enumerate(cells, start=1):
         if cell not in known:
