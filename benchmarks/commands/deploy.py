@@ -18,21 +18,25 @@ from benchmarks.tasks.data_files import FORMATS, Columns, find_columns, labelled
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import filled_table, print_line
 from consistentee.backbones.catalog import resolve
-from consistentee.backbones.pretrained import read_config, read_model
-from consistentee.data.encoding import Encoding
+from consistentee.backbones.pretrained import read_config
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.deployment.accelerate import RECIPE, Accelerated, accelerate
 from consistentee.deployment.pipeline import Classifier, load_saved
-from consistentee.deployment.timing import BATCH_SIZES, Run, describe_machine, speed_ups, time_runs
+from consistentee.deployment.timing import (
+    BATCH_SIZES,
+    Run,
+    classified,
+    describe_machine,
+    speed_ups,
+    stock_model,
+    time_runs,
+)
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
 from consistentee.models.encoder.kept_head import check_classifier
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import listening
 from consistentee.rules.exit_rule import NeverExit
-
-_SHARES = {False: (1 / 3, 1 / 3), True: (0.0, 1 / 3)}
-"""Shares of the rows for training exits and for choosing, without and with a file of its own for training."""
 
 
 def is_file(data: str) -> bool:
@@ -59,7 +63,8 @@ def rows_of(
     names = tuple(config.id2label[number] for number in range(config.num_labels))
     split, columns = _labelled(Path(data), text, label, names)
     order = random.Random(0).sample(range(len(split)), len(split))
-    first, second = (round(len(split) * share) for share in _SHARES[train is not None])
+    second = round(len(split) / 3)
+    first = second if train is None else 0
     if min(second, len(split) - first - second) < 1:
         raise UserError(f"{data} holds {len(split)} rows, which are too few to choose and to prove")
     training = split.select(order[:first]) if train is None else _labelled(train, text, label, names)[0]
@@ -97,11 +102,10 @@ def table_of(found: Accelerated) -> Table:
     for way in found.tried:
         about = "" if way.timed else "~"
         speed = [f"{about}{ratio:.2f}" for ratio in way.speed.values()]
-        points = "" if way.points is None else f"{way.points:+.2f}"
-        lines.append([way.name, way.on, f"{way.layers:.1f}", points, proven[way.proven], *speed])
+        lines.append([way.name, way.on, f"{way.layers:.1f}", f"{way.points:+.2f}", proven[way.proven], *speed])
     numbers = ["layers", "points less", "loss", *(f"batch {size}" for size in BATCH_SIZES)]
     notes = "".join(f"\nnot tried: {note}" for note in found.notes)
-    caption = f"speed as multiples of your model's, ~ estimated; {describe_machine()}{notes}"
+    caption = f"speed as multiples of your model's, ~ estimated; {describe_machine(found.model.device)}{notes}"
     return filled_table(["way", "on"], numbers, lines, "Everything that was tried", caption)
 
 
@@ -115,12 +119,12 @@ def time_model(
     stock = "the model that it was made of"
     runs: dict[str, Run] = {}
     if model.description.keeps_head and (incoming := _incoming(model)) is not None:
-        runs[stock] = lambda batch: incoming(**model.collate(batch).model_inputs)
+        runs[stock] = lambda batch: incoming(**model.collate(batch).model_inputs).logits.cpu()
     full = "its own full depth"
-    runs[full] = lambda batch: model.stock_logits(model.collate(batch))
-    runs["never exits"] = partial(_classified, model, NeverExit())
+    runs[full] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
+    runs["never exits"] = partial(classified, model, NeverExit())
     name = f"{method.name}, {method.knob.name}={knob:.4g}"
-    runs[name] = partial(_classified, model, rule)
+    runs[name] = partial(classified, model, rule)
     progress = StageProgress(Console(stderr=True))
     with progress, listening(progress):
         taken = time_runs(runs, rows)
@@ -135,21 +139,14 @@ def time_model(
         for way in runs
     ]
     heads = ["layers", *(f"times as fast at batch {size}" for size in BATCH_SIZES)]
-    return filled_table([str(folder)], heads, lines, caption=f"medians of rounds; {describe_machine()}")
-
-
-def _classified(model: MultiExitModel, rule: Any, batch: Sequence[Encoding]) -> object:
-    return classify_encoded(model, batch, rule, batch_size=len(batch))
+    return filled_table([str(folder)], heads, lines, caption=f"medians of rounds; {describe_machine(model.device)}")
 
 
 def _incoming(model: MultiExitModel) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
     try:
-        stock, _ = read_model(resolve(model.description.backbone_name).path, AutoModelForSequenceClassification)
-    except UserError:
+        return stock_model(model.description.backbone_name, model.device)
+    except UserError:  # it is not where it was
         return None
-    return stock.to(model.device).eval()
 
 
 def _test_texts(data: str, data_dir: Path | None = None) -> Sequence[Text]:

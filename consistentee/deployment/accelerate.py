@@ -20,6 +20,7 @@ whose stake was learnt on the rows for choosing.
 import copy
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -32,17 +33,22 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification
 
 from consistentee.arguments import checked
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.backbones.int8 import has_int8_kernel
-from consistentee.backbones.pretrained import read_model
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import Split, TaskData
-from consistentee.deployment.timing import BATCH_SIZES, Run, describe_machine, speed_ups, time_runs
-from consistentee.engine.classify import classify_encoded
+from consistentee.deployment.timing import (
+    BATCH_SIZES,
+    Run,
+    classified,
+    describe_machine,
+    speed_ups,
+    stock_model,
+    time_runs,
+)
 from consistentee.errors import UserError, reason_of
 from consistentee.methods.consistent_ee.held_out import ConsistentEEHeldOut, train_policy
 from consistentee.methods.method import Method, get_method
@@ -73,7 +79,7 @@ _STOCK = "your model"
 _COMPILED = "torch.compile"
 _FINALISTS = 3
 _MODELS = {"none": "your model", "int8": "the int8 model"}
-_KNOBS = 30
+_MAX_KNOBS = 30
 _STEPS_TOWARDS_THE_KNOB = 8
 """Values of a knob, more cautious than the one chosen, that are tested before it."""
 _CALIBRATION_ROWS = 256
@@ -132,7 +138,7 @@ class Way:
 
     def run(self, batch: Sequence[Encoding]) -> object:
         """Answer a batch, for the clock."""
-        return classify_encoded(self.model, batch, self.rule, batch_size=len(batch))
+        return classified(self.model, self.rule, batch)
 
 
 @dataclass(frozen=True)
@@ -153,10 +159,14 @@ class Family:
         whole = sweep([rule for _, rule in rules], self.choosing)
         depths = whole.double().mean(dim=1)
         order = sorted(range(len(rules)), key=lambda index: -float(depths[index]))
-        step = (layers - 1) / _KNOBS
-        kept = [index for place, index in enumerate(order) if not place or _steps(depths, order, place, step)]
+        step = (layers - 1) / _MAX_KNOBS
+        kept = [
+            index
+            for place, index in enumerate(order)
+            if not place or _is_first_of_its_depth(depths, order, place, step)
+        ]
         is_static = self.method.name == "static"  # nothing is computed to decide
-        for asked in _asked_layers(layers, alone=is_static):
+        for asked in [tuple(range(1, layers))] if is_static else _asked_layers(layers):
             found = []
             exits = sweep([SomeLayersRule(rules[index][1], *asked) for index in kept], self.choosing)
             for index, at in zip(kept, exits, strict=True):
@@ -181,29 +191,31 @@ class Family:
         return [(float(knob), self.method.rule(self.model, knob)) for knob in self.method.knob_values(self.model)]
 
 
-def _steps(depths: Tensor, order: Sequence[int], place: int, step: float) -> bool:
+def _is_first_of_its_depth(depths: Tensor, order: Sequence[int], place: int, step: float) -> bool:
     """Return whether a knob is the first one in its part of the range of depths."""
     before, here = (int(float(depths[order[i]]) / step) for i in (place - 1, place))
     return before != here
 
 
-def _asked_layers(layers: int, *, alone: bool) -> list[tuple[int, ...]]:
-    """List choices of layers at which a rule is asked: all from one on, or every other; ``alone``: all of them."""
+def _asked_layers(layers: int) -> list[tuple[int, ...]]:
+    """List choices of layers at which a rule is asked: all from one on, or every other."""
     firsts = range(1, max(2, layers // 2 + 1))
-    if alone:
-        return [tuple(range(1, layers))]
     options = [tuple(range(first, layers, stride)) for first in firsts for stride in (1, 2)]
     return list(dict.fromkeys(option for option in options if option))
 
 
 class Incoming:
-    """The incoming model: its answers on all rows, its speed, and the comparison of other answers with them."""
+    """The incoming model: its answers on all rows, its speed, and the comparison of other answers with them.
 
-    def __init__(self, path: str, task: TaskData) -> None:
+    Rows are in random order, which the proof takes for granted; at most ``max_rows`` are for training.
+    """
+
+    def __init__(self, path: str, task: TaskData, max_rows: int | None) -> None:
         self.model = MultiExitModel.from_classifier(path)
         self.model.to(chosen_device())
         self.path = path
-        splits = [_in_labels_of(self.model, task, split) for split in (task.train, task.validation, task.test)]
+        given = (task.train.capped(max_rows, seed=0), task.validation, task.test)
+        splits = [_shuffled(_in_labels_of(self.model, task, split)) for split in given]
         self.training, self.choosing, self.proof = (Rows(self.model.tokenize(s.texts), s) for s in splits)
         self.is_wrong: dict[int, Losses] = {}
         self.seconds: dict[int, float] = {}
@@ -224,12 +236,9 @@ class Incoming:
         ]
         return math.exp(float(np.mean(np.log(ratios))))
 
-    def stock(self) -> Any:
-        """Return the stock model as transformers loads it."""
-        from consistentee.backbones.catalog import resolve
 
-        stock, _ = read_model(resolve(self.path).path, AutoModelForSequenceClassification)
-        return stock.to(self.model.device).eval()
+def _shuffled(split: Split) -> Split:
+    return split.select(random.Random(0).sample(range(len(split)), len(split)))
 
 
 def _in_labels_of(model: MultiExitModel, task: TaskData, split: Split) -> Split:
@@ -248,9 +257,10 @@ def _in_labels_of(model: MultiExitModel, task: TaskData, split: Split) -> Split:
     return replace(split, labels=[numbers[int(label)] for label in split.labels])
 
 
-def rows_needed(loss: float, probability: float) -> int:
-    """Return how many rows a proof takes if nothing at all is lost, for a loss in points."""
-    return math.ceil(math.log(1 / (1 - probability)) / math.log1p(loss / 100))
+def rows_needed(loss: float, probability: float, choosing: int) -> int:
+    """Return how many rows a proof takes if nothing at all is lost, for a loss in points and rows for choosing."""
+    stake = float(_bets(np.zeros((choosing, 1)), loss)[0][0])
+    return math.ceil(math.log(1 / (1 - probability)) / math.log1p(stake * loss / 100))
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -287,12 +297,8 @@ def _ensemble_on(
 ) -> tuple[MultiExitModel, list[tuple[str, Method]]]:
     """Train ZTW's ensembles on a frozen model; see :func:`_exits_on`."""
     model, method = base.fresh(recipe.seed), get_method("ztw")
-    method.fit(model, replace(task, train=incoming.training.split), replace(recipe, max_length=_length(model)))
+    method.fit(model, replace(task, train=incoming.training.split), recipe)
     return model, [("confidence of the ensemble above {}", method)]
-
-
-def _length(model: MultiExitModel) -> int:
-    return model.description.max_length
 
 
 def _cut(incoming: Incoming, layers: int, recipe: Recipe, *, distilled: bool) -> MultiExitModel:
@@ -334,6 +340,8 @@ def _without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming
 
 def proven(choosing: Losses, proof: Losses, loss: float, probability: float) -> list[int]:
     """Test ways one after the other until one fails; with ``probability`` all that passed lose at most ``loss`` points.
+
+    The rows for the proof are in random order: a bet may be ended at its highest wealth.
 
     Args:
         choosing: losses of the ways on rows that determine the order, the safest first: [rows, ways].
@@ -394,8 +402,8 @@ class Tried:
 
     name: str
     on: str
-    layers: float | None
-    points: float | None
+    layers: float
+    points: float
     proven: bool | None
     speed: dict[int, float]
     timed: bool = True
@@ -452,16 +460,15 @@ def accelerate(
 
     Raises UserError for a model or labels that do not fit, and for too few rows.
     """
-    if len(task.test) < rows_needed(loss, probability):
+    needed = rows_needed(loss, probability, len(task.validation))
+    if len(task.test) < needed:
         raise UserError(
             f"{len(task.test)} rows are too few for a proof: with probability {probability:g} at most {loss:g} points "
-            f"less takes {rows_needed(loss, probability)} rows even if nothing is lost, and three times as many in all"
+            f"less takes {needed:,} rows even if nothing is lost, after {len(task.validation):,} rows for choosing"
         )
     begin_stage("loading the model")
-    incoming = Incoming(str(model), task)
-    recipe = replace(recipe, max_length=_length(incoming.model))
-    capped = incoming.training.split.capped(recipe.max_rows, seed=0)
-    incoming.training = Rows(incoming.model.tokenize(capped.texts), capped)
+    incoming = Incoming(str(model), task, recipe.max_rows)
+    recipe = replace(recipe, max_length=incoming.model.description.max_length)
     return _Search(incoming, task, recipe, loss=loss, probability=probability, compiles=compiles).run()
 
 
@@ -475,7 +482,7 @@ class _Search:
         self.loss, self.probability, self.compiles = loss, probability, compiles
         self.notes: list[str] = []
         self.on_proof: dict[int, tuple[Losses, NDArray[np.int64]]] = {}
-        self.stock = incoming.stock()
+        self.stock = stock_model(incoming.path, incoming.model.device)
 
     def run(self) -> Accelerated:
         incoming = self.incoming
@@ -503,19 +510,26 @@ class _Search:
         return self._report(chain, passed, singles, best)
 
     def _train(self) -> Iterator[tuple[MultiExitModel, list[tuple[str, Method]]]]:
-        bases = [self.incoming.model.fresh()]
-        if self._has_int8():
-            begin_stage("quantising")
-            bases.append(self.incoming.model.quantized(self.incoming.training.encodings[:_CALIBRATION_ROWS]))
-        else:
+        if self._int8 is None:
             self.notes.append("int8: torch has no fast kernel for it on this machine")
-        for base in bases:
+        for base in (self.incoming.model.fresh(), self._int8):
+            if base is None:
+                continue
             for network in ("linear", "attention"):
                 yield _exits_on(self.incoming, base, network, self.recipe)
             yield _ensemble_on(self.incoming, base, self.task, self.recipe)
 
-    def _has_int8(self) -> bool:
-        return self.incoming.model.device.type == "cpu" and has_int8_kernel()
+    @cached_property
+    def _int8(self) -> MultiExitModel | None:
+        """The incoming model with int8 layers; None where they would not be faster."""
+        if self.incoming.model.device.type != "cpu" or not has_int8_kernel():
+            return None
+        begin_stage("quantising")
+        return self.incoming.model.quantized(self._calibration)
+
+    @property
+    def _calibration(self) -> Sequence[Encoding]:
+        return self.incoming.training.encodings[:_CALIBRATION_ROWS]
 
     def _models_without_exits(self) -> list[tuple[str, str, MultiExitModel]]:
         incoming, layers = self.incoming, max(1, self.incoming.model.num_layers // 2)
@@ -525,16 +539,14 @@ class _Search:
             ("tuned", f"your first {layers} layers", tuned),
             ("distilled from your model", f"your first {layers} layers", distilled),
         ]
-        if self._has_int8():
-            rows = incoming.training.encodings[:_CALIBRATION_ROWS]
-            found.append(("no exits", _MODELS["int8"], incoming.model.quantized(rows)))
-            found.append(
-                ("distilled from your model", f"your first {layers} layers in int8", distilled.quantized(rows))
-            )
+        if self._int8 is not None:
+            shorter = distilled.quantized(self._calibration)
+            found.append(("no exits", _MODELS["int8"], self._int8))
+            found.append(("distilled from your model", f"your first {layers} layers in int8", shorter))
         return found
 
     def _run_stock(self, stock: Any, batch: Sequence[Encoding]) -> Tensor:
-        return stock(**self.incoming.model.collate(batch).model_inputs).logits
+        return stock(**self.incoming.model.collate(batch).model_inputs).logits.cpu()  # waits for the device
 
     def _costs(
         self, trained: Sequence[tuple[MultiExitModel, object]], alone: Sequence[tuple[str, str, MultiExitModel]]
@@ -543,9 +555,9 @@ class _Search:
         runs: dict[str, Run] = {_STOCK: partial(self._run_stock, self.stock)}
         never, asking = SomeLayersRule(NeverExit()), ThresholdRule(top_probability, 2.0, "above")
         for number, (model, _) in enumerate(trained):
-            runs[f"{number} never"] = partial(_classify, model, never)
-            runs[f"{number} asking"] = partial(_classify, model, asking)
-        runs |= {name + on: partial(_classify, model, never) for name, on, model in alone}
+            runs[f"{number} never"] = partial(classified, model, never)
+            runs[f"{number} asking"] = partial(classified, model, asking)
+        runs |= {name + on: partial(classified, model, never) for name, on, model in alone}
         taken = time_runs(runs, self.incoming.choosing.encodings, rounds=2, share=0.5)
         best = {name: {size: min(rounds) for size, rounds in by_size.items()} for name, by_size in taken.items()}
         self.incoming.seconds = best[_STOCK]
@@ -628,14 +640,13 @@ class _Search:
 
     def _promise(self, chosen: Way, speed: Mapping[int, float]) -> dict[str, Any]:
         incoming = self.incoming
-        wrong = np.concatenate([incoming.is_wrong[id(rows)] for rows in (incoming.choosing, incoming.proof)])
+        wrong = incoming.is_wrong[id(incoming.proof)]
         layers = incoming.model.num_layers
         losses, exits = self.on_proof.get(id(chosen), (np.zeros(1), np.full(1, layers)))
         shares = np.bincount(exits, minlength=chosen.model.num_layers + 1)[1:] / len(exits)
         return {
             "model": incoming.path,
             "accuracy": 100 * float(1 - wrong.mean()),
-            "rows": len(wrong),
             "points_expected": 100 * float(losses.mean()),
             "points_at_most": self.loss,
             "probability": self.probability,
@@ -643,12 +654,12 @@ class _Search:
             "average_layers": float(exits.mean()),
             "share_by_exit_layer": [round(float(share), 4) for share in shares],
             "speed": {str(size): ratio for size, ratio in speed.items()},
-            "machine": describe_machine(),
+            "machine": describe_machine(incoming.model.device),
         }
 
     def _block(self, chosen: Way, promise: Mapping[str, Any], rows: Sequence[Tried]) -> str:
         accuracy, lost = promise["accuracy"], promise["points_expected"]
-        lines = [f"Your model: {accuracy:.1f}% ({promise['rows']:,} rows)."]
+        lines = [f"Your model: {accuracy:.1f}% ({promise['proof_rows']:,} rows)."]
         if id(chosen) not in self.on_proof:
             lines.append(f"Chosen: your model as it is; nothing faster loses at most {self.loss:g} points with proof.")
             lines.append(f"More rows, or a larger --loss, make a proof easier (it had {promise['proof_rows']:,} rows).")
@@ -664,16 +675,12 @@ class _Search:
                 f"points less on texts like these (proof on {promise['proof_rows']:,} rows that chose nothing)."
             )
             one, many = (f"{promise['speed'][str(size)]:.1f}" for size in BATCH_SIZES)
-            lines.append(f"{one} times as fast at batch 1, {many} at batch 32 on this processor.")
+            lines.append(f"{one} times as fast at batch 1, {many} at batch 32 on this machine.")
         speed = _mean({int(size): ratio for size, ratio in promise["speed"].items()})
         for row in rows:
             if row.name == "torch.compile" and _mean(row.speed) > speed:
                 lines.append(f"torch.compile alone is faster, and loses nothing: {_times(row.speed)}.")
         return "\n".join(lines)
-
-
-def _classify(model: MultiExitModel, rule: ExitRule, batch: Sequence[Encoding]) -> object:
-    return classify_encoded(model, batch, rule, batch_size=len(batch))
 
 
 def _mean(speed: Mapping[int, float]) -> float:

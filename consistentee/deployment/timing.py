@@ -6,11 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from transformers import AutoModelForSequenceClassification
 
+from consistentee.backbones.catalog import resolve
+from consistentee.backbones.pretrained import read_model
 from consistentee.data.encoding import Encoding
+from consistentee.engine.classify import classify_encoded
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import Steps, listening
+from consistentee.rules.exit_rule import ExitRule
 
 Run = Callable[[Sequence[Encoding]], object]
 """Answer one batch of tokenised rows."""
@@ -71,8 +78,21 @@ def speed_ups(taken: Mapping[str, Mapping[int, Sequence[float]]], stock: str) ->
     }
 
 
-def describe_machine() -> str:
-    """Return the processor and the number of threads that torch uses."""
+def classified(model: MultiExitModel, rule: ExitRule, batch: Sequence[Encoding]) -> object:
+    """Answer a batch with exits; answers are on the CPU."""
+    return classify_encoded(model, batch, rule, batch_size=len(batch))
+
+
+def stock_model(name: str, device: torch.device) -> Any:
+    """Return the classifier of a folder or hub id as transformers loads it. Raises UserError if it is not there."""
+    stock, _ = read_model(resolve(name).path, AutoModelForSequenceClassification)
+    return stock.to(device).eval()
+
+
+def describe_machine(device: torch.device) -> str:
+    """Return the GPU, or the processor and the number of threads that torch uses."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
