@@ -27,6 +27,7 @@ from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import Method, code_file, get_method
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import Position, begin_stage, listening
 from consistentee.traces.instance_trace import Trace, record_trace
@@ -131,9 +132,14 @@ def train_model(
     shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
-    numbers, lines = _around_budgets(curve, rows.task.metric, name, curve["validation_layers"].iloc[-1], knob)
+    numbers, lines = _around_budgets(curve, rows.task.metric, name, _stock_layers(model), knob)
     title = f"{method.name} on {rows.task.name}, saved in {out}"
     return filled_table([method.knob.name, ""], numbers, lines, title, uses)
+
+
+def _stock_layers(model: MultiExitModel | MultiExitDecoder) -> int:
+    """Return the layers of the model that budgets are shares of."""
+    return model.stock_layers if isinstance(model, MultiExitModel) else model.num_layers
 
 
 def _around_budgets(

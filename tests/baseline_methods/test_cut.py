@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from classifiers_on_disk import save_classifier
 from conftest import FAMILIES, make_task, make_tokenizer, random_texts
 from records_by_hand import cell_spec
 from transformers import AutoModel
@@ -41,6 +42,16 @@ def test_untrained_first_layers_answer_as_a_stock_model_with_as_many_layers(tiny
         expected = model.classify(DEPTH, RecordedLayer(pooled.unsqueeze(1)))
         torch.testing.assert_close(model.stock_logits(batch), expected)
         torch.testing.assert_close(model(batch).logits[:, -1], expected)
+
+
+def test_first_layers_of_a_kept_head_are_a_plain_model_and_those_of_int8_are_refused(tmp_path):
+    whole = MultiExitModel.from_classifier(str(save_classifier(tmp_path)))
+    short = whole.first_layers(DEPTH)
+    assert not short.description.keeps_head
+    assert short.num_layers == DEPTH
+    assert classify(short, random_texts(3), NeverExit()).logits.shape == (3, 3)
+    with pytest.raises(UserError, match="int8"):
+        whole.quantized(whole.tokenize(random_texts(8))).first_layers(DEPTH)
 
 
 def test_a_cut_model_equals_a_stock_model_with_as_many_layers_that_is_trained_alike(model, tiny_backbone, tmp_path):

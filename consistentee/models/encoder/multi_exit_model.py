@@ -168,9 +168,13 @@ class MultiExitModel(MultiExit):
     def first_layers(self, layers: Positive, seed: int = 0) -> "MultiExitModel":
         """Return a complete model of its own: copies of the embeddings, the first layers and their poolers.
 
-        Its classifiers are new, seeded with ``seed``. Raises UserError if there are not more layers than that, or if
-        they share weights in a way that no stock model of fewer layers can.
+        Its classifiers are new, seeded with ``seed``. Raises UserError if there are not more layers than that, if they
+        share weights in a way that no stock model of fewer layers can, and for int8 layers.
         """
+        if self.description.quantize != "none":
+            raise UserError(
+                "the first layers of an int8 model cannot be copied; take the model it was made of"
+            )
         backbone = first_layers(stepper_for(self.backbone), layers)
         take_pooler(backbone)
         description = replace(
@@ -179,6 +183,8 @@ class MultiExitModel(MultiExit):
             heads={},
             companion_name=None,
             cut_from=self.stock_layers,
+            keeps_head=False,
+            asked_layers=(),
             validation_by_epoch=dict(self.description.validation_by_epoch),
         )
         with new_weights(seed):
