@@ -76,8 +76,10 @@ def write_results(results: StoredResults, root: Path) -> list[Path]:
     """Write all records and frames into a folder, and return the files."""
     write_records(root / CELLS_FILE, results.cells)
     write_records(root / TIMINGS_FILE, results.timings)
-    write_records(root / FAILURES_FILE, results.failures)
-    written = [root / name for name in (CELLS_FILE, TIMINGS_FILE, FAILURES_FILE)]
+    written = [root / name for name in (CELLS_FILE, TIMINGS_FILE)]
+    if results.failures:
+        write_records(root / FAILURES_FILE, results.failures)
+        written.append(root / FAILURES_FILE)
     frames = {frame_file(name): results.frame(name) for name in FRAMES} | {TIMES_FILE: results.times()}
     for file, frame in frames.items():
         if len(frame):

@@ -74,14 +74,14 @@ class StoredResults:
     def frame(self, name: FrameName) -> pd.DataFrame:
         """Read a frame of all cells, in their order, with a column ``cell``. Raises UserError if it cannot be read."""
         if self.published:
-            return _published_frame(self.root / frame_file(name))
+            return _published_frame(self.root / frame_file(name), CELL_COLUMN)
         files = [self.root / "cells" / folder / frame_file(name) for folder in self.cells]
         return _stacked(files, CELL_COLUMN)
 
     def times(self) -> pd.DataFrame:
         """Read the frame of times, with a column ``timing``. Raises UserError if it cannot be read."""
         if self.published:
-            return _published_frame(self.root / TIMES_FILE)
+            return _published_frame(self.root / TIMES_FILE, TIMING_COLUMN)
         files = [(self.root / "timings" / file).with_suffix(".parquet") for file in self.timings]
         return _stacked(files, TIMING_COLUMN)
 
@@ -201,9 +201,9 @@ def _lines_of(frame: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
     return frame.iloc[first:last].drop(columns=column).reset_index(drop=True)
 
 
-def _published_frame(path: Path) -> pd.DataFrame:
+def _published_frame(path: Path, number: str) -> pd.DataFrame:
     if not path.exists():
-        return pd.DataFrame(columns=[CELL_COLUMN])
+        return pd.DataFrame(columns=[number])
     return _frame_as_of(path, path.stat().st_mtime_ns)
 
 

@@ -53,6 +53,16 @@ def forms(request, tmp_path_factory) -> tuple[Path, Path]:
 # ---------------------------------------------------------------------------------------------- round trip
 
 
+def test_a_run_that_was_not_timed_and_did_not_fail_is_published(tmp_path):
+    write_results(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "timings")
+    out = open_results(publish_bare(tmp_path / "run", tmp_path / "out"))
+    assert list(out.cells) == list(open_results(tmp_path / "run").cells)
+    assert out.timings == {}
+    assert out.failures == {}
+    assert not (tmp_path / "out" / "failures.parquet").exists()
+
+
 def test_everything_reads_back_equal(forms):
     run, out = map(open_results, forms)
     assert (out.kind, list(out.cells.items()), out.faults) == (run.kind, list(run.cells.items()), [])
