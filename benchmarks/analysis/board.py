@@ -66,21 +66,19 @@ def compared_with_published(own: Results, folders: Iterable[Path]) -> Results:
     found, faults = [own], []
     for folder in folders:
         try:
-            stored = load_results(folder) if kind_of_results(folder) == own.kind else None
+            if kind_of_results(folder) != own.kind:
+                continue
+            stored = load_results(folder)
         except UserError as error:
             faults.append(str(error))
             continue
-        stay = (
-            []
-            if stored is None
-            else [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
-        )
-        if stored is not None and any(stay):
+        stay = [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
+        if any(stay):
             comparable = stored.where(stay)
             comparable.faults = []
             found.append(comparable)
-    board = merge(found)
-    board.faults += faults
+    board = merge(found) if len(found) > 1 else own  # alone it is read and resampled already
+    board.faults = [*board.faults, *faults]
     return board
 
 

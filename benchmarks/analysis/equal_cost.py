@@ -26,7 +26,6 @@ LAYERS = "layers"
 
 Line: TypeAlias = tuple[str, str, str, float, int]
 """Task, backbone, label, speed-up and seed."""
-_KEYS = [*CURVE, "speedup", "seed"]
 
 
 def mix(knobs: pd.DataFrame, speedups: Sequence[float], cost: str = LAYERS) -> pd.DataFrame:
@@ -200,7 +199,8 @@ def resample(
 def kept_lines(results: Results) -> Mapping[int, int]:
     """Map every line of knobs to the nearest one of its cell, in layers, whose exits were kept.
 
-    Cells keep the exits of all knobs that are mixed, so the nearest is the line itself; those published before did not.
+    Cells keep the exits of the knobs that are mixed at the budgets of their kind: there the nearest is the line itself.
+    At other budgets, and in cells published before, the nearest stands in.
     """
     knobs = results.knobs
     if results.kind == "generation":

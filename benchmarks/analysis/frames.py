@@ -220,10 +220,6 @@ class Results:
             self._firsts[name] = np.searchsorted(numbers, wanted)
         return slice(*self._firsts[name][[cell, cell + 1]])
 
-    def lines_of(self, name: FrameName, cell: int) -> pd.DataFrame:
-        """Return the lines of one cell in a frame."""
-        return self.frame(name).iloc[self._lines(name, cell)]
-
     def column(self, name: FrameName, column: str, cell: int) -> Array:
         """Return a column of one cell in a frame; empty where nothing was kept."""
         if (name, column) not in self._columns:

@@ -129,7 +129,7 @@ def table(
 ) -> None:
     """Show all methods at equal cost, from one results folder or several of the same recipes.
 
-    md: one page; all, latex: every table; csv: a line for each operating point; long: one for each cell and knob.
+    md: one page; all, latex: every table; csv: a line for each task, method and budget; long: for each cell and knob.
     """
     from benchmarks.analysis.equal_cost import LAYERS
     from benchmarks.analysis.frames import load_folders

@@ -80,11 +80,9 @@ def around_budgets(layers: ArrayLike, num_layers: float, kind: Kind, margin: flo
     With a ``margin``, a share of a budget, they lie outside of it: ``layers`` of other rows may differ by as much.
     """
     first, middle, last = SPEEDUPS[kind]
-    places: dict[int, None] = {}
-    for budget in (num_layers / speedup for speedup in (middle, first, last)):
-        below, above = neighbours(layers, (1 - margin) * budget), neighbours(layers, (1 + margin) * budget)
-        places |= dict.fromkeys((int(below.first[0]), int(above.second[0])))
-    return list(places)
+    budgets = num_layers / np.array([middle, first, last])
+    below, above = (neighbours(layers, share * budgets) for share in (1 - margin, 1 + margin))
+    return list(dict.fromkeys(np.stack([below.first, above.second], axis=1).ravel().tolist()))
 
 
 def cheapest_within(lost: float, layers: ArrayLike, scores: ArrayLike) -> int:

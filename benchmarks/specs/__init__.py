@@ -1,1 +1,1 @@
-"""Specifications of a run: suites, cells, and the targets that knobs are chosen for."""
+"""Specifications of a run: suites and cells."""
