@@ -108,7 +108,12 @@ def test_stop_strings_of_the_model_end_texts(tiny_decoder):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("num_beams", 4), ("guidance_scale", 1.5), ("use_mtp", True), ("max_time", 1.0), ("forced_eos_token_id", 3)],
+    [
+        *(("num_beams", 4), ("guidance_scale", 1.5), ("use_mtp", True), ("max_time", 1.0)),
+        *(("forced_bos_token_id", 3), ("forced_eos_token_id", 3), ("sequence_bias", {(3,): 1.0})),
+        *(("encoder_repetition_penalty", 1.2), ("encoder_no_repeat_ngram_size", 2)),
+        ("exponential_decay_length_penalty", (2, 1.1)),
+    ],
 )
 def test_what_exits_cannot_follow_is_refused(tiny_decoder, setting, value):
     model = tiny_decoder()

@@ -172,9 +172,7 @@ class MultiExitModel(MultiExit):
         share weights in a way that no stock model of fewer layers can, and for int8 layers.
         """
         if self.description.quantize != "none":
-            raise UserError(
-                "the first layers of an int8 model cannot be copied; take the model it was made of"
-            )
+            raise UserError("the first layers of an int8 model cannot be copied; take the model it was made of")
         backbone = first_layers(stepper_for(self.backbone), layers)
         take_pooler(backbone)
         description = replace(
