@@ -55,7 +55,7 @@ class InstanceEvaluation:
         knobs = [float(knob) for knob in self.method.knob_values(self.model)]
         if not self.method.refines_knob:
             return knobs
-        return refine_knobs(knobs, lambda some: sweep(self._rules(some), self.validation).double().mean(dim=1).numpy())
+        return refine_knobs(knobs, lambda some: _layers(self.validation, sweep(self._rules(some), self.validation)))
 
     def _rules(self, knobs: Sequence[float]) -> list[ExitRule]:
         return [self.method.rule(self.model, knob) for knob in knobs]

@@ -26,11 +26,13 @@ NEW_TOKENS = 32
 
 @pytest.fixture(scope="session")
 def task() -> TaskData:
+    """Return movie snippets, a part of them."""
     return load_classification_task("movie-snippets").capped(train=2000, test=500)
 
 
 @pytest.fixture(scope="session")
 def model() -> MultiExitModel:
+    """Return MiniLM with exits that were not trained."""
     return MultiExitModel.from_backbone("minilm-l6", num_labels=2)
 
 
@@ -46,6 +48,7 @@ def report(request) -> Callable[[str], None]:
 
 
 def seconds(run: Callable[[], object]) -> float:
+    """Time one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -63,10 +66,12 @@ def ratio_of(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def batches_of(rows: Sequence[Encoding], batch_size: int) -> list[Sequence[Encoding]]:
+    """Cut rows into batches in their order."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 def classified(model, batches, rule: ExitRule) -> float:
+    """Time the answers to batches with exits."""
     return seconds(lambda: [classify_encoded(model, batch, rule, batch_size=len(batch)) for batch in batches])
 
 

@@ -62,7 +62,7 @@ def reached(record: AnyRecord, curve: pd.DataFrame, full_score: float | None) ->
     """Describe a cell at the middle budget: points against the full model if it is there, and the score."""
     known, speedup = curve.dropna(subset="layers"), SPEEDUPS[record.kind][1]
     mixture = neighbours(known["layers"], record.num_layers / speedup)
-    first, second, weight, reach = (np.ravel(part)[0] for part in mixture)
+    first, second, weight, reach = (part[0] for part in mixture)
 
     def mixed(column: str) -> np.ndarray:
         values = np.stack(known[column].to_numpy())

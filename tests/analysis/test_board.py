@@ -75,7 +75,9 @@ def test_one_screen_says_how_to_read_it_and_what_next(everything, small_run):
 
 def test_without_a_full_model_its_own_points_are_shown(small_run):
     shown = printed(small_run, keys_of(small_run), [])
+    assert "Points against the full model" not in shown
     assert "pabee" in shown
+    assert "2x" in shown
 
 
 def test_busy_machines_are_named(everything, tmp_path):

@@ -80,8 +80,8 @@ def test_the_score_of_a_mixture_is_the_metric_of_the_weighted_sample():
     curve = curve_by_hand([2.0, 4.0, 6.0], [*scores, scores[1]]).rename(columns={"accuracy": "matthews"})
     curve["matthews_terms"] = [*map(list, terms), list(terms[1])]
     found = points(both := results_of([(cell("full", metric="matthews"), {"curve": curve})]), mix(both.knobs, [2.0]))
-    weighted = np.repeat(np.stack([labels, labels]), 1, axis=1), np.concatenate(answers)
-    expected = score_of_means("matthews", terms_of("matthews", weighted[0].ravel(), weighted[1]).mean(axis=0))
+    both_answers = terms_of("matthews", np.tile(labels, 2), np.concatenate(answers))
+    expected = score_of_means("matthews", both_answers.mean(axis=0))
     assert found["score"].item() == pytest.approx(float(expected))
     assert found["score"].item() != pytest.approx(np.mean(scores))
 

@@ -78,7 +78,7 @@ def test_axes_have_units(results):
     assert exits.axes[-1].get_xlabel() == "share of test rows", "the colour bar"
 
 
-def test_a_task_that_hardly_any_method_was_run_on_has_no_panel(tmp_path):
+def test_a_task_that_hardly_any_method_was_run_on_has_no_panel():
     records = [*made_up_suite(), *(one for one in made_up_suite(task="stsb") if one[0].label in ("full", "static"))]
     titles = {axes.get_title() for axes in draw_figure("exits", results_of(records)).axes}
     assert ("mcid" in titles, "stsb" in titles) == (True, False)

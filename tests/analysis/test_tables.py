@@ -238,7 +238,7 @@ def test_what_a_reader_should_know(results):
     assert [subject for subject, _ in caveats(untimed)][:2] == ["left out", "not timed"]
 
 
-def test_texts_in_flight_have_a_table(tmp_path):
+def test_texts_in_flight_have_a_table():
     cells = [one for one in made_up_suite() if one[0].method in ("full", "deebert")]
     record, times = timing(cells)
     in_flight = times[(times["batch_size"] == 32) & (times["timed"] > 0)].assign(batch_size=1, in_flight=32)

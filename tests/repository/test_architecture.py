@@ -92,7 +92,7 @@ def test_packages_depend_one_way(graph, package):
 
 
 def test_baselines_import_public_names_alone(graph):
-    """Of this project, that is; what comes with it, such as torch, they may import."""
+    """Names of other packages, such as torch, are not restricted."""
     internal = {name: others - PUBLIC_MODULES for name, others in graph.items() if name.startswith("baselines")}
     assert {name: others for name, others in internal.items() if others} == {}
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "baselines").glob("*.py")]

@@ -199,5 +199,9 @@ class ConsistentEEPaper(Method):
         """Exit if P(exit) > ``knob``, or if the entropy is below ``knob`` nats."""
         if self.leave_by == "entropy":
             return ThresholdRule(entropy, knob, exit_when="below")
-        # With 0 every row exits, even if P(exit) is rounded to 0.
-        return ThresholdRule(head_probability(POLICY), knob if knob > 0 else -1.0, exit_when="above")
+        return policy_rule(knob)
+
+
+def policy_rule(threshold: float) -> ExitRule:
+    """Return the rule to exit if P(exit) > ``threshold``; with 0 every row exits, even if P(exit) is rounded to 0."""
+    return ThresholdRule(head_probability(POLICY), threshold if threshold > 0 else -1.0, exit_when="above")

@@ -44,7 +44,6 @@ from consistentee import (
     MultiExitDecoder,
     State,
     TextTask,
-    ThresholdRule,
     TokenMethod,
     TokenRecipe,
     TokenTrace,
@@ -56,10 +55,10 @@ from consistentee.methods.consistent_ee.paper import (
     exact_policy_loss,
     exit_distribution,
     memorized_layer,
+    policy_rule,
     reinforce_policy_loss,
     rewards,
 )
-from consistentee.signals import head_probability
 from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
 from consistentee.training.decoder import ADAPTERS, ExitAnswers, train_on_states, wanted_answers
 from consistentee.training.recipe import Target
@@ -193,7 +192,7 @@ class ConsistentEETokens(TokenPolicies):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit if P(exit) > knob; the paper uses 0.5."""
-        return ThresholdRule(head_probability(POLICY), knob if knob > 0 else -1.0, exit_when="above")
+        return policy_rule(knob)
 
 
 @dataclass(frozen=True)
