@@ -265,7 +265,8 @@ def _run(
         fullest = min(counts) if len(new) < room else max(counts, key=counts.__getitem__)
         layer = max((layer for layer in counts if counts[layer] >= full), default=fullest)
         if layer == 1:
-            entered.sort(key=lambda number: len(encodings[number]))
+            if len(entered) > batch_size:  # else the rows keep their order, and a batch its last bits
+                entered.sort(key=lambda number: len(encodings[number]))
             rows, entered = _ActiveRows.begin(model, entered[:batch_size], encodings, rule), entered[batch_size:]
         else:
             rows = waiting.pop(layer)
