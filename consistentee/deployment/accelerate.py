@@ -7,8 +7,8 @@ published methods, and what needs no exits (int8 alone, fewer layers), compete. 
 2. on rows for choosing, every way is replayed. For each way of computing, float32, int8 and fewer layers, the one that
    is estimated to be the fastest within the loss goes on, with the more cautious values of its knob;
 3. on rows for the proof, which were used for nothing before, these go through one sequence of tests, from the safest
-   on the rows for choosing to the least safe, until the first one fails. With the probability asked for, all that
-   passed lose at most the loss. Those are timed.
+   on the rows for choosing to the least safe, until the first one fails; a way is not tested if another is safer and
+   faster. With the probability asked for, all that passed lose at most the loss. Those are timed.
 
 The loss is that of accuracy against the incoming model, row by row: points lost less points won.
 
@@ -389,6 +389,15 @@ def _path(paths: Sequence[Sequence[Way]], loss: float, probability: float) -> li
     return [max(within or [ways[0] for ways in paths], key=lambda way: way.speed)]
 
 
+def _worth_testing(ways: Sequence[Way], loss: float) -> list[Way]:
+    """Leave out ways that another one beats in safety and in speed; a failure ends the tests, so each one is a risk."""
+    safety = _bets(np.stack([way.choosing for way in ways], axis=1), loss)[1]
+    both = np.stack([safety, [way.speed for way in ways]], axis=1)  # [ways, 2]
+    other, own = both[None], both[:, None]
+    beaten = ((other >= own).all(axis=2) & (other > own).any(axis=2)).any(axis=1)
+    return [way for way, is_beaten in zip(ways, beaten, strict=True) if not is_beaten]
+
+
 @dataclass(frozen=True)
 class Tried:
     """A line of the table.
@@ -398,6 +407,7 @@ class Tried:
         proven: whether the loss is proven to be small enough; None if it was not tested.
         speed: how many times as fast as the incoming model, by batch size.
         timed: whether by the clock; else it is an estimate of both batch sizes.
+        exits: whether some rows leave before the last layer.
     """
 
     name: str
@@ -407,6 +417,7 @@ class Tried:
     proven: bool | None
     speed: dict[int, float]
     timed: bool = True
+    exits: bool = False
 
 
 @dataclass(frozen=True)
@@ -505,7 +516,8 @@ class _Search:
         for on in dict.fromkeys(family.on for family in families):
             own = [ways for family, found in zip(families, by_family, strict=True) if family.on == on for ways in found]
             chain += _path(own, self.loss, self.probability)
-        self._answer_proof([*chain, *best])
+        chain = _worth_testing(chain, self.loss)
+        self._answer_proof([*chain, *singles, *best])
         passed = self._prove(chain)
         return self._report(chain, passed, singles, best)
 
@@ -631,6 +643,7 @@ class _Search:
                     way in passed if way in chain else None,
                     speed[str(id(way))] if is_timed else dict.fromkeys(BATCH_SIZES, way.speed),
                     is_timed,
+                    exits=way.method.name != "full",
                 )
             )
         promise = self._promise(chosen, speed.get(str(id(chosen)), dict.fromkeys(BATCH_SIZES, 1.0)))
@@ -646,6 +659,7 @@ class _Search:
         shares = np.bincount(exits, minlength=chosen.model.num_layers + 1)[1:] / len(exits)
         return {
             "model": incoming.path,
+            "chosen": _way_in_words(chosen),
             "accuracy": 100 * float(1 - wrong.mean()),
             "points_expected": 100 * float(losses.mean()),
             "points_at_most": self.loss,
@@ -665,10 +679,8 @@ class _Search:
             lines.append(f"More rows, or a larger --loss, make a proof easier (it had {promise['proof_rows']:,} rows).")
         else:
             layers = f"{promise['average_layers']:.1f} of {self.incoming.model.num_layers} on average"
-            what = f"{chosen.name} on {chosen.on}{_layers_in_words(chosen)}, {layers}"
-            if chosen.method.name == "full":
-                what = f"{chosen.on}, {chosen.name}; exits are not needed"
-            lines.append(f"Chosen: {what}.")
+            needs_exits = chosen.method.name != "full"
+            lines.append(f"Chosen: {promise['chosen']}{f', {layers}' if needs_exits else '; exits are not needed'}.")
             less = f"{lost:.1f} points less" if lost >= 0 else f"{-lost:.1f} points more"
             lines.append(
                 f"{accuracy - lost:.1f}% expected, {less}; with probability {self.probability:g} at most {self.loss:g} "
@@ -690,6 +702,12 @@ def _mean(speed: Mapping[int, float]) -> float:
 
 def _times(speed: Mapping[int, float]) -> str:
     return ", ".join(f"{ratio:.1f} times at batch {size}" for size, ratio in speed.items())
+
+
+def _way_in_words(way: Way) -> str:
+    if way.method.name == "full":
+        return f"{way.on}, {way.name}"
+    return f"{way.name} on {way.on}{_layers_in_words(way)}"
 
 
 def _layers_in_words(way: Way) -> str:

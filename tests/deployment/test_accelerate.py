@@ -21,6 +21,7 @@ from documents import blocks_of
 from typer.testing import CliRunner
 
 import consistentee as ee
+from benchmarks import instead
 from benchmarks.cli import app
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
 from consistentee.deployment import timing
@@ -262,3 +263,29 @@ def test_the_service_of_the_page_answers_parallel_requests(folder, tmp_path):
 
 def this_test() -> str:
     return "test_the_service_of_the_page_answers_parallel_requests"
+
+
+def test_the_table_of_what_to_pick_averages_over_tasks(folder, tmp_path):
+    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
+    for task, shift in (("one", 0.0), ("two", 1.0)):
+        (tmp_path / "runs" / task / "accelerated").mkdir(parents=True)
+        shifted = {**report, "tried": [{**line, "points": line["points"] + shift} for line in report["tried"]]}
+        (tmp_path / "runs" / task / "accelerated" / "accelerated.json").write_text(json.dumps(shifted))
+        (tmp_path / "runs" / task / "environment.json").write_text("{}")
+    instead.write_tables(tmp_path / "runs", tmp_path / "out")
+    tried = pd.read_csv(tmp_path / "out" / "tried.csv")
+    assert len(tried) == 2 * len(report["tried"])
+    int8 = next(line for line in report["tried"] if (line["on"], line["name"]) == ("the int8 model", "no exits"))
+    page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("| the int8 model, no exits |"))
+    assert f"| {int8['points'] + 0.5:+.2f} | {int8['points'] + 1:+.2f} |" in line
+    assert page.count(report["promise"]["chosen"].split(",")[0]) >= 2
+
+
+def test_a_stock_classifier_is_fine_tuned_and_saved_as_transformers_does(tmp_path):
+    save_classifier(tmp_path / "mine")
+    texts = random_texts(64, seed=5)
+    split = ee.Split("train", texts, [int(text.split()[0][1:]) % 3 for text in texts])
+    task = ee.TaskData("rows", 1, split, split, split, ("red", "green", "blue"), ("accuracy",))
+    instead.fine_tune(str(tmp_path / "mine"), task, ee.Recipe(epochs=2, max_rows=64), tmp_path / "tuned")
+    assert ee.MultiExitModel.from_classifier(str(tmp_path / "tuned")).description.label_names == task.label_names

@@ -24,7 +24,8 @@ def test_every_task_yaml_is_valid_and_named_after_its_file():
     tasks = list_tasks()
     glue = {"cola", "mnli", "mnli-mm", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"}
     texts = {"alpaca", "cnn-dm", "dolly", "nyt-continuation", "xsum"}
-    assert tasks.keys() == glue | texts | {"mcid", "movie-snippets", "stackoverflow"}
+    larger = {"ag-news", "dbpedia", "paws-wiki", "sick", "snli"}
+    assert tasks.keys() == glue | texts | larger | {"mcid", "movie-snippets", "stackoverflow"}
     for name, description in tasks.items():
         spec, _ = loader.spec_of(name)
         assert spec.name == name
