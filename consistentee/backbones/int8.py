@@ -81,7 +81,7 @@ class Int8Linear(nn.Module):
             self._offset = torch.tensor(_WHOLE + self._zero)
             self._zeros = torch.zeros(self.out_features, dtype=torch.int32)
             self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
-        whole = _rounded(states, self._step, self._offset).view(torch.int32).to(torch.uint8)  # float32 to uint8 takes five times as long
+        whole = _rounded(states, self._step, self._offset).view(torch.int32).to(torch.uint8)  # float32 would be slow
         scales = self._step, self._zero, self._packed, self.scale, self._zeros
         return torch.ops.onednn.qlinear_pointwise(whole, *scales, self.bias, 1.0, 0, torch.float32, "none", [], "")
 
