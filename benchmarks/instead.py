@@ -61,7 +61,9 @@ def main(
 
 def _recipe(task: str) -> Recipe:
     suite = load_suite(SUITE)
-    return suite.cell(suite.methods[0], task=task, backbone=suite.backbones[0], seed=0, parameters={}).recipe
+    return suite.cell(suite.methods[0], task=task, backbone=suite.backbones[0], seed=0, parameters={}).recipe.to_recipe(
+        0
+    )
 
 
 def fine_tune(backbone: str, task: TaskData, recipe: Recipe, folder: Path) -> None:
