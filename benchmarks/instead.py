@@ -1,6 +1,6 @@
 """What to pick: fine-tuned stock models of six tasks, accelerated, beside what needs no exits.
 
-For each task a stock classifier is fine-tuned by the recipe of a suite, as a user would have one, and given to
+For each task a stock classifier is fine-tuned on 3,000 rows, as a user would have one, and given to
 :func:`consistentee.accelerate`: ``python -m benchmarks.instead --data DATA``. A task that is finished is not run again.
 ``runs/instead/TASK`` keeps the models. ``results/instead`` gets ``tried.csv``, a line for everything that was tried,
 ``promises.csv``, what was chosen, and ``table.md``.
@@ -23,18 +23,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 from benchmarks.analysis.rendering import Column, Table, to_markdown
 from benchmarks.commands.deploy import accelerate_model
 from benchmarks.measure.environment import describe_environment
-from benchmarks.specs.suites import load_suite
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.backbones.catalog import resolve
 from consistentee.data.instances import Split, TaskData
-from consistentee.deployment.accelerate import REPORT_FILE
+from consistentee.deployment.accelerate import RECIPE, REPORT_FILE
 from consistentee.deployment.timing import BATCH_SIZES
 from consistentee.training.recipe import Recipe
 
-TASKS = ["stackoverflow", "ag-news", "movie-snippets", "qnli", "qqp", "mnli"]
+TASKS = ["stackoverflow", "qnli", "movie-snippets", "mnli", "ag-news", "qqp"]
 """Those with enough test rows for a proof; no method was developed on them."""
-PROOF_ROWS = 3000
-SUITE = "cpu-6-layers-float32"
+PROOF_ROWS = 2000
+_FINE_TUNING = replace(RECIPE, epochs=3, max_rows=3000, max_length=64)
 
 
 def main(
@@ -52,18 +51,13 @@ def main(
         task = load_classification_task(name, data)
         task = replace(task, test=task.test.capped(PROOF_ROWS, seed=0))
         if not (folder / "model" / "config.json").exists():
-            fine_tune("minilm-l6", task, _recipe(name), folder / "model")
-        found = accelerate_model(str(folder / "model"), task, folder / "accelerated", {}, loss=loss)
+            fine_tune("minilm-l6", task, _FINE_TUNING, folder / "model")
+        found = accelerate_model(
+            str(folder / "model"), task, folder / "accelerated", {"max_rows": _FINE_TUNING.max_rows}, loss=loss
+        )
         (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2), encoding="utf-8")
         print(f"{name}: {found.block}", flush=True)
     write_tables(runs, out)
-
-
-def _recipe(task: str) -> Recipe:
-    suite = load_suite(SUITE)
-    return suite.cell(suite.methods[0], task=task, backbone=suite.backbones[0], seed=0, parameters={}).recipe.to_recipe(
-        0
-    )
 
 
 def fine_tune(backbone: str, task: TaskData, recipe: Recipe, folder: Path) -> None:
@@ -95,7 +89,7 @@ def fine_tune(backbone: str, task: TaskData, recipe: Recipe, folder: Path) -> No
 
 def _tokens(tokenizer: AutoTokenizer, texts: Sequence[str | tuple[str, str]]) -> dict[str, torch.Tensor]:
     columns = [list(column) for column in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [list(texts)]
-    return dict(tokenizer(*columns, padding=True, truncation=True, return_tensors="pt"))  # type: ignore[operator]
+    return dict(tokenizer(*columns, padding=True, truncation=True, return_tensors="pt"))
 
 
 # ------------------------------------------------------------------------------------------------ tables

@@ -25,7 +25,8 @@ from benchmarks import instead
 from benchmarks.cli import app
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
 from consistentee.deployment import timing
-from consistentee.deployment.accelerate import proven, rows_needed
+from consistentee.deployment.proof import proven, rows_needed
+from consistentee.deployment.ways import Way, worth_testing
 from consistentee.errors import UserError
 
 ROWS = 300
@@ -263,6 +264,14 @@ def test_the_service_of_the_page_answers_parallel_requests(folder, tmp_path):
 
 def this_test() -> str:
     return "test_the_service_of_the_page_answers_parallel_requests"
+
+
+def test_a_way_that_is_neither_the_safest_nor_the_fastest_is_not_tested():
+    def way(name, lost, speed):
+        return Way(name, "", None, None, 0.0, (), np.repeat([1.0, 0.0], [lost, 500 - lost]), 3.0, speed)
+
+    safest, beaten, fastest, same = way("a", 0, 1.2), way("b", 3, 1.5), way("c", 2, 2.0), way("d", 2, 2.0)
+    assert worth_testing([safest, beaten, fastest, same], 1.0) == [safest, fastest, same]
 
 
 def test_the_table_of_what_to_pick_averages_over_tasks(folder, tmp_path):

@@ -1,0 +1,334 @@
+"""Ways to answer faster than a fine-tuned model: exits on its frozen layers with a rule and a knob, or a shorter model.
+
+A family is a rule on trained exits; its ways differ in the knob and in the layers at which the rule is asked. Whether a
+way keeps the loss is known of the rows for choosing alone.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.backbones.cascade import first_layers
+from consistentee.backbones.encoders import stepper_for
+from consistentee.data.encoding import Encoding
+from consistentee.data.instances import Split, TaskData
+from consistentee.deployment.proof import Losses, bets, leading
+from consistentee.deployment.timing import classified
+from consistentee.errors import UserError
+from consistentee.methods.consistent_ee.held_out import ConsistentEEHeldOut, train_policy
+from consistentee.methods.method import Method, get_method
+from consistentee.models.base import chosen_device
+from consistentee.models.encoder.multi_exit_model import MultiExitModel, take_pooler
+from consistentee.rules.exit_rule import ExitRule, SomeLayersRule
+from consistentee.traces.instance_trace import Trace, record_logits
+from consistentee.traces.walk import sweep
+from consistentee.training.encoder import (
+    TokenBatch,
+    TokenSource,
+    label_tensor,
+    layer_losses,
+    student_loss,
+    token_stage,
+    train_early_exits,
+)
+from consistentee.training.loop import run_stage
+from consistentee.training.recipe import ExitNetwork, Recipe
+
+_ATTENTION_STEPS = 0.4
+"""Steps of attention exits, as a share of those of linear ones."""
+_MAX_KNOBS = 30
+_STEPS_TOWARDS_THE_KNOB = 8
+"""Values of a knob, more cautious than the one chosen, that are tested before it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as tokens, with their labels."""
+
+    encodings: Sequence[Encoding]
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        return np.asarray(self.split.labels)
+
+
+@dataclass(frozen=True)
+class AnsweredRows(Rows):
+    """Rows, with 1 for each that the incoming model answers wrongly."""
+
+    wrong: Losses
+
+    def losses(self, answers: NDArray[np.int64]) -> Losses:
+        """Compare answers with the incoming model's."""
+        return (answers != self.labels).astype(float) - self.wrong
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a row by batch size: for all layers, and for one question of an exit rule."""
+
+    layers: Mapping[int, float]
+    question: Mapping[int, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """One way to answer: a model, its method, the knob, the layers at which its rule is asked.
+
+    Attributes:
+        name: such as "entropy below 0.51".
+        on: the weights it runs on, such as "the int8 model".
+        choosing: its losses on the rows for choosing.
+        layers: average exit layer on these rows.
+        speed: how many times as fast as the incoming model it is estimated to be.
+    """
+
+    name: str
+    on: str
+    model: MultiExitModel
+    method: Method
+    knob: float
+    asked: tuple[int, ...]
+    choosing: Losses
+    layers: float
+    speed: float
+
+    @property
+    def rule(self) -> ExitRule:
+        return SomeLayersRule(self.method.rule(self.model, self.knob), *self.asked)
+
+    def run(self, batch: Sequence[Encoding]) -> object:
+        """Answer a batch, for the clock."""
+        return classified(self.model, self.rule, batch)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A rule on a trained model, before knob and asked layers are chosen; ``words``: its name with the knob's value."""
+
+    words: str
+    on: str
+    model: MultiExitModel
+    method: Method
+    cost: Cost
+    choosing: Trace
+
+    def ways(self, incoming: "Incoming") -> Iterator[list[Way]]:
+        """Yield for each choice of asked layers the ways with different knobs, from the most cautious one on."""
+        layers = self.choosing.num_layers
+        rules = self._rules()
+        whole = sweep([rule for _, rule in rules], self.choosing)
+        depths = whole.double().mean(dim=1)
+        order = sorted(range(len(rules)), key=lambda index: -float(depths[index]))
+        step = (layers - 1) / _MAX_KNOBS
+        kept = [
+            index
+            for place, index in enumerate(order)
+            if not place or _is_first_of_its_depth(depths, order, place, step)
+        ]
+        is_static = self.method.name == "static"  # nothing is computed to decide
+        for asked in [tuple(range(1, layers))] if is_static else _asked_layers(layers):
+            found = []
+            exits = sweep([SomeLayersRule(rules[index][1], *asked) for index in kept], self.choosing)
+            for index, at in zip(kept, exits, strict=True):
+                knob = rules[index][0]
+                questions = float(sum((at >= layer).double().mean() for layer in asked)) * (not is_static)
+                found.append(
+                    Way(
+                        name=self.words.format(f"{knob:.3g}"),
+                        on=self.on,
+                        model=self.model,
+                        method=self.method,
+                        knob=knob,
+                        asked=asked,
+                        choosing=incoming.choosing.losses(self.choosing.predictions(at).numpy()),
+                        layers=float(at.double().mean()),
+                        speed=incoming.estimate(self.cost, float(at.double().mean()) / layers, questions),
+                    )
+                )
+            yield sorted(found, key=lambda way: -way.layers)
+
+    def _rules(self) -> list[tuple[float, ExitRule]]:
+        return [(float(knob), self.method.rule(self.model, knob)) for knob in self.method.knob_values(self.model)]
+
+
+def _is_first_of_its_depth(depths: Tensor, order: Sequence[int], place: int, step: float) -> bool:
+    """Return whether a knob is the first one in its part of the range of depths."""
+    before, here = (int(float(depths[order[i]]) / step) for i in (place - 1, place))
+    return before != here
+
+
+def _asked_layers(layers: int) -> list[tuple[int, ...]]:
+    """List choices of layers at which a rule is asked: all from one on, or every other."""
+    firsts = range(1, max(2, layers // 2 + 1))
+    options = [tuple(range(first, layers, stride)) for first in firsts for stride in (1, 2)]
+    return list(dict.fromkeys(option for option in options if option))
+
+
+class Incoming:
+    """The incoming model: its answers on all rows, its speed, and the comparison of other answers with them.
+
+    Rows are in random order, which the proof takes for granted; at most ``max_rows`` are for training.
+    """
+
+    def __init__(self, path: str, task: TaskData, max_rows: int | None) -> None:
+        self.model = MultiExitModel.from_classifier(path)
+        self.model.to(chosen_device())
+        self.path = path
+        given = (task.train.capped(max_rows, seed=0), task.validation, task.test)
+        splits = [_shuffled(_in_labels_of(self.model, task, split)) for split in given]
+        self.training, *others = (Rows(self.model.tokenize(split.texts), split) for split in splits)
+        self.choosing, self.proof = (
+            AnsweredRows(rows.encodings, rows.split, (answers_of(self.model, rows) != rows.labels).astype(float))
+            for rows in others
+        )
+        self.seconds: dict[int, float] = {}
+
+    def estimate(self, cost: Cost, share: float, questions: float) -> float:
+        """Estimate the speed of a way that runs a share of its layers and asks its rule some questions a row."""
+        ratios = [
+            self.seconds[size] / (cost.layers[size] * share + cost.question[size] * questions) for size in self.seconds
+        ]
+        return math.exp(float(np.mean(np.log(ratios))))
+
+
+def answers_of(model: MultiExitModel, rows: Rows) -> NDArray[np.int64]:
+    """Return the classes that a model gives at full depth."""
+    return record_logits(model, rows.encodings)[:, -1].argmax(dim=-1).numpy()
+
+
+def _shuffled(split: Split) -> Split:
+    return split.select(random.Random(0).sample(range(len(split)), len(split)))
+
+
+def _in_labels_of(model: MultiExitModel, task: TaskData, split: Split) -> Split:
+    """Return a split with the numbers that the model gives to its labels. Raises UserError for labels it lacks."""
+    names = list(model.description.label_names)
+    if task.regression or len(task.label_names) > len(names):
+        raise UserError(f"{model.description.backbone_name} knows {len(names)} labels, and the task has others")
+    lower = [name.lower() for name in names]
+    if all(name.lower() in lower for name in task.label_names):
+        numbers = [lower.index(name.lower()) for name in task.label_names]
+    elif all(name == f"LABEL_{number}" for number, name in enumerate(names)):
+        numbers = list(range(len(task.label_names)))  # the model was saved without names
+    else:
+        missing = next(name for name in task.label_names if name.lower() not in lower)
+        raise UserError(f"the model does not know the label {missing!r}; it knows {', '.join(names[:20])}")
+    return replace(split, labels=[numbers[int(label)] for label in split.labels])
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def exits_on(
+    incoming: Incoming, base: MultiExitModel, network: ExitNetwork, recipe: Recipe
+) -> tuple[MultiExitModel, list[tuple[str, Method]]]:
+    """Train exits of a network on a frozen model, and return what can be asked of them: words and methods."""
+    model = base.fresh(recipe.seed)
+    rows = incoming.training
+    if network == "attention":
+        recipe = replace(recipe, frozen_steps=math.ceil(_ATTENTION_STEPS * recipe.frozen_steps))
+    source = TokenSource(model, rows.encodings, label_tensor(rows.split.labels))
+    train_early_exits(model, source, student_loss, recipe, name=f"exits, {network}", network=network)
+    policy = ConsistentEEHeldOut(classifier=network)
+    texts = TokenSource(model, incoming.choosing.encodings, label_tensor(incoming.choosing.split.labels))
+    train_policy(model, replace(texts, labels=torch.from_numpy(answers_of(model, incoming.choosing))), recipe)
+    rules = {
+        "entropy below {}": "deebert",
+        "margin above {}": "calm-softmax",
+        "same answer, repeated {} times": "pabee",
+        "every text exits at layer {}": "static",
+    }
+    if model.num_labels == 2:
+        del rules["margin above {}"]  # the same order of rows as by entropy
+    return model, [
+        *((words, get_method(name, classifier=network)) for words, name in rules.items()),
+        ("learned policy at a price of {}", policy),
+    ]
+
+
+def ensemble_on(
+    incoming: Incoming, base: MultiExitModel, task: TaskData, recipe: Recipe
+) -> tuple[MultiExitModel, list[tuple[str, Method]]]:
+    """Train ZTW's ensembles on a frozen model; see :func:`exits_on`."""
+    model, method = base.fresh(recipe.seed), get_method("ztw")
+    method.fit(model, replace(task, train=incoming.training.split), recipe)
+    return model, [("confidence of the ensemble above {}", method)]
+
+
+def cut(incoming: Incoming, layers: int, recipe: Recipe, *, distilled: bool) -> MultiExitModel:
+    """Return a model of the first layers with a copy of the head, tuned on labels, or half on the model's answers."""
+    full = incoming.model
+    backbone = first_layers(stepper_for(full.backbone), layers)
+    take_pooler(backbone)
+    model = MultiExitModel(stepper_for(backbone), full.tokenizer, replace(full.description, heads={}))
+    model.classifiers[-1] = copy.deepcopy(full.classifiers[-1])
+    model.to(full.device)
+    rows = incoming.training
+    source = TokenSource(model, rows.encodings, label_tensor(rows.split.labels))
+    teacher = record_logits(full, rows.encodings)[:, -1].log_softmax(dim=-1) if distilled else None
+    name = f"{layers} layers, {'distilled' if distilled else 'tuned'}"
+    run_stage(model, source, token_stage(name, partial(_cut_loss, teacher), recipe), recipe)
+    return model
+
+
+def _cut_loss(teacher: Tensor | None, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    logits = model.stock_logits(batch.tokens)
+    loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
+    if teacher is None:
+        return loss
+    target = teacher[batch.rows].to(logits.device)
+    return (loss + functional.kl_div(logits.log_softmax(dim=-1), target, log_target=True, reduction="batchmean")) / 2
+
+
+# ------------------------------------------------------------------------------------------------ choice
+
+
+def without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming, seconds: Mapping[int, float]) -> Way:
+    """Return a way that runs all layers of a model on every row."""
+    losses = incoming.choosing.losses(answers_of(model, incoming.choosing))
+    cost = Cost(seconds, dict.fromkeys(seconds, 0.0))
+    layers, full = float(model.num_layers), get_method("full")
+    return Way(name, on, model, full, layers, (), losses, layers, incoming.estimate(cost, 1.0, 0.0))
+
+
+def path(paths: Sequence[Sequence[Way]], loss: float, probability: float) -> list[Way]:
+    """Return the ways that lead to the fastest one within the loss on the rows for choosing, itself included.
+
+    Where the bound accepts none, the fastest one with that mean loss is returned alone.
+    """
+    best: list[Way] = []
+    for ways in paths:
+        evidence = bets(np.stack([way.choosing for way in ways], axis=1), loss)[1]
+        last = leading(evidence >= math.log(1 / (1 - probability)))
+        if last and (not best or ways[last - 1].speed > best[-1].speed):
+            best = list(ways[max(0, last - _STEPS_TOWARDS_THE_KNOB) : last])
+    if best:
+        return best
+    within = [way for ways in paths for way in ways if way.choosing.mean() <= loss / 100]
+    return [max(within or [ways[0] for ways in paths], key=lambda way: way.speed)]
+
+
+def worth_testing(ways: Sequence[Way], loss: float) -> list[Way]:
+    """Leave out ways that another one beats in safety and in speed; a failure ends the tests, so each one is a risk."""
+    safety = bets(np.stack([way.choosing for way in ways], axis=1), loss)[1]
+    both = np.stack([safety, [way.speed for way in ways]], axis=1)  # [ways, 2]
+    return [way for way, own in zip(ways, both, strict=True) if not _is_beaten(own, both)]
+
+
+def _is_beaten(own: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Return whether a line of ``others`` is at least as large in both columns, and larger in one."""
+    return bool(((others >= own).all(axis=1) & (others > own).any(axis=1)).any())
