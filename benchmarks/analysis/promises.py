@@ -1,0 +1,84 @@
+"""What validation rows promise, and what test rows deliver: the speed-up at no loss, as papers print it.
+
+The knob with the fewest layers is chosen whose score on validation rows is at most so many points below the full
+model's. Validation rows are few, and the best of many knobs is lucky: on test rows more is lost. "1.5 times as fast at
+no loss" is such a promise.
+"""
+
+import pandas as pd
+
+from benchmarks.analysis.frames import CURVE, TASK, Results
+from benchmarks.analysis.rendering import Column, Table
+
+LOSSES = (0.0, 0.5, 1.0)
+"""Points that may be lost."""
+_BROKEN = 1.0
+"""Points more than promised that count as a broken promise."""
+
+
+def chosen_knobs(results: Results, loss: float) -> pd.DataFrame:
+    """Choose the knob of every label, task and seed on validation rows, all cells of a grid together.
+
+    Returns:
+        A line for each, with ``promised`` and ``delivered`` (speed-ups in layers on validation and test rows) and
+        ``lost`` (points against the full model of the same seed, or of the mean seed, on test rows).
+    """
+    knobs, full_labels = results.knobs, results.tasks["full_label"]
+    knobs = knobs[pd.MultiIndex.from_frame(knobs[TASK]).isin(results.tasks.index[results.tasks["compared"]])]
+    own = knobs["label"].to_numpy() == full_labels.reindex(pd.MultiIndex.from_frame(knobs[TASK])).to_numpy()
+    full = knobs[own & knobs["knob"].isna()][[*TASK, "seed", "validation_score", "score"]]
+    names = {"validation_score": "full_validation", "score": "full_test"}
+    found = knobs.merge(full.rename(columns=names), on=[*TASK, "seed"], how="left")
+    means = full.rename(columns=names).groupby(TASK)[[*names.values()]].mean()
+    for name in names.values():
+        found[name] = found[name].fillna(found[TASK].merge(means[name], on=TASK, how="left")[name])
+    is_within = found["validation_score"] >= found["full_validation"] - loss / 100 - 1e-9
+    # Who has no such knob stays at full depth.
+    found = found[is_within | found["knob"].isna()].assign(within=is_within)
+    found = found.sort_values(["within", "validation_layers", "score"], ascending=[False, True, True], kind="stable")
+    first = found.groupby([*CURVE, "seed"], sort=False).head(1)
+    return first.assign(
+        promised=first["num_layers"] / first["validation_layers"],
+        delivered=first["num_layers"] / first["layers"],
+        lost=100 * (first["full_test"] - first["score"]),
+    )
+
+
+def promises(results: Results) -> pd.DataFrame:
+    """Average what is promised and delivered over seeds and tasks, for the labels that have all compared tasks.
+
+    Columns: ``method``, ``loss``, ``promised``, ``delivered`` (harmonic means over tasks), ``lost`` (points) and
+    ``broken`` (the share of models in percent that lose over a point more than promised).
+    """
+    means = ["promised", "delivered", "lost", "broken"]
+    chosen = pd.concat([chosen_knobs(results, loss).assign(loss=loss) for loss in LOSSES])
+    chosen = chosen[chosen["label"].isin(results.labels_to_compare)]
+    chosen["broken"] = 100.0 * (chosen["lost"] > chosen["loss"] + _BROKEN)
+    chosen[means[:2]] = 1 / chosen[means[:2]]
+    groups = chosen.groupby([*CURVE, "loss"])[means].mean().groupby(["label", "loss"])
+    found = groups.mean()[groups.size() == results.tasks["compared"].sum()]
+    found[means[:2]] = 1 / found[means[:2]]
+    return found.reset_index().rename(columns={"label": "method"})
+
+
+def promise_table(results: Results) -> Table | None:
+    """Return the table of :func:`promises`, the largest promise at no loss first; None without a common task."""
+    found = promises(results)
+    if found.empty:
+        return None
+    wide = found.pivot(index="method", columns="loss").sort_values(("promised", 0.0), ascending=False)
+    wide.columns = [f"{name} {loss:g}" for name, loss in wide.columns]
+    columns = [Column("method")]
+    for loss in LOSSES:
+        columns += [
+            Column(f"promised, loss {loss:g}", f"promised {loss:g}", ".2f"),
+            Column(f"lost, {loss:g}", f"lost {loss:g}", "+.1f"),
+            Column(f"broken %, {loss:g}", f"broken {loss:g}", ".0f"),
+        ]
+    notes = [
+        "Promised: full depth over layers, of the fastest knob that loses at most so many points on validation rows.",
+        "Lost: points against the full model on test rows. Broken: how many models lose over a point more than that. A "
+        "few hundred validation rows prove nothing.",
+    ]
+    title = "Speed-up at no loss: promised on validation rows, delivered on test rows"
+    return Table(title, "promises", wide.reset_index(), columns, notes)

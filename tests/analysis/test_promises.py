@@ -1,0 +1,42 @@
+"""The speed-up at no loss, against published frames read by pandas alone."""
+
+import pandas as pd
+import pytest
+from documents import ROOT
+
+from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.promises import chosen_knobs, promise_table, promises
+
+FOLDER = ROOT / "results" / "cpu-12-layers"
+
+
+@pytest.fixture(scope="module")
+def published():
+    return load_results(FOLDER)
+
+
+def test_the_fastest_knob_within_the_loss_on_validation_rows_is_chosen(published):
+    cells = pd.read_parquet(FOLDER / "cells.parquet")
+    curve = pd.read_parquet(FOLDER / "curve.parquet").merge(cells, left_on="cell", right_index=True)
+    curve = curve[(curve["task"] == "mcid") & (curve["seed"] == 0)]
+    full = curve[(curve["label"] == "full") & curve["knob"].isna()].iloc[0]
+    own = curve[(curve["label"] == "deebert") & (curve["validation_score"] >= full["validation_score"] - 0.005)]
+    expected = own.sort_values(["validation_layers", "accuracy"]).iloc[0]
+    found = chosen_knobs(published, 0.5).query("task == 'mcid' and seed == 0 and label == 'deebert'")
+    assert len(found) == 1
+    assert found["promised"].item() == pytest.approx(12 / expected["validation_layers"])
+    assert found["lost"].item() == pytest.approx(100 * (full["accuracy"] - expected["accuracy"]))
+
+
+def test_a_larger_loss_promises_more_and_the_table_shows_the_means(published):
+    found = promises(published)
+    by_loss = found.pivot(index="method", columns="loss", values="promised")
+    assert by_loss.notna().all(axis=None)
+    assert (by_loss.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
+    assert (found["promised"] >= 1).all()
+    static = chosen_knobs(published, 0.0).query("label == 'static'")
+    exact = found.query("method == 'static' and loss == 0").iloc[0]
+    assert exact["lost"] == pytest.approx(static.groupby("task")["lost"].mean().mean())
+    assert exact["broken"] == pytest.approx(100 * (static["lost"] > 1).groupby(static["task"]).mean().mean())
+    table = promise_table(published)
+    assert table.cells.set_index("method").loc["static", "lost, 0"] == f"{exact['lost']:+.1f}"
