@@ -14,6 +14,7 @@ from pydantic import Field
 
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.frames import FULL, Results, load_results
+from benchmarks.analysis.promises import chosen_knobs
 from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
 from benchmarks.specs.base import short_name
 from benchmarks.specs.schema import Strict
@@ -28,6 +29,7 @@ _FOLDER = files("benchmarks") / "papers"
 _NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
 """Of ``83.9/83.0``, matched and mismatched, the first number counts."""
 PAPER = "paper"
+_NO_LOSS_NOTE = "No loss: the fastest knob and price that lose nothing on validation rows, and points on test rows."
 
 
 class PaperColumn(Strict):
@@ -70,6 +72,7 @@ class PaperTable(Strict):
     methods: tuple[PaperMethod, ...] = Field(min_length=1)
     settings: tuple[PaperSetting, ...] = Field(min_length=1, description="whose results are shown unasked")
     paper_setting: PaperSetting = Field(description="the paper's backbone; its suite trains any backbone not listed")
+    at_no_loss: bool = Field(False, description="its speed-ups are the largest without loss: show ours as well")
     notes: tuple[str, ...] = ()
 
     @property
@@ -274,6 +277,8 @@ def paper_table(comparison: PaperComparison) -> Table:
         lines.append({"block": block, "method": words, "whose": PAPER} | theirs.to_dict())
         for label, ours in own[own["label"] != ""].groupby("label", sort=False):
             lines.append({"block": block, "method": label, "whose": "ours"} | ours.set_index("task")["ours"].to_dict())
+    for label, texts in _at_no_loss(comparison).items():
+        lines.append({"block": len(groups), "method": label, "whose": "ours, no loss"} | texts)
     meanings = sorted({names()["speedup_definitions"][text] for text in found["definition"]})
     return Table(
         title=f"{table.title}. {_setting(comparison)}",
@@ -283,12 +288,31 @@ def paper_table(comparison: PaperComparison) -> Table:
         notes=[
             *([MARKS_NOTE] if marks.any() else []),
             *_missing(comparison, found),
+            *([_NO_LOSS_NOTE] if table.at_no_loss else []),
             f"Speed-up: theirs {', '.join(meanings)}; ours L / average layers.",
             *table.notes,
             f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}.",
         ],
         blocks="block",
     )
+
+
+def _at_no_loss(comparison: PaperComparison) -> dict[str, dict[str, str]]:
+    """Return, by label and task as printed, the speed-up that validation rows promise and the points on test rows."""
+    if not comparison.table.at_no_loss or comparison.results is None:
+        return {}
+    chosen = chosen_knobs(comparison.results, 0.0)
+    means = chosen.assign(layers=1 / chosen["promised"]).groupby(["label", "task"])[["layers", "lost"]].mean()
+    printed = {column.task: column.printed for column in comparison.table.columns}
+    return {
+        label: {
+            printed[task]: f"{1 / mean['layers']:.2f}x, {-mean['lost']:+.1f}"
+            for task, mean in means.loc[label].iterrows()
+            if task in printed
+        }
+        for label in comparison.labels
+        if label in means.index.get_level_values("label")
+    }
 
 
 def _texts(table: PaperTable, score: pd.Series, points: pd.Series, speedup: pd.Series, marks: Any = "") -> pd.Series:
