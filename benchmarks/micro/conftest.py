@@ -118,12 +118,12 @@ def in_rounds(benchmark) -> Callable[..., list[list[float]]]:
 
 
 @pytest.fixture
-def check_ratio(benchmark) -> Callable[..., None]:
-    """Return a function that prints and keeps the median of ratios within rounds, and checks its bound."""
+def report_ratio(benchmark) -> Callable[..., None]:
+    """Return a function that prints and keeps the median of ratios within rounds, and checks its bounds, if any."""
 
-    def check(name: str, ratios: list[float], *, at_least: float = 0.0, at_most: float = float("inf")) -> None:
+    def report(name: str, ratios: list[float], at_least: float = 0, at_most: float = float("inf")) -> None:
         ratio = benchmark.extra_info[name] = median(ratios)
-        print(f"\n{name}: {ratio:.3f} ({f'at most {at_most}' if at_most < float('inf') else f'at least {at_least}'})")
+        print(f"\n{name}: {ratio:.3f} (wanted: {at_least} to {at_most})")
         assert at_least <= ratio <= at_most
 
-    return check
+    return report

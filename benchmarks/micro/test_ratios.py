@@ -1,6 +1,6 @@
 """The engine's overhead as ratios within rounds on real models with untrained exits: each is printed, and has a bound.
 
-pytest-benchmark keeps the time of the last call of each round, and the ratios as extra information.
+pytest-benchmark keeps the time of the last call in a round, and the ratios beside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,8 @@ from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 
 ROWS = 192
 NEW_TOKENS = 32
-AT_LEAST = {"of the data": 0.95, "of their length": 0.85}
-"""Real / allowed speed-up in flight, by the order of the rows."""
-ROUNDS = {1: 21, 8: 7, 32: 5}
-"""By batch size: a single row takes a second, so that its ratio needs more rounds."""
+AT_LEAST = {"of the data": 0.95, "of their length": 0.85}  # real / allowed in flight, by the order of the rows
+ROUNDS = {1: 21, 8: 7, 32: 5}  # by batch size: a single row takes a second, so that its ratio needs more rounds
 
 pytestmark = pytest.mark.real
 on_minilm = pytest.mark.parametrize("encoder", ["minilm-l6"], indirect=True)
@@ -31,7 +29,6 @@ on_smollm2 = pytest.mark.parametrize("decoder", ["smollm2-135m"], indirect=True)
 
 @pytest.fixture(scope="session")
 def task() -> TaskData:
-    """Load movie snippets, a part of them."""
     return load_classification_task("movie-snippets").capped(train=2000, test=500)
 
 
@@ -53,19 +50,19 @@ def batches_of(run: Callable[..., object], model, rows: Sequence[Encoding], batc
 
 @on_minilm
 @pytest.mark.parametrize("batch_size", [1, 32])
-def test_never_exit_costs_what_the_stock_model_costs(in_rounds, check_ratio, encoder, task, batch_size):
+def test_never_exit_costs_what_the_stock_model_costs(in_rounds, report_ratio, encoder, task, batch_size):
     rows = encoder.tokenize(task.test.texts[:ROWS])
     stock, never = in_rounds(
         batches_of(classify_encoded, encoder, rows, batch_size, NeverExit()),
         batches_of(stock_encoded, encoder, rows, batch_size),
     )
-    check_ratio(f"never-exit / stock, batch {batch_size}", ratios(never, stock), at_most=1.03)
+    report_ratio(f"never-exit / stock, batch {batch_size}", ratios(never, stock), at_most=1.03)
 
 
 @on_minilm
 @pytest.mark.parametrize("batch_size", [8, 32])
 @pytest.mark.parametrize("order", AT_LEAST)
-def test_regrouped_rows_are_as_fast_as_layers_allow(*, in_rounds, check_ratio, encoder, rows_of, batch_size, order):
+def test_regrouped_rows_are_as_fast_as_layers_allow(*, in_rounds, report_ratio, encoder, rows_of, batch_size, order):
     """Rows in the order of the data also gain from batches of similar length, which those in step do not have.
 
     Allowed time: embedding, one layer and a classifier, plus what each further layer costs times the layers run.
@@ -85,14 +82,13 @@ def test_regrouped_rows_are_as_fast_as_layers_allow(*, in_rounds, check_ratio, e
     first, last, in_step, in_flight = in_rounds(regrouped, *steps)
     allowed = [one + share * (deepest - one) for one, deepest in zip(first, last, strict=True)]
     where = f"real / allowed, {ROWS} rows in the order {order}, batch {batch_size}"
-    check_ratio(f"{where}, in step", ratios(allowed, in_step))
-    check_ratio(f"{where}, in flight", ratios(allowed, in_flight), at_least=AT_LEAST[order])
+    report_ratio(f"{where}, in step", ratios(allowed, in_step))
+    report_ratio(f"{where}, in flight", ratios(allowed, in_flight), at_least=AT_LEAST[order])
 
 
 @on_smollm2
 @pytest.mark.parametrize("batch_size", ROUNDS)
-def test_never_exit_decodes_as_fast_as_stock_generate(in_rounds, check_ratio, decoder, task, batch_size):
-    """Both write as many tokens."""
+def test_never_exit_decodes_as_fast_as_stock_generate(in_rounds, report_ratio, decoder, task, batch_size):
     joined = [" ".join(task.test.texts[6 * i : 6 * i + 1 + i % 6]) for i in range(3, 3 + batch_size)]
     rows = decoder.encode(joined, max_tokens=128)
     options = {"max_new_tokens": NEW_TOKENS, "batch_size": batch_size, "end_at_eos": False}
@@ -102,4 +98,4 @@ def test_never_exit_decodes_as_fast_as_stock_generate(in_rounds, check_ratio, de
         rounds=ROUNDS[batch_size],
     )
     name = f"never-exit / stock generate, tokens a second, batch {batch_size}"
-    check_ratio(name, ratios(stock, never), at_least=1.0)
+    report_ratio(name, ratios(stock, never), at_least=1.0)
