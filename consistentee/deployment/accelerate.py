@@ -305,7 +305,7 @@ class _Search:
         if chosen is not nothing and _mean(speed[timed[chosen]]) <= 1:
             chosen = nothing
         rows = [Tried("as it is", _STOCK, full, 0.0, None, speed[_STOCK])]
-        rows += [Tried("torch.compile", _STOCK, full, 0.0, None, speed[name]) for name in compiled]
+        rows += [Tried(_COMPILED, _STOCK, full, 0.0, None, speed[name]) for name in compiled]
         for way in dict.fromkeys([*singles, *best, *finalists]):
             rows.append(
                 Tried(
@@ -354,23 +354,32 @@ class _Search:
             layers = f"{promise['average_layers']:.1f} of {self.incoming.model.num_layers} on average"
             needs_exits = chosen.method.name != "full"
             lines.append(f"Chosen: {promise['chosen']}{f', {layers}' if needs_exits else '; exits are not needed'}.")
-            less = f"{lost:.1f} points less" if lost >= 0 else f"{-lost:.1f} points more"
             lines.append(
-                f"{accuracy - lost:.1f}% expected, {less}; with probability {self.probability:g} at most {self.loss:g} "
-                f"points less on texts like these (proof on {promise['proof_rows']:,} rows that chose nothing)."
+                f"{accuracy - lost:.1f}% expected, {_points_in_words(lost)}; with probability {self.probability:g} at most "
+                f"{self.loss:g} points less on texts like these (proof on {promise['proof_rows']:,} rows that chose nothing)."
             )
             one, many = (f"{promise['speed'][str(size)]:.1f}" for size in BATCH_SIZES)
             lines.append(f"{one} times as fast at batch 1, {many} at batch 32 on this machine.")
         speed = _mean({int(size): ratio for size, ratio in promise["speed"].items()})
-        for row in rows:
-            if row.name == "torch.compile" and _mean(row.speed) > speed:
+        faster = sorted(
+            (row for row in rows if row.timed and _mean(row.speed) > speed), key=lambda row: -_mean(row.speed)
+        )
+        for row in faster:
+            if row.name == _COMPILED:
                 lines.append(f"torch.compile alone is faster, and loses nothing: {_times(row.speed)}.")
+        for row in [row for row in faster if row.name != _COMPILED and row.points <= self.loss and not row.proven][:1]:
+            what = f"{row.name} on {row.on}, {_times(row.speed)}, {_points_in_words(row.points)} on these rows"
+            lines.append(f"Faster, but not proven, which takes more rows: {what}.")
         return "\n".join(lines)
 
 
 def _mean(speed: Mapping[int, float]) -> float:
     """Return the geometric mean over batch sizes."""
     return math.exp(float(np.mean(np.log(list(speed.values())))))
+
+
+def _points_in_words(lost: float) -> str:
+    return f"{lost:.1f} points less" if lost >= 0 else f"{-lost:.1f} points more"
 
 
 def _times(speed: Mapping[int, float]) -> str:

@@ -266,6 +266,21 @@ def this_test() -> str:
     return "test_the_service_of_the_page_answers_parallel_requests"
 
 
+def test_the_block_names_what_is_faster_and_was_not_proven(folder):
+    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
+    speed = np.prod(list(report["promise"]["speed"].values()))
+    faster = [
+        line
+        for line in report["tried"]
+        if line["timed"]
+        and not line["proven"]
+        and line["points"] <= 12
+        and np.prod(list(line["speed"].values())) > speed
+    ]
+    named = [line for line in faster if line["name"] != "torch.compile"]
+    assert ("Faster, but not proven" in report["block"]) == bool(named)
+
+
 def test_a_way_that_is_neither_the_safest_nor_the_fastest_is_not_tested():
     def way(name, lost, speed):
         return Way(name, "", None, None, 0.0, (), np.repeat([1.0, 0.0], [lost, 500 - lost]), 3.0, speed)
