@@ -1,13 +1,19 @@
 """The core works without the extras, importing it costs nothing, and what lacks an extra names it."""
 
+import ast
 import csv
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
+from typing import get_args
 
 import pytest
 from classifiers_on_disk import save_classifier
 from conftest import random_texts
 from documents import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from small_generation_suite import write_text_task
 from small_suite import write_task
 from without_extras import results_of
@@ -95,5 +101,33 @@ def test_missing_packages_are_named(monkeypatch):
 
 
 def test_every_extra_that_is_checked_brings_packages():
-    assert all(extras.packages_of(extra) for extra in extras.Extra.__args__)
+    assert all(extras.packages_of(extra) for extra in get_args(extras.Extra))
     assert consistentee.__version__ == extras.version("consistentee")
+
+
+def imported_modules(folder: str, *, anywhere: bool) -> Iterator[str]:
+    """Yield the first names of what the files of a package import, in functions too or at once alone."""
+    for path in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if anywhere else tree.body:
+            if isinstance(node, ast.Import):
+                yield from (alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield str(node.module).partition(".")[0]
+
+
+def undeclared(modules: set[str], packages: set[str]) -> set[str]:
+    """Return the modules that neither these packages bring nor Python, nor this project."""
+    owners = packages_distributions()
+    others = modules - sys.stdlib_module_names - {"consistentee", "baselines", "benchmarks"}
+    return {module for module in others if not packages & set(map(canonicalize_name, owners[module]))}
+
+
+def test_every_import_is_declared_by_the_core_or_an_extra():
+    wanted = map(Requirement, requires("consistentee"))
+    core = {canonicalize_name(each.name) for each in wanted if each.marker is None}
+    extra = {canonicalize_name(name) for one in get_args(extras.Extra) for name in extras.packages_of(one)}
+    files = [("consistentee", core), ("baselines", core), ("benchmarks", core | extra)]
+    for folder, at_once in files:
+        assert undeclared(set(imported_modules(folder, anywhere=False)), at_once) - {"pytest"} == set()
+        assert undeclared(set(imported_modules(folder, anywhere=True)), core | extra) - {"pytest"} == set()
