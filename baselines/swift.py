@@ -29,9 +29,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor
 
 import consistentee as ee
@@ -164,6 +161,12 @@ class LayerSetSearch:
                 return places
 
     def _guess(self) -> Places:
+        try:
+            from sklearn.exceptions import ConvergenceWarning
+            from sklearn.gaussian_process import GaussianProcessRegressor
+            from sklearn.gaussian_process.kernels import Matern
+        except ModuleNotFoundError as error:
+            raise ee.UserError('swift needs scikit-learn; run: pip install "consistentee[bench]"') from error
         process = GaussianProcessRegressor(Matern(nu=2.5), alpha=_NOISE, normalize_y=True, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length that lies at its bound will do

@@ -20,6 +20,12 @@ def lazy_names(module: str, file: str) -> tuple[Callable[[str], Any], Callable[[
     def get(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        return getattr(import_module(places[name]), name)
+        try:
+            return getattr(import_module(places[name]), name)
+        except ModuleNotFoundError:
+            from consistentee.extras import check_extra
+
+            check_extra("bench", f"{module}.{name}")
+            raise
 
     return get, lambda: sorted(places), sorted(places)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from consistentee.errors import UserError, printable
+from consistentee.extras import check_extra
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
@@ -96,8 +97,21 @@ app = typer.Typer(
 )
 
 
+class BenchCommand(TyperCommand):
+    """A command that needs the extra ``bench``, and says so before it does anything."""
+
+    def invoke(self, ctx: Any) -> Any:
+        check_extra("bench", f"`consistentee {ctx.info_name}`")
+        return super().invoke(ctx)
+
+
+_BENCH_PANELS = ("Run a suite", "See results")
+
+
 def command(panel: str, *lines: str, **settings: Any) -> Callable[[_FunctionT], _FunctionT]:
     """Add a command to a panel of ``--help``; its own help ends with ``lines``, an example each."""
+    if panel in _BENCH_PANELS:
+        settings["cls"] = BenchCommand
     return app.command(rich_help_panel=panel, epilog="\n\n".join(["Examples:", *lines]), **settings)
 
 

@@ -19,6 +19,7 @@ from benchmarks.cli.application import (
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
+from consistentee.extras import check_extra
 
 _TABLES = "headline, scores, tests, costs, batches-TASK, points-TASK, points or provenance"
 ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or published results.")]
@@ -65,6 +66,8 @@ def run(
     spec = load_suite(suite)
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has its own workers")
+    if scheduler is not None:
+        check_extra("cluster", "--scheduler")
     labels = None if methods is None else find_methods(methods)
     outcome = run_suite(
         spec,

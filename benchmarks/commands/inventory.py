@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from benchmarks.commands.own_methods import find_methods
-from benchmarks.papers.comparison import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
 from benchmarks.terminal import filled_table
@@ -14,6 +13,7 @@ from consistentee import TokenMethod
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
+from consistentee.extras import check_extra
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
 
 
@@ -92,6 +92,13 @@ def _suites() -> Iterator[Sequence[object]]:
 
 
 def _papers() -> Iterator[Sequence[object]]:
+    try:
+        check_extra("bench", "`consistentee reproduce`")
+    except UserError as error:
+        yield "unavailable", error, "", "", ""
+        return
+    from benchmarks.papers.comparison import list_papers, load_paper
+
     for name in list_papers():
         table = load_paper(name)
         methods = dict.fromkeys(method.printed for method in table.methods)

@@ -25,6 +25,7 @@ from benchmarks.terminal import filled_table, print_line
 from benchmarks.yaml_files import validation_sentence
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
+from consistentee.extras import check_extra
 from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import Method, code_file, get_method
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -75,7 +76,7 @@ def train_model(
     Finished stages and checkpoints are kept in ``out`` until the model is saved: the same arguments continue there,
     others begin anew. Raises UserError for unknown names, and if ``out`` holds other files.
     """
-    name: Kind = "generation" if task_kind(task_name) == "text" else "classification"
+    name = _kind_of(task_name)
     kind = kind_named(name)
     method = get_method(method_name, **parameters)
     if method.replay_only:
@@ -135,6 +136,13 @@ def train_model(
     numbers, lines = _around_budgets(curve, rows.task.metric, name, _stock_layers(model), knob)
     title = f"{method.name} on {rows.task.name}, saved in {out}"
     return filled_table([method.knob.name, ""], numbers, lines, title, uses)
+
+
+def _kind_of(task_name: str) -> Kind:
+    if task_kind(task_name) != "text":
+        return "classification"
+    check_extra("bench", f"{task_name}, a task of texts,")  # which are scored by ROUGE
+    return "generation"
 
 
 def _stock_layers(model: MultiExitModel | MultiExitDecoder) -> int:

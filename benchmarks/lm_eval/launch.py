@@ -6,6 +6,9 @@ the model, and hands over to the harness.
 
 import sys
 
+from consistentee.errors import UserError
+from consistentee.extras import check_extra
+
 MODEL_NAME = "consistentee"
 _MODEL = "benchmarks.lm_eval.model:EarlyExitLM"
 
@@ -21,15 +24,10 @@ def register() -> None:
 def main() -> None:
     """Run the harness's command line, with its own options."""
     try:
+        check_extra("lm-eval", "consistentee-lm-eval")
         register()
-    except ImportError as error:
-        print(f"error: {error}; install the extra: pip install 'consistentee[lm-eval]'", file=sys.stderr)
-        sys.exit(2)
-    from lm_eval.__main__ import cli_evaluate
+        from lm_eval.__main__ import cli_evaluate
 
-    from consistentee.errors import UserError
-
-    try:
         cli_evaluate()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

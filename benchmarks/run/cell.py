@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,8 @@ from benchmarks.measure.environment import describe_environment, now
 from benchmarks.measure.knobs import SPEEDUPS, Reach, neighbours
 from benchmarks.measure.terms import score_of_means
 from benchmarks.run.jobs import Job, RunContext
-from benchmarks.run.plan import PlannedCell
 from benchmarks.specs.base import BaseCellSpec, short_name
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, frame_file, read_cell, seal_model, write_cell
-from benchmarks.store.frames import read_frame
 from benchmarks.store.hashes import share_weights
 from benchmarks.store.keys import code_hash, stale_reason
 from benchmarks.store.records import AnyRecord, KeyParts
@@ -27,6 +25,9 @@ from consistentee.errors import UserError
 from consistentee.files import replacing
 from consistentee.methods.method import AnyMethod, get_method, train_method
 from consistentee.progress import begin_stage
+
+if TYPE_CHECKING:
+    from benchmarks.run.plan import PlannedCell
 
 FULL_MODEL = {"classification": "full", "generation": "token-full"}
 """The label of the cells that points are measured against."""
@@ -37,7 +38,7 @@ _logger = logging.getLogger(__name__)
 class CellJob(Job[AnyRecord]):
     """One cell."""
 
-    def __init__(self, context: RunContext, cell: PlannedCell) -> None:
+    def __init__(self, context: RunContext, cell: "PlannedCell") -> None:
         self.cell = cell
         super().__init__(context, cell.spec.name, cell.key, cell.spec.group, context.folder.cell(cell.spec))
 
@@ -52,6 +53,8 @@ class CellJob(Job[AnyRecord]):
         run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
 
     def describe(self, found: AnyRecord) -> list[str]:
+        from benchmarks.store.frames import read_frame  # pyarrow, which `consistentee train` does without
+
         curve = read_frame(self.place / frame_file("curve"))
         full = self.place.parents[2] / FULL_MODEL[found.kind] / "default" / self.place.name / frame_file("curve")
         against = float(read_frame(full)[found.metric].iloc[-1]) if full.exists() else None

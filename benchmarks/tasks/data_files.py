@@ -11,6 +11,7 @@ import pandas as pd
 
 from consistentee.data.instances import Split, Text
 from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
+from consistentee.extras import check_extra
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 STANDARD_INPUT = "-"
@@ -37,6 +38,8 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"no such file: {path}")
     if str(path) != STANDARD_INPUT and path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: a table is one of {', '.join(FORMATS)}")
+    if path.suffix.lower() == ".parquet":
+        check_extra("bench", str(path))
     try:
         table = _parse(sys.stdin.buffer, ".csv") if str(path) == STANDARD_INPUT else _parse(path, path.suffix.lower())
     except Exception as error:  # pandas and pyarrow have no common exception for damaged files

@@ -18,6 +18,7 @@ from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetc
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
+from consistentee.extras import check_extra
 from consistentee.files import only_one, replacing
 
 _FOLDER = Path(__file__).parent
@@ -133,6 +134,10 @@ def _shipment(name: str, package: Package) -> Shipment:
 
 def _rows_of_hub(hub: HubLayout) -> dict[str, list[Any]]:
     place = f"hub data set {hub.path}{f' ({hub.config})' if hub.config else ''}"
+    try:
+        check_extra("bench", place)
+    except UserError as error:
+        raise _UnavailableError(str(error)) from error
     return rows_of_dataset(_dataset(hub, place), hub, place)
 
 

@@ -10,6 +10,7 @@ from consistentee.backbones import hub
 from consistentee.backbones.pretrained import Pooling, check_complete, check_pretrained, read_json, reading
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name, wrong_kind
+from consistentee.extras import check_extra
 from consistentee.files import cache_dir, hash_file, only_one, replacing
 
 Kind = Literal["encoder", "decoder"]
@@ -194,6 +195,7 @@ def dequantised(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
+    check_extra("gguf", f"{file.name}, a GGUF file,")
     import torch
     from gguf import GGUFReader
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

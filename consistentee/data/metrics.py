@@ -1,13 +1,14 @@
-"""Metrics of answers: GLUE's by scikit-learn and numpy, ROUGE by rouge-score, agreement with the full model."""
+"""Metrics of answers: those of GLUE, ROUGE (by rouge-score, of the extra ``bench``), agreement with the full model."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from consistentee.errors import unknown_name
+from consistentee.extras import check_extra
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -31,20 +32,33 @@ def _ranks(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray((np.cumsum(counts) - counts / 2)[place], dtype=float)
 
 
-def _of_sklearn(name: str, **options: Any) -> "Metric":
-    def compute(labels: ArrayLike, predictions: ArrayLike) -> float:
-        from sklearn import metrics  # takes half a second, which tables of finished results need not wait for
+def _accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
+    return float(np.mean(np.asarray(labels) == np.asarray(predictions)))
 
-        return float(getattr(metrics, name)(labels, predictions, **options))
 
-    return compute
+def _f1(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Compute the F1 of class 1; 0 if no row is of it. Raises ValueError for more than two classes."""
+    true, answers = np.asarray(labels), np.asarray(predictions)
+    if not np.isin([true, answers], (0, 1)).all():
+        raise ValueError("F1 is defined for classes 0 and 1")
+    return float(2 * np.sum(true * answers) / max(np.sum(true + answers), 1))
+
+
+def _matthews(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Compute Matthews' correlation of any number of classes (Gorodkin, 2004); 0 if either has one class alone."""
+    _, numbers = np.unique([np.asarray(labels), np.asarray(predictions)], return_inverse=True)
+    true, answers = numbers.reshape(2, -1)
+    rows, right, classes = len(true), np.sum(true == answers), numbers.max() + 1
+    of_true, of_answers = (np.bincount(one, minlength=classes).astype(float) for one in (true, answers))
+    spreads = (rows**2 - of_true @ of_true) * (rows**2 - of_answers @ of_answers)
+    return float((right * rows - of_true @ of_answers) / np.sqrt(spreads)) if spreads else 0.0
 
 
 Metric = Callable[[ArrayLike, ArrayLike], float]
 METRICS: dict[str, Metric] = {
-    "accuracy": _of_sklearn("accuracy_score"),
-    "f1": _of_sklearn("f1_score", zero_division=0),
-    "matthews": _of_sklearn("matthews_corrcoef"),
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,
 }
@@ -80,6 +94,7 @@ def rouge(
 
 @cache
 def _scorer() -> "RougeScorer":
+    check_extra("bench", "ROUGE")
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(TEXT_METRICS), use_stemmer=True)

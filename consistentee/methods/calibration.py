@@ -14,8 +14,6 @@ from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import rel_entr
-from scipy.stats import binom
 
 from consistentee.data.metrics import rouge
 from consistentee.errors import UserError
@@ -32,15 +30,24 @@ def hoeffding_bentkus(mean_loss: float, count: int, delta: float) -> float:
     """
     if mean_loss >= delta:
         return 1.0
-    divergence = float(rel_entr(mean_loss, delta) + rel_entr(1 - mean_loss, 1 - delta))
+    divergence = (1 - mean_loss) * math.log((1 - mean_loss) / (1 - delta))
+    divergence += mean_loss * math.log(mean_loss / delta) if mean_loss else 0.0
     losses_at_most = math.ceil(round(count * mean_loss, 6))  # rounded: 40.000000001 is 40
-    bentkus = math.e * float(binom.cdf(losses_at_most, count, delta))
+    bentkus = math.e * _at_most(losses_at_most, count, delta)
     return min(1.0, math.exp(-count * divergence), bentkus)
 
 
 def binomial(mean_loss: float, count: int, delta: float) -> float:
     """Compute the exact p-value of "the risk is above ``delta``" for ``count`` losses that are 0 or 1."""
-    return float(binom.cdf(round(count * mean_loss), count, delta))
+    return _at_most(round(count * mean_loss), count, delta)
+
+
+def _at_most(losses: int, count: int, probability: float) -> float:
+    """Compute the probability of at most so many losses among ``count`` that each have this probability."""
+    numbers = np.arange(1, losses + 1)
+    ratios = np.log((count + 1 - numbers) / numbers) + math.log(probability / (1 - probability))
+    logarithms = count * math.log1p(-probability) + np.concatenate([[0.0], ratios.cumsum()])
+    return min(1.0, float(np.exp(logarithms).sum()))
 
 
 PValue = Callable[[float, int, float], float]

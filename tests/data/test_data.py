@@ -6,6 +6,7 @@ import pytest
 from conftest import make_task
 from hypothesis import given, strategies as st
 from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from consistentee.data.instances import Split, TaskData
 from consistentee.data.metrics import score
@@ -52,6 +53,18 @@ def test_metrics_by_hand():
     assert score("pearson", [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) == 0
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
         score("acuracy", labels, answers)
+
+
+@given(st.integers(1, 4).flatmap(lambda most: st.lists(st.tuples(*[st.integers(0, most)] * 2), min_size=1)))
+def test_metrics_are_those_of_scikit_learn(pairs):
+    labels, answers = zip(*pairs, strict=True)
+    assert score("accuracy", labels, answers) == accuracy_score(labels, answers)
+    assert score("matthews", labels, answers) == pytest.approx(matthews_corrcoef(labels, answers), abs=1e-12)
+    if max(labels + answers) < 2:
+        assert score("f1", labels, answers) == pytest.approx(f1_score(labels, answers, zero_division=0))
+    else:
+        with pytest.raises(ValueError, match="classes 0 and 1"):
+            score("f1", labels, answers)
 
 
 def test_unknown_name_without_a_near_one_lists_what_is_known():

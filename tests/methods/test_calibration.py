@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from scipy.stats import binom
 
 from consistentee.errors import UserError
-from consistentee.methods.calibration import hoeffding_bentkus, learn_then_test, textual_losses
+from consistentee.methods.calibration import binomial, hoeffding_bentkus, learn_then_test, textual_losses
 
 
 def test_p_values_by_hand():
@@ -26,6 +26,14 @@ def test_p_values_by_hand():
 def test_more_loss_never_proves_more(first, second, count, delta):
     less, more = sorted((first, second))
     assert 0 <= hoeffding_bentkus(less, count, delta) <= hoeffding_bentkus(more, count, delta) + 1e-12 <= 1 + 2e-12
+
+
+@given(st.integers(1, 100_000), st.floats(0, 1), st.floats(0.001, 0.999))
+def test_the_binomial_test_is_that_of_scipy(count, share, delta):
+    losses = round(share * count)
+    assert binomial(losses / count, count, delta) == pytest.approx(
+        binom.cdf(losses, count, delta), rel=1e-8, abs=1e-300
+    )
 
 
 def table(*means: float, prompts: int = 100) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from padding import pad
 from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM
 
-from consistentee import MultiExitDecoder
+from consistentee import MultiExitDecoder, extras
 from consistentee.errors import UserError
 from consistentee.models.decoder.description import default_exit_layers
 from consistentee.models.heads import HeadSpec
@@ -214,7 +213,7 @@ class TestLora:
             model.add_lora(targets=["wq"])
         with pytest.raises(UserError, match=r"rank of .* must be at least 1"):
             model.add_lora(rank=0)
-        monkeypatch.setitem(sys.modules, "peft", None)
+        monkeypatch.setattr(extras, "packages_of", lambda extra: ["not-to-be-had"])
         with pytest.raises(UserError, match=r"consistentee\[lora\]"):
             model.add_lora()
         monkeypatch.undo()

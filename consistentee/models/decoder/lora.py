@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA) of a decoder's layers, with peft, an optional dependency."""
+"""Low-rank adaptation (LoRA) of a decoder's layers, with peft, of the extra ``lora``."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from consistentee.errors import UserError
+from consistentee.extras import check_extra
 
 _MARK = ".lora_"
 _WRAPPED = ".base_layer."
@@ -24,10 +25,9 @@ def add_lora(backbone: nn.Module, spec: LoraSpec) -> None:
 
     The scale is 1 (alpha = rank). Raises UserError without peft, and where the backbone has no such modules.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError('LoRA needs peft, which is not installed; run: pip install "consistentee[lora]"') from error
+    check_extra("lora", "LoRA")
+    from peft import LoraConfig, inject_adapter_in_model
+
     linear: dict[str, nn.Module] = {}
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Linear | Conv1D):

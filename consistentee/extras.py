@@ -1,0 +1,32 @@
+"""The extras of the installation: parts that few users need, by the packages that each of them brings."""
+
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from consistentee.errors import UserError
+
+Extra = Literal["bench", "cluster", "gguf", "lora", "lm-eval"]
+
+
+def check_extra(extra: Extra, purpose: str) -> None:
+    """Raise UserError if a package of an extra is not installed; ``purpose`` is what needs it."""
+    missing = [name for name in packages_of(extra) if not _is_installed(name)]
+    if missing:
+        names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        raise UserError(f'{purpose} needs {names}; run: pip install "consistentee[{extra}]"')
+
+
+def packages_of(extra: Extra) -> list[str]:
+    """Return the packages of an extra, as the metadata of this installation lists them."""
+    wanted = map(Requirement, requires("consistentee") or ())
+    return [each.name for each in wanted if each.marker is not None and each.marker.evaluate({"extra": extra})]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,133 @@
+"""The core works without the extras, importing it costs nothing, and what lacks an extra names it."""
+
+import ast
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
+from typing import get_args
+
+import pytest
+from classifiers_on_disk import save_classifier
+from conftest import random_texts
+from documents import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from small_generation_suite import write_text_task
+from small_suite import write_task
+from without_extras import results_of
+
+import consistentee
+from consistentee import extras
+from consistentee.errors import UserError
+
+TRAIN = ("--method", "deebert", "--set", "epochs=1", "max_rows=60", "frozen_steps=8")
+ACCELERATE = ("--loss", "12", "--no-compile", "--set", "frozen_steps=8", "epochs=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_backbone, tmp_path_factory):
+    """A task of each kind, a classifier, and rows for it."""
+    folder = tmp_path_factory.mktemp("core")
+    write_task(folder, "toy")
+    write_text_task(folder, "toy-text")
+    save_classifier(folder / "classifier")
+    (folder / "backbone").symlink_to(tiny_backbone("bert"))
+    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = [(text, ("red", "green", "blue")[int(text.split()[0][1:]) % 3]) for text in random_texts(300, seed=5)]
+        csv.writer(file).writerows([("text", "label"), *rows])
+    (folder / "rows.parquet").touch()
+    return folder
+
+
+def test_the_core_trains_predicts_accelerates_times_and_lists(folder):
+    commands = {
+        "saved in": ["train", "toy.yaml", "--backbone", "backbone", "--out", "trained", *TRAIN],
+        "probability": ["predict", "trained", "w1 w2 w3"],
+        "exit_layer": ["predict", "trained", "--file", "rows.csv"],
+        "Saved in faster": ["accelerate", "classifier", "rows.csv", "--out", "faster", *ACCELERATE],
+        "its own full depth": ["time", "faster", "rows.csv"],
+        "swift": ["list", "methods"],
+        "written: gate.py:Gate": ["new-method", "gate"],
+        "0 errors": ["check-task", "toy.yaml"],
+    }
+    for expected, (code, output) in zip(commands, results_of(list(commands.values()), folder), strict=True):
+        assert (code, expected in output) == (0, True), output
+
+
+def test_what_lacks_an_extra_names_it_in_one_sentence(folder):
+    commands = {
+        "`consistentee run` needs": ["run", "quick"],
+        "`consistentee table` needs": ["table", ROOT / "results" / "quick"],
+        "`consistentee verify` needs": ["verify", ROOT / "results" / "quick"],
+        "a task of texts, needs": ["train", "toy-text.yaml", "--method", "calm-tokens-softmax", "--out", "decoder"],
+        "rows.parquet needs": ["accelerate", "classifier", "rows.parquet"],
+    }
+    for expected, (code, output) in zip(commands, results_of(list(commands.values()), folder), strict=True):
+        assert (code, expected in output) == (2, True), output
+        assert output.endswith('run: pip install "consistentee[bench]"\n')
+        assert output.count("\n") == 1
+
+
+def test_importing_the_package_imports_nothing_else():
+    """So it takes no longer than Python itself, however long torch and transformers take."""
+    code = "import sys; before = set(sys.modules); import consistentee; print(*set(sys.modules) - before)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    packages = {name.partition(".")[0] for name in printed.split()}
+    assert packages - sys.stdlib_module_names == {"consistentee"}
+
+
+def test_public_names_import_nothing_but_the_core():
+    code = (
+        "from without_extras import core_packages, hide_all_but; hide_all_but(core_packages());"
+        "import consistentee; [getattr(consistentee, name) for name in consistentee.__all__]"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    def version(package):
+        if package in ("pyarrow", "seaborn"):
+            raise extras.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(extras, "version", version)
+    with pytest.raises(
+        UserError, match=r'a figure needs pyarrow and seaborn; run: pip install "consistentee\[bench\]"'
+    ):
+        extras.check_extra("bench", "a figure")
+    extras.check_extra("lora", "LoRA")
+
+
+def test_every_extra_that_is_checked_brings_packages():
+    assert all(extras.packages_of(extra) for extra in get_args(extras.Extra))
+    assert consistentee.__version__ == extras.version("consistentee")
+
+
+def imported_modules(folder: str, *, anywhere: bool) -> Iterator[str]:
+    """Yield the first names of what the files of a package import, in functions too or at once alone."""
+    for path in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if anywhere else tree.body:
+            if isinstance(node, ast.Import):
+                yield from (alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield str(node.module).partition(".")[0]
+
+
+def undeclared(modules: set[str], packages: set[str]) -> set[str]:
+    """Return the modules that neither these packages bring nor Python, nor this project."""
+    owners = packages_distributions()
+    others = modules - sys.stdlib_module_names - {"consistentee", "baselines", "benchmarks"}
+    return {module for module in others if not packages & set(map(canonicalize_name, owners[module]))}
+
+
+def test_every_import_is_declared_by_the_core_or_an_extra():
+    wanted = map(Requirement, requires("consistentee"))
+    core = {canonicalize_name(each.name) for each in wanted if each.marker is None}
+    extra = {canonicalize_name(name) for one in get_args(extras.Extra) for name in extras.packages_of(one)}
+    files = [("consistentee", core), ("baselines", core), ("benchmarks", core | extra)]
+    for folder, at_once in files:
+        assert undeclared(set(imported_modules(folder, anywhere=False)), at_once) - {"pytest"} == set()
+        assert undeclared(set(imported_modules(folder, anywhere=True)), core | extra) - {"pytest"} == set()
