@@ -354,10 +354,9 @@ class _Search:
             layers = f"{promise['average_layers']:.1f} of {self.incoming.model.num_layers} on average"
             needs_exits = chosen.method.name != "full"
             lines.append(f"Chosen: {promise['chosen']}{f', {layers}' if needs_exits else '; exits are not needed'}.")
-            lines.append(
-                f"{accuracy - lost:.1f}% expected, {_points_in_words(lost)}; with probability {self.probability:g} at most "
-                f"{self.loss:g} points less on texts like these (proof on {promise['proof_rows']:,} rows that chose nothing)."
-            )
+            at_most = f"with probability {self.probability:g} at most {self.loss:g} points less on texts like these"
+            rows_in_words = f"(proof on {promise['proof_rows']:,} rows that chose nothing)"
+            lines.append(f"{accuracy - lost:.1f}% expected, {_points_in_words(lost)}; {at_most} {rows_in_words}.")
             one, many = (f"{promise['speed'][str(size)]:.1f}" for size in BATCH_SIZES)
             lines.append(f"{one} times as fast at batch 1, {many} at batch 32 on this machine.")
         speed = _mean({int(size): ratio for size, ratio in promise["speed"].items()})
