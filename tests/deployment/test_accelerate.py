@@ -21,8 +21,8 @@ from documents import blocks_of
 from typer.testing import CliRunner
 
 import consistentee as ee
-from benchmarks import instead
 from benchmarks.cli import app
+from benchmarks.commands import instead
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
 from consistentee.deployment import timing
 from consistentee.deployment.proof import proven, rows_needed
