@@ -109,8 +109,7 @@ def train_model(
     inputs = Inputs(data_dir)
     rows = inputs.rows(spec)
     method.check_task(rows.task)
-    key = inputs.parts(spec).key
-    store = unfinished / key[:16]
+    store = unfinished / inputs.parts(spec).key[:16]
     if any(store.glob("*.safetensors")):
         print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
     try:
@@ -119,7 +118,7 @@ def train_model(
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
             begin_stage("sweeping the knob")
-            evaluation = kind.evaluate(spec, rows, method, model, key=key, store=store)
+            evaluation = kind.evaluate(spec, rows, method, model, store)
             knob, why = evaluation.default_knob, ""
             if risk is not None:
                 knob, why = _controlled(method, model, record_trace(model, rows.task.validation, store=store), risk)

@@ -15,14 +15,13 @@ from consistentee.methods.consistent_ee.paper import (
     NETWORK,
     THRESHOLDS,
     exact_policy_loss,
-    exit_distribution,
     memorized_layer,
     reinforce_policy_loss,
     rewards,
 )
 from consistentee.methods.method import get_method
 from consistentee.signals import confidence_features
-from consistentee.training.encoder import FeatureBatch, layer_losses, training_source
+from consistentee.training.encoder import FeatureBatch, exit_distribution, layer_losses, training_source
 from consistentee.training.recipe import Recipe
 
 
