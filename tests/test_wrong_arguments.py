@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_task, make_text_task
 
 import benchmarks
 import consistentee as ee
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import MethodEntry
 from benchmarks.specs.suites import Filters, load_suite
+from benchmarks.testing.tiny import make_task, make_text_task
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.heads import HeadSpec
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, make_task, make_tokenizer, random_texts
 from tokenizers import normalizers
 from transformers import AlbertConfig, AutoModel, BertConfig
 
 from baselines.cascade_bert import CascadeBERT, difficulty_loss
 from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.cases import RECIPE
+from benchmarks.testing.tiny import FAMILIES, make_task, make_tokenizer, random_texts
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from classifiers_on_disk import save_classifier
-from conftest import FAMILIES, make_task, make_tokenizer, random_texts
 from records_by_hand import cell_spec
 from transformers import AutoModel
 
@@ -12,6 +11,7 @@ from baselines.references import Full
 from benchmarks.kinds.classification import Classification
 from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.cases import RECIPE
+from benchmarks.testing.tiny import FAMILIES, make_task, make_tokenizer, random_texts
 from benchmarks.testing.watching import watched_calls
 from consistentee import training
 from consistentee.engine.classify import classify

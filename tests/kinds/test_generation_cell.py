@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_prompts
 
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
@@ -21,6 +20,7 @@ from benchmarks.measure.text_scores import record_references, reference_losses
 from benchmarks.specs.base import Regrouped
 from benchmarks.specs.generation import DecodingTimingSpec
 from benchmarks.specs.suites import expand, load_suite
+from benchmarks.testing.tiny import random_prompts
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.methods.token_methods import TokenMethod

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import random_prompts
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.skipdecode import ScheduledRule
 from benchmarks.measure.flops import DecodingFlops
+from benchmarks.testing.tiny import random_prompts
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec

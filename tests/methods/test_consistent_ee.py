@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import make_task
 from hypothesis import given, settings, strategies as st
 
 from baselines.joint_distillation import JointDistillation, exit_shares, taught_loss
+from benchmarks.testing.tiny import make_task
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import held_out
 from consistentee.methods.consistent_ee.held_out import ALWAYS, PricedPolicyRule, logit_at_price

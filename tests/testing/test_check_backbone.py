@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from command_line import call
-from conftest import FAMILIES, make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, GPT2Config
 
 from benchmarks.testing import check_backbone as module
 from benchmarks.testing.check_backbone import check_backbone
 from benchmarks.testing.report import Finding, Report
+from benchmarks.testing.tiny import FAMILIES, make_tokenizer
 from consistentee.backbones.encoders import EncoderStepper, RobertaStepper
 
 

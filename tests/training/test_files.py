@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import same_weights
-from conftest import make_task
 
+from benchmarks.testing.tiny import make_task
 from consistentee.files import DiskFullError, clear_leftovers, load_tensors, only_one, save_tensors
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
