@@ -146,18 +146,14 @@ class TextEvaluation:
         """The frame of the curve, see :mod:`benchmarks.store.frames`; undecoded knobs have no test columns."""
         depth = self.decoder.model.num_layers
         points = [*self.replayed, ReplayedKnob(float("nan"), float(depth), 1.0)]
-        lengths, thresholds = zip(*(point.draft or (np.nan, np.nan) for point in points), strict=True)
-        found = pd.DataFrame(
-            {
-                "place": np.arange(len(points)),
-                "knob": [point.knob for point in points],
-                "validation_layers": [point.layers for point in points],
-                "validation_score": [point.agreement for point in points],
-            }
-        )
+        found = pd.DataFrame([(point.knob, point.layers, point.agreement) for point in points])
+        found = found.set_axis(["knob", "validation_layers", "validation_score"], axis="columns")
+        found.insert(0, "place", np.arange(len(points)))
         flops = DecodingFlops(self.decoder.model)
         measured = pd.DataFrame([self._measured(flops, written) for written in self.written])
-        return found.merge(measured, on="place", how="left").assign(draft_tokens=lengths, draft_threshold=thresholds)
+        drafts = [point.draft or (np.nan, np.nan) for point in points]
+        found = found.merge(measured, on="place", how="left")
+        return found.join(pd.DataFrame(drafts, columns=["draft_tokens", "draft_threshold"]))
 
     def _measured(self, flops: DecodingFlops, written: Written) -> dict[str, object]:
         texts, depth = written.texts, self.decoder.model.num_layers
