@@ -92,6 +92,6 @@ def describe_machine(device: torch.device) -> str:
     """Return the GPU, or the processor and the number of threads that torch uses."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
     name = found.get("cpu_name") or platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
