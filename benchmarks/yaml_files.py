@@ -11,10 +11,6 @@ from yaml.constructor import ConstructorError
 
 from consistentee.errors import UserError, unknown_name
 
-_LARGEST = 100_000
-"""Values of a document, with each alias counted as a copy."""
-
-
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 
 
@@ -75,11 +71,7 @@ def read_yaml(text: str) -> object:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, values that are none of their type, and bombs of aliases."""
-
-    def construct_document(self, node: yaml.Node) -> object:
-        _count_values(node, {})
-        return super().construct_document(node)
+    """SafeLoader that refuses a key written twice, and values that are none of their type."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:
@@ -96,18 +88,6 @@ class _Loader(yaml.SafeLoader):
                 raise ConstructorError(None, None, f"the key {key.value!r} is written twice", key.start_mark)
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
-
-
-def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Return how many values a node holds, aliases as often as they are used. Raises YAMLError for too many."""
-    if id(node) not in counted:
-        counted[id(node)] = _LARGEST  # of a node that holds itself
-        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-        parts = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
-        counted[id(node)] = 1 + sum(_count_values(part, counted) for part in parts)
-    if counted[id(node)] >= _LARGEST:
-        raise yaml.YAMLError("it holds too many values, or an alias of what it is in itself")
-    return counted[id(node)]
 
 
 def validation_sentence(error: ValidationError, schema: object, before: str = "") -> str:

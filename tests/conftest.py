@@ -11,21 +11,7 @@ import torch
 from hypothesis import settings
 
 from benchmarks.run.pool import Schedule
-from benchmarks.testing.tiny import (
-    DECODER_FAMILIES,
-    FAMILIES,
-    PAD_ID,
-    TOKEN_EXIT_FAMILIES,
-    VOCABULARY,
-    WORDS,
-    TinyDecoders,
-    TinyModels,
-    make_task,
-    make_text_task,
-    make_tokenizer,
-    random_prompts,
-    random_texts,
-)
+from benchmarks.testing.tiny import TinyDecoders, TinyModels
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
@@ -33,20 +19,6 @@ if TYPE_CHECKING:
     from small_suite import Bench
 
     from benchmarks.analysis.frames import Results
-
-__all__ = [
-    "DECODER_FAMILIES",
-    "FAMILIES",
-    "PAD_ID",
-    "TOKEN_EXIT_FAMILIES",
-    "VOCABULARY",
-    "WORDS",
-    "make_task",
-    "make_text_task",
-    "make_tokenizer",
-    "random_prompts",
-    "random_texts",
-]
 
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
 torch.set_num_threads(int(THREADS))

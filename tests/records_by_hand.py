@@ -170,7 +170,7 @@ def decoding_frames(layers: Sequence[int] = (1, 3)) -> dict[str, pd.DataFrame]:
         point = {"place": place, "knob": knob, "validation_layers": layer, "validation_score": 1.0, "layers": layer}
         point |= {**scores, "new_tokens": 6.0, "decoded_tokens": 4.0, "flops": 1e9 * layer, "full_flops": 1e9 * LAYERS}
         counts = np.bincount([layer] * 4, minlength=LAYERS + 1)[1:]
-        curve.append({**point, "exit_histogram": counts, "prefill_flops": 1e9})
+        curve.append({**point, "exit_histogram": counts})
         for row in (0, 1):
             exits = [LAYERS, layer, layer]
             texts.append(

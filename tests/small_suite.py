@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import make_task
 from rich.console import Console
 
 from benchmarks.run import pool
@@ -23,6 +22,7 @@ from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE
 from benchmarks.store.records import CellRecord
 from benchmarks.store.results_folder import StoredResults, open_results
+from benchmarks.testing.tiny import make_task
 from consistentee.data.instances import Split
 
 # A shell makes its commands in the background deaf to Ctrl-C, and so what they start.

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_task, make_text_task
 
 import benchmarks
 import consistentee as ee
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import MethodEntry
 from benchmarks.specs.suites import Filters, load_suite
+from benchmarks.testing.tiny import make_task, make_text_task
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.heads import HeadSpec
 
@@ -182,9 +182,6 @@ BAD_YAML = {
     "date": "notes: 2020-13-45",
     "timestamp": 'notes: !!timestamp "x"',
     "deep": "notes: " + "[" * 600,
-    "itself": "notes: &a [*a]",
-    "aliases": "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 20))]),
-    "merges": "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 9}]}}" for n in range(1, 20))]),
     "no key": "? [a, b]\n: 1",
     "object": "notes: !!python/object/apply:os.getcwd []",
     "control character": "notes: \x07",

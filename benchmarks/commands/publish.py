@@ -22,9 +22,8 @@ from benchmarks.store.folders import (
     parse_record,
     record_files,
 )
-from benchmarks.store.frames import FRAMES, write_published_frame
+from benchmarks.store.frames import FRAMES, write_published_frame, write_records
 from benchmarks.store.hashes import file_fault, write_json
-from benchmarks.store.record_tables import write_records
 from benchmarks.store.records import AnyRecord, FailureRecord
 from benchmarks.store.results_folder import (
     FAILURES_FILE,

@@ -19,6 +19,7 @@ from benchmarks.kinds import Inputs, kind_named
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
 from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words
+from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.suites import expand
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table, print_line
@@ -88,29 +89,12 @@ def train_model(
     unfinished = out / UNFINISHED
     if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
-    declared = type(kind.suite.model_fields["recipe"].default)
-    try:
-        recipe = declared(**settings)
-    except ValidationError as error:
-        raise UserError(f"--set {validation_sentence(error, declared)}") from error
-    suite = kind.suite.model_validate(
-        {
-            "name": "one-model",
-            "kind": name,
-            "description": "",
-            "tasks": [task_name],
-            "backbones": [backbone or kind.usual_backbone],
-            "seeds": [seed],
-            "methods": [{"method": method_name, "parameters": dict(parameters)}],
-            "recipe": recipe,
-        }
-    )
-    (spec,) = expand(suite)
-    inputs = Inputs(data_dir)
+    fields = {"tasks": [task_name], "backbones": [backbone or kind.usual_backbone], "seeds": [seed]}
+    fields["methods"] = [{"method": method_name, "parameters": dict(parameters)}]
+    spec, inputs = _one_cell(name, fields, settings), Inputs(data_dir)
     rows = inputs.rows(spec)
     method.check_task(rows.task)
-    key = inputs.parts(spec).key
-    store = unfinished / key[:16]
+    store = unfinished / inputs.parts(spec).key[:16]
     if any(store.glob("*.safetensors")):
         print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
     try:
@@ -119,7 +103,7 @@ def train_model(
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
             begin_stage("sweeping the knob")
-            evaluation = kind.evaluate(spec, rows, method, model, key=key, store=store)
+            evaluation = kind.evaluate(spec, rows, method, model, store)
             knob, why = evaluation.default_knob, ""
             if risk is not None:
                 knob, why = _controlled(method, model, record_trace(model, rows.task.validation, store=store), risk)
@@ -143,6 +127,19 @@ def _kind_of(task_name: str) -> Kind:
         return "classification"
     check_extra("bench", f"{task_name}, a task of texts,")  # which are scored by ROUGE
     return "generation"
+
+
+def _one_cell(kind: Kind, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> BaseCellSpec:
+    """Return the cell of a suite with these fields and settings of the recipe, and else with its defaults."""
+    suite = kind_named(kind).suite
+    declared = type(suite.model_fields["recipe"].default)
+    try:
+        recipe = declared(**settings)
+    except ValidationError as error:
+        raise UserError(f"--set {validation_sentence(error, declared)}") from error
+    described = {"name": "one-model", "description": "", "kind": kind, "recipe": recipe}
+    (spec,) = expand(suite.model_validate(described | dict(fields)))
+    return spec
 
 
 def _stock_layers(model: MultiExitModel | MultiExitDecoder) -> int:

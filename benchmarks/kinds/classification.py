@@ -26,6 +26,7 @@ class Classification(Kind):
     model_file = "multi_exit.json"
     usual_backbone = "minilm-l6"
     stock_label = "stock model"
+    full_method = "full"
 
     def load_rows(self, spec: CellSpec, data_dir: Path | None) -> CellRows[TaskData]:
         task = load_classification_task(spec.task, data_dir)
@@ -50,8 +51,6 @@ class Classification(Kind):
         rows: CellRows[TaskData],
         method: "Method",
         model: "MultiExitModel",
-        *,
-        key: str,
         store: Path | None,
     ) -> "InstanceEvaluation":
         from benchmarks.kinds.instance_evaluation import InstanceEvaluation
@@ -71,7 +70,7 @@ class Classification(Kind):
         from consistentee.models.classifiers import LinearClassifier
         from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "full"]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == self.full_method]
         whole = [model for model in models if model.num_layers >= model.stock_layers]
         linear = [model for model in whole if isinstance(model.classifier(model.num_layers), LinearClassifier)]
         if found := [*full, *linear, *whole]:

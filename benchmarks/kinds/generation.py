@@ -26,6 +26,7 @@ class Generation(Kind):
     model_file = "multi_exit_decoder.json"
     usual_backbone = "smollm2-135m"
     stock_label = "stock generate"
+    full_method = "token-full"
 
     def load_rows(self, spec: GenerationCellSpec, data_dir: Path | None) -> CellRows[TextTask]:
         task = load_text_task(spec.task, data_dir)
@@ -54,13 +55,11 @@ class Generation(Kind):
         rows: CellRows[TextTask],
         method: "TokenMethod",
         model: "MultiExitDecoder",
-        *,
-        key: str,
         store: Path | None,
     ) -> "TextEvaluation":
         from benchmarks.kinds.text_evaluation import TextEvaluation
 
-        return TextEvaluation(spec, rows, method, model, key=key, store=store)
+        return TextEvaluation(spec, rows, method, model, store)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitDecoder"] = ()) -> "MultiExitDecoder":
         """Load a trained decoder; models with the same backbone weights share them, since all are in memory at once."""
@@ -80,7 +79,7 @@ class Generation(Kind):
 
         Weights change the time of a token only above batch 1, when a text that ends leaves its batch a row short.
         """
-        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == "token-full"]
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == self.full_method]
         return next(iter([*full, *models]))
 
     def timed_rows(
@@ -103,9 +102,7 @@ class Generation(Kind):
 
     def regroupings(self, method: "TokenMethod", protocol: TimingSpec) -> Sequence[Regrouped]:
         """List the settings of the protocol, for methods that decode in the common way."""
-        from consistentee.methods.token_methods import TokenMethod
-
-        return protocol.regrouped if type(method).generate is TokenMethod.generate else ()
+        return () if method.has_own_loop else protocol.regrouped
 
     def time_method(
         self,

@@ -71,6 +71,7 @@ class Kind(ABC):
     model_file: ClassVar[str]  # of a saved model, which describes its weights
     usual_backbone: ClassVar[str]
     stock_label: ClassVar[str]  # of the stock model in timings
+    full_method: ClassVar[str]  # trains the stock model without exits
 
     @abstractmethod
     def load_rows(self, spec: Any, data_dir: Path | None) -> CellRows[Any]:
@@ -85,13 +86,8 @@ class Kind(ABC):
         """Build the backbone of a cell with untrained exits."""
 
     @abstractmethod
-    def evaluate(
-        self, spec: Any, rows: CellRows[Any], method: Any, model: Any, *, key: str, store: Path | None
-    ) -> Evaluation:
-        """Sweep the knob of a trained model.
-
-        ``store`` is the folder of full-depth passes and of decoded texts; cells with the same model share the passes.
-        """
+    def evaluate(self, spec: Any, rows: CellRows[Any], method: Any, model: Any, store: Path | None) -> Evaluation:
+        """Sweep the knob of a trained model. ``store`` keeps full-depth passes, which cells with its model share."""
 
     @abstractmethod
     def load_model(self, folder: Path, loaded: Sequence[Any] = ()) -> Any:

@@ -1,7 +1,7 @@
-"""Decode prompts, and keep what was decoded, so that a cell that is interrupted does not decode twice."""
+"""Decode prompts, at full depth once for all cells on a backbone."""
 
 import hashlib
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,54 +24,42 @@ _PER_TOKEN = ("tokens", "exit_layers", "late_layers")
 
 
 class PromptDecoder:
-    """Decodes with one trained model, greedily; what it decoded is kept in a store under all that it depends on.
+    """Decodes with one trained model, greedily. Prompts are read once for all knobs, as far as memory goes.
 
-    Prompts are read once for all knobs, as far as memory goes, unless a method decodes in a way or a model of its own.
-    ``key`` is that of the cell, which covers model and method. Methods that draft keep nothing.
+    ``store`` keeps the texts of the full model under all that they depend on.
     """
 
     def __init__(
-        self,
-        model: MultiExitDecoder,
-        method: TokenMethod,
-        key: str,
-        *,
-        max_new_tokens: int,
-        batch_size: int,
-        store: Path | None,
+        self, model: MultiExitDecoder, method: TokenMethod, *, max_new_tokens: int, batch_size: int, store: Path | None
     ) -> None:
         self.model = model
         self.method = method
         self.options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        self._key = key
         self.store = store
-        self._full_key = ""
         self._read = ReadPrompts()
 
     def at(self, knob: float, prompts: PromptSplit) -> Generations:
         """Decode prompts with the method at one value of its knob."""
-        if self.method.drafts:
-            return self.method.generate(self.model, prompts.prompts, knob, **self.options)
-        decode, options = self.method.generate, self.options
-        decodes_as_all_do = type(self.method).generate is TokenMethod.generate
-        if decodes_as_all_do and self.method.model_at(self.model, knob) is self.model:
+        method, options = self.method, self.options
+        if not method.has_own_loop and method.model_at(self.model, knob) is self.model:
             options = options | {"read": self._read}
-        return self._kept([self._key, knob], prompts, lambda: decode(self.model, prompts.prompts, knob, **options))
+        return method.generate(self.model, prompts.prompts, knob, **options)
 
     def full(self, prompts: PromptSplit) -> Generations:
-        """Decode prompts at full depth: shared by all cells whose backbone has the same weights."""
-        if not self._full_key:
-            self._full_key = self.model.backbone_fingerprint()
-        model, options = self.model, self.options | {"read": self._read}
-        key: list[object] = [self._full_key, *settings_of(model).items()]
-        return self._kept(key, prompts, lambda: generate(model, prompts.prompts, NeverExit(), **options))
+        """Decode prompts at full depth: once for all cells whose backbone has the same weights."""
 
-    def _kept(self, key: list[object], prompts: PromptSplit, decode: Callable[[], Generations]) -> Generations:
+        def decode() -> Generations:
+            return generate(self.model, prompts.prompts, NeverExit(), **self.options, read=self._read)
+
         if self.store is None:
             return decode()
-        described = canonical_json([*key, list(map(str, prompts.prompts)), self.options])
-        path = self.store / f"texts-{hashlib.sha256(described.encode()).hexdigest()[:16]}.safetensors"
+        described = [self._weights, *settings_of(self.model).items(), list(map(str, prompts.prompts)), self.options]
+        path = self.store / f"texts-{hashlib.sha256(canonical_json(described).encode()).hexdigest()[:16]}.safetensors"
         return from_tensors(computed_once(path, lambda: to_tensors(decode())), self.model)
+
+    @cached_property
+    def _weights(self) -> str:
+        return self.model.backbone_fingerprint()
 
 
 def to_tensors(written: Generations) -> dict[str, Tensor]:

@@ -83,15 +83,11 @@ class TextEvaluation:
         rows: CellRows[TextTask],
         method: TokenMethod,
         model: MultiExitDecoder,
-        *,
-        key: str,
         store: Path | None,
     ) -> None:
         self.spec, self.rows = spec, rows
         longest = token_limits(spec, rows)[1]
-        self.decoder = PromptDecoder(
-            model, method, key, max_new_tokens=longest, batch_size=spec.batch_size, store=store
-        )
+        self.decoder = PromptDecoder(model, method, max_new_tokens=longest, batch_size=spec.batch_size, store=store)
         self.prompts, self.truncated = fitted(model, spec, rows, "test")
         validation, _ = fitted(model, spec, rows, "validation")
         self.replayed = (drafted_knobs if method.drafts else replay_knobs)(self.decoder, validation)
@@ -150,24 +146,18 @@ class TextEvaluation:
         """The frame of the curve, see :mod:`benchmarks.store.frames`; undecoded knobs have no test columns."""
         depth = self.decoder.model.num_layers
         points = [*self.replayed, ReplayedKnob(float("nan"), float(depth), 1.0)]
-        drafts = [point.draft or (np.nan, np.nan) for point in points]
-        found = pd.DataFrame(
-            {
-                "place": np.arange(len(points)),
-                "knob": [point.knob for point in points],
-                "validation_layers": [point.layers for point in points],
-                "validation_score": [point.agreement for point in points],
-            }
-        )
+        found = pd.DataFrame([(point.knob, point.layers, point.agreement) for point in points])
+        found = found.set_axis(["knob", "validation_layers", "validation_score"], axis="columns")
+        found.insert(0, "place", np.arange(len(points)))
         flops = DecodingFlops(self.decoder.model)
         measured = pd.DataFrame([self._measured(flops, written) for written in self.written])
-        lengths, thresholds = zip(*drafts, strict=True)
-        return found.merge(measured, on="place", how="left").assign(draft_tokens=lengths, draft_threshold=thresholds)
+        drafts = [point.draft or (np.nan, np.nan) for point in points]
+        found = found.merge(measured, on="place", how="left")
+        return found.join(pd.DataFrame(drafts, columns=["draft_tokens", "draft_threshold"]))
 
     def _measured(self, flops: DecodingFlops, written: Written) -> dict[str, object]:
         texts, depth = written.texts, self.decoder.model.num_layers
         exits = torch.cat([*(layers[1:] for layers in texts.exit_layers), torch.empty(0, dtype=torch.long)])
-        prefill_flops, decode_flops = self._flops(flops, written)
         found: dict[str, object] = {
             "place": written.place,
             "layers": float(texts.average_layers) if texts.decoded_tokens else float(depth),
@@ -178,24 +168,22 @@ class TextEvaluation:
             "new_tokens": float(sum(map(len, texts.tokens))),
             "decoded_tokens": float(texts.decoded_tokens),
             "exit_histogram": torch.bincount(exits, minlength=depth + 1)[1:].tolist(),
-            "flops": float(decode_flops),
+            "flops": float(self._flops(flops, written)),
             "full_flops": float(flops.full_decoding(texts)),
-            "prefill_flops": float(prefill_flops),
         }
         if isinstance(texts, SpeculativeGenerations):
             found |= {name: float(sum(getattr(texts, name))) for name in ("drafted", "accepted", "passes")}
         return found
 
-    def _flops(self, flops: DecodingFlops, written: Written) -> tuple[int, int]:
-        decoder, texts = self.decoder, written.texts
-        if isinstance(texts, SpeculativeGenerations):
-            return flops.prefill_to_speculate(texts), flops.speculating(texts)
+    def _flops(self, flops: DecodingFlops, written: Written) -> int:
+        if isinstance(written.texts, SpeculativeGenerations):
+            return flops.speculating(written.texts)
         if written.place == len(self.replayed):
-            return flops.prefill(texts.prompt_tokens), flops.full_decoding(texts)
-        method, model, knob = decoder.method, decoder.model, self.replayed[written.place].knob
+            return flops.full_decoding(written.texts)
+        method, model, knob = self.decoder.method, self.decoder.model, self.replayed[written.place].knob
         decodes = method.model_at(model, knob)
         own = flops if decodes is model else DecodingFlops(decodes)
-        return own.prefill(texts.prompt_tokens), own.decoding(texts, method.rule(model, knob), method.kv)
+        return own.decoding(written.texts, method.rule(model, knob), method.kv)
 
     def frames(self) -> Mapping[str, pd.DataFrame]:
         """Build the frames of a cell; no text is kept, but its tokens, exit layers and scores."""

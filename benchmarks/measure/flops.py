@@ -313,14 +313,6 @@ class DecodingFlops:
         context = DecoderContext(position, rotation, None, _Columns(columns))
         return count_operations(partial(self._model.stepper.step, layer, self._hidden, context))[0]
 
-    def prefill(self, prompt_tokens: Sequence[int]) -> int:
-        """Count the operations of prompts at full depth and of their first new tokens.
-
-        Attention computes all columns of a prompt for each token, also the masked ones.
-        """
-        tokens, columns = sum(prompt_tokens), sum(n * n for n in prompt_tokens)
-        return sum(layer(tokens, columns) for layer in self.layers) + self.head * len(prompt_tokens)
-
     def full_decoding(self, written: Generations) -> int:
         """Count the operations of the decoded tokens at full depth."""
         counts = [max(len(tokens) - 1, 0) for tokens in written.tokens]
@@ -375,12 +367,6 @@ class DecodingFlops:
             total -= mlp if layer in skipped.mlp else 0
             total -= self.layers[layer - 1](tokens, columns) - mlp if layer in skipped.attention else 0
         return total
-
-    def prefill_to_speculate(self, written: SpeculativeGenerations) -> int:
-        """Count the operations of prompts at full depth, also in a branch that drafts."""
-        tokens, columns = sum(written.prompt_tokens), sum(n * n for n in written.prompt_tokens)
-        branch, _ = self._branch(written.draft_layer)
-        return self.prefill(written.prompt_tokens) + (0 if branch is None else branch(tokens, columns))
 
     @torch.no_grad()
     def _branch(self, layer: int) -> tuple[TokenCost | None, int]:

@@ -43,12 +43,10 @@ class ReferenceLoss:
     Attributes:
         nats: negative log-likelihood of each reference, summed over its tokens but the first: float64 [N].
         tokens: their number: int64 [N].
-        average_layers: their mean exit layer; NaN without tokens.
     """
 
     nats: NDArray[np.float64]
     tokens: NDArray[np.int64]
-    average_layers: float
 
     @property
     def mean(self) -> float | None:
@@ -76,9 +74,8 @@ def reference_losses(trace: TokenTrace, rules: Sequence[ExitRule], rows: int) ->
         ReferenceLoss(
             nats=np.bincount(row, by_exit.gather(1, place.unsqueeze(1))[:, 0].numpy(), rows).astype(np.float64),
             tokens=tokens,
-            average_layers=float(layers.double().mean()),
         )
-        for place, layers in zip(places, exits, strict=True)
+        for place in places
     ]
 
 

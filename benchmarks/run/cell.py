@@ -29,9 +29,6 @@ from consistentee.progress import begin_stage
 if TYPE_CHECKING:
     from benchmarks.run.plan import PlannedCell
 
-FULL_MODEL = {"classification": "full", "generation": "token-full"}
-"""The label of the cells that points are measured against."""
-
 _logger = logging.getLogger(__name__)
 
 
@@ -56,8 +53,9 @@ class CellJob(Job[AnyRecord]):
         from benchmarks.store.frames import read_frame  # pyarrow, which `consistentee train` does without
 
         curve = read_frame(self.place / frame_file("curve"))
-        full = self.place.parents[2] / FULL_MODEL[found.kind] / "default" / self.place.name / frame_file("curve")
-        against = float(read_frame(full)[found.metric].iloc[-1]) if full.exists() else None
+        full = self.cell.spec.model_copy(update={"label": kind_named(found.kind).full_method, "parameters": {}})
+        of_full = self.context.folder.cell(full) / frame_file("curve")
+        against = float(read_frame(of_full)[found.metric].iloc[-1]) if of_full.exists() else None
         return [reached(found, curve, against), *live_differences(curve)]
 
 
@@ -100,7 +98,7 @@ def run_cell(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: R
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
         begin_stage("sweeping the knob")
-        evaluation = kind_named(spec.kind).evaluate(spec, rows, method, model, key=parts.key, store=folder.stages)
+        evaluation = kind_named(spec.kind).evaluate(spec, rows, method, model, folder.stages)
         begin_stage("measuring")
         frames = {**evaluation.frames(), "training": training_frame(log.losses, model.description.validation_by_epoch)}
         record = evaluation.record(
@@ -145,7 +143,7 @@ def trained(
 
     set_seed(spec.seed)  # methods may draw from the global generators
     model = kind_named(spec.kind).build_model(spec, rows)
-    recipe = spec.recipe.to_recipe(spec.seed, store, keep_stages=keep_stages)
+    recipe = spec.recipe.to_recipe(seed=spec.seed, store=store, keep_stages=keep_stages)
     return train_method(method, model, rows.training, recipe).eval()
 
 

@@ -1,4 +1,6 @@
-"""The long frames of results: their columns, and how they are written. Runs and published folders have the same ones.
+"""The long frames of results: their columns, and how they are written; and records as Parquet files.
+
+Runs and published folders have the same frames.
 
 | frame | a line for each | columns |
 |---|---|---|
@@ -18,12 +20,15 @@ A metric whose score is no mean over rows has a column ``METRIC_terms``: the mea
 :mod:`benchmarks.measure.terms`.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from consistentee.errors import UserError
 from consistentee.files import replacing
@@ -32,6 +37,9 @@ FrameName: TypeAlias = Literal["rows", "curve", "answers", "exits", "texts", "tr
 FRAMES: tuple[FrameName, ...] = ("rows", "curve", "answers", "exits", "texts", "training")
 """The frames of a cell; a cell of classification has no texts, one of generation neither answers nor exits."""
 
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
+
+_FILE = "file"
 _SMALL = {"row": "int32", "place": "int16", "layer": "int8", "exit_layer": "int8", "step": "int16"}
 _ONE_PAGE = {
     "write_page_checksum": True,
@@ -70,3 +78,38 @@ def read_frame(path: Path) -> pd.DataFrame:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be read: {reason}; compute or publish the results again") from error
     return table.to_pandas(ignore_metadata=True)
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def write_records(path: Path, records: Mapping[str, BaseModel]) -> None:
+    """Write records by their file in a run, in order: a column a field; nested fields are JSON."""
+    lines = [{_FILE: file, **_flat(record)} for file, record in records.items()]
+    names = dict.fromkeys(name for line in lines for name in line) or {_FILE: None}
+    table = pa.table({name: pa.array([line.get(name) for line in lines]) for name in names})
+    pq.write_table(table, path, row_group_size=max(1, len(lines)), **_ONE_PAGE)
+
+
+def read_records(path: Path, schema: type[SchemaT]) -> dict[str, SchemaT]:
+    """Read records by their file in a run. Raises ValueError, OSError or KeyError if it holds none."""
+    lines = pq.read_table(path, page_checksum_verification=True).to_pylist()
+    nested = {name for name in schema.model_fields if not _is_column(schema, name)}
+    return {
+        line.pop(_FILE): schema.model_validate(
+            {name: json.loads(value) if name in nested else value for name, value in line.items() if value is not None}
+        )
+        for line in lines
+    }
+
+
+def _flat(record: BaseModel) -> dict[str, object]:
+    values = record.model_dump(mode="json")
+    columns = {name: value if _is_column(type(record), name) else json.dumps(value) for name, value in values.items()}
+    return {name: value for name, value in columns.items() if value is not None}
+
+
+def _is_column(schema: type[BaseModel], name: str) -> bool:
+    """Check whether a field is a single value: a text, a number, or none."""
+    words = str(schema.model_fields[name].annotation)
+    return not any(container in words for container in ("dict", "list", "KeyParts", "TimedKnob"))

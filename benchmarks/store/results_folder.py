@@ -30,9 +30,8 @@ from benchmarks.store.folders import (
     read_whole,
     record_files,
 )
-from benchmarks.store.frames import FRAMES, FrameName, read_frame
+from benchmarks.store.frames import FRAMES, FrameName, read_frame, read_records
 from benchmarks.store.hashes import file_fault
-from benchmarks.store.record_tables import read_records
 from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, TimingRecord
 from consistentee.errors import UserError
 from consistentee.versions import Kind

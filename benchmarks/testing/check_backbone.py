@@ -7,7 +7,6 @@ that fails, because most depend on those before. Checks of methods run too, with
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from rich.progress import track
@@ -17,7 +16,7 @@ from benchmarks.testing import checks
 from benchmarks.testing.cases import AnyCase, InstanceCase
 from benchmarks.testing.report import BrokenContractError, Finding, Report, any_error_is
 from benchmarks.testing.tiny import random_texts, with_random_classifiers
-from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
+from consistentee.backbones.catalog import ResolvedBackbone, resolve
 from consistentee.data.encoding import Batch
 from consistentee.data.instances import Split, Text
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -89,15 +88,10 @@ def the_tokenizer_fits(encoder: Encoder) -> str:
 
 def the_pooling_is_known(encoder: Encoder) -> str:
     """Report how the tokens of a layer become one vector, and which file defines it."""
-    found, config = encoder.found, encoder.model.backbone.config
+    found, family = encoder.found, encoder.model.backbone.config.model_type
     pooling = {"mean": "mean of the tokens", "cls": "first token"}[found.pooling] + " and the pooler" * found.pooler
-    if encoder.name in list_backbones():
-        return f"{pooling}: as the catalogue defines it"
-    if (Path(found.path) / "1_Pooling" / "config.json").is_file():
-        return f"{pooling}: as 1_Pooling/config.json defines it"
-    if getattr(config, "classifier_pooling", None):
-        return f"{pooling}: as config.json defines it"
-    return f"{pooling}: no file defines it, and {config.model_type} models are usually read so"
+    usual = f"no file defines it, and {family} models are usually read so"
+    return f"{pooling}: {f'as {found.defined_by} defines it' if found.defined_by else usual}"
 
 
 def stepped_is_stock(encoder: Encoder) -> None:

@@ -326,8 +326,7 @@ def other_tasks_work_or_are_refused(case: AnyCase) -> None:
 
 def generate_keeps_to_the_texts(case: TokenCase) -> None:
     """A decoding loop of a method's own gives each prompt the same text in any company; at full depth, the stock's."""
-    own_loop = type(case.method).generate is not TokenMethod.generate
-    for knob in case.knobs if own_loop else case.knobs[-1:]:
+    for knob in case.knobs if case.method.has_own_loop else case.knobs[-1:]:
         written = _generated(case, case.texts, knob)
         alone = [_generated(case, [text], knob).tokens[0].tolist() for text in case.texts[:FEW]]
         together = [tokens.tolist() for tokens in written.tokens]

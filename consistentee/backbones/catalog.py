@@ -42,11 +42,12 @@ class Backbone:
 
 
 class ResolvedBackbone(NamedTuple):
-    """An encoder on disk: its folder, and how its layers are read."""
+    """An encoder on disk: its folder, how its layers are read, and what defines that; empty where nothing does."""
 
     path: str
     pooling: Pooling
     pooler: bool
+    defined_by: str = ""
 
 
 def _wheel(distribution: str, version: str, sha256: str, size: int) -> PackageFile:
@@ -113,7 +114,7 @@ def resolve(name: str) -> ResolvedBackbone:
         raise wrong_kind(name, "decoder")
     folder = _folder_of(name, known, "encoder")
     if known is not None and known.pooling is not None:
-        return ResolvedBackbone(str(folder), known.pooling, known.pooler)
+        return ResolvedBackbone(str(folder), known.pooling, known.pooler, "the catalogue")
     return _describe(folder)
 
 
@@ -165,13 +166,15 @@ def _describe(directory: Path) -> ResolvedBackbone:
     config = check_pretrained(directory)
     path = directory / "1_Pooling" / "config.json"
     if not path.exists():
-        pooling: Pooling = "mean" if config.get("classifier_pooling") == "mean" else "cls"  # ModernBERT names it
-        return ResolvedBackbone(str(directory), pooling, pooler=config.get("model_type") in _FAMILIES_WITH_POOLER)
-    asked = read_json(path)
+        named = config.get("classifier_pooling")  # by ModernBERT
+        pooling: Pooling = "mean" if named == "mean" else "cls"
+        has_pooler = config.get("model_type") in _FAMILIES_WITH_POOLER
+        return ResolvedBackbone(str(directory), pooling, has_pooler, "config.json" if named else "")
+    asked, file = read_json(path), "1_Pooling/config.json"
     if asked.get("pooling_mode_mean_tokens") or asked.get("pooling_mode") == "mean":
-        return ResolvedBackbone(str(directory), "mean", pooler=False)
+        return ResolvedBackbone(str(directory), "mean", False, file)
     if asked.get("pooling_mode_cls_token") or asked.get("pooling_mode") == "cls":
-        return ResolvedBackbone(str(directory), "cls", pooler=False)
+        return ResolvedBackbone(str(directory), "cls", False, file)
     raise UserError(f"{path} asks for a pooling that is neither mean nor cls; give the pooling explicitly")
 
 

@@ -4,7 +4,6 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -93,7 +92,6 @@ def describe_machine(device: torch.device) -> str:
     """Return the GPU, or the processor and the number of threads that torch uses."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.processor() or platform.machine())}, {torch.get_num_threads()} threads"
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
+    name = found.get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

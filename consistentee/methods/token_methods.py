@@ -58,6 +58,11 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         train_exits(model, task, recipe)
         return model
 
+    @property
+    def has_own_loop(self) -> bool:
+        """Whether the method decodes in a way of its own."""
+        return type(self).generate is not TokenMethod.generate
+
     def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
         """Return the decoder for a knob: ``model``, or a shallower one (:class:`consistentee.DecoderStack`)."""
         return model

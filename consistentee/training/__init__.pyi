@@ -1,4 +1,3 @@
-from consistentee.methods.consistent_ee.paper import exit_distribution as exit_distribution
 from consistentee.progress import tracked as tracked
 from consistentee.training.branches import train_branches as train_branches
 from consistentee.training.decoder import (
@@ -18,6 +17,7 @@ from consistentee.training.encoder import (
     depth_weighted_loss as depth_weighted_loss,
     distillation_loss as distillation_loss,
     early_exits as early_exits,
+    exit_distribution as exit_distribution,
     hold_out as hold_out,
     layer_losses as layer_losses,
     recorded_logits as recorded_logits,

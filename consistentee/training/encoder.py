@@ -261,6 +261,13 @@ def student_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return distillation_loss(logits)
 
 
+def exit_distribution(probabilities: Tensor) -> Tensor:
+    """Compute ``q_t = p_t * prod_{s<t} (1 - p_s)`` from P(exit) [rows, L]; q_L is the rest, whatever p_L is."""
+    ones = torch.ones_like(probabilities[:, :1])
+    exits = torch.cat([probabilities[:, :-1], ones], dim=1)
+    return exits * torch.cat([ones, 1 - probabilities[:, :-1]], dim=1).cumprod(dim=1)
+
+
 # Stages that run the backbone
 
 

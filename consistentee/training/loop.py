@@ -191,7 +191,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         stored = load_tensors(final)
         if stored is not None:
             _put_scores(model, stage, stored)
-            _note_losses(stage.name, stored.pop(_LOSSES, torch.empty(2, 0)))  # earlier versions kept none
+            _note_losses(stage.name, stored.pop(_LOSSES, torch.empty(2, 0)))  # none of a stage without steps
             model.load_state_dict(stored, strict=False)  # the key covers all other weights
             model.eval()
         else:
@@ -265,7 +265,7 @@ def _note_losses(stage: str, losses: Tensor) -> None:
     if log is not None and losses.numel():
         found = log.losses
         again = sum(name.partition(" (")[0] == stage for name in found)
-        means = losses[0] / losses[1]  # a checkpoint of an earlier version has not counted its parts
+        means = losses[0] / losses[1]  # a stage that ended early has no losses in its last parts
         found[f"{stage} ({again + 1})" if again else stage] = means[losses[1] > 0].tolist()
 
 

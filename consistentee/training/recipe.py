@@ -6,7 +6,7 @@ suites and cells are read fast.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -72,6 +72,10 @@ class BaseSettings:
         default="float32", description="of the layers' products in training; auto: bfloat16 where it is faster"
     )
 
+    def to_recipe(self, **of_run: Any) -> "Recipe | TokenRecipe":
+        """Return the recipe of one run, whose fields are those of :class:`OneRun`."""
+        return (Recipe if isinstance(self, RecipeSettings) else TokenRecipe)(**asdict(self), **of_run)
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RecipeSettings(BaseSettings):
@@ -86,10 +90,6 @@ class RecipeSettings(BaseSettings):
     frozen_learning_rate: float = Field(default=5e-3, gt=0, description="peak rate of those stages")
     max_rows: int | None = Field(default=None, ge=1, description="cap on training rows")
     max_length: int = Field(default=128, ge=3, description="tokens a row")
-
-    def to_recipe(self, seed: int, store: Path | None = None, *, keep_stages: bool = False) -> "Recipe":
-        """Return the recipe of one run."""
-        return Recipe(**asdict(self), seed=seed, store=store, keep_stages=keep_stages)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -130,10 +130,6 @@ class TokenRecipeSettings(BaseSettings):
     traced_rows: int | None = Field(
         default=None, ge=1, description="training rows that exits and heads learn from; by default all"
     )
-
-    def to_recipe(self, seed: int, store: Path | None = None, *, keep_stages: bool = False) -> "TokenRecipe":
-        """Return the recipe of one run."""
-        return TokenRecipe(**asdict(self), seed=seed, store=store, keep_stages=keep_stages)
 
 
 @checked

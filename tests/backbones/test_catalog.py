@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from consistentee.backbones import hub
-from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve, resolve_decoder
+from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import is_fetched
 from consistentee.errors import UserError
 
@@ -66,7 +66,7 @@ def test_a_directory_with_a_decoder(tmp_path):
 )
 def test_directory_is_pooled_as_it_was_trained(tmp_path, config, pooling, expected):
     folder = write_model(tmp_path / "mine", config, pooling)
-    assert resolve(str(folder)) == ResolvedBackbone(str(folder), *expected)
+    assert resolve(str(folder))[:3] == (str(folder), *expected)
 
 
 def test_a_directory_that_lacks_something(tmp_path):
@@ -197,4 +197,4 @@ def test_real_weights_are_what_the_catalogue_says(name):
         config = json.load(file)
     assert (config["num_hidden_layers"], config["hidden_size"]) == (backbone.layers, backbone.width)
     if backbone.kind == "encoder":
-        assert resolve(path) == resolve(name)
+        assert resolve(path)[:3] == resolve(name)[:3]

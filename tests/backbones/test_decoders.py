@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, random_prompts
 from padding import pad
 from transformers import AutoModelForCausalLM, DynamicCache, Gemma2Config, MistralConfig, OPTConfig, Qwen2Config
 
+from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts
 from consistentee.backbones.decoders import decoder_stepper_for, positions_of
 from consistentee.errors import UserError
 

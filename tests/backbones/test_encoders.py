@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILIES, TOKEN_EXIT_FAMILIES, VOCABULARY, random_texts
 from hypothesis import given, strategies as st
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.testing.tiny import FAMILIES, TOKEN_EXIT_FAMILIES, VOCABULARY, random_texts
 from consistentee.backbones.encoders import layers_run, stepper_for
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding

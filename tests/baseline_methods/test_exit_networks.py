@@ -4,13 +4,13 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import make_task
 from torch.nn import functional
 
 from baselines.e2cm import ClassMeansClassifier, put_means
 from baselines.gpfee import imitation_loss
 from baselines.product_of_experts import ProductOfExperts
 from benchmarks.testing.cases import RECIPE
+from benchmarks.testing.tiny import make_task
 from consistentee.methods.method import get_method
 from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

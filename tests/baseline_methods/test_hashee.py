@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_task
 
 from baselines.hashee import HashEE, frequency_buckets
+from benchmarks.testing.tiny import VOCABULARY, make_task
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.training import TokenSource

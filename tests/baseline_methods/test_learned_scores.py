@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import make_task
 from hypothesis import given, strategies as st
 from torch.nn import functional
 from traces_by_hand import trace_of
@@ -15,6 +14,7 @@ from baselines.eenet import fit_thresholds
 from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_loss
 from baselines.palbert import divergence, geometric
 from benchmarks.testing.cases import RECIPE
+from benchmarks.testing.tiny import make_task
 from consistentee.methods.method import get_method
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.instance_trace import record_trace

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_task
 from traces_by_hand import trace_of
 
 from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss, simulated_exits
 from baselines.leebert import LeeBERT, alignment, lesson_weights, lessons
 from baselines.sweet import exit_layers, separate_loss
+from benchmarks.testing.tiny import make_task
 from consistentee.methods.method import get_method
 from consistentee.traces.walk import replay
 from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, training_source

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import random_prompts
 
 from baselines.kangaroo import Kangaroo
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
 from benchmarks.measure.flops import DecodingFlops
+from benchmarks.testing.tiny import random_prompts
 from consistentee.engine.generate import generate
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import DECODER_FAMILIES, make_text_task, random_prompts
 
 from baselines.swift import SWIFT, LayerSetSearch, sublayers_at
+from benchmarks.testing.tiny import DECODER_FAMILIES, make_text_task, random_prompts
 from consistentee import DraftedTexts
 from consistentee.backbones.decoders import DecoderStepper, LlamaStepper
 from consistentee.engine.generate import generate

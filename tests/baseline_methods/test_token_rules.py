@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_text_task, random_prompts
 from hypothesis import given, settings, strategies as st
 
 from baselines.calm import DecayingThresholdRule, agreement
@@ -14,6 +13,7 @@ from baselines.free import FREE
 from baselines.lite import LITE, shifted_thresholds
 from baselines.references import RandomRule, TokenStatic, survival
 from baselines.skipdecode import SkipDecode, falling_schedule
+from benchmarks.testing.tiny import make_text_task, random_prompts
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from conftest import random_prompts
 
 from benchmarks.lm_eval import launch
+from benchmarks.testing.tiny import random_prompts
 from consistentee import extras
 from consistentee.errors import UserError
 from consistentee.traces.token_trace import record_tokens

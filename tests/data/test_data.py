@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from conftest import make_task
 from hypothesis import given, strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from benchmarks.testing.tiny import make_task
 from consistentee.data.instances import Split, TaskData
 from consistentee.data.metrics import score
 from consistentee.errors import UserError, unknown_name

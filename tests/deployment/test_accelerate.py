@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 from classifiers_on_disk import NAMES, save_classifier
 from command_line import call
-from conftest import random_texts
 from documents import blocks_of
 from typer.testing import CliRunner
 
@@ -24,6 +23,7 @@ import consistentee as ee
 from benchmarks.cli import app
 from benchmarks.commands import instead
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
+from benchmarks.testing.tiny import random_texts
 from consistentee.deployment import timing
 from consistentee.deployment.proof import proven, rows_needed
 from consistentee.deployment.ways import Way, worth_testing

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_task
 
+from benchmarks.testing.tiny import make_task
 from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, control_risk, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method

@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from conftest import random_prompts, random_texts
 from typer.testing import CliRunner
 
 import consistentee as ee
 from benchmarks.cli import app
+from benchmarks.testing.tiny import random_prompts, random_texts
 from consistentee.errors import UserError
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import random_prompts, random_texts
 
 from baselines.references import RandomRule
+from benchmarks.testing.tiny import random_prompts, random_texts
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule

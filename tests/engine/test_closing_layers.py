@@ -3,13 +3,13 @@
 import pytest
 import torch
 from comparing import tokens_of, written
-from conftest import make_text_task, random_prompts
 from eager_decoder import eager_tokens
 
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule
 from baselines.skipdecode import ScheduledRule
 from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
+from benchmarks.testing.tiny import make_text_task, random_prompts
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError

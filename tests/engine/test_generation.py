@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import random_prompts
 
 from baselines.references import RandomRule
+from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import stock_tokens
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.errors import UserError

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from comparing import written
-from conftest import random_prompts
 from hypothesis import given, strategies as st
 
 from baselines.references import RandomRule
+from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine import cache as cache_module
 from consistentee.engine.cache import Indices, Rows, RowTensors

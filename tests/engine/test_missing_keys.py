@@ -3,9 +3,9 @@
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import random_prompts
 
 from baselines.references import RandomRule
+from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import counted_calls
 from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded

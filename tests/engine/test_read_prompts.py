@@ -2,9 +2,9 @@
 
 import pytest
 from comparing import written
-from conftest import random_prompts
 
 from baselines.references import RandomRule
+from benchmarks.testing.tiny import random_prompts
 from consistentee.engine import token_batch
 from consistentee.engine.generate import generate
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch, pass_sizes

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import random_prompts
 
+from benchmarks.testing.tiny import random_prompts
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.rules.exit_rule import NeverExit

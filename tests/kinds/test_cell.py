@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-from conftest import make_task, random_texts
 from records_by_hand import cell_spec, parts_by_hand
 
 from baselines.references import Static
@@ -14,6 +13,7 @@ from benchmarks.specs.base import CellSpec, Regrouped, TimingSpec
 from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell
 from benchmarks.store.frames import read_frame
 from benchmarks.store.records import AnyRecord
+from benchmarks.testing.tiny import make_task, random_texts
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, TOKEN_EXIT_FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.flops import ALL_LIVE, FlopModel, RowCost, count_operations, eager_attention
+from benchmarks.testing.tiny import FAMILIES, TOKEN_EXIT_FAMILIES
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import random_prompts
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.skipdecode import ScheduledRule
 from benchmarks.measure.flops import DecodingFlops
+from benchmarks.testing.tiny import random_prompts
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec
@@ -56,13 +56,14 @@ def test_layers_and_exits_cost_what_the_formula_says(model, flops):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
-def test_prefill_costs_what_the_counter_counts(tiny_decoder, family):
+def test_a_pass_over_a_prompt_costs_what_the_counter_counts(tiny_decoder, family):
     model = tiny_decoder(family)
     model.backbone.set_attn_implementation("eager")
     tokens = torch.arange(4, 11).unsqueeze(0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.backbone(tokens, use_cache=False, logits_to_keep=1)
-    assert DecodingFlops(model).prefill([7]) == counter.get_total_flops()
+    flops = DecodingFlops(model)
+    assert sum(layer(7, 7 * 7) for layer in flops.layers) + flops.head == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("kv", ["propagate", "exact"])
@@ -97,22 +98,18 @@ def test_exits_read_at_one_place_are_counted(model, flops):
     assert flops.decoding(written, ReadsInTheMiddle(), "propagate") == flops.full_decoding(written) + reading
 
 
-def test_a_branch_that_drafts_is_counted_with_the_prompts_too(tiny_decoder):
+def test_a_branch_that_drafts_is_counted(tiny_decoder):
     """Attention without an MLP; and behind it, the LM head alone."""
     model = tiny_decoder("llama")
-    plain = DecodingFlops(model)
     model.add_branch(2, BranchSpec(copied_layer=3, with_mlp=False))
     flops = DecodingFlops(model)
     written = generate_speculatively(model, random_prompts(1, seed=4), draft_layer=2, max_new_tokens=6)
     (prompt,), read = written.prompt_tokens, written.drafted[0] + written.passes[0]
     attention = layer_formula(0) - 3 * 2 * WIDTH * INNER
     a_column = layer_formula(1) - layer_formula(0)
-    assert flops.prefill_to_speculate(written) == plain.prefill([prompt]) + attention * prompt + a_column * prompt**2
     columns = round(read * (prompt + len(written.tokens[0]) / 2))
     layers = LAYERS * layer_formula(0) + attention
     head = exit_formula(model, LAYERS)
     assert flops.speculating(written) == layers * read + (LAYERS + 1) * a_column * columns + head * (
         read + written.drafted[0]
     )
-    written = generate_speculatively(model, random_prompts(1, seed=4), draft_layer=1, max_new_tokens=6)
-    assert flops.prefill_to_speculate(written) == plain.prefill([prompt]), "an exit reads no prompt"

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import make_task
 from hypothesis import given, settings, strategies as st
 
 from baselines.joint_distillation import JointDistillation, exit_shares, taught_loss
+from benchmarks.testing.tiny import make_task
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import held_out
 from consistentee.methods.consistent_ee.held_out import ALWAYS, PricedPolicyRule, logit_at_price
@@ -15,14 +15,13 @@ from consistentee.methods.consistent_ee.paper import (
     NETWORK,
     THRESHOLDS,
     exact_policy_loss,
-    exit_distribution,
     memorized_layer,
     reinforce_policy_loss,
     rewards,
 )
 from consistentee.methods.method import get_method
 from consistentee.signals import confidence_features
-from consistentee.training.encoder import FeatureBatch, layer_losses, training_source
+from consistentee.training.encoder import FeatureBatch, exit_distribution, layer_losses, training_source
 from consistentee.training.recipe import Recipe
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from comparing import changed_parts
-from conftest import make_text_task
 from torch.nn import functional
 
+from benchmarks.testing.tiny import make_text_task
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import tokens
 from consistentee.methods.consistent_ee.paper import POLICY, ConsistentEEPaper

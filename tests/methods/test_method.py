@@ -6,8 +6,8 @@ from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
-from conftest import make_task, make_text_task
 
+from benchmarks.testing.tiny import make_task, make_text_task
 from consistentee.errors import UserError
 from consistentee.methods import method
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method, train_method

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_task
 from torch import nn
 
 from baselines.references import RandomRule
 from benchmarks.measure.flops import FlopModel
+from benchmarks.testing.tiny import make_task
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
 from consistentee.models.classifiers import (

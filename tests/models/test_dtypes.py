@@ -3,9 +3,9 @@
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import FAMILIES, make_task, random_prompts, random_texts
 from torch import Tensor
 
+from benchmarks.testing.tiny import FAMILIES, make_task, random_prompts, random_texts
 from benchmarks.testing.watching import reference_logits, stock_tokens
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from classifiers_on_disk import save_classifier
-from conftest import FAMILIES, make_tokenizer, random_texts
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -12,6 +11,7 @@ from transformers import (
 )
 
 import consistentee as ee
+from benchmarks.testing.tiny import FAMILIES, make_task, make_tokenizer, random_texts
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
 
@@ -55,13 +55,7 @@ def test_other_exits_leave_the_kept_head_alone(classifier):
     assert model.classifiers[-1] is head
     assert model.fresh().classifiers[-1] is head
     with pytest.raises(UserError, match="changes the backbone"):
-        ee.get_method("pabee").fit(model, _task(), ee.Recipe())
-
-
-def _task():
-    from conftest import make_task
-
-    return make_task()
+        ee.get_method("pabee").fit(model, make_task(), ee.Recipe())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, random_prompts
 from padding import pad
 from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM
 
+from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts
 from consistentee import MultiExitDecoder, extras
 from consistentee.errors import UserError
 from consistentee.models.decoder.description import default_exit_layers

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from comparing import same_weights
-from conftest import DECODER_FAMILIES, FAMILIES, random_prompts, random_texts
 from safetensors.torch import load, save
 from torch import Tensor
 
+from benchmarks.testing.tiny import DECODER_FAMILIES, FAMILIES, random_prompts, random_texts
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError

@@ -10,7 +10,6 @@ from typing import get_args
 
 import pytest
 from classifiers_on_disk import save_classifier
-from conftest import random_texts
 from documents import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -19,6 +18,7 @@ from small_suite import write_task
 from without_extras import results_of
 
 import consistentee
+from benchmarks.testing.tiny import random_texts
 from consistentee import extras
 from consistentee.errors import UserError
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from comparing import tokens_of, written
-from conftest import random_prompts
 
 from baselines.calm import DecayingThresholdRule
+from benchmarks.testing.tiny import random_prompts
 from consistentee.backbones import decoders
 from consistentee.backbones.decoders import logits_among
 from consistentee.engine.generate import generate

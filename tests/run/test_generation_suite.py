@@ -1,15 +1,11 @@
 """A run of a suite of generation: what is done is kept, what is missing is computed, and everything can be shown."""
 
-import os
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small_generation_suite import METHODS, GenerationBench
-from small_suite import wait_until
 
 from benchmarks.commands.publish import faults_of
 from benchmarks.run.sweep import run_suite
@@ -94,27 +90,6 @@ def test_changed_settings_and_rows_make_results_stale(finished):
     finally:
         data.write_text(text)
     assert sum("is stale (the rows of the task changed)" in line for line in lines) == len(METHODS)
-
-
-@pytest.fixture
-def bench(tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], unreported: None) -> GenerationBench:
-    return GenerationBench(tmp_path, tiny_decoder_backbone("llama"))
-
-
-@pytest.mark.slow  # test_kill.py kills a run of classification by default
-@pytest.mark.usefixtures("untimed")
-def test_a_killed_run_goes_on_to_the_same_results(bench, finished_once):
-    bench.write()
-    process = bench.start()
-    wait_until(lambda: bench.finished_cells() or process.poll() is not None)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = len(bench.finished_cells())
-    outcome = bench.run()
-    assert (outcome.finished, outcome.computed) == (4, 4 - done)
-    assert bench.results() == finished_once.results()
-    assert bench.leftovers() == []
 
 
 def test_a_suite_of_the_other_kind_keeps_out_of_the_folder(finished):

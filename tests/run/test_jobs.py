@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import make_task
 from rich.console import Console
 
 from benchmarks.commands import train as training
@@ -14,6 +13,7 @@ from benchmarks.commands.train import StageProgress
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.jobs import RunProgress, StatusFile, read_status
 from benchmarks.specs.base import TimingSpec
+from benchmarks.testing.tiny import make_task
 from consistentee.files import clear_leftovers
 from consistentee.progress import Position, begin_stage, listening, tracked
 from consistentee.traces.instance_trace import record_trace

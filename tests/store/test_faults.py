@@ -12,11 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from records_by_hand import write_results
 from small_suite import Bench
 
-from benchmarks.analysis.frames import load_results
-from benchmarks.analysis.report import write_report
 from benchmarks.commands import publish
 from benchmarks.commands.publish import faults_of, publish_run
 from benchmarks.measure import flops
@@ -77,12 +74,6 @@ class Writes:
         finally:
             self._fails = None
 
-    def number_in(self, work: Callable[[], object]) -> int:
-        """Return how many calls write in some work."""
-        with self.failing(lambda number, site: False):
-            work()
-        return len(self.seen)
-
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
@@ -136,19 +127,6 @@ def test_every_write_of_a_run_fails_once(undisturbed, tmp_path, writes):
     assert_undisturbed(bench, undisturbed)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_fault_at_any_write_of_a_run_costs_nothing_but_time(undisturbed, tmp_path, writes):
-    total = writes.number_in(lambda: run_here(undisturbed.elsewhere(tmp_path / "counted")))
-    for number in range(1, total + 1):
-        bench = undisturbed.elsewhere(tmp_path / str(number))
-        with writes.failing(lambda count, site, number=number: count == number):
-            run_here(bench)
-        run_here(bench)
-        assert_undisturbed(bench, undisturbed)
-        shutil.rmtree(bench.out)
-
-
 def write_two_tables(*arguments: object) -> list[Path]:
     """Stand in for the tables and the figure of a publication, in the folder that comes last."""
     folder = Path(str(arguments[-1]))
@@ -200,23 +178,6 @@ def test_a_publication_that_is_killed_between_its_renames_comes_back(undisturbed
     publish_run(undisturbed.out, out)
     assert files_of(out) == old
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
-
-
-def test_a_fault_at_any_write_of_a_report_keeps_the_old_one(tmp_path, writes):
-    run = tmp_path / "run"
-    write_results(run)
-    for cell in run.glob("cells/*/*/*"):
-        if cell.name not in ("full", "static", "deebert"):
-            shutil.rmtree(cell)
-    report = run / "report.html"
-    total = writes.number_in(lambda: write_report(load_results(run), run))
-    new = report.read_text()
-    for number in range(1, total + 1):
-        report.write_text("old")
-        with writes.failing(lambda count, site, number=number: count == number):
-            write_report(load_results(run), run)
-        assert report.read_text() in ("old", new)
-    assert not list(run.rglob(".report*"))
 
 
 # ---------------------------------------------------------------------------------------------- flipped bits

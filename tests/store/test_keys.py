@@ -22,7 +22,6 @@ from benchmarks.store.hashes import hash_model
 from benchmarks.store.keys import key_parts, stale_reason
 from consistentee import versions
 from consistentee.errors import UserError
-from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 SPEC = cell_spec()
@@ -134,11 +133,6 @@ def test_every_part_that_differs_is_named():
     settings = "rows was rows, is others; recipe.epochs was none, is 9; seed was 0, is 1"
     assert stale_reason(PARTS, other) == f"backbone.files.weights changed; {settings}"
     assert stale_reason(PARTS, PARTS) == ""
-
-
-@pytest.mark.parametrize("name", sorted(available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)))
-def test_a_version_read_from_source_is_the_class_s_own(name):
-    assert method_version(name) == method_class_of(name).version
 
 
 KEYS_OF_SUITES = """

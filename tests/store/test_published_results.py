@@ -13,8 +13,7 @@ from small_suite import Bench
 
 from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
-from benchmarks.run import sweep
-from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE, write_cell, write_record
+from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE, write_record
 from benchmarks.store.frames import FRAMES
 from benchmarks.store.records import FailureRecord
 from benchmarks.store.results_folder import StoredResults, kind_of_results, open_results
@@ -214,25 +213,6 @@ def test_damaged_cells_give_way_to_published_ones(finished, elsewhere):
     assert run_from(elsewhere, finished.folder / "published").computed == 0
     assert "is damaged" in elsewhere.said
     assert elsewhere.results() == finished.results()
-
-
-def test_interrupted_unpacking_goes_on(finished, elsewhere, monkeypatch):
-    calls = []
-
-    def stop(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        write_cell(*arguments)
-
-    monkeypatch.setattr(sweep, "write_cell", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_from(elsewhere, finished.folder / "published")
-    assert len(elsewhere.finished_cells()) == 1
-    monkeypatch.setattr(sweep, "write_cell", write_cell)
-    assert run_from(elsewhere, finished.folder / "published").computed == 0
-    assert elsewhere.results() == finished.results()
-    assert elsewhere.leftovers() == []
 
 
 def test_a_run_refuses_folders_that_it_cannot_start_from(finished, elsewhere, tmp_path):

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from command_line import call
-from conftest import make_task
 from small_suite import write_task
 
 from benchmarks.tasks import check
 from benchmarks.tasks.check import check_task
+from benchmarks.testing.tiny import make_task
 from consistentee.data.instances import Split
 
 

@@ -5,15 +5,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 from command_line import call
-from conftest import FAMILIES, make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, GPT2Config
 
 from benchmarks.testing import check_backbone as module
 from benchmarks.testing.check_backbone import check_backbone
 from benchmarks.testing.report import Finding, Report
+from benchmarks.testing.tiny import FAMILIES, make_tokenizer
 from consistentee.backbones.encoders import EncoderStepper, RobertaStepper
 
 
@@ -38,12 +37,6 @@ def bert(tiny_backbone, tmp_path):
 def only(monkeypatch, *titles: str) -> None:
     """Run these checks alone, for speed."""
     monkeypatch.setattr(module, "CHECKS", {title: module.CHECKS[title] for title in titles})
-
-
-def edit_weights(folder, change) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,11 +98,9 @@ def with_an_empty_vocabulary(folder) -> None:
 
 
 def without_a_weight(folder) -> None:
-    edit_weights(folder, lambda weights: weights.pop("encoder.layer.2.output.dense.weight"))
-
-
-def with_infinite_weights(folder) -> None:
-    edit_weights(folder, lambda weights: weights["embeddings.LayerNorm.bias"].fill_(torch.inf))
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.2.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 TOKENIZER, LOADS = "the tokenizer fits", "it loads"
@@ -121,15 +112,8 @@ TOKENIZER, LOADS = "the tokenizer fits", "it loads"
         (lambda bert: (bert / "tokenizer.json").write_text("{}"), LOADS, "the backbone cannot be loaded"),
         (with_an_empty_vocabulary, TOKENIZER, "knows hardly any word"),
         (without_padding, TOKENIZER, "has no padding token"),
-        (with_more_tokens, TOKENIZER, "its largest token is 65, and the embeddings end at 63"),
         (without_a_weight, LOADS, "lacks 1 of the model's weights, encoder.layer.2.output.dense.weight"),
-        (with_infinite_weights, LOADS, "embeddings.LayerNorm.bias has values that are not finite"),
-        (lambda bert: (bert / "model.safetensors").write_bytes(b"none"), LOADS, "model.safetensors cannot be read"),
-        (
-            lambda bert: (bert / "config.json").write_text('{"model_type": "no-such-thing"}'),
-            LOADS,
-            "config.json cannot be read",
-        ),
+        (with_more_tokens, TOKENIZER, "its largest token is 65, and the embeddings end at 63"),
     ],
 )
 def test_damaged_files_are_named_and_nothing_else_is_run(bert, damage, title, fault):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import random_prompts
 
 from baselines.kangaroo import Kangaroo
 from baselines.layerskip import LayerSkip
+from benchmarks.testing.tiny import random_prompts
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import make_task
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.testing.tiny import make_task
 from consistentee import files
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, load_tensors, save_tensors

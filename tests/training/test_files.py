@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import same_weights
-from conftest import make_task
 
+from benchmarks.testing.tiny import make_task
 from consistentee.files import DiskFullError, clear_leftovers, load_tensors, only_one, save_tensors
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.traces.instance_trace import record_trace
 from consistentee.training.encoder import TokenSource, train_jointly
 from consistentee.training.recipe import Recipe
 
@@ -80,26 +78,13 @@ def test_a_flipped_bit_in_tensors_is_named_and_set_aside(tmp_path, caplog, place
     assert [file.name for file in tmp_path.iterdir()] == ["stage.safetensors.damaged-1"]
 
 
-def both(do):
-    """Do the same thing twice at once, as two cells of one group do."""
-    with ThreadPoolExecutor(2) as pool:
-        return [done.result() for done in [pool.submit(do), pool.submit(do)]]
-
-
 def test_a_shared_stage_is_trained_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
     models = [tiny_model(), tiny_model()]
-    unused, steps, real = list(models), [], TokenSource.batch
+    steps, real = [], TokenSource.batch
 
     monkeypatch.setattr(TokenSource, "batch", lambda source, rows, step: steps.append(step) or real(source, rows, step))
-    both(lambda: train_jointly(unused.pop(), make_task(), Recipe(epochs=1, max_length=16, store=tmp_path)))
+    recipe = Recipe(epochs=1, max_length=16, store=tmp_path)
+    with ThreadPoolExecutor(2) as pool:  # as two cells of one group do
+        list(pool.map(lambda model: train_jointly(model, make_task(), recipe), models))
     assert steps == list(range(len(steps))), "one went through the steps"
     assert same_weights(*models)
-
-
-def test_a_shared_pass_is_run_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
-    model, passes, real = tiny_model(), [], MultiExitModel.forward
-
-    monkeypatch.setattr(MultiExitModel, "forward", lambda model, batch: passes.append(batch) or real(model, batch))
-    traces = both(lambda: record_trace(model, make_task().test, store=tmp_path))
-    assert len(passes) == 1, "one batch holds all rows"
-    assert torch.equal(traces[0].logits, traces[1].logits)

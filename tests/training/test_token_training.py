@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from comparing import changed_parts, same_weights
-from conftest import make_text_task
 from torch.nn import functional
 
+from benchmarks.testing.tiny import make_text_task
 from consistentee.traces.token_trace import collate_rows, record_tokens
 from consistentee.training import decoder_backbone
 from consistentee.training.decoder import DrawnTokens, exit_loss, train_exits, train_last_token_exit, training_rows

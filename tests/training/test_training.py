@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from comparing import same_weights
-from conftest import make_task, make_text_task
 
+from benchmarks.testing.tiny import make_task, make_text_task
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 from consistentee.files import LOCK

@@ -32,6 +32,7 @@ from consistentee.training import (
     FeatureBatch,
     TokenBatch,
     cached_rows,
+    exit_distribution,
     layer_losses,
     run_stage,
     token_stage,
@@ -50,13 +51,6 @@ THRESHOLDS = (0.0, *even_log_odds(-9, 9, 73), 1.0)  # of P(exit), with leave_by=
 def exit_probabilities(model: MultiExitModel, pooled: Tensor) -> Tensor:
     """Compute P(exit) at every layer from the states [rows, L, H]: [rows, L]. It does not train the backbone."""
     return model.head(POLICY).at_layers(range(1, model.num_layers + 1), pooled.detach()).sigmoid()
-
-
-def exit_distribution(probabilities: Tensor) -> Tensor:
-    """Compute ``q_t = p_t * prod_{s<t} (1 - p_s)`` from P(exit) [rows, L]; q_L is the rest, whatever p_L is."""
-    ones = torch.ones_like(probabilities[:, :1])
-    exits = torch.cat([probabilities[:, :-1], ones], dim=1)
-    return exits * torch.cat([ones, 1 - probabilities[:, :-1]], dim=1).cumprod(dim=1)
 
 
 def memorized_layer(correct: Tensor) -> Tensor:

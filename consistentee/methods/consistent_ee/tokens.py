@@ -53,13 +53,12 @@ from consistentee.methods.consistent_ee.paper import (
     POLICY,
     THRESHOLDS,
     exact_policy_loss,
-    exit_distribution,
     memorized_layer,
     policy_rule,
     reinforce_policy_loss,
     rewards,
 )
-from consistentee.training import Stage, StateBatch, exit_answers, train_exits, train_learned_head
+from consistentee.training import Stage, StateBatch, exit_answers, exit_distribution, train_exits, train_learned_head
 from consistentee.training.decoder import ADAPTERS, ExitAnswers, train_on_states, wanted_answers
 from consistentee.training.recipe import Target
 

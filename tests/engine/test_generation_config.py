@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from comparing import tokens_of
-from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule
+from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts
 from benchmarks.testing.watching import stock_tokens
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.sampling import Sampling
