@@ -1,7 +1,7 @@
 """What to pick: fine-tuned stock models of six tasks, accelerated, beside what needs no exits.
 
 For each task a stock classifier is fine-tuned on 3,000 rows, as a user would have one, and given to
-:func:`consistentee.accelerate`: ``python -m benchmarks.commands.instead --data DATA``. Finished tasks are not run again.
+:func:`consistentee.accelerate`: ``python -m benchmarks.commands.instead --data DATA``. Finished tasks stay.
 ``runs/instead/TASK`` keeps the models. ``results/instead`` gets ``tried.csv``, a line for everything that was tried,
 ``promises.csv``, what was chosen, and ``table.md``.
 """
