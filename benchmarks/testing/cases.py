@@ -22,6 +22,7 @@ from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.missing_keys import KVPolicy
 from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
+from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
@@ -118,7 +119,7 @@ class Case:
             return sweep([self.rule(value) for value in values], self.trace)
 
     def reloaded(self, folder: Path) -> Self:
-        return replace(self, model=type(self.model).from_pretrained(folder))
+        return replace(self, model=type(self.model).from_pretrained(folder).to(self.model.device))
 
 
 def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:
@@ -126,7 +127,7 @@ def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:
     set_seed(recipe.seed)  # as a run does, so that a method may draw from the global generators
     with any_error_is("fit() fails", FIT_SECTION):
         method.check_task(task)
-        trained = method.fit(model, task, recipe)
+        trained = method.fit(model.to(chosen_device()), task, recipe)
     if not isinstance(trained, type(model)):
         found = f"it returned {type(trained).__name__}"
         raise BrokenContractError("fit() must return the trained model", found, section=FIT_SECTION)

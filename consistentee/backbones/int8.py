@@ -136,14 +136,17 @@ def observing(layers: Iterable[Int8Linear]) -> Iterator[None]:
             layer.observing, layer._packed = False, None
 
 
+_TOOLS = ("torch.ao.", "torchao.", "optimum.quanto.", "bitsandbytes.")
+
+
 def check_not_quantized(model: nn.Module) -> None:
     """Raise UserError if a tool has quantised the layers of a model that has exits.
 
     Its exits and its knob were chosen for other hidden states, and no error would tell.
     """
     for module in model.modules():
-        foreign = type(module).__module__.startswith(("torch.ao.", "torchao."))
-        if foreign or (isinstance(module, nn.Linear) and type(module.weight.data) is not Tensor):
+        weight = module.weight.data if isinstance(module, nn.Linear) else None
+        if any(type(part).__module__.startswith(_TOOLS) for part in (module, weight)):
             raise UserError(
                 f"the model was quantised from outside ({type(module).__qualname__}) after its exits were trained, "
                 "which ruins their answers; `consistentee accelerate` trains exits on an int8 model"

@@ -14,8 +14,8 @@ from consistentee.traces.token_view import prompt_key
 
 def clock(device: torch.device) -> float:
     """Return the time in seconds, once everything asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

@@ -54,8 +54,9 @@ def chosen_device() -> torch.device:
         return found or torch.device("cpu")
     try:
         device = torch.empty(0, device=name).device
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # its clock and its random state are used
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None and device.type == accelerator.type:
+            torch.accelerator.set_device_index(device)  # its random state is used
         return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
@@ -297,5 +298,5 @@ def _saved_method(name: str | None, folder: Path) -> dict[str, str]:
 def new_weights(seed: int) -> Iterator[None]:
     """Seed the weights made within the ``with`` block; the global generator does not change."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators too
         yield

@@ -50,6 +50,7 @@ LOSS_POINTS = 50
 _SCORES = "validation_by_epoch"
 _LOSSES = "losses"
 _WEIGHT, _BEST = "weight/", "best/"
+_RANDOM, _DEVICE_RANDOM = "random_state", "random_state_device"
 
 _log: ContextVar["TrainingLog | None"] = ContextVar("log", default=None)
 
@@ -208,8 +209,7 @@ def _train(
 ) -> Tensor:
     model.description.validation_by_epoch.pop(stage.name, None)
     model.train(stage.dropout)
-    with onednn_products(model.device), torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+    with onednn_products(model.device), _seeded(recipe.seed, model.device):
         losses = _run_steps(model, source, stage, recipe, checkpoint)
     model.requires_grad_(True).eval()
     _note_losses(stage.name, losses)
@@ -353,9 +353,7 @@ def _save_checkpoint(
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-    tensors["random_state"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random_state_cuda"] = torch.cuda.get_rng_state()
+    tensors |= _random_states(next(iter(parameters.values())).device)
     tensors["step"] = torch.tensor(step)
     save_tensors(tensors, path)
 
@@ -378,11 +376,33 @@ def _resume(
             if stored in tensors:
                 value = tensors[stored]
                 optimizer.state[parameter][key] = value.to(parameter.device)  # the fused optimiser counts there too
-    torch.set_rng_state(tensors["random_state"])
-    if "random_state_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random_state_cuda"])
+    _put_random_states(tensors, model.device)
     best = {name: weight for name, weight in tensors.items() if name.startswith(_BEST)}
     return int(tensors["step"]), tensors.get(_LOSSES), best
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of the CPU and of a device inside the block; after it they go on as before."""
+    before = _random_states(device)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        _put_random_states(before, device)
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    states = {_RANDOM: torch.get_rng_state()}
+    return (
+        states if device.type == "cpu" else states | {_DEVICE_RANDOM: torch.get_device_module(device).get_rng_state()}
+    )
+
+
+def _put_random_states(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(tensors[_RANDOM])
+    if _DEVICE_RANDOM in tensors and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(tensors[_DEVICE_RANDOM])
 
 
 @torch.no_grad()
