@@ -132,11 +132,13 @@ class DecayingThresholdRule(ee.ExitRule):
     def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         """Compare, except at thresholds 0 and 1, which do not need the confidence."""
         thresholds = [self.threshold_at(place) for place in view.places]
-        if set(thresholds) <= {0.0, 1.0}:
+        is_read = not set(thresholds) <= {0.0, 1.0}
+        if len(set(thresholds)) == 1:  # copies nothing to the device
+            first = thresholds[0]
+            return self.signal(view) >= first if is_read else torch.full((view.rows,), first == 0.0, device=view.device)
+        if not is_read:
             return torch.tensor(thresholds, device=view.device) == 0.0
         confidence = self.signal(view)
-        if len(set(thresholds)) == 1:
-            return confidence >= thresholds[0]
         threshold = torch.tensor(thresholds, dtype=confidence.dtype, device=view.device)
         return (threshold == 0.0) | ((threshold < 1.0) & (confidence >= threshold))
 

@@ -87,11 +87,12 @@ def collate(encodings: Sequence[Encoding], pad_id: int, device: torch.device | N
     width = max(lengths)
     input_ids = torch.tensor([e.input_ids + [pad_id] * (width - len(e)) for e in encodings])
     padding_mask = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
-    token_type_ids = None
+    token_types = []
     if encodings[0].token_type_ids is not None:
-        token_type_ids = torch.tensor([(e.token_type_ids or []) + [0] * (width - len(e)) for e in encodings])
-        token_type_ids = token_type_ids.to(device)
-    return Batch(input_ids.to(device), padding_mask.to(device), token_type_ids, lengths, encodings)
+        token_types.append(torch.tensor([(e.token_type_ids or []) + [0] * (width - len(e)) for e in encodings]))
+    if device is not None and device.type != "cpu":  # in one copy
+        input_ids, padding_mask, *token_types = torch.stack([input_ids, padding_mask.long(), *token_types]).to(device)
+    return Batch(input_ids, padding_mask.bool(), token_types[0] if token_types else None, lengths, encodings)
 
 
 def fingerprint(encodings: Sequence[Encoding]) -> str:

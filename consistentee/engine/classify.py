@@ -182,12 +182,13 @@ class _ActiveRows:
         context = self.context or model.stepper.context(layer, self.hidden, self.batch)
         hidden = model.stepper.step(layer, self.hidden, context)
         view = LiveView(model, layer, hidden, self.batch, past=self.past)
-        exits = None if layer == model.num_layers else ask(rule, view, self.state)
-        exiting = [True] * len(self) if exits is None else exits.tolist()
-        if exits is None or all(exiting):
+        is_last = layer == model.num_layers
+        exits = ask(rule, view, self.state) if not is_last and rule.asked_at(layer) else None
+        exiting = [is_last] * len(self) if exits is None else exits.tolist()
+        if all(exiting):
             return _Exited(self.numbers, layer, view.logits), None
         after = replace(self, hidden=hidden, past=None if self.past is None else view.history, context=context)
-        if not any(exiting):
+        if exits is None or not any(exiting):
             return None, after
         index = exits.argsort(stable=True)  # rows that stay come first
         staying = [place for place, left in enumerate(exiting) if not left]

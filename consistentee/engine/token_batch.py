@@ -145,11 +145,13 @@ class TokenBatch:
             some, longest = rows.take(places), int(lengths[places].max())
             self.cache.clear(some, longest)
             padded = [[*prompts[place], *[self._pad_id] * int(longest - lengths[place])] for place in places.tolist()]
+            numbers = np.ravel(padded), places, np.arange(len(places)), lengths[places] - 1
+            tokens, into, row_index, column_index = map(self.indices.add, numbers)
             columns = np.tile(np.arange(longest), (len(places), 1))
             context = self.context(some, columns, np.zeros_like(places))
-            hidden = self.stepper.embed(torch.tensor(padded, device=self.device), context.positions)
+            hidden = self.stepper.embed(tokens.tensor.view(columns.shape), context.positions)
             hidden = self.run(range(1, self.stepper.num_layers + 1), hidden, context)
-            last[places.tolist()] = hidden[torch.arange(len(places)), torch.from_numpy(lengths[places] - 1)]
+            last[into.tensor] = hidden[row_index.tensor, column_index.tensor]
         return last
 
     def read_again(self, prompts: Sequence[Sequence[int]], known: Tensor) -> None:

@@ -45,7 +45,7 @@ class ExitRule:
     def asked_at(self, layer: int) -> bool:
         """Return False where the rule lets no row exit, whatever the layer gives, and need not be asked.
 
-        Decoding then runs on to the next exit without waiting for an answer of the device.
+        The next layer then runs without waiting for an answer of the device.
         """
         return True
 
@@ -77,6 +77,9 @@ def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
 class NeverExit(ExitRule):
     """Every row runs to the last layer: the stock model."""
 
+    def asked_at(self, layer: int) -> bool:
+        return False
+
     def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
         return exit_layers[-1]
 
@@ -93,6 +96,9 @@ class StaticRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
+
+    def asked_at(self, layer: int) -> bool:
+        return layer >= self.layer
 
     def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
         return next((layer for layer in exit_layers if layer >= self.layer), exit_layers[-1])

@@ -326,10 +326,10 @@ def _record(
             torch.cat([states.rule_states, states.answer_states], dim=2) if model.last_layers else states.answer_states
         )
         kept = batch.padding_mask if whole_rows else batch.gives_response
-        for i, row_hidden, is_kept in zip(chosen, hidden, kept, strict=True):
-            row_states = _kept_as(row_hidden[is_kept], dtype)
-            if row_states.dtype == torch.float32 != recorded.dtype:
-                recorded = empty_tensor(recorded.shape, torch.float32).copy_(recorded)
+        together = _kept_as(hidden[kept], dtype)
+        if together.dtype == torch.float32 != recorded.dtype:
+            recorded = empty_tensor(recorded.shape, torch.float32).copy_(recorded)
+        for i, row_states in zip(chosen, together.split([ends[i + 1] - ends[i] for i in chosen]), strict=True):
             recorded[ends[i] : ends[i + 1]] = row_states
     return {"hidden": recorded}
 

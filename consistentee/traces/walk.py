@@ -19,12 +19,12 @@ Recorded = Trace | TokenTrace
 """A trace that rules are replayed on; its rows are instances, or tokens."""
 
 
-def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]:
+def walk(rule: ExitRule, views: Iterable[View], *, to_the_end: bool = False) -> Iterator[tuple[View, Tensor]]:
     """Yield the view of each exit and which rows leave there: bool [rows]. Every row leaves once.
 
     A rule is asked about all rows at every exit, those that have left before too: in a recording nothing is removed.
     At the last layer it is not asked: the remaining rows leave. Views are taken one at a time, and none once all
-    rows have left, so that they may run the layers themselves.
+    rows have left, so that they may run the layers themselves; ``to_the_end`` takes all, and waits for no device.
     """
     active: Tensor | None = None
     state: State = {}
@@ -35,7 +35,7 @@ def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]
         leaves = active if view.layer == view.num_layers else ask(rule, view, state) & active
         yield view, leaves
         active = active & ~leaves
-        if not active.any():
+        if not (to_the_end or active.any()):
             break
 
 
@@ -48,9 +48,11 @@ def sweep(rules: Sequence[ExitRule], trace: Recorded) -> Tensor:
     """
     exits = torch.full((len(rules), len(trace)), trace.num_layers)
     for rows, views in trace.parts():
-        for number, rule in enumerate(rules):
-            for view, leaves in walk(rule, views):
-                exits[number, rows[leaves.cpu()]] = view.layer
+        found = torch.full((len(rules), len(rows)), trace.num_layers, device=views[0].device)
+        for own, rule in zip(found, rules, strict=True):
+            for view, leaves in walk(rule, views, to_the_end=found.device.type != "cpu"):
+                own.masked_fill_(leaves, view.layer)
+        exits[:, rows] = found.cpu()
     return exits
 
 

@@ -241,7 +241,7 @@ def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 def depth_weighted_loss(losses: Tensor) -> Tensor:
     """Compute ``sum_t t * CE_t / sum_t t``, averaged over rows, from losses [rows, L] (PABEE, section 3.2)."""
-    weights = losses.new_tensor(range(1, losses.shape[1] + 1))
+    weights = torch.arange(1, losses.shape[1] + 1, dtype=losses.dtype, device=losses.device)
     return (losses.mean(dim=0) * weights).sum() / weights.sum()
 
 

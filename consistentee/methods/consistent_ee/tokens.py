@@ -256,9 +256,11 @@ class LadderRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         logits = rung_logits(view.head(POLICY))
-        rungs = torch.tensor(self.rungs, device=view.device)
-        at_step = rungs[view.steps.clamp_max(len(rungs) - 1)] if len(rungs) > 1 else rungs.expand(view.rows)
-        return logits.gather(-1, at_step.unsqueeze(-1)).squeeze(-1).sigmoid() > self.threshold
+        rungs = [self.rungs[min(place, len(self.rungs) - 1)] for place in view.places]
+        if len(set(rungs)) == 1:  # copies nothing to the device
+            return logits[..., rungs[0]].sigmoid() > self.threshold
+        chosen = logits.gather(-1, torch.tensor(rungs, device=view.device).unsqueeze(-1)).squeeze(-1)
+        return chosen.sigmoid() > self.threshold
 
 
 def memorized_exit_layer(correct: Tensor, exit_layers: tuple[int, ...]) -> Tensor:
