@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
 torch.set_num_threads(int(THREADS))
+os.environ.setdefault("CONSISTENTEE_DEVICE", "cpu")  # for the same numbers everywhere; tox -e gpu names another device
 
 # A busy machine is slow now and then, and no test is about that; examples differ from run to run, so that few suffice.
 settings.register_profile("any-machine", deadline=None, max_examples=20)

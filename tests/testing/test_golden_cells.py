@@ -177,8 +177,8 @@ def _double_precision() -> Iterator[None]:
         return functional.rms_norm(hidden, self.weight.shape, self.weight, self.variance_epsilon)
 
     def rotation(self: LlamaRotaryEmbedding, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        half = len(self.inv_freq)
-        frequencies = self.config.rope_parameters["rope_theta"] ** -(torch.arange(half) / half)
+        half, device = len(self.inv_freq), hidden.device
+        frequencies = self.config.rope_parameters["rope_theta"] ** -(torch.arange(half, device=device) / half)
         angles = (position_ids.unsqueeze(-1) * frequencies).repeat(1, 1, 2)
         return angles.cos(), angles.sin()
 

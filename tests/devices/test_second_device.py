@@ -1,0 +1,40 @@
+"""Training, replay, classification and decoding on a device that is not the CPU; see ``second_device.py``.
+
+Each group of tests runs in a process of its own, where the second device is the accelerator that torch finds.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from documents import ROOT
+from second_device import MISSING
+
+CONTRACT, GOLDEN = "tests/testing/test_invariants.py", "tests/testing/test_golden_cells.py"
+WORK, TRAINING = "tests/devices/on_device.py", "tests/training/test_training.py"
+GROUPS = {
+    "encoders": [
+        *(CONTRACT, WORK, TRAINING, "-k"),
+        ":bert:replay or deebert: and (replay or saved) or on_device or interrupted",
+    ],
+    "decoders": [
+        *(CONTRACT, GOLDEN, "-k"),
+        ":llama:replay or calm-tokens-softmax: and (replay or saved) or version and (deebert or hashee or free)",
+    ],
+    "the whole contract": [CONTRACT, "-m", ""],
+    "all golden cells": [GOLDEN, "-k", "version"],
+}
+"""Every method on one family, one method on every family, some golden cells; with ``-m slow`` all of them."""
+SLOW = ("the whole contract", "all golden cells")
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+@pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in GROUPS])
+def test_everything_runs_on_a_second_device(group):
+    paths = os.pathsep.join([str(ROOT / "tests" / "devices"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": paths, "CONSISTENTEE_DEVICE": "auto"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "second_device", *GROUPS[group]]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-10_000:] + run.stderr[-2_000:]
+    print(run.stdout[-200:])
