@@ -31,6 +31,8 @@ WAITING = {
 }
 """Operations whose result is on the host, or of a size that is known only once the device has computed it."""
 
+COPIES = ("copy_", "_to_copy")
+
 _work: Counter[str] = Counter()
 _libraries: list[torch.library.Library] = []
 
@@ -132,10 +134,6 @@ def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> obje
     return found.clone() if id(found) in given else found
 
 
-def _is_copy(name: str) -> bool:
-    return name in ("copy_", "_to_copy")
-
-
 def _indices(name: str, args: Sequence[Any]) -> list[Tensor]:
     return [index for index in args[INDEXED[name]] if index is not None] if name in INDEXED else []
 
@@ -146,7 +144,7 @@ def _check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: Seq
         raise RuntimeError(f"Expected a {NAME!r} device type for generator but found 'cpu'")
     allowed = {id(index) for index in _indices(name, args) if isinstance(args[0], DeviceTensor)}
     foreign = (t for t in given if not isinstance(t, DeviceTensor) and t.dim() and id(t) not in allowed)
-    if not _is_copy(name) and any(True for _ in foreign):
+    if name not in COPIES and any(True for _ in foreign):
         found = f"found at least two devices, {NAME}:0 and cpu! ({name})"
         raise RuntimeError(f"Expected all tensors to be on the same device, but {found}")
 
@@ -154,7 +152,7 @@ def _check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: Seq
 def _count(name: str, args: Sequence[Any], given: Sequence[Tensor], stays: bool) -> None:
     _work["operations"] += 1
     _work["reads"] += name in WAITING
-    if _is_copy(name):
+    if name in COPIES:
         from_device = isinstance(given[-1], DeviceTensor)
         to_device = isinstance(given[0], DeviceTensor) and stays
         _work["to device"] += to_device and not from_device
@@ -169,11 +167,7 @@ def _count(name: str, args: Sequence[Any], given: Sequence[Tensor], stays: bool)
 class _Module(getattr(backend_registration, "_DummyBackendModule", object)):
     """``torch.second``. The device draws from the generator of the CPU."""
 
-    def get_rng_state(self) -> Tensor:
-        return torch.get_rng_state()
-
-    def set_rng_state(self, state: Tensor) -> None:
-        torch.set_rng_state(state)
+    get_rng_state, set_rng_state = staticmethod(torch.get_rng_state), staticmethod(torch.set_rng_state)
 
 
 def _moved_together(move: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
