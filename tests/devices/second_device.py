@@ -32,7 +32,6 @@ WAITING = {
 """Operations whose result is on the host, or of a size that is known only once the device has computed it."""
 
 COPIES = ("copy_", "_to_copy")
-
 _work: Counter[str] = Counter()
 _libraries: list[torch.library.Library] = []
 

@@ -16,7 +16,7 @@ WORK, TRAINING = "tests/devices/on_device.py", "tests/training/test_training.py"
 GROUPS = {
     "encoders": [
         *(CONTRACT, WORK, TRAINING, "-k"),
-        ":bert:replay or deebert: and (replay or saved) or on_device or interrupted",
+        ":bert:replay or deebert: and (replay or saved) or on_device or interrupted and not rows",
     ],
     "decoders": [
         *(CONTRACT, GOLDEN, "-k"),
@@ -25,7 +25,9 @@ GROUPS = {
     "the whole contract": [CONTRACT, "-m", ""],
     "all golden cells": [GOLDEN, "-k", "version"],
 }
-"""Every method on one family, one method on every family, some golden cells; with ``-m slow`` all of them."""
+"""Every method on one family, one method on every family, some golden cells; with ``-m slow`` all of them.
+
+Training in bfloat16 (``rows``) is left out: autocast needs more than a device in Python has."""
 SLOW = ("the whole contract", "all golden cells")
 
 
