@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.comparison import Comparison, comparison_of
 from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
-from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table
+from benchmarks.analysis.rendering import MISSING, Column, Table
 
 
 def cost_table(results: Results) -> Table | None:
@@ -34,7 +34,7 @@ def cost_table(results: Results) -> Table | None:
         notes=[
             f"Percent of the full model's score at {budgets} less of what the column names: layers, "
             "operations of decoding, or stock generate's time of a decoded token (of the knobs that were timed; b = "
-            f"batch size, all of one knob). {MARKS_NOTE}"
+            "batch size, all of one knob)."
         ],
     )
 
@@ -67,15 +67,17 @@ def text_scores(results: Results) -> pd.DataFrame:
 _LATENCY_NOTE = "Latency: seconds until a text has ended since all in flight were asked: median / 90th percentile."
 
 
-def batches(results: Results) -> pd.DataFrame:
-    """Return how fast everything timed is at every batch, in step and regrouped: medians over the rounds.
+def batch_table(results: Results) -> Table | None:
+    """Return how fast everything timed is at every batch, in step and regrouped, medians over the rounds.
 
-    ``of_allowed`` is the time of a token or text that the layers allow / the measured one: the stock model's at the
-    same batch, its layers cut to those called; of decoding, embedding and LM head are left.
+    The share of the speed that the layers allow is of the stock model's time at the same batch, its layers cut to those
+    called; of decoding, embedding and LM head are left. None where no batch was regrouped.
     """
-    times = results.times[results.times["label"].isin(results.methods) | (results.times["key"] == "")]
-    in_step = times[(times["key"] == "") & ~times["regroups"]]
-    by_round = ["timing", "batch_size", "round"]
+    times, of_texts = results.times, results.kind == "generation"
+    if not times["regroups"].any():
+        return None
+    times = times[times["label"].isin(results.methods) | (times["key"] == "")]
+    in_step, by_round = times[(times["key"] == "") & ~times["regroups"]], ["timing", "batch_size", "round"]
     same = in_step[[*by_round, "seconds", "head_seconds"]].rename(columns={"seconds": "full", "head_seconds": "head"})
     found = times.drop(columns="head_seconds").merge(same.drop_duplicates(by_round), on=by_round, how="left")
     layers = found.groupby(TASK)["layers"].transform("max")
@@ -83,47 +85,31 @@ def batches(results: Results) -> pd.DataFrame:
     found["ratio"], found["per_second"] = found["stock_seconds"] / found["seconds"], 1 / found["seconds"]
     keys = [*TASK, "timing", "label", "key", "knob", "in_flight", "batch_size"]
     groups = found.groupby(keys, dropna=False, sort=False)
-    medians = groups[["per_second", "ratio", "allowed"]].median()
-    medians["layers"] = groups["layers"].mean()
-    texts = groups["completed"].agg(
-        lambda rounds: np.concatenate([[], *(x for x in rounds if isinstance(x, list | np.ndarray))])
-    )
-    for name, quantile in (("latency", 50), ("latency_p90", 90)):
-        medians[name] = [np.percentile(seconds, quantile) if len(seconds) else np.nan for seconds in texts]
-    return medians.rename(columns={"ratio": "speedup", "allowed": "of_allowed"}).reset_index()
-
-
-def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
-    """Return the times of all that was timed; None where no batch was regrouped."""
-    times = results.times
-    if not times.loc[(times["task"] == task[0]) & (times["backbone"] == task[1]), "regroups"].any():
-        return None
-    found = batches(results)
-    found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])].rename(columns={"label": "method"})
+    lines = groups[["per_second", "ratio", "allowed"]].median().assign(layers=groups["layers"].mean())
+    lines["latency"] = groups["completed"].agg(_latency)
+    lines = lines.reset_index().rename(columns={"label": "method"})
     names = dict(zip(results.knobs["label"], results.knobs["knob_name"], strict=True))
-    knobs = zip(found["method"], found["knob"], strict=True)
-    found["at"] = ["full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}" for label, knob in knobs]
-    found["place"] = found["method"].map({label: place for place, label in enumerate(results.methods)}).fillna(-1)
-    curves = ["place", "method", "at", "timing"]
-    sizes = zip(found["batch_size"], found["in_flight"], strict=True)
-    found["name"] = [f"{size}" if size == under_way else f"{size} of {under_way:.0f}" for size, under_way in sizes]
-    ordered = list(found.sort_values(["batch_size", "in_flight"])["name"].unique())
-    lines = found.to_dict("records")
-    texts = found.assign(batch=list(map(_speed, lines)), latency=list(map(_latency, lines)))
-    frame = texts.pivot(index=curves, columns="name", values=["batch", "latency"])
-    frame.columns = [" ".join(names) for names in frame.columns]
-    frame["layers"] = found.groupby(curves)["layers"].mean()
-    of_texts = results.kind == "generation"
+    knobs = zip(lines["method"], lines["knob"], strict=True)
+    lines["at"] = ["full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}" for label, knob in knobs]
+    lines["place"] = lines["method"].map({label: place for place, label in enumerate(results.methods)}).fillna(-1)
+    lines["batch"] = list(map(_speed, lines.to_dict("records")))
+    sizes = zip(lines["batch_size"], lines["in_flight"], strict=True)
+    lines["name"] = [f"{size}" if size == under_way else f"{size} of {under_way:.0f}" for size, under_way in sizes]
+    ordered, curves = lines.sort_values(["batch_size", "in_flight"]), ["task", "place", "method", "at", "timing"]
     kinds, unit, stock, rows = ["batch"], "texts", "the stock model", "texts"
     if of_texts:
         kinds, unit, stock, rows = ["batch", "latency"], "decoded tokens", "stock generate", "prompts"
+    frame = lines.pivot(index=curves, columns="name", values=kinds)
+    frame.columns = [" ".join(names) for names in frame.columns]
+    frame["layers"] = lines.groupby(curves)["layers"].mean()
     return Table(
-        title=f"Batches in step and regrouped · {' · '.join(task)}",
-        name=f"batches-{results.file_name_of(task)}",
-        frame=frame.reset_index().sort_values(["place", "layers"]).replace({np.nan: None}),
+        title=f"Batches in step and regrouped · {' · '.join(dict.fromkeys(lines['task']))}",
+        name="batches",
+        frame=frame.reset_index().sort_values(["task", "place", "layers"]).replace({np.nan: None}),
         columns=[
             *(Column("method"), Column("knob", "at"), Column("layers", form=".2f")),
-            *(Column(f"{kind} {name}") for kind in kinds for name in ordered),
+            *([Column("task")] if lines["task"].nunique() > 1 else []),
+            *(Column(f"{kind} {name}") for kind in kinds for name in ordered["name"].unique()),
         ],
         notes=[
             f"Batch: {unit} a second (x {stock}'s with as many {rows} in flight; share of the speed that the layers "
@@ -134,10 +120,11 @@ def batch_table(results: Results, task: tuple[str, str]) -> Table | None:
 
 
 def _speed(row: Mapping[Any, Any]) -> str:
-    more = [f"{row['speedup']:.2f}x"] if not np.isnan(row["speedup"]) else []
-    more += [f"{row['of_allowed']:.2f}"] if not np.isnan(row["of_allowed"]) else []
+    more = [] if np.isnan(row["ratio"]) else [f"{row['ratio']:.2f}x"]
+    more += [] if np.isnan(row["allowed"]) else [f"{row['allowed']:.2f}"]
     return f"{row['per_second']:.1f}" + (f" ({'; '.join(more)})" if more else "")
 
 
-def _latency(row: Mapping[Any, Any]) -> str | None:
-    return None if np.isnan(row["latency"]) else f"{row['latency']:.2f} / {row['latency_p90']:.2f}"
+def _latency(rounds: pd.Series) -> str | None:
+    seconds = np.concatenate([[], *(x for x in rounds if isinstance(x, list | np.ndarray))])
+    return "{:.2f} / {:.2f}".format(*np.percentile(seconds, [50, 90])) if len(seconds) else None
