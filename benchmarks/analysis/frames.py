@@ -255,38 +255,32 @@ class Results:
         Tasks on which some of the ``labels`` did not run are left out, and named in ``faults``. Raises UserError for a
         label or a task that is not there, and if no task has all labels.
         """
-        for task in tasks or ():
-            if task not in (known := {record.task for record in self.records}):
-                raise unknown_name("task in these results", task, known)
-        named = {record.label for record in self.records}
-        for label in labels or ():
-            if label not in (known := named | set(self.methods.values())):
-                raise unknown_name("method in these results", label, known)
-        whole_methods = {FULL, MAJORITY, *(label for label in labels or () if label not in named)}
-
-        def stays(record: AnyRecord) -> bool:
-            names = {role_of(record.method), record.method} & whole_methods
-            of_label = labels is None or record.label in labels or bool(names)
-            wanted = (tasks is None or record.task in tasks) and (record.task, record.backbone) not in lacking
-            return of_label and wanted
-
-        lacking = self._lacking(labels or (), tasks)
-        found = self.where([stays(record) for record in self.records])
-        words = [f"{', '.join(task)}: {' and '.join(names)} did not run on it" for task, names in lacking.items()]
+        labelled = {record.label for record in self.records}
+        names = [{record.label, *({record.method} - labelled)} for record in self.records]
+        for what, wanted, known in (
+            ("task", tasks, {record.task for record in self.records}),
+            ("method", labels, set().union(*names)),
+        ):
+            for unknown in [name for name in wanted or () if name not in known]:
+                raise unknown_name(f"{what} in these results", unknown, known)
+        ran: dict[Task, set[str]] = {}
+        for record, own in zip(self.records, names, strict=True):
+            if tasks is None or record.task in tasks:
+                ran.setdefault((record.task, record.backbone), set()).update(own)
+        lacking = {task: missing for task, own in ran.items() if (missing := [x for x in labels or () if x not in own])}
+        kept = ran.keys() - lacking.keys()
+        if not kept:
+            raise UserError(f"no task has all of {', '.join(labels or ())}: compare fewer methods")
+        found = self.where(
+            [
+                (record.task, record.backbone) in kept
+                and (labels is None or bool(own.intersection(labels)) or role_of(record.method) in (FULL, MAJORITY))
+                for record, own in zip(self.records, names, strict=True)
+            ]
+        )
+        words = [f"{', '.join(task)}: {' and '.join(missing)} did not run on it" for task, missing in lacking.items()]
         found.faults = [*self.faults, *words]
         return found
-
-    def _lacking(self, labels: Collection[str], tasks: Collection[str] | None) -> dict[Task, list[str]]:
-        """Return the tasks that some of the labels (or methods) lack, with these. UserError if none has all."""
-        ran: dict[Task, set[str]] = {}
-        for record in self.records:
-            if tasks is None or record.task in tasks:
-                names = {record.label, record.method, role_of(record.method)}
-                ran.setdefault((record.task, record.backbone), set()).update(names)
-        lacking = {task: missing for task, names in ran.items() if (missing := [x for x in labels if x not in names])}
-        if len(lacking) == len(ran):
-            raise UserError(f"no task has all of {', '.join(labels)}: compare fewer methods")
-        return lacking
 
     def where(self, stay: Sequence[bool]) -> "Results":
         """Return the results of the cells that stay, by their numbers."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from records_by_hand import write_results
 from typer.main import get_group
 
-from benchmarks.analysis.figures import FigureKind
+from benchmarks.analysis.figures import Drawn
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
 from benchmarks.commands import doctor
@@ -196,7 +196,7 @@ def results(tmp_path_factory):
 def test_table_on_the_terminal_and_in_a_format(results):
     done = call("table", results)
     assert done.exit_code == 0
-    for text in ("Points against the full model at equal cost", "full depth", "deebert", "ms/row", "1.5x"):
+    for text in ("Points against the full model at equal cost", "deebert", "ms/row", "1.5x"):
         assert text in done.output
     assert r"\toprule" in call("table", results, "--format", "latex").output
     assert call("table", results, "--format", "html").exit_code == 2
@@ -207,7 +207,10 @@ def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
     text = call("table", results, "--format", "latex", *words).output
     for line in (r"\label{tab:headline}", r"method & at 2x \\", r"CALM (softmax) & \textbf{"):
         assert line in text
-    assert (text.count("tabular"), "DeeBERT" in text) == (2, False)
+    assert (text.count("{tabular}"), "DeeBERT" in text) == (2, False)
+    tests = ("--against", "static", "--format", "latex", "--columns", "at 2x", "--width")
+    assert r"\begin{table*}" in call("table", results, *tests, "page").output
+    assert r"method & at 2x \\" in call("table", results, *tests, "column").output
     assert "method,points 2x" in call("table", results, "--format", "csv", *words).output
     assert "calm-softmax" in call("table", results, *words).output
     done = call("table", results, "--format", "md", "--table", "tests", "--out", tmp_path)
@@ -227,6 +230,8 @@ def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
         (["--out", str(tmp_path)], "unknown table format ''; known: csv, latex, md"),
         (["--format", "long", "--table", "tests"], "unknown table format 'long'"),
         (["--tasks", "mcit"], "did you mean 'mcid'"),
+        (["--width", "page"], "--width is that of --format latex"),
+        (["--width", "wide"], "'wide'"),
     ):
         assert sentence in call("table", results, *more).output
 
@@ -254,10 +259,9 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
 
     def draw(found):
         drawn.extend(found.methods)
-        return Figure()
+        return Drawn(Figure(), "")
 
-    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [FigureKind("curves", "", "", draw)])
-    monkeypatch.setattr("benchmarks.analysis.figures.USUAL_FIGURES", ["curves"])
+    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", {"curves": (draw, "")})
     write_results(tmp_path)
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")
