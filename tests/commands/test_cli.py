@@ -174,6 +174,10 @@ def test_errors_are_one_sentence_and_an_exit_code(runs, error, code, said):
         ("train mcid --method deebart --out x", "did you mean 'deebert'"),
         ("train mcid --method pabee --out x --set epoch=3", "--set unknown key 'epoch'; did you mean 'epochs'"),
         ("train movie-snippets --method oracle --out x", "oracle reads the true labels"),
+        ("train no.csv --method pabee --out x", "no such file: no.csv"),
+        (f"plot {QUICK} --out /proc/x", "cannot write to /proc/x"),
+        (f"table {QUICK} --format md --out /proc/x", "cannot write to /proc/x"),
+        ("new-method gate --out /proc/gate.py", "/proc/gate.py"),
     ],
 )
 def test_bad_input_is_named_in_one_sentence(args, sentence):
