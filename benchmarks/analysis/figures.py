@@ -82,8 +82,12 @@ def ranked_labels(results: Results) -> list[str]:
 
 
 def families(results: Results) -> dict[str, str]:
-    """Return what the colour of every label stands for: the network of its exits, or in generation its method."""
-    if results.kind == "generation":
+    """Return what the colour of every label stands for: the network of its exits, or of few methods the method.
+
+    In generation it is the method, too.
+    """
+    methods = [label for label in results.labels_to_compare if role_of(results.methods[label]) not in REFERENCES]
+    if results.kind == "generation" or len(methods) < LEADING:
         return {label: label for label in leading_labels(results)}
     networks = exit_networks(results.records)
     return {label: networks[label] for label in results.labels_to_compare if label in networks}
@@ -296,7 +300,7 @@ def exits_figure(results: Results) -> Drawn | None:
 def _caption(results: Results, words: Sequence[str], drawn: Collection[str]) -> str:
     """Return a caption: ``words``, the colours of the labels that are ``drawn``, and the results behind them."""
     family, colours, tasks = families(results), palette(results), comparison_of(results).compared
-    found = {COLOURS[colours[x]]: family[x] for x in drawn if colours[x] in COLOURS and results.kind != "generation"}
+    found = {COLOURS[colours[x]]: family[x] for x in drawn if colours[x] in COLOURS and family[x] != x}
     named = ", ".join(f"{colour} {name}" for colour, name in found.items())
     cells = results.cells[pd.MultiIndex.from_frame(results.cells[TASK]).isin(tasks)]
     seeds = cells[cells["label"].isin(drawn or results.labels_to_compare)].groupby(CURVE)["seed"].nunique()

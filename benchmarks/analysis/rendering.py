@@ -102,9 +102,9 @@ class Column:
 class Table:
     """A table: numbers, how they are written, and what a reader must know.
 
-    ``name`` is that of its label in LaTeX; labels of methods, ``method`` and ``against``, have display names there;
-    ``notes`` are of the whole table, see :attr:`all_notes`; lines with the same value of ``blocks``, a column of the
-    frame, form a block with a best number of its own.
+    ``name`` is that of its label in LaTeX; labels in a column ``method`` have display names there; ``notes`` are of
+    the whole table, see :attr:`all_notes`; ``left_out`` is one that no paper needs; lines with the same value of
+    ``blocks``, a column of the frame, form a block with a best number of its own.
     """
 
     title: str
@@ -112,6 +112,7 @@ class Table:
     frame: pd.DataFrame
     columns: Sequence[Column]
     notes: Sequence[str] = ()
+    left_out: str = ""
     blocks: str = ""
 
     @cached_property
@@ -127,7 +128,7 @@ class Table:
         of_columns = dict.fromkeys(column.note for column in self.columns if column.heading in self.cells)
         letters = set("".join(self.cells.to_numpy().ravel()))
         marks = [text for mark, text in MARKS.items() if mark in letters]
-        return list(filter(None, [*self.notes, " ".join(filter(None, [*of_columns, *marks]))]))
+        return list(filter(None, [*self.notes, self.left_out, " ".join(filter(None, [*of_columns, *marks]))]))
 
     @property
     def numbers(self) -> pd.DataFrame:
@@ -158,11 +159,12 @@ class Table:
             ],
         )
 
-    def with_display_names(self) -> "Table":
-        """Return the table with methods by their display names, in the columns ``method`` and ``against``."""
-        named = {name: self.frame[name].map(display_name) for name in {"method", "against"} & set(self.frame)}
+    def for_a_paper(self) -> "Table":
+        """Return the table with methods by their display names, without what only a reader of all results needs."""
+        named = {name: self.frame[name].map(display_name) for name in {"method"} & set(self.frame)}
         columns = [replace(column, mark="") if column.source in named else column for column in self.columns]
-        return replace(self, frame=self.frame.assign(**named), columns=columns)
+        title = re.sub(r"(?<=against )\S+", lambda found: display_name(found[0]), self.title)
+        return replace(self, title=title, frame=self.frame.assign(**named), columns=columns, left_out="")
 
     @property
     def words(self) -> set[str]:
@@ -267,14 +269,14 @@ def to_latex(tables: Iterable[Table], width: Width | None = None) -> str:
 
 
 def _latex(table: Table, width: Width | None) -> str:
-    named = table.with_display_names()
+    named = table.for_a_paper()
     if width is None:
         width = "column" if _latex_points(named.narrowed("column")) < 1.15 * _COLUMN_POINTS else "page"
     narrow, floating = named.narrowed(width), "table" if width == "column" else "table*"
     cells = narrow.with_best(narrow.cells.map(_latex_number), partial(re.sub, "^[^ ]+", r"\\textbf{\g<0>}"))
     caption = escape_latex(" ".join([f"{narrow.title}.", *narrow.all_notes]))
     lines = [f"\\begin{{{floating}}}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}"]
-    lines += [f"\\caption{{{caption}}}", f"\\label{{tab:{narrow.name}}}", _SHRUNK]
+    lines += [f"\\caption{{{caption}}}", f"\\label{{tab:{narrow.name}}}\\vspace{{3pt}}", _SHRUNK]
     lines += [f"\\begin{{tabular}}{{{''.join('l' if heading in narrow.words else 'r' for heading in cells)}}}"]
     lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
     for row, starts_block in zip(cells.itertuples(index=False), narrow.starts_block, strict=True):

@@ -94,10 +94,10 @@ def headline_table(results: Results) -> Table | None:
         ],
         notes=[
             *_names_of(comparison.compared),
-            *([f"Some task lacks {', '.join(missing)}."] if missing else []),
             "At s times the speed, the two neighbouring knobs around L / s layers are mixed so that test rows run "
             "exactly that; no score is read.",
         ],
+        left_out=f"Some task lacks {', '.join(missing)}." if missing else "",
     )
 
 
@@ -112,6 +112,8 @@ def _names_of(tasks: Sequence[Task]) -> list[str]:
 
 def _method_column(results: Results, frame: pd.DataFrame) -> Column:
     """Return the column of methods; those of a run have a mark if they stand among published ones."""
+    if not results.own_labels:
+        return Column("method")
     frame["own"] = frame["method"].isin(results.own_labels).map({True: OWN, False: ""})
     return Column("method", mark="own")
 
@@ -169,8 +171,8 @@ def score_table(results: Results) -> Table | None:
         notes=[
             f"Percent: {', '.join([usual, *others])}. At: the speed-up in layers, exactly equal for all but †, whose "
             "own follows @. *: differs significantly from a static exit.",
-            *([f"Ran on fewer than two thirds of the tasks: {', '.join(left_out)}."] if left_out else []),
         ],
+        left_out=f"Ran on fewer than two thirds of the tasks: {', '.join(left_out)}." if left_out else "",
         blocks="speedup",
     )
 

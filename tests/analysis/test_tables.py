@@ -207,7 +207,7 @@ def test_scores_stand_task_by_task_with_the_speed_up_of_what_costs_more():
     assert best == [("1.5x", "consistentee"), ("2x", "consistentee")], "in every block of several lines"
     assert "**80.5** |" in to_markdown([table]).partition("| consistentee | 2x |")[2].partition("\n")[0]
     assert to_latex([table]).count(r"\midrule") == 3
-    assert "Ran on fewer than two thirds of the tasks: rare." in table.notes
+    assert "Ran on fewer than two thirds of the tasks: rare." in table.all_notes
 
 
 def test_every_table_has_a_name_of_its_own(results, tmp_path):
