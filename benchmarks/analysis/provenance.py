@@ -46,7 +46,7 @@ def provenance_table(results: Results) -> Table:
         notes=[
             f"{len(records)} records of {results.cells['task'].nunique()} tasks; "
             f"seeds {seeds}; from {records['commit'].nunique()} commits. "
-            "`cells.parquet` has the command, commit and key of each.",
+            "The command, commit and key of each are in cells.parquet.",
             *(f"{subject}: {text}" for subject, text in caveats(results)),
         ],
     )
