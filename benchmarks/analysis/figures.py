@@ -116,7 +116,7 @@ def dense_curves(results: Results) -> pd.DataFrame:
     tasks = comparison_of(results).compared
     if len(tasks) < 2:
         return found
-    groups = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)].groupby(["label", "speedup"], sort=False)
+    groups = comparison_of(results).in_means(found).groupby(["label", "speedup"], sort=False)
     means = groups.mean(numeric_only=True)[groups.size() == len(tasks)].reset_index()
     return pd.concat([means.assign(panel=f"mean of {len(tasks)} tasks"), found], ignore_index=True)
 
@@ -265,9 +265,8 @@ def exits_figure(results: Results) -> Drawn | None:
     from matplotlib.ticker import PercentFormatter
 
     named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
-    found = exit_shares(results)
-    compared = pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared)  # others have few curves
-    found = found[found["label"].isin(named) & compared]
+    found = comparison_of(results).in_means(exit_shares(results))  # others have few curves
+    found = found[found["label"].isin(named)]
     if found.empty:
         return None
     if results.kind == "generation":  # few of many layers have an exit
@@ -302,7 +301,7 @@ def _caption(results: Results, words: Sequence[str], drawn: Collection[str]) -> 
     family, colours, tasks = families(results), palette(results), comparison_of(results).compared
     found = {COLOURS[colours[x]]: family[x] for x in drawn if colours[x] in COLOURS and family[x] != x}
     named = ", ".join(f"{colour} {name}" for colour, name in found.items())
-    cells = results.cells[pd.MultiIndex.from_frame(results.cells[TASK]).isin(tasks)]
+    cells = comparison_of(results).in_means(results.cells)
     seeds = cells[cells["label"].isin(drawn or results.labels_to_compare)].groupby(CURVE)["seed"].nunique()
     few_to_many = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
     sentences = [

@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.comparison import Comparison, comparison_of
 from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
-from benchmarks.analysis.rendering import MISSING, Column, Table
+from benchmarks.analysis.rendering import MISSING, Column, Table, over_or_under
 
 
 def cost_table(results: Results) -> Table | None:
@@ -20,11 +20,7 @@ def cost_table(results: Results) -> Table | None:
     by_cost = {"layers": comparison} | {name: Comparison(results, cost=cost) for name, cost in costs.items()}
     frame = pd.DataFrame({"method": comparison.headline["method"].unique()})
     for heading, equal in by_cost.items():
-        found = dict(iter(equal.by_task.groupby(["label", "speedup"])))
-        frame[heading] = [
-            " / ".join(_kept(found.get((label, speedup)), len(comparison.compared)) for speedup in results.speedups)
-            for label in frame["method"]
-        ]
+        frame[heading] = frame["method"].map(_kept(equal))
     budgets = " / ".join(f"{speedup:g}x" for speedup in results.speedups)
     return Table(
         title=f"Score kept at {budgets}, by what is equal",
@@ -39,10 +35,11 @@ def cost_table(results: Results) -> Table | None:
     )
 
 
-def _kept(found: pd.DataFrame | None, tasks: int) -> str:
-    if found is None or len(found) < tasks or found["kept"].isna().any():
-        return MISSING
-    return f"{100 * found['kept'].mean():.1f}{'†' * int(found['over'].any())}{'‡' * int(found['under'].any())}"
+def _kept(equal: Comparison) -> pd.Series:
+    groups = equal.of_compared.groupby(["label", "speedup"])
+    kept, missed = groups["kept"].agg(lambda values: values.mean(skipna=False)), groups[["over", "under"]].any()
+    texts = (100 * kept).map("{:.1f}".format) + over_or_under(missed)
+    return texts.where(kept.notna(), MISSING).unstack().agg(" / ".join, axis=1)
 
 
 def text_scores(results: Results) -> pd.DataFrame:
@@ -52,9 +49,8 @@ def text_scores(results: Results) -> pd.DataFrame:
     """
     found: dict[str, pd.Series] = {}
     for measure in (TO_FULL, MATCH, NATS):
-        by_task = Comparison(results, measure=measure).by_task
-        of_compared = pd.MultiIndex.from_frame(by_task[TASK]).isin(comparison_of(results).compared)
-        groups = by_task[of_compared].groupby(["label", "speedup"])
+        groups = comparison_of(results).in_means(Comparison(results, measure=measure).by_task)
+        groups = groups.groupby(["label", "speedup"])
         if measure == NATS:
             names = {"score": "perplexity", "points": "times_full_perplexity"}
             nats = groups[list(names)].agg(lambda values: values.mean(skipna=False))
