@@ -341,7 +341,7 @@ def with_published(own: Results, folders: Iterable[Path]) -> Results:
     wanted = {_identity(record) for record in own.records}
     curves = {(record.task, record.label) for record in own.records}
     processors = {record.environment.get("cpu") for record in own.records}
-    found, faults = [own], []
+    parts, faults = list(own.parts), list(own.faults)
     for folder in folders:
         try:
             if kind_of_results(folder) != own.kind:
@@ -351,13 +351,11 @@ def with_published(own: Results, folders: Iterable[Path]) -> Results:
             faults.append(str(error))
             continue
         stay = [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
-        if any(stay):
-            (part,) = stored.where(stay).parts
-            timings = [f for f, t in part.stored.timings.items() if t.environment_before.get("cpu") in processors]
-            found.append(Results(folder, own.kind, [replace(part, timings=timings)]))
-    board = merge(found) if len(found) > 1 else own  # alone it is read and resampled already
-    board.faults = [*board.faults, *faults]
-    return board
+        (part,) = stored.where(stay).parts
+        curves |= {(record.task, record.label) for record in part.records}
+        timings = [f for f, t in part.stored.timings.items() if t.environment_before.get("cpu") in processors]
+        parts += [replace(part, timings=timings)] if any(stay) else []
+    return Results(own.folder, own.kind, parts, faults) if len(parts) > len(own.parts) or faults != own.faults else own
 
 
 def _identity(record: AnyRecord) -> str:
