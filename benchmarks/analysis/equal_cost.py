@@ -165,7 +165,7 @@ def resample(
         first, second = (terms.at(kept[int(place)]) for place in (line.first, line.second))
         if first is not None and second is not None:
             key: Line = (*task, str(line.label), float(line.speedup), int(line.seed))
-            own = terms.at_layer(int(results.at_knob("cell", line.second)), depth / line.speedup)
+            own = terms.at_layer(int(results.knobs.at[line.second, "cell"]), depth / line.speedup)
             mixtures.append((key, first, second, own, float(line.weight), float(line.points)))
     if not mixtures:
         return {}
@@ -221,7 +221,7 @@ def answers_at(results: Results, line: int, measure: str | None = None) -> tuple
 
     The answer of a text is its score; its label is the size of the reference, by which losses of tokens are weighted.
     """
-    cell, place = int(results.at_knob("cell", line)), int(results.at_knob("place", line))
+    cell, place, knob = (results.knobs.at[line, name] for name in ("cell", "place", "knob"))
     if results.kind == "generation":
         own = results.column("texts", "place", cell) == place
         sizes = results.column("rows", "reference_tokens" if measure == NATS else "row", cell)
@@ -230,7 +230,7 @@ def answers_at(results: Results, line: int, measure: str | None = None) -> tuple
     by_layer = results.answers_by_layer(cell)
     if not len(by_layer):
         return None
-    if np.isnan(results.at_knob("knob", line)):
+    if np.isnan(knob):
         return results.labels(cell), by_layer[-1]
     exits = results.exits(cell, place)
     return None if exits is None else (results.labels(cell), by_layer[exits - 1, np.arange(exits.size)])

@@ -6,7 +6,6 @@ apart. Each has a file with its caption, which names what is drawn.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from benchmarks.analysis.comparison import Comparison, comparison_of
 from benchmarks.analysis.frames import CURVE, REFERENCES, STATIC, TASK, Results, exit_networks, role_of
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     Panels = tuple[Figure, list[Axes]]
+    Drawn = tuple[Figure, str]  # and its caption
 
 TEXT_WIDTH = 7.0
 """Width of the text of a paper, in inches."""
@@ -50,14 +49,6 @@ _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _STYLE = Path(__file__).parent / "templates" / "print.mplstyle"
 _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Format -> what is not written into a file, so that the same figure is the same file."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure and its caption."""
-
-    figure: "Figure"
-    caption: str
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn
@@ -134,24 +125,17 @@ def exit_shares(results: Results) -> pd.DataFrame:
 
     A line for every task, label and ``layer``: ``share``, and ``layers``, the average.
     """
-    comparison, histograms = comparison_of(results), results.knobs["exit_histogram"]
+    comparison = comparison_of(results)
+    shares = results.knobs["exit_histogram"].map(lambda counts: np.asarray(counts) / max(np.sum(counts), 1))
     found = comparison.per_seed[comparison.per_seed["speedup"] == comparison.middle]
-    found = found.assign(share=[_mixed_shares(line, histograms) for line in found[_MIXED].itertuples(index=False)])
+    mixtures = zip(found["first"], found["second"], found["weight"], strict=True)
+    found = found.assign(share=[w * shares[first] + (1 - w) * shares[second] for first, second, w in mixtures])
     groups = found.groupby([*TASK, "label"], sort=False)
     means = groups.agg(layers=("layers", "mean"), share=("share", lambda shares: np.mean(list(shares), axis=0)))
     means["layer"] = [np.arange(1, len(share) + 1) for share in means["share"]]
     columns = [*TASK, "label", "layers", "layer", "share"]
     exploded = means.reset_index()[columns].explode(["layer", "share"])
     return exploded.astype({"layer": int, "share": float})
-
-
-_MIXED = ["first", "second", "weight"]
-
-
-def _mixed_shares(line: Any, histograms: pd.Series) -> NDArray[np.float64]:
-    first, second = (np.asarray(histograms[knob], dtype=float) for knob in (line.first, line.second))
-    shares = line.weight * first / max(first.sum(), 1) + (1 - line.weight) * second / max(second.sum(), 1)
-    return np.asarray(shares)
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -171,7 +155,7 @@ def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **sha
     return figure, list(grid[: len(titles)])
 
 
-def equal_cost_figure(results: Results) -> Drawn | None:
+def equal_cost_figure(results: Results) -> "Drawn | None":
     """Draw points at equal cost: methods in rows, a panel for every speed-up; means over tasks with intervals."""
     import seaborn as sns
 
@@ -205,12 +189,12 @@ def equal_cost_figure(results: Results) -> Drawn | None:
         f"Points (hundredths of the score) against the full model at {speeds} times the speed in layers, {compared}.",
         f"Lines: {INTERVALS}." if found["low"].notna().any() else "",
         MARKS["†"] if found["over"].any() else "",
-        "Bold: of this run; the others are published." if results.own_labels.intersection(names.values()) else "",
+        "Bold: of this run; the others are published." if set(results.own_labels) & set(names.values()) else "",
     ]
-    return Drawn(figure, _caption(results, words, names.values()))
+    return figure, _caption(results, words, names.values())
 
 
-def curves_figure(results: Results) -> Drawn | None:
+def curves_figure(results: Results) -> "Drawn | None":
     """Draw points against the full model over the speed-up in layers: means over tasks, then task by task.
 
     Lines are matplotlib's own: seaborn would take four times as long for the same ones.
@@ -254,12 +238,12 @@ def curves_figure(results: Results) -> Drawn | None:
         f"{what[0].upper()}{what[1:]} over the speed-up in layers: at every cost, two neighbouring knobs of a method "
         "are mixed to meet it, and scored on test rows. A curve ends at its cheapest knob.",
         f"Pale: {others} other methods, as far as they are above the lowest point of the named ones." if others else "",
-        "Thick: of this run; the others are published." if results.own_labels.intersection(lines) else "",
+        "Thick: of this run; the others are published." if set(results.own_labels) & set(lines) else "",
     ]
-    return Drawn(figure, _caption(results, words, lines))
+    return figure, _caption(results, words, lines)
 
 
-def exits_figure(results: Results) -> Drawn | None:
+def exits_figure(results: Results) -> "Drawn | None":
     """Draw the share of test rows that exit at each layer, methods in rows, at the middle budget."""
     import seaborn as sns
     from matplotlib.ticker import PercentFormatter
@@ -293,7 +277,7 @@ def exits_figure(results: Results) -> Drawn | None:
     figure.supxlabel("exit layer", fontsize=8)
     speed = f"{comparison_of(results).middle:g} times the speed in layers"
     words = f"{shares[0].upper()}{shares[1:]} that exit at each layer, at {speed}, or as near as a method comes to it."
-    return Drawn(figure, _caption(results, [words], ()))
+    return figure, _caption(results, [words], ())
 
 
 def _caption(results: Results, words: Sequence[str], drawn: Collection[str]) -> str:
@@ -313,28 +297,28 @@ def _caption(results: Results, words: Sequence[str], drawn: Collection[str]) -> 
     return " ".join(filter(None, sentences)) + "\n"
 
 
-FIGURES: dict[str, tuple[Callable[[Results], Drawn | None], str]] = {
-    "equal-cost": (equal_cost_figure, "the full model was not run"),
-    "curves": (curves_figure, "there is no method to compare"),
-    "exits": (exits_figure, "there is no method to compare"),
+FIGURES: "dict[str, Callable[[Results], Drawn | None]]" = {
+    "equal-cost": equal_cost_figure,
+    "curves": curves_figure,
+    "exits": exits_figure,
 }
-"""The figures by the name of their files: how each is drawn, and why it may be missing."""
+"""The figures by the name of their files."""
 
 
 def draw_figure(name: str, results: Results) -> "Figure | None":
     """Draw a figure by the name of its files, such as ``equal-cost``; None where the records lack what it needs."""
     drawn = _drawn(name, results)
-    return None if drawn is None else drawn.figure
+    return None if drawn is None else drawn[0]
 
 
-def _drawn(name: str, results: Results) -> Drawn | None:
+def _drawn(name: str, results: Results) -> "Drawn | None":
     import seaborn as sns
     from matplotlib import rc_context
 
     if name not in FIGURES:
         raise unknown_name("figure", name, FIGURES)
     with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
-        return FIGURES[name][0](results)
+        return FIGURES[name](results)
 
 
 def write_figures(
@@ -354,9 +338,9 @@ def write_figures(
     for name in names:
         drawn = _drawn(name, results)
         if drawn is None:
-            missing.append(f"{name}: {FIGURES[name][1]}")
+            missing.append(f"{name}: no method{' and full model' * (name == 'equal-cost')} to compare")
             continue
-        figure, path = drawn.figure, folder / f"{name}.{file_format}"
+        (figure, caption), path = drawn, folder / f"{name}.{file_format}"
         with rc_context(fname=_STYLE), replacing(path) as temporary:
             if (layout := figure.get_layout_engine()) is not None:  # saving would draw everything twice for it
                 layout.execute(figure)
@@ -365,6 +349,6 @@ def write_figures(
             if file_format == "png":
                 with Image.open(temporary) as image:  # 256 colours: a third of the size
                     image.convert("RGB").quantize().save(temporary, file_format, optimize=True)
-        write_text(path.with_suffix(".txt"), drawn.caption)
+        write_text(path.with_suffix(".txt"), caption)
         paths.append(path)
     return paths, missing

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -86,12 +86,16 @@ def _renumbered(frame: pd.DataFrame, column: str, wanted: Sequence[int], known: 
 
 @dataclass(eq=False)
 class Results:
-    """The results of one or several folders; ``faults`` name what could not be read or compared."""
+    """The results of one or several folders.
+
+    ``faults`` name what could not be read or compared; ``own_labels`` are those of a run among published ones.
+    """
 
     folder: Path
     kind: Kind
     parts: list[Part]
     faults: list[str] = field(default_factory=list)
+    own_labels: Collection[str] = ()
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
     _firsts: dict[str, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
     _columns: dict[tuple[str, str], Array] = field(default_factory=dict, init=False, repr=False)
@@ -161,12 +165,6 @@ class Results:
         rank = {FULL: 0} | {role: 2 + place for place, role in enumerate(REFERENCES)}
         return dict(sorted(found.items(), key=lambda item: (rank.get(role_of(item[1]), 1), item[0])))
 
-    @cached_property
-    def own_labels(self) -> set[str]:
-        """The labels of runs, if published results stand beside them; else none."""
-        own = {record.label for part in self.parts if not part.stored.published for record in part.records}
-        return own if any(part.stored.published and part.cells for part in self.parts) else set()
-
     @property
     def labels_to_compare(self) -> list[str]:
         """The labels that are compared: all but the full model, the oracle and the majority class."""
@@ -186,7 +184,7 @@ class Results:
         full = [labels_of_role(dict(zip(own["label"], own["method"], strict=True)), FULL) for _, own in groups]
         found["full_label"] = [labels[0] if labels else None for labels in full]
         known = found.index[found["full_label"].notna()] if found["full_label"].notna().any() else found.index
-        deciding = self.own_labels.intersection(self.labels_to_compare) or self.labels_to_compare
+        deciding = [x for x in self.labels_to_compare if x in self.own_labels] or self.labels_to_compare
         runs = cells[cells["label"].isin(deciding)].drop_duplicates([*TASK, "label"]).set_index(TASK)
         runs = runs[runs.index.isin(known)]
         tasks_of = runs["label"].value_counts()
@@ -239,14 +237,6 @@ class Results:
         layers = self.column("exits", "exit_layer", cell).reshape(len(places), -1)
         return np.asarray(layers[places.index(place)], dtype=np.int64)
 
-    @cached_property
-    def _of_knobs(self) -> dict[str, Array]:
-        return {name: self.knobs[name].to_numpy() for name in ("cell", "place", "knob", "layers")}
-
-    def at_knob(self, name: Literal["cell", "place", "knob", "layers"], line: int) -> float:
-        """Return a number of a line of :attr:`knobs`."""
-        return float(self._of_knobs[name][line])
-
     # ------------------------------------------------------------------------------------------ parts
 
     def only(self, labels: Collection[str] | None = None, tasks: Collection[str] | None = None) -> "Results":
@@ -286,7 +276,7 @@ class Results:
         """Return the results of the cells that stay, by their numbers."""
         kept = iter(stay)
         parts = [Part(part.stored, [n for n in part.cells if next(kept)], part.timings) for part in self.parts]
-        return Results(self.folder, self.kind, parts, self.faults)
+        return Results(self.folder, self.kind, parts, self.faults, self.own_labels)
 
     def scored_by(self, metric: str) -> "Results":
         """Return the results with another metric of the records as their score."""
@@ -315,8 +305,9 @@ def load_results(
 
 
 def load_folders(folders: Sequence[Path], published: Iterable[Path] = ()) -> Results:
-    """Read results folders as one, see :func:`merge`; runs are joined by what is comparable in ``published`` folders.
+    """Read results folders as one, see :func:`merge`.
 
+    Runs alone are joined by what is comparable in ``published`` folders.
     Raises UserError for a folder that cannot be read, and for folders of both kinds.
     """
     found = [load_results(folder) for folder in dict.fromkeys(folders)]
@@ -324,7 +315,7 @@ def load_folders(folders: Sequence[Path], published: Iterable[Path] = ()) -> Res
         if other.kind != found[0].kind:
             raise UserError(f"{other.folder} holds results of {other.kind}, {found[0].folder} of {found[0].kind}")
     own = merge(found) if len(found) > 1 else found[0]
-    return own if all(part.stored.published for part in own.parts) else with_published(own, published)
+    return own if any(part.stored.published for part in own.parts) else with_published(own, published)
 
 
 def published_folders() -> list[Path]:
@@ -336,12 +327,13 @@ def published_folders() -> list[Path]:
 def with_published(own: Results, folders: Iterable[Path]) -> Results:
     """Merge a run with what is published and comparable: same task, backbone, seed and :func:`protocol`.
 
-    A curve of the run takes the place of a published one. Times of other processors than the run's are left out.
+    A curve of the run takes the place of a published one. Times of other processors than the run's are left out. What a
+    run took from published results does not count as its own.
     """
     wanted = {_identity(record) for record in own.records}
     curves = {(record.task, record.label) for record in own.records}
     processors = {record.environment.get("cpu") for record in own.records}
-    parts, faults = list(own.parts), list(own.faults)
+    parts, faults, published = list(own.parts), list(own.faults), set()
     for folder in folders:
         try:
             if kind_of_results(folder) != own.kind:
@@ -351,11 +343,16 @@ def with_published(own: Results, folders: Iterable[Path]) -> Results:
             faults.append(str(error))
             continue
         stay = [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
+        published |= {(record.key, record.finished_at) for record in stored.records}
         (part,) = stored.where(stay).parts
         curves |= {(record.task, record.label) for record in part.records}
         timings = [f for f, t in part.stored.timings.items() if t.environment_before.get("cpu") in processors]
         parts += [replace(part, timings=timings)] if any(stay) else []
-    return Results(own.folder, own.kind, parts, faults) if len(parts) > len(own.parts) or faults != own.faults else own
+    # Alone it is read and resampled already.
+    found = own if len(parts) == len(own.parts) else Results(own.folder, own.kind, parts)
+    mine = {record.label for record in own.records if (record.key, record.finished_at) not in published}
+    found.faults, found.own_labels = faults, mine if len(mine) < len(found.methods) else ()
+    return found
 
 
 def _identity(record: AnyRecord) -> str:

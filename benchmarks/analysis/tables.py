@@ -114,7 +114,7 @@ def _method_column(results: Results, frame: pd.DataFrame) -> Column:
     """Return the column of methods; those of a run have a mark if they stand among published ones."""
     if not results.own_labels:
         return Column("method")
-    frame["own"] = frame["method"].isin(results.own_labels).map({True: OWN, False: ""})
+    frame["own"] = frame["method"].isin(list(results.own_labels)).map({True: OWN, False: ""})
     return Column("method", mark="own")
 
 

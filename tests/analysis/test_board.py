@@ -33,6 +33,8 @@ def small_run(everything: Path, tmp_path: Path) -> Path:
     """A run of one method alone: neither the full model nor a timing is there."""
     place = Path("cells", "mcid", "minilm-l6", "pabee")
     shutil.copytree(everything / "run" / place, tmp_path / "run" / place)
+    (record,) = tmp_path.rglob("record.json")
+    record.write_text(unsealed(record.read_text())[0].replace("2026-01-01T00:01", "2026-01-01T00:09"))
     return tmp_path / "run"
 
 
@@ -57,9 +59,11 @@ def test_the_methods_of_a_run_are_marked_among_the_published(everything, small_r
     assert not board.faults
 
 
-def test_published_results_alone_and_unwanted_ones_are_as_they_are(everything, small_run):
-    assert load_folders([everything / "published"], [everything / "run"]).own_labels == set()
-    assert load_folders([small_run]).labels_to_compare == ["pabee"]
+def test_what_is_published_or_alone_is_not_marked(everything, small_run):
+    for folders in ([everything / "published"], [everything / "run"], [everything / "run", everything / "published"]):
+        assert not load_folders(folders, [everything / "published"]).own_labels, "a run starts from published cells"
+    alone = load_folders([small_run])
+    assert (alone.labels_to_compare, len(alone.own_labels)) == (["pabee"], 0)
 
 
 def test_times_of_other_processors_are_left_out(everything, small_run):

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from records_by_hand import write_results
 from typer.main import get_group
 
-from benchmarks.analysis.figures import Drawn
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
 from benchmarks.commands import doctor
@@ -263,9 +262,9 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
 
     def draw(found):
         drawn.extend(found.methods)
-        return Drawn(Figure(), "")
+        return Figure(), ""
 
-    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", {"curves": (draw, "")})
+    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", {"curves": draw})
     write_results(tmp_path)
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")
