@@ -306,6 +306,7 @@ def _csv(tables: Iterable[Table]) -> str:
 
 def formatted(tables: Iterable[Table], table_format: str, width: Width | None = None) -> str:
     """Render tables as ``md``, ``latex`` (of a ``width``) or ``csv``. Raises UserError for another format."""
+    writers: dict[str, Callable[[Iterable[Table]], str]]
     writers = {"md": to_markdown, "latex": partial(to_latex, width=width), "csv": _csv}
     if table_format not in writers:
         raise unknown_name("table format", table_format, writers)

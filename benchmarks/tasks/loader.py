@@ -138,7 +138,8 @@ def _spec_of_rows(path: Path) -> TaskSpec:
     files = Files.model_validate({**layout, **splits, "text": text, "label": found.label})
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "rows"
     about = f"{path.name}: {found}"
-    return TaskSpec(schema_version=1, name=name, version=1, description=about, metrics=["accuracy"], files=files)
+    fields = {"schema_version": 1, "name": name, "version": 1, "description": about}
+    return TaskSpec.model_validate({**fields, "metrics": ["accuracy"], "files": files})
 
 
 def _remedy(spec: AnyTaskSpec) -> str:
