@@ -164,6 +164,7 @@ def _rows_of_folder(files: FileLayout, folder: Path) -> dict[str, list[Any]]:
 
 def _saved_dataset(folder: Path) -> Mapping[str, Any]:
     """Read a folder of ``save_to_disk``, or a copy of one of the hub: Parquet, CSV or JSON files. No code is run."""
+    check_extra("bench", str(folder))
     import datasets
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -270,6 +271,7 @@ def _filled(path: Path, rows: list[Any]) -> list[Any]:
 
 def _parquet(path: Path) -> Any:
     """Read a Parquet file as a data set, which knows the names of classes if the file has them."""
+    check_extra("bench", str(path))
     import datasets
     import pyarrow.parquet as pq
 
