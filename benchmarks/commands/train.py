@@ -69,21 +69,24 @@ def ending_after_a_step(listener: Listener) -> Iterator[Listener]:
 
     Yields the listener to report to. Outside of the main thread, which alone hears signals, nothing changes.
     """
-    asked = in_steps = False
+    asked = unfinished = False
 
     def on_interrupt(*_: object) -> None:
         nonlocal asked
-        if asked or not in_steps:
+        if asked or not unfinished:
             raise KeyboardInterrupt
         asked = True
         print("ending after this step; Ctrl-C again ends at once", file=sys.stderr)
 
     def listen(position: Position) -> None:
-        nonlocal in_steps
+        nonlocal unfinished
         is_training = position.stage.startswith("training ")
-        in_steps = is_training and position.done < position.total
-        if asked and (in_steps or not is_training):  # the last step of a stage is kept as a finished stage
-            raise StopAfterStepError if in_steps else KeyboardInterrupt
+        if is_training or not position.total:  # else a stage traces validation rows within a step
+            unfinished = position.done < position.total
+        if asked and is_training and unfinished:
+            raise StopAfterStepError
+        if asked and not is_training and not unfinished:  # the last step of a stage is kept as a finished stage
+            raise KeyboardInterrupt
         listener(position)
 
     if threading.current_thread() is not threading.main_thread():
