@@ -10,6 +10,10 @@ from typing import TypeVar
 _ItemT = TypeVar("_ItemT")
 
 
+class StopAfterStepError(KeyboardInterrupt):
+    """Raised by a listener to end the work between two steps; a training keeps the step that it has reached."""
+
+
 @dataclass(frozen=True)
 class Position:
     """How far a stage has come.

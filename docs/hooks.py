@@ -7,6 +7,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+_ENTRY = re.compile(r"<!-- (::: .*?) -->", re.DOTALL)
+_SIGNATURE = re.compile(r"<!-- signature -->.*?<!-- end -->\n", re.DOTALL)
 _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)")
 
 
@@ -19,7 +21,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let pages in docs/ itself show figures by the path that a reader of the repository follows."""
+    """Show figures by the path that a reader of the repository follows, and whole entries of the API in its pages."""
+    markdown = _SIGNATURE.sub("", _ENTRY.sub(r"\1", markdown))
     return markdown.replace("](../results/", "](results/")
 
 

@@ -139,4 +139,4 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write no tables and figures at the end of a run: they take most of its time, and are tested elsewhere."""
-    monkeypatch.setattr("benchmarks.run.sweep.report", lambda run, just_computed: None)
+    monkeypatch.setattr("benchmarks.run.sweep.report", lambda run: None)

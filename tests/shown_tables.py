@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.rendering import to_markdown
-from benchmarks.analysis.tables import first_tables
+from benchmarks.analysis.tables import tables_of
 from benchmarks.cli import app
 
 DOCUMENTS_WITH_TABLES = ("README.md", "results/README.md", "docs/paper_tables.md")
@@ -37,7 +37,7 @@ def with_its_tables(document: str) -> tuple[str, str]:
 @cache
 def headline(folder: str) -> str:
     """Return the first tables of published results as Markdown."""
-    return to_markdown(first_tables(load_results(ROOT / folder)))
+    return to_markdown(tables_of(load_results(ROOT / folder)))
 
 
 def printed(words: str) -> str:

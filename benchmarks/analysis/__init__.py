@@ -17,7 +17,13 @@ def write_published_files(results: "Results", out_dir: Path) -> list[Path]:
 
     Without the full model there is no headline, and the figure is of whole curves.
     """
-    from benchmarks.analysis.figures import write_headline_figure
-    from benchmarks.analysis.tables import write_summary
+    from benchmarks.analysis.figures import write_figures
+    from benchmarks.analysis.tables import headline_csv, page
+    from benchmarks.store.hashes import write_text
 
-    return [*write_summary(results, out_dir), *write_headline_figure(results, out_dir)]
+    texts = {out_dir / "table.md": page(results), out_dir / "headline.csv": headline_csv(results)}
+    written = [path for path, text in texts.items() if text]
+    for path in written:
+        write_text(path, texts[path])
+    figures, missing = write_figures(results, out_dir, ["equal-cost"])
+    return [*written, *(write_figures(results, out_dir, ["curves"])[0] if missing else figures)]

@@ -61,6 +61,10 @@ class Comparison:
         tasks = self.results.tasks
         return [(str(task), str(backbone)) for task, backbone in tasks.index[tasks["compared"]]]
 
+    def in_means(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the lines of the tasks that means are over."""
+        return frame[pd.MultiIndex.from_frame(frame[TASK]).isin(self.compared)]
+
     @cached_property
     def per_seed(self) -> pd.DataFrame:
         """The lines of :func:`points`, with ``rule_gain`` (points against all rows at one layer of the same exits).
@@ -150,7 +154,7 @@ class Comparison:
     def of_compared(self) -> pd.DataFrame:
         """The lines of :attr:`by_task` of the labels that have all compared tasks, with ``training_cost``."""
         found = self.by_task.merge(training_costs(self.results), on=CURVE, how="left")
-        found = found[pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)]
+        found = self.in_means(found)
         found = found[found["label"].isin(self.results.labels_to_compare)]
         return found[found.groupby("label")["task"].transform("size") == len(self.compared) * len(self.speedups)]
 
@@ -176,8 +180,7 @@ class Comparison:
         bounds = [self._bounds(label, budget) for label, budget in means.index]
         means[[*BOUNDS, "rule_low", "rule_high"]] = np.array(bounds, dtype=float).reshape(-1, 6)
         means = means.reset_index()
-        knobs = self.results.knobs
-        layers = knobs[pd.MultiIndex.from_frame(knobs[TASK]).isin(self.compared)].groupby([*CURVE, "seed"])["layers"]
+        layers = self.in_means(self.results.knobs).groupby([*CURVE, "seed"])["layers"]
         means["knobs"] = means["method"].map(layers.nunique().groupby("label").median())
         means["exits"] = means["method"].map(exit_networks(self.results.records))
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
@@ -205,8 +208,7 @@ class Comparison:
         """The mean points of every label between 1x and 3x, means over the compared tasks; of texts none."""
         if self.results.kind == "generation":
             return pd.Series(dtype=float)
-        dense = points(self.results, mix(self.results.knobs, _AREA, self.cost))
-        dense = dense[pd.MultiIndex.from_frame(dense[TASK]).isin(self.compared)]
+        dense = self.in_means(points(self.results, mix(self.results.knobs, _AREA, self.cost)))
         by_task = dense.groupby([*CURVE, "speedup"])["points"].mean().groupby(["label", "task"]).mean()
         return 100 * by_task.groupby("label").mean()
 

@@ -103,9 +103,11 @@ def points(results: Results, mixtures: pd.DataFrame, measure: str | None = None)
     knobs = results.knobs
     score = scores_of_mixtures(results, mixtures, measure)
     own = knobs[measure or "score"].where(knobs["knob"].isna()).groupby(knobs["cell"]).transform("last").to_numpy()
-    full = full_scores(results, measure)
-    keys = mixtures[[*TASK, "seed"]].itertuples(index=False)
-    of_full = np.array([full.get(tuple(key), full.get((*key[:2], -1), np.nan)) for key in keys], dtype=float)
+    lines = full_lines(results)
+    full = knobs[measure or "score"].loc[lines].astype(float).set_axis(lines.index)
+    of_any = full.groupby(TASK).mean().reindex(pd.MultiIndex.from_frame(mixtures[TASK])).to_numpy()
+    of_seed = full.reindex(pd.MultiIndex.from_frame(mixtures[[*TASK, "seed"]])).to_numpy()
+    of_full = np.where(np.isnan(of_seed), of_any, of_seed)
     return mixtures.assign(
         score=score,
         full=of_full,
@@ -134,17 +136,6 @@ def scores_of_mixtures(results: Results, mixtures: pd.DataFrame, measure: str | 
     return found
 
 
-def full_scores(results: Results, measure: str | None = None) -> dict[tuple[str, str, int], float]:
-    """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
-    knobs, full = results.knobs, results.tasks["full_label"]
-    own = knobs[knobs["knob"].isna()]
-    own = own[own["label"].to_numpy() == full.reindex(pd.MultiIndex.from_frame(own[TASK])).to_numpy()]
-    own = own.assign(value=own[measure or "score"].astype(float))
-    by_seed = own.groupby([*TASK, "seed"])["value"].mean()
-    means = {(task, backbone, -1): mean for (task, backbone), mean in own.groupby(TASK)["value"].mean().items()}
-    return by_seed.to_dict() | means
-
-
 def resample(
     results: Results, task: Task, scored: pd.DataFrame, measure: str | None = None
 ) -> dict[Line, tuple[Array, Array]]:
@@ -164,7 +155,8 @@ def resample(
         A seed without a full model is compared with the mean of those of other seeds.
     """
     terms = _Terms(results, task, measure)
-    full = {seed: terms.at(line) for seed, line in _full_lines(results, task).items()}
+    lines = full_lines(results)
+    full = {int(seed): terms.at(int(line)) for seed, line in lines.get(task, lines.iloc[:0]).items()}
     known = {seed: place for seed, place in full.items() if place is not None}
     mixtures: list[tuple[Line, int, int, int | None, float, float]] = []
     kept, depth = kept_lines(results), float(results.tasks.at[task, "num_layers"])
@@ -173,7 +165,7 @@ def resample(
         first, second = (terms.at(kept[int(place)]) for place in (line.first, line.second))
         if first is not None and second is not None:
             key: Line = (*task, str(line.label), float(line.speedup), int(line.seed))
-            own = terms.at_layer(int(results.at_knob("cell", line.second)), depth / line.speedup)
+            own = terms.at_layer(int(results.knobs.at[line.second, "cell"]), depth / line.speedup)
             mixtures.append((key, first, second, own, float(line.weight), float(line.points)))
     if not mixtures:
         return {}
@@ -193,6 +185,15 @@ def resample(
         # Where the exits of other knobs stand in, the samples are moved to the points of the mixed ones.
         found[key] = (samples + (exact - stored), at_layer)
     return found
+
+
+@lru_cache(maxsize=4)
+def full_lines(results: Results) -> pd.Series:
+    """Return the line of the full model's full depth by task, backbone and seed."""
+    own = results.knobs[results.knobs["knob"].isna()]
+    full = results.tasks["full_label"].reindex(pd.MultiIndex.from_frame(own[TASK])).to_numpy()
+    own = own[own["label"].to_numpy() == full].drop_duplicates([*TASK, "seed"], keep="last")
+    return pd.Series(own.index, pd.MultiIndex.from_frame(own[[*TASK, "seed"]])).sort_index()
 
 
 @lru_cache(maxsize=4)
@@ -220,7 +221,7 @@ def answers_at(results: Results, line: int, measure: str | None = None) -> tuple
 
     The answer of a text is its score; its label is the size of the reference, by which losses of tokens are weighted.
     """
-    cell, place = int(results.at_knob("cell", line)), int(results.at_knob("place", line))
+    cell, place, knob = (results.knobs.at[line, name] for name in ("cell", "place", "knob"))
     if results.kind == "generation":
         own = results.column("texts", "place", cell) == place
         sizes = results.column("rows", "reference_tokens" if measure == NATS else "row", cell)
@@ -229,17 +230,10 @@ def answers_at(results: Results, line: int, measure: str | None = None) -> tuple
     by_layer = results.answers_by_layer(cell)
     if not len(by_layer):
         return None
-    if np.isnan(results.at_knob("knob", line)):
+    if np.isnan(knob):
         return results.labels(cell), by_layer[-1]
     exits = results.exits(cell, place)
     return None if exits is None else (results.labels(cell), by_layer[exits - 1, np.arange(exits.size)])
-
-
-def _full_lines(results: Results, task: Task) -> dict[int, int]:
-    """Return the line of full depth of the full model, by seed."""
-    knobs, label = results.knobs, results.tasks.loc[task, "full_label"]
-    own = (knobs["label"] == label) & (knobs["task"] == task[0]) & (knobs["backbone"] == task[1]) & knobs["knob"].isna()
-    return dict(zip(knobs.loc[own, "seed"], knobs.index[own], strict=True))
 
 
 class _Terms:
@@ -283,6 +277,10 @@ class _Terms:
         """Return the terms of all answers, [answers, N, terms]."""
         return np.stack(self._terms)
 
+    def mean(self, place: int) -> Array:
+        """Return the means over rows of the terms of some answers."""
+        return np.asarray(self._terms[place].mean(axis=0, dtype=float))
+
     def score(self, means: Array) -> Array:
         """Return the score of means of terms."""
         return score_of_means(self._metric, means)
@@ -290,21 +288,11 @@ class _Terms:
 
 def at_one_layer(results: Results, scored: pd.DataFrame) -> Array:
     """Return the score of all rows at the layer of the budget, by the exits of the mixed knobs; NaN without an exit."""
-    found = np.full(len(scored), np.nan)
-    if results.kind == "generation":
-        return found
-    depth = results.tasks["num_layers"].reindex(pd.MultiIndex.from_frame(scored[TASK])).to_numpy() / scored["speedup"]
-    cells = results.knobs["cell"].to_numpy()[scored["second"].to_numpy(dtype=int)]
-    known: dict[tuple[int, int], float] = {}
-    metrics = results.cells["metric"].tolist()
-    for place, (cell, layer) in enumerate(zip(cells.tolist(), depth, strict=True)):
-        if layer != int(layer):
-            continue
-        if (key := (cell, int(layer))) not in known:
-            answers, metric = results.answers_by_layer(cell), metrics[cell]
-            labels = results.labels(cell)
-            usable = len(answers) >= layer and has_terms(metric, labels)
-            terms = terms_of(metric, labels, answers[int(layer) - 1]) if usable else None
-            known[key] = np.nan if terms is None else float(score_of_means(metric, terms.mean(axis=0, dtype=float)))
-        found[place] = known[key]
+    found, cells = np.full(len(scored), np.nan), results.knobs["cell"].to_numpy()
+    for task, places in scored.groupby(TASK).indices.items():
+        terms, depth = _Terms(results, task, None), results.tasks.at[task, "num_layers"]
+        for place, line in zip(places, scored.iloc[places].itertuples(), strict=True):
+            answers = terms.at_layer(int(cells[line.second]), depth / line.speedup)
+            if answers is not None:
+                found[place] = terms.score(terms.mean(answers))
     return found

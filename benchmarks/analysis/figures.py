@@ -1,14 +1,11 @@
-"""Print figures, by seaborn over the frames of results.
-
-Their kinds are points at equal cost, curves, exit layers and Memorized Layers.
+"""Print figures, by seaborn over the frames of results: points at equal cost, curves, and exit layers.
 
 Figures fit the text of a paper as they are, with letters of 7 to 8 points and colours that colour-blind eyes tell
-apart. Each has a file with its caption.
+apart. Each has a file with its caption, which names what is drawn.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
@@ -16,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from benchmarks.analysis.comparison import Comparison, comparison_of
-from benchmarks.analysis.equal_cost import kept_lines
 from benchmarks.analysis.frames import CURVE, REFERENCES, STATIC, TASK, Results, exit_networks, role_of
-from benchmarks.analysis.rendering import METRIC_NAMES, display_name
-from benchmarks.analysis.tables import task_names
+from benchmarks.analysis.rendering import INTERVALS, MARKS, METRIC_NAMES, display_name
+from benchmarks.analysis.tables import mean_of, task_names
 from benchmarks.store.hashes import write_text
 from consistentee.errors import unknown_name
 from consistentee.files import replacing
@@ -33,30 +28,27 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     Panels = tuple[Figure, list[Axes]]
+    Drawn = tuple[Figure, str]  # and its caption
 
 TEXT_WIDTH = 7.0
 """Width of the text of a paper, in inches."""
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C5A2B")
+COLOURS = {
+    "#D55E00": "orange",
+    "#0072B2": "blue",
+    "#009E73": "green",
+    "#CC79A7": "pink",
+    "#E69F00": "yellow",
+    "#56B4E9": "light blue",
+    "#8C5A2B": "brown",
+}
 """Okabe and Ito's colours ("Color Universal Design", 2008) without yellow, which is too pale on paper; and brown."""
 GREY = "0.45"
 MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
 LEADING = 7
 _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
-_WIDEST = {"classification": 4.0, "generation": 2.0}
-"""The largest speed-up that a printed figure of curves shows."""
 _STYLE = Path(__file__).parent / "templates" / "print.mplstyle"
 _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Format -> what is not written into a file, so that the same figure is the same file."""
-
-
-@dataclass(frozen=True)
-class FigureKind:
-    """A kind of figure: name of its files, caption (see :func:`caption_of`), why it may be missing, and drawing."""
-
-    name: str
-    caption: str
-    missing: str
-    draw: "Callable[[Results], Figure | None]"
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn
@@ -64,9 +56,10 @@ class FigureKind:
 
 @lru_cache(maxsize=4)
 def leading_labels(results: Results) -> list[str]:
-    """Return the labels that are drawn with a marker of their own, best first."""
+    """Return the labels that are drawn with a marker of their own, best first: those of a run, and the best others."""
     ranked = [x for x in ranked_labels(results) if role_of(results.methods[x]) not in REFERENCES]
-    return ranked[:LEADING]
+    own_first = sorted(ranked, key=lambda label: label not in results.own_labels)
+    return [label for label in ranked if label in own_first[:LEADING]]
 
 
 def ranked_labels(results: Results) -> list[str]:
@@ -80,8 +73,12 @@ def ranked_labels(results: Results) -> list[str]:
 
 
 def families(results: Results) -> dict[str, str]:
-    """Return what the colour of every label stands for: the network of its exits, or in generation its method."""
-    if results.kind == "generation":
+    """Return what the colour of every label stands for: the network of its exits, or of few methods the method.
+
+    In generation it is the method, too.
+    """
+    methods = [label for label in results.labels_to_compare if role_of(results.methods[label]) not in REFERENCES]
+    if results.kind == "generation" or len(methods) < LEADING:
         return {label: label for label in leading_labels(results)}
     networks = exit_networks(results.records)
     return {label: networks[label] for label in results.labels_to_compare if label in networks}
@@ -110,17 +107,17 @@ def dense_curves(results: Results) -> pd.DataFrame:
     tasks = comparison_of(results).compared
     if len(tasks) < 2:
         return found
-    groups = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)].groupby(["label", "speedup"], sort=False)
+    groups = comparison_of(results).in_means(found).groupby(["label", "speedup"], sort=False)
     means = groups.mean(numeric_only=True)[groups.size() == len(tasks)].reset_index()
     return pd.concat([means.assign(panel=f"mean of {len(tasks)} tasks"), found], ignore_index=True)
 
 
 def with_costs(results: Results, found: pd.DataFrame) -> pd.DataFrame:
-    """Add the costs as shares of the full model's: ``cost_layers``, ``cost_flops``, ``cost_b1``, ...."""
+    """Add the costs in percent of the full model's: ``x_layers``, ``x_flops``, ``x_b1``, ...."""
     depth = results.tasks["num_layers"].loc[pd.MultiIndex.from_frame(found[TASK])].to_numpy()
     ratios = [str(name) for name in found if str(name).startswith(("flops_ratio", "speedup_b"))]
-    costs = {name.removesuffix("_ratio").removeprefix("speedup_"): 1 / found[name].astype(float) for name in ratios}
-    return found.assign(cost_layers=found["layers"] / depth, **{f"cost_{name}": cost for name, cost in costs.items()})
+    costs = {name.removesuffix("_ratio").removeprefix("speedup_"): 100 / found[name].astype(float) for name in ratios}
+    return found.assign(x_layers=100 * found["layers"] / depth, **{f"x_{name}": cost for name, cost in costs.items()})
 
 
 def exit_shares(results: Results) -> pd.DataFrame:
@@ -128,46 +125,17 @@ def exit_shares(results: Results) -> pd.DataFrame:
 
     A line for every task, label and ``layer``: ``share``, and ``layers``, the average.
     """
-    comparison, histograms = comparison_of(results), results.knobs["exit_histogram"]
+    comparison = comparison_of(results)
+    shares = results.knobs["exit_histogram"].map(lambda counts: np.asarray(counts) / max(np.sum(counts), 1))
     found = comparison.per_seed[comparison.per_seed["speedup"] == comparison.middle]
-    found = found.assign(share=[_mixed_shares(line, histograms) for line in found[_MIXED].itertuples(index=False)])
+    mixtures = zip(found["first"], found["second"], found["weight"], strict=True)
+    found = found.assign(share=[w * shares[first] + (1 - w) * shares[second] for first, second, w in mixtures])
     groups = found.groupby([*TASK, "label"], sort=False)
     means = groups.agg(layers=("layers", "mean"), share=("share", lambda shares: np.mean(list(shares), axis=0)))
     means["layer"] = [np.arange(1, len(share) + 1) for share in means["share"]]
     columns = [*TASK, "label", "layers", "layer", "share"]
     exploded = means.reset_index()[columns].explode(["layer", "share"])
     return exploded.astype({"layer": int, "share": float})
-
-
-_MIXED = ["first", "second", "weight"]
-
-
-def _mixed_shares(line: Any, histograms: pd.Series) -> NDArray[np.float64]:
-    first, second = (np.asarray(histograms[knob], dtype=float) for knob in (line.first, line.second))
-    shares = line.weight * first / max(first.sum(), 1) + (1 - line.weight) * second / max(second.sum(), 1)
-    return np.asarray(shares)
-
-
-def memorized_against_exit(results: Results, mixtures: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Count the test rows of mixtures by Memorized Layer and exit layer, [L, exits]; None where that was not kept."""
-    from torch import from_numpy
-
-    from consistentee.methods.consistent_ee.paper import memorized_layer
-
-    kept, knobs, total = kept_lines(results), results.knobs, None
-    for line in mixtures.itertuples():
-        cell = int(knobs.at[line.first, "cell"])
-        answers = results.answers_by_layer(cell)
-        if not len(answers):
-            return None
-        memorized = memorized_layer(from_numpy((answers == results.labels(cell)).T)).numpy()
-        for knob, weight in ((line.first, line.weight), (line.second, 1 - line.weight)):
-            place = knobs.at[kept[knob], "place"]
-            exits = results.exits(cell, int(place))
-            exits = np.full(answers.shape[1], len(answers)) if exits is None else exits
-            total = np.zeros((len(answers), len(answers))) if total is None else total
-            np.add.at(total, (memorized - 1, exits - 1), weight)
-    return total
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -187,7 +155,7 @@ def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **sha
     return figure, list(grid[: len(titles)])
 
 
-def equal_cost_figure(results: Results) -> "Figure | None":
+def equal_cost_figure(results: Results) -> "Drawn | None":
     """Draw points at equal cost: methods in rows, a panel for every speed-up; means over tasks with intervals."""
     import seaborn as sns
 
@@ -195,13 +163,13 @@ def equal_cost_figure(results: Results) -> "Figure | None":
     if found.empty:
         return None
     found = found.assign(name=found["method"].map(display_name), colour=found["method"].map(palette(results)))
-    names = list(dict.fromkeys(found["name"]))
+    names = dict(zip(found["name"], found["method"], strict=True))
     budgets = dict(iter(found.groupby("budget")))
     size = TEXT_WIDTH, max(0.165 * len(names) + 0.55, 1.5)
     titles = [f"{budget:g}x speed-up in layers" for budget in budgets]
     figure, panels = _panels(titles, len(budgets), size, sharey=True)
     for axes, own in zip(panels, budgets.values(), strict=True):
-        rows = own["name"].map(names.index)
+        rows = own["name"].map(list(names).index)
         axes.hlines(rows, own["low"], own["high"], colors=own["colour"], linewidth=1.2)
         colours = dict(zip(own["name"], own["colour"], strict=True))
         sns.scatterplot(own, x="points", y=rows, hue="name", palette=colours, s=20, linewidth=0, legend=False, ax=axes)
@@ -210,21 +178,28 @@ def equal_cost_figure(results: Results) -> "Figure | None":
         axes.axvline(0, color="0.2", linewidth=0.6)
         axes.grid(axis="y", color="0.92")
         axes.set(xlabel="", ylabel="")
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), list(names))
+    for text, label in zip(panels[0].get_yticklabels(), names.values(), strict=True):
+        text.set_fontweight("bold" if label in results.own_labels else "normal")
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    tasks = [task for task, _ in comparison_of(results).compared]
-    whose = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0]
-    figure.supxlabel(f"points against the full model, {whose}", fontsize=8)
-    return figure
+    compared = mean_of(comparison_of(results).compared)
+    figure.supxlabel(f"points against the full model, {compared}", fontsize=8)
+    speeds = ", ".join(f"{budget:g}" for budget in budgets)
+    words = [
+        f"Points (hundredths of the score) against the full model at {speeds} times the speed in layers, {compared}.",
+        f"Lines: {INTERVALS}." if found["low"].notna().any() else "",
+        MARKS["†"] if found["over"].any() else "",
+        "Bold: of this run; the others are published." if set(results.own_labels) & set(names.values()) else "",
+    ]
+    return figure, _caption(results, words, names.values())
 
 
-def curves_figure(results: Results) -> "Figure | None":
+def curves_figure(results: Results) -> "Drawn | None":
     """Draw points against the full model over the speed-up in layers: means over tasks, then task by task.
 
     Lines are matplotlib's own: seaborn would take four times as long for the same ones.
     """
-    widest = _WIDEST[results.kind]
-    found = dense_curves(results)
+    widest, found = results.speedups[-1], dense_curves(results)
     compared = pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared)
     found = found[(found["speedup"] <= widest) & (compared | found["task"].isna())]
     if found.empty:
@@ -233,6 +208,7 @@ def curves_figure(results: Results) -> "Figure | None":
     named = [*leading_labels(results), *(x for x in results.methods if role_of(results.methods[x]) == STATIC)]
     styles: dict[str, dict[str, Any]] = {
         label: {"color": palette(results)[label], "marker": marker, "linestyle": dash, "label": display_name(label)}
+        | {"linewidth": 2.0 if label in results.own_labels else 1.1}
         for label, marker, dash in zip(named, cycle(MARKERS), cycle(DASHES), strict=False)
     }
     found = found.assign(value=100 * found[value])
@@ -243,72 +219,48 @@ def curves_figure(results: Results) -> "Figure | None":
     lines: dict[str, Line2D] = {}
     for axes, own in zip(grid, panels.values(), strict=True):
         curves = own.pivot(index="speedup", columns="label", values="value")
-        axes.plot(curves.drop(columns=styles, errors="ignore"), color="0.85", linewidth=0.7, zorder=0)
-        for label in curves.columns.intersection(list(styles)):
-            sizes: dict[str, Any] = {"markersize": 3.5, "markeredgewidth": 0, "linewidth": 1.1}
-            lines[label] = axes.plot(curves[label], **sizes, **styles[label])[0]
-        shown = own.loc[own["label"].isin(styles) & (own["speedup"] <= results.speedups[-1]), "value"]
-        if len(shown):
-            margin = 0.08 * (own["value"].max() - shown.min() + 1)
-            axes.set_ylim(shown.min() - margin, own["value"].max() + margin)
+        drawn = curves.columns.intersection(list(styles))
+        lowest = curves[drawn].min(axis=None) if len(drawn) else curves.min(axis=None)
+        axes.plot(curves.drop(columns=drawn).where(curves >= lowest), color="0.85", linewidth=0.7, zorder=0)
+        for label in drawn:
+            lines[label] = axes.plot(curves[label], markersize=3.5, markeredgewidth=0, **styles[label])[0]
         if value == "points":
             axes.axhline(0, color="0.2", linewidth=0.6, zorder=0)
         axes.set(xlim=(0.95, widest + 0.05), xlabel="", ylabel="")
-    figure.supxlabel("speed-up in layers", fontsize=8)
     metrics = {METRIC_NAMES.get(metric, metric) for metric in results.tasks["metric"]}
-    score = metrics.pop() if len(metrics) == 1 else "score"
-    figure.supylabel("points against the full model" if value == "points" else f"{score}, %", fontsize=8)
+    what = "points against the full model" if value == "points" else f"{' or '.join(sorted(metrics))}, %"
+    figure.supxlabel("speed-up in layers", fontsize=8)
+    figure.supylabel(what, fontsize=8)
     handles = [lines[label] for label in named if label in lines]
     figure.legend(handles=handles, loc="outside upper center", ncols=4 if many else 2, frameon=False)
-    return figure
+    others = found["label"].nunique() - len(lines)
+    words = [
+        f"{what[0].upper()}{what[1:]} over the speed-up in layers: at every cost, two neighbouring knobs of a method "
+        "are mixed to meet it, and scored on test rows. A curve ends at its cheapest knob.",
+        f"Pale: {others} other methods, as far as they are above the lowest point of the named ones." if others else "",
+        "Thick: of this run; the others are published." if set(results.own_labels) & set(lines) else "",
+    ]
+    return figure, _caption(results, words, lines)
 
 
-def exits_figure(results: Results) -> "Figure | None":
+def exits_figure(results: Results) -> "Drawn | None":
     """Draw the share of test rows that exit at each layer, methods in rows, at the middle budget."""
+    import seaborn as sns
+    from matplotlib.ticker import PercentFormatter
+
     named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
-    found = exit_shares(results)
-    compared = pd.MultiIndex.from_frame(found[TASK]).isin(comparison_of(results).compared)  # others have few curves
-    found = found[found["label"].isin(named) & compared]
+    found = comparison_of(results).in_means(exit_shares(results))  # others have few curves
+    found = found[found["label"].isin(named)]
     if found.empty:
         return None
     if results.kind == "generation":  # few of many layers have an exit
         found = found[found.groupby("layer")["share"].transform("max") > 0]
     order = [label for label in named if label in set(found["label"])]
-    shares = {
-        str(task): own.pivot(index="label", columns="layer", values="share").reindex(order).rename(index=display_name)
-        for task, own in found.groupby("task", sort=False)
+    tables = {
+        str(name): own.pivot(index="label", columns="layer", values="share").reindex(order).rename(index=display_name)
+        for name, own in found.assign(name=task_names(results, found)).groupby("name", sort=False)
     }
-    return _heatmaps(shares, "", f"share of {rows_of(results)}")
-
-
-def memorized_figure(results: Results) -> "Figure | None":
-    """Draw at which layer rows exit by their Memorized Layer, a panel for every method, all tasks together."""
-    if results.kind == "generation":
-        return None
-    depth = int(results.tasks["num_layers"].mode().iloc[0])
-    layers, comparison, tables = range(1, depth + 1), comparison_of(results), {}
-    mixtures = comparison.per_seed[comparison.per_seed["speedup"] == comparison.middle]
-    of_depth = results.tasks["num_layers"].reindex(pd.MultiIndex.from_frame(mixtures[TASK])).to_numpy() == depth
-    for label in leading_labels(results):
-        counts = memorized_against_exit(results, mixtures[of_depth & (mixtures["label"] == label)])
-        if counts is not None and len(counts) == depth:
-            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-            tables[display_name(label)] = pd.DataFrame(shares, layers, layers)
-    return _heatmaps(tables, "Memorized Layer", "share of rows of a Memorized Layer") if tables else None
-
-
-def rows_of(results: Results) -> str:
-    """Return the name of the rows that exit, for axes and captions."""
-    return "decoded tokens" if results.kind == "generation" else "test rows"
-
-
-def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str, shares: str) -> "Figure":
-    """Draw tables of shares by exit layer as heat maps with one colour bar."""
-    import seaborn as sns
-    from matplotlib.ticker import PercentFormatter
-
-    across = min(len(tables), 3)
-    height = 0.14 * max(len(table) for table in tables.values()) + 0.45
+    across, height = min(len(tables), 3), 0.14 * len(order) + 0.45
     figure, panels = _panels(list(tables), across, (TEXT_WIDTH, 0.45 + -(-len(tables) // across) * height), sharey=True)
     for axes, table in zip(panels, tables.values(), strict=True):
         # Ticks are set here: seaborn would draw the figure for every label, to see which labels overlap.
@@ -317,82 +269,60 @@ def _heatmaps(tables: Mapping[str, pd.DataFrame], beside: str, shares: str) -> "
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="", ylabel="")
-    panels[0].set_yticks(np.arange(len(table)) + 0.5, table.index)
+    panels[0].set_yticks(np.arange(len(order)) + 0.5, table.index)
+    shares = f"share of {'decoded tokens' if results.kind == 'generation' else 'test rows'}"
     colours, percent = panels[0].collections[0], PercentFormatter(1)
     bar = figure.colorbar(colours, ax=panels, label=shares, format=percent, location="top", shrink=0.4, aspect=30)
     bar.outline.set_visible(False)
     figure.supxlabel("exit layer", fontsize=8)
-    figure.supylabel(beside, fontsize=8)
-    return figure
+    speed = f"{comparison_of(results).middle:g} times the speed in layers"
+    words = f"{shares[0].upper()}{shares[1:]} that exit at each layer, at {speed}, or as near as a method comes to it."
+    return figure, _caption(results, [words], ())
 
 
-_GREY_NOTE = "Colours: the network of the exits; references are grey."
-FIGURES = (
-    FigureKind(
-        "equal-cost",
-        "Points (hundredths of the score) against the full model at equal cost in layers, means over the tasks, with "
-        "95% paired bootstrap intervals over rows and seeds. †: even the cheapest knob costs more than the budget. "
-        f"{_GREY_NOTE}",
-        "the full model was not run",
-        equal_cost_figure,
-    ),
-    FigureKind(
-        "curves",
-        "Points against the full model over the speed-up in layers: at every cost, two neighbouring knobs "
-        f"of a method are mixed to meet it, and scored on test rows. {_GREY_NOTE}",
-        "there is no method to compare",
-        curves_figure,
-    ),
-    FigureKind(
-        "exits",
-        "Share of {rows} that exit at each layer that has an exit, at the middle budget.",
-        "there is no method to compare",
-        exits_figure,
-    ),
-    FigureKind(
-        "memorized",
-        "Share of test rows of each Memorized Layer (the first from which on every classifier is right; the last one "
-        "for rows that it gets wrong) that exit at each layer, at twice the speed. Left of the "
-        "diagonal rows exit too early, right of it they waste layers.",
-        "the records do not hold the answers of every layer",
-        memorized_figure,
-    ),
-)
+def _caption(results: Results, words: Sequence[str], drawn: Collection[str]) -> str:
+    """Return a caption: ``words``, the colours of the labels that are ``drawn``, and the results behind them."""
+    family, colours, tasks = families(results), palette(results), comparison_of(results).compared
+    found = {COLOURS[colours[x]]: family[x] for x in drawn if colours[x] in COLOURS and family[x] != x}
+    named = ", ".join(f"{colour} {name}" for colour, name in found.items())
+    cells = comparison_of(results).in_means(results.cells)
+    seeds = cells[cells["label"].isin(drawn or results.labels_to_compare)].groupby(CURVE)["seed"].nunique()
+    few_to_many = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
+    sentences = [
+        *words,
+        f"Colours stand for the network of the exits: {named}; grey is any other, or a reference." if named else "",
+        f"Tasks ({len(tasks)}): {', '.join(task for task, _ in tasks)}. Seeds of a method on a task: {few_to_many}. "
+        f"Backbone: {', '.join(dict.fromkeys(backbone for _, backbone in tasks))}.",
+    ]
+    return " ".join(filter(None, sentences)) + "\n"
 
 
-USUAL_FIGURES = ("equal-cost", "curves", "exits")
-"""The figures that are written unless others are named."""
+FIGURES: "dict[str, Callable[[Results], Drawn | None]]" = {
+    "equal-cost": equal_cost_figure,
+    "curves": curves_figure,
+    "exits": exits_figure,
+}
+"""The figures by the name of their files."""
 
 
 def draw_figure(name: str, results: Results) -> "Figure | None":
     """Draw a figure by the name of its files, such as ``equal-cost``; None where the records lack what it needs."""
+    drawn = _drawn(name, results)
+    return None if drawn is None else drawn[0]
+
+
+def _drawn(name: str, results: Results) -> "Drawn | None":
     import seaborn as sns
     from matplotlib import rc_context
 
+    if name not in FIGURES:
+        raise unknown_name("figure", name, FIGURES)
     with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
-        return _kind(name).draw(results)
-
-
-def _kind(name: str) -> FigureKind:
-    kinds = {kind.name: kind for kind in FIGURES}
-    if name not in kinds:
-        raise unknown_name("figure", name, kinds)
-    return kinds[name]
-
-
-def caption_of(kind: FigureKind, results: Results) -> str:
-    """Return the caption of a figure, ``{rows}`` being what exits, with the tasks, seeds and backbones behind it."""
-    tasks = comparison_of(results).compared
-    seeds = results.knobs.groupby(CURVE)["seed"].nunique()
-    few_to_many = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
-    return (
-        f"{kind.caption.format(rows=rows_of(results))} Tasks ({len(tasks)}): {', '.join(task for task, _ in tasks)}. "
-        f"Seeds of a method on a task: {few_to_many}. Backbone: {', '.join(results.tasks.index.unique('backbone'))}.\n"
-    )
+        return FIGURES[name](results)
 
 
 def write_figures(
-    results: Results, folder: Path, names: Sequence[str] = USUAL_FIGURES, file_format: str = "png"
+    results: Results, folder: Path, names: Sequence[str] = tuple(FIGURES), file_format: str = "png"
 ) -> tuple[list[Path], list[str]]:
     """Write figures with their captions, ``NAME.png`` and ``NAME.txt``; the same results make the same files.
 
@@ -405,12 +335,12 @@ def write_figures(
     if file_format not in _METADATA:
         raise unknown_name("figure format", file_format, _METADATA)
     paths, missing = [], []
-    for kind in map(_kind, names):
-        figure = draw_figure(kind.name, results)
-        if figure is None:
-            missing.append(f"{kind.name}: {kind.missing}")
+    for name in names:
+        drawn = _drawn(name, results)
+        if drawn is None:
+            missing.append(f"{name}: no method{' and full model' * (name == 'equal-cost')} to compare")
             continue
-        path = folder / f"{kind.name}.{file_format}"
+        (figure, caption), path = drawn, folder / f"{name}.{file_format}"
         with rc_context(fname=_STYLE), replacing(path) as temporary:
             if (layout := figure.get_layout_engine()) is not None:  # saving would draw everything twice for it
                 layout.execute(figure)
@@ -419,12 +349,6 @@ def write_figures(
             if file_format == "png":
                 with Image.open(temporary) as image:  # 256 colours: a third of the size
                     image.convert("RGB").quantize().save(temporary, file_format, optimize=True)
-        write_text(path.with_suffix(".txt"), caption_of(kind, results))
+        write_text(path.with_suffix(".txt"), caption)
         paths.append(path)
     return paths, missing
-
-
-def write_headline_figure(results: Results, folder: Path) -> list[Path]:
-    """Write the figure of points at equal cost; without the full model, that of whole curves."""
-    paths, missing = write_figures(results, folder, ["equal-cost"])
-    return paths if not missing else write_figures(results, folder, ["curves"])[0]

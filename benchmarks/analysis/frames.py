@@ -8,21 +8,27 @@ and, where knobs were timed, ``speedup_b1``, ``seconds_b1``, .... The last line 
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.measure.knobs import SPEEDUPS, Speedups
-from benchmarks.specs.base import folder_name
 from benchmarks.specs.schema import canonical_json
 from benchmarks.store.frames import FrameName
 from benchmarks.store.records import AnyRecord, CellRecord, TimingRecord
-from benchmarks.store.results_folder import CELL_COLUMN, TIMING_COLUMN, StoredResults, open_results
+from benchmarks.store.results_folder import (
+    CELL_COLUMN,
+    TIMING_COLUMN,
+    StoredResults,
+    is_published,
+    kind_of_results,
+    open_results,
+)
 from consistentee.errors import UserError, unknown_name
 from consistentee.versions import Kind
 
@@ -80,12 +86,16 @@ def _renumbered(frame: pd.DataFrame, column: str, wanted: Sequence[int], known: 
 
 @dataclass(eq=False)
 class Results:
-    """The results of one or several folders; ``faults`` name what could not be read or compared."""
+    """The results of one or several folders.
+
+    ``faults`` name what could not be read or compared; ``own_labels`` are those of a run among published ones.
+    """
 
     folder: Path
     kind: Kind
     parts: list[Part]
     faults: list[str] = field(default_factory=list)
+    own_labels: Collection[str] = ()
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
     _firsts: dict[str, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
     _columns: dict[tuple[str, str], Array] = field(default_factory=dict, init=False, repr=False)
@@ -149,25 +159,6 @@ class Results:
         return _by_round(taken, _timed_knobs(self.timings), self.kind)
 
     @cached_property
-    def training(self) -> pd.DataFrame:
-        """A line for every point of the curves of training; a stage that methods share is there once.
-
-        Columns: ``task``, ``backbone``, ``seed``, ``stage`` (with a method, where methods differ in it), ``curve``
-        (loss, or validation score), ``run`` (a number for each curve), ``done`` (percent of the stage) and ``value``.
-        """
-        keys = [*TASK, "seed", "stage", "curve"]
-        if "stage" not in self.frame("training"):
-            return pd.DataFrame()
-        lines = self.frame("training").merge(self.cells[[*CURVE, "seed"]], left_on="cell", right_index=True)
-        runs = lines.groupby([*keys, "label", "cell"], sort=False)["value"].agg(tuple).reset_index()
-        runs = runs.drop_duplicates([*keys, "value"])
-        differ = (runs.groupby(keys)["label"].transform("size") > 1).groupby(runs["stage"]).transform("any")
-        runs["stage"] = runs["stage"].where(~differ, runs["stage"] + " · " + runs.pop("label"))
-        found = runs.assign(run=range(len(runs))).explode("value", ignore_index=True).astype({"value": float})
-        place = found.groupby("run").cumcount() + np.where(found["curve"] == "loss", 0.5, 1)
-        return found.assign(done=100 * place / found.groupby("run")["run"].transform("size"))
-
-    @cached_property
     def methods(self) -> dict[str, str]:
         """The method of every label: the full model first, then by name, references last."""
         found = {record.label: record.method for record in self.records}
@@ -185,6 +176,7 @@ class Results:
 
         A task counts if half of the labels were run on it that are compared on many tasks, half as many as any label:
         most methods need classes, so that with a regression among the tasks no other method would be defined on all.
+        If published results stand beside a run, the labels of the run decide.
         """
         cells = self.cells
         groups = cells.groupby(TASK)
@@ -192,7 +184,8 @@ class Results:
         full = [labels_of_role(dict(zip(own["label"], own["method"], strict=True)), FULL) for _, own in groups]
         found["full_label"] = [labels[0] if labels else None for labels in full]
         known = found.index[found["full_label"].notna()] if found["full_label"].notna().any() else found.index
-        runs = cells[cells["label"].isin(self.labels_to_compare)].drop_duplicates([*TASK, "label"]).set_index(TASK)
+        deciding = [x for x in self.labels_to_compare if x in self.own_labels] or self.labels_to_compare
+        runs = cells[cells["label"].isin(deciding)].drop_duplicates([*TASK, "label"]).set_index(TASK)
         runs = runs[runs.index.isin(known)]
         tasks_of = runs["label"].value_counts()
         common = tasks_of.index[2 * tasks_of >= tasks_of.max()]
@@ -205,11 +198,6 @@ class Results:
     def batch_sizes(self) -> list[int]:
         """The batch sizes that were timed, rows in step."""
         return sorted(map(int, self.times.loc[~self.times["regroups"], "batch_size"].unique()))
-
-    def file_name_of(self, task: Task) -> str:
-        """Return a task's name for files and labels, with the backbone where there are several."""
-        several = self.tasks.index.unique("backbone").size > 1
-        return "-".join(map(folder_name, task if several else task[:1]))
 
     # ------------------------------------------------------------------------------------------ rows
 
@@ -249,42 +237,46 @@ class Results:
         layers = self.column("exits", "exit_layer", cell).reshape(len(places), -1)
         return np.asarray(layers[places.index(place)], dtype=np.int64)
 
-    @cached_property
-    def _of_knobs(self) -> dict[str, Array]:
-        return {name: self.knobs[name].to_numpy() for name in ("cell", "place", "knob", "layers")}
-
-    def at_knob(self, name: Literal["cell", "place", "knob", "layers"], line: int) -> float:
-        """Return a number of a line of :attr:`knobs`."""
-        return float(self._of_knobs[name][line])
-
     # ------------------------------------------------------------------------------------------ parts
 
     def only(self, labels: Collection[str] | None = None, tasks: Collection[str] | None = None) -> "Results":
         """Return the results of some labels (or all of a method) and tasks; the full model always stays.
 
-        Raises UserError for a label or a task that is not there.
+        Tasks on which some of the ``labels`` did not run are left out, and named in ``faults``. Raises UserError for a
+        label or a task that is not there, and if no task has all labels.
         """
-        for task in tasks or ():
-            if task not in (known := {record.task for record in self.records}):
-                raise unknown_name("task in these results", task, known)
-        named = {record.label for record in self.records}
-        for label in labels or ():
-            if label not in (known := named | set(self.methods.values())):
-                raise unknown_name("method in these results", label, known)
-        whole_methods = {FULL, MAJORITY, *(label for label in labels or () if label not in named)}
-
-        def stays(record: AnyRecord) -> bool:
-            names = {role_of(record.method), record.method} & whole_methods
-            of_label = labels is None or record.label in labels or bool(names)
-            return of_label and (tasks is None or record.task in tasks)
-
-        return self.where([stays(record) for record in self.records])
+        labelled = {record.label for record in self.records}
+        names = [{record.label, *({record.method} - labelled)} for record in self.records]
+        for what, wanted, known in (
+            ("task", tasks, {record.task for record in self.records}),
+            ("method", labels, set().union(*names)),
+        ):
+            for unknown in [name for name in wanted or () if name not in known]:
+                raise unknown_name(f"{what} in these results", unknown, known)
+        ran: dict[Task, set[str]] = {}
+        for record, own in zip(self.records, names, strict=True):
+            if tasks is None or record.task in tasks:
+                ran.setdefault((record.task, record.backbone), set()).update(own)
+        lacking = {task: missing for task, own in ran.items() if (missing := [x for x in labels or () if x not in own])}
+        kept = ran.keys() - lacking.keys()
+        if not kept:
+            raise UserError(f"no task has all of {', '.join(labels or ())}: compare fewer methods")
+        found = self.where(
+            [
+                (record.task, record.backbone) in kept
+                and (labels is None or bool(own.intersection(labels)) or role_of(record.method) in (FULL, MAJORITY))
+                for record, own in zip(self.records, names, strict=True)
+            ]
+        )
+        words = [f"{', '.join(task)}: {' and '.join(missing)} did not run on it" for task, missing in lacking.items()]
+        found.faults = [*self.faults, *words]
+        return found
 
     def where(self, stay: Sequence[bool]) -> "Results":
         """Return the results of the cells that stay, by their numbers."""
         kept = iter(stay)
         parts = [Part(part.stored, [n for n in part.cells if next(kept)], part.timings) for part in self.parts]
-        return Results(self.folder, self.kind, parts, self.faults)
+        return Results(self.folder, self.kind, parts, self.faults, self.own_labels)
 
     def scored_by(self, metric: str) -> "Results":
         """Return the results with another metric of the records as their score."""
@@ -309,21 +301,62 @@ def load_results(
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
     results = Results(root, found.kind, [Part.whole(found)], list(map(str, found.faults)))
-    return results.only(labels, tasks)
+    return results.only(labels, tasks) if labels or tasks else results
 
 
-def load_folders(
-    folders: Sequence[Path], labels: Sequence[str] | None = None, tasks: Sequence[str] | None = None
-) -> Results:
-    """Read results folders as one, see :func:`merge`; keep some ``labels`` and ``tasks``.
+def load_folders(folders: Sequence[Path], published: Iterable[Path] = ()) -> Results:
+    """Read results folders as one, see :func:`merge`.
 
+    Runs alone are joined by what is comparable in ``published`` folders.
     Raises UserError for a folder that cannot be read, and for folders of both kinds.
     """
     found = [load_results(folder) for folder in dict.fromkeys(folders)]
     for other in found[1:]:
         if other.kind != found[0].kind:
             raise UserError(f"{other.folder} holds results of {other.kind}, {found[0].folder} of {found[0].kind}")
-    return (merge(found) if len(found) > 1 else found[0]).only(labels, tasks)
+    own = merge(found) if len(found) > 1 else found[0]
+    return own if any(part.stored.published for part in own.parts) else with_published(own, published)
+
+
+def published_folders() -> list[Path]:
+    """Return the folders of published results, of the working directory and of the package's repository."""
+    roots = dict.fromkeys(root.resolve() for root in (Path("results"), Path(__file__).parents[2] / "results"))
+    return [place for root in roots for place in sorted(root.glob("*")) if is_published(place)]
+
+
+def with_published(own: Results, folders: Iterable[Path]) -> Results:
+    """Merge a run with what is published and comparable: same task, backbone, seed and :func:`protocol`.
+
+    A curve of the run takes the place of a published one. Times of other processors than the run's are left out. What a
+    run took from published results does not count as its own.
+    """
+    wanted = {_identity(record) for record in own.records}
+    curves = {(record.task, record.label) for record in own.records}
+    processors = {record.environment.get("cpu") for record in own.records}
+    parts, faults, published = list(own.parts), list(own.faults), set()
+    for folder in folders:
+        try:
+            if kind_of_results(folder) != own.kind:
+                continue
+            stored = load_results(folder)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        stay = [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
+        published |= {(record.key, record.finished_at) for record in stored.records}
+        (part,) = stored.where(stay).parts
+        curves |= {(record.task, record.label) for record in part.records}
+        timings = [f for f, t in part.stored.timings.items() if t.environment_before.get("cpu") in processors]
+        parts += [replace(part, timings=timings)] if any(stay) else []
+    # Alone it is read and resampled already.
+    found = own if len(parts) == len(own.parts) else Results(own.folder, own.kind, parts)
+    mine = {record.label for record in own.records if (record.key, record.finished_at) not in published}
+    found.faults, found.own_labels = faults, mine if len(mine) < len(found.methods) else ()
+    return found
+
+
+def _identity(record: AnyRecord) -> str:
+    return canonical_json([record.task, record.backbone, record.seed, protocol(record)])
 
 
 def protocol(record: AnyRecord) -> dict[str, object]:
@@ -375,11 +408,6 @@ def labels_of_role(methods: Mapping[str, str], role: str) -> list[str]:
     """Return the labels of a role; the one under its method's own name is first."""
     found = [label for label, method in methods.items() if role_of(method) == role]
     return sorted(found, key=lambda label: (label != methods[label], label))
-
-
-def parameters_in_words(record: AnyRecord) -> str:
-    """Return all parameters as text: ``alpha=0.05, epochs=3``."""
-    return ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
 
 
 def varied_parameters(records: Sequence[AnyRecord]) -> list[str]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.analysis.frames import Results, parameters_in_words
-from benchmarks.analysis.rendering import MISSING, Column, Table
+from benchmarks.analysis.frames import Results
+from benchmarks.analysis.rendering import Column, Table
 from benchmarks.store.records import GenerationRecord
 
 
@@ -26,33 +26,14 @@ def machine(environment: Mapping[str, Any]) -> str:
     return ", ".join(str(part) for part in parts if part) or "not recorded"
 
 
-def records_frame(results: Results) -> pd.DataFrame:
-    """Return a line for every record: what it is of, when, where and by which command it was made."""
-    return pd.DataFrame(
-        {
-            "task": record.task,
-            "backbone": record.backbone,
-            "method": record.label,
-            "parameters": parameters_in_words(record) or "defaults",
-            "seed": record.seed,
-            "train_seconds": record.train_seconds,
-            "finished": record.finished_at[:19].replace("T", " "),
-            "commit": str(record.environment.get("commit") or MISSING)[:10],
-            "key": record.key[:12],
-            "command": record.command,
-            "machine": machine(record.environment),
-        }
-        for record in results.records
-    )
-
-
 def provenance_table(results: Results) -> Table:
     """Return the machines on which records were made, and from how many commits."""
-    records = records_frame(results)
+    lines = [(machine(r.environment), r.environment.get("commit"), r.finished_at[:10]) for r in results.records]
+    records = pd.DataFrame(lines, columns=["machine", "commit", "day"])
     found = records.groupby("machine", sort=False).agg(
-        records=("key", "size"), commits=("commit", "nunique"), first=("finished", "min"), last=("finished", "max")
+        records=("day", "size"), commits=("commit", "nunique"), first=("day", "min"), last=("day", "max")
     )
-    found[["first", "last"]] = found[["first", "last"]].apply(lambda texts: texts.str[:10])
+    seeds = ", ".join(map(str, sorted(results.cells["seed"].unique())))
     return Table(
         title="Provenance",
         name="provenance",
@@ -63,9 +44,9 @@ def provenance_table(results: Results) -> Table:
             *(Column("first"), Column("last")),
         ],
         notes=[
-            f"{len(records)} records of {records['task'].nunique()} tasks; seeds "
-            f"{', '.join(map(str, sorted(records['seed'].unique())))}; from {records['commit'].nunique()} commits. "
-            "The report names the command, commit and key of every record.",
+            f"{len(records)} records of {results.cells['task'].nunique()} tasks; "
+            f"seeds {seeds}; from {records['commit'].nunique()} commits. "
+            "The command, commit and key of each are in cells.parquet.",
             *(f"{subject}: {text}" for subject, text in caveats(results)),
         ],
     )

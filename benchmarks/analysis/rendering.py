@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,17 @@ if TYPE_CHECKING:
 MISSING = "n/a"
 MOST_LINES = 100
 """Lines of ``table.md``, a page that people read."""
-OVER_NOTE = "†: even the cheapest knob costs more than the budget."
-MARKS_NOTE = f"{OVER_NOTE} ‡: even the best knob costs less; it is shown."
-INTERVALS_NOTE = "In brackets: 95% paired bootstrap intervals over rows within tasks and over seeds."
+OWN = " •"
+MARKS = {
+    OWN.strip(): "•: of this run; the others are published.",
+    "†": "†: even the cheapest knob costs more than the budget.",
+    "‡": "‡: even the best knob costs less; it is shown.",
+}
+"""Marks of cells, which are explained where they stand."""
+INTERVALS = "95% paired bootstrap intervals over rows within tasks and over seeds"
+INTERVALS_NOTE = f"In brackets: {INTERVALS}."
+Width = Literal["column", "page"]
+"""Where a LaTeX table stands: in a column of a paper of two columns, or across its page."""
 
 METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
@@ -52,17 +60,13 @@ def over_or_under(found: pd.DataFrame) -> pd.Series:
     return found["over"].map({True: "†"}).fillna("") + found["under"].map({True: "‡"}).fillna("")
 
 
-def note_on_marks(found: pd.DataFrame) -> str:
-    """Explain the marks that lines may have; ‡ only where one has it."""
-    return MARKS_NOTE if found["under"].any() else OVER_NOTE
-
-
 @dataclass(frozen=True)
 class Column:
     """A column: its heading, and the columns of the frame with its value, its interval and what is written behind it.
 
     ``form`` is the format of numbers, empty for words, which are set to the left; the ``best`` number is the largest;
-    ``note`` is what a reader of this column must know.
+    ``note`` is what a reader of this column must know. ``fits`` is the narrowest LaTeX table that shows the column
+    unasked, and ``interval`` the narrowest that shows its interval, too.
     """
 
     heading: str
@@ -73,6 +77,8 @@ class Column:
     mark: str = ""
     best: bool = False
     note: str = ""
+    fits: Width | None = "column"
+    interval: Width = "page"
 
     @property
     def source(self) -> str:
@@ -96,9 +102,9 @@ class Column:
 class Table:
     """A table: numbers, how they are written, and what a reader must know.
 
-    ``name`` is that of its label in LaTeX; labels of methods, ``method`` and ``against``, have display names there;
-    ``notes`` are of the whole table, see :attr:`all_notes`; lines with the same value of ``blocks``, a column of the
-    frame, form a block with a best number of its own.
+    ``name`` is that of its label in LaTeX; labels in a column ``method`` have display names there; ``notes`` are of
+    the whole table, see :attr:`all_notes`; ``left_out`` is one that no paper needs; lines with the same value of
+    ``blocks``, a column of the frame, form a block with a best number of its own.
     """
 
     title: str
@@ -106,6 +112,7 @@ class Table:
     frame: pd.DataFrame
     columns: Sequence[Column]
     notes: Sequence[str] = ()
+    left_out: str = ""
     blocks: str = ""
 
     @cached_property
@@ -117,9 +124,11 @@ class Table:
 
     @property
     def all_notes(self) -> list[str]:
-        """The notes of the table, and in the last line those of its columns."""
+        """The notes of the table, and in the last line those of its columns and marks."""
         of_columns = dict.fromkeys(column.note for column in self.columns if column.heading in self.cells)
-        return list(filter(None, [*self.notes, " ".join(filter(None, of_columns))]))
+        letters = set("".join(self.cells.to_numpy().ravel()))
+        marks = [text for mark, text in MARKS.items() if mark in letters]
+        return list(filter(None, [*self.notes, self.left_out, " ".join(filter(None, [*of_columns, *marks]))]))
 
     @property
     def numbers(self) -> pd.DataFrame:
@@ -128,13 +137,34 @@ class Table:
         return self.frame[[name for name in dict.fromkeys(names) if name in self.frame]]
 
     def only(self, headings: Sequence[str]) -> "Table":
-        """Return the table with its first column and those of ``headings``, in this order. Raises UserError."""
+        """Return the table with its first column and those of ``headings``, in this order, at any width.
+
+        Raises UserError for an unknown one.
+        """
         known = {column.heading: column for column in self.columns if column.heading in self.cells}
         if unknown := [heading for heading in headings if heading not in known]:
             raise unknown_name(f"column of the table {self.name}", unknown[0], known)
+        chosen = [known[heading] for heading in dict.fromkeys([self.columns[0].heading, *headings])]
+        return replace(self, columns=[replace(column, fits="column", interval="column") for column in chosen])
+
+    def narrowed(self, width: Width) -> "Table":
+        """Return the table with the columns and intervals that fit a LaTeX table of this width."""
+        fitting = ("column",) if width == "column" else ("column", "page")
         return replace(
-            self, columns=[known[heading] for heading in dict.fromkeys([self.columns[0].heading, *headings])]
+            self,
+            columns=[
+                column if column.interval in fitting or not column.low else replace(column, low="", high="", note="")
+                for column in self.columns
+                if column.fits in fitting
+            ],
         )
+
+    def for_a_paper(self) -> "Table":
+        """Return the table with methods by their display names, without what only a reader of all results needs."""
+        named = {name: self.frame[name].map(display_name) for name in {"method"} & set(self.frame)}
+        columns = [replace(column, mark="") if column.source in named else column for column in self.columns]
+        title = re.sub(r"(?<=against )\S+", lambda found: display_name(found[0]), self.title)
+        return replace(self, title=title, frame=self.frame.assign(**named), columns=columns, left_out="")
 
     @property
     def words(self) -> set[str]:
@@ -222,27 +252,47 @@ def escape_latex(text: str) -> str:
     return "".join(parts)
 
 
-def to_latex(tables: Iterable[Table]) -> str:
-    """Render tables as LaTeX: booktabs, a caption, a label, the best numbers bold, methods by their display names."""
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex, tables))
+_COLUMN_POINTS = 240
+"""Width of a column of a paper of two columns, about as wide as AAAI's and ICML's; ACL's has 219."""
+_LETTER_POINTS, _GAP_POINTS = 4.0, 6.0
+"""Widths of a letter and of the space between columns, about, in the size of letters of LaTeX tables."""
+_SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
-def _latex(table: Table) -> str:
-    names = [c.heading for c in table.columns if c.source in {"method", "against"} and c.heading in table.cells]
-    cells = table.cells.assign(**{name: table.cells[name].map(display_name) for name in names}).map(_latex_number)
-    cells = table.with_best(cells, r"\textbf{{{}}}".format)
-    lines = ["\\begin{table}", "\\centering\\small", f"\\caption{{{escape_latex(table.title)}.}}"]
-    lines += [f"\\label{{tab:{table.name}}}"]
-    lines += [f"\\begin{{tabular}}{{{''.join('l' if heading in table.words else 'r' for heading in cells)}}}"]
+def to_latex(tables: Iterable[Table], width: Width | None = None) -> str:
+    """Render tables as LaTeX: booktabs, a caption, a label, the best numbers bold, methods by their display names.
+
+    Each has the columns that fit its ``width``, by default a column of a paper if it can be read there, else the page.
+    A table that is too wide all the same is shrunk.
+    """
+    return "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(_latex(table, width) for table in tables)
+
+
+def _latex(table: Table, width: Width | None) -> str:
+    named = table.for_a_paper()
+    if width is None:
+        width = "column" if _latex_points(named.narrowed("column")) < 1.15 * _COLUMN_POINTS else "page"
+    narrow, floating = named.narrowed(width), "table" if width == "column" else "table*"
+    cells = narrow.with_best(narrow.cells.map(_latex_number), partial(re.sub, "^[^ ]+", r"\\textbf{\g<0>}"))
+    caption = escape_latex(" ".join([f"{narrow.title}.", *narrow.all_notes]))
+    lines = [f"\\begin{{{floating}}}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}"]
+    lines += [f"\\caption{{{caption}}}", f"\\label{{tab:{narrow.name}}}\\vspace{{3pt}}", _SHRUNK]
+    lines += [f"\\begin{{tabular}}{{{''.join('l' if heading in narrow.words else 'r' for heading in cells)}}}"]
     lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
-    for row, starts_block in zip(cells.itertuples(index=False), table.starts_block, strict=True):
+    for row, starts_block in zip(cells.itertuples(index=False), narrow.starts_block, strict=True):
         lines += [*(["\\midrule"] if starts_block else []), " & ".join(row) + r" \\"]
-    lines += ["\\bottomrule", "\\end{tabular}", *(rf"\par\footnotesize {escape_latex(n)}" for n in table.all_notes)]
-    return "\n".join([*lines, "\\end{table}", ""])
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}}", f"\\end{{{floating}}}", ""])
+
+
+def _latex_points(table: Table) -> float:
+    """Estimate the width of a LaTeX table."""
+    letters = [max(map(len, [str(heading), *texts])) for heading, texts in table.cells.items()]
+    return sum(_LETTER_POINTS * number + _GAP_POINTS for number in letters)
 
 
 def _latex_number(text: str) -> str:
-    return re.sub(r"^-(?=[\d.])", "$-$", escape_latex(text)).replace("[-", "[$-$").replace(", -", ", $-$")
+    number = re.sub(r"^-(?=[\d.])", "$-$", escape_latex(text)).replace("[-", "[$-$").replace(", -", ", $-$")
+    return re.sub(r"(?<=\d|\$) (\[.*\])$", r" {\\scriptsize \1}", number)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -254,18 +304,19 @@ def _csv(tables: Iterable[Table]) -> str:
     return "\n".join(to_csv(table.numbers) for table in tables)
 
 
-def formatted(tables: Iterable[Table], table_format: str) -> str:
-    """Render tables as ``md``, ``latex`` or ``csv``. Raises UserError for another format."""
-    writers = {"md": to_markdown, "latex": to_latex, "csv": _csv}
+def formatted(tables: Iterable[Table], table_format: str, width: Width | None = None) -> str:
+    """Render tables as ``md``, ``latex`` (of a ``width``) or ``csv``. Raises UserError for another format."""
+    writers: dict[str, Callable[[Iterable[Table]], str]]
+    writers = {"md": to_markdown, "latex": partial(to_latex, width=width), "csv": _csv}
     if table_format not in writers:
         raise unknown_name("table format", table_format, writers)
     return writers[table_format](tables)
 
 
-def write_tables(tables: Iterable[Table], folder: Path, table_format: str) -> list[Path]:
+def write_tables(tables: Iterable[Table], folder: Path, table_format: str, width: Width | None = None) -> list[Path]:
     """Write each table into a file of its name, such as ``headline.tex``; return the files. Raises UserError."""
     suffix = "tex" if table_format == "latex" else table_format
-    texts = {folder / f"{table.name}.{suffix}": formatted([table], table_format) for table in tables}
+    texts = {folder / f"{table.name}.{suffix}": formatted([table], table_format, width) for table in tables}
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)

@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs no network, with Altair charts and sortable tables over the frames of results.
+"""The HTML report: one file that needs no network, with figures, Altair charts and sortable tables of results.
 
 Words and axes of charts have the page's own ink (``currentColor``), so that they follow it from light to dark. Text
 from data is escaped: in HTML by Jinja, in charts by Vega, which writes text nodes. Charts are built without their
@@ -7,9 +7,10 @@ data, which is put into the finished specification: Altair copies and checks all
 
 import importlib.metadata
 import re
+from base64 import b64encode
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -19,28 +20,17 @@ import vl_convert
 from itables import options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks.analysis.comparison import headline
-from benchmarks.analysis.figures import (
-    COLOURS,
-    dense_curves,
-    exit_shares,
-    leading_labels,
-    palette,
-    ranked_labels,
-    rows_of,
-)
+from benchmarks.analysis.figures import COLOURS, dense_curves, leading_labels, ranked_labels, write_figures
 from benchmarks.analysis.frames import REFERENCES, STATIC, Results, role_of
-from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
+from benchmarks.analysis.provenance import caveats, provenance_table
 from benchmarks.analysis.rendering import Column, Table
-from benchmarks.analysis.tables import first_tables, task_names, task_table
+from benchmarks.analysis.tables import point_table, tables_of
 from benchmarks.store.hashes import write_text
 from consistentee.backbones.wheels import cache_dir
 
 REPORT_FILE = "report.html"
 INK, GREY = "currentColor", "#8b949e"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
-LINE = 22
-"""Pixels of a line of a chart that has a line for every method."""
 _NOT_KEPT = re.compile(r"[^\w!$&'()*+,;=:@/?~.{}\[\]|^ -]+", re.ASCII)
 """Characters that a data URI does not keep inside of a script of JSON: base64 would make it a fifth larger."""
 _ROWS = alt.NamedData("rows")
@@ -71,14 +61,9 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tables = {table.name: _shown(table) for table in first_tables(results)}
+    tables = {table.name: _shown(table) for table in tables_of(results)}
     with alt.utils.schemapi.debug_mode(False):  # without checks by a schema, which take half a second
-        charts = {
-            "#headline-chart": _headline_chart(results),
-            "#curves-chart": _curves_chart(results),
-            "#exits-chart": _exits_chart(results),
-            "#training-chart": _training_chart(results),
-        }
+        curves = _curves_chart(results)
     warnings: dict[str, list[str]] = {}
     for subject, text in caveats(results):
         warnings.setdefault(subject, []).append(text)
@@ -86,15 +71,24 @@ def render(results: Results) -> str:
         name=results.folder.resolve().name,
         headline=tables.pop("headline", None),
         by_task=tables.pop("scores", None),
-        charts={place: chart for place, chart in charts.items() if chart is not None},
-        points=_shown(task_table(results)),
+        pictures={name: _picture(name, results) for name in ("equal-cost", "exits")},
+        charts={} if curves is None else {"#curves-chart": curves},
+        points=_shown(point_table(results)),
         more=list(tables.values()),
         warnings=warnings,
         machines=_shown(provenance_table(results)),
-        provenance=_shown(_records_table(results)),
         vega=_vega(),
         datatables=_datatables(),
     )
+
+
+def _picture(name: str, results: Results) -> dict[str, str] | None:
+    """Return a print figure as a data URI, and its caption; None if it cannot be drawn."""
+    with TemporaryDirectory() as folder:
+        for path in write_figures(results, Path(folder), [name])[0]:
+            uri = f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+            return {"uri": uri, "caption": path.with_suffix(".txt").read_text(encoding="utf-8")}
+    return None
 
 
 def _vega() -> str:
@@ -143,56 +137,7 @@ def _order(column: Column, line: dict[str, Any]) -> float | None:
     return _LAST if value is None or pd.isna(value) else round(float(str(value)), 4)
 
 
-def _records_table(results: Results) -> Table:
-    words = ("task", "backbone", "method", "parameters", "seed", "finished", "commit", "key", "command")
-    return Table(
-        title=f"{len(results.records)} records: keys, commits, commands",
-        name="records",
-        frame=records_frame(results),
-        columns=[*(Column(name) for name in words), Column("train s", "train_seconds", ".0f")],
-        notes=["Keys are hashes of what a result depends on, see docs/versions.md; here their first 12 characters."],
-    )
-
-
 # ---------------------------------------------------------------------------------------------- charts
-
-
-def _headline_chart(results: Results) -> dict[str, Any] | None:
-    """Draw the points at the chosen budget with their intervals, one line a method, the best on top."""
-    found = headline(results).dropna(subset=["points"])
-    if found.empty:
-        return None
-    budgets = [f"{speedup:g}x" for speedup in results.speedups]
-    frame = found[["method", "points", "low", "high", "layers"]].round(3)
-    frame["budget"] = found["budget"].map("{:g}x".format)
-    frame["text"] = frame["points"].map("{:+.1f}".format) + found["over"].map({True: "†", False: ""})
-    chosen = alt.param(
-        name="budget",
-        value=budgets[len(budgets) // 2],
-        bind=alt.binding_radio(options=budgets, name="speed-up in layers", element="#headline-controls"),
-    )
-    methods = list(dict.fromkeys(frame["method"]))
-    y = _methods_axis(alt.EncodingSortField("points", op="max", order="descending"))
-    axis = alt.Axis(labelExpr="datum.value == 0 ? '0' : format(datum.value, '+~f')", orient="top", tickMinStep=1)
-    x = alt.X("points:Q", title="points against the full model", axis=axis)
-    colours = [palette(results)[label] for label in methods]
-    colour = alt.Color("method:N", scale=alt.Scale(domain=methods, range=colours), legend=None)
-    tooltip = ["method:N", "budget:N", *(alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("points", "low", "high"))]
-    layers = [
-        alt.Chart(alt.Data(values=[{}])).mark_rule(color=INK, opacity=0.5).encode(x=alt.datum(0)),
-        alt.Chart().mark_rule(strokeWidth=2.5, opacity=0.6).encode(x="low:Q", x2="high:Q", y=y, color=colour),
-        alt.Chart().mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip),
-        alt.Chart()
-        .mark_text(align="left", dx=10, color=INK)
-        .encode(x=alt.value(alt.expr("width")), y=y, text="text:N"),
-    ]
-    chart = (
-        alt.layer(*layers, data=_ROWS)
-        .transform_filter("datum.budget == budget")
-        .properties(width="container", height=LINE * len(methods), description="Points at equal cost")
-        .add_params(chosen)
-    )
-    return _spec(chart, frame)
 
 
 def _curves_chart(results: Results) -> dict[str, Any] | None:
@@ -212,7 +157,7 @@ def _curves_chart(results: Results) -> dict[str, Any] | None:
     labels = [label for label in ranked_labels(results) if label in drawn]
     shown = [x for x in labels if x in leading_labels(results) or role_of(results.methods[x]) == STATIC]
     of_colour = [x for x in labels if role_of(results.methods[x]) not in REFERENCES]
-    colours = {label: COLOURS[place % len(COLOURS)] for place, label in enumerate(of_colour)}
+    colours = {label: list(COLOURS)[place % len(COLOURS)] for place, label in enumerate(of_colour)}
 
     def choice(name: str, title: str, values: Mapping[str, str], *, menu: bool = True) -> alt.Parameter:
         binding = alt.binding_select if menu else alt.binding_radio
@@ -257,7 +202,7 @@ def _curves_chart(results: Results) -> dict[str, Any] | None:
             alt.param(name="cost_words", value={name: f"{text}, % of the full model" for name, text in costs.items()}),
         )
     )
-    return _spec(chart, frame, as_columns=True)
+    return _spec(chart, frame)
 
 
 def _curve_data(results: Results) -> pd.DataFrame:
@@ -269,73 +214,14 @@ def _curve_data(results: Results) -> pd.DataFrame:
     found = dense_curves(results)
     found = found[~(100 * found["points"] < -DEEPEST)]
     frame = pd.DataFrame({"task": found["panel"], "method": found["label"], "at": found["speedup"].map("{:g}x".format)})
-    for name in (str(name) for name in found if str(name).startswith("cost_")):
-        frame[name.replace("cost_", "x_")] = 100 * found[name].astype(float)
-    return frame.assign(points=100 * found["points"], score=100 * found["score"]).round(3)
+    frame = frame.assign(points=100 * found["points"], score=100 * found["score"]).join(found.filter(like="x_"))
+    return frame.round(3)
 
 
-def _exits_chart(results: Results) -> dict[str, Any] | None:
-    """Draw the share of rows that exit at each layer, at the middle budget."""
-    found = exit_shares(results)
-    found = found[found["label"].isin(results.labels_to_compare)].rename(columns={"label": "method"})
-    if found.empty:
-        return None
-    frame = found.assign(task=task_names(results, found)).drop(columns="backbone").round({"share": 4, "layers": 3})
-    tasks = list(dict.fromkeys(frame["task"]))
-    select = alt.binding_select(options=tasks, name="task", element="#exit-controls")
-    y = _methods_axis(alt.EncodingSortField("layers", op="min"))
-    x = alt.X("layer:O", title="exit layer", axis=alt.Axis(orient="top", labelAngle=0, ticks=False))
-    tooltip = [
-        *("method:N", alt.Tooltip("layer:O", title="exit layer"), alt.Tooltip("share:Q", format=".1%")),
-        alt.Tooltip("layers:Q", format=".2f", title="layers, mean"),
-    ]
-    legend = alt.Legend(title=f"share of {rows_of(results)}", format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
-    shade = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.06, 1]), legend=legend)
-    cells = alt.Chart(_ROWS).mark_rect(color="#2489d0").encode(x=x, y=y, opacity=shade, tooltip=tooltip)
-    height = LINE * int(frame.groupby("task")["method"].nunique().max())
-    chart = (
-        cells.transform_filter("datum.task == exit_task")
-        .properties(width="container", height=height, description="Exits by layer")
-        .add_params(alt.param(name="exit_task", value=tasks[0], bind=select))
-    )
-    return _spec(chart, frame)
-
-
-def _training_chart(results: Results) -> dict[str, Any] | None:
-    """Draw loss or validation score of every stage of training, means over seeds; the task and the curve are chosen."""
-    found = results.training
-    if found.empty:
-        return None
-    found = found.assign(task=task_names(results, found))
-    frame = found.groupby(["task", "stage", "curve", "done"], sort=False)["value"].mean().reset_index().round(4)
-    values = {name: list(frame[name].unique()) for name in ("task", "curve")}
-    binding = partial(alt.binding_select, element="#training-controls")
-    selects = [alt.param(f"training_{n}", v[0], bind=binding(options=v, name=n)) for n, v in values.items()]
-    x = alt.X("done:Q", title="percent of the stage", axis=alt.Axis(grid=False))
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
-    colour = alt.Color("stage:N", legend=alt.Legend(title="stage", symbolLimit=0, columns=1, labelLimit=260))
-    tooltip = ["stage:N", alt.Tooltip("done:Q", format=".0f"), alt.Tooltip("value:Q", format=".3g")]
-    chart = (
-        alt.Chart(_ROWS)
-        .mark_line(point=True)
-        .encode(x=x, y=y, color=colour, tooltip=tooltip)
-        .transform_flatten(list(frame))
-        .transform_filter("datum.task == training_task && datum.curve == training_curve")
-        .properties(width="container", height=300, description="Training")
-        .add_params(*selects)
-    )
-    return _spec(chart, frame, as_columns=True)
-
-
-def _methods_axis(sort: alt.EncodingSortField) -> alt.Y:
-    """Return the axis that has a line for every method."""
-    return alt.Y("method:N", title=None, sort=sort, axis=alt.Axis(ticks=False, labelPadding=8, grid=False))
-
-
-def _spec(chart: Any, frame: pd.DataFrame, *, as_columns: bool = False) -> dict[str, Any]:
+def _spec(chart: Any, frame: pd.DataFrame) -> dict[str, Any]:
     """Return a chart's specification with its data, and with the fonts, the ink and the background of the page.
 
-    ``as_columns`` writes one datum of columns, a third of the size of as many data.
+    The data are one datum of columns, a third of the size of as many data.
     """
     words = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
     lines = {"domain": False, "tickColor": INK, "tickOpacity": 0.3, "gridColor": INK, "gridOpacity": 0.12}
@@ -345,5 +231,4 @@ def _spec(chart: Any, frame: pd.DataFrame, *, as_columns: bool = False) -> dict[
     styled = styled.configure_legend(labelColor=INK, titleColor=INK, titleFontWeight="normal", labelFontSize=12)
     spec = dict(styled.configure_title(**title).to_dict(validate=False))
     known = frame.astype(object).where(frame.notna(), None)
-    values = [known.to_dict("list")] if as_columns else known.to_dict("records")
-    return spec | {"data": {"values": values}}
+    return spec | {"data": {"values": [known.to_dict("list")]}}

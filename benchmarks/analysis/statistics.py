@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from benchmarks.measure.terms import Floats, has_terms, score_of_means, terms_of
+from benchmarks.measure.terms import Floats
 
 RESAMPLES = 10_000
 POWER = 1.96 + 0.84
@@ -81,27 +81,6 @@ def interval(samples: Floats) -> tuple[float, float]:
     """Compute the 95% percentile interval of bootstrap samples."""
     low, high = np.percentile(samples, [2.5, 97.5])
     return float(low), float(high)
-
-
-def score_interval(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Compute the 95% percentile bootstrap interval of a score, over rows; of several seeds' mean, over seeds as well.
-
-    Args:
-        metric: one that :func:`benchmarks.measure.terms.has_terms`.
-        labels: [N].
-        predictions: [N], or [seeds, N].
-        resamples: number of bootstrap samples.
-        seed: of the resampling; equal seeds give equal intervals.
-
-    Raises ValueError for a score of ranks.
-    """
-    if not has_terms(metric, labels):
-        raise ValueError(f"{metric} is no function of means over rows")
-    terms = np.stack([terms_of(metric, labels, one) for one in np.atleast_2d(np.asarray(predictions))])
-    scores = score_of_means(metric, resampled_means(terms, resamples=resamples, seed=seed))
-    return interval(mean_over_drawn_seeds(scores, seed=seed))
 
 
 def p_value(samples: Floats) -> float:

@@ -1,8 +1,7 @@
 """Tables as pandas expressions over the frames of results, and the pages made of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,16 +27,12 @@ from benchmarks.analysis.rendering import (
     INTERVALS_NOTE,
     METRIC_NAMES,
     MOST_LINES,
-    OVER_NOTE,
+    OWN,
     Column,
     Table,
-    note_on_marks,
     over_or_under,
-    to_csv,
-    to_latex,
     to_markdown,
 )
-from benchmarks.store.hashes import write_text
 from consistentee.errors import unknown_name
 
 PRINTED_SPEEDUPS = (1.5, 2.0)
@@ -63,49 +58,64 @@ def headline_table(results: Results) -> Table | None:
         return None
     frame = marked(found)
     middle, tasks = comparison.middle, len(comparison.compared)
-    one = " · ".join(comparison.compared[0])
     missing = sorted(set(results.labels_to_compare) - set(found["method"]))
     differ = frame[f"seeds {middle:g}x"].nunique() > 1
+    brackets = INTERVALS_NOTE if found["low"].notna().any() else "Intervals need answers that were not kept."
+    points = [
+        Column(
+            *(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x"),
+            best=True,
+            note=brackets,
+            interval="column" if s == middle else "page",
+        )
+        for s in comparison.speedups
+    ]
+    rule = f"rule {middle:g}x", f"rule_gain {middle:g}x", "+.1f", f"rule_low {middle:g}x", f"rule_high {middle:g}x"
     return Table(
-        title=f"Points against the full model at equal cost, {f'mean of {tasks} tasks' if tasks > 1 else one}",
+        title=f"Points against the full model at equal cost, {mean_of(comparison.compared)}",
         name="headline",
         frame=frame,
         columns=[
-            *(Column("method"), Column("exits", f"exits {middle:g}x")),
-            *([Column("seeds", f"seeds {middle:g}x", ".0f", note=_SEEDS)] if differ else []),
+            *(_method_column(results, frame), Column("exits", f"exits {middle:g}x", fits="page")),
+            *([Column("seeds", f"seeds {middle:g}x", ".0f", note=_SEEDS, fits=None)] if differ else []),
+            *points,
+            *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK, fits=None)] if tasks > 2 else []),
+            Column("area", form="+.1f", note="Area: mean points from 1x to 3x.", fits="page"),
+            Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT, fits=None),
+            Column(*rule, note="Rule: points against all rows at one layer of the same exits.", fits="page"),
+            Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING, fits=None),
+            *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f", fits="page")] if of_texts else []),
+            Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS, fits="page"),
             *(
-                Column(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x", best=True)
-                for s in comparison.speedups
-            ),
-            *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK)] if tasks > 2 else []),
-            Column("area", form="+.1f", note="Area: mean points from 1x to 3x."),
-            Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT),
-            Column(
-                f"rule {middle:g}x",
-                f"rule_gain {middle:g}x",
-                "+.1f",
-                f"rule_low {middle:g}x",
-                f"rule_high {middle:g}x",
-                note="Rule: points against all rows at one layer of the same exits.",
-            ),
-            Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING),
-            *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
-            Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS),
-            *(
-                Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f", note=_RATIOS)
+                Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f", note=_RATIOS, fits=None)
                 for size in results.batch_sizes
             ),
-            Column(f"vs. static {middle:g}x", f"static {middle:g}x", note=_AGAINST_STATIC),
+            Column(f"vs. static {middle:g}x", f"static {middle:g}x", note=_AGAINST_STATIC, fits=None),
         ],
         notes=[
-            *([f"Tasks: {', '.join(task for task, _ in comparison.compared)}."] if tasks > 1 else []),
-            *([f"Some task lacks {', '.join(missing)}."] if missing else []),
+            *_names_of(comparison.compared),
             "At s times the speed, the two neighbouring knobs around L / s layers are mixed so that test rows run "
             "exactly that; no score is read.",
-            (INTERVALS_NOTE if found["low"].notna().any() else "Intervals need answers that were not kept.")
-            + f" {note_on_marks(found)}",
         ],
+        left_out=f"Some task lacks {', '.join(missing)}." if missing else "",
     )
+
+
+def mean_of(tasks: Sequence[Task]) -> str:
+    """Say over which tasks a mean is; the one task's name and backbone."""
+    return f"mean of {len(tasks)} tasks" if len(tasks) > 1 else " · ".join(tasks[0])
+
+
+def _names_of(tasks: Sequence[Task]) -> list[str]:
+    return [f"Tasks: {', '.join(task for task, _ in tasks)}."] if len(tasks) > 1 else []
+
+
+def _method_column(results: Results, frame: pd.DataFrame) -> Column:
+    """Return the column of methods; those of a run have a mark if they stand among published ones."""
+    if not results.own_labels:
+        return Column("method")
+    frame["own"] = frame["method"].isin(list(results.own_labels)).map({True: OWN, False: ""})
+    return Column("method", mark="own")
 
 
 def marked(found: pd.DataFrame) -> pd.DataFrame:
@@ -155,14 +165,14 @@ def score_table(results: Results) -> Table | None:
         name="scores",
         frame=frame,
         columns=[
-            *(Column("method"), Column("at"), *seeds),
+            *(_method_column(results, frame), Column("at"), *seeds),
             *(Column(name, form=".1f", mark=f"{name} mark", best=True) for name in names),
         ],
         notes=[
-            f"Percent: {', '.join([usual, *others])}. At: the speed-up in layers, exactly equal for all but †.",
-            "†: even the cheapest knob costs more; @ is its speed-up. *: differs significantly from a static exit.",
-            *([f"Ran on fewer than two thirds of the tasks: {', '.join(left_out)}."] if left_out else []),
+            f"Percent: {', '.join([usual, *others])}. At: the speed-up in layers, exactly equal for all but †, whose "
+            "own follows @. *: differs significantly from a static exit.",
         ],
+        left_out=f"Ran on fewer than two thirds of the tasks: {', '.join(left_out)}." if left_out else "",
         blocks="speedup",
     )
 
@@ -214,21 +224,35 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
     budgets = found.pivot(index="method", columns="budget", values=["points", "low", "high", "mark"])
     budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
     frame = found[found["budget"] == comparison.middle].join(budgets, on="method").assign(any=any_task)
+    frame = frame.sort_values(["tasks", "points"], ascending=False)
     middle, shown = f"{comparison.middle:g}x", [f"{speedup:g}x" for speedup in comparison.speedups]
+    tasks = comparison.compared
+    alike = (frame["tasks"] == len(tasks)).all()
+    points = [
+        Column(
+            *(f"at {s}", f"points {s}", "+.1f", f"low {s}", f"high {s}", f"mark {s}"),
+            note=INTERVALS_NOTE,
+            interval="column" if s == middle else "page",
+        )
+        for s in shown
+    ]
     return Table(
-        title=f"Points against {against} at equal cost" + ("" if cost == LAYERS else f" by {cost}"),
+        title=f"Points against {against} at equal cost"
+        + ("" if cost == LAYERS else f" by {cost}")
+        + (f", {mean_of(tasks)}" if alike else ""),
         name="tests",
-        frame=frame.sort_values(["tasks", "points"], ascending=False),
+        frame=frame,
         columns=[
-            *(Column("method"), Column("tasks", form="d")),
-            *(Column(f"at {s}", f"points {s}", "+.1f", f"low {s}", f"high {s}", f"mark {s}") for s in shown),
-            *([Column(f"{middle}, any task", "any", note=_ANY_TASK)] if frame["any"].notna().any() else []),
-            *(Column("p", form=".3f"), Column("p (Holm)", "p_holm", ".3f"), Column("wins / losses")),
+            *(_method_column(results, frame), Column("tasks", form="d", fits="page" if alike else "column"), *points),
+            *([Column(f"{middle}, any task", "any", note=_ANY_TASK, fits=None)] if frame["any"].notna().any() else []),
+            *(Column("p", form=".3f", fits="page"), Column("p (Holm)", "p_holm", ".3f")),
+            Column("wins / losses", fits="page"),
         ],
         notes=[
+            *(_names_of(tasks) if alike else []),
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
             "and seeds of these tasks, two-sided; corrected by Holm's procedure for methods on as many tasks. "
-            f"p and wins: at {middle}. {OVER_NOTE} A lead at more than the budget is no win and has no p.",
+            f"p and wins: at {middle}. A lead at more than the budget is no win and has no p.",
             *_power_note(frame),
         ],
         blocks="tasks",
@@ -283,10 +307,10 @@ def _knob_texts(results: Results, per_seed: pd.DataFrame) -> pd.DataFrame:
     return text.where(grid == "", text + " · " + grid).rename("knob").reset_index()
 
 
-def task_table(results: Results, task: Task | None = None) -> Table:
-    """Return what every method reaches on one task, a block of lines for every budget; or on all tasks."""
-    lines, of_texts, sizes = budget_lines(results), results.kind == "generation", results.batch_sizes
-    own = lines[(lines["task"] == task[0]) & (lines["backbone"] == task[1])].copy() if task else lines.copy()
+def point_table(results: Results) -> Table:
+    """Return what every method reaches on every task at every budget; of one task in a block for every budget."""
+    own, of_texts, sizes = budget_lines(results).copy(), results.kind == "generation", results.batch_sizes
+    tasks = list(own[TASK].drop_duplicates().itertuples(index=False, name=None))
     own["shown_task"] = task_names(results, own)
     shares = ["score", "points", "low", "high", *([TO_FULL, MATCH] if of_texts else [])]
     own[shares] *= 100
@@ -294,129 +318,87 @@ def task_table(results: Results, task: Task | None = None) -> Table:
         seconds = own[f"seconds_b{size}"]
         own[f"speed_b{size}"] = 1 / seconds if of_texts else 1000 * seconds
     own["at"], own["mark"] = own["speedup"].map("{:g}x".format), over_or_under(own)
-    metric, unit = own["metric"].iloc[0] if task else "score", "tokens/s" if of_texts else "ms/row"
+    metrics, unit = list(own["metric"].unique()), "tokens/s" if of_texts else "ms/row"
+    metric = METRIC_NAMES.get(metrics[0], metrics[0]) if len(metrics) == 1 else "score"
     return Table(
-        title=" · ".join(task) if task else "Every task and budget",
-        name=f"points-{results.file_name_of(task)}" if task else "points",
+        title="Every task and budget" if len(tasks) > 1 else " · ".join(tasks[0]),
+        name="points",
         frame=own.drop(columns="method").rename(columns={"label": "method"}),
         columns=[
-            *(Column("method"), *([] if task else [Column("task", "shown_task")]), Column("at")),
-            Column(f"{METRIC_NAMES.get(metric, metric)} %", "score", ".1f", mark="mark", best=True),
-            Column("points [95%]", "points", "+.1f", "low", "high"),
+            *(Column("method"), *([Column("task", "shown_task")] if len(tasks) > 1 else []), Column("at")),
+            Column(f"{metric} %", "score", ".1f", mark="mark", best=len(tasks) == 1),
+            Column("points [95%]", "points", "+.1f", "low", "high", interval="column"),
             *([Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")] if of_texts else []),
             Column("layers", form=".2f"),
-            Column("FLOPs ratio", "flops_ratio", ".2f"),
-            *(Column(f"{unit} b{size}", f"speed_b{size}", ".1f" if of_texts else ".2f") for size in sizes),
-            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in sizes),
-            Column("knobs", "knob"),
+            Column("FLOPs ratio", "flops_ratio", ".2f", fits="page"),
+            *(Column(f"{unit} b{size}", f"speed_b{size}", ".1f" if of_texts else ".2f", fits=None) for size in sizes),
+            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f", fits="page") for size in sizes),
+            Column("knobs", "knob", fits=None),
         ],
         notes=[
             "Two neighbouring knobs are mixed so that test rows run L / s layers. FLOPs ratio and speed-up: full "
-            "model / method, of the knobs around the budget that were counted or timed; b = batch size. "
-            f"{note_on_marks(own)}",
-            *(_notes_of_task(results, task) if task else []),
+            "model / method, of the knobs around the budget that were counted or timed; b = batch size.",
+            *(_notes_of_task(results) if len(tasks) == 1 else []),
         ],
-        blocks="speedup" if task else "",
+        blocks="speedup" if len(tasks) == 1 else "",
     )
 
 
-def _notes_of_task(results: Results, task: Task) -> list[str]:
-    records = [record for record in results.records if (record.task, record.backbone) == task]
-    record, unit = records[0], "prompts" if results.kind == "generation" else "rows"
-    seeds = ", ".join(map(str, sorted({one.seed for one in records})))
-    times = results.times[(results.times["task"] == task[0]) & (results.times["backbone"] == task[1])]
-    timed = "Not timed."
-    if len(times):
-        timed = f"Times: medians of {times['round'].max() + 1} rounds, interleaved with the stock model."
-    notes = [
+def _notes_of_task(results: Results) -> list[str]:
+    record, unit = results.records[0], "prompts" if results.kind == "generation" else "rows"
+    seeds, times = ", ".join(map(str, sorted(results.cells["seed"].unique()))), results.times
+    rounds = f"medians of {times['round'].max() + 1} rounds, interleaved with the stock model" if len(times) else "none"
+    return [
         f"{record.train_rows} training rows, {record.validation_rows} validation and {record.test_rows} test {unit}; "
-        f"seeds {seeds}; intervals: bootstrap over {unit} and, of several, over seeds. L = {record.num_layers}. {timed}"
+        f"seeds {seeds}; intervals: bootstrap over {unit} and, of several, over seeds. L = {record.num_layers}. "
+        f"Times: {rounds}.",
+        *([f"Task: {record.task_notes.rstrip('.')}."] if record.task_notes else []),
     ]
-    return [*notes, *([f"Task: {record.task_notes.rstrip('.')}."] if record.task_notes else [])]
 
 
-def first_tables(results: Results) -> list[Table]:
-    """Return what a reader needs most: methods at equal cost, batches, task by task, tests against a static exit."""
-    tasks, of_texts = list(results.tasks.index), results.kind == "generation"
-    found = [headline_table(results)]
-    found += [cost_table(results) if of_texts else None, *(batch_table(results, task) for task in tasks)]
-    found += [score_table(results) if len(tasks) > 1 else None]
-    found += [table_against(results, label) for label in labels_of_role(results.methods, STATIC)[:1] if found[0]]
+def tables_of(results: Results) -> list[Table]:
+    """Return what a reader needs, most needed first: methods at equal cost, task by task, tests against a static exit.
+
+    Of a single task, or without a full model, all budgets as well.
+    """
+    several, of_texts, first = len(results.tasks) > 1, results.kind == "generation", headline_table(results)
+    found = [first, cost_table(results) if of_texts else None, batch_table(results)]
+    found += [score_table(results) if several else None]
+    found += [table_against(results, label) for label in labels_of_role(results.methods, STATIC)[:1] if first]
+    found += [point_table(results) if not several or first is None else None]
     return [table for table in found if table is not None]
 
 
-def further_tables(results: Results) -> list[Table]:
-    """Return what every method reaches, a table for every task."""
-    known = set(budget_lines(results)[TASK].itertuples(index=False, name=None))
-    return [task_table(results, task) for task in results.tasks.index if task in known]
-
-
-def table_named(results: Results, name: str, columns: Sequence[str] | None = None) -> Table:
-    """Build one table of results, by its name; keep the first column and ``columns``. Raises UserError."""
-    seen = []
-    for build in (first_tables, further_tables, lambda found: [task_table(found), provenance_table(found)]):
-        for table in build(results):
-            if table.name == name:
-                return table if columns is None else table.only(columns)
-            seen.append(table.name)
-    raise unknown_name("table of these results", name, seen)
-
-
-def terminal_tables(results: Results) -> list[Table]:
-    """Return what the terminal shows: methods at equal cost, and of a single task every budget before that."""
-    first = first_tables(results)
-    return [*(further_tables(results) if len(results.tasks) == 1 or not first else []), *first]
+def table_named(results: Results, name: str) -> Table:
+    """Build one table of results, by its name. Raises UserError for an unknown one."""
+    built = {"points": point_table, "provenance": provenance_table}
+    found = {table.name: table for table in tables_of(results)} if name not in built else {}
+    if name not in {*found, *built}:
+        raise unknown_name("table of these results", name, {*found, *built})
+    return found[name] if name in found else built[name](results)
 
 
 def page(results: Results) -> str:
-    """Return the Markdown page: as many tables as fit, and where the numbers come from."""
-    last = [to_markdown([provenance_table(results)]), "All tables: `consistentee table DIR --format all`.\n"]
+    """Return the Markdown page: the tables that fit, and where the numbers come from."""
+    last = [to_markdown([provenance_table(results)]), "All tables: `consistentee table DIR --format md`.\n"]
     left = MOST_LINES - sum(len(text.splitlines()) + 1 for text in last)
-    shown, first = [], first_tables(results)
-    for table in first if first and len(results.tasks) > 1 else [*first, *further_tables(results)]:
-        text = to_markdown([table])
-        left -= len(text.splitlines()) + 1
-        if left < 0:
-            break
-        shown.append(text)
+    shown = []
+    for text in (to_markdown([table]) for table in tables_of(results)):
+        if (lines := len(text.splitlines()) + 1) <= left:
+            shown.append(text)
+            left -= lines
     return "\n".join([*shown, *last])
 
 
-def all_tables(results: Results) -> list[Table]:
-    """Return all tables of methods."""
-    return [*first_tables(results), *further_tables(results)]
-
-
-FORMATS: dict[str, Callable[[Results], str]] = {
-    "md": page,
-    "all": lambda results: to_markdown([*all_tables(results), provenance_table(results)]),
-    "latex": lambda results: to_latex(all_tables(results)),
-    "csv": lambda results: to_csv(budget_lines(results)),
-    "long": lambda results: str(results.knobs.to_csv(index=False, lineterminator="\n")),
-}
-
-
-def render(results: Results, table_format: str) -> str:
-    """Render the tables of results in one format. Raises UserError for an unknown one."""
-    if table_format not in FORMATS:
-        raise unknown_name("table format", table_format, FORMATS)
-    return FORMATS[table_format](results)
-
-
 def headline_csv(results: Results) -> str:
-    """Return ``headline.csv``: a line for every method and budget, points and percent rounded to four decimals."""
+    """Return ``headline.csv``: a line for every method and budget, points and percent rounded to four decimals.
+
+    Empty without a full model.
+    """
     found = headline(results).drop(columns="under")
-    if results.kind == "generation" and not found.empty:
+    if found["points"].isna().all():
+        return ""
+    if results.kind == "generation":
         found = found.drop(columns=["rule_gain", "rule_low", "rule_high"])
         found = found.merge(text_scores(results), left_on=["method", "budget"], right_index=True, how="left")
     return str(found.round(4).to_csv(index=False, lineterminator="\n"))
-
-
-def write_summary(results: Results, folder: Path) -> list[Path]:
-    """Write ``table.md`` and, where the full model was run, ``headline.csv``; return the files."""
-    texts = {"table.md": page(results)}
-    if headline(results)["points"].notna().any():
-        texts["headline.csv"] = headline_csv(results)
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]

@@ -19,6 +19,9 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 _CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # of the click that Typer carries
 
+_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""Errors of paths that a user gave."""
+
 _OF_ALL_COMMANDS = {"--debug": 0, "--device": 1, "--threads": 1}  # and how many words follow
 
 
@@ -49,6 +52,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {error}"
     if isinstance(error, _CLICK_ERROR):
         return 2, f"error: {error.format_message()} (add --help to see the arguments)"
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
+        return 2, f"error: {error.filename}: {error.strerror}"
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "interrupted"
     return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"

@@ -42,9 +42,9 @@ def check_method(
     raise typer.Exit(not passed)
 
 
-@command("Your own", "consistentee check-task tickets.yaml", "consistentee check-task mcid --data DATA")
+@command("Your own", "consistentee check-task reviews.csv", "consistentee check-task mcid --data DATA")
 def check_task(
-    task: Annotated[str, typer.Argument(help="A task's YAML file, or its name.")],
+    task: Annotated[str, typer.Argument(help="A task's name, its YAML file, or a table of texts and labels.")],
     *,
     backbone: Annotated[str | None, typer.Option(help="Measure lengths in its tokens, not in words.")] = None,
     data: DataOption = None,

@@ -57,11 +57,12 @@ _BACKBONE_HELP = "Catalogue name, directory or hub id; by default minilm-l6, for
     "One model",
     "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
     "consistentee train my-task.yaml --method mine.py:MyMethod --param alpha=0.1 --set epochs=6 --out my-model",
+    "consistentee train reviews.csv --method deebert --out my-model",
     "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
     cls=HelpWithSettings,
 )
 def train(
-    task: Annotated[str, typer.Argument(help="A task's name, or its YAML file.")],
+    task: Annotated[str, typer.Argument(help="A task's name, its YAML file, or a table of texts and labels.")],
     *,
     method: Annotated[str, typer.Option(help="A method's name, or file.py:Class.")],
     out: Annotated[Path, out_folder("Folder of the trained model.")],

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,8 +21,17 @@ from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
 from consistentee.extras import check_extra
 
-_TABLES = "headline, scores, tests, costs, batches-TASK, points-TASK, points or provenance"
+if TYPE_CHECKING:
+    from benchmarks.analysis.frames import Results
+
+_TABLES = "headline, scores, tests, costs, batches, points or provenance"
 ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or published results.")]
+FoldersArgument = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Runs or published results; the first with a curve counts.")
+]
+OnlyMineOption = Annotated[
+    bool, typer.Option("--only-mine", help="Leave out published results, which otherwise stand beside a run's.")
+]
 
 
 def _labels(methods: list[str] | None) -> list[str] | None:
@@ -30,6 +39,16 @@ def _labels(methods: list[str] | None) -> list[str] | None:
     from benchmarks.specs.base import label_of
 
     return None if methods is None else [label_of(name) for name in find_methods(methods)]
+
+
+def _results(
+    folders: list[Path], methods: list[str] | None, tasks: list[str] | None, only_mine: bool, *more: str
+) -> "Results":
+    """Read what a table or figure shows: runs among published results, narrowed to methods (and ``more``) and tasks."""
+    from benchmarks.analysis.frames import load_folders, published_folders
+
+    labels, found = _labels(methods), load_folders(folders, () if only_mine else published_folders())
+    return found.only(labels and [*labels, *more], tasks) if labels or tasks else found
 
 
 @command(
@@ -108,60 +127,67 @@ def publish(
     "See results",
     'consistentee table runs/quick --format latex --table headline --columns "at 2x" area > headline.tex',
     "consistentee table results/cpu-6-layers --against fastbert --cost flops_ratio --format md",
-    "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --out tables",
+    "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --width page --out tables",
 )
 def table(
-    results: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Runs or published results; the first with a curve counts.")
-    ],
+    results: FoldersArgument,
     *,
     table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Print as text.")
+        str | None, typer.Option("--format", metavar="md|csv|latex", help="Print as text; csv holds every budget.")
     ] = None,
     table_name: Annotated[str | None, typer.Option("--table", metavar="NAME", help=f"Only one: {_TABLES}.")] = None,
-    columns: Annotated[list[str] | None, several("--columns", "Only the first and these of --table.")] = None,
+    columns: Annotated[list[str] | None, several("--columns", "Only these, of --table or --against.")] = None,
     against: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Only the differences of all methods from this one, tested.")
     ] = None,
     cost: Annotated[
         str | None, typer.Option(metavar="COST", help="Of --against: flops_ratio, speedup_b1 (the clock), ....")
     ] = None,
+    width: Annotated[
+        Literal["column", "page"] | None,
+        typer.Option(help="Of LaTeX; by default a column of a paper, or the page for a table that does not fit."),
+    ] = None,
     methods: MethodsOption = None,
     tasks: TasksOption = None,
+    only_mine: OnlyMineOption = False,
     out: Annotated[Path | None, out_folder("Write a file for each table, in md, latex or csv, here.", False)] = None,
 ) -> None:
-    """Show all methods at equal cost, from one results folder or several of the same recipes.
+    """Show all methods at equal cost, of a run among published results, or of several folders of the same recipes.
 
-    md: one page; all, latex: every table; csv: a line for each task, method and budget; long: for each cell and knob.
+    Methods that are named are compared on the tasks that they all have.
     """
     from benchmarks.analysis.equal_cost import LAYERS
-    from benchmarks.analysis.frames import load_folders
-    from benchmarks.analysis.rendering import formatted, to_terminal, write_tables
-    from benchmarks.analysis.tables import all_tables, render, table_against, table_named, terminal_tables
+    from benchmarks.analysis.rendering import formatted, to_csv, to_terminal, write_tables
+    from benchmarks.analysis.tables import budget_lines, table_against, table_named, tables_of
 
-    if table_name is None and columns is not None:
-        raise UserError("--columns are those of one table; name it with --table")
-    if table_name is not None and against is not None:
-        raise UserError("--against shows a table of its own; leave --table out")
-    if cost is not None and against is None:
-        raise UserError("--cost is that of --against; name a method to compare with")
-    labels = _labels(methods)
-    found = load_folders(results, labels and [*labels, *([against] if against else [])], tasks)
-    chosen = None if table_name is None else [table_named(found, table_name, columns)]
+    for wrong, sentence in (
+        (columns and not (table_name or against), "--columns are those of one table; name it with --table"),
+        (table_name and against, "--against shows a table of its own; leave --table out"),
+        (cost and not against, "--cost is that of --against; name a method to compare with"),
+        (width and table_format != "latex", "--width is that of --format latex"),
+    ):
+        if wrong:
+            raise UserError(sentence)
+    found = _results(results, methods, tasks, only_mine, *([against] if against else []))
     if against is not None:
-        tests = table_against(found, against, cost or LAYERS)
-        if tests is None:
+        chosen = table_against(found, against, cost or LAYERS)
+        if chosen is None:
             raise UserError(f"nothing to compare with {against}: no other method and full model ran on its tasks")
-        chosen = [tests]
+    else:
+        chosen = None if table_name is None else table_named(found, table_name)
+    for fault in found.faults if table_format else ():
+        print(f"left out: {fault}", file=sys.stderr)
+    if chosen is None and table_format == "csv" and out is None:
+        print(to_csv(budget_lines(found)), end="")
+        return
+    shown = tables_of(found) if chosen is None else [chosen if columns is None else chosen.only(columns)]
     if out is not None:
-        for path in write_tables(chosen or all_tables(found), out, table_format or ""):
+        for path in write_tables(shown, out, table_format or "", width):
             print(path)
     elif table_format is None:
-        output_console(RESULTS_WIDTH).print(to_terminal(chosen or terminal_tables(found), found.faults))
-    elif chosen:
-        print(formatted(chosen, table_format), end="")
+        output_console(RESULTS_WIDTH).print(to_terminal(reversed(shown), found.faults))  # the first next to the prompt
     else:
-        print(render(found, table_format), end="")
+        print(formatted(shown, table_format, width), end="")
 
 
 @command(
@@ -193,35 +219,38 @@ def reproduce(
     "See results",
     "consistentee plot runs/quick",
     "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
-    "consistentee plot runs/quick --figures memorized",
+    "consistentee plot runs/mine runs/other --only-mine --figures curves",
 )
 def plot(
-    results: ResultsArgument,
+    results: FoldersArgument,
     *,
     methods: MethodsOption = None,
     tasks: TasksOption = None,
+    only_mine: OnlyMineOption = False,
     out: Annotated[
-        Path | None, out_folder("Folder of the figures.", "DIR; with --methods or --tasks DIR/selected")
+        Path | None, out_folder("Folder of the figures.", "the first DIR; with --methods or --tasks DIR/selected")
     ] = None,
     figure_format: Annotated[
         str, typer.Option("--format", metavar="png|pdf|svg", help="Format of the files; fonts are embedded.")
     ] = "png",
     figures: Annotated[
         list[str] | None,
-        several("--figures", "equal-cost, curves, exits (these by default), memorized."),
+        several("--figures", "Only these: equal-cost, curves, exits."),
     ] = None,
 ) -> None:
-    """Draw figures with captions: points at equal cost, curves, exit layers, Memorized Layers."""
-    from benchmarks.analysis.figures import USUAL_FIGURES, write_figures
-    from benchmarks.analysis.frames import load_results
+    """Draw figures with captions: points at equal cost, curves, exit layers; of a run among published results.
 
-    found = load_results(results, _labels(methods), tasks)
-    folder = results if methods is None and tasks is None else results / "selected"
-    paths, missing = write_figures(found, out or folder, figures or USUAL_FIGURES, figure_format)
+    Methods that are named are compared on the tasks that they all have.
+    """
+    from benchmarks.analysis.figures import FIGURES, write_figures
+
+    found = _results(results, methods, tasks, only_mine)
+    folder = results[0] if methods is None and tasks is None else results[0] / "selected"
+    paths, missing = write_figures(found, out or folder, figures or list(FIGURES), figure_format)
     for path in paths:
         print(path)
-    for line in missing:
-        print(f"not drawn: {line}", file=sys.stderr)
+    for line in [*(f"not drawn: {line}" for line in missing), *(f"left out: {fault}" for fault in found.faults)]:
+        print(line, file=sys.stderr)
 
 
 @command("See results", "consistentee report runs/quick")

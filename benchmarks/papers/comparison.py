@@ -15,7 +15,7 @@ from pydantic import Field
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.frames import FULL, Results, load_results
 from benchmarks.analysis.promises import chosen_knobs
-from benchmarks.analysis.rendering import MARKS_NOTE, MISSING, Column, Table, formatted, over_or_under, to_csv
+from benchmarks.analysis.rendering import MISSING, Column, Table, formatted, over_or_under, to_csv
 from benchmarks.specs.base import short_name
 from benchmarks.specs.schema import Strict
 from benchmarks.specs.suites import load_suite
@@ -286,7 +286,6 @@ def paper_table(comparison: PaperComparison) -> Table:
         frame=pd.DataFrame(lines).fillna({"block": -1}),
         columns=[Column("method"), Column("whose"), *(Column(column.printed) for column in table.columns)],
         notes=[
-            *([MARKS_NOTE] if marks.any() else []),
             *_missing(comparison, found),
             *([_NO_LOSS_NOTE] if table.at_no_loss else []),
             f"Speed-up: theirs {', '.join(meanings)}; ours L / average layers.",

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -123,7 +123,8 @@ def run_suite(
         with only_run(folder):
             return _Run(planner, timings, work, context, schedule, console).complete()
     except KeyboardInterrupt as error:
-        kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command continues"
+        again = "begins anew; without --fresh it continues, with earlier results too" if fresh else "continues"
+        kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command {again}"
         raise KeyboardInterrupt(kept) from error
 
 
@@ -168,7 +169,7 @@ class _Run:
             computed=len(missing),
             refused=tuple(f"{name}: {failure.error}" for name, failure in failures if failure.refused),
             failed=tuple(f"{name}: {failure.error}" for name, failure in failures if not failure.refused),
-            table=report(self.planner.run, done & missing) if done else None,
+            table=report(self.planner.run) if done else None,
         )
 
     def prepare(self, planned: Sequence[PlannedCell], others: Sequence[PlannedCell]) -> None:
@@ -239,12 +240,12 @@ class _Run:
         return jobs
 
 
-def report(run: RunFolder, just_computed: Collection[str]) -> Any:
+def report(run: RunFolder) -> Any:
     """Write tables and a figure into a run's folder, and return the screen that the run ends with."""
     from benchmarks.analysis import board  # figures, which few commands need
 
     with only_one(run.plan):
-        return board.report_files(run.root, just_computed)
+        return board.report_files(run.root)
 
 
 def describe_run(suite: BaseSuite, folder: RunFolder) -> None:

@@ -2,18 +2,19 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
 
+from benchmarks.tasks.specs import TABLES
 from consistentee.data.instances import Split, Text
 from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
 from consistentee.extras import check_extra
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+FORMATS = TABLES
 STANDARD_INPUT = "-"
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "gold")
 _TEXTS = ("text", "sentence", "review", "document", "content", "body", "title", "utterance", "query", "question")
@@ -63,13 +64,19 @@ def _parse(source: Path | IO[bytes], suffix: str) -> pd.DataFrame:
 
 
 def find_columns(
-    table: pd.DataFrame, place: object, text: Sequence[str] = (), label: str | None = None, *, labelled: bool = True
+    columns: Iterable[object],
+    place: object,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    *,
+    labelled: bool = True,
+    say: tuple[str, str] = ("say it with --text (two for pairs)", "say it with --label"),
 ) -> Columns:
     """Return the columns that were named, or else the likely ones.
 
-    Raises UserError for an unknown column, and if no column, or several, could be meant.
+    Raises UserError for an unknown column, and if no column, or several, could be meant; ``say`` is what helps then.
     """
-    names = [str(name) for name in table.columns]
+    names = [str(name) for name in columns]
     for name in [*text, *([label] if label else [])]:
         if name not in names:
             raise unknown_name(f"column of {place}", name, names)
@@ -77,7 +84,7 @@ def find_columns(
     if label is None and labelled:
         label = next((lower[name] for name in _LABELS if name in lower), None)
         if label is None:
-            raise UserError(f"{place}: which of {', '.join(names)} is the label? say it with --label")
+            raise UserError(f"{place}: which of {', '.join(names)} is the label? {say[1]}")
     if not text:
         rest = [name for name in names if name != label and (labelled or name.lower() not in _LABELS)]
         free = {name.lower() for name in names if name != label}
@@ -88,7 +95,7 @@ def find_columns(
         elif single is not None or len(rest) == 1:
             text = [lower[single] if single else rest[0]]
         else:
-            raise UserError(f"{place}: which of {', '.join(names)} is the text? say it with --text (two for pairs)")
+            raise UserError(f"{place}: which of {', '.join(names)} is the text? {say[0]}")
     if len(text) > 2:
         raise UserError("--text takes one column, or two for pairs")
     return Columns(tuple(text), label)

@@ -4,12 +4,24 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.tasks.specs import AnyTaskSpec, FileLayout, HubLayout, Package, RowColumns, TextTaskSpec, task_schema
+from benchmarks.tasks.specs import (
+    TABLES,
+    AnyTaskSpec,
+    FileLayout,
+    Files,
+    HubLayout,
+    Package,
+    RowColumns,
+    TaskSpec,
+    TextTaskSpec,
+    task_schema,
+)
 from benchmarks.tasks.splits import SPLITS, build_task, build_text_task
 from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.arguments import checked
@@ -17,7 +29,7 @@ from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
-from consistentee.errors import UserError
+from consistentee.errors import UserError, reason_of
 from consistentee.extras import check_extra
 from consistentee.files import only_one, replacing
 
@@ -49,7 +61,8 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
     """Return a task with its three splits.
 
     Args:
-        name: a task's name, or the path of a task YAML; files of such a YAML lie in its folder.
+        name: a task's name, or the path of a task YAML; files of such a YAML lie in its folder. Or the path of a table
+            (CSV, TSV, JSON lines, Parquet) or a folder of ``datasets``: a classification, whose columns are guessed.
         data_dir: the folder with the layouts that the task YAMLs describe; by default CONSISTENTEE_DATA.
 
     The rows come from the data folder, else from the package that ships them, else from the Hugging Face hub.
@@ -95,10 +108,38 @@ def _load_for(suites: str, name: str | Path, data_dir: Path | str | None) -> Tas
 
 
 def spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
-    """Return a task's specification, and the folder of its files if it is a user's own YAML."""
-    known = yaml_files(_FOLDER)
-    spec = load_named("task", name, known, task_schema)
-    return spec, None if str(name) in known else Path(name).expanduser().parent
+    """Return a task's specification, and the folder of its files if they are a user's own."""
+    known, path = yaml_files(_FOLDER), Path(name).expanduser()
+    if str(name) not in known and (path.is_dir() or path.suffix.lower() in TABLES):
+        return _spec_of_rows(path), path.parent
+    return load_named("task", name, known, task_schema), None if str(name) in known else path.parent
+
+
+def _spec_of_rows(path: Path) -> TaskSpec:
+    """Return the task of a table of texts and labels, or of a saved data set; its columns are guessed.
+
+    Raises UserError if it cannot be read, or several columns could be meant.
+    """
+    from benchmarks.tasks.data_files import find_columns, read_table  # pandas, which few tasks need
+
+    hint = "say it in the YAML file of a task, see docs/tasks.md"
+    splits: dict[str, str] = {"train": path.name}
+    if path.is_dir():
+        dataset = _saved_dataset(path)
+        splits = {split: split for split in SPLITS if split in dataset}
+        if "train" not in splits:
+            raise UserError(f"{path} has no split 'train'; it has {', '.join(dataset)}; {hint}")
+        names, layout = dataset["train"].column_names, {"format": "datasets", "folder": path.name}
+    else:
+        names, suffix = read_table(path).columns, path.suffix.lower().removeprefix(".")
+        layout = {"format": {"ndjson": "jsonl"}.get(suffix, suffix)} | ({"quoting": "csv"} if suffix == "tsv" else {})
+    found = find_columns(names, path, say=(hint, hint))
+    text = found.texts[0] if len(found.texts) == 1 else list(found.texts)
+    files = Files.model_validate({**layout, **splits, "text": text, "label": found.label})
+    name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "rows"
+    about = f"{path.name}: {found}"
+    fields = {"schema_version": 1, "name": name, "version": 1, "description": about}
+    return TaskSpec.model_validate({**fields, "metrics": ["accuracy"], "files": files})
 
 
 def _remedy(spec: AnyTaskSpec) -> str:
@@ -110,11 +151,28 @@ def _remedy(spec: AnyTaskSpec) -> str:
 
 
 def _rows_of_folder(files: FileLayout, folder: Path) -> dict[str, list[Any]]:
+    if files.format == "datasets":
+        if not folder.is_dir():
+            raise _UnavailableError(f"no folder {folder}")
+        return rows_of_dataset(_saved_dataset(folder), files, str(folder))
     paths = {split: folder / file for split in SPLITS if (file := getattr(files, split)) is not None}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         raise _UnavailableError(f"no file {' or '.join(missing)}")
     return {split: read_file(path, files) for split, path in paths.items()}
+
+
+def _saved_dataset(folder: Path) -> Mapping[str, Any]:
+    """Read a folder of ``save_to_disk``, or a copy of one of the hub: Parquet, CSV or JSON files. No code is run."""
+    check_extra("bench", str(folder))
+    import datasets
+
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        found = datasets.load_from_disk(folder) if saved else datasets.load_dataset(str(folder))
+    except Exception as error:  # the library raises many kinds, from a missing file to the schema
+        raise UserError(f"{folder} cannot be read as a data set: {reason_of(error)}") from error
+    return found if isinstance(found, dict) else {"train": found}
 
 
 def _rows_of_package(name: str, package: Package, files: FileLayout) -> dict[str, list[Any]]:
@@ -170,13 +228,13 @@ def _download(hub: HubLayout, place: str) -> Any:
         raise _UnavailableError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def rows_of_dataset(dataset: Mapping[str, Any], hub: HubLayout, place: str) -> dict[str, list[Any]]:
-    """Return the rows of the splits that ``hub`` names of a ``datasets.DatasetDict``. UserError if one is missing."""
-    names = {split: name for split in SPLITS if (name := getattr(hub, split)) is not None}
+def rows_of_dataset(dataset: Mapping[str, Any], layout: HubLayout | FileLayout, place: str) -> dict[str, list[Any]]:
+    """Return the rows of the splits that ``layout`` names of a ``DatasetDict``. UserError if one is missing."""
+    names = {split: name for split in SPLITS if (name := getattr(layout, split)) is not None}
     missing = [name for name in names.values() if name not in dataset]
     if missing:
         raise UserError(f"{place} has no split {missing[0]!r}; it has {', '.join(dataset)}")
-    return {split: read_hub_split(dataset[name], hub, f"{place} {name}") for split, name in names.items()}
+    return {split: read_hub_split(dataset[name], layout, f"{place} {name}") for split, name in names.items()}
 
 
 # ---------------------------------------------------------------------------------------------- rows
@@ -191,6 +249,8 @@ def read_file(path: Path, files: FileLayout) -> list[Any]:
 
     Raises UserError for a file without rows, and for a faulty row (file and line).
     """
+    if files.format == "parquet":
+        return _filled(path, read_hub_split(_parquet(path), files, str(path)))
     content = _decode(path)
     if files.format == "jsonl":
         places = _json_lines(content, path)
@@ -200,10 +260,25 @@ def read_file(path: Path, files: FileLayout) -> list[Any]:
         places = _table_cells(_quoted_cells(content, path, files.format), path, files)
     else:
         places = _table_cells(_plain_cells(content), path, files)
-    rows = [files.row(place, cells) for place, cells in places] if content.strip() else []
+    return _filled(path, [files.row(place, cells) for place, cells in places] if content.strip() else [])
+
+
+def _filled(path: Path, rows: list[Any]) -> list[Any]:
     if not rows:
         raise UserError(f"{path} holds no rows, so the split is empty")
     return rows
+
+
+def _parquet(path: Path) -> Any:
+    """Read a Parquet file as a data set, which knows the names of classes if the file has them."""
+    check_extra("bench", str(path))
+    import datasets
+    import pyarrow.parquet as pq
+
+    try:
+        return datasets.Dataset(pq.read_table(path))
+    except Exception as error:  # of a damaged file, or one of another format
+        raise UserError(f"{path} cannot be read as Parquet: {reason_of(error)}") from error
 
 
 def read_hub_split(dataset: Any, columns: RowColumns, place: str) -> list[Any]:

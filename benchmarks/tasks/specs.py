@@ -19,6 +19,9 @@ from consistentee.errors import UserError, shown, unencodable, unknown_name
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 TextMetricName = Literal["rouge1", "rouge2", "rougeL"]
 
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Endings of files that are tables of a user."""
+
 _BODY = "\0body\0"
 """Marks the place of a prompt's body while the other fields are filled in."""
 
@@ -114,9 +117,9 @@ class RowColumns(Strict, ABC):
 
 
 class FileLayout(RowColumns):
-    """Files of rows: TSV, CSV, JSON lines, or one JSON list."""
+    """Files of rows: TSV, CSV, JSON lines, one JSON list or Parquet; or a saved data set, whose splits are named."""
 
-    format: Literal["tsv", "csv", "jsonl", "json"]
+    format: Literal["tsv", "csv", "jsonl", "json", "parquet", "datasets"]
     quoting: Literal["none", "csv"] | None = Field(
         None, description="none: cells are what lies between tabs; csv: cells may be quoted; by default none for tsv"
     )
@@ -132,16 +135,16 @@ class FileLayout(RowColumns):
         return (self.quoting or ("csv" if self.format == "csv" else "none")) == "csv"
 
     @property
-    def is_json(self) -> bool:
-        return self.format in ("jsonl", "json")
+    def is_text_table(self) -> bool:
+        return self.format in ("tsv", "csv")
 
     @model_validator(mode="after")
     def _columns_can_be_found(self) -> "FileLayout":
         if self.format == "csv" and not self.quoted:
             raise ValueError("format csv always has quoting csv")
-        if self.is_json and (self.quoting is not None or not self.header):
+        if not self.is_text_table and (self.quoting is not None or not self.header):
             raise ValueError(f"quoting and header do not apply to format {self.format}")
-        named = self.is_json or self.header
+        named = not self.is_text_table or self.header
         if any(isinstance(column, str) != named for column in self.columns):
             raise ValueError(f"columns must be {'names' if named else 'numbers, the first is 1'}")
         return self

@@ -32,7 +32,7 @@ from transformers import get_linear_schedule_with_warmup
 from consistentee.errors import UserError
 from consistentee.files import computed_once, hash_json, hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit, Precision, chosen_device
-from consistentee.progress import tracked
+from consistentee.progress import StopAfterStepError, tracked
 from consistentee.training.recipe import BaseSettings, PrecisionSetting, Recipe, TokenRecipe
 from consistentee.versions import TRAINING_VERSION, users_code
 
@@ -231,30 +231,36 @@ def _run_steps(
     batches = _batches(source, stage, recipe, first_step)
     steps, title = range(first_step, total_steps), f"training {stage.name}"
     saved_at = time.monotonic()
-    for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
-        batch = source.batch(next(batches), step)
-        with model.layers_in(precision):
-            loss = stage.loss(model, batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise UserError(f"the loss of stage {stage.name!r} is {value} at step {step + 1}; lower the rate")
-        losses[:, step * losses.shape[1] // total_steps] += losses.new_tensor([value, 1])
-        loss.backward()
-        clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % steps_per_epoch == 0 and stage.judge is not None:
-            scores = _add_score(model, stage, stage.judge)
-            since_best = len(scores) - 1 - scores.index(max(scores))
-            if stage.patience is not None and not since_best:
-                best = {f"{_BEST}{name}": weight.detach().clone() for name, weight in parameters.items()}
-            if since_best == stage.patience:
-                break
-        is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
-        if checkpoint is not None and is_due and step + 1 < total_steps:
+    step = first_step - 1
+    try:
+        for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
+            batch = source.batch(next(batches), step)
+            with model.layers_in(precision):
+                loss = stage.loss(model, batch)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise UserError(f"the loss of stage {stage.name!r} is {value} at step {step + 1}; lower the rate")
+            losses[:, step * losses.shape[1] // total_steps] += losses.new_tensor([value, 1])
+            loss.backward()
+            clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % steps_per_epoch == 0 and stage.judge is not None:
+                scores = _add_score(model, stage, stage.judge)
+                since_best = len(scores) - 1 - scores.index(max(scores))
+                if stage.patience is not None and not since_best:
+                    best = {f"{_BEST}{name}": weight.detach().clone() for name, weight in parameters.items()}
+                if since_best == stage.patience:
+                    break
+            is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            if checkpoint is not None and is_due and step + 1 < total_steps:
+                _save_checkpoint(checkpoint, parameters, optimizer, step + 1, best | _curves_of(model, stage, losses))
+                saved_at = time.monotonic()
+    except StopAfterStepError:
+        if checkpoint is not None:
             _save_checkpoint(checkpoint, parameters, optimizer, step + 1, best | _curves_of(model, stage, losses))
-            saved_at = time.monotonic()
+        raise
     if best:
         _put_weights(best, _BEST, parameters)
     return losses

@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, ROWS, frames_by_hand, made_up_suite, results_of, timing, write_results
 
+from benchmarks.analysis.comparison import headline
 from benchmarks.analysis.frames import load_results, merge
 from benchmarks.store.hashes import unsealed
+from consistentee.errors import UserError
 
 
 def test_knobs_have_a_line_for_every_knob_of_every_cell(results):
@@ -75,9 +77,16 @@ def test_references_do_not_make_a_task_count():
         assert list(tasks.index[tasks["compared"]]) == [("mcid", "minilm-l6")], labels
 
 
-def test_curves_of_training_have_a_shared_stage_once(results):
-    shared = results.training[results.training["stage"] == "joint"]
-    assert shared.groupby(["task", "curve", "seed"])["run"].nunique().eq(1).all()
-    assert {"heads · full", "heads · deebert"} < set(results.training["stage"]), "the methods differ in it"
-    loss = shared[(shared["curve"] == "loss") & (shared["task"] == "rte") & (shared["seed"] == 0)]
-    assert loss[["done", "value"]].to_numpy().tolist() == [[12.5, 1.0], [37.5, 0.5], [62.5, 0.25], [87.5, 0.125]]
+def test_methods_that_are_named_are_compared_on_the_tasks_that_all_have():
+    """STS-B is a regression: DeeBERT is not defined there, and all others ran."""
+    regression = [one for one in made_up_suite(task="stsb") if one[0].label != "deebert"]
+    as_mlp = {"label": "deebert-mlp", "method": "deebert"}
+    variant = [(record.model_copy(update=as_mlp), frames) for record, frames in regression if record.label == "pabee"]
+    found = results_of([*made_up_suite(), *regression, *variant])
+    assert set(found.tasks.index.get_level_values("task")) == {"mcid", "stsb"}
+    named = found.only(["deebert", "pabee", "static"])
+    assert list(named.tasks.index) == [("mcid", "minilm-l6")], "a variant with another label is not DeeBERT"
+    assert named.faults == ["stsb, minilm-l6: deebert did not run on it"]
+    assert set(headline(named)["method"]) == {"deebert", "pabee", "static"}
+    with pytest.raises(UserError, match="no task has all of deebert, deebert-mlp"):
+        found.only(["deebert", "deebert-mlp"])

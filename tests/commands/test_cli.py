@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from records_by_hand import write_results
 from typer.main import get_group
 
-from benchmarks.analysis.figures import FigureKind
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
 from benchmarks.commands import doctor
@@ -174,6 +173,10 @@ def test_errors_are_one_sentence_and_an_exit_code(runs, error, code, said):
         ("train mcid --method deebart --out x", "did you mean 'deebert'"),
         ("train mcid --method pabee --out x --set epoch=3", "--set unknown key 'epoch'; did you mean 'epochs'"),
         ("train movie-snippets --method oracle --out x", "oracle reads the true labels"),
+        ("train no.csv --method pabee --out x", "no such file: no.csv"),
+        (f"plot {QUICK} --out /proc/x", "cannot write to /proc/x"),
+        (f"table {QUICK} --format md --out /proc/x", "cannot write to /proc/x"),
+        ("new-method gate --out /proc/gate.py", "/proc/gate.py"),
     ],
 )
 def test_bad_input_is_named_in_one_sentence(args, sentence):
@@ -196,7 +199,7 @@ def results(tmp_path_factory):
 def test_table_on_the_terminal_and_in_a_format(results):
     done = call("table", results)
     assert done.exit_code == 0
-    for text in ("Points against the full model at equal cost", "full depth", "deebert", "ms/row", "1.5x"):
+    for text in ("Points against the full model at equal cost", "deebert", "ms/row", "1.5x"):
         assert text in done.output
     assert r"\toprule" in call("table", results, "--format", "latex").output
     assert call("table", results, "--format", "html").exit_code == 2
@@ -207,7 +210,10 @@ def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
     text = call("table", results, "--format", "latex", *words).output
     for line in (r"\label{tab:headline}", r"method & at 2x \\", r"CALM (softmax) & \textbf{"):
         assert line in text
-    assert (text.count("tabular"), "DeeBERT" in text) == (2, False)
+    assert (text.count("{tabular}"), "DeeBERT" in text) == (2, False)
+    tests = ("--against", "static", "--format", "latex", "--columns", "at 2x", "--width")
+    assert r"\begin{table*}" in call("table", results, *tests, "page").output
+    assert r"method & at 2x \\" in call("table", results, *tests, "column").output
     assert "method,points 2x" in call("table", results, "--format", "csv", *words).output
     assert "calm-softmax" in call("table", results, *words).output
     done = call("table", results, "--format", "md", "--table", "tests", "--out", tmp_path)
@@ -227,6 +233,8 @@ def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
         (["--out", str(tmp_path)], "unknown table format ''; known: csv, latex, md"),
         (["--format", "long", "--table", "tests"], "unknown table format 'long'"),
         (["--tasks", "mcit"], "did you mean 'mcid'"),
+        (["--width", "page"], "--width is that of --format latex"),
+        (["--width", "wide"], "'wide'"),
     ):
         assert sentence in call("table", results, *more).output
 
@@ -254,10 +262,9 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
 
     def draw(found):
         drawn.extend(found.methods)
-        return Figure()
+        return Figure(), ""
 
-    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [FigureKind("curves", "", "", draw)])
-    monkeypatch.setattr("benchmarks.analysis.figures.USUAL_FIGURES", ["curves"])
+    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", {"curves": draw})
     write_results(tmp_path)
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")

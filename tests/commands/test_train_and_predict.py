@@ -189,3 +189,52 @@ def test_ctrl_c_names_what_is_kept_and_other_settings_begin_anew(deebert, tmp_pa
     assert other.exit_code == 0, other.output
     assert "continuing" not in other.stderr
     assert call("predict", out, "w1").exit_code == 0
+
+
+_HEARS_CTRL_C_AT_STEP_2 = """
+import os, signal
+from benchmarks.cli import main
+from consistentee import progress
+add = progress.Steps.add
+def add_and_interrupt(steps, *counts):
+    if steps._stage == "training last-exit" and steps._steps == 1:
+        os.kill(os.getpid(), signal.SIGINT)
+    add(steps, *counts)
+progress.Steps.add = add_and_interrupt
+main()
+"""
+
+
+def test_ctrl_c_keeps_the_step_that_was_reached(deebert, tmp_path):
+    command = [sys.executable, "-c", _HEARS_CTRL_C_AT_STEP_2, *deebert, "batch_size=8", "--out", tmp_path / "model"]
+    environment = {**os.environ, "CONSISTENTEE_DATA": ""}
+    ended = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 130, ended.stderr
+    assert "ending after this step; Ctrl-C again ends at once" in ended.stderr
+    assert "the same command continues" in ended.stderr
+    resumed = call(*deebert, "batch_size=8", "--out", tmp_path / "model")
+    assert resumed.exit_code == 0, resumed.output
+    assert "training last-exit, step 2 of" in resumed.stderr
+    straight = call(*deebert, "batch_size=8", "--out", tmp_path / "straight")
+    assert straight.exit_code == 0
+    assert weights_of(tmp_path / "model") == weights_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "task.yaml/x"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(deebert, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.yaml").write_text("")
+    refused = call(*deebert, "--out", place)
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
+    assert f"cannot write to {place}" in refused.output
+
+
+def test_tables_and_data_sets_of_the_page_are_tasks(tmp_path, tiny_backbone):
+    rows = [f'"w{i} w{i + 1}, w{i + 2}",{"good" if i % 2 else "bad"}' for i in range(60)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]))
+    checked = call("check-task", tmp_path / "reviews.csv")
+    assert "text from 'text', label from 'label'" in checked.output
+    model = ("--backbone", tiny_backbone("bert"), "--out", tmp_path / "model")
+    done = call("train", tmp_path / "reviews.csv", "--method", "deebert", *model, *QUICK, "frozen_steps=9")
+    assert done.exit_code == 0, done.output
+    assert "deebert on reviews" in done.output

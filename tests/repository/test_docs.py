@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from documents import DOCUMENTS, ROOT, blocks_of
+from shown_api import PAGES, with_its_signatures
 from shown_tables import DOCUMENTS_WITH_TABLES, with_its_tables
 
 import benchmarks
@@ -77,9 +78,16 @@ def test_files_that_the_documents_link_to_exist():
 
 def test_every_public_name_has_its_place_in_the_api_pages():
     pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
-    shown = set(re.findall(r"^::: [\w.]+\.(\w+)$|`(\w+)`", pages, re.MULTILINE))
+    shown = set(re.findall(r"::: [\w.]+\.(\w+)|`(\w+)`", pages))
     public = {*ee.__all__, *ee.signals.__all__, *ee.training.__all__, *benchmarks.__all__}
     assert public <= {name for pair in shown for name in pair}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_api_pages_show_the_signatures_of_today(page):
+    said = page.read_text(encoding="utf-8")
+    assert said == with_its_signatures(said), "write them anew: python tests/shown_api.py"
+    assert said.count("<!-- signature -->") == said.count("<!-- ::: ") > 10
 
 
 PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training", "benchmarks"}

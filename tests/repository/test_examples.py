@@ -19,7 +19,8 @@ from small_generation_suite import write_text_task
 from small_suite import carry_out_here, write_task
 
 import benchmarks
-from benchmarks.analysis.tables import render
+from benchmarks.analysis.rendering import to_markdown
+from benchmarks.analysis.tables import tables_of
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised
 from benchmarks.commands.publish import publish_run
@@ -190,7 +191,7 @@ def test_the_commands_of_the_guide_show_the_method_among_the_others(small_suites
     assert list(Path("runs/quick").glob("*.png"))
     found = benchmarks.load_results("runs/quick")
     assert {"gate", "calm-softmax"} <= set(found.labels_to_compare)
-    assert re.search(r"^\| gate \| .*confidence=", render(found, "all"), re.MULTILINE)
+    assert re.search(r"^\| gate \| .*confidence=", to_markdown(tables_of(found)), re.MULTILINE)
 
 
 def test_the_suite_of_the_guide_loads(tmp_path):

@@ -238,6 +238,19 @@ def test_unknown_names_end_the_run_before_any_training(bench, monkeypatch, chang
         bench.run(changes=changes)
 
 
+@pytest.mark.parametrize(
+    ("fresh", "said"),
+    [(False, "the same command continues"), (True, "the same command begins anew; without --fresh it continues")],
+)
+def test_ctrl_c_names_what_the_same_command_would_do(bench, monkeypatch, fresh, said):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.run.sweep._Run.complete", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=f"are kept in {bench.out}, and {said}"):
+        bench.run(fresh=fresh)
+
+
 @pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("options", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
 def test_an_interrupted_run_keeps_finished_cells(bench, options):

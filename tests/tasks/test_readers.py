@@ -3,6 +3,7 @@
 import csv
 import io
 
+import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
 from task_files import LABELS, TEXTS, balanced, questions, table, write_task, write_text_task
@@ -168,3 +169,86 @@ def test_hub_dataset_is_kept_for_later_calls(monkeypatch, tmp_path):
         file.write_text("{")
     with pytest.raises(UserError, match="someone--pairs--easy is damaged"):
         load_task(path)
+
+
+# ---------------------------------------------------------------------------------------------- tables and data sets
+
+
+def saved_dataset(folder, splits=("train", "validation", "test"), **columns):
+    """Write a data set of 20 rows a split, with named classes, as ``save_to_disk`` does."""
+    datasets = pytest.importorskip("datasets")
+    parts = {}
+    for split in splits:
+        rows = {"text": [f"{split} {i}" for i in range(20)], "label": [i % 2 for i in range(20)], **columns}
+        names = datasets.ClassLabel(names=["no", "yes"])
+        parts[split] = datasets.Dataset.from_dict(rows).cast_column("label", names)
+    datasets.DatasetDict(parts).save_to_disk(folder)
+    return parts
+
+
+def test_a_saved_data_set_is_a_task_with_its_own_splits_and_class_names(tmp_path):
+    saved_dataset(tmp_path / "reviews")
+    task = load_task(tmp_path / "reviews")
+    assert (task.name, task.label_names, len(task.test)) == ("reviews", ("no", "yes"), 20)
+    assert (task.test.texts[1], task.test.labels[1]) == ("test 1", 1)
+    files = {"format": "datasets", "folder": "reviews", "test": "validation"}
+    path = write_task(tmp_path, {}, {"train": "train", **files})
+    assert load_task(path).test.texts[0] == "validation 0"
+    with pytest.raises(UserError, match=r"reviews has no split 'tran'; it has train, validation, test"):
+        load_task(write_task(tmp_path, {}, {**files, "train": "tran"}))
+    with pytest.raises(UserError, match=r"no folder .*elsewhere"):
+        load_task(write_task(tmp_path, {}, {"train": "train", **files, "folder": "elsewhere"}))
+
+
+def test_a_copy_of_a_data_set_of_the_hub_is_a_task(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    parts = saved_dataset(tmp_path / "saved", splits=("train", "test"))
+    (tmp_path / "copy" / "data").mkdir(parents=True)
+    for split, part in parts.items():
+        part.to_parquet(tmp_path / "copy" / "data" / f"{split}-00000-of-00001.parquet")
+    task = load_task(tmp_path / "copy")
+    assert (task.label_names, len(task.train) + len(task.validation), len(task.test)) == (("no", "yes"), 20, 20)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.parquet"])
+def test_a_table_is_a_task_whose_columns_are_found(tmp_path, name):
+    rows = pd.DataFrame({"review": [f"text {i}, long" for i in range(40)], "label": ["bad", "good"] * 20})
+    path = tmp_path / name
+    writers = {"csv": rows.to_csv, "tsv": rows.to_csv, "parquet": rows.to_parquet, "jsonl": rows.to_json}
+    options = {"tsv": {"sep": "\t"}, "jsonl": {"orient": "records", "lines": True}}.get(path.suffix[1:], {})
+    writers[path.suffix[1:]](path, **options | ({"index": False} if "jsonl" not in name else {}))
+    task = load_task(path)
+    assert (task.name, task.label_names) == ("rows", ("bad", "good"))
+    assert sorted([*task.train.texts, *task.validation.texts, *task.test.texts]) == sorted(rows["review"])
+    rows["label"] = [0, 1] * 20
+    writers[path.suffix[1:]](path, **options | ({"index": False} if "jsonl" not in name else {}))
+    assert load_task(path).label_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b,c\n1,2,3\n", "rows.csv: which of a, b, c is the label\\? say it in the YAML file of a task"),
+        ("a,b,label\n1,2,3\n", "rows.csv: which of a, b, label is the text\\? say it in the YAML file of a task"),
+        ("text,label\na,x\nb\n", "rows.csv:3: 1 cell, but the first line has 2"),
+    ],
+)
+def test_tables_that_cannot_be_a_task_are_refused_by_name(tmp_path, content, message):
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_task(tmp_path / "rows.csv")
+
+
+def test_parquet_without_its_columns_or_damaged_is_named(tmp_path):
+    pd.DataFrame({"text": ["a", ""], "label": ["x", "y"]}).to_parquet(tmp_path / "train.parquet")
+    files = {"format": "parquet", "train": "train.parquet"}
+    with pytest.raises(UserError, match=r"train.parquet:2: empty text in column 'text'"):
+        load_task(write_task(tmp_path, {}, files))
+    with pytest.raises(UserError, match=r"train.parquet has no column 'body'"):
+        load_task(write_task(tmp_path, {}, {**files, "text": "body"}))
+    (tmp_path / "train.parquet").write_text("no")
+    with pytest.raises(UserError, match=r"train.parquet cannot be read as Parquet"):
+        load_task(write_task(tmp_path, {}, files))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty cannot be read as a data set"):
+        load_task(tmp_path / "empty")
