@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmarks.analysis.frames import CURVE, TASK, Results
 from benchmarks.analysis.rendering import Column, Table
+from consistentee.errors import UserError
 
 LOSSES = (0.0, 0.5, 1.0)
 """Points that may be lost."""
@@ -61,11 +62,11 @@ def promises(results: Results) -> pd.DataFrame:
     return found.reset_index().rename(columns={"label": "method"})
 
 
-def promise_table(results: Results) -> Table | None:
-    """Return the table of :func:`promises`, the largest promise at no loss first; None without a common task."""
+def promise_table(results: Results) -> Table:
+    """Return the table of :func:`promises`, the largest promise at no loss first. Raises UserError if it is empty."""
     found = promises(results)
     if found.empty:
-        return None
+        raise UserError("no method has a knob on every task that counts, so that nothing is promised")
     wide = found.pivot(index="method", columns="loss").sort_values(("promised", 0.0), ascending=False)
     wide.columns = [f"{name} {loss:g}" for name, loss in wide.columns]
     columns = [Column("method")]

@@ -22,6 +22,7 @@ from benchmarks.analysis.frames import (
     role_of,
 )
 from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores
+from benchmarks.analysis.promises import promise_table
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
     INTERVALS_NOTE,
@@ -39,6 +40,7 @@ PRINTED_SPEEDUPS = (1.5, 2.0)
 """Speed-ups of the scores task by task."""
 
 _ANY_TASK = "Any task: the interval when tasks are resampled, too."
+_NO_RULE = "No rule: points of all rows at one layer of the same exits."
 _OWN_LAST_EXIT = "Own last exit: points against it."
 _TRAINING = "Training: passes of rows through the backbone, over the full model's; of one model, if a grid trains many."
 _RATIOS = (
@@ -82,7 +84,8 @@ def headline_table(results: Results) -> Table | None:
             *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK, fits=None)] if tasks > 2 else []),
             Column("area", form="+.1f", note="Area: mean points from 1x to 3x.", fits="page"),
             Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT, fits=None),
-            Column(*rule, note="Rule: points against all rows at one layer of the same exits.", fits="page"),
+            Column(f"no rule {middle:g}x", f"no_rule {middle:g}x", "+.1f", note=_NO_RULE, fits=None),
+            Column(*rule, note="Rule: what its rule gains over that.", fits="page"),
             Column("training", f"training_cost {middle:g}x", ".2f", note=_TRAINING, fits=None),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f", fits="page")] if of_texts else []),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f", note=_RATIOS, fits="page"),
@@ -123,6 +126,7 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
     counts = found[["better_than_static", "worse_than_static"]]
     known = counts.notna().all(axis=1)
     static = [f"{b:.0f} / {w:.0f}" if ok else None for (b, w), ok in zip(counts.to_numpy(), known, strict=True)]
+    found = found.assign(no_rule=found["points"] - found["rule_gain"])
     marked = found.assign(mark=over_or_under(found), static=static, any=any_task)
     order = marked["method"].drop_duplicates()
     wide = marked.pivot(index="method", columns="budget").loc[order]
@@ -371,7 +375,7 @@ def tables_of(results: Results) -> list[Table]:
 
 def table_named(results: Results, name: str) -> Table:
     """Build one table of results, by its name. Raises UserError for an unknown one."""
-    built = {"points": point_table, "provenance": provenance_table}
+    built = {"points": point_table, "promises": promise_table, "provenance": provenance_table}
     found = {table.name: table for table in tables_of(results)} if name not in built else {}
     if name not in {*found, *built}:
         raise unknown_name("table of these results", name, {*found, *built})
