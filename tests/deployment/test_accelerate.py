@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import consistentee as ee
 from benchmarks.cli import app
 from benchmarks.commands import instead
+from benchmarks.commands.deploy import rows_of
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
 from benchmarks.testing.tiny import random_texts
 from consistentee.deployment import timing
@@ -90,6 +91,18 @@ def test_a_saved_folder_answers_the_same_in_another_place(folder, tmp_path):
     timed = call("time", folder / "faster", folder / "rows.csv")
     assert timed.exit_code == 0, timed.output
     assert "the model that it was made of" in timed.output
+
+
+def test_the_saved_model_does_on_the_rows_of_the_proof_what_its_report_says(folder):
+    promise = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))["promise"]
+    task, _ = rows_of(str(folder / "mine"), str(folder / "rows.csv"))
+    answers = ee.pipeline(folder / "faster")(task.test.texts)
+    right = [
+        answer["label"] == task.label_names[label] for answer, label in zip(answers, task.test.labels, strict=True)
+    ]
+    assert 100 * np.mean(right) == pytest.approx(promise["accuracy"] - promise["points_expected"], abs=1.01)
+    mean_layer = np.mean([answer["exit_layer"] for answer in answers])
+    assert mean_layer == pytest.approx(promise["average_layers"], abs=0.05)
 
 
 def test_predict_labels_a_file_and_what_comes_through_a_pipe(folder, tmp_path):
