@@ -126,7 +126,7 @@ def exit_shares(results: Results) -> pd.DataFrame:
     A line for every task, label and ``layer``: ``share``, and ``layers``, the average.
     """
     comparison = comparison_of(results)
-    shares = results.knobs["exit_histogram"].map(lambda counts: np.asarray(counts) / max(np.sum(counts), 1))
+    shares = results.knobs["exit_histogram"].dropna().map(lambda counts: np.asarray(counts) / max(np.sum(counts), 1))
     found = comparison.per_seed[comparison.per_seed["speedup"] == comparison.middle]
     mixtures = zip(found["first"], found["second"], found["weight"], strict=True)
     found = found.assign(share=[w * shares[first] + (1 - w) * shares[second] for first, second, w in mixtures])

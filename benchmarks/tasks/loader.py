@@ -137,8 +137,7 @@ def _spec_of_rows(path: Path) -> TaskSpec:
     text = found.texts[0] if len(found.texts) == 1 else list(found.texts)
     files = Files.model_validate({**layout, **splits, "text": text, "label": found.label})
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "rows"
-    about = f"{path.name}: {found}"
-    fields = {"schema_version": 1, "name": name, "version": 1, "description": about}
+    fields = {"schema_version": 1, "name": name, "version": 1, "description": path.name, "notes": f"Columns: {found}."}
     return TaskSpec.model_validate({**fields, "metrics": ["accuracy"], "files": files})
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import second_device
 import torch
-from conftest import random_prompts, random_texts
 from torch.nn import functional
 
+from benchmarks.testing.tiny import random_prompts, random_texts
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate_encoded
 from consistentee.models.base import chosen_device

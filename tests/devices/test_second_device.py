@@ -14,6 +14,10 @@ from second_device import MISSING
 CONTRACT, GOLDEN = "tests/testing/test_invariants.py", "tests/testing/test_golden_cells.py"
 WORK, TRAINING = "tests/devices/on_device.py", "tests/training/test_training.py"
 GROUPS = {
+    "copies, reads and some methods": [
+        *(WORK, CONTRACT, "-k"),
+        "on_device or :bert:replay and (deebert or pabee) or :llama:replay and calm-tokens-softmax",
+    ],
     "encoders": [
         *(CONTRACT, WORK, TRAINING, "-k"),
         ":bert:replay or deebert: and (replay or saved) or on_device or interrupted and not rows",
@@ -25,14 +29,15 @@ GROUPS = {
     "the whole contract": [CONTRACT, "-m", ""],
     "all golden cells": [GOLDEN, "-k", "version"],
 }
-"""Every method on one family, one method on every family, some golden cells; with ``-m slow`` all of them.
+"""With ``-m slow`` every method on one family, one method on every family, some golden cells; and all of them.
 
 Training in bfloat16 (``rows``) is left out: autocast needs more than a device in Python has."""
-SLOW = ("the whole contract", "all golden cells")
+QUICK = "copies, reads and some methods"
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-@pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in GROUPS])
+@pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.slow] * (name != QUICK)) for name in GROUPS])
+@pytest.mark.timeout(1800)
 def test_everything_runs_on_a_second_device(group):
     paths = os.pathsep.join([str(ROOT / "tests" / "devices"), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": paths, "CONSISTENTEE_DEVICE": "auto"}

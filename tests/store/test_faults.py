@@ -93,7 +93,7 @@ def run_here(bench: Bench, *, retry_failed: bool = False) -> None:
     """Run the suite of a bench with all jobs in this process, and without tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "execute", lambda job, threads=None: compute_here(job))
-        patch.setattr("benchmarks.run.sweep.report", lambda run, just_computed: None)
+        patch.setattr("benchmarks.run.sweep.report", lambda run: None)
         bench.outcome = bench.run(changes=SETTINGS, retry_failed=retry_failed)
 
 
