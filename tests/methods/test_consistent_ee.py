@@ -1,6 +1,8 @@
 """ConsistentEE on instances: reward, policy gradient, Memorized Layer; published values; held-out rows, prices."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +20,11 @@ from consistentee.methods.consistent_ee.paper import (
     memorized_layer,
     reinforce_policy_loss,
     rewards,
+    sampled_exits,
 )
 from consistentee.methods.method import get_method
 from consistentee.signals import confidence_features
-from consistentee.training.encoder import FeatureBatch, exit_distribution, layer_losses, training_source
+from consistentee.training.encoder import FeatureBatch, exit_distribution, layer_losses, train_jointly, training_source
 from consistentee.training.recipe import Recipe
 
 
@@ -173,26 +176,78 @@ def test_the_published_values():
     method = get_method("consistentee-paper")
     assert (method.estimator, method.rollouts, method.policy_epochs, method.joint_epochs) == ("reinforce", 8, 2, 2)
     assert (method.joint_learning_rate, method.joint_batch_size) == (3e-5, 32)
+    assert (method.policy_dropout, method.joint_exit, method.policy_trains_backbone) == (True, "sampled", True)
     assert (NETWORK.hidden, NETWORK.outputs, NETWORK.extra_inputs, NETWORK.initial_bias) == (32, 1, 0, 0.0)
 
 
-def test_stages_of_the_published_algorithm(tiny_model):
-    """Stage 3 weighs the loss of an exit by P(exit there); both train the policy on its expected reward alone."""
-    model, method = tiny_model(num_labels=3), get_method("consistentee-paper", estimator="exact", alpha=0.2)
+@pytest.fixture
+def in_stage_3(tiny_model):
+    """A model with a policy, a batch of eight rows, the loss of every exit on them, and P(exit)."""
+    model = tiny_model(num_labels=3)
     model.add_head("policy", NETWORK, seed=3)
     source = training_source(model, make_task(), RECIPE)
-    hardness = torch.arange(len(source)) % model.num_layers + 1
     batch = source.batch(torch.arange(8), 0)
     outputs = model(batch.tokens)
-    losses = layer_losses(outputs.logits, batch.labels)
     p = model.head("policy").at_layers(range(1, model.num_layers + 1), outputs.pooled).sigmoid()
-    of_policy = exact_policy_loss(p, rewards(losses, 0.2, hardness[:8]))
-    of_exits = (exit_distribution(p) * losses).sum(dim=1).mean()
-    features = FeatureBatch(outputs, batch.labels, batch.rows, 0)
-    torch.testing.assert_close(method.policy_stage_loss(hardness, model, features), of_policy)
-    joint = method.joint_stage_loss(hardness, model, batch)
+    return SimpleNamespace(
+        model=model, batch=batch, outputs=outputs, losses=layer_losses(outputs.logits, batch.labels), p=p,
+        hardness=torch.arange(len(source)) % model.num_layers + 1,
+    )  # fmt: skip
+
+
+def test_loss_of_the_policy_alone_and_with_the_exits(in_stage_3):
+    """Stage 3 adds the loss at the exit: here each exit's, by its probability. It trains the policy on its reward."""
+    found, hardness = in_stage_3, in_stage_3.hardness
+    method = get_method("consistentee-paper", estimator="exact", alpha=0.2, joint_exit="expected")
+    of_policy = exact_policy_loss(found.p, rewards(found.losses, 0.2, hardness[:8]))
+    of_exits = (exit_distribution(found.p) * found.losses).sum(dim=1).mean()
+    features = FeatureBatch(found.outputs, found.batch.labels, found.batch.rows, 0)
+    torch.testing.assert_close(method.policy_stage_loss(hardness, found.model, features), of_policy)
+    torch.testing.assert_close(method.policy_stage_loss(hardness, found.model, found.batch), of_policy)
+    joint = method.joint_stage_loss(hardness, found.model, found.batch)
     torch.testing.assert_close(joint, of_exits + of_policy)
-    policy = list(model.head("policy").parameters())
+    policy = list(found.model.head("policy").parameters())
     expected = torch.autograd.grad(of_policy, policy, allow_unused=True, retain_graph=True)
-    for found, wanted in zip(torch.autograd.grad(joint, policy, allow_unused=True), expected, strict=True):
-        assert found is wanted is None or torch.allclose(found, wanted, atol=1e-7)
+    for gradient_found, wanted in zip(torch.autograd.grad(joint, policy, allow_unused=True), expected, strict=True):
+        assert gradient_found is wanted is None or torch.allclose(gradient_found, wanted, atol=1e-7)
+
+
+def test_one_sampled_exit_a_row_bears_its_loss(in_stage_3):
+    """A draw is the mean of one loss a row; the mean of many draws is the expected loss."""
+    found = in_stage_3
+    method = get_method("consistentee-paper", estimator="exact")
+    of_policy = method.policy_loss(found.hardness, found.batch.rows, found.losses, found.p)
+    torch.manual_seed(0)
+    joint = method.joint_stage_loss(found.hardness, found.model, found.batch)
+    torch.manual_seed(0)
+    layers = sampled_exits(found.p, samples=1)[0]
+    torch.testing.assert_close(joint, found.losses.gather(1, layers).mean() + of_policy)
+    many = sampled_exits(found.p, samples=20_000).squeeze(-1)
+    shares = torch.stack([(many == layer).float().mean(dim=0) for layer in range(found.model.num_layers)], dim=1)
+    torch.testing.assert_close(shares, exit_distribution(found.p), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_policy_trains_the_backbone_or_does_not(in_stage_3, trains):
+    """Without a loss at the exit, only the policy's gradient can reach the backbone."""
+    found = in_stage_3
+    method = get_method("consistentee-paper", estimator="exact", joint_exit="expected", policy_trains_backbone=trains)
+    joint = method.joint_stage_loss(found.hardness, found.model, found.batch)
+    at_exit = (exit_distribution(found.p).detach() * found.losses).sum(dim=1).mean()
+    weight = next(found.model.backbone.parameters())
+    of_both, of_exit = (torch.autograd.grad(loss, weight)[0] for loss in (joint, at_exit))
+    assert torch.allclose(of_both, of_exit, atol=1e-7) is not trains
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_the_policy_learns_alone_in_stage_2(tiny_model, dropout):
+    """With dropout, as published, or on cached features: nothing but the policy changes."""
+    model, task = tiny_model(num_labels=3), make_task(rows=16)
+    recipe = replace(RECIPE, epochs=1)
+    train_jointly(model, task, recipe)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    joint = tiny_model(num_labels=3)
+    get_method("consistentee-paper", policy_dropout=dropout, joint_epochs=0).fit(joint, task, recipe)
+    after = dict(joint.named_parameters())
+    assert {name.partition(".policy.")[0] for name in after.keys() - before.keys()} == {"exit_heads"}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())

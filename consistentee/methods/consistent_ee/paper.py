@@ -10,9 +10,8 @@ a policy decides at which layer a row exits, and only the classifier at that exi
 * three stages: all classifiers, the policy, both. Rule: exit at the first layer with P(exit) > 0.5.
 
 What differs from the authors' code: stage 1 and the warm-up are the suite's (``paper-bert-base`` has the published
-ones); stage 2 reads cached features, without dropout; the policy does not train the backbone; in stage 3 the
-cross-entropy at the exit is its expectation over the policy. One model has one price of a layer, alpha: train several
-for a curve.
+ones); exits are sampled, and rows pay for layers (there, actions are thresholded, and the price is commented out). One
+model has one price of a layer, alpha: train several for a curve.
 """
 
 import math
@@ -26,10 +25,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.signals import entropy, entropy_thresholds, even_log_odds, head_probability
 from consistentee.training import (
     FeatureBatch,
+    Stage,
     TokenBatch,
     cached_rows,
     exit_distribution,
@@ -49,8 +48,15 @@ THRESHOLDS = (0.0, *even_log_odds(-9, 9, 73), 1.0)  # of P(exit), with leave_by=
 
 
 def exit_probabilities(model: MultiExitModel, pooled: Tensor) -> Tensor:
-    """Compute P(exit) at every layer from the states [rows, L, H]: [rows, L]. It does not train the backbone."""
-    return model.head(POLICY).at_layers(range(1, model.num_layers + 1), pooled.detach()).sigmoid()
+    """Compute P(exit) at every layer from the states [rows, L, H]: [rows, L]."""
+    return model.head(POLICY).at_layers(range(1, model.num_layers + 1), pooled).sigmoid()
+
+
+def sampled_exits(probabilities: Tensor, samples: int) -> Tensor:
+    """Draw the layer, from 0, at which each row exits, from P(exit) [rows, L]: int64 [samples, rows, 1]."""
+    p = probabilities[:, :-1].detach()
+    exits = torch.rand(samples, *p.shape, device=p.device) < p
+    return torch.cat([exits, torch.ones_like(exits[..., :1])], dim=-1).int().argmax(dim=-1, keepdim=True)
 
 
 def memorized_layer(correct: Tensor) -> Tensor:
@@ -87,8 +93,7 @@ def reinforce_policy_loss(probabilities: Tensor, reward: Tensor, rollouts: int) 
     no choice. The baseline includes the rollout's own reward, so the expectation is ``(K-1)/K`` of the exact gradient.
     """
     p = probabilities[:, :-1]
-    exits = torch.rand(rollouts, *p.shape, device=reward.device) < p.detach()
-    exit_index = torch.cat([exits, torch.ones_like(exits[..., :1])], dim=-1).int().argmax(dim=-1, keepdim=True)
+    exit_index = sampled_exits(probabilities, rollouts)
     obtained = reward.detach().expand(rollouts, *reward.shape).gather(-1, exit_index).squeeze(-1)
     advantage = obtained - obtained.mean(dim=0, keepdim=True)
     layer = torch.arange(p.shape[1], device=reward.device)
@@ -107,14 +112,18 @@ class ConsistentEEPaper(Method):
         estimator: "reinforce" samples ``rollouts`` exits for each row; "exact" has the expected reward in closed form.
         rollouts: K of REINFORCE; 8 in the paper.
         policy_epochs: length of stage 2; 2 in the authors' code, in batches of 32 with a rate of 3e-4.
+        policy_dropout: stage 2 runs the backbone with dropout, as in the authors' code; else it reads cached features.
         joint_epochs, joint_learning_rate, joint_batch_size: of stage 3, as in the authors' code; 0 epochs skip it.
+        joint_exit: the exit that bears the cross-entropy of a row in stage 3: "sampled" from the policy, as published,
+            or "expected", each exit by its probability.
+        policy_trains_backbone: in stage 3, as in the authors' code.
         leave_by: the rule on the same trained exits: "policy" where P(exit) > 0.5, as published; "threshold" where
             P(exit) is above the knob; "entropy" where the entropy is below the knob, in nats, as in DeeBERT.
     """
 
     name: ClassVar[str] = "consistentee-paper"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     knob: ClassVar[Knob] = Knob("threshold", (0.5,))
 
     alpha: NonNegativeFloat = 0.05
@@ -122,9 +131,12 @@ class ConsistentEEPaper(Method):
     estimator: Literal["reinforce", "exact"] = "reinforce"
     rollouts: Annotated[int, Field(ge=2)] = 8
     policy_epochs: PositiveInt = 2
+    policy_dropout: bool = True
     joint_epochs: NonNegativeInt = 2
     joint_learning_rate: PositiveFloat = 3e-5
     joint_batch_size: PositiveInt = 32
+    joint_exit: Literal["sampled", "expected"] = "sampled"
+    policy_trains_backbone: bool = True
     leave_by: Literal["policy", "threshold", "entropy"] = "policy"
 
     def __post_init__(self) -> None:
@@ -132,7 +144,8 @@ class ConsistentEEPaper(Method):
         if self.estimator == "exact":
             self.refuse("rollouts", because="estimator is 'exact'")
         if not self.joint_epochs:
-            self.refuse("joint_learning_rate", "joint_batch_size", because="joint_epochs is 0")
+            of_stage_3 = "joint_learning_rate", "joint_batch_size", "joint_exit", "policy_trains_backbone"
+            self.refuse(*of_stage_3, because="joint_epochs is 0")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run stages 1 to 3."""
@@ -143,42 +156,56 @@ class ConsistentEEPaper(Method):
         rows = cached_rows(model, source, recipe)
         correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
         hardness = memorized_layer(correct) if self.reward == "hardness" else None
-        key = {"alpha": self.alpha, "estimator": self.estimator, "rollouts": self.rollouts, "hardness": hardness}
+        key: dict[str, object] = {"alpha": self.alpha, "estimator": self.estimator, "rollouts": self.rollouts}
+        key["hardness"] = hardness
         # Stage 2: the policy alone, on its reward.
         model.add_head(POLICY, NETWORK, seed=recipe.seed)
-        steps = self.policy_epochs * math.ceil(len(rows) / BATCH_SIZE)
-        alone = replace(recipe, frozen_steps=steps, frozen_batch_size=BATCH_SIZE, frozen_learning_rate=RATE)
-        policy_loss = partial(self.policy_stage_loss, hardness)
-        train_heads(model, rows, policy_loss, alone, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
+        loss = partial(self.policy_stage_loss, hardness)
+        epochs = self.policy_epochs
+        if self.policy_dropout:
+            alone = Stage("policy", loss, POLICY_WEIGHTS, BATCH_SIZE, RATE, epochs=epochs, stage_key=key, shared=True)
+            run_stage(model, source, alone, recipe)
+        else:
+            steps = epochs * math.ceil(len(rows) / BATCH_SIZE)
+            heads = replace(recipe, frozen_steps=steps, frozen_batch_size=BATCH_SIZE, frozen_learning_rate=RATE)
+            train_heads(model, rows, loss, heads, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
         # Stage 3: backbone and classifiers on the cross-entropy at the exit, the policy on its reward. Rules share it.
         if self.joint_epochs:
             both = replace(recipe, epochs=self.joint_epochs, batch_size=self.joint_batch_size)
             both = replace(both, learning_rate=self.joint_learning_rate, head_learning_rate=self.joint_learning_rate)
+            key |= {"joint_exit": self.joint_exit, "policy_trains_backbone": self.policy_trains_backbone}
             loss = partial(self.joint_stage_loss, hardness)
             stage = token_stage("exit-consistent", loss, both, also_trains=POLICY_WEIGHTS, stage_key=key, shared=True)
             run_stage(model, source, stage, both)
         return model
 
-    def policy_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    def policy_stage_loss(
+        self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
+    ) -> Tensor:
         """Compute L_pi of a batch; ``hardness`` is of all training rows."""
-        return self.losses(hardness, model, batch.outputs, batch)[1]
+        outputs = batch.outputs if isinstance(batch, FeatureBatch) else model(batch.tokens)
+        losses = layer_losses(outputs.logits, batch.labels)
+        return self.policy_loss(hardness, batch.rows, losses, exit_probabilities(model, outputs.pooled))
 
     def joint_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch) -> Tensor:
         """Compute the cross-entropy at the exit plus L_pi of a batch; ``hardness`` is of all training rows."""
-        at_exit, of_policy = self.losses(hardness, model, model(batch.tokens), batch)
-        return at_exit + of_policy
+        outputs = model(batch.tokens)
+        losses = layer_losses(outputs.logits, batch.labels)
+        pooled = outputs.pooled if self.policy_trains_backbone else outputs.pooled.detach()
+        p = exit_probabilities(model, pooled)
+        if self.joint_exit == "sampled":
+            at_exit = losses.gather(1, sampled_exits(p, samples=1)[0])
+        else:
+            at_exit = (exit_distribution(p).detach() * losses).sum(dim=1)
+        return at_exit.mean() + self.policy_loss(hardness, batch.rows, losses, p)
 
-    def losses(
-        self, hardness: Tensor | None, model: MultiExitModel, outputs: LayerOutputs, batch: FeatureBatch | TokenBatch
-    ) -> tuple[Tensor, Tensor]:
-        """Compute ``sum_t q_t CE_t`` and L_pi, averaged over the rows of a batch."""
-        losses, p = layer_losses(outputs.logits, batch.labels), exit_probabilities(model, outputs.pooled)
-        at_exit = (exit_distribution(p).detach() * losses).sum(dim=1).mean()
-        memorized = None if hardness is None else hardness[batch.rows].to(losses.device)
+    def policy_loss(self, hardness: Tensor | None, rows: Tensor, losses: Tensor, p: Tensor) -> Tensor:
+        """Compute L_pi from CE_t and P(exit) [rows, L]; ``rows`` [rows] are their places among all training rows."""
+        memorized = None if hardness is None else hardness[rows].to(losses.device)
         reward = rewards(losses, self.alpha, memorized)
         if self.estimator == "exact":
-            return at_exit, exact_policy_loss(p, reward)
-        return at_exit, reinforce_policy_loss(p, reward, self.rollouts)
+            return exact_policy_loss(p, reward)
+        return reinforce_policy_loss(p, reward, self.rollouts)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         if self.leave_by == "entropy":
