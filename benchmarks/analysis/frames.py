@@ -43,6 +43,7 @@ NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
 Task: TypeAlias = tuple[str, str]
 """A task and a backbone."""
 Array: TypeAlias = NDArray[np.floating]
+_OF_CLASSES = ("accuracy", "f1", "matthews")
 _CELL_COLUMNS = (*CURVE, "method", "seed", "key", "knob_name", "metric", "num_layers")
 
 
@@ -176,7 +177,8 @@ class Results:
 
         A task counts if half of the labels were run on it that are compared on many tasks, half as many as any label:
         most methods need classes, so that with a regression among the tasks no other method would be defined on all.
-        If published results stand beside a run, the labels of the run decide.
+        If published results stand beside a run, the labels of the run decide. A task does not count if its full model
+        is within noise of the majority class (``noise``).
         """
         cells = self.cells
         groups = cells.groupby(TASK)
@@ -191,8 +193,25 @@ class Results:
         common = tasks_of.index[2 * tasks_of >= tasks_of.max()]
         found["labels"] = runs["label"].isin(common).groupby(TASK).sum().reindex(found.index, fill_value=0)
         enough = found.index[2 * found["labels"] >= len(common)].intersection(known)
-        found["compared"] = found.index.isin(enough if len(enough) else known)
+        found["noise"] = [self._within_noise(task, label) for task, label in found["full_label"].items()]
+        clear = enough.difference(found.index[found["noise"]])
+        found["compared"] = found.index.isin(next((tasks for tasks in (clear, enough) if len(tasks)), known))
         return found
+
+    def _within_noise(self, task: Task, full_label: str | None) -> bool:
+        """Check whether a full model is less than 1.96 standard errors, of rows, more accurate than the majority class.
+
+        Regressions and texts have no majority class.
+        """
+        own = self.cells.index[(self.cells[CURVE] == [*task, full_label]).all(axis=1)]
+        gains = []
+        for cell in own[self.cells["metric"][own].isin(_OF_CLASSES)]:
+            labels, answers = self.labels(cell), self.answers_by_layer(cell)
+            if len(answers):
+                majority = pd.Series(labels).mode().iloc[0]
+                gains.append((answers[-1] == labels).astype(float) - (labels == majority))
+        gain = np.mean(gains, axis=0) if gains else np.ones(1)
+        return bool(gain.mean() <= 1.96 * gain.std() / np.sqrt(len(gain)))
 
     @property
     def batch_sizes(self) -> list[int]:

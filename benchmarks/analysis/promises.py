@@ -25,7 +25,6 @@ def chosen_knobs(results: Results, loss: float) -> pd.DataFrame:
         ``lost`` (points against the full model of the same seed, or of the mean seed, on test rows).
     """
     knobs, full_labels = results.knobs, results.tasks["full_label"]
-    knobs = knobs[pd.MultiIndex.from_frame(knobs[TASK]).isin(results.tasks.index[results.tasks["compared"]])]
     own = knobs["label"].to_numpy() == full_labels.reindex(pd.MultiIndex.from_frame(knobs[TASK])).to_numpy()
     full = knobs[own & knobs["knob"].isna()][[*TASK, "seed", "validation_score", "score"]]
     names = {"validation_score": "full_validation", "score": "full_test"}
@@ -53,7 +52,8 @@ def promises(results: Results) -> pd.DataFrame:
     """
     means = ["promised", "delivered", "lost", "broken"]
     chosen = pd.concat([chosen_knobs(results, loss).assign(loss=loss) for loss in LOSSES])
-    chosen = chosen[chosen["label"].isin(results.labels_to_compare)]
+    counts = pd.MultiIndex.from_frame(chosen[TASK]).isin(results.tasks.index[results.tasks["compared"]])
+    chosen = chosen[counts & chosen["label"].isin(results.labels_to_compare)]
     chosen["broken"] = 100.0 * (chosen["lost"] > chosen["loss"] + _BROKEN)
     chosen[means[:2]] = 1 / chosen[means[:2]]
     groups = chosen.groupby([*CURVE, "loss"])[means].mean().groupby(["label", "loss"])

@@ -97,6 +97,7 @@ def headline_table(results: Results) -> Table | None:
         ],
         notes=[
             *_names_of(comparison.compared),
+            *_within_noise(results),
             "At s times the speed, the two neighbouring knobs around L / s layers are mixed so that test rows run "
             "exactly that; no score is read.",
         ],
@@ -111,6 +112,14 @@ def mean_of(tasks: Sequence[Task]) -> str:
 
 def _names_of(tasks: Sequence[Task]) -> list[str]:
     return [f"Tasks: {', '.join(task for task, _ in tasks)}."] if len(tasks) > 1 else []
+
+
+def _within_noise(results: Results) -> list[str]:
+    noise = results.tasks["noise"] & ~results.tasks["compared"]
+    tasks = [task for task, _ in results.tasks.index[noise]]
+    return (
+        [f"In no mean, for the full model is within noise of the majority class: {', '.join(tasks)}."] if tasks else []
+    )
 
 
 def _method_column(results: Results, frame: pd.DataFrame) -> Column:
@@ -254,6 +263,7 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
         ],
         notes=[
             *(_names_of(tasks) if alike else []),
+            *_within_noise(results),
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
             "and seeds of these tasks, two-sided; corrected by Holm's procedure for methods on as many tasks. "
             f"p and wins: at {middle}. A lead at more than the budget is no win and has no p.",

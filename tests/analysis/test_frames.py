@@ -6,6 +6,7 @@ from records_by_hand import LAYERS, ROWS, frames_by_hand, made_up_suite, results
 
 from benchmarks.analysis.comparison import headline
 from benchmarks.analysis.frames import load_results, merge
+from benchmarks.analysis.tables import tables_of
 from benchmarks.store.hashes import unsealed
 from consistentee.errors import UserError
 
@@ -75,6 +76,18 @@ def test_references_do_not_make_a_task_count():
     for labels in (None, ["deebert", "pabee"], ["deebert", "pabee", "static"]):
         tasks = results_of(cells).only(labels).tasks
         assert list(tasks.index[tasks["compared"]]) == [("mcid", "minilm-l6")], labels
+
+
+def test_a_task_within_noise_of_the_majority_class_is_in_no_mean():
+    cells = [*made_up_suite(), *made_up_suite(task="rte")]
+    assert results_of(cells).tasks["compared"].all()
+    for record, frames in cells:
+        if (record.task, record.label) == ("rte", "full"):
+            frames["answers"] = frames["answers"].assign(answer=frames["rows"]["label"].mode()[0])
+    found = results_of(cells)
+    assert list(found.tasks.index[found.tasks["compared"]]) == [("mcid", "minilm-l6")]
+    assert "within noise of the majority class: rte." in " ".join(tables_of(found)[0].notes)
+    assert results_of([one for one in cells if one[0].task == "rte"]).tasks["compared"].all(), "there is no other task"
 
 
 def test_methods_that_are_named_are_compared_on_the_tasks_that_all_have():

@@ -39,6 +39,19 @@ def mixture(knobs: pd.DataFrame, budget: float) -> dict[str, float]:
     return values | {"score": score, "over": not len(below)}
 
 
+def within_noise(folder: Path, cells: pd.DataFrame) -> list[str]:
+    """Return the tasks whose full model is less than 1.96 standard errors more accurate than the majority class."""
+    full = cells[cells["method"] == "full"]
+    rows = pd.read_parquet(folder / "rows.parquet").merge(full[["cell", "task"]], on="cell")
+    answers = pd.read_parquet(folder / "answers.parquet").merge(full[["cell", "num_layers"]], on="cell")
+    rows = rows.merge(answers[answers["layer"] == answers["num_layers"]], on=["cell", "row"])
+    majority = rows["task"].map(rows.groupby("task")["label"].agg(lambda labels: labels.mode()[0]))
+    rows["gain"] = (rows["answer"] == rows["label"]).astype(float) - (rows["label"] == majority)
+    of_rows = rows.groupby(["task", "row"])["gain"].mean().groupby("task")
+    z = of_rows.mean() / (of_rows.std(ddof=0) / np.sqrt(of_rows.size()))
+    return list(z.index[z < 1.96])
+
+
 def headline(folder: Path) -> pd.DataFrame:
     """Return mean points and layers of every label and budget that ran on all compared tasks."""
     cells = pd.read_parquet(folder / "cells.parquet").reset_index(names="cell")
@@ -63,6 +76,7 @@ def headline(folder: Path) -> pd.DataFrame:
     frame["points"] = 100 * (frame["score"] - frame["full"])
     by_task = frame.groupby(["label", "budget", "task"])[["points", "layers"]].mean()
     tasks = set(frame.groupby("task")["label"].nunique().loc[lambda counts: counts == frame["label"].nunique()].index)
+    tasks -= set(within_noise(folder, cells))
     means = by_task[by_task.index.get_level_values("task").isin(tasks)].groupby(["label", "budget"]).mean()
     again = means.add_suffix(" again").rename_axis(["method", "budget"])
     return published.set_index(["method", "budget"])[["points", "layers"]].join(again)

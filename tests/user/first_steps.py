@@ -22,7 +22,7 @@ from documents import ROOT, blocks_of, commands_of
 
 import benchmarks
 import consistentee
-from benchmarks.testing.tiny import random_texts
+from benchmarks.testing.tiny import TinyDecoders, random_texts
 
 BENCH_COMMANDS = ("run", "table", "report", "plot", "publish", "verify", "reproduce")
 """The commands that need the extra ``bench``."""
@@ -54,7 +54,7 @@ consistentee report runs/small
 DECODING = """
 import consistentee as ee
 
-decoder = ee.MultiExitDecoder.from_backbone("smollm2-135m")
+decoder = ee.MultiExitDecoder.from_backbone("{backbone}")
 written = ee.generate(decoder, ["The council voted on Tuesday to"], ee.NeverExit(), max_new_tokens=8)
 print(written.texts, written.exit_layers)
 assert len(written.tokens[0]) == 8 and written.texts[0].strip()
@@ -128,7 +128,8 @@ def main() -> None:
     follow([*pip, "check"])
     follow_documents(has_bench=False)
     follow_commands(CORE_COMMANDS, has_bench=False)
-    follow([sys.executable, "-c", DECODING])
+    decoder = TinyDecoders(Path("decoders")).backbone()
+    follow([sys.executable, "-c", DECODING.format(backbone=decoder)])
     follow_commands(MORE_COMMANDS, has_bench=False)
 
     start = time.perf_counter()
@@ -137,6 +138,7 @@ def main() -> None:
     followed.discard((*pip, "check"))
     follow([*pip, "check"])
     follow_documents(has_bench=True)
+    follow([sys.executable, "-c", DECODING.format(backbone="smollm2-135m")])
     follow_commands(MORE_COMMANDS, has_bench=True)
 
 
