@@ -15,7 +15,7 @@ import consistentee as ee
 from baselines.references import RandomRule
 from benchmarks.analysis.frames import load_folders
 from benchmarks.analysis.rendering import formatted
-from benchmarks.analysis.tables import terminal_tables
+from benchmarks.analysis.tables import tables_of
 from benchmarks.testing.tiny import FAMILIES, random_texts
 from consistentee.data.instances import Split
 from consistentee.engine.classify import classify_encoded
@@ -116,5 +116,5 @@ def test_loading_a_saved_model(benchmark, encoder, rows_of, tmp_path):
 @pytest.mark.parametrize("suite", ["quick", pytest.param("cpu-6-layers", marks=pytest.mark.slow)])
 def test_tables_of_published_results(benchmark, suite):
     """Make the tables of `consistentee table`."""
-    text = benchmark(lambda: formatted(terminal_tables(load_folders([RESULTS / suite])), "md"))
+    text = benchmark(lambda: formatted(tables_of(load_folders([RESULTS / suite])), "md"))
     assert "| deebert |" in text
