@@ -1,8 +1,9 @@
 """Stage 2 of ConsistentEE written twice more, on cached states: a check of `consistentee-paper`, and not a method.
 
-`sampled` is the paper's text (Zeng et al., AAAI 2024, sections 3.1 to 3.3) in as few lines as it takes. `released` does
-what the authors' code does: rollouts differ by dropout, the action is P(exit) > 0.5, and its likelihood is scored as if
-it had been sampled. Both are on their own: they use neither policy nor policy gradient of this project.
+`sampled` is the paper's text (Zeng et al., AAAI 2024, sections 3.1 to 3.3) in as few lines as it takes. `released` acts
+as the authors' code: rollouts differ by dropout, the action is P(exit) > 0.5, and its likelihood is scored as if it had
+been sampled. There the whole backbone has dropout; here, where states are cached, the input of the policy. Both are on
+their own: they use neither policy nor policy gradient of this project.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def sampled(policies: nn.ModuleList, states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def released(policies: nn.ModuleList, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the actions that are likelier than not under dropout, as the authors' code does."""
+    """Take the actions that are likelier than not under dropout of the policies' input."""
     p = exit_probabilities(policies, functional.dropout(states, DROPOUT))
     return _scored((p > 0.5).float(), p)
 

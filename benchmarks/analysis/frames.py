@@ -209,9 +209,12 @@ class Results:
             labels, answers = self.labels(cell), self.answers_by_layer(cell)
             if len(answers):
                 majority = pd.Series(labels).mode().iloc[0]
-                gains.append((answers[-1] == labels).astype(float) - (labels == majority))
-        gain = np.mean(gains, axis=0) if gains else np.ones(1)
-        return bool(gain.mean() <= 1.96 * gain.std() / np.sqrt(len(gain)))
+                right = (answers[-1] == labels).astype(float) - (labels == majority)
+                gains.append(pd.Series(right, self.column("rows", "row", cell)))
+        if not gains:
+            return False
+        of_rows = pd.concat(gains, axis=1).mean(axis=1)  # over seeds
+        return bool(of_rows.mean() <= 1.96 * of_rows.sem(ddof=0))
 
     @property
     def batch_sizes(self) -> list[int]:

@@ -1,12 +1,13 @@
-"""What validation rows promise, and what test rows deliver: the speed-up at no loss, as papers print it.
+"""Compare the speed-up at no loss that validation rows promise with what test rows deliver.
 
 The knob with the fewest layers is chosen whose score on validation rows is at most so many points below the full
 model's. Validation rows are few, and the best of many knobs is lucky: on test rows more is lost. "1.5 times as fast at
-no loss" is such a promise.
+no loss", as papers print it, is such a promise.
 """
 
 import pandas as pd
 
+from benchmarks.analysis.comparison import comparison_of
 from benchmarks.analysis.frames import CURVE, TASK, Results
 from benchmarks.analysis.rendering import Column, Table
 from consistentee.errors import UserError
@@ -52,12 +53,11 @@ def promises(results: Results) -> pd.DataFrame:
     """
     means = ["promised", "delivered", "lost", "broken"]
     chosen = pd.concat([chosen_knobs(results, loss).assign(loss=loss) for loss in LOSSES])
-    counts = pd.MultiIndex.from_frame(chosen[TASK]).isin(results.tasks.index[results.tasks["compared"]])
-    chosen = chosen[counts & chosen["label"].isin(results.labels_to_compare)]
+    chosen = comparison_of(results).in_means(chosen[chosen["label"].isin(results.labels_to_compare)])
     chosen["broken"] = 100.0 * (chosen["lost"] > chosen["loss"] + _BROKEN)
     chosen[means[:2]] = 1 / chosen[means[:2]]
     groups = chosen.groupby([*CURVE, "loss"])[means].mean().groupby(["label", "loss"])
-    found = groups.mean()[groups.size() == results.tasks["compared"].sum()]
+    found = groups.mean()[groups.size() == len(comparison_of(results).compared)]
     found[means[:2]] = 1 / found[means[:2]]
     return found.reset_index().rename(columns={"label": "method"})
 

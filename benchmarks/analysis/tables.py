@@ -106,7 +106,7 @@ def headline_table(results: Results) -> Table | None:
 
 
 def mean_of(tasks: Sequence[Task]) -> str:
-    """Say over which tasks a mean is; the one task's name and backbone."""
+    """Return a mean's name: the number of its tasks, or of a single task its name and backbone."""
     return f"mean of {len(tasks)} tasks" if len(tasks) > 1 else " · ".join(tasks[0])
 
 

@@ -1,4 +1,4 @@
-"""What to pick: fine-tuned stock models of six tasks, accelerated, beside what needs no exits.
+"""Accelerate fine-tuned stock models of six tasks, and compare what was chosen with what needs no exits.
 
 For each task a stock classifier is fine-tuned on 3,000 rows, as a user would have one, and given to
 :func:`consistentee.accelerate`: ``python -m benchmarks.commands.instead --data DATA``. Finished tasks stay.

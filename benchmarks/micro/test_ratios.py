@@ -29,6 +29,7 @@ on_smollm2 = pytest.mark.parametrize("decoder", ["smollm2-135m"], indirect=True)
 
 @pytest.fixture(scope="session")
 def task() -> TaskData:
+    """Load the rows of the task that a package brings."""
     return load_classification_task("movie-snippets").capped(train=2000, test=500)
 
 
@@ -51,6 +52,7 @@ def batches_of(run: Callable[..., object], model, rows: Sequence[Encoding], batc
 @on_minilm
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_never_exit_costs_what_the_stock_model_costs(in_rounds, report_ratio, encoder, task, batch_size):
+    """Classify at full depth by the engine and by the stock model."""
     rows = encoder.tokenize(task.test.texts[:ROWS])
     stock, never = in_rounds(
         batches_of(classify_encoded, encoder, rows, batch_size, NeverExit()),
@@ -89,6 +91,7 @@ def test_regrouped_rows_are_as_fast_as_layers_allow(*, in_rounds, report_ratio, 
 @on_smollm2
 @pytest.mark.parametrize("batch_size", ROUNDS)
 def test_never_exit_decodes_as_fast_as_stock_generate(in_rounds, report_ratio, decoder, task, batch_size):
+    """Decode at full depth by the engine and by transformers' generate."""
     joined = [" ".join(task.test.texts[6 * i : 6 * i + 1 + i % 6]) for i in range(3, 3 + batch_size)]
     rows = decoder.encode(joined, max_tokens=128)
     options = {"max_new_tokens": NEW_TOKENS, "batch_size": batch_size, "end_at_eos": False}

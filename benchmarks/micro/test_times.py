@@ -105,6 +105,7 @@ def test_training_step(benchmark, encoder, rows_of):
 
 @on_two_encoders
 def test_loading_a_saved_model(benchmark, encoder, rows_of, tmp_path):
+    """Load weights, rule and knob of a saved model."""
     ee.get_method("calm-softmax").save(encoder, 0.9, tmp_path / "model")
     loaded, _, knob = benchmark(ee.load, tmp_path / "model")
     rows = rows_of(encoder, 4)

@@ -1,6 +1,6 @@
-"""What an accelerator must do, and what it must not wait for. See ``test_second_device.py``, which runs it.
+"""Tests of training, replaying, classifying and decoding on an accelerator. ``test_second_device.py`` runs them.
 
-``pytest tests/devices/on_device.py`` runs it on a machine with a GPU. What is counted needs the second device.
+``pytest tests/devices/on_device.py`` runs them on a machine with a GPU. What is counted needs the second device.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,6 @@ ones); exits are sampled, and rows pay for layers (there, actions are thresholde
 model has one price of a layer, alpha: train several for a curve.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +34,6 @@ from consistentee.training import (
     layer_losses,
     run_stage,
     token_stage,
-    train_heads,
     train_jointly,
     training_source,
 )
@@ -162,13 +160,11 @@ class ConsistentEEPaper(Method):
         model.add_head(POLICY, NETWORK, seed=recipe.seed)
         loss = partial(self.policy_stage_loss, hardness)
         epochs = self.policy_epochs
+        alone = Stage("policy", loss, POLICY_WEIGHTS, BATCH_SIZE, RATE, epochs=epochs, stage_key=key, shared=True)
         if self.policy_dropout:
-            alone = Stage("policy", loss, POLICY_WEIGHTS, BATCH_SIZE, RATE, epochs=epochs, stage_key=key, shared=True)
             run_stage(model, source, alone, recipe)
         else:
-            steps = epochs * math.ceil(len(rows) / BATCH_SIZE)
-            heads = replace(recipe, frozen_steps=steps, frozen_batch_size=BATCH_SIZE, frozen_learning_rate=RATE)
-            train_heads(model, rows, loss, heads, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
+            run_stage(model, rows, replace(alone, dropout=False), recipe)
         # Stage 3: backbone and classifiers on the cross-entropy at the exit, the policy on its reward. Rules share it.
         if self.joint_epochs:
             both = replace(recipe, epochs=self.joint_epochs, batch_size=self.joint_batch_size)
