@@ -22,6 +22,7 @@ from benchmarks.analysis.frames import (
     role_of,
 )
 from benchmarks.analysis.generation_tables import batch_table, cost_table, text_scores
+from benchmarks.analysis.own_layers import own_layers_table
 from benchmarks.analysis.promises import promise_table
 from benchmarks.analysis.provenance import provenance_table
 from benchmarks.analysis.rendering import (
@@ -385,7 +386,12 @@ def tables_of(results: Results) -> list[Table]:
 
 def table_named(results: Results, name: str) -> Table:
     """Build one table of results, by its name. Raises UserError for an unknown one."""
-    built = {"points": point_table, "promises": promise_table, "provenance": provenance_table}
+    built = {
+        "own-layers": own_layers_table,
+        "points": point_table,
+        "promises": promise_table,
+        "provenance": provenance_table,
+    }
     found = {table.name: table for table in tables_of(results)} if name not in built else {}
     if name not in {*found, *built}:
         raise unknown_name("table of these results", name, {*found, *built})

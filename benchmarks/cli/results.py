@@ -24,7 +24,7 @@ from consistentee.extras import check_extra
 if TYPE_CHECKING:
     from benchmarks.analysis.frames import Results
 
-_TABLES = "headline, scores, tests, promises, costs, batches, points or provenance"
+_TABLES = "headline, scores, tests, promises, own-layers, costs, batches, points or provenance"
 ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or published results.")]
 FoldersArgument = Annotated[
     list[Path], typer.Argument(metavar="DIR...", help="Runs or published results; the first with a curve counts.")
