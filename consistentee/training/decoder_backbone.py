@@ -80,7 +80,7 @@ def train_backbone(
     if recipe.trains == "lora":
         model.add_lora(recipe.lora_rank, seed=recipe.seed)
         backbone = model.lora_weights
-    stage: Stage[MultiExitDecoder, TokenRows] = Stage(
+    stage = Stage(
         name=f"backbone-{recipe.trains}",
         loss=loss,
         trains=(*backbone, *also_trains),

@@ -319,7 +319,7 @@ def token_stage(
     also_trains: tuple[str, ...] = (),
     stage_key: Mapping[str, object] | None = None,
     shared: bool = False,
-) -> Stage[MultiExitModel, TokenBatch]:
+) -> Stage:
     """Return a stage that trains backbone, poolers and classifiers by the recipe.
 
     ``also_trains``: prefixes of the names of other weights to train; ``stage_key`` and ``shared``: see :class:`Stage`.
