@@ -164,13 +164,8 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     def save(self, model: ModelT, knob: Number | None, folder: str | Path) -> None:
         """Save a model that this method has trained, for ``consistentee.load``, ``pipeline`` and the command line.
 
-        Args:
-            model: as :meth:`fit` returned it.
-            knob: the value to use by default; None for the middle one.
-            folder: is made.
-
-        Raises:
-            UserError: the knob is out of range, or the method's class is not in a file that can be read again.
+        ``knob`` is the value to use by default; None for the middle one. Raises UserError if it is out of range, or if
+        the method's class is not in a file that can be read again.
         """
         if knob is not None:
             self.check_knob(model, knob)
