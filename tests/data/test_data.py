@@ -1,15 +1,16 @@
-"""TaskData, Split and metrics."""
+"""TaskData, Split and metrics of labels and of texts."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from benchmarks.testing.tiny import make_task
 from consistentee.data.instances import Split, TaskData
-from consistentee.data.metrics import score
+from consistentee.data.metrics import TEXT_METRICS, rouge, score, token_match
 from consistentee.errors import UserError, unknown_name
 
 
@@ -36,23 +37,8 @@ def test_fingerprint_sees_every_text_and_label():
     texts, labels = list(task.train.texts), list(task.train.labels)
     changed_text = replace(task, train=Split("train", ["other", *texts[1:]], labels))
     changed_label = replace(task, train=Split("train", texts, [(labels[0] + 1) % 3, *labels[1:]]))
-    prints = {
-        task.fingerprint(),
-        changed_text.fingerprint(),
-        changed_label.fingerprint(),
-        replace(task, version=2).fingerprint(),
-    }
-    assert len(prints) == 4
-
-
-def test_metrics_by_hand():
-    labels, answers = [1, 0, 1, 1], [1, 0, 0, 1]
-    assert score("accuracy", labels, answers) == pytest.approx(0.75)
-    assert score("f1", labels, answers) == pytest.approx(2 * 2 / (2 * 2 + 0 + 1))
-    assert score("matthews", labels, answers) == pytest.approx((2 * 1 - 0 * 1) / (2 * 3 * 1 * 2) ** 0.5)
-    assert score("pearson", [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) == 0
-    with pytest.raises(UserError, match="did you mean 'accuracy'"):
-        score("acuracy", labels, answers)
+    tasks = (task, changed_text, changed_label, replace(task, version=2))
+    assert len({each.fingerprint() for each in tasks}) == 4
 
 
 @given(st.integers(1, 4).flatmap(lambda most: st.lists(st.tuples(*[st.integers(0, most)] * 2), min_size=1)))
@@ -76,3 +62,29 @@ def test_correlations_are_those_of_scipy():
     labels, answers = [1.0, 2.0, 2.0, 5.0, 3.0], [2.0, 1.0, 4.0, 4.0, 4.5]
     assert score("pearson", labels, answers) == pytest.approx(pearsonr(labels, answers)[0])
     assert score("spearman", labels, answers) == pytest.approx(spearmanr(labels, answers)[0])
+    assert score("pearson", [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) == 0
+
+
+def test_rouge_by_hand():
+    """Words are stemmed and lower-cased: a, cat, run and a, cat, fast share two words, which are a pair."""
+    found = rouge(["a cat runs", "a"], ["A cats, fast", "!"])
+    assert tuple(found) == TEXT_METRICS
+    assert [found[metric].tolist() for metric in TEXT_METRICS] == [[2 / 3, 0], [1 / 2, 0], [2 / 3, 0]]
+
+
+def test_token_match_by_hand():
+    full = [[1, 2, 3, 4], [1, 2], [1, 2, 3], [], [], [5]]
+    ours = [[1, 9, 3, 4], [1, 2, 3, 4], [1], [], [1, 2], [5]]
+    assert token_match(full, ours).tolist() == pytest.approx([3 / 4, 2 / 4, 1 / 3, 1, 0, 1])
+    tensors = token_match([torch.tensor(row) for row in full], [torch.tensor(row) for row in ours])
+    assert tensors.tolist() == token_match(full, ours).tolist()
+
+
+def test_unknown_metrics_and_different_numbers_of_texts_are_refused():
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        score("acuracy", [1], [1])
+    with pytest.raises(UserError, match="unknown metric 'rougeN'; did you mean"):
+        rouge(["a"], ["a"], ["rougeN"])
+    for count in (lambda: rouge(["a", "b"], ["a"]), lambda: token_match([[1]], [])):
+        with pytest.raises(ValueError, match="zip"):
+            count()

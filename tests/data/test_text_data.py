@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 
-from consistentee.data.prompts import Prompt, PromptSplit, TextTask, cut_prompt, fit_prompt
+from benchmarks.testing.tiny import make_text_task
+from consistentee.data.prompts import Prompt, PromptSplit, cut_prompt, fit_prompt
 from consistentee.errors import UserError
 
 
@@ -18,16 +19,6 @@ def by_word(text):
 
 def by_character(text):
     return [ord(character) for character in text]
-
-
-def make_text_task(**changes) -> TextTask:
-    rows = {"train": 6, "validation": 4, "test": 5}
-    splits = {
-        name: PromptSplit(name, [Prompt("Say ", f"{name} {i}", ":") for i in range(n)], [f" {i}" for i in range(n)])
-        for name, n in rows.items()
-    }
-    fields = {"template": "Say {word}:", "max_prompt_tokens": 20, "max_new_tokens": 8, **splits, **changes}
-    return TextTask("say", 1, metrics=("rougeL",), **fields)
 
 
 def test_a_prompt_is_its_text_and_survives_copying():
@@ -68,11 +59,6 @@ def test_a_cut_prompt_fits_keeps_one_end_and_wastes_no_word(words, limit, keep):
         assert len(cut) + 25 > limit  # another piece, and the space before it, would not have fitted
 
 
-def test_empty_prompts_are_refused():
-    with pytest.raises(UserError, match="row 2 of the test split has an empty prompt"):
-        PromptSplit("test", ["a", " \n"], ["c", "d"])
-
-
 def test_a_split_says_which_prompts_were_cut():
     split = PromptSplit("test", [Prompt("a ", "b c d"), "b", Prompt("", "b c")], ["", "", ""])
     fitting, cut = split.cut(by_word, 3)
@@ -82,24 +68,24 @@ def test_a_split_says_which_prompts_were_cut():
 
 
 def test_faulty_tasks_are_refused():
-    with pytest.raises(UserError, match="'say' names no metric"):
+    with pytest.raises(UserError, match="row 2 of the test split has an empty prompt"):
+        PromptSplit("test", ["a", " \n"], ["c", "d"])
+    with pytest.raises(UserError, match="'toy-text' names no metric"):
         replace(make_text_task(), metrics=())
     with pytest.raises(UserError, match="max_new_tokens of TextTask must be at least 1, got 0"):
-        make_text_task(max_new_tokens=0)
+        replace(make_text_task(), max_new_tokens=0)
 
 
 def test_fingerprint_sees_prompts_where_they_may_be_cut_references_and_limits():
     task = make_text_task()
     assert task.fingerprint() == make_text_task().fingerprint()
     prompts, references = list(task.test.prompts), list(task.test.references)
-    changed = [
-        replace(task, test=PromptSplit("test", ["other", *prompts[1:]], references)),
-        replace(task, test=PromptSplit("test", [Prompt("", prompts[0]), *prompts[1:]], references)),
-        replace(task, test=PromptSplit("test", prompts, ["other", *references[1:]])),
-        replace(task, version=2),
-        replace(task, max_prompt_tokens=19),
-        replace(task, max_new_tokens=9),
-        replace(task, keep="end"),
-        replace(task, metrics=("rouge1",)),
+    rows = [
+        (["other", *prompts[1:]], references),
+        ([Prompt("", prompts[0]), *prompts[1:]], references),
+        (prompts, ["other", *references[1:]]),
     ]
+    settings = {"version": 2, "max_prompt_tokens": 19, "max_new_tokens": 9, "keep": "end", "metrics": ("rouge1",)}
+    changed = [replace(task, test=PromptSplit("test", *columns)) for columns in rows]
+    changed += [replace(task, **{name: value}) for name, value in settings.items()]
     assert len({task.fingerprint(), *(other.fingerprint() for other in changed)}) == 9
