@@ -90,17 +90,13 @@ def test_jei_dnn_exits_where_half_of_the_remaining_mass_exits(tiny_model):
     state = rule.start(2, 4)
     shares = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
     torch.testing.assert_close(shares, torch.tensor([[0.4, 0.4 / 0.6, 1.0]] * 2))
-    assert [replay(MassRule(share), trace).tolist() for share in (0.3, 0.5, 0.9, 1.001)] == [
-        [k] * 2 for k in (1, 2, 3, 4)
-    ]
+    exits = [replay(MassRule(share), trace).tolist() for share in (0.3, 0.5, 0.9, 1.001)]
+    assert exits == [[layer] * 2 for layer in (1, 2, 3, 4)]
 
 
-def test_the_prior_of_palbert_is_geometric_and_the_last_layer_takes_the_rest():
-    assert geometric(0.1, 4).tolist() == pytest.approx([0.1, 0.09, 0.081, 0.729])
-
-
-def test_the_divergence_is_zero_for_the_prior():
+def test_the_prior_of_palbert_is_geometric_and_the_divergence_from_itself_is_zero():
     prior = geometric(0.1, 3)
+    assert prior.tolist() == pytest.approx([0.1, 0.09, 0.81]), "the last layer takes the rest"
     assert divergence(prior.repeat(5, 1), prior).item() == pytest.approx(0, abs=1e-6)
     certain = torch.tensor([[0.0, 1.0, 0.0]])
     torch.testing.assert_close(divergence(certain, prior), -torch.tensor(0.09).log())
@@ -111,12 +107,9 @@ def test_the_distance_ratio_is_zero_at_a_prototype_and_half_between_two():
     assert distance_ratio(nearest, second).tolist() == [0, 0.125, 0.5, 0.5]
 
 
-WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 7.0])
-
-
 def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_changes(tiny_model):
     model, rule = tiny_model(), ExpertsRule(1.0)
-    model.add_factors(EXPERTS, WEIGHTS)
+    model.add_factors(EXPERTS, torch.tensor([0.5, 1.0, 2.0, 7.0]))
     changes_at_layer_3 = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.5, 0.3]]
     stays = [[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     trace = trace_of(torch.tensor([changes_at_layer_3, stays]).log(), model.width, **{EXPERTS: model.head(EXPERTS)})
@@ -124,12 +117,7 @@ def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_c
     scores = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
     expected = [[0.5 * 0.8, 0.5 * 0.8 + 0.6, 2 * 0.7], [0.5 * 0.9, 0.5 * 0.9 + 0.9, 0.5 * 0.9 + 0.9 + 2.0]]
     torch.testing.assert_close(scores, torch.tensor(expected))
-
-
-def test_the_knob_of_beem_is_a_share_of_the_largest_score(tiny_model):
-    model = tiny_model()
-    model.add_factors(EXPERTS, WEIGHTS)
-    assert BEEM().rule(model, 0.5).threshold == pytest.approx((0.5 + 1.0 + 2.0) / 2)
+    assert BEEM().rule(model, 0.5).threshold == pytest.approx((0.5 + 1.0 + 2.0) / 2), "half of the largest score"
 
 
 def test_berxit_exits_by_confidence_too(tiny_model):
