@@ -22,13 +22,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
 from consistentee.arguments import Number, check_fields, checked, explained
-from consistentee.data.instances import TaskData
+from consistentee.data.tasks import TaskData
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_json
 from consistentee.training.recipe import ExitNetwork, Recipe, TokenRecipe
 
 if TYPE_CHECKING:
-    from consistentee.data.prompts import TextTask
+    from consistentee.data.tasks import TextTask
     from consistentee.models.base import MultiExit
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 from pydantic import Field, PositiveInt
 
 from consistentee.arguments import Fraction
-from consistentee.data.prompts import TextTask
+from consistentee.data.tasks import TextTask
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.training.recipe import TokenRecipe

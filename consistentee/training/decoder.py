@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.prompts import PromptSplit, TextTask
+from consistentee.data.tasks import PromptSplit, TextTask
 from consistentee.files import computed_once, hash_json, hash_tensors
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.adapters import StateMoments

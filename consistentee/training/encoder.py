@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.encoding import Batch, Encoding, fingerprint
-from consistentee.data.instances import Label, TaskData
 from consistentee.data.metrics import score
+from consistentee.data.tasks import Label, TaskData
 from consistentee.errors import UserError
 from consistentee.files import empty_tensor, hash_json, hash_tensors
 from consistentee.models.classifiers import ClassifierSpec

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from consistentee.arguments import checked
-from consistentee.data.instances import Split
+from consistentee.data.tasks import Split
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from benchmarks.testing.tiny import make_task
-from consistentee.data.instances import Split, TaskData
 from consistentee.data.metrics import TEXT_METRICS, rouge, score, token_match
+from consistentee.data.tasks import Split, TaskData
 from consistentee.errors import UserError, unknown_name
 
 

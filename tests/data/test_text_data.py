@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from benchmarks.testing.tiny import make_text_task
-from consistentee.data.prompts import Prompt, PromptSplit, cut_prompt, fit_prompt
+from consistentee.data.tasks import Prompt, PromptSplit, cut_prompt, fit_prompt
 from consistentee.errors import UserError
 
 
