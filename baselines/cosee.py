@@ -54,9 +54,8 @@ class COSEE(ee.Method):
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
-        key = {"thresholds": self.thresholds, "sharpness": self.sharpness}
-        key |= {"ranking": self.ranking, "margin": self.margin}
-        run_stage(model, source, token_stage("consistency-oriented", loss, recipe, stage_key=key), recipe)
+        stage = token_stage("consistency-oriented", loss, recipe, stage_key=self.parameters)
+        run_stage(model, source, stage, recipe)
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:

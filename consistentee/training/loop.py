@@ -445,23 +445,19 @@ def compute_once(
 
 
 def precision_used(setting: PrecisionSetting, device: torch.device) -> Precision:
-    """Return the precision that a setting stands for on this machine."""
+    """Return the precision that a setting stands for on this machine.
+
+    Layers train faster in bfloat16 than in float32 on GPUs, with AMX, and on AMD's CPUs. On Intel's CPUs with
+    avx512_bf16 and no AMX they take twice as long, and far longer where it is emulated.
+    """
     if setting != "auto":
         return setting
-    return "bfloat16" if has_fast_bfloat16(device) else "float32"
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether layers train faster in bfloat16 than in float32: as a rule on GPUs, with AMX, and on AMD's CPUs.
-
-    On Intel's CPUs with avx512_bf16 and no AMX they take twice as long, and far longer where it is emulated.
-    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.6 has none
     found: dict[str, object] = dict(capabilities()) if device.type == "cpu" else {}
     is_amd = str(found.get("cpu_name")).startswith("AMD")
-    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and is_amd))
+    return "bfloat16" if found.get("amx_bf16") or (found.get("avx512_bf16") and is_amd) else "float32"
 
 
 @contextmanager
@@ -490,12 +486,8 @@ def onednn_keeps_float32() -> bool:
     generator = torch.Generator().manual_seed(0)
     torch.set_float32_matmul_precision("medium")
     try:
-        return all(_is_float32_product(size, generator) for size in (16, 128, 512))
+        pairs = [torch.rand(2, size, size, generator=generator) for size in (16, 128, 512)]
+        errors = [((left @ right).double() / (left.double() @ right.double()) - 1).abs().max() for left, right in pairs]
+        return all(bool(error < 1e-5) for error in errors)
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def _is_float32_product(size: int, generator: torch.Generator) -> bool:
-    left, right = torch.rand(2, size, size, generator=generator)
-    exact = left.double() @ right.double()
-    return bool(((left @ right).double() / exact - 1).abs().max() < 1e-5)

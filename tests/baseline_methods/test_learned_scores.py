@@ -86,12 +86,8 @@ def test_jei_dnn_exits_where_half_of_the_remaining_mass_exits(tiny_model):
             module.weight.zero_()
             module.bias.fill_(math.log(bias / (1 - bias)))
     trace = trace_of(torch.randn(2, 4, 3), model.width, gate=gate)
-    rule = MassRule(0.5)
-    state = rule.start(2, 4)
-    shares = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
-    torch.testing.assert_close(shares, torch.tensor([[0.4, 0.4 / 0.6, 1.0]] * 2))
-    exits = [replay(MassRule(share), trace).tolist() for share in (0.3, 0.5, 0.9, 1.001)]
-    assert exits == [[layer] * 2 for layer in (1, 2, 3, 4)]
+    for share, layer in ((0.39, 1), (0.41, 2), (0.66, 2), (0.67, 3), (1.0, 3), (1.001, 4)):  # 0.4, 0.4 / 0.6, 1
+        assert replay(MassRule(share), trace).tolist() == [layer] * 2
 
 
 def test_the_prior_of_palbert_is_geometric_and_the_divergence_from_itself_is_zero():
@@ -108,15 +104,15 @@ def test_the_distance_ratio_is_zero_at_a_prototype_and_half_between_two():
 
 
 def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_changes(tiny_model):
-    model, rule = tiny_model(), ExpertsRule(1.0)
+    model = tiny_model()
     model.add_factors(EXPERTS, torch.tensor([0.5, 1.0, 2.0, 7.0]))
     changes_at_layer_3 = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.5, 0.3]]
     stays = [[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     trace = trace_of(torch.tensor([changes_at_layer_3, stays]).log(), model.width, **{EXPERTS: model.head(EXPERTS)})
-    state = rule.start(2, 4)
-    scores = torch.stack([rule.score(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
-    expected = [[0.5 * 0.8, 0.5 * 0.8 + 0.6, 2 * 0.7], [0.5 * 0.9, 0.5 * 0.9 + 0.9, 0.5 * 0.9 + 0.9 + 2.0]]
-    torch.testing.assert_close(scores, torch.tensor(expected))
+    scores = [[0.5 * 0.8, 0.5 * 0.8 + 0.6, 2 * 0.7], [0.5 * 0.9, 0.5 * 0.9 + 0.9, 0.5 * 0.9 + 0.9 + 2.0]]
+    for row, layer in ((0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)):
+        for share, expected in ((0.999, layer), (1.001, layer + 1)):
+            assert replay(ExpertsRule(share * scores[row][layer - 1]), trace)[row] == expected
     assert BEEM().rule(model, 0.5).threshold == pytest.approx((0.5 + 1.0 + 2.0) / 2), "half of the largest score"
 
 
