@@ -1,10 +1,8 @@
 """ConsistentEE for decoders (Zeng et al., AAAI 2024, arXiv 2312.11882, section 3 and the LLaMA experiments).
 
-A token exits. The state after reading token i decides where to exit, and the exit there predicts token i + 1. Both are
-in one row of a :class:`consistentee.TokenTrace`. Prompts and padding do not count in losses, reward and Memorized
-Layer. The first token of a response, which always comes from layer L, counts only while a backbone learns without
-closing layers. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers. The policy reads the state
-alone: this needs no LM head.
+A token exits. The state after reading token i decides where to exit, and the exit there predicts token i + 1. Prompts
+and padding do not count in losses, reward and Memorized Layer. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) *
+t``, are true layers. The policy reads the state alone: this needs no LM head.
 
 Three stages, on cached states of the frozen backbone:
 
@@ -19,9 +17,8 @@ every price. They are ordered: a higher price never makes a token run longer. Th
 
 Choices. The trace is recorded at full depth, so its states do not depend on actions and the expected reward has a
 closed form. In a text they do, because later tokens read the skipped layers of earlier ones; the reward ignores this.
-Stages 2 and 3 alternate, because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an
-exit is drawn for each token, at one LM head a token; exits learn there at half their rate. Exits are by default
-adapters under one LM head; the paper's code has an LM head for each.
+In stage 3 an exit is drawn for each token, at one LM head a token; exits learn there at half their rate. Exits are by
+default adapters under one LM head; the paper's code has an LM head for each.
 """
 
 import math
@@ -100,7 +97,15 @@ class TokenPolicies(ee.TokenMethod):
             hardness = memorized_exit_layer(answers.correct, model.exit_layers)
         self._train_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
-            self._train_exits_at_drawn_exits(trace, recipe)
+            stage = Stage(
+                name="exit-consistent",
+                loss=partial(self.exit_consistent_loss, recipe.target),
+                trains=(ADAPTERS,),
+                batch_size=recipe.exit_batch_size,
+                learning_rate=recipe.exit_learning_rate / 2,
+                stage_key={"prices": self.prices, "target": recipe.target},
+            )
+            train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
             self._train_policy(trace, exit_answers(trace, store=recipe.store), hardness, recipe)
         return model
 
@@ -133,17 +138,6 @@ class TokenPolicies(ee.TokenMethod):
             exact = self.estimator == "exact"
             losses.append(exact_policy_loss(p, reward) if exact else reinforce_policy_loss(p, reward, self.rollouts))
         return torch.stack(losses).mean()
-
-    def _train_exits_at_drawn_exits(self, trace: ee.TokenTrace, recipe: ee.TokenRecipe) -> None:
-        stage = Stage(
-            name="exit-consistent",
-            loss=partial(self.exit_consistent_loss, recipe.target),
-            trains=(ADAPTERS,),
-            batch_size=recipe.exit_batch_size,
-            learning_rate=recipe.exit_learning_rate / 2,
-            stage_key={"prices": self.prices, "target": recipe.target},
-        )
-        train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
 
     def exit_consistent_loss(self, target: Target, model: ee.MultiExitDecoder, batch: StateBatch) -> Tensor:
         """Compute the mean loss of tokens at exits drawn from the policies; those that run to layer L have none."""
