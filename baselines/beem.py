@@ -41,14 +41,10 @@ class ExpertsRule(ee.ExitRule):
         return {"previous": torch.full((rows,), -1), "score": torch.zeros(rows)}
 
     def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        return self.score(view, state) >= self.threshold
-
-    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        """Return S_t: float [rows]."""
         vote = view.head(EXPERTS, top_probability(view).unsqueeze(1))
         state["score"] = torch.where(view.predictions == state["previous"], state["score"], 0.0) + vote
         state["previous"] = view.predictions
-        return state["score"]
+        return state["score"] >= self.threshold
 
 
 @dataclass(frozen=True)

@@ -59,18 +59,16 @@ class CascadeBERT(ee.Method):
         training.train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training.training_source(companion, task, recipe)
         with training.counting_rows_as(companion.num_layers / model.num_layers):
-            self._train_companion(companion, source, recipe)
+            hard = hard_rows(companion, source, recipe, self.folds)
+            loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
+            key = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
+            stage = training.token_stage("companion", loss, recipe, stage_key=key)
+            training.run_stage(companion, source, stage, recipe)
         ee.add_companion(model, companion)
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         return ee.SomeLayersRule(ee.ThresholdRule(top_probability, knob, exit_when="above"), model.companion_layers)
-
-    def _train_companion(self, companion: ee.MultiExitModel, source: training.TokenSource, recipe: ee.Recipe) -> None:
-        hard = hard_rows(companion, source, recipe, self.folds)
-        loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
-        key = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
-        training.run_stage(companion, source, training.token_stage("companion", loss, recipe, stage_key=key), recipe)
 
 
 def hard_rows(companion: ee.MultiExitModel, source: training.TokenSource, recipe: ee.Recipe, folds: int) -> Tensor:

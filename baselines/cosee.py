@@ -54,9 +54,8 @@ class COSEE(ee.Method):
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
-        key = {"thresholds": self.thresholds, "sharpness": self.sharpness}
-        key |= {"ranking": self.ranking, "margin": self.margin}
-        run_stage(model, source, token_stage("consistency-oriented", loss, recipe, stage_key=key), recipe)
+        stage = token_stage("consistency-oriented", loss, recipe, stage_key=self.parameters)
+        run_stage(model, source, stage, recipe)
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
@@ -68,7 +67,9 @@ def consistency_oriented_loss(method: COSEE, total_steps: int, model: ee.MultiEx
     logits = model(batch.tokens).logits
     losses = layer_losses(logits, batch.labels)
     signals = normalised_energy(logits)
-    exits = simulated_exits(signals, _drawn_thresholds(signals, method.thresholds))
+    low, high = signals.detach().aminmax()
+    drawn = low + (high - low) * torch.rand(method.thresholds).to(signals.device)
+    exits = simulated_exits(signals, drawn)
     weights = exit_weights(exits, logits.shape[1], method.sharpness * batch.step / total_steps)
     correct = logits.argmax(dim=-1) == batch.labels.unsqueeze(1)
     return (weights * losses).sum(dim=1).mean() + method.ranking * ranking_loss(signals, correct, method.margin)
@@ -82,11 +83,6 @@ def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
     wants_out = signals.detach() < thresholds.view(-1, 1, 1)
     wants_out[..., -1] = True
     return wants_out.int().argmax(dim=-1) + 1
-
-
-def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:
-    low, high = signals.detach().aminmax()
-    return low + (high - low) * torch.rand(count).to(signals.device)
 
 
 def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:

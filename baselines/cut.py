@@ -78,10 +78,10 @@ class CutDistilled(Cut):
         source = training.training_source(short, task, recipe)
         loss = partial(label_and_answer_loss, answers, self.temperature)
         key = {"answers": answers, "temperature": self.temperature}
-        stage = training.token_stage("distillation", loss, recipe, stage_key=key)
-        assert source.judge is not None
+        judge = source.judge and replace(source.judge, every_exit=False)
+        stage = training.token_stage("distillation", loss, recipe, stage_key=key, judge=judge)
         with training.counting_rows_as(short.num_layers / model.num_layers):
-            training.run_stage(short, source, replace(stage, judge=replace(source.judge, every_exit=False)), recipe)
+            training.run_stage(short, source, stage, recipe)
         return short
 
 

@@ -93,14 +93,10 @@ class BudgetRule(ee.ExitRule):
         return {"scores": torch.zeros(rows, num_layers - 1)}
 
     def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        return self.score(view, state) >= self.thresholds[view.layer - 1]
-
-    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        """Compute the score before it is cut: float [rows]."""
         score = view.head(_SCORE, torch.cat([_exit_features(view.probs), state["scores"]], dim=-1))
         state["scores"] = state["scores"].clone()
         state["scores"][:, view.layer - 1] = score.clamp(0, 1)
-        return score
+        return score >= self.thresholds[view.layer - 1]
 
 
 def _exit_features(probs: Tensor) -> Tensor:

@@ -78,13 +78,10 @@ class MassRule(ee.ExitRule):
         return {"left": torch.ones(rows)}
 
     def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        return self.score(view, state) >= self.share
-
-    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        """Compute ``P_l / (1 - sum_{j<l} P_j)``: float [rows], 1 if no mass remains."""
         gate, left = view.head(_GATE, certainty(view.probs)).sigmoid(), state["left"]
         state["left"] = (left - gate).clamp_min(0)
-        return torch.where(gate < left, gate / left.clamp_min(_TINY), 1.0)
+        # P_l / (1 - sum_{j<l} P_j), or 1 if no mass remains
+        return torch.where(gate < left, gate / left.clamp_min(_TINY), 1.0) >= self.share
 
 
 def certainty(probs: Tensor) -> Tensor:
@@ -135,11 +132,6 @@ def _loss_in_turn(price: float, turn: int, model: ee.MultiExitModel, batch: Feat
         logits = model.read_vectors(batch.outputs.vectors).logits
         losses = layer_losses(logits, batch.labels)
     with torch.set_grad_enabled(gates_turn):
-        gates = _gates(model, logits.detach())
+        read = certainty(logits[:, :-1].detach().softmax(dim=-1))
+        gates = model.head(_GATE).at_layers(range(1, model.num_layers), read[..., :0], read)  # reads no states
     return gate_loss(gates, losses, price) if gates_turn else exit_loss(losses, exit_masses(gates.sigmoid()))
-
-
-def _gates(model: ee.MultiExitModel, logits: Tensor) -> Tensor:
-    read = certainty(logits[:, :-1].softmax(dim=-1))
-    no_states = read[..., :0]
-    return model.head(_GATE).at_layers(range(1, model.num_layers), no_states, read)

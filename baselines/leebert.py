@@ -122,14 +122,11 @@ def _loss(
 ) -> Tensor:
     scores = model.get_parameter(SCORES)
     if batch.step % method.weight_every == 0:
-        slopes = alignment(model, batch, _held_out_batch(held_out, batch, batch.step // method.weight_every))
+        size = min(len(batch.rows), len(held_out))
+        rows = torch.arange(size) + batch.step // method.weight_every * size
+        slopes = alignment(model, batch, held_out.batch(rows % len(held_out), batch.step))
         with torch.no_grad():
             scores.add_(method.weight_rate * slopes / slopes.abs().max().clamp_min(torch.finfo(slopes.dtype).tiny))
     logits = model(batch.tokens).logits
     terms = lessons(logits, logits.detach(), batch.labels)
     return (lesson_weights(scores.detach()) * terms).sum()
-
-
-def _held_out_batch(held_out: training.TokenSource, batch: training.TokenBatch, number: int) -> training.TokenBatch:
-    size = min(len(batch.rows), len(held_out))
-    return held_out.batch((torch.arange(size) + number * size) % len(held_out), batch.step)

@@ -83,13 +83,9 @@ class QuantileRule(ee.ExitRule):
         return {"previous": torch.zeros(rows, self.width), "stays": torch.ones(rows)}
 
     def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        return self.score(view, state) >= self.quantile
-
-    def score(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        """Compute ``p_1 + ... + p_t = 1 - prod_{s<=t} (1 - lambda_s)``: float [rows]."""
         state["stays"] = state["stays"] * (1 - view.head(_EXITS, state["previous"]).sigmoid())
         state["previous"] = view.pooled
-        return 1 - state["stays"]
+        return 1 - state["stays"] >= self.quantile  # p_1 + ... + p_t = 1 - prod_{s<=t} (1 - lambda_s)
 
 
 def _loss(method: PALBERT, model: ee.MultiExitModel, batch: TokenBatch) -> Tensor:

@@ -17,7 +17,6 @@ right size; the paper's proposes a point and rounds it. A draft is one line of t
 counts the sublayers that it runs, by their share of the layer's weights.
 """
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +40,6 @@ _NOISE = 1e-2
 
 Places = NDArray[np.bool_]
 """Whether each sublayer is skipped: attentions of layers 2 to L - 1, then MLPs, bool [2 (L - 2)]."""
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,8 @@ class SWIFT(ee.DraftingMethod):
         found = {}
         for share in map(round, self.knob.values):
             search = LayerSetSearch(model.num_layers, share / 100, seed=seed)
-            places, score = search.run(texts.score, self, f"searching {share}%")
+            places, _ = search.run(texts.score, self, f"searching {share}%")
             found[str(share)] = torch.from_numpy(places)
-            _logger.info("%d %% of sublayers: %d skipped, score %.3f", share, places.sum(), score)
         return found
 
     def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:

@@ -1,6 +1,11 @@
 from consistentee.backbones.token_exits import TokenExitStepper as TokenExitStepper
-from consistentee.data.instances import Split as Split, TaskData as TaskData
-from consistentee.data.prompts import Prompt as Prompt, PromptSplit as PromptSplit, TextTask as TextTask
+from consistentee.data.tasks import (
+    Prompt as Prompt,
+    PromptSplit as PromptSplit,
+    Split as Split,
+    TaskData as TaskData,
+    TextTask as TextTask,
+)
 from consistentee.deployment.accelerate import Accelerated as Accelerated, accelerate as accelerate
 from consistentee.deployment.pipeline import load as load, pipeline as pipeline
 from consistentee.deployment.risk_control import control_risk as control_risk

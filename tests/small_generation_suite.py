@@ -7,7 +7,7 @@ import yaml
 from small_suite import Bench
 
 from benchmarks.testing.tiny import make_text_task
-from consistentee.data.prompts import PromptSplit
+from consistentee.data.tasks import PromptSplit
 
 METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]
 

@@ -23,7 +23,7 @@ from benchmarks.store.folders import RECORD_FILE
 from benchmarks.store.records import CellRecord
 from benchmarks.store.results_folder import StoredResults, open_results
 from benchmarks.testing.tiny import make_task
-from consistentee.data.instances import Split
+from consistentee.data.tasks import Split
 
 # A shell makes its commands in the background deaf to Ctrl-C, and so what they start.
 _PROGRAM = """

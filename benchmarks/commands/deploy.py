@@ -19,7 +19,7 @@ from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import filled_table, print_line
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.pretrained import read_config
-from consistentee.data.instances import Split, TaskData, Text
+from consistentee.data.tasks import Split, TaskData, Text
 from consistentee.deployment.accelerate import RECIPE, Accelerated, accelerate
 from consistentee.deployment.pipeline import Classifier, load_saved
 from consistentee.deployment.timing import (

@@ -25,7 +25,7 @@ from benchmarks.commands.deploy import accelerate_model
 from benchmarks.measure.environment import describe_environment
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.backbones.catalog import resolve
-from consistentee.data.instances import Split, TaskData
+from consistentee.data.tasks import Split, TaskData
 from consistentee.deployment.accelerate import RECIPE, REPORT_FILE
 from consistentee.deployment.timing import BATCH_SIZES
 from consistentee.training.recipe import Recipe

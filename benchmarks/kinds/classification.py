@@ -9,7 +9,7 @@ from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec
 from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.backbones.catalog import resolve
-from consistentee.data.instances import TaskData
+from consistentee.data.tasks import TaskData
 
 if TYPE_CHECKING:
     from benchmarks.kinds.instance_evaluation import InstanceEvaluation

@@ -10,7 +10,7 @@ from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, 
 from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_text_task
 from consistentee.backbones.catalog import resolve_decoder
-from consistentee.data.prompts import TextTask
+from consistentee.data.tasks import TextTask
 
 if TYPE_CHECKING:
     from benchmarks.kinds.text_evaluation import TextEvaluation

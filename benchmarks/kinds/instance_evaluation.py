@@ -16,8 +16,8 @@ from benchmarks.measure.knobs import MOST_LOST, around_budgets, cheapest_within,
 from benchmarks.measure.terms import has_terms, is_mean, terms_of
 from benchmarks.specs.base import CellSpec
 from benchmarks.store.records import CellRecord
-from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
+from consistentee.data.tasks import TaskData
 from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
 from consistentee.models.base import chosen_device

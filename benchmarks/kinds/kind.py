@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from benchmarks.specs.base import BaseSuite, Regrouped, TimingSpec
 from benchmarks.store.records import AnyRecord
-from consistentee.data.instances import TaskData
-from consistentee.data.prompts import TextTask
+from consistentee.data.tasks import TaskData, TextTask
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.specs.schema import canonical_json
-from consistentee.data.prompts import PromptSplit
+from consistentee.data.tasks import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.sampling import settings_of
 from consistentee.engine.token_batch import ReadPrompts

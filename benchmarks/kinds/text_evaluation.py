@@ -25,7 +25,7 @@ from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_ref
 from benchmarks.specs.generation import GenerationCellSpec
 from benchmarks.store.records import GenerationRecord
 from consistentee.data.metrics import rouge, token_match
-from consistentee.data.prompts import PromptSplit, TextTask
+from consistentee.data.tasks import PromptSplit, TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.calibration import textual_losses

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from consistentee.data.prompts import PromptSplit
+from consistentee.data.tasks import PromptSplit
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_trace import CHUNK, TokenTrace, encode_rows, record_tokens

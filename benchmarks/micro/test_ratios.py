@@ -12,7 +12,7 @@ from baselines.references import RandomRule
 from benchmarks.measure.clock import stock_times
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.encoding import Encoding
-from consistentee.data.instances import TaskData
+from consistentee.data.tasks import TaskData
 from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.engine.generate import generate_encoded
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule

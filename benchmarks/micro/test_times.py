@@ -17,7 +17,7 @@ from benchmarks.analysis.frames import load_folders
 from benchmarks.analysis.rendering import formatted
 from benchmarks.analysis.tables import tables_of
 from benchmarks.testing.tiny import FAMILIES, random_texts
-from consistentee.data.instances import Split
+from consistentee.data.tasks import Split
 from consistentee.engine.classify import classify_encoded
 from consistentee.engine.generate import generate_encoded
 from consistentee.engine.transcript import clock

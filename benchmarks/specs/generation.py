@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, BatchSizes, TimingSpec
 from benchmarks.specs.schema import Strict
-from consistentee.data.prompts import ChatTemplate
+from consistentee.data.tasks import ChatTemplate
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind

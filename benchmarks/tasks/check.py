@@ -12,8 +12,7 @@ from rich.table import Table
 
 from benchmarks.tasks.loader import load_task
 from benchmarks.terminal import filled_table, plain_text
-from consistentee.data.instances import Split, TaskData, Text
-from consistentee.data.prompts import PromptSplit, TextTask
+from consistentee.data.tasks import PromptSplit, Split, TaskData, Text, TextTask
 from consistentee.training.recipe import RecipeSettings
 
 LEAKAGE_ERROR = 0.1

@@ -10,7 +10,7 @@ from typing import IO, Any
 import pandas as pd
 
 from benchmarks.tasks.specs import TABLES
-from consistentee.data.instances import Split, Text
+from consistentee.data.tasks import Split, Text
 from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
 from consistentee.extras import check_extra
 

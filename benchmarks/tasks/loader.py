@@ -27,8 +27,7 @@ from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.arguments import checked
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
-from consistentee.data.instances import TaskData
-from consistentee.data.prompts import TextTask
+from consistentee.data.tasks import TaskData, TextTask
 from consistentee.errors import UserError, reason_of
 from consistentee.extras import check_extra
 from consistentee.files import only_one, replacing

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from benchmarks.specs.schema import Strict
-from consistentee.data.instances import Text
-from consistentee.data.prompts import Keep, Prompt
+from consistentee.data.tasks import Keep, Prompt, Text
 from consistentee.errors import UserError, shown, unencodable, unknown_name
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from benchmarks.tasks.specs import AnyTaskSpec, Cut, Row, TaskSpec, Template, TextRow, TextTaskSpec
-from consistentee.data.instances import Label, Split, TaskData
-from consistentee.data.prompts import Prompt, PromptSplit, TextTask
+from consistentee.data.tasks import Label, Prompt, PromptSplit, Split, TaskData, TextTask
 from consistentee.errors import UserError, shown
 
 SPLITS = ("train", "validation", "test")

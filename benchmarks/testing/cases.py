@@ -16,7 +16,7 @@ from benchmarks.testing.report import FIT_SECTION, KNOB_SECTION, BrokenContractE
 from benchmarks.testing.tiny import TinyDecoders, TinyModels, make_task, make_text_task, random_prompts, random_texts
 from benchmarks.testing.watching import WatchedRule, counted_calls, reference_logits, stock_tokens
 from consistentee.backbones.token_exits import TokenExitStepper
-from consistentee.data.instances import Split, Text
+from consistentee.data.tasks import Split, Text
 from consistentee.engine.classify import Predictions, classify, classify_encoded
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.missing_keys import KVPolicy

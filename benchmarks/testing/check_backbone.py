@@ -18,7 +18,7 @@ from benchmarks.testing.report import BrokenContractError, Finding, Report, any_
 from benchmarks.testing.tiny import random_texts, with_random_classifiers
 from consistentee.backbones.catalog import ResolvedBackbone, resolve
 from consistentee.data.encoding import Batch
-from consistentee.data.instances import Split, Text
+from consistentee.data.tasks import Split, Text
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 

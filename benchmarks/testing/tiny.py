@@ -12,8 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from consistentee.backbones.encoders import STEPPERS, EncoderStepper
-from consistentee.data.instances import Split, TaskData, Text
-from consistentee.data.prompts import PromptSplit, TextTask
+from consistentee.data.tasks import PromptSplit, Split, TaskData, Text, TextTask
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 

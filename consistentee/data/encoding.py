@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import Text
+from consistentee.data.tasks import Text
 from consistentee.errors import UserError
 from consistentee.files import hash_json
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from consistentee.arguments import checked
 from consistentee.backbones.int8 import has_int8_kernel
 from consistentee.data.encoding import Encoding
-from consistentee.data.instances import TaskData
+from consistentee.data.tasks import TaskData
 from consistentee.deployment.proof import Losses, proven, rows_needed
 from consistentee.deployment.timing import (
     BATCH_SIZES,

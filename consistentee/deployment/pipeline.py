@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 from consistentee.arguments import Number, checked
-from consistentee.data.instances import Text
+from consistentee.data.tasks import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.files import hash_file

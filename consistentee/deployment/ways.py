@@ -20,7 +20,7 @@ from torch.nn import functional
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.data.encoding import Encoding
-from consistentee.data.instances import Split, TaskData
+from consistentee.data.tasks import Split, TaskData
 from consistentee.deployment.proof import Losses, bets, leading
 from consistentee.deployment.timing import classified
 from consistentee.errors import UserError

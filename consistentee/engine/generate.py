@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import NotNegative, Positive, Texts, checked
-from consistentee.data.prompts import Keep
+from consistentee.data.tasks import Keep
 from consistentee.engine.decoding import Decoding, DecodingOptions
 from consistentee.engine.missing_keys import KVPolicy
 from consistentee.engine.sampling import Sampling, begin_texts, sampling_of

@@ -16,7 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from consistentee.arguments import Fraction, NotNegative, Positive, Texts, checked
 from consistentee.backbones.decoders import DecoderContext, KeysValues
-from consistentee.data.prompts import Keep
+from consistentee.data.tasks import Keep
 from consistentee.engine.generate import Generations, check_prompts, generate_encoded
 from consistentee.engine.sampling import begin_texts
 from consistentee.engine.token_batch import TokenBatch

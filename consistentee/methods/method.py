@@ -22,13 +22,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
 from consistentee.arguments import Number, check_fields, checked, explained
-from consistentee.data.instances import TaskData
+from consistentee.data.tasks import TaskData
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_json
 from consistentee.training.recipe import ExitNetwork, Recipe, TokenRecipe
 
 if TYPE_CHECKING:
-    from consistentee.data.prompts import TextTask
+    from consistentee.data.tasks import TextTask
     from consistentee.models.base import MultiExit
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
@@ -164,13 +164,8 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     def save(self, model: ModelT, knob: Number | None, folder: str | Path) -> None:
         """Save a model that this method has trained, for ``consistentee.load``, ``pipeline`` and the command line.
 
-        Args:
-            model: as :meth:`fit` returned it.
-            knob: the value to use by default; None for the middle one.
-            folder: is made.
-
-        Raises:
-            UserError: the knob is out of range, or the method's class is not in a file that can be read again.
+        ``knob`` is the value to use by default; None for the middle one. Raises UserError if it is out of range, or if
+        the method's class is not in a file that can be read again.
         """
         if knob is not None:
             self.check_knob(model, knob)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 from pydantic import Field, PositiveInt
 
 from consistentee.arguments import Fraction
-from consistentee.data.prompts import TextTask
+from consistentee.data.tasks import TextTask
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.training.recipe import TokenRecipe
@@ -68,24 +68,19 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         return model
 
     def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
-        """Generate a text for every prompt at one value of the knob.
-
-        ``options`` are those of :func:`consistentee.generate` except ``kv``. Methods that decode differently override
-        this.
-        """
+        """Generate a text for every prompt; ``options`` are those of :func:`consistentee.generate` except ``kv``."""
         from consistentee.engine.generate import generate
 
         return generate(self.model_at(model, knob), prompts, self.rule(model, knob), kv=self.kv, **options)
 
     def options_of_drafts(self, knob: float, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of ``generate`` without those of batches, for a method that drafts text by text.
-
-        Raises UserError for ``sampling`` and ``in_flight``.
-        """
-        at_knob = f"{self.knob.name} {knob:g} drafts"
+        """Return options without those of batches, for drafts. Raises UserError for ``sampling`` and ``in_flight``."""
         for refused in ("sampling", "in_flight"):
             if options.get(refused) is not None:
-                raise UserError(f"{self.name} verifies greedy drafts text by text, and takes no {refused}; {at_knob}")
+                raise UserError(
+                    f"{self.name} verifies greedy drafts text by text, and takes no {refused}; "
+                    f"{self.knob.name} {knob:g} drafts"
+                )
         dropped = ("sampling", "in_flight", "batch_size", "sort_by_length", "read")
         return {name: value for name, value in options.items() if name not in dropped}
 
@@ -157,13 +152,8 @@ class DraftingMethod(TokenMethod):
     ) -> None:
         """Choose the draft length and the threshold that call the fewest layers, for every value of the knob.
 
-        They are kept in the model's description. Parameters of the method that are set stay as they are.
-
-        Args:
-            model: as :meth:`fit` returned it.
-            rows: prompts, with the full model's greedy texts of at most ``max_new_tokens`` tokens.
-            max_new_tokens: of a text.
-            store: see :func:`consistentee.traces.token_trace.record_tokens`.
+        They are kept in the description of the model, which :meth:`fit` returned. Parameters that are set stay as they
+        are. ``rows`` are prompts with the full model's greedy texts of at most ``max_new_tokens`` tokens.
         """
         from consistentee.traces.drafts import DRAFT_LENGTHS, DRAFT_THRESHOLDS, trace_drafts
 

@@ -12,7 +12,7 @@ from consistentee.arguments import Positive, check_layer, checked
 from consistentee.backbones.encoders import layers_run
 from consistentee.backbones.int8 import check_not_quantized
 from consistentee.data.encoding import Encoding, fingerprint
-from consistentee.data.instances import Split
+from consistentee.data.tasks import Split
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, load_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import Positive, checked
-from consistentee.data.prompts import Keep, PromptSplit, fit_prompt
+from consistentee.data.tasks import Keep, PromptSplit, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -4,13 +4,9 @@ One loss, a weighted mean of the exits' cross-entropies through the LM head, is 
 
 * weights in proportion to depth: CALM (Schuster et al., 2022, arXiv 2207.07061, section 3.4);
 * equal weights: LITE (Varshney et al., 2024, arXiv 2310.18581), and sorted fine-tuning (SoFT, Kavehzadeh et al.,
-  2024, arXiv 2309.08968), whose "sub-models" are the first layers with the one norm and LM head. The two differ in
-  exits, data and length, not in the loss;
+  2024, arXiv 2309.08968);
 * weights in proportion to the square of depth, and layer dropout: LayerSkip (Elhoushi et al., 2024, arXiv 2404.16710,
-  section 4.1). Its schedule of the dropout over time is for training from scratch and is left out, as in its
-  fine-tuning.
-
-The stage takes hours where the others take minutes. It is shared by all methods that need the same one, and resumes.
+  section 4.1), without a schedule of the dropout over time, as in its fine-tuning.
 
 The LM head is the largest product. Kept for every exit, logits take gigabytes; computed again in the backward pass, a
 third more work. The loss is a weighted sum over tokens, so that the gradient of a logit follows from the logits:
@@ -80,7 +76,7 @@ def train_backbone(
     if recipe.trains == "lora":
         model.add_lora(recipe.lora_rank, seed=recipe.seed)
         backbone = model.lora_weights
-    stage: Stage[MultiExitDecoder, TokenRows] = Stage(
+    stage = Stage(
         name=f"backbone-{recipe.trains}",
         loss=loss,
         trains=(*backbone, *also_trains),
@@ -141,11 +137,8 @@ def last_exit_loss(model: MultiExitDecoder, batch: TokenRows) -> Tensor:
 def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Compute ``sum_ie weights_ie * CE_ie`` over tokens i and exits e, a scalar.
 
-    Args:
-        model: with the exits; its precision is that of the LM head's products.
-        hidden: hidden states at the exits: [tokens, exits, width].
-        targets: int64 [tokens], or distributions, [tokens, vocabulary].
-        weights: [tokens, exits]. An exit whose weights are all 0 is not run.
+    ``hidden`` are states at the exits, [tokens, exits, width]; ``targets`` int64 [tokens], or distributions, [tokens,
+    vocabulary]; ``weights`` [tokens, exits]. An exit whose weights are all 0 is not run.
     """
     used = weights.any(dim=0).tolist()
     exits = [(index, layer) for index, layer in enumerate(model.exit_layers) if used[index]]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.encoding import Batch, Encoding, fingerprint
-from consistentee.data.instances import Label, TaskData
 from consistentee.data.metrics import score
+from consistentee.data.tasks import Label, TaskData
 from consistentee.errors import UserError
 from consistentee.files import empty_tensor, hash_json, hash_tensors
 from consistentee.models.classifiers import ClassifierSpec
@@ -20,11 +20,10 @@ from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExit
 from consistentee.progress import tracked
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
-from consistentee.training.loop import Stage, count_rows, precision_used, run_stage
+from consistentee.training.loop import Judge, Stage, count_rows, precision_used, run_stage
 from consistentee.training.recipe import ExitNetwork, PrecisionSetting, Recipe
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
-_HELD_OUT_SEED = 0
 
 
 # Rows
@@ -72,12 +71,7 @@ class ValidationJudge:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Instances as tokens.
-
-    Attributes:
-        labels: class indices or targets, [N].
-        judge: scores a model that learns from all of the rows.
-    """
+    """Instances as tokens; ``labels`` [N] are class indices or targets, ``judge`` scores a model that learns them."""
 
     model: MultiExitModel
     encodings: Sequence[Encoding]
@@ -132,27 +126,18 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class StateBatch:
-    """Instances as all tokens of every layer of a frozen backbone; ``labels``, ``rows``, ``step`` as elsewhere.
-
-    Attributes:
-        states: [rows, L, tokens, width].
-        padding_mask: bool [rows, tokens].
-    """
+    """All tokens of every layer, ``states`` [rows, L, tokens, width]; ``padding_mask`` is bool [rows, tokens]."""
 
     states: Tensor
     padding_mask: Tensor
     labels: Tensor
-    rows: Tensor
-    step: int
 
 
 @dataclass(frozen=True)
 class StateSource:
     """Instances as all tokens of every layer of a frozen backbone, for classifiers that attend.
 
-    Attributes:
-        tokens: the instances.
-        states: of all rows, one after the other, in half precision: [all tokens, L, width].
+    ``states`` are of all rows, one after the other, in half precision: [all tokens, L, width].
     """
 
     tokens: TokenSource
@@ -182,8 +167,6 @@ class StateSource:
             states.transpose(1, 2).to(model.device, model.dtype),
             padding_mask.to(model.device),
             self.tokens.labels[rows].to(model.device),
-            rows,
-            step,
         )
 
     def fingerprint(self) -> str:
@@ -199,9 +182,8 @@ def label_tensor(labels: Sequence[Label]) -> Tensor:
 def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
     """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
     model.description.max_length = recipe.max_length
-    rows, validation = recipe.training_rows(task.train), task.validation
-    encodings = model.tokenize(validation.texts, recipe.max_length)
-    judge = ValidationJudge(encodings, validation.labels, task.metric, recipe.precision)
+    rows, validation = recipe.training_rows(task.train), validation_source(model, task, recipe)
+    judge = ValidationJudge(validation.encodings, task.validation.labels, task.metric, recipe.precision)
     return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
 
 
@@ -217,7 +199,7 @@ def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSourc
     The split depends on the number of rows alone: not on a seed, and not on validation rows.
     Raises UserError if no row is left to train on.
     """
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
     count = max(1, round(share * len(source)))
     if count >= len(source):
         raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
@@ -286,8 +268,7 @@ def train_jointly(model: MultiExitModel, rows: TaskData | TokenSource, recipe: R
     if model.description.keeps_head:
         raise UserError("joint training changes the backbone, and this model keeps a fine-tuned one as it is")
     source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
-    stage = token_stage("joint", _joint_loss, recipe, shared=True)
-    run_stage(model, source, replace(stage, judge=source.judge), recipe)
+    run_stage(model, source, token_stage("joint", _joint_loss, recipe, shared=True, judge=source.judge), recipe)
 
 
 def train_last_exit(model: MultiExitModel, rows: TaskData | TokenSource, recipe: Recipe) -> None:
@@ -298,9 +279,8 @@ def train_last_exit(model: MultiExitModel, rows: TaskData | TokenSource, recipe:
     if model.description.keeps_head:
         return
     source = rows if isinstance(rows, TokenSource) else training_source(model, rows, recipe)
-    judge = None if source.judge is None else replace(source.judge, every_exit=False)
-    stage = token_stage("last-exit", _last_exit_loss, recipe, shared=True)
-    run_stage(model, source, replace(stage, judge=judge), recipe)
+    judge = source.judge and replace(source.judge, every_exit=False)
+    run_stage(model, source, token_stage("last-exit", _last_exit_loss, recipe, shared=True, judge=judge), recipe)
 
 
 def _joint_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
@@ -319,10 +299,11 @@ def token_stage(
     also_trains: tuple[str, ...] = (),
     stage_key: Mapping[str, object] | None = None,
     shared: bool = False,
-) -> Stage[MultiExitModel, TokenBatch]:
+    judge: Judge | None = None,
+) -> Stage:
     """Return a stage that trains backbone, poolers and classifiers by the recipe.
 
-    ``also_trains``: prefixes of the names of other weights to train; ``stage_key`` and ``shared``: see :class:`Stage`.
+    ``also_trains``: prefixes of the names of other weights to train; all else: see :class:`Stage`.
     """
     return Stage(
         name=name,
@@ -334,6 +315,7 @@ def token_stage(
         head_learning_rate=recipe.head_learning_rate,
         stage_key=stage_key or {},
         shared=shared,
+        judge=judge,
     )
 
 
@@ -403,24 +385,14 @@ def train_early_exits(
 
     They learn from cached features, or, if they attend, from the states of all tokens, recorded if there is more than
     one epoch. If the backbone has a pooler, every exit that does not attend gets its own. The frozen model has no
-    dropout.
-
-    Args:
-        model: changed in place.
-        source: the training rows.
-        loss: (logits [rows, L, classes], labels [rows]) -> scalar.
-        recipe: how long and how fast.
-        name: of the stage.
-        network: of the exits.
-        attention_epochs: run the backbone for as many epochs instead, if the exits attend.
+    dropout. ``loss`` is a function of logits [rows, L, classes] and labels [rows]. If the exits attend,
+    ``attention_epochs`` runs the backbone for as many epochs instead.
     """
     use_exit_network(model, network, recipe)
     if network != "attention":
         model.use_own_poolers()
-        exits = early_exits(model, "poolers.{}.", "classifiers.{}.")
-        train_heads(
-            model, cached_rows(model, source, recipe), partial(_of_features, loss), recipe, name=name, trains=exits
-        )
+        rows, exits = cached_rows(model, source, recipe), early_exits(model, "poolers.{}.", "classifiers.{}.")
+        train_heads(model, rows, partial(_of_features, loss), recipe, name=name, trains=exits)
         return
     stage = Stage(
         name=name,

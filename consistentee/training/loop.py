@@ -20,13 +20,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from consistentee.errors import UserError
@@ -56,15 +55,10 @@ _log: ContextVar["TrainingLog | None"] = ContextVar("log", default=None)
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
-ModelT = TypeVar("ModelT", bound=MultiExit)
-ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
-BatchT = TypeVar("BatchT")
-BatchT_co = TypeVar("BatchT_co", covariant=True)
-
 AnyRecipe = Recipe | TokenRecipe
 
 
-class Source(Protocol[BatchT_co]):
+class Source(Protocol):
     """A number of rows, which a stage reads in batches."""
 
     runs_backbone: bool
@@ -77,17 +71,17 @@ class Source(Protocol[BatchT_co]):
     def __len__(self) -> int:
         """Return the number of rows."""
 
-    def batch(self, rows: Tensor, step: int) -> BatchT_co:
+    def batch(self, rows: Tensor, step: int) -> Any:
         """Return the given rows, padded, on the model's device."""
 
     def fingerprint(self) -> str:
         """Return a hash of all rows."""
 
 
-class Judge(Protocol[ModelT_contra]):
+class Judge(Protocol):
     """A score of a model on validation rows."""
 
-    def __call__(self, model: ModelT_contra, /) -> float:
+    def __call__(self, model: Any, /) -> float:
         """Score the model as it is."""
 
     def fingerprint(self) -> str:
@@ -95,7 +89,7 @@ class Judge(Protocol[ModelT_contra]):
 
 
 @dataclass(frozen=True)
-class Stage(Generic[ModelT, BatchT]):
+class Stage:
     """A loss on some of the model's weights.
 
     Attributes:
@@ -114,7 +108,7 @@ class Stage(Generic[ModelT, BatchT]):
     """
 
     name: str
-    loss: Callable[[ModelT, BatchT], Tensor]
+    loss: Callable[[Any, Any], Tensor]
     trains: tuple[str, ...]
     batch_size: int
     learning_rate: float
@@ -123,7 +117,7 @@ class Stage(Generic[ModelT, BatchT]):
     stage_key: Mapping[str, object] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
-    judge: Judge[ModelT] | None = None
+    judge: Judge | None = None
     patience: int | None = None
 
 
@@ -170,7 +164,7 @@ def counting_rows_as(share: float) -> Iterator[None]:
         log.rows = before + share * (log.rows - before)
 
 
-def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> None:
+def run_stage(model: MultiExit, source: Source, stage: Stage, recipe: AnyRecipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that need the same stage at the same time take
@@ -204,9 +198,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         checkpoint.unlink(missing_ok=True)
 
 
-def _train(
-    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
-) -> Tensor:
+def _train(model: MultiExit, source: Source, stage: Stage, recipe: AnyRecipe, checkpoint: Path | None) -> Tensor:
     model.description.validation_by_epoch.pop(stage.name, None)
     model.train(stage.dropout)
     with onednn_products(model.device), _seeded(recipe.seed, model.device):
@@ -216,9 +208,7 @@ def _train(
     return losses
 
 
-def _run_steps(
-    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, checkpoint: Path | None
-) -> Tensor:
+def _run_steps(model: MultiExit, source: Source, stage: Stage, recipe: AnyRecipe, checkpoint: Path | None) -> Tensor:
     precision = precision_used(recipe.precision, model.device)
     parameters = _freeze_all_but(model, stage.trains)
     optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
@@ -227,7 +217,8 @@ def _run_steps(
     first_step, losses, best = _resume(checkpoint, model, stage, parameters, optimizer)
     if losses is None:
         losses = torch.zeros(2, min(LOSS_POINTS, total_steps), dtype=torch.float64)
-    scheduler = _schedule(optimizer, recipe, first_step, total_steps)
+    warmup_steps = int(recipe.warmup_ratio * total_steps)
+    scheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
     batches = _batches(source, stage, recipe, first_step)
     steps, title = range(first_step, total_steps), f"training {stage.name}"
     saved_at = time.monotonic()
@@ -286,32 +277,19 @@ def _freeze_all_but(model: MultiExit, prefixes: tuple[str, ...]) -> dict[str, nn
     return trained
 
 
-def _parameter_groups(
-    parameters: dict[str, nn.Parameter], stage: Stage[ModelT, BatchT], recipe: AnyRecipe
-) -> list[dict[str, Any]]:
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def _parameter_groups(parameters: dict[str, nn.Parameter], stage: Stage, recipe: AnyRecipe) -> list[dict[str, Any]]:
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "lr": stage.learning_rate if in_backbone else stage.head_learning_rate or stage.learning_rate,
-            "weight_decay": recipe.weight_decay if is_matrix else 0.0,
-        }
-        for (in_backbone, is_matrix), members in groups.items()
-    ]
+        in_backbone, is_matrix = name.startswith("backbone."), parameter.ndim > 1
+        rate = stage.learning_rate if in_backbone else stage.head_learning_rate or stage.learning_rate
+        decay = recipe.weight_decay if is_matrix else 0.0
+        # A schedule that does not start at step 0 reads the initial rate.
+        group = {"params": [], "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        groups.setdefault((in_backbone, is_matrix), group)["params"].append(parameter)
+    return list(groups.values())
 
 
-def _schedule(optimizer: AdamW, recipe: AnyRecipe, first_step: int, total_steps: int) -> LambdaLR:
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]  # read by a schedule that does not start at 0
-    warmup_steps = int(recipe.warmup_ratio * total_steps)
-    return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
-
-
-def _batches(
-    source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe, first_step: int
-) -> Iterator[Tensor]:
+def _batches(source: Source, stage: Stage, recipe: AnyRecipe, first_step: int) -> Iterator[Tensor]:
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
     for epoch in range(first_step // steps_per_epoch, stage.epochs):
         generator = torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)
@@ -332,7 +310,7 @@ def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: tor
     return tuple(by_length[number] for number in torch.randperm(len(by_length), generator=generator).tolist())
 
 
-def _add_score(model: ModelT, stage: Stage[ModelT, BatchT], judge: Judge[ModelT]) -> list[float]:
+def _add_score(model: MultiExit, stage: Stage, judge: Judge) -> list[float]:
     model.eval()
     score = judge(model)
     model.train(stage.dropout)
@@ -341,13 +319,13 @@ def _add_score(model: ModelT, stage: Stage[ModelT, BatchT], judge: Judge[ModelT]
     return scores
 
 
-def _curves_of(model: ModelT, stage: Stage[ModelT, BatchT], losses: Tensor) -> dict[str, Tensor]:
+def _curves_of(model: MultiExit, stage: Stage, losses: Tensor) -> dict[str, Tensor]:
     scores = model.description.validation_by_epoch.get(stage.name)
     curves = {} if scores is None else {_SCORES: torch.tensor(scores, dtype=torch.float64)}
     return curves | {_LOSSES: losses} if losses.numel() else curves
 
 
-def _put_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, Tensor]) -> None:
+def _put_scores(model: MultiExit, stage: Stage, tensors: dict[str, Tensor]) -> None:
     if _SCORES in tensors:
         model.description.validation_by_epoch[stage.name] = tensors.pop(_SCORES).tolist()
 
@@ -366,14 +344,14 @@ def _save_checkpoint(
 
 def _resume(
     path: Path | None,
-    model: ModelT,
-    stage: Stage[ModelT, BatchT],
+    model: MultiExit,
+    stage: Stage,
     parameters: dict[str, nn.Parameter],
     optimizer: AdamW,
 ) -> tuple[int, Tensor | None, dict[str, Tensor]]:
     tensors = None if path is None else load_tensors(path)
-    if tensors is None or any(tensors[f"{_WEIGHT}{name}"].shape != weight.shape for name, weight in parameters.items()):
-        return 0, None, {}  # no checkpoint, or one of another version
+    if tensors is None:
+        return 0, None, {}
     _put_scores(model, stage, tensors)
     _put_weights(tensors, _WEIGHT, parameters)
     for name, parameter in parameters.items():
@@ -417,7 +395,7 @@ def _put_weights(tensors: dict[str, Tensor], prefix: str, parameters: dict[str, 
         parameter.copy_(tensors[f"{prefix}{name}"])
 
 
-def hash_of_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: AnyRecipe) -> str:
+def hash_of_stage(model: MultiExit, source: Source, stage: Stage, recipe: AnyRecipe) -> str:
     """Return a hash of everything that the result depends on: the model as it is, rows, settings, loss, versions."""
     rates = stage.learning_rate, stage.head_learning_rate or stage.learning_rate
     parts = {
@@ -467,23 +445,19 @@ def compute_once(
 
 
 def precision_used(setting: PrecisionSetting, device: torch.device) -> Precision:
-    """Return the precision that a setting stands for on this machine."""
+    """Return the precision that a setting stands for on this machine.
+
+    Layers train faster in bfloat16 than in float32 on GPUs, with AMX, and on AMD's CPUs. On Intel's CPUs with
+    avx512_bf16 and no AMX they take twice as long, and far longer where it is emulated.
+    """
     if setting != "auto":
         return setting
-    return "bfloat16" if has_fast_bfloat16(device) else "float32"
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether layers train faster in bfloat16 than in float32: as a rule on GPUs, with AMX, and on AMD's CPUs.
-
-    On Intel's CPUs with avx512_bf16 and no AMX they take twice as long, and far longer where it is emulated.
-    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.6 has none
     found: dict[str, object] = dict(capabilities()) if device.type == "cpu" else {}
     is_amd = str(found.get("cpu_name")).startswith("AMD")
-    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and is_amd))
+    return "bfloat16" if found.get("amx_bf16") or (found.get("avx512_bf16") and is_amd) else "float32"
 
 
 @contextmanager
@@ -512,12 +486,8 @@ def onednn_keeps_float32() -> bool:
     generator = torch.Generator().manual_seed(0)
     torch.set_float32_matmul_precision("medium")
     try:
-        return all(_is_float32_product(size, generator) for size in (16, 128, 512))
+        pairs = [torch.rand(2, size, size, generator=generator) for size in (16, 128, 512)]
+        errors = [((left @ right).double() / (left.double() @ right.double()) - 1).abs().max() for left, right in pairs]
+        return all(bool(error < 1e-5) for error in errors)
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def _is_float32_product(size: int, generator: torch.Generator) -> bool:
-    left, right = torch.rand(2, size, size, generator=generator)
-    exact = left.double() @ right.double()
-    return bool(((left @ right).double() / exact - 1).abs().max() < 1e-5)

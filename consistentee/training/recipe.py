@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from consistentee.arguments import checked
-from consistentee.data.instances import Split
+from consistentee.data.tasks import Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,11 +143,10 @@ class Recipe(RecipeSettings, OneRun):
 
     * Stages on a frozen backbone are counted in steps, rounded up to whole epochs, so that a small training set does
       not leave exits half-trained.
-    * ``group_by_length``: hardly any token is padding; where lengths differ much, training takes half the time. Batches
-      are then not drawn quite independently.
+    * ``group_by_length``: where lengths differ much, training takes half the time, with batches that are not drawn
+      quite independently.
     * ``precision``: ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with avx512_bf16, and half as fast as float32
-      on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` chooses by the kind of processor.
-      Everything that is measured afterwards is in float32.
+      on an Intel Xeon that has avx512_bf16 and no AMX. Everything that is measured afterwards is in float32.
     """
 
     def training_rows(self, split: Split) -> Split:

@@ -14,6 +14,7 @@ from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.encoder.cascade import add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.rules.exit_rule import NeverExit
 
 DEPTH, COMPANION = 4, 2
 
@@ -24,20 +25,6 @@ def cascade(tiny_model) -> MultiExitModel:
     model = tiny_model(pooling="cls", pooler="none")
     add_companion(model, model.first_layers(COMPANION, seed=5))
     return model
-
-
-def save_backbone(folder, config, *, lowercase: bool = True):
-    """Save a random stock model with a tokenizer that has the vocabulary of the other tests."""
-    AutoModel.from_config(config).save_pretrained(folder)
-    tokenizer = make_tokenizer(uses_token_types=True)
-    if not lowercase:
-        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def small_config(tiny_model, **changes: object) -> BertConfig:
-    return BertConfig(**(tiny_model("bert").backbone.config.to_dict() | {"num_hidden_layers": 2} | changes))
 
 
 @torch.no_grad()
@@ -77,38 +64,40 @@ def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(ca
 
 
 @pytest.mark.parametrize(
-    ("config", "options", "message"),
+    ("changes", "difference", "message"),
     [
-        ({}, {"lowercase": False}, "cuts the same text differently"),
-        ({"hidden_size": 16}, {}, "of width 16, and the model"),
-        ({"num_hidden_layers": DEPTH}, {}, "fewer layers than its model"),
-        ({}, {"pooling": "mean"}, "labels, pooling and pooler"),
+        ({}, "case", "cuts the same text differently"),
+        ({"hidden_size": 16}, None, "of width 16, and the model"),
+        ({"num_hidden_layers": DEPTH}, None, "fewer layers than its model"),
+        ({}, "pooling", "labels, pooling and pooler"),
     ],
 )
-def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, config, options, message):
-    folder = save_backbone(tmp_path, small_config(tiny_model, **config), lowercase=options.get("lowercase", True))
-    model = tiny_model(pooling="cls", pooler="none")
-    pooling = options.get("pooling", "cls")
+def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, changes, difference, message):
+    model, tokenizer = tiny_model(pooling="cls", pooler="none"), make_tokenizer(uses_token_types=True)
+    config = BertConfig(**(model.backbone.config.to_dict() | {"num_hidden_layers": 2} | changes))
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    if difference == "case":
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save_pretrained(tmp_path)
+    pooling = "mean" if difference == "pooling" else "cls"
     with pytest.raises(UserError, match=message):
-        add_companion(model, MultiExitModel.from_backbone(folder, 3, pooling=pooling, pooler="none"))
+        add_companion(model, MultiExitModel.from_backbone(str(tmp_path), 3, pooling=pooling, pooler="none"))
     assert (model.companion_layers, model.num_layers) == (0, DEPTH)
 
 
-def test_flops_of_both_outcomes_are_the_closed_formula(cascade):
-    """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
-    flops, rule = FlopModel(cascade), CascadeBERT().rule(cascade, 0.5)
-    n, width, inner, classifier = 10, 32, 64, 2 * 32 * 3
-    layer = 4 * 2 * n * width**2 + 2 * 2 * n * n * width + 2 * 2 * n * width * inner
-    small = COMPANION * layer + classifier
-    found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
-    assert found.tolist() == [small, small + DEPTH * layer + classifier]
-    assert flops.full_flops([n]).tolist() == [DEPTH * layer + classifier]
+def test_flops_of_a_row_that_starts_again_are_those_of_both_models(tiny_model, cascade):
+    model, rule = tiny_model(pooling="cls", pooler="none"), CascadeBERT().rule(cascade, 0.5)
+    full = FlopModel(model).full_flops([10]).item()
+    small = FlopModel(model.first_layers(COMPANION)).row_flops([10], [COMPANION], NeverExit()).item()
+    found = FlopModel(cascade).row_flops([10, 10], [COMPANION, COMPANION + DEPTH], rule)
+    assert found.tolist() == [small, small + full]
+    assert FlopModel(cascade).full_flops([10]).tolist() == [full]
 
 
 def test_difficulty_loss_by_hand():
     logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]).log()
-    easy, hard = torch.tensor([False, False, True]), torch.tensor([True, False, False])
-    assert difficulty_loss(logits, easy, 0.5).item() == pytest.approx((0.3 + 0.6) / 2)
-    assert difficulty_loss(logits, easy, 0.1).item() == pytest.approx(0.2 / 2)
-    assert difficulty_loss(logits, hard, 0.5).item() == pytest.approx((0.8 + 0.7) / 2)
-    assert difficulty_loss(logits, torch.ones(3, dtype=torch.bool), 0.5).item() == 0, "there is no pair"
+    one_hard, one_easy, all_hard = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+    assert difficulty_loss(logits, one_hard, 0.5).item() == pytest.approx((0.3 + 0.6) / 2)
+    assert difficulty_loss(logits, one_hard, 0.1).item() == pytest.approx(0.2 / 2)
+    assert difficulty_loss(logits, one_easy, 0.5).item() == pytest.approx((0.2 + 0.3) / 2)
+    assert difficulty_loss(logits, all_hard, 0.5).item() == 0, "there is no pair"

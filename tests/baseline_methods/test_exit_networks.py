@@ -58,25 +58,9 @@ def test_imitation_is_one_minus_the_cosine_over_all_pairs(tiny_model):
         for t in range(1, model.num_layers):
             for parameter in model.classifier(t).predictor.parameters():
                 parameter.zero_()  # every later state is predicted to be the current one
-    cosine = torch.nn.functional.cosine_similarity(pooled[:, :, None], pooled[:, None], dim=-1)
+    cosine = functional.cosine_similarity(pooled[:, :, None], pooled[:, None], dim=-1)
     pairs = [1 - cosine[:, t, later] for t in range(4) for later in range(t + 1, 4)]
     torch.testing.assert_close(imitation_loss(model, pooled), torch.stack(pairs).mean())
-
-
-def by_hand(model: MultiExitModel, pooled: torch.Tensor) -> list[torch.Tensor]:
-    """Return the distributions of the ensembles of one row [L, width], layer by layer."""
-    said, ensembles, before = [], [], None
-    for layer in range(1, model.num_layers):
-        weights = model.classifier(layer).state_dict()
-        inputs = pooled[layer - 1]
-        if before is not None:
-            spread = (before - before.mean()) / (before.var(correction=0) + 1e-5).sqrt()
-            inputs = torch.cat([inputs, spread])
-        before = weights["output.weight"] @ inputs + weights["output.bias"]
-        said.append(before.softmax(dim=0))
-        total = sum(weights["exponents"][j].exp() * said[j].log() for j in range(layer))
-        ensembles.append(functional.softmax(total / layer + weights["bias"], dim=0))
-    return ensembles
 
 
 @torch.no_grad()
@@ -85,11 +69,18 @@ def test_ensembles_of_ztw_answer_as_a_plain_loop(tiny_model):
     model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False))
     for weight in model.classifiers.parameters():
         weight.normal_(generator=generator)  # far from those that they start with
-    pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(1))
+    pooled = torch.randn(model.num_layers, model.width, generator=generator)  # of one row
+    said, before = [], None
     for layer in range(1, model.num_layers):
-        answer = model.classify(layer, RecordedLayer(pooled[:, :layer])).softmax(dim=-1)
-        expected = torch.stack([by_hand(model, row)[layer - 1] for row in pooled])
-        torch.testing.assert_close(answer, expected)
+        weights, inputs = model.classifier(layer).state_dict(), pooled[layer - 1]
+        if before is not None:
+            spread = (before - before.mean()) / (before.var(correction=0) + 1e-5).sqrt()
+            inputs = torch.cat([inputs, spread])
+        before = weights["output.weight"] @ inputs + weights["output.bias"]
+        said.append(before.log_softmax(dim=0))
+        total = sum(weights["exponents"][j].exp() * said[j] for j in range(layer))
+        answer = model.classify(layer, RecordedLayer(pooled[None, :layer]))[0]
+        torch.testing.assert_close(answer, total / layer + weights["bias"])
 
 
 def test_a_product_multiplies_the_exits_so_far(tiny_model):
@@ -97,7 +88,7 @@ def test_a_product_multiplies_the_exits_so_far(tiny_model):
     joint = get_method("pabee").fit(tiny_model(), make_task(), RECIPE)
     history = torch.randn(5, 3, model.width)
     said = torch.stack([joint.classify(t, RecordedLayer(history[:, :t])) for t in (1, 2, 3)], dim=1)
-    weighted = torch.nn.functional.softplus(said) ** torch.tensor([1 / 4, 2 / 4, 3 / 4]).view(1, 3, 1)
+    weighted = functional.softplus(said) ** torch.tensor([1 / 4, 2 / 4, 3 / 4]).view(1, 3, 1)
     products = weighted.prod(dim=1)
     answers = model.classifier(3)(RecordedLayer(history)).softmax(dim=-1)
     torch.testing.assert_close(answers, products / products.sum(dim=-1, keepdim=True))
@@ -127,12 +118,7 @@ def test_the_network_of_exits_is_a_parameter_and_layer_l_keeps_its_own(tiny_mode
 
 
 def test_students_of_fastbert_may_have_a_rate_of_their_own(tiny_model, monkeypatch):
-    rates, run = {}, encoder.run_stage
-
-    def noted(model, source, stage, recipe):
-        rates[stage.name] = stage.learning_rate
-        run(model, source, stage, recipe)
-
-    monkeypatch.setattr(encoder, "run_stage", noted)
+    rates = {}
+    monkeypatch.setattr(encoder, "run_stage", lambda *given: rates.update({given[2].name: given[2].learning_rate}))
     get_method("fastbert", learning_rate=2e-4).fit(tiny_model(), make_task(), RECIPE)
     assert rates == {"last-exit": RECIPE.learning_rate, "self-distillation": 2e-4}

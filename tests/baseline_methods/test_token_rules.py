@@ -18,7 +18,6 @@ from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.signals import margin
-from consistentee.traces.token_trace import record_tokens
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16)
@@ -26,22 +25,11 @@ EXITS = (2, 5, 6, 12)
 SIX = (6, 12, 18, 24, 30)
 
 
-PROMPTS, RESPONSE = random_prompts(12, seed=4), [7, 9, 11, 30, 3]
-
-
-def trace_of(model):
-    rows = [(prompt, RESPONSE) for prompt in model.encode(PROMPTS)]
-    return record_tokens(model, rows)
-
-
-def test_thresholds_lie_on_a_line_between_those_of_the_paper():
+def test_thresholds_lie_on_a_line_between_those_of_the_paper_and_are_shifted_by_log_odds():
     table = ((0.25, 0.9), (0.5, 0.8), (0.75, 0.5))
     found = shifted_thresholds(table, (1, 2, 3, 4, 5, 6, 7, 8), 0.0)
     assert list(found) == [1, 2, 3, 4, 5, 6, 7]
     assert list(found.values()) == pytest.approx([0.9, 0.9, 0.85, 0.8, 0.65, 0.5, 0.5])
-
-
-def test_a_shift_is_one_of_log_odds():
     thresholds = torch.tensor(list(shifted_thresholds(((0.25, 0.9), (0.75, 0.6)), (1, 3, 4), 1.5).values()))
     torch.testing.assert_close(thresholds.logit(), torch.tensor([0.9, 0.6]).logit() + 1.5)
 
@@ -106,9 +94,9 @@ def test_random_exits_have_the_given_mean(mean):
     """The mean is the sum over layers of the chance of running past the layer before."""
     runs_past = [1.0] * EXITS[0] + [survival(layer, EXITS, mean) for layer in range(EXITS[0], EXITS[-1])]
     assert sum(runs_past) == pytest.approx(mean)
-    keys = SimpleNamespace(row_keys=torch.randint(2**31, (20_000,), generator=torch.Generator().manual_seed(0)))
+    keys, rule = torch.arange(20_000) * 12_345, RandomRule(mean, seed=3, exit_layers=EXITS)
     for layer in EXITS[:-1]:
-        stays = ~RandomRule(mean, seed=3, exit_layers=EXITS).should_exit(SimpleNamespace(**vars(keys), layer=layer), {})
+        stays = ~rule.should_exit(SimpleNamespace(row_keys=keys, layer=layer), {})
         assert float(stays.double().mean()) == pytest.approx(survival(layer, EXITS, mean), abs=0.02)
 
 
@@ -124,8 +112,7 @@ def test_random_exits_have_the_given_mean(mean):
     ],
 )
 def test_falling_threshold_of_calm_by_hand(threshold, tau, step, expected):
-    rule = DecayingThresholdRule(margin, threshold, tau, tokens=40)
-    assert rule.threshold_at(step) == pytest.approx(expected)
+    assert DecayingThresholdRule(margin, threshold, tau, tokens=40).threshold_at(step) == pytest.approx(expected)
 
 
 def test_the_threshold_of_calm_falls_over_the_length_of_trained_texts(tiny_decoder):

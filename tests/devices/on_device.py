@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import second_device
 import torch
-from torch.nn import functional
 
 from benchmarks.testing.tiny import random_prompts, random_texts
 from consistentee.engine.classify import classify
@@ -32,11 +31,8 @@ class TestDevice:
     @pytest.mark.parametrize(
         "mix",
         [
-            lambda ours, cpu: ours + cpu,
             lambda ours, cpu: cpu + ours,
-            lambda ours, cpu: torch.cat([ours, cpu]),
             lambda ours, cpu: ours.index_select(0, cpu.long()),
-            lambda ours, cpu: functional.embedding(cpu.long(), ours.unsqueeze(1)),
             lambda ours, cpu: cpu[ours.long()],
             lambda ours, cpu: ours.index_put_((ours.long(),), cpu),
             lambda ours, _: ours.normal_(generator=torch.Generator()),
@@ -46,25 +42,15 @@ class TestDevice:
         with pytest.raises((RuntimeError, IndexError), match="device"):
             mix(torch.zeros(3, device=DEVICE), torch.zeros(3))
 
-    def test_numbers_and_indices_of_the_cpu_are_taken(self):
-        ours = torch.arange(4.0, device=DEVICE)
-        assert (ours + torch.tensor(2.0)).tolist() == [2, 3, 4, 5]
-        assert ours[torch.tensor([2, 0])].tolist() == [2, 0]
-
     @counts
     @pytest.mark.parametrize(
         ("act", "expected"),
         [
-            (lambda ours: ours + 1, {}),
+            (lambda ours: ours[1:3] + torch.tensor(1.0), {}),
             (lambda ours: ours.tolist(), {"to host": 1}),
-            (lambda ours: ours.cpu(), {"to host": 1}),
-            (lambda ours: ours[0].item(), {"reads": 1}),
             (lambda ours: bool(ours.any()), {"reads": 1}),
-            (lambda ours: ours.nonzero(), {"reads": 1}),
             (lambda ours: ours[ours > 1], {"reads": 1}),
-            (lambda ours: ours[[2, 0]], {"to device": 1}),
-            (lambda ours: ours[1:3], {}),
-            (lambda ours: ours.new_tensor([1.0, 2.0]), {"to device": 1}),
+            (lambda ours: ours[torch.tensor([2, 0])], {"to device": 1}),
             (lambda ours: ours.masked_fill(ours > 1, 0), {}),
             (lambda ours: torch.zeros(3).to(ours), {"to device": 1}),
         ],

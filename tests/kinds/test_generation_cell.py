@@ -21,7 +21,7 @@ from benchmarks.specs.base import Regrouped
 from benchmarks.specs.generation import DecodingTimingSpec
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.testing.tiny import random_prompts
-from consistentee.data.prompts import PromptSplit
+from consistentee.data.tasks import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec

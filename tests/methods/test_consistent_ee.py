@@ -1,13 +1,11 @@
 """ConsistentEE on instances: reward, policy gradient, Memorized Layer; published values; held-out rows, prices."""
 
-import importlib
 import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from documents import ROOT
 from hypothesis import given, settings, strategies as st
 
 from baselines.joint_distillation import JointDistillation, exit_shares, taught_loss
@@ -30,24 +28,22 @@ from consistentee.training.encoder import FeatureBatch, exit_distribution, layer
 from consistentee.training.recipe import Recipe
 
 
-def test_vanilla_reward_by_hand():
-    losses = torch.tensor([[0.5, 0.2, 0.1]])
-    torch.testing.assert_close(rewards(losses, 0.1), torch.tensor([[-0.6, -0.4, -0.4]]))
-    of_rows = rewards(torch.zeros(2, 2), torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(of_rows, torch.tensor([[0.0, 0.0], [-1.0, -2.0]]))
-
-
-def test_hardness_guided_reward_by_hand():
+@pytest.mark.parametrize(
+    ("alpha", "settings", "expected"),
+    [
+        (0.1, {}, [[-0.6, -0.4, -0.4], [-0.6, -0.4, -0.4]]),
+        (torch.tensor([0.0, 1.0]), {}, [[-0.5, -0.2, -0.1], [-1.5, -2.2, -3.1]]),
+        # An easy row (m=1 of 3) pays 2/3 of the price; a hard one (m=L) cares about the loss alone.
+        (0.3, {"hardness": [1, 3]}, [[-0.7, -0.6, -0.7], [-0.5, -0.2, -0.1]]),
+        # Exits at some layers pay for the layers they are at: half of the price for m = 4 of 8.
+        (0.3, {"hardness": [4, 8], "layers": (2, 4, 8)}, [[-0.8, -0.8, -1.3], [-0.5, -0.2, -0.1]]),
+    ],
+    ids=["vanilla", "a price for each row", "hardness", "some layers"],
+)
+def test_rewards_by_hand(alpha, settings, expected):
     losses = torch.tensor([[0.5, 0.2, 0.1], [0.5, 0.2, 0.1]])
-    reward = rewards(losses, 0.3, hardness=torch.tensor([1, 3]))
-    # An easy row (m=1 of 3) pays 2/3 of the price; a hard one (m=L) cares about the loss alone.
-    torch.testing.assert_close(reward, torch.tensor([[-0.7, -0.6, -0.7], [-0.5, -0.2, -0.1]]))
-
-
-def test_exits_at_some_layers_pay_for_the_layers_they_are_at():
-    losses = torch.tensor([[0.5, 0.2, 0.1]])
-    reward = rewards(losses, 0.3, hardness=torch.tensor([4]), layers=(2, 4, 8))
-    torch.testing.assert_close(reward, torch.tensor([[-0.8, -0.8, -1.3]]))  # half of the price: m = 4 of 8
+    hardness = torch.tensor(settings["hardness"]) if settings else None
+    torch.testing.assert_close(rewards(losses, alpha, hardness, settings.get("layers")), torch.tensor(expected))
 
 
 def test_exit_distribution_by_hand():
@@ -156,30 +152,18 @@ def test_the_policy_of_held_out_learns_the_last_exits_answers_on_the_rows_it_is_
     assert noted[0].labels.tolist() == last.tolist()
 
 
-def test_the_published_exits_can_be_left_by_entropy(tiny_model):
+def test_the_published_policy_has_one_operating_point_and_other_rules_a_curve(tiny_model):
     model = tiny_model(num_labels=3)
-    method = get_method("consistentee-paper", leave_by="entropy")
-    assert max(method.knob_values(model)) > math.log(3)
-    assert method.rule(model, 0.4).threshold == get_method("deebert").rule(model, 0.4).threshold == 0.4
-    assert method.refines_knob
-
-
-def test_a_published_policy_has_one_operating_point_and_its_threshold_may_be_free(tiny_model):
-    free, published = (get_method("consistentee-paper", leave_by=by) for by in ("threshold", "policy"))
-    assert (published.knob_values(tiny_model()), published.refines_knob) == ((0.5,), False)
-    assert (free.knob_values(tiny_model()), free.refines_knob) == (THRESHOLDS, True)
-    assert published.rule(tiny_model(), 0.5).threshold == 0.5
+    published, free, by_entropy = (
+        get_method("consistentee-paper", leave_by=by) for by in ("policy", "threshold", "entropy")
+    )
+    assert (published.knob_values(model), published.refines_knob) == ((0.5,), False)
+    assert (free.knob_values(model), free.refines_knob) == (THRESHOLDS, True)
+    assert max(by_entropy.knob_values(model)) > math.log(3)
+    assert by_entropy.refines_knob
+    assert [method.rule(model, 0.5).threshold for method in (published, free, by_entropy)] == [0.5] * 3
     with pytest.raises(UserError, match=r"must lie in \[0\.5, 0\.5\]"):
-        published.rule(tiny_model(), 0.4)
-
-
-def test_the_published_values():
-    """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3."""
-    method = get_method("consistentee-paper")
-    assert (method.estimator, method.rollouts, method.policy_epochs, method.joint_epochs) == ("reinforce", 8, 2, 2)
-    assert (method.joint_learning_rate, method.joint_batch_size) == (3e-5, 32)
-    assert (method.policy_dropout, method.joint_exit, method.policy_trains_backbone) == (True, "sampled", True)
-    assert (NETWORK.hidden, NETWORK.outputs, NETWORK.extra_inputs, NETWORK.initial_bias) == (32, 1, 0, 0.0)
+        published.rule(model, 0.4)
 
 
 @pytest.fixture
@@ -253,39 +237,3 @@ def test_the_policy_learns_alone_in_stage_2(tiny_model, dropout):
     after = dict(joint.named_parameters())
     assert {name.partition(".policy.")[0] for name in after.keys() - before.keys()} == {"exit_heads"}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-
-
-class TestIndependentLoops:
-    """`notebooks/authors_loop.py` has stage 2 from the paper's text, and the authors' released loop."""
-
-    @pytest.fixture
-    def loops(self, monkeypatch):
-        monkeypatch.syspath_prepend(ROOT / "notebooks")
-        return importlib.import_module("authors_loop")
-
-    def test_they_have_the_gradient_of_reinforce(self, loops, monkeypatch):
-        torch.manual_seed(0)
-        states, reward = torch.randn(2, 3, 4), torch.tensor([[-1.0, -0.5, -0.1], [-0.2, -0.4, -0.6]])
-        policies = torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(3))
-        monkeypatch.setattr(loops, "ROLLOUTS", 20_000)
-        independent = loops.policy_loss(loops.sampled, policies, states, reward)
-        ours = reinforce_policy_loss(loops.exit_probabilities(policies, states), reward, rollouts=20_000)
-        weights = list(policies[:-1].parameters())
-        found, wanted = (torch.autograd.grad(loss, weights) for loss in (ours, independent))
-        for one, other in zip(found, wanted, strict=True):
-            torch.testing.assert_close(one, other, atol=5e-3, rtol=0)
-
-    def test_they_tell_rows_apart_where_the_state_tells_hardness(self, loops, monkeypatch):
-        """Easy rows are right at layer 1, hard ones at layer 3 alone. Without exploration a layer may be missed."""
-        hard = torch.arange(64) % 2 == 1
-        states = torch.where(hard, 1.0, -1.0).view(-1, 1, 1).expand(-1, 3, 4)
-        losses = torch.where(hard.unsqueeze(1), torch.tensor([2.0, 2.0, 0.0]), torch.zeros(3))
-        reward = rewards(losses, 0.3, hardness=torch.where(hard, 3, 1))
-        monkeypatch.setattr(loops, "RATE", 1e-2)
-        reached = {}
-        for rollout in (loops.sampled, loops.released):
-            policies = loops.train_policies(rollout, states, reward, epochs=60)
-            exits = loops.exits_of((loops.exit_probabilities(policies, states) > 0.5).float())
-            reached[rollout] = reward.gather(1, exits.unsqueeze(1)).mean()
-        assert reached[loops.sampled] == reward.max(dim=1).values.mean()
-        assert reached[loops.released] > reward.mean(dim=0).max(), "of the best single layer"

@@ -27,8 +27,7 @@ from benchmarks.commands.publish import publish_run
 from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import BaseSuite, TimingSpec
-from consistentee.data.instances import TaskData
-from consistentee.data.prompts import TextTask
+from consistentee.data.tasks import TaskData, TextTask
 from consistentee.models import classifiers
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 

@@ -13,7 +13,7 @@ from benchmarks.tasks.check import check_task, report_tables
 from benchmarks.tasks.loader import read_file, rows_of_dataset
 from benchmarks.tasks.specs import Files, Hub, TextHub
 from benchmarks.terminal import output_console
-from consistentee.data.instances import Split, TaskData
+from consistentee.data.tasks import Split, TaskData
 from consistentee.errors import UserError
 
 QUOTED = {"quoting": "csv"}

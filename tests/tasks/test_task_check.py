@@ -8,7 +8,7 @@ from small_suite import write_task
 from benchmarks.tasks import check
 from benchmarks.tasks.check import check_task
 from benchmarks.testing.tiny import make_task
-from consistentee.data.instances import Split
+from consistentee.data.tasks import Split
 
 
 def task_of(monkeypatch, train, validation, test, **changes):

@@ -9,7 +9,7 @@ from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import load_classification_task, load_task, load_text_task
 from benchmarks.tasks.specs import TaskSpec, Template, TextFiles, TextTaskSpec
 from consistentee.backbones.hub import HubError
-from consistentee.data.prompts import TextTask
+from consistentee.data.tasks import TextTask
 from consistentee.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_data_directory")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from consistentee.data.prompts import PromptSplit
+from consistentee.data.tasks import PromptSplit
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.heads import HeadSpec

@@ -1,20 +1,18 @@
 """Work that one process does and others wait for, and what killed processes leave behind."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from comparing import same_weights
 
 from benchmarks.testing.tiny import make_task
-from consistentee.files import DiskFullError, clear_leftovers, load_tensors, only_one, save_tensors
+from consistentee.files import clear_leftovers, load_tensors, only_one, save_tensors
 from consistentee.training.encoder import TokenSource, train_jointly
 from consistentee.training.recipe import Recipe
 
@@ -28,14 +26,10 @@ with only_one(Path(sys.argv[1])):
 """
 
 
-def hold(path: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "holding\n"
-    return process
-
-
 def test_a_lock_is_free_once_its_holder_is_killed(tmp_path):
-    process = hold(tmp_path / "stage")
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "stage")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "holding\n"
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(lambda: only_one(tmp_path / "stage").__enter__())
         time.sleep(0.3)
@@ -60,11 +54,6 @@ def test_leftovers_are_removed_and_held_locks_stay(tmp_path):
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["record.json"]
 
 
-def test_full_disk_travels_between_processes():
-    error = DiskFullError(Path("here"))
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
-
-
 @pytest.mark.parametrize("place", [9, 75, -1])
 def test_a_flipped_bit_in_tensors_is_named_and_set_aside(tmp_path, caplog, place):
     path = tmp_path / "stage.safetensors"
@@ -81,7 +70,6 @@ def test_a_flipped_bit_in_tensors_is_named_and_set_aside(tmp_path, caplog, place
 def test_a_shared_stage_is_trained_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
     models = [tiny_model(), tiny_model()]
     steps, real = [], TokenSource.batch
-
     monkeypatch.setattr(TokenSource, "batch", lambda source, rows, step: steps.append(step) or real(source, rows, step))
     recipe = Recipe(epochs=1, max_length=16, store=tmp_path)
     with ThreadPoolExecutor(2) as pool:  # as two cells of one group do

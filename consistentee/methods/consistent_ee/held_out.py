@@ -26,31 +26,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
+import consistentee as ee
+from consistentee import training
 from consistentee.methods.consistent_ee.paper import POLICY, POLICY_WEIGHTS, exact_policy_loss, memorized_layer, rewards
 from consistentee.signals import NUM_CONFIDENCE_FEATURES, confidence_features
-from consistentee.training import (
-    ExitNetwork,
-    FeatureBatch,
-    TokenSource,
-    cached_rows,
-    recorded_logits,
-    student_loss,
-    train_early_exits,
-    train_heads,
-    train_last_exit,
-    training_source,
-    validation_source,
-)
 
 ALWAYS = 1e6  # a price at which every row exits at the first exit; at 0 none exits
 _PRICES = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).tolist())
 _LOWEST_PRICE, _HIGHEST_PRICE = 1e-4, 10.0  # that are drawn in training, evenly by their logarithm
-_NETWORK = HeadSpec(outputs=2, shared=True, extra_inputs=NUM_CONFIDENCE_FEATURES, reads_pooled=False, initial_bias=-1.5)
+_NETWORK = ee.HeadSpec(
+    outputs=2, shared=True, extra_inputs=NUM_CONFIDENCE_FEATURES, reads_pooled=False, initial_bias=-1.5
+)
 
 
 @dataclass(frozen=True)
-class ConsistentEEHeldOut(Method):
+class ConsistentEEHeldOut(ee.Method):
     """Distilled exits on a frozen fine-tuned model; one policy for all prices, learnt on other texts.
 
     Attributes:
@@ -60,36 +50,38 @@ class ConsistentEEHeldOut(Method):
 
     name: ClassVar[str] = "consistentee-held-out"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with a policy learnt on held-out rows"
-    knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, *_PRICES, 0.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("alpha", (ALWAYS, *_PRICES, 0.0))
 
-    classifier: ExitNetwork = "attention"
+    classifier: training.ExitNetwork = "attention"
     policy_rows: Literal["validation", "training"] = "validation"
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+    def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model, distil it into the exits, and fit the policy to the texts of validation rows."""
-        source = training_source(model, task, recipe)
-        train_last_exit(model, source, recipe)
-        train_early_exits(model, source, student_loss, recipe, name="self-distillation", network=self.classifier)
-        rows = validation_source(model, task, recipe) if self.policy_rows == "validation" else source
-        answers = recorded_logits(model, rows, recipe)[:, -1].argmax(dim=-1)
+        source = training.training_source(model, task, recipe)
+        training.train_last_exit(model, source, recipe)
+        training.train_early_exits(
+            model, source, training.student_loss, recipe, name="self-distillation", network=self.classifier
+        )
+        rows = training.validation_source(model, task, recipe) if self.policy_rows == "validation" else source
+        answers = training.recorded_logits(model, rows, recipe)[:, -1].argmax(dim=-1)
         train_policy(model, replace(rows, labels=answers), recipe)
         return model
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         """Exit if P(exit) > 0.5 at the price ``knob``."""
         return PricedPolicyRule(knob)
 
 
-def train_policy(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+def train_policy(model: ee.MultiExitModel, source: training.TokenSource, recipe: ee.Recipe) -> None:
     """Add the policy and train it on rows whose labels are the last exit's answers, with prices drawn at random."""
     model.add_head(POLICY, _NETWORK, seed=recipe.seed)
-    rows = cached_rows(model, source, recipe)
+    rows = training.cached_rows(model, source, recipe)
     hardness = memorized_layer(rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1))
     loss, key = partial(_policy_loss, hardness), {"hardness": hardness}
-    train_heads(model, rows, loss, recipe, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
+    training.train_heads(model, rows, loss, recipe, name="policy", trains=POLICY_WEIGHTS, stage_key=key)
 
 
-def _policy_loss(hardness: Tensor, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+def _policy_loss(hardness: Tensor, model: ee.MultiExitModel, batch: training.FeatureBatch) -> Tensor:
     """Compute L_pi of a batch; ``hardness`` is of all rows."""
     probs = batch.outputs.logits.softmax(dim=-1)
     answers = probs.argmax(dim=-1)
@@ -112,16 +104,16 @@ def logit_at_price(outputs: Tensor, log_price: float | Tensor) -> Tensor:
     return base + functional.softplus(slope).clamp_min(torch.finfo(slope.dtype).tiny) * log_price
 
 
-class PricedPolicyRule(ExitRule):
+class PricedPolicyRule(ee.ExitRule):
     """Exit at the first layer with P(exit) > 0.5 at a price; at 0 never, from ``ALWAYS`` on always."""
 
     def __init__(self, price: float) -> None:
         self.log_price = math.inf if price >= ALWAYS else math.log(price) if price > 0 else -math.inf
 
-    def start(self, rows: int, num_layers: int) -> State:
+    def start(self, rows: int, num_layers: int) -> ee.State:
         return {"previous": torch.full((rows,), -1)}
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         read = confidence_features(view.probs, view.predictions, state["previous"])
         state["previous"] = view.predictions
         return logit_at_price(view.head(POLICY, read), self.log_price).sigmoid() > 0.5

@@ -23,20 +23,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule, training
 from consistentee.signals import entropy, entropy_thresholds, even_log_odds, head_probability
-from consistentee.training import (
-    FeatureBatch,
-    Stage,
-    TokenBatch,
-    cached_rows,
-    exit_distribution,
-    layer_losses,
-    run_stage,
-    token_stage,
-    train_jointly,
-    training_source,
-)
 
 POLICY = "policy"
 POLICY_WEIGHTS = (f"exit_heads.{POLICY}.",)
@@ -81,7 +69,7 @@ def rewards(
 
 def exact_policy_loss(probabilities: Tensor, reward: Tensor) -> Tensor:
     """Compute minus the expected reward, ``-mean_rows sum_t q_t R_t``, from P(exit) and R, [rows, L]."""
-    return -(exit_distribution(probabilities) * reward.detach()).sum(dim=1).mean()
+    return -(training.exit_distribution(probabilities) * reward.detach()).sum(dim=1).mean()
 
 
 def reinforce_policy_loss(probabilities: Tensor, reward: Tensor, rollouts: int) -> Tensor:
@@ -148,10 +136,10 @@ class ConsistentEEPaper(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run stages 1 to 3."""
         # Stage 1: backbone and all classifiers on sum_t t * CE_t / sum_t t, shared with PABEE and others.
-        source = training_source(model, task, recipe)
-        train_jointly(model, source, recipe)
+        source = training.training_source(model, task, recipe)
+        training.train_jointly(model, source, recipe)
         # How hard each training row is.
-        rows = cached_rows(model, source, recipe)
+        rows = training.cached_rows(model, source, recipe)
         correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
         hardness = memorized_layer(correct) if self.reward == "hardness" else None
         key: dict[str, object] = {"alpha": self.alpha, "estimator": self.estimator, "rollouts": self.rollouts}
@@ -159,40 +147,43 @@ class ConsistentEEPaper(Method):
         # Stage 2: the policy alone, on its reward.
         model.add_head(POLICY, NETWORK, seed=recipe.seed)
         loss = partial(self.policy_stage_loss, hardness)
-        epochs = self.policy_epochs
-        alone = Stage("policy", loss, POLICY_WEIGHTS, BATCH_SIZE, RATE, epochs=epochs, stage_key=key, shared=True)
+        alone = training.Stage(
+            "policy", loss, POLICY_WEIGHTS, BATCH_SIZE, RATE, epochs=self.policy_epochs, stage_key=key, shared=True
+        )
         if self.policy_dropout:
-            run_stage(model, source, alone, recipe)
+            training.run_stage(model, source, alone, recipe)
         else:
-            run_stage(model, rows, replace(alone, dropout=False), recipe)
+            training.run_stage(model, rows, replace(alone, dropout=False), recipe)
         # Stage 3: backbone and classifiers on the cross-entropy at the exit, the policy on its reward. Rules share it.
         if self.joint_epochs:
             both = replace(recipe, epochs=self.joint_epochs, batch_size=self.joint_batch_size)
             both = replace(both, learning_rate=self.joint_learning_rate, head_learning_rate=self.joint_learning_rate)
             key |= {"joint_exit": self.joint_exit, "policy_trains_backbone": self.policy_trains_backbone}
             loss = partial(self.joint_stage_loss, hardness)
-            stage = token_stage("exit-consistent", loss, both, also_trains=POLICY_WEIGHTS, stage_key=key, shared=True)
-            run_stage(model, source, stage, both)
+            stage = training.token_stage(
+                "exit-consistent", loss, both, also_trains=POLICY_WEIGHTS, stage_key=key, shared=True
+            )
+            training.run_stage(model, source, stage, both)
         return model
 
     def policy_stage_loss(
-        self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
+        self, hardness: Tensor | None, model: MultiExitModel, batch: training.FeatureBatch | training.TokenBatch
     ) -> Tensor:
         """Compute L_pi of a batch; ``hardness`` is of all training rows."""
-        outputs = batch.outputs if isinstance(batch, FeatureBatch) else model(batch.tokens)
-        losses = layer_losses(outputs.logits, batch.labels)
+        outputs = batch.outputs if isinstance(batch, training.FeatureBatch) else model(batch.tokens)
+        losses = training.layer_losses(outputs.logits, batch.labels)
         return self.policy_loss(hardness, batch.rows, losses, exit_probabilities(model, outputs.pooled))
 
-    def joint_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    def joint_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: training.TokenBatch) -> Tensor:
         """Compute the cross-entropy at the exit plus L_pi of a batch; ``hardness`` is of all training rows."""
         outputs = model(batch.tokens)
-        losses = layer_losses(outputs.logits, batch.labels)
+        losses = training.layer_losses(outputs.logits, batch.labels)
         pooled = outputs.pooled if self.policy_trains_backbone else outputs.pooled.detach()
         p = exit_probabilities(model, pooled)
         if self.joint_exit == "sampled":
             at_exit = losses.gather(1, sampled_exits(p, samples=1)[0])
         else:
-            at_exit = (exit_distribution(p).detach() * losses).sum(dim=1)
+            at_exit = (training.exit_distribution(p).detach() * losses).sum(dim=1)
         return at_exit.mean() + self.policy_loss(hardness, batch.rows, losses, p)
 
     def policy_loss(self, hardness: Tensor | None, rows: Tensor, losses: Tensor, p: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
 """ConsistentEE for decoders (Zeng et al., AAAI 2024, arXiv 2312.11882, section 3 and the LLaMA experiments).
 
-A token exits. The state after reading token i decides where to exit, and the exit there predicts token i + 1. Both are
-in one row of a :class:`consistentee.TokenTrace`. Prompts and padding do not count in losses, reward and Memorized
-Layer. The first token of a response, which always comes from layer L, counts only while a backbone learns without
-closing layers. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers. The policy reads the state
-alone: this needs no LM head.
+A token exits. The state after reading token i decides where to exit, and the exit there predicts token i + 1. Prompts
+and padding do not count in losses, reward and Memorized Layer. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) *
+t``, are true layers. The policy reads the state alone: this needs no LM head.
 
 Three stages, on cached states of the frozen backbone:
 
@@ -19,9 +17,8 @@ every price. They are ordered: a higher price never makes a token run longer. Th
 
 Choices. The trace is recorded at full depth, so its states do not depend on actions and the expected reward has a
 closed form. In a text they do, because later tokens read the skipped layers of earlier ones; the reward ignores this.
-Stages 2 and 3 alternate, because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an
-exit is drawn for each token, at one LM head a token; exits learn there at half their rate. Exits are by default
-adapters under one LM head; the paper's code has an LM head for each.
+In stage 3 an exit is drawn for each token, at one LM head a token; exits learn there at half their rate. Exits are by
+default adapters under one LM head; the paper's code has an LM head for each.
 """
 
 import math
@@ -36,19 +33,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import (
-    ExitRule,
-    HeadSpec,
-    Knob,
-    LayerView,
-    MultiExitDecoder,
-    State,
-    TextTask,
-    TokenMethod,
-    TokenRecipe,
-    TokenTrace,
-    UserError,
-)
+import consistentee as ee
 from consistentee.methods.consistent_ee.paper import (
     POLICY,
     THRESHOLDS,
@@ -66,7 +51,7 @@ ALWAYS = 1e6  # a price at which every token exits at the first exit; at 0 none 
 
 
 @dataclass(frozen=True)
-class TokenPolicies(TokenMethod):
+class TokenPolicies(ee.TokenMethod):
     """ConsistentEE on tokens, with a policy for each of some prices of a layer.
 
     Attributes:
@@ -94,11 +79,11 @@ class TokenPolicies(TokenMethod):
     def prices(self) -> tuple[float, ...]:
         """The prices of a layer, in nats, in increasing order."""
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+    def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Run stages 1 and 2, and stage 3 with ``consistent_steps``."""
         if self.consistent_steps and len(model.exit_layers) > 1 and not model.exits_have_weights:
             adapter = model.description.adapter
-            raise UserError(
+            raise ee.UserError(
                 f"{self.name}: consistent_steps train the exits, which have no weights of their own with "
                 f"adapter={adapter!r}; leave consistent_steps at 0, or choose another adapter"
             )
@@ -112,22 +97,30 @@ class TokenPolicies(TokenMethod):
             hardness = memorized_exit_layer(answers.correct, model.exit_layers)
         self._train_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
-            self._train_exits_at_drawn_exits(trace, recipe)
+            stage = Stage(
+                name="exit-consistent",
+                loss=partial(self.exit_consistent_loss, recipe.target),
+                trains=(ADAPTERS,),
+                batch_size=recipe.exit_batch_size,
+                learning_rate=recipe.exit_learning_rate / 2,
+                stage_key={"prices": self.prices, "target": recipe.target},
+            )
+            train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
             self._train_policy(trace, exit_answers(trace, store=recipe.store), hardness, recipe)
         return model
 
-    def policy_spec(self) -> HeadSpec:
+    def policy_spec(self) -> ee.HeadSpec:
         """Return the head of the policies: Linear(H, 1) for each price, as published."""
-        return HeadSpec(outputs=len(self.prices), initial_bias=self.initial_bias)
+        return ee.HeadSpec(outputs=len(self.prices), initial_bias=self.initial_bias)
 
-    def policies(self, model: MultiExitDecoder, batch: StateBatch) -> list[Tensor]:
+    def policies(self, model: ee.MultiExitDecoder, batch: StateBatch) -> list[Tensor]:
         """Compute P(exit) [tokens, exits], 1 at the last, for every price."""
         outputs = model.head(POLICY).at_layers(model.exit_layers[:-1], model.state(batch.rule_states[:, :-1]))
         probabilities = rung_logits(outputs if len(self.prices) > 1 else outputs.unsqueeze(-1)).sigmoid()
         return [functional.pad(p, (0, 1), value=1.0) for p in probabilities.unbind(dim=-1)]
 
     def _train_policy(
-        self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
+        self, trace: ee.TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: ee.TokenRecipe
     ) -> None:
         loss, tokens = partial(self.policy_stage_loss, answers, hardness), torch.arange(len(trace))
         estimator = f"{self.estimator} {self.rollouts}"
@@ -135,7 +128,7 @@ class TokenPolicies(TokenMethod):
         train_learned_head(trace, tokens, loss, recipe, head=POLICY, stage_key=key)
 
     def policy_stage_loss(
-        self, answers: ExitAnswers, hardness: Tensor | None, model: MultiExitDecoder, batch: StateBatch
+        self, answers: ExitAnswers, hardness: Tensor | None, model: ee.MultiExitDecoder, batch: StateBatch
     ) -> Tensor:
         """Compute L_pi of a batch, averaged over the prices; ``answers`` and ``hardness`` are of the whole trace."""
         memorized = None if hardness is None else hardness[batch.tokens].to(model.device)
@@ -146,18 +139,7 @@ class TokenPolicies(TokenMethod):
             losses.append(exact_policy_loss(p, reward) if exact else reinforce_policy_loss(p, reward, self.rollouts))
         return torch.stack(losses).mean()
 
-    def _train_exits_at_drawn_exits(self, trace: TokenTrace, recipe: TokenRecipe) -> None:
-        stage = Stage(
-            name="exit-consistent",
-            loss=partial(self.exit_consistent_loss, recipe.target),
-            trains=(ADAPTERS,),
-            batch_size=recipe.exit_batch_size,
-            learning_rate=recipe.exit_learning_rate / 2,
-            stage_key={"prices": self.prices, "target": recipe.target},
-        )
-        train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
-
-    def exit_consistent_loss(self, target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+    def exit_consistent_loss(self, target: Target, model: ee.MultiExitDecoder, batch: StateBatch) -> Tensor:
         """Compute the mean loss of tokens at exits drawn from the policies; those that run to layer L have none."""
         with torch.no_grad():
             distributions = [exit_distribution(p) for p in self.policies(model, batch)]
@@ -181,7 +163,7 @@ class ConsistentEETokens(TokenPolicies):
 
     name: ClassVar[str] = "consistentee-tokens"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882 (its method for decoders)"
-    knob: ClassVar[Knob] = Knob("threshold", THRESHOLDS)
+    knob: ClassVar[ee.Knob] = ee.Knob("threshold", THRESHOLDS)
 
     alpha: NonNegativeFloat = 0.02
 
@@ -189,7 +171,7 @@ class ConsistentEETokens(TokenPolicies):
     def prices(self) -> tuple[float, ...]:
         return (self.alpha,)
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit if P(exit) > knob; the paper uses 0.5."""
         return policy_rule(knob)
 
@@ -209,7 +191,7 @@ class ConsistentEETokensLadder(TokenPolicies):
 
     name: ClassVar[str] = "consistentee-tokens-ladder"
     paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) with the policies of all prices in one model"
-    knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, 0.3, 0.03, 0.003, 0.0))
+    knob: ClassVar[ee.Knob] = ee.Knob("alpha", (ALWAYS, 0.3, 0.03, 0.003, 0.0))
 
     rungs: Annotated[int, Field(ge=2)] = 8
     lowest_price: PositiveFloat = 0.003
@@ -220,7 +202,7 @@ class ConsistentEETokensLadder(TokenPolicies):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.lowest_price < self.highest_price:
-            raise UserError(f"{self.name}: the lowest price of a ladder must lie below the highest one")
+            raise ee.UserError(f"{self.name}: the lowest price of a ladder must lie below the highest one")
         if self.price_rise == 1:
             self.refuse("horizon", because="prices do not rise")
 
@@ -229,11 +211,11 @@ class ConsistentEETokensLadder(TokenPolicies):
         low, high = math.log(self.lowest_price), math.log(self.highest_price)
         return tuple(math.exp(low + (high - low) * rung / (self.rungs - 1)) for rung in range(self.rungs))
 
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+    def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         """Return the price at which all tokens exit at once, the prices from the highest down, and 0."""
         return (ALWAYS, *reversed(self.prices), 0.0)
 
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+    def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         """Exit by the policy of the rung nearest to the price ``knob``, which may rise along the text."""
         if knob == 0 or nearest(knob, (*self.prices, ALWAYS)) == self.rungs:
             return LadderRule([0], threshold=-1.0 if knob else 1.0)  # P(exit) is above -1, and not above 1
@@ -241,7 +223,7 @@ class ConsistentEETokensLadder(TokenPolicies):
         return LadderRule([nearest(knob * factor, self.prices) for factor in factors])
 
 
-class LadderRule(ExitRule):
+class LadderRule(ee.ExitRule):
     """Exit at the first exit with P(exit) above a threshold, by the policy of a rung.
 
     Args:
@@ -254,7 +236,7 @@ class LadderRule(ExitRule):
         self.rungs = rungs
         self.threshold = threshold
 
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
+    def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
         logits = rung_logits(view.head(POLICY))
         rungs = [self.rungs[min(place, len(self.rungs) - 1)] for place in view.places]
         if len(set(rungs)) == 1:  # copies nothing to the device

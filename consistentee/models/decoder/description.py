@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from consistentee.data.prompts import ChatTemplate
+from consistentee.data.tasks import ChatTemplate
 from consistentee.errors import UserError
 from consistentee.models.base import Description
 from consistentee.models.decoder.adapters import AdapterKind

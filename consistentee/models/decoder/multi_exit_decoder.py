@@ -21,7 +21,7 @@ from consistentee.backbones.decoders import (
     positions_of,
 )
 from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer, reading
-from consistentee.data.prompts import ChatTemplate, Keep, fit_prompt
+from consistentee.data.tasks import ChatTemplate, Keep, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, MultiExit, new_weights
