@@ -47,15 +47,14 @@ def test_predict_shows_label_probability_layer_and_time(trained):
     assert 1 <= int(layer) <= 4
     assert float(milliseconds) > 0
     assert "patience=3" in call("predict", trained, "w1", "--knob", "3").output
-    assert "w1 | w2" in call("predict", trained, "--pair", "w1", "w2").output
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["w1", "--knob", "77"], "must lie in"),
-        (["--pair", "w1"], "even number"),
-        (["--pair", "", "w1"], "an empty text"),
+        (["w1", ""], "an empty text"),
+        (["w1", "--file", "rows.csv"], "not both"),
     ],
 )
 def test_faults_of_predict(trained, words, message):
