@@ -15,7 +15,7 @@ from typer.main import get_group
 
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
-from benchmarks.commands import doctor
+from benchmarks.commands import inventory
 from benchmarks.run.pool import Schedule
 from consistentee.backbones import hub
 from consistentee.errors import UserError
@@ -363,6 +363,6 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     for text in ("no answer within 0.2 seconds", "auto trains in"):
         assert text in done.output
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(inventory.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     full = call("doctor")
     assert (full.exit_code, "problem" in full.output) == (1, True)
