@@ -73,10 +73,10 @@ def load_saved(
         raise UserError(f"{method.name} reads the true labels, so it cannot predict")
     model = model_class.from_pretrained(folder)
     model.to(chosen_device())
-    values = list(method.knob_values(model))
-    chosen = next((value for value in (knob, stored_knob) if value is not None), None)
+    chosen = stored_knob if knob is None else knob
     if chosen is None:
-        return model, method, float(values[len(values) // 2])
+        values = method.knob_values(model)
+        chosen = values[len(values) // 2]
     method.check_knob(model, chosen)
     return model, method, float(chosen)
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -129,16 +130,11 @@ class Family:
     def ways(self, incoming: "Incoming") -> Iterator[list[Way]]:
         """Yield for each choice of asked layers the ways with different knobs, from the most cautious one on."""
         layers = self.choosing.num_layers
-        rules = self._rules()
-        whole = sweep([rule for _, rule in rules], self.choosing)
-        depths = whole.double().mean(dim=1)
-        order = sorted(range(len(rules)), key=lambda index: -float(depths[index]))
+        rules = [(float(knob), self.method.rule(self.model, knob)) for knob in self.method.knob_values(self.model)]
+        depths = sweep([rule for _, rule in rules], self.choosing).double().mean(dim=1).tolist()
+        order = sorted(range(len(rules)), key=lambda index: -depths[index])
         step = (layers - 1) / _MAX_KNOBS
-        kept = [
-            index
-            for place, index in enumerate(order)
-            if not place or _is_first_of_its_depth(depths, order, place, step)
-        ]
+        kept = [next(alike) for _, alike in groupby(order, key=lambda index: int(depths[index] / step))]
         is_static = self.method.name == "static"  # nothing is computed to decide
         for asked in [tuple(range(1, layers))] if is_static else _asked_layers(layers):
             found = []
@@ -160,15 +156,6 @@ class Family:
                     )
                 )
             yield sorted(found, key=lambda way: -way.layers)
-
-    def _rules(self) -> list[tuple[float, ExitRule]]:
-        return [(float(knob), self.method.rule(self.model, knob)) for knob in self.method.knob_values(self.model)]
-
-
-def _is_first_of_its_depth(depths: Tensor, order: Sequence[int], place: int, step: float) -> bool:
-    """Return whether a knob is the first one in its part of the range of depths."""
-    before, here = (int(float(depths[order[i]]) / step) for i in (place - 1, place))
-    return before != here
 
 
 def _asked_layers(layers: int) -> list[tuple[int, ...]]:
@@ -326,9 +313,6 @@ def worth_testing(ways: Sequence[Way], loss: float) -> list[Way]:
     """Leave out ways that another one beats in safety and in speed; a failure ends the tests, so each one is a risk."""
     safety = bets(np.stack([way.choosing for way in ways], axis=1), loss)[1]
     both = np.stack([safety, [way.speed for way in ways]], axis=1)  # [ways, 2]
-    return [way for way, own in zip(ways, both, strict=True) if not _is_beaten(own, both)]
-
-
-def _is_beaten(own: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Return whether a line of ``others`` is at least as large in both columns, and larger in one."""
-    return bool(((others >= own).all(axis=1) & (others > own).any(axis=1)).any())
+    others, own = both, both[:, None]
+    beaten = ((others >= own).all(axis=2) & (others > own).any(axis=2)).any(axis=1)
+    return [way for way, is_beaten in zip(ways, beaten, strict=True) if not is_beaten]
