@@ -1,7 +1,6 @@
 """The core works without the extras, importing it costs nothing, and what lacks an extra names it."""
 
 import ast
-import csv
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from importlib.metadata import packages_distributions, requires
 from typing import get_args
 
 import pytest
-from classifiers_on_disk import save_classifier
+from classifiers_on_disk import save_classifier, write_rows
 from documents import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -18,7 +17,6 @@ from small_suite import write_task
 from without_extras import results_of
 
 import consistentee
-from benchmarks.testing.tiny import random_texts
 from consistentee import extras
 from consistentee.errors import UserError
 
@@ -34,9 +32,7 @@ def folder(tiny_backbone, tmp_path_factory):
     write_text_task(folder, "toy-text")
     save_classifier(folder / "classifier")
     (folder / "backbone").symlink_to(tiny_backbone("bert"))
-    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = [(text, ("red", "green", "blue")[int(text.split()[0][1:]) % 3]) for text in random_texts(300, seed=5)]
-        csv.writer(file).writerows([("text", "label"), *rows])
+    write_rows(folder / "rows.csv")
     (folder / "rows.parquet").touch()
     return folder
 
