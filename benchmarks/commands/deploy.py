@@ -110,11 +110,12 @@ def table_of(found: Accelerated) -> Table:
 
 
 def time_model(
-    folder: Path, data: str, text: Sequence[str], *, knob: float | None, allow_code: bool, **of: Any
+    folder: Path, data: str, text: Sequence[str], *, knob: float | None, allow_code: bool, data_dir: Path | None
 ) -> Table:
     """Time a saved model at its knob against its full depth, and against the model that it was made of."""
     model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
-    rows = model.tokenize(texts_for(Path(data), text)[0] if is_file(data) else _test_texts(data, **of))
+    texts = texts_for(Path(data), text)[0] if is_file(data) else load_classification_task(data, data_dir).test.texts
+    rows = model.tokenize(texts)
     rule = method.rule(model, knob)
     stock = "the model that it was made of"
     runs: dict[str, Run] = {}
@@ -147,10 +148,6 @@ def _incoming(model: MultiExitModel) -> Any:
         return stock_model(model.description.backbone_name, model.device)
     except UserError:  # it is not where it was
         return None
-
-
-def _test_texts(data: str, data_dir: Path | None = None) -> Sequence[Text]:
-    return load_classification_task(data, data_dir).test.texts
 
 
 def texts_for(path: Path, text: Sequence[str]) -> tuple[list[Text], Columns]:

@@ -12,7 +12,7 @@ published methods, and what needs no exits (int8 alone, fewer layers), compete. 
 
 The loss is that of accuracy against the incoming model, row by row: points lost less points won.
 
-:mod:`~consistentee.deployment.ways` has the ways, :mod:`~consistentee.deployment.proof` the tests.
+:mod:`~consistentee.deployment.ways` has the ways, :mod:`~consistentee.deployment.risk_control` the tests.
 """
 
 import json
@@ -33,7 +33,7 @@ from consistentee.arguments import checked
 from consistentee.backbones.int8 import has_int8_kernel
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
-from consistentee.deployment.proof import Losses, proven, rows_needed
+from consistentee.deployment.risk_control import Losses, proven, rows_needed
 from consistentee.deployment.timing import (
     BATCH_SIZES,
     Run,

@@ -1,14 +1,18 @@
-"""Risk control: the knob of any method, chosen so that early exits cost no more than is tolerated.
+"""Prove on rows that were used for nothing else that early exits lose no more than is tolerated.
 
-Source: Jazbec et al., Fast yet Safe: Early-Exiting with Risk Control, NeurIPS 2024, arXiv 2405.20915. Unlike the
-released code, the knob returned is the last one that passes, never the first that fails; and where none passes, the
-most cautious one, at which every row runs to full depth.
+Rows must be drawn as the later ones are, and be in random order. Losses are those against the answer at full depth.
 
-Bounds: Angelopoulos et al., Conformal Risk Control, ICLR 2024, arXiv 2208.02814 (section 2, and 4.3 for losses that are
-not monotone); Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, 2023, arXiv 2010.09686;
-Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052. All take losses of -1, 0 and 1 [rows, knobs], the knobs
-from the most cautious one on, the tolerated risk and delta, and return the number of a knob, or -1. Rows must be drawn
-as the later ones are, and unused before.
+- Risk control chooses the knob of any method (Jazbec et al., Fast yet Safe: Early-Exiting with Risk Control, NeurIPS
+  2024, arXiv 2405.20915). Unlike the released code, the knob returned is the last one that passes, never the first that
+  fails; and where none passes, the most cautious one, at which every row runs to full depth. A bound takes losses
+  [rows, knobs], the most cautious knob first, the tolerated risk and delta, and returns the number of a knob, or -1.
+- A proof bets, row by row, against "it loses more than that", with a stake that was learnt on other rows: if the claim
+  were true, wealth would hardly grow. Ways to answer are tested in a fixed order, from the safest one on, until one
+  fails: with the probability asked for, all that passed keep the loss.
+
+Sources: Angelopoulos et al., Conformal Risk Control, ICLR 2024, arXiv 2208.02814 (section 2, and 4.3 for losses that
+are not monotone); Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, 2023, arXiv
+2010.09686; Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052 (fixed sequence testing).
 """
 
 import math
@@ -18,17 +22,29 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from consistentee.arguments import Fraction, checked
-from consistentee.deployment.proof import leading
 from consistentee.errors import UserError
-from consistentee.methods.calibration import Losses, binomial, check_shares, checked_losses, learn_then_test
+from consistentee.methods.calibration import binomial, check_shares, checked_losses, learn_then_test
 from consistentee.methods.method import Method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import sweep
+
+Losses = NDArray[np.float64]
+"""1 for a point lost against the answer at full depth, -1 for one won, 0 otherwise: [rows] or [rows, knobs]."""
+
+_STAKES = np.linspace(0.02, 0.98, 49)
+
+
+def leading(passed: NDArray[np.bool_]) -> int:
+    """Count the tests that passed before the first one that failed."""
+    return int(np.cumprod(passed).sum())
+
+
+# ------------------------------------------------------------------------------------------------ risk control
 
 
 def conformal(losses: ArrayLike, risk: float, delta: float) -> int:
@@ -155,3 +171,44 @@ def control_risk(
         average_layers=float(exits[index].double().mean()),
         rows=len(trace),
     )
+
+
+# ------------------------------------------------------------------------------------------------ proof
+
+
+def rows_needed(loss: float, probability: float, choosing: int) -> int:
+    """Return how many rows a proof takes if nothing at all is lost, for a loss in points and rows for choosing."""
+    stake = float(bets(np.zeros((choosing, 1)), loss)[0][0])
+    return math.ceil(math.log(1 / (1 - probability)) / math.log1p(stake * loss / 100))
+
+
+def proven(choosing: Losses, proof: Losses, loss: float, probability: float) -> list[int]:
+    """Test ways one after the other until one fails; with ``probability`` all that passed lose at most ``loss`` points.
+
+    The rows for the proof are in random order: a bet may be ended at its highest wealth.
+
+    Args:
+        choosing: losses of the ways on rows that determine the order, the safest first: [rows, ways].
+        proof: on rows that were used for nothing else: [rows, ways].
+
+    Returns:
+        The numbers of the ways that passed, in the order in which they were tested.
+    """
+    stakes, evidence = bets(choosing, loss)
+    order = np.argsort(-evidence, kind="stable")
+    wealth = np.log1p(-stakes * (proof - loss / 100)).cumsum(axis=0).max(axis=0)
+    return order[: leading(wealth[order] >= math.log(1 / (1 - probability)))].tolist()
+
+
+def bets(losses: Losses, loss: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Choose for each way how much to bet against "it loses more than ``loss`` points", on losses [rows, ways].
+
+    A bet multiplies its wealth by ``1 - stake * (loss of a row - loss)``, on average at most 1 if that is true. Half a
+    row that loses is added, because a few rows without a loss would stake everything.
+
+    Returns:
+        The stakes, and the logarithms of the wealth that they would have had: [ways] each.
+    """
+    risk = loss / 100
+    wealth = np.stack([np.log1p(-s * (losses - risk)).sum(axis=0) + np.log1p(-s * (1 - risk)) / 2 for s in _STAKES])
+    return _STAKES[wealth.argmax(axis=0)], wealth.max(axis=0)

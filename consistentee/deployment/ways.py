@@ -22,7 +22,7 @@ from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import Split, TaskData
-from consistentee.deployment.proof import Losses, bets, leading
+from consistentee.deployment.risk_control import Losses, bets, leading
 from consistentee.deployment.timing import classified
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.held_out import ConsistentEEHeldOut, train_policy
@@ -313,6 +313,5 @@ def worth_testing(ways: Sequence[Way], loss: float) -> list[Way]:
     """Leave out ways that another one beats in safety and in speed; a failure ends the tests, so each one is a risk."""
     safety = bets(np.stack([way.choosing for way in ways], axis=1), loss)[1]
     both = np.stack([safety, [way.speed for way in ways]], axis=1)  # [ways, 2]
-    others, own = both, both[:, None]
-    beaten = ((others >= own).all(axis=2) & (others > own).any(axis=2)).any(axis=1)
+    beaten = [bool(((both >= own).all(axis=1) & (both > own).any(axis=1)).any()) for own in both]
     return [way for way, is_beaten in zip(ways, beaten, strict=True) if not is_beaten]

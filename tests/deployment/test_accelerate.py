@@ -26,7 +26,7 @@ from benchmarks.commands.deploy import rows_of
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
 from benchmarks.testing.tiny import random_texts
 from consistentee.deployment import timing
-from consistentee.deployment.proof import proven, rows_needed
+from consistentee.deployment.risk_control import proven, rows_needed
 from consistentee.deployment.ways import Way, worth_testing
 from consistentee.errors import UserError
 
