@@ -74,8 +74,14 @@ def test_list_shows_methods_of_files_and_broken_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_method("gate")
     (tmp_path / "broken.py").write_text("raise SystemExit(1)")
-    done = call("list", "methods", "--methods", "gate.py", "broken.py", "token-static", "berxit")
+    (tmp_path / "odd.py").write_text("from baselines.pabee import PABEE\nclass Odd(PABEE):\n    knob = 'x'\n")
+    places = ("gate.py", "broken.py", "odd.py", "nowhere.py", "token-static", "berxit")
+    done = call("list", "methods", "--methods", *places)
     assert done.exit_code == 0, done.output
-    for text in ("gate.py:Gate", "hidden=32", "unpublished", "token-static", "exit_when='sure'", "SystemExit: 1"):
-        assert text in done.output
-    assert "pabee" not in done.output
+    shown = " ".join(done.output.split())
+    for text in ("gate.py:Gate", "hidden=32", "unpublished", "token-static", "exit_when='sure'"):
+        assert text in shown
+    for reason in ("SystemExit: 1", "must be a consistentee.Knob", "no such method file"):
+        assert reason in shown
+    assert shown.count("unavailable") == 3
+    assert "pabee" not in shown
