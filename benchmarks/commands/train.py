@@ -29,11 +29,10 @@ from consistentee.errors import UserError
 from consistentee.extras import check_extra
 from consistentee.files import make_folder
 from consistentee.methods.calibration import check_shares
-from consistentee.methods.method import Method, code_file, get_method
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.methods.method import code_file, get_method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import Position, begin_stage, listening
-from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.traces.instance_trace import record_trace
 from consistentee.versions import Kind
 
 UNFINISHED = ".training"  # below the folder of the model
@@ -76,8 +75,7 @@ def train_model(
 
     Everything else has the defaults of a suite. With a ``risk``, :func:`consistentee.control_risk` chooses the knob.
     Finished stages and checkpoints are kept in ``out`` until the model is saved: the same arguments continue there,
-    others begin anew. Raises UserError for unknown names, and if ``out``
-    holds other files or cannot be written.
+    others begin anew. Raises UserError for unknown names, and if ``out`` holds other files or cannot be written.
     """
     name = _kind_of(task_name)
     kind = kind_named(name)
@@ -109,7 +107,10 @@ def train_model(
             evaluation = kind.evaluate(spec, rows, method, model, store)
             knob, why = evaluation.default_knob, ""
             if risk is not None:
-                knob, why = _controlled(method, model, record_trace(model, rows.task.validation, store=store), risk)
+                found = control_risk(method, model, record_trace(model, rows.task.validation, store=store), risk)
+                knob, why = found.knob, " (full depth: no early exit is proven to lose as little)"
+                if found.proven:
+                    why = f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
             curve = evaluation.curve
         model.description.default_knob = knob
         (out / kind.model_file).unlink(missing_ok=True)  # an old description does not fit the weights written next
@@ -120,7 +121,8 @@ def train_model(
     shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
-    numbers, lines = _around_budgets(curve, rows.task.metric, name, _stock_layers(model), knob)
+    num_layers = model.stock_layers if isinstance(model, MultiExitModel) else model.num_layers  # budgets are shares of
+    numbers, lines = _around_budgets(curve, rows.task.metric, name, num_layers, knob)
     title = f"{method.name} on {rows.task.name}, saved in {out}"
     return filled_table([method.knob.name, ""], numbers, lines, title, uses)
 
@@ -145,11 +147,6 @@ def _one_cell(kind: Kind, fields: Mapping[str, Any], settings: Mapping[str, Any]
     return spec
 
 
-def _stock_layers(model: MultiExitModel | MultiExitDecoder) -> int:
-    """Return the layers of the model that budgets are shares of."""
-    return model.stock_layers if isinstance(model, MultiExitModel) else model.num_layers
-
-
 def _around_budgets(
     curve: pd.DataFrame, metric: str, kind: Kind, num_layers: float, saved: float
 ) -> tuple[list[str], list[list[str]]]:
@@ -166,10 +163,3 @@ def _around_budgets(
         words += ["", ""] if math.isnan(point["layers"]) else [f"{point['layers']:.2f}", f"{100 * point[metric]:.1f}"]
         lines.append(words)
     return headings, lines
-
-
-def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float) -> tuple[float, str]:
-    found = control_risk(method, model, trace, risk)
-    if not found.proven:
-        return found.knob, " (full depth: no early exit is proven to lose as little)"
-    return found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"

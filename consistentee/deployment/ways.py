@@ -284,10 +284,9 @@ def _cut_loss(teacher: Tensor | None, model: MultiExitModel, batch: TokenBatch) 
 # ------------------------------------------------------------------------------------------------ choice
 
 
-def without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming, seconds: Mapping[int, float]) -> Way:
+def without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming, cost: Cost) -> Way:
     """Return a way that runs all layers of a model on every row."""
     losses = incoming.choosing.losses(answers_of(model, incoming.choosing))
-    cost = Cost(seconds, dict.fromkeys(seconds, 0.0))
     layers, full = float(model.num_layers), get_method("full")
     return Way(name, on, model, full, layers, (), losses, layers, incoming.estimate(cost, 1.0, 0.0))
 
