@@ -12,8 +12,7 @@ from classifiers_on_disk import save_classifier, write_rows
 from documents import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from small_generation_suite import write_text_task
-from small_suite import write_task
+from small_suite import write_task, write_text_task
 from without_extras import results_of
 
 import consistentee
