@@ -80,6 +80,8 @@ def test_public_names_import_nothing_but_the_core():
         "import consistentee; [getattr(consistentee, name) for name in consistentee.__all__]"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = consistentee.nothing
 
 
 def test_missing_packages_are_named(monkeypatch):
