@@ -44,14 +44,15 @@ from consistentee.deployment.timing import (
     time_runs,
 )
 from consistentee.deployment.ways import (
+    MODELS,
     Cost,
-    Family,
     Incoming,
     Way,
     cut,
     ensemble_on,
     exits_on,
     path,
+    ways_of,
     without_exits,
     worth_testing,
 )
@@ -66,10 +67,9 @@ from consistentee.traces.walk import sweep
 from consistentee.training.recipe import Recipe
 
 REPORT_FILE = "accelerated.json"
-_STOCK = "your model"
+_STOCK = MODELS["none"]
 _COMPILED = "torch.compile"
 _FINALISTS = 3
-_MODELS = {"none": "your model", "int8": "the int8 model"}
 _CALIBRATION_ROWS = 256
 RECIPE = Recipe(frozen_steps=1000, max_rows=5000, epochs=3, group_by_length=True)
 
@@ -181,11 +181,11 @@ class _Search:
         best: list[Way] = []
         by_weights: dict[str, list[list[Way]]] = {}
         for model, methods in trained:
-            trace, on = record_trace(model, incoming.choosing.split), _MODELS[model.description.quantize]
+            trace = record_trace(model, incoming.choosing.split)
             for words, method in methods:
-                paths = list(Family(words, on, model, method, costs[model], trace).ways(incoming))
+                paths = list(ways_of(model, method, words, incoming, cost=costs[model], trace=trace))
                 best.append(path(paths, self.loss, self.probability)[-1])
-                by_weights.setdefault(on, []).extend(paths)
+                by_weights.setdefault(best[-1].on, []).extend(paths)
         chain = list(singles)
         for paths in by_weights.values():
             chain += path(paths, self.loss, self.probability)
@@ -225,7 +225,7 @@ class _Search:
         ]
         if self._int8 is not None:
             shorter = distilled.quantized(self._calibration)
-            found.append(("no exits", _MODELS["int8"], self._int8))
+            found.append(("no exits", MODELS["int8"], self._int8))
             found.append(("distilled from your model", f"your first {layers} layers in int8", shorter))
         return found
 
