@@ -17,7 +17,6 @@ from without_extras import results_of
 
 import consistentee
 from consistentee import extras
-from consistentee.errors import UserError
 
 TRAIN = ("--method", "deebert", "--set", "epochs=1", "max_rows=60", "frozen_steps=8")
 ACCELERATE = ("--loss", "12", "--no-compile", "--set", "frozen_steps=8", "epochs=1")
@@ -82,20 +81,6 @@ def test_public_names_import_nothing_but_the_core():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True)
     with pytest.raises(AttributeError, match="nothing"):
         _ = consistentee.nothing
-
-
-def test_missing_packages_are_named(monkeypatch):
-    def version(package):
-        if package in ("pyarrow", "seaborn"):
-            raise extras.PackageNotFoundError(package)
-        return "1"
-
-    monkeypatch.setattr(extras, "version", version)
-    with pytest.raises(
-        UserError, match=r'a figure needs pyarrow and seaborn; run: pip install "consistentee\[bench\]"'
-    ):
-        extras.check_extra("bench", "a figure")
-    extras.check_extra("lora", "LoRA")
 
 
 def test_every_extra_that_is_checked_brings_packages():
