@@ -4,7 +4,7 @@ import csv
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from consistentee.deployment.timing import (
     BATCH_SIZES,
     Run,
     classified,
+    classified_by_stock,
     describe_machine,
     speed_ups,
     stock_model,
@@ -118,8 +119,10 @@ def time_model(
     rule = method.rule(model, knob)
     name = f"{method.name}, {method.knob.name}={knob:.4g}"
     runs: dict[str, Run] = {}
-    if model.description.keeps_head and (incoming := _incoming(model)) is not None:
-        runs["the model that it was made of"] = lambda batch: incoming(**model.collate(batch).model_inputs).logits.cpu()
+    if model.description.keeps_head:
+        with suppress(UserError):  # it may not be where it was
+            stock = stock_model(model.description.backbone_name, model.device)
+            runs["the model that it was made of"] = partial(classified_by_stock, stock, model)
     runs["its own full depth"] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
     runs[name] = partial(classified, model, rule)
     progress = StageProgress(Console(stderr=True))
@@ -131,13 +134,6 @@ def time_model(
     lines = [[way, f"{layers[way]:.1f}", *(f"{ratio:.2f}" for ratio in speed[way].values())] for way in runs]
     heads = ["layers", *(f"times as fast at batch {size}" for size in BATCH_SIZES)]
     return filled_table([str(folder)], heads, lines, caption=f"medians of rounds; {describe_machine(model.device)}")
-
-
-def _incoming(model: MultiExitModel) -> Any:
-    try:
-        return stock_model(model.description.backbone_name, model.device)
-    except UserError:  # it is not where it was
-        return None
 
 
 def texts_for(path: Path, text: Sequence[str]) -> tuple[list[Text], Columns]:

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
 from consistentee.arguments import checked
 from consistentee.backbones.int8 import has_int8_kernel
@@ -38,6 +37,7 @@ from consistentee.deployment.timing import (
     BATCH_SIZES,
     Run,
     classified,
+    classified_by_stock,
     describe_machine,
     speed_ups,
     stock_model,
@@ -170,6 +170,7 @@ class _Search:
         self.notes: list[str] = []
         self.on_proof: dict[Way, tuple[Losses, NDArray[np.int64]]] = {}
         self.stock = stock_model(incoming.path, incoming.model.device)
+        self.by_stock = partial(classified_by_stock, self.stock, incoming.model)
 
     def run(self) -> Accelerated:
         incoming = self.incoming
@@ -229,16 +230,13 @@ class _Search:
             found.append(("distilled from your model", f"your first {layers} layers in int8", shorter))
         return found
 
-    def _run_stock(self, stock: Any, batch: Sequence[Encoding]) -> Tensor:
-        return stock(**self.incoming.model.collate(batch).model_inputs).logits.cpu()  # waits for the device
-
     def _costs(
         self, with_exits: Sequence[MultiExitModel], without: Sequence[MultiExitModel]
     ) -> dict[MultiExitModel, Cost]:
         """Time layers and questions once, roughly, for estimates."""
         never, asking = SomeLayersRule(NeverExit()), ThresholdRule(top_probability, 2.0, "above")
         models = [*with_exits, *without]
-        runs: dict[Any, Run] = {_STOCK: partial(self._run_stock, self.stock)}
+        runs: dict[Any, Run] = {_STOCK: self.by_stock}
         runs |= {(model, never): partial(classified, model, never) for model in models}
         runs |= {(model, asking): partial(classified, model, asking) for model in with_exits}
         taken = time_runs(runs, self.incoming.choosing.encodings, rounds=2, share=0.5)
@@ -271,16 +269,15 @@ class _Search:
             return {}
         begin_stage("compiling your model")
         try:
-            compiled = torch.compile(self.stock, dynamic=True)
+            run = partial(classified_by_stock, torch.compile(self.stock, dynamic=True), self.incoming.model)
             with torch.inference_mode():
                 for size in BATCH_SIZES:
                     batch = self.incoming.choosing.encodings[:size]
-                    found, wanted = self._run_stock(compiled, batch), self._run_stock(self.stock, batch)
-                    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+                    torch.testing.assert_close(run(batch), self.by_stock(batch), rtol=1e-3, atol=1e-3)
         except Exception as error:  # no compiler, or one of many faults of generated code
             self.notes.append(f"torch.compile: {reason_of(error)}")
             return {}
-        return {_COMPILED: partial(self._run_stock, compiled)}
+        return {_COMPILED: run}
 
     def _report(
         self, chain: Sequence[Way], passed: Sequence[Way], singles: Sequence[Way], best: Sequence[Way]
@@ -289,7 +286,7 @@ class _Search:
         finalists = sorted((way for way in passed if way.speed > 1), key=lambda way: -way.speed)[:_FINALISTS]
         fastest = {way.model: way for way in sorted(best, key=lambda way: way.speed)}.values()
         compiled = self._compiled()
-        runs: dict[Any, Run] = {_STOCK: partial(self._run_stock, self.stock), **compiled}
+        runs: dict[Any, Run] = {_STOCK: self.by_stock, **compiled}
         runs |= {way: way.run for way in [*singles, *finalists, *fastest]}
         speed = speed_ups(time_runs(runs, self.incoming.proof.encodings), _STOCK)
         full = float(model.num_layers)

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from consistentee.backbones.catalog import resolve
@@ -82,6 +83,11 @@ def speed_ups(taken: Mapping[NameT, Mapping[int, Sequence[float]]], stock: NameT
 def classified(model: MultiExitModel, rule: ExitRule, batch: Sequence[Encoding]) -> object:
     """Answer a batch with exits; answers are on the CPU."""
     return classify_encoded(model, batch, rule, batch_size=len(batch))
+
+
+def classified_by_stock(stock: Any, model: MultiExitModel, batch: Sequence[Encoding]) -> Tensor:
+    """Answer a batch, which ``model`` collates, with a stock classifier: logits on the CPU."""
+    return stock(**model.collate(batch).model_inputs).logits.cpu()
 
 
 def stock_model(name: str, device: torch.device) -> Any:
