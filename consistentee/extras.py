@@ -14,8 +14,7 @@ def check_extra(extra: Extra, purpose: str) -> None:
     """Raise UserError if a package of an extra is not installed; ``purpose`` is what needs it."""
     missing = [name for name in packages_of(extra) if not _is_installed(name)]
     if missing:
-        names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
-        raise UserError(f'{purpose} needs {names}; run: pip install "consistentee[{extra}]"')
+        raise UserError(f'{purpose} needs {", ".join(missing)}; run: pip install "consistentee[{extra}]"')
 
 
 def packages_of(extra: Extra) -> list[str]:

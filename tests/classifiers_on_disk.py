@@ -1,9 +1,11 @@
-"""Small fine-tuned classifiers in folders, as transformers writes them."""
+"""Small fine-tuned classifiers in folders, as transformers writes them, and tables of rows for them."""
+
+import csv
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.testing.tiny import CONFIGS, make_tokenizer
+from benchmarks.testing.tiny import CONFIGS, make_tokenizer, random_texts
 
 NAMES = {0: "red", 1: "green", 2: "blue"}
 
@@ -20,3 +22,12 @@ def save_classifier(folder, family="bert", auto=AutoModelForSequenceClassificati
         auto.from_config(config).save_pretrained(folder)
     make_tokenizer(family in ("bert", "electra", "albert")).save_pretrained(folder)
     return folder
+
+
+def write_rows(path, count=300, labels=("red", "green", "blue"), headings=("text", "label")):
+    """Write a CSV of texts whose label is that of the first word."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(headings)
+        writer.writerows((text, labels[int(text.split()[0][1:]) % len(labels)]) for text in random_texts(count, seed=5))
+    return path

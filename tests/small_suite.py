@@ -1,6 +1,7 @@
-"""A suite that runs in seconds, its results folder, and what its runs said."""
+"""Suites of classification and of generation that run in seconds, their results folders, and what their runs said."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE
 from benchmarks.store.records import CellRecord
 from benchmarks.store.results_folder import StoredResults, open_results
-from benchmarks.testing.tiny import make_task
-from consistentee.data.tasks import Split
+from benchmarks.testing.tiny import make_task, make_text_task
+from consistentee.data.tasks import PromptSplit, Split
+
+GENERATION_METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]
 
 # A shell makes its commands in the background deaf to Ctrl-C, and so what they start.
 _PROGRAM = """
@@ -60,6 +63,26 @@ def write_task(folder: Path, name: str, regression: bool = False) -> Path:
     files |= {split: f"{name}-{split}.tsv" for split in ("train", "validation", "test")}
     spec = {"schema_version": 1, "name": name, "version": 1, "description": "d", "files": files}
     spec |= {"target": "number", "metrics": ["pearson"]} if regression else {"metrics": ["accuracy"]}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def write_text_task(folder: Path, name: str = "toy-text") -> Path:
+    """Write a toy task of texts as files and a YAML."""
+    task = make_text_task(24)
+
+    def write(split: PromptSplit) -> None:
+        rows = zip(split.prompts, split.references, strict=True)
+        lines = [json.dumps({"q": prompt, "a": reference.strip()}) for prompt, reference in rows]
+        (folder / f"{name}-{split.name}.jsonl").write_text("\n".join(lines) + "\n")
+
+    for split in (task.train, task.validation, task.test):
+        write(split)
+    files: dict[str, object] = {"format": "jsonl", "fields": {"question": "q"}, "response": "a"}
+    files |= {split: f"{name}-{split}.jsonl" for split in ("train", "validation", "test")}
+    spec = {"schema_version": 1, "kind": "text", "name": name, "version": 1, "description": "d", "files": files}
+    spec |= {"metrics": ["rougeL", "rouge1"], "template": "{question}", "max_prompt_tokens": 4, "max_new_tokens": 6}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path
@@ -150,4 +173,31 @@ class Bench:
         """Return what must not depend on how a run went: the frames of every cell, with scores, exits and answers."""
         return {
             label: {name: frame.to_json() for name, frame in self.frames_of(label).items()} for label in self.records()
+        }
+
+
+class GenerationBench(Bench):
+    """A small suite of generation, its results folder, and what its runs said."""
+
+    def __init__(self, folder: Path, backbone: Path) -> None:
+        super().__init__(folder, backbone)
+        self.values = {
+            "name": "toy-generation",
+            "kind": "generation",
+            "description": "d",
+            "tasks": [str(write_text_task(folder))],
+            "train_on": str(write_text_task(folder, "other-text")),
+            "backbones": [str(backbone)],
+            "seeds": [0],
+            "recipe": {"exit_steps": 5, "exit_batch_size": 16, "head_steps": 5, "head_tokens": 64},
+            "methods": GENERATION_METHODS,
+            "validation_prompts": 6,
+            "test_prompts": 6,
+            "max_prompt_tokens": 3,
+            "timing": {
+                "rows": 4,
+                "batch_sizes": [1, 4],
+                "max_new_tokens": 3,
+                "regrouped": [{"batch_size": 1, "in_flight": 4}],
+            },
         }

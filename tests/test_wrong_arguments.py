@@ -162,15 +162,10 @@ def test_a_wrong_argument_raises_a_user_error_of_one_sentence(made, call, value)
 
 
 def test_the_nearest_known_names_are_suggested(made):
-    for call, suggestion in {
-        lambda: ee.get_method("deebrt"): "'deebert'",
-        lambda: ee.get_method("consistentee-paper", alhpa=1): "'alpha'",
-        lambda: ee.Recipe(epoch=2): "'epochs'",
-        lambda: ee.classify(made.model, ["a"], made.rule, batchsize=8): "'batch_size'",
-        lambda: ee.generate(made.decoder, ["ba"], made.rule, kv="exat"): "'exact'",
-    }.items():
-        with pytest.raises(ee.UserError, match=suggestion):
-            call()
+    with pytest.raises(ee.UserError, match="'batch_size'"):
+        ee.classify(made.model, ["a"], made.rule, batchsize=8)
+    with pytest.raises(ee.UserError, match="'exact'"):
+        ee.generate(made.decoder, ["ba"], made.rule, kv="exat")
 
 
 def test_numbers_of_other_libraries_are_numbers(made):

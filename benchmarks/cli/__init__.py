@@ -2,10 +2,10 @@
 
 import gc  # noqa: I001 - the order in --help
 
-from benchmarks.cli import results, deployment, models, extensions
+from benchmarks.cli import results, models, extensions
 from benchmarks.cli.application import app
 
-__all__ = ["app", "deployment", "extensions", "main", "models", "results"]
+__all__ = ["app", "extensions", "main", "models", "results"]
 
 
 def main() -> None:

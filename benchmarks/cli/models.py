@@ -1,4 +1,4 @@
-"""Commands of one model: train it, predict and generate with it."""
+"""Commands of one model: accelerate, time and train it, predict and generate with it."""
 
 import json
 import sys
@@ -19,12 +19,79 @@ from benchmarks.cli.application import (
     parsed_parameters,
     several,
 )
-from benchmarks.cli.deployment import TextOption
-from benchmarks.terminal import filled_table, output_console
+from benchmarks.terminal import RESULTS_WIDTH, filled_table, output_console, print_line
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     from consistentee.engine.transcript import NewToken
+
+_DATA_HELP = "CSV, TSV, JSON lines or Parquet file, or a task's name."
+TextOption = Annotated[
+    list[str] | None,
+    several("--text", "Column of the text; two columns for pairs. By default it is guessed.", "COLUMN"),
+]
+SettingsOption = Annotated[
+    list[str] | None, several("--set", "Fields of the recipe, see `consistentee train --help`.", "KEY=VALUE ...")
+]
+
+
+@command(
+    "One model",
+    "consistentee accelerate my-classifier reviews.csv --loss 0.5 --out faster",
+    "consistentee accelerate my-classifier new.csv --train trained-on.csv --text review --label stars --out faster",
+    "consistentee accelerate my-pair-classifier pairs.tsv --text premise hypothesis --loss 1 --out faster",
+)
+def accelerate(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a fine-tuned *ForSequenceClassification.")],
+    rows: Annotated[str, typer.Argument(metavar="DATA", help=f"{_DATA_HELP} The model was not trained on these rows.")],
+    *,
+    out: Annotated[Path, out_folder("New folder of the faster model.")] = Path("accelerated"),
+    loss: Annotated[float, typer.Option(min=0.01, max=99, help="Points of accuracy that you accept to lose.")] = 0.5,
+    probability: Annotated[float, typer.Option(min=0.01, max=0.9999, help="Probability of the promise.")] = 0.9,
+    train: Annotated[
+        Path | None, typer.Option(help="Rows for training exits alone: may be those the model was trained on.")
+    ] = None,
+    text: TextOption = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label; by default it is guessed.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Try torch.compile as well.")] = True,
+    settings: SettingsOption = None,
+    data: DataOption = None,
+) -> None:
+    """Make your classifier faster, and prove what this loses at most.
+
+    Your model's weights do not change. Exits are trained on its frozen layers, in float32 and on an int8 copy; several
+    exit rules, int8 alone, shorter models and torch.compile compete on this machine. The fastest one whose loss against
+    your model is proven to be small enough is saved for `consistentee predict` and `ee.pipeline`.
+    A proof takes rows: 461 that are kept for it alone for 0.5 points, a third of DATA, and more if answers change.
+    """
+    from benchmarks.commands.deploy import accelerate_model, rows_of, table_of
+
+    task, sentences = rows_of(model, rows, train=train, text=text or [], label=label, data_dir=data)
+    console = output_console(RESULTS_WIDTH)
+    for sentence in sentences:
+        print_line(console, sentence)
+    fields = parsed_parameters(settings, "--set")
+    found = accelerate_model(model, task, out, fields, loss=loss, probability=probability, compiles=compiled)
+    console.print(table_of(found))
+    for line in [*found.block.splitlines(), f"Saved in {out}: `consistentee predict {out} TEXT` uses it."]:
+        print_line(console, line)
+
+
+@command("One model", "consistentee time my-model reviews.csv", "consistentee time my-model movie-snippets")
+def time(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by accelerate, train or a run.")],
+    rows: Annotated[str, typer.Argument(metavar="DATA", help=_DATA_HELP)],
+    *,
+    text: TextOption = None,
+    knob: KnobOption = None,
+    data: DataOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Time a saved classifier at batch 1 and 32 on this machine, in rounds with its stock model."""
+    from benchmarks.commands.deploy import time_model
+
+    table = time_model(model, rows, text or [], knob=knob, allow_code=allow_code, data_dir=data)
+    output_console(RESULTS_WIDTH).print(table)
 
 
 class HelpWithSettings(TyperCommand):
@@ -68,7 +135,7 @@ def train(
     out: Annotated[Path, out_folder("Folder of the trained model.")],
     backbone: Annotated[str | None, typer.Option(help=_BACKBONE_HELP)] = None,
     param: ParametersOption = None,
-    settings: Annotated[list[str] | None, several("--set", "Fields of the recipe, see below.", "KEY=VALUE ...")] = None,
+    settings: SettingsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     risk: Annotated[
         float | None, typer.Option(help="Choose the knob by risk control: 0.02 accepts 2 points lost.")
@@ -87,7 +154,7 @@ def train(
 
 @command(
     "One model",
-    'consistentee predict my-pair-model --knob 0.9 --pair "It rains." "The ground is wet."',
+    'consistentee predict my-model --knob 0.9 "a triumph from first to last"',
     "consistentee predict my-model --file reviews.csv --out labelled.csv",
     "cat reviews.csv | consistentee predict my-model --file - > labelled.csv",
 )
@@ -99,29 +166,24 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="CSV to write for --file; by default standard output.")] = None,
     text: TextOption = None,
     knob: KnobOption = None,
-    pair: Annotated[bool, typer.Option("--pair", help="Read every two texts as one pair.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text, or write them for a file of texts as CSV."""
     from consistentee.deployment.pipeline import Classifier, load_saved
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
-    if (file is None) == (not texts):
+    rows = texts or []
+    if (file is None) == (not rows):
         raise UserError("give texts, or a table of texts with --file, and not both")
+    if not all(row.strip() for row in rows):
+        raise UserError("an empty text cannot be classified")
+    saved, method, knob = load_saved(model, MultiExitModel, knob, allow_code=allow_code)
+    classifier = Classifier(saved, method.rule(saved, knob))
     if file is not None:
         from benchmarks.commands.deploy import label_file
 
-        saved, method, knob = load_saved(model, MultiExitModel, knob, allow_code=allow_code)
-        label_file(Classifier(saved, method.rule(saved, knob)), file, out, text or [])
+        label_file(classifier, file, out, text or [])
         return
-    texts = texts or []
-    if not all(text.strip() for text in texts):
-        raise UserError("an empty text cannot be classified")
-    if pair and len(texts) % 2:
-        raise UserError(f"--pair takes an even number of texts, got {len(texts)}")
-    rows = list(zip(texts[::2], texts[1::2], strict=True)) if pair else texts
-    saved, method, knob = load_saved(model, MultiExitModel, knob, allow_code=allow_code)
-    classifier = Classifier(saved, method.rule(saved, knob))
     classifier(rows[:1])  # warm-up: the first call of a process is slower
     lines = []
     for row in rows:
@@ -129,8 +191,7 @@ def predict(
         (answer,) = classifier(row)
         milliseconds = 1000 * (perf_counter() - start)
         label = [answer["label"]] if "label" in answer else []
-        shown = row if isinstance(row, str) else " | ".join(row)
-        lines.append([shown, *label, f"{answer['score']:.3f}", answer["exit_layer"], f"{milliseconds:.1f}"])
+        lines.append([row, *label, f"{answer['score']:.3f}", answer["exit_layer"], f"{milliseconds:.1f}"])
     words = ["text", *(["value"] if saved.num_labels == 1 else ["label", "probability"])]
     title, caption = f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included"
     output_console().print(filled_table(words, [f"exit layer of {saved.num_layers}", "ms"], lines, title, caption))

@@ -34,21 +34,17 @@ OnlyMineOption = Annotated[
 ]
 
 
-def _labels(methods: list[str] | None) -> list[str] | None:
-    from benchmarks.commands.own_methods import find_methods
-    from benchmarks.specs.base import label_of
-
-    return None if methods is None else [label_of(name) for name in find_methods(methods)]
-
-
 def _results(
     folders: list[Path], methods: list[str] | None, tasks: list[str] | None, only_mine: bool, *more: str
 ) -> "Results":
     """Read what a table or figure shows: runs among published results, narrowed to methods (and ``more``) and tasks."""
     from benchmarks.analysis.frames import load_folders, published_folders
+    from benchmarks.commands.own_methods import find_methods
+    from benchmarks.specs.base import label_of
 
-    labels, found = _labels(methods), load_folders(folders, () if only_mine else published_folders())
-    return found.only(labels and [*labels, *more], tasks) if labels or tasks else found
+    labels = None if methods is None else [*map(label_of, find_methods(methods)), *more]
+    found = load_folders(folders, () if only_mine else published_folders())
+    return found.only(labels, tasks) if labels or tasks else found
 
 
 @command(

@@ -4,7 +4,7 @@ import csv
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from consistentee.deployment.timing import (
     BATCH_SIZES,
     Run,
     classified,
+    classified_by_stock,
     describe_machine,
     speed_ups,
     stock_model,
@@ -36,7 +37,6 @@ from consistentee.errors import UserError
 from consistentee.models.encoder.kept_head import check_classifier
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import listening
-from consistentee.rules.exit_rule import NeverExit
 
 
 def is_file(data: str) -> bool:
@@ -110,47 +110,30 @@ def table_of(found: Accelerated) -> Table:
 
 
 def time_model(
-    folder: Path, data: str, text: Sequence[str], *, knob: float | None, allow_code: bool, **of: Any
+    folder: Path, data: str, text: Sequence[str], *, knob: float | None, allow_code: bool, data_dir: Path | None
 ) -> Table:
     """Time a saved model at its knob against its full depth, and against the model that it was made of."""
     model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
-    rows = model.tokenize(texts_for(Path(data), text)[0] if is_file(data) else _test_texts(data, **of))
+    texts = texts_for(Path(data), text)[0] if is_file(data) else load_classification_task(data, data_dir).test.texts
+    rows = model.tokenize(texts)
     rule = method.rule(model, knob)
-    stock = "the model that it was made of"
-    runs: dict[str, Run] = {}
-    if model.description.keeps_head and (incoming := _incoming(model)) is not None:
-        runs[stock] = lambda batch: incoming(**model.collate(batch).model_inputs).logits.cpu()
-    full = "its own full depth"
-    runs[full] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
-    runs["never exits"] = partial(classified, model, NeverExit())
     name = f"{method.name}, {method.knob.name}={knob:.4g}"
+    runs: dict[str, Run] = {}
+    if model.description.keeps_head:
+        with suppress(UserError):  # it may not be where it was
+            stock = stock_model(model.description.backbone_name, model.device)
+            runs["the model that it was made of"] = partial(classified_by_stock, stock, model)
+    runs["its own full depth"] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
     runs[name] = partial(classified, model, rule)
     progress = StageProgress(Console(stderr=True))
     with progress, listening(progress):
         taken = time_runs(runs, rows)
-    layers = float(classify_encoded(model, rows[:256], rule, batch_size=32).layers_run.double().mean())
+    with_exits = classify_encoded(model, rows[:256], rule, batch_size=32)
+    layers = dict.fromkeys(runs, float(model.num_layers)) | {name: float(with_exits.layers_run.double().mean())}
     speed = speed_ups(taken, next(iter(runs)))
-    lines = [
-        [
-            way,
-            f"{layers if way == name else model.num_layers:.1f}",
-            *(f"{speed[way][size]:.2f}" for size in BATCH_SIZES),
-        ]
-        for way in runs
-    ]
+    lines = [[way, f"{layers[way]:.1f}", *(f"{ratio:.2f}" for ratio in speed[way].values())] for way in runs]
     heads = ["layers", *(f"times as fast at batch {size}" for size in BATCH_SIZES)]
     return filled_table([str(folder)], heads, lines, caption=f"medians of rounds; {describe_machine(model.device)}")
-
-
-def _incoming(model: MultiExitModel) -> Any:
-    try:
-        return stock_model(model.description.backbone_name, model.device)
-    except UserError:  # it is not where it was
-        return None
-
-
-def _test_texts(data: str, data_dir: Path | None = None) -> Sequence[Text]:
-    return load_classification_task(data, data_dir).test.texts
 
 
 def texts_for(path: Path, text: Sequence[str]) -> tuple[list[Text], Columns]:

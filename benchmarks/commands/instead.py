@@ -97,15 +97,15 @@ def _tokens(tokenizer: AutoTokenizer, texts: Sequence[str | tuple[str, str]]) ->
 
 def write_tables(runs: Path, out: Path) -> None:
     """Write what finished tasks tried, and what was chosen."""
-    reports = {
-        file.parts[-3]: json.loads(file.read_text()) for file in sorted(runs.glob(f"*/accelerated/{REPORT_FILE}"))
-    }
-    tried = pd.concat(
-        [pd.json_normalize(report["tried"]).assign(task=task) for task, report in reports.items()], ignore_index=True
-    ).rename(columns={f"speed.{size}": f"batch {size}" for size in BATCH_SIZES})
-    promises = pd.concat(
-        [pd.json_normalize(report["promise"]).assign(task=task) for task, report in reports.items()]
-    ).rename(columns={f"speed.{size}": f"batch {size}" for size in BATCH_SIZES})
+    files = sorted(runs.glob(f"*/accelerated/{REPORT_FILE}"))
+    reports = {file.parts[-3]: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+    def of_all_tasks(key: str) -> pd.DataFrame:
+        frames = [pd.json_normalize(report[key]).assign(task=task) for task, report in reports.items()]
+        speeds = {f"speed.{size}": f"batch {size}" for size in BATCH_SIZES}
+        return pd.concat(frames, ignore_index=True).rename(columns=speeds)
+
+    tried, promises = of_all_tasks("tried"), of_all_tasks("promise")
     out.mkdir(parents=True, exist_ok=True)
     tried.set_index("task").to_csv(out / "tried.csv", float_format="%.4f")
     promises.set_index("task").drop(columns="model").to_csv(out / "promises.csv", float_format="%.4f")

@@ -2,12 +2,9 @@
 
 import math
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +29,10 @@ from consistentee.errors import UserError
 from consistentee.extras import check_extra
 from consistentee.files import make_folder
 from consistentee.methods.calibration import check_shares
-from consistentee.methods.method import Method, code_file, get_method
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.methods.method import code_file, get_method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.progress import Listener, Position, StopAfterStepError, begin_stage, listening
-from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.progress import Position, begin_stage, listening
+from consistentee.traces.instance_trace import record_trace
 from consistentee.versions import Kind
 
 UNFINISHED = ".training"  # below the folder of the model
@@ -63,42 +59,6 @@ class StageProgress(Status):
             print_line(self.console, in_words(position))
 
 
-@contextmanager
-def ending_after_a_step(listener: Listener) -> Iterator[Listener]:
-    """Let Ctrl-C end a training after the step at work, which is kept; a second Ctrl-C ends it at once.
-
-    Yields the listener to report to. Outside of the main thread, which alone hears signals, nothing changes.
-    """
-    asked = unfinished = False
-
-    def on_interrupt(*_: object) -> None:
-        nonlocal asked
-        if asked or not unfinished:
-            raise KeyboardInterrupt
-        asked = True
-        print("ending after this step; Ctrl-C again ends at once", file=sys.stderr)
-
-    def listen(position: Position) -> None:
-        nonlocal unfinished
-        is_training = position.stage.startswith("training ")
-        if is_training or not position.total:  # else a stage traces validation rows within a step
-            unfinished = position.done < position.total
-        if asked and is_training and unfinished:
-            raise StopAfterStepError
-        if asked and not is_training and not unfinished:  # the last step of a stage is kept as a finished stage
-            raise KeyboardInterrupt
-        listener(position)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield listener
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield listen
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def train_model(
     task_name: str,
     method_name: str,
@@ -115,8 +75,7 @@ def train_model(
 
     Everything else has the defaults of a suite. With a ``risk``, :func:`consistentee.control_risk` chooses the knob.
     Finished stages and checkpoints are kept in ``out`` until the model is saved: the same arguments continue there,
-    after Ctrl-C from the step that was reached; others begin anew. Raises UserError for unknown names, and if ``out``
-    holds other files or cannot be written.
+    others begin anew. Raises UserError for unknown names, and if ``out`` holds other files or cannot be written.
     """
     name = _kind_of(task_name)
     kind = kind_named(name)
@@ -141,14 +100,17 @@ def train_model(
         print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
     try:
         progress = StageProgress(Console(stderr=True))
-        with progress, ending_after_a_step(progress) as listener, listening(listener):
+        with progress, listening(progress):
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
             begin_stage("sweeping the knob")
             evaluation = kind.evaluate(spec, rows, method, model, store)
             knob, why = evaluation.default_knob, ""
             if risk is not None:
-                knob, why = _controlled(method, model, record_trace(model, rows.task.validation, store=store), risk)
+                found = control_risk(method, model, record_trace(model, rows.task.validation, store=store), risk)
+                knob, why = found.knob, " (full depth: no early exit is proven to lose as little)"
+                if found.proven:
+                    why = f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"
             curve = evaluation.curve
         model.description.default_knob = knob
         (out / kind.model_file).unlink(missing_ok=True)  # an old description does not fit the weights written next
@@ -159,7 +121,8 @@ def train_model(
     shutil.rmtree(unfinished, ignore_errors=True)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
     uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
-    numbers, lines = _around_budgets(curve, rows.task.metric, name, _stock_layers(model), knob)
+    num_layers = model.stock_layers if isinstance(model, MultiExitModel) else model.num_layers  # budgets are shares of
+    numbers, lines = _around_budgets(curve, rows.task.metric, name, num_layers, knob)
     title = f"{method.name} on {rows.task.name}, saved in {out}"
     return filled_table([method.knob.name, ""], numbers, lines, title, uses)
 
@@ -184,11 +147,6 @@ def _one_cell(kind: Kind, fields: Mapping[str, Any], settings: Mapping[str, Any]
     return spec
 
 
-def _stock_layers(model: MultiExitModel | MultiExitDecoder) -> int:
-    """Return the layers of the model that budgets are shares of."""
-    return model.stock_layers if isinstance(model, MultiExitModel) else model.num_layers
-
-
 def _around_budgets(
     curve: pd.DataFrame, metric: str, kind: Kind, num_layers: float, saved: float
 ) -> tuple[list[str], list[list[str]]]:
@@ -205,10 +163,3 @@ def _around_budgets(
         words += ["", ""] if math.isnan(point["layers"]) else [f"{point['layers']:.2f}", f"{100 * point[metric]:.1f}"]
         lines.append(words)
     return headings, lines
-
-
-def _controlled(method: Method, model: MultiExitModel, trace: Trace, risk: float) -> tuple[float, str]:
-    found = control_risk(method, model, trace, risk)
-    if not found.proven:
-        return found.knob, " (full depth: no early exit is proven to lose as little)"
-    return found.knob, f" (at most {risk:.2%} of points lost, proven on {found.rows} rows)"

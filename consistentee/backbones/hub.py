@@ -1,16 +1,13 @@
 """The Hugging Face hub, asked in a way that fails within seconds where it cannot be reached."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from consistentee.backbones.pretrained import NO_SAFETENSORS, check_pretrained
 from consistentee.errors import UserError, reason_of
 from consistentee.files import is_disk_full
-
-Answer = TypeVar("Answer")
 
 _FILES: dict[str, Any] = {
     "allow_patterns": [
@@ -60,28 +57,19 @@ def ask(question: str, repository: str) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    answer: Future[Any] = Future()
+
+    def wait_for_it() -> None:
+        try:
+            answer.set_result(getattr(HfApi(), question)(repository, timeout=_TIMEOUT))
+        except Exception as error:  # raised again in the thread of the caller
+            answer.set_exception(error)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
     try:
-        return within(DEADLINE, lambda: getattr(HfApi(), question)(repository, timeout=_TIMEOUT))
+        return answer.result(DEADLINE)
     except RepositoryNotFoundError as error:
         raise HubError(f"the hub has no public repository {repository}") from error
     except Exception as error:  # connection, proxy, certificate, HTTP: the libraries below have no common ancestor
-        raise HubError(f"the hub cannot be reached ({reason_of(error)})") from error
-
-
-def within(seconds: float, call: Callable[[], Answer]) -> Answer:
-    """Return the result of a call, or raise its error; raise TimeoutError if neither is there in time."""
-    future: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except Exception as error:  # raised again in the thread of the caller
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():
-            raise
-        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
+        reason = reason_of(error) if answer.done() else f"no answer within {DEADLINE:g} seconds"
+        raise HubError(f"the hub cannot be reached ({reason})") from error

@@ -12,7 +12,7 @@ published methods, and what needs no exits (int8 alone, fewer layers), compete. 
 
 The loss is that of accuracy against the incoming model, row by row: points lost less points won.
 
-:mod:`~consistentee.deployment.ways` has the ways, :mod:`~consistentee.deployment.proof` the tests.
+:mod:`~consistentee.deployment.ways` has the ways, :mod:`~consistentee.deployment.risk_control` the tests.
 """
 
 import json
@@ -27,31 +27,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
 from consistentee.arguments import checked
 from consistentee.backbones.int8 import has_int8_kernel
 from consistentee.data.encoding import Encoding
 from consistentee.data.tasks import TaskData
-from consistentee.deployment.proof import Losses, proven, rows_needed
+from consistentee.deployment.risk_control import Losses, proven, rows_needed
 from consistentee.deployment.timing import (
     BATCH_SIZES,
     Run,
     classified,
+    classified_by_stock,
     describe_machine,
     speed_ups,
     stock_model,
     time_runs,
 )
 from consistentee.deployment.ways import (
+    MODELS,
     Cost,
-    Family,
     Incoming,
     Way,
     cut,
     ensemble_on,
     exits_on,
     path,
+    ways_of,
     without_exits,
     worth_testing,
 )
@@ -66,10 +67,9 @@ from consistentee.traces.walk import sweep
 from consistentee.training.recipe import Recipe
 
 REPORT_FILE = "accelerated.json"
-_STOCK = "your model"
+_STOCK = MODELS["none"]
 _COMPILED = "torch.compile"
 _FINALISTS = 3
-_MODELS = {"none": "your model", "int8": "the int8 model"}
 _CALIBRATION_ROWS = 256
 RECIPE = Recipe(frozen_steps=1000, max_rows=5000, epochs=3, group_by_length=True)
 
@@ -170,29 +170,28 @@ class _Search:
         self.notes: list[str] = []
         self.on_proof: dict[Way, tuple[Losses, NDArray[np.int64]]] = {}
         self.stock = stock_model(incoming.path, incoming.model.device)
+        self.by_stock = partial(classified_by_stock, self.stock, incoming.model)
 
     def run(self) -> Accelerated:
         incoming = self.incoming
         trained = list(self._train())
         alone = self._models_without_exits()
-        costs, seconds = self._costs(trained, alone)
+        costs = self._costs([model for model, _ in trained], [model for _, _, model in alone])
         begin_stage("choosing")
-        families = [
-            Family(words, _MODELS[model.description.quantize], model, method, cost, trace)
-            for (model, methods), cost in zip(trained, costs, strict=True)
-            for trace in [record_trace(model, incoming.choosing.split)]
-            for words, method in methods
-        ]
-        by_family = [list(family.ways(incoming)) for family in families]
-        singles = [without_exits(name, on, model, incoming, seconds[name + on]) for name, on, model in alone]
-        best = [path(found, self.loss, self.probability)[-1] for found in by_family]
+        singles = [without_exits(name, on, model, incoming, costs[model]) for name, on, model in alone]
+        best: list[Way] = []
+        by_weights: dict[str, list[list[Way]]] = {}
+        for model, methods in trained:
+            trace = record_trace(model, incoming.choosing.split)
+            for words, method in methods:
+                paths = list(ways_of(model, method, words, incoming, cost=costs[model], trace=trace))
+                best.append(path(paths, self.loss, self.probability)[-1])
+                by_weights.setdefault(best[-1].on, []).extend(paths)
         chain = list(singles)
-        for on in dict.fromkeys(family.on for family in families):
-            own = [ways for family, found in zip(families, by_family, strict=True) if family.on == on for ways in found]
-            chain += path(own, self.loss, self.probability)
+        for paths in by_weights.values():
+            chain += path(paths, self.loss, self.probability)
         chain = worth_testing(chain, self.loss)
-        self._answer_proof([*chain, *singles, *best])
-        passed = self._prove(chain)
+        passed = self._prove(chain, [*singles, *best])
         return self._report(chain, passed, singles, best)
 
     def _train(self) -> Iterator[tuple[MultiExitModel, list[tuple[str, Method]]]]:
@@ -227,45 +226,39 @@ class _Search:
         ]
         if self._int8 is not None:
             shorter = distilled.quantized(self._calibration)
-            found.append(("no exits", _MODELS["int8"], self._int8))
+            found.append(("no exits", MODELS["int8"], self._int8))
             found.append(("distilled from your model", f"your first {layers} layers in int8", shorter))
         return found
 
-    def _run_stock(self, stock: Any, batch: Sequence[Encoding]) -> Tensor:
-        return stock(**self.incoming.model.collate(batch).model_inputs).logits.cpu()  # waits for the device
-
     def _costs(
-        self, trained: Sequence[tuple[MultiExitModel, object]], alone: Sequence[tuple[str, str, MultiExitModel]]
-    ) -> tuple[list[Cost], dict[str, dict[int, float]]]:
+        self, with_exits: Sequence[MultiExitModel], without: Sequence[MultiExitModel]
+    ) -> dict[MultiExitModel, Cost]:
         """Time layers and questions once, roughly, for estimates."""
-        runs: dict[str, Run] = {_STOCK: partial(self._run_stock, self.stock)}
         never, asking = SomeLayersRule(NeverExit()), ThresholdRule(top_probability, 2.0, "above")
-        for number, (model, _) in enumerate(trained):
-            runs[f"{number} never"] = partial(classified, model, never)
-            runs[f"{number} asking"] = partial(classified, model, asking)
-        runs |= {name + on: partial(classified, model, never) for name, on, model in alone}
+        models = [*with_exits, *without]
+        runs: dict[Any, Run] = {_STOCK: self.by_stock}
+        runs |= {(model, never): partial(classified, model, never) for model in models}
+        runs |= {(model, asking): partial(classified, model, asking) for model in with_exits}
         taken = time_runs(runs, self.incoming.choosing.encodings, rounds=2, share=0.5)
         best = {name: {size: min(rounds) for size, rounds in by_size.items()} for name, by_size in taken.items()}
         self.incoming.seconds = best[_STOCK]
-        costs = []
-        for number, (model, _) in enumerate(trained):
-            never_s, asking_s = best[f"{number} never"], best[f"{number} asking"]
-            question = {s: max(0.0, asking_s[s] - never_s[s]) / (model.num_layers - 1) for s in BATCH_SIZES}
-            costs.append(Cost(never_s, question))
-        return costs, best
+        costs = {}
+        for model in models:
+            layers, questions = best[model, never], max(1, model.num_layers - 1)
+            asked = best.get((model, asking), layers)
+            costs[model] = Cost(layers, {size: max(0.0, asked[size] - layers[size]) / questions for size in layers})
+        return costs
 
-    def _answer_proof(self, ways: Sequence[Way]) -> None:
-        """Keep losses and exit layers of ways on the rows for the proof."""
+    def _prove(self, chain: Sequence[Way], others: Sequence[Way]) -> list[Way]:
+        """Answer the rows for the proof, and return the ways of the chain that pass before the first that fails."""
         begin_stage("proving")
+        ways = dict.fromkeys([*chain, *others])
         for model in dict.fromkeys(way.model for way in ways):
             trace = record_trace(model, self.incoming.proof.split)
             for way in (way for way in ways if way.model is model):
                 exits = sweep([way.rule], trace)[0]
                 losses = self.incoming.proof.losses(trace.predictions(exits).numpy())
                 self.on_proof[way] = losses, exits.numpy()
-
-    def _prove(self, chain: Sequence[Way]) -> list[Way]:
-        """Test ways on the rows for the proof, the safest ones first, until one fails; return those that passed."""
         choosing = np.stack([way.choosing for way in chain], axis=1)
         proof = np.stack([self.on_proof[way][0] for way in chain], axis=1)
         return [chain[index] for index in proven(choosing, proof, self.loss, self.probability)]
@@ -276,59 +269,54 @@ class _Search:
             return {}
         begin_stage("compiling your model")
         try:
-            compiled = torch.compile(self.stock, dynamic=True)
+            run = partial(classified_by_stock, torch.compile(self.stock, dynamic=True), self.incoming.model)
             with torch.inference_mode():
                 for size in BATCH_SIZES:
                     batch = self.incoming.choosing.encodings[:size]
-                    found, wanted = self._run_stock(compiled, batch), self._run_stock(self.stock, batch)
-                    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+                    torch.testing.assert_close(run(batch), self.by_stock(batch), rtol=1e-3, atol=1e-3)
         except Exception as error:  # no compiler, or one of many faults of generated code
             self.notes.append(f"torch.compile: {reason_of(error)}")
             return {}
-        return {_COMPILED: partial(self._run_stock, compiled)}
+        return {_COMPILED: run}
 
     def _report(
         self, chain: Sequence[Way], passed: Sequence[Way], singles: Sequence[Way], best: Sequence[Way]
     ) -> Accelerated:
-        incoming = self.incoming
+        model = self.incoming.model
         finalists = sorted((way for way in passed if way.speed > 1), key=lambda way: -way.speed)[:_FINALISTS]
         fastest = {way.model: way for way in sorted(best, key=lambda way: way.speed)}.values()
-        timed = {way: f"{number}" for number, way in enumerate(dict.fromkeys([*singles, *finalists, *fastest]))}
         compiled = self._compiled()
-        runs: dict[str, Run] = {_STOCK: partial(self._run_stock, self.stock), **compiled}
-        speed = speed_ups(
-            time_runs(runs | {name: way.run for way, name in timed.items()}, incoming.proof.encodings), _STOCK
-        )
-        full = float(incoming.model.num_layers)
-        nothing = Way("no exits", _STOCK, incoming.model, get_method("full"), full, (), np.zeros(1), full, 1.0)
-        chosen = max(finalists, key=lambda way: _mean(speed[timed[way]]), default=nothing)
-        if chosen is not nothing and _mean(speed[timed[chosen]]) <= 1:
-            chosen = nothing
+        runs: dict[Any, Run] = {_STOCK: self.by_stock, **compiled}
+        runs |= {way: way.run for way in [*singles, *finalists, *fastest]}
+        speed = speed_ups(time_runs(runs, self.incoming.proof.encodings), _STOCK)
+        full = float(model.num_layers)
+        nothing = Way("no exits", _STOCK, model, get_method("full"), full, (), np.zeros(1), full, 1.0)
+        self.on_proof[nothing], speed[nothing] = (np.zeros(1), np.full(1, model.num_layers)), speed[_STOCK]
+        chosen = max([nothing, *finalists], key=lambda way: _mean(speed[way]))
         rows = [Tried("as it is", _STOCK, full, 0.0, None, speed[_STOCK])]
         rows += [Tried(_COMPILED, _STOCK, full, 0.0, None, speed[name]) for name in compiled]
         for way in dict.fromkeys([*singles, *best, *finalists]):
+            losses, exits = self.on_proof[way]
             rows.append(
                 Tried(
-                    f"{way.name}{_layers_in_words(way)}",
-                    way.on,
-                    float(self.on_proof[way][1].mean()),
-                    100 * float(self.on_proof[way][0].mean()),
-                    way in passed if way in chain else None,
-                    speed[timed[way]] if way in timed else dict.fromkeys(BATCH_SIZES, way.speed),
-                    way in timed,
+                    name=f"{way.name}{_layers_in_words(way)}",
+                    on=way.on,
+                    layers=float(exits.mean()),
+                    points=100 * float(losses.mean()),
+                    proven=way in passed if way in chain else None,
+                    speed=speed.get(way, dict.fromkeys(BATCH_SIZES, way.speed)),
+                    timed=way in speed,
                     exits=way.method.name != "full",
                 )
             )
-        unchanged = dict.fromkeys(BATCH_SIZES, 1.0)
-        promise = self._promise(chosen, unchanged if chosen is nothing else speed[timed[chosen]])
+        promise = self._promise(chosen, speed[chosen])
         chosen.model.description.asked_layers = chosen.asked
         block = self._block(chosen, promise, rows)
         return Accelerated(chosen.model, chosen.method, chosen.knob, block, rows, self.notes, promise)
 
     def _promise(self, chosen: Way, speed: Mapping[int, float]) -> dict[str, Any]:
         incoming = self.incoming
-        layers = incoming.model.num_layers
-        losses, exits = self.on_proof.get(chosen, (np.zeros(1), np.full(1, layers)))
+        losses, exits = self.on_proof[chosen]
         shares = np.bincount(exits, minlength=chosen.model.num_layers + 1)[1:] / len(exits)
         return {
             "model": incoming.path,
@@ -347,7 +335,7 @@ class _Search:
     def _block(self, chosen: Way, promise: Mapping[str, Any], rows: Sequence[Tried]) -> str:
         accuracy, lost = promise["accuracy"], promise["points_expected"]
         lines = [f"Your model: {accuracy:.1f}% ({promise['proof_rows']:,} rows)."]
-        if chosen not in self.on_proof:
+        if chosen.model is self.incoming.model:
             lines.append(f"Chosen: your model as it is; nothing faster loses at most {self.loss:g} points with proof.")
             lines.append(f"More rows, or a larger --loss, make a proof easier (it had {promise['proof_rows']:,} rows).")
         else:

@@ -34,16 +34,9 @@ def load_saved(
     *,
     allow_code: bool = False,
 ) -> tuple[ModelT, Method[ModelT, Any, Any], float]:
-    """Load a model that ``consistentee train`` or a run of a suite has saved, its method, and the knob to use.
+    """Load a saved model of a class, its method, and the knob to use, as :func:`load` does.
 
-    Args:
-        folder, model_class: where the model is, and its class.
-        knob: by default the one chosen in training.
-        method_name: use the rule of another method, with that method's default parameters.
-        allow_code: import the Python file that the folder names as its method. Without it, only registered methods
-            are loaded, so that a folder from elsewhere runs no code.
-
-    Raises UserError for a folder without such a model, a knob out of range, and a method that cannot be used.
+    ``method_name``: use the rule of another method, with that method's default parameters.
     """
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
@@ -73,10 +66,10 @@ def load_saved(
         raise UserError(f"{method.name} reads the true labels, so it cannot predict")
     model = model_class.from_pretrained(folder)
     model.to(chosen_device())
-    values = list(method.knob_values(model))
-    chosen = next((value for value in (knob, stored_knob) if value is not None), None)
+    chosen = stored_knob if knob is None else knob
     if chosen is None:
-        return model, method, float(values[len(values) // 2])
+        values = method.knob_values(model)
+        chosen = values[len(values) // 2]
     method.check_knob(model, chosen)
     return model, method, float(chosen)
 
@@ -95,10 +88,11 @@ def load(
     Args:
         folder: of the model.
         knob: of its method; by default the one it was saved with.
-        allow_code: import the Python file that the folder names as its method; only registered methods without it.
+        allow_code: import the Python file that the folder names as its method. Without it, only registered methods
+            are loaded, so that a folder from elsewhere runs no code.
 
-    Raises UserError if the folder holds no trained model, names a method in a file without ``allow_code``, or the knob
-    is out of range.
+    Raises UserError if the folder holds no trained model, names a method that cannot be used, or the knob is out of
+    range.
     """
     folder = Path(folder).expanduser()
     if holds(folder, MultiExitDecoder):

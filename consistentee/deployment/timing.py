@@ -5,9 +5,10 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from consistentee.backbones.catalog import resolve
@@ -17,6 +18,8 @@ from consistentee.engine.classify import classify_encoded
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import Steps, listening
 from consistentee.rules.exit_rule import ExitRule
+
+NameT = TypeVar("NameT")
 
 Run = Callable[[Sequence[Encoding]], object]
 """Answer one batch of tokenised rows."""
@@ -30,14 +33,14 @@ _WARMUP = 2
 
 
 def time_runs(
-    runs: Mapping[str, Run], rows: Sequence[Encoding], *, rounds: int = ROUNDS, share: float = 1.0
-) -> dict[str, dict[int, list[float]]]:
+    runs: Mapping[NameT, Run], rows: Sequence[Encoding], *, rounds: int = ROUNDS, share: float = 1.0
+) -> dict[NameT, dict[int, list[float]]]:
     """Time every run once a round, in rotating order, on the same rows: seconds of each round by batch size.
 
     ``share``: part of the usual number of rows that is timed. Ratios are to be taken within rounds, so that a drift of
     the machine affects all runs alike.
     """
-    taken: dict[str, dict[int, list[float]]] = {name: {size: [] for size in BATCH_SIZES} for name in runs}
+    taken: dict[NameT, dict[int, list[float]]] = {name: {size: [] for size in BATCH_SIZES} for name in runs}
     names = list(runs)
     progress = Steps("timing", rounds * len(BATCH_SIZES) * len(names))
     for number in range(rounds):
@@ -66,7 +69,7 @@ def _seconds(run: Run, batches: Sequence[Sequence[Encoding]]) -> float:
             gc.enable()
 
 
-def speed_ups(taken: Mapping[str, Mapping[int, Sequence[float]]], stock: str) -> dict[str, dict[int, float]]:
+def speed_ups(taken: Mapping[NameT, Mapping[int, Sequence[float]]], stock: NameT) -> dict[NameT, dict[int, float]]:
     """Return how many times as fast as ``stock`` every run is, by batch size: the median of the ratios of rounds."""
     return {
         name: {
@@ -80,6 +83,11 @@ def speed_ups(taken: Mapping[str, Mapping[int, Sequence[float]]], stock: str) ->
 def classified(model: MultiExitModel, rule: ExitRule, batch: Sequence[Encoding]) -> object:
     """Answer a batch with exits; answers are on the CPU."""
     return classify_encoded(model, batch, rule, batch_size=len(batch))
+
+
+def classified_by_stock(stock: Any, model: MultiExitModel, batch: Sequence[Encoding]) -> Tensor:
+    """Answer a batch, which ``model`` collates, with a stock classifier: logits on the CPU."""
+    return stock(**model.collate(batch).model_inputs).logits.cpu()
 
 
 def stock_model(name: str, device: torch.device) -> Any:

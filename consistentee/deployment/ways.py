@@ -1,7 +1,7 @@
 """Ways to answer faster than a fine-tuned model: exits on its frozen layers with a rule and a knob, or a shorter model.
 
-A family is a rule on trained exits; its ways differ in the knob and in the layers at which the rule is asked. Whether a
-way keeps the loss is known of the rows for choosing alone.
+The ways of a method differ in the knob and in the layers at which its rule is asked. Whether a way keeps the loss is
+known of the rows for choosing alone.
 """
 
 import copy
@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from torch.nn import functional
 
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
+from consistentee.backbones.int8 import Quantize
 from consistentee.data.encoding import Encoding
 from consistentee.data.tasks import Split, TaskData
-from consistentee.deployment.proof import Losses, bets, leading
+from consistentee.deployment.risk_control import Losses, bets, leading
 from consistentee.deployment.timing import classified
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.held_out import ConsistentEEHeldOut, train_policy
@@ -46,6 +48,7 @@ from consistentee.training.recipe import ExitNetwork, Recipe
 _ATTENTION_STEPS = 0.4
 """Steps of attention exits, as a share of those of linear ones."""
 _MAX_KNOBS = 30
+MODELS: Mapping[Quantize, str] = {"none": "your model", "int8": "the int8 model"}
 _STEPS_TOWARDS_THE_KNOB = 8
 """Values of a knob, more cautious than the one chosen, that are tested before it."""
 
@@ -113,69 +116,6 @@ class Way:
     def run(self, batch: Sequence[Encoding]) -> object:
         """Answer a batch, for the clock."""
         return classified(self.model, self.rule, batch)
-
-
-@dataclass(frozen=True)
-class Family:
-    """A rule on a trained model, before knob and asked layers are chosen; ``words``: its name with the knob's value."""
-
-    words: str
-    on: str
-    model: MultiExitModel
-    method: Method
-    cost: Cost
-    choosing: Trace
-
-    def ways(self, incoming: "Incoming") -> Iterator[list[Way]]:
-        """Yield for each choice of asked layers the ways with different knobs, from the most cautious one on."""
-        layers = self.choosing.num_layers
-        rules = self._rules()
-        whole = sweep([rule for _, rule in rules], self.choosing)
-        depths = whole.double().mean(dim=1)
-        order = sorted(range(len(rules)), key=lambda index: -float(depths[index]))
-        step = (layers - 1) / _MAX_KNOBS
-        kept = [
-            index
-            for place, index in enumerate(order)
-            if not place or _is_first_of_its_depth(depths, order, place, step)
-        ]
-        is_static = self.method.name == "static"  # nothing is computed to decide
-        for asked in [tuple(range(1, layers))] if is_static else _asked_layers(layers):
-            found = []
-            exits = sweep([SomeLayersRule(rules[index][1], *asked) for index in kept], self.choosing)
-            for index, at in zip(kept, exits, strict=True):
-                knob = rules[index][0]
-                questions = float(sum((at >= layer).double().mean() for layer in asked)) * (not is_static)
-                found.append(
-                    Way(
-                        name=self.words.format(f"{knob:.3g}"),
-                        on=self.on,
-                        model=self.model,
-                        method=self.method,
-                        knob=knob,
-                        asked=asked,
-                        choosing=incoming.choosing.losses(self.choosing.predictions(at).numpy()),
-                        layers=float(at.double().mean()),
-                        speed=incoming.estimate(self.cost, float(at.double().mean()) / layers, questions),
-                    )
-                )
-            yield sorted(found, key=lambda way: -way.layers)
-
-    def _rules(self) -> list[tuple[float, ExitRule]]:
-        return [(float(knob), self.method.rule(self.model, knob)) for knob in self.method.knob_values(self.model)]
-
-
-def _is_first_of_its_depth(depths: Tensor, order: Sequence[int], place: int, step: float) -> bool:
-    """Return whether a knob is the first one in its part of the range of depths."""
-    before, here = (int(float(depths[order[i]]) / step) for i in (place - 1, place))
-    return before != here
-
-
-def _asked_layers(layers: int) -> list[tuple[int, ...]]:
-    """List choices of layers at which a rule is asked: all from one on, or every other."""
-    firsts = range(1, max(2, layers // 2 + 1))
-    options = [tuple(range(first, layers, stride)) for first in firsts for stride in (1, 2)]
-    return list(dict.fromkeys(option for option in options if option))
 
 
 class Incoming:
@@ -297,10 +237,43 @@ def _cut_loss(teacher: Tensor | None, model: MultiExitModel, batch: TokenBatch) 
 # ------------------------------------------------------------------------------------------------ choice
 
 
-def without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming, seconds: Mapping[int, float]) -> Way:
+def ways_of(
+    model: MultiExitModel, method: Method, words: str, incoming: Incoming, *, cost: Cost, trace: Trace
+) -> Iterator[list[Way]]:
+    """Yield for each choice of asked layers the ways of a method with different knobs, from the most cautious one on.
+
+    ``words``: their name, with a place for the knob's value. ``trace``: of the rows for choosing.
+    """
+    layers = trace.num_layers
+    rules = [(float(knob), method.rule(model, knob)) for knob in method.knob_values(model)]
+    depths = sweep([rule for _, rule in rules], trace).double().mean(dim=1).tolist()
+    order = sorted(range(len(rules)), key=lambda index: -depths[index])
+    step = (layers - 1) / _MAX_KNOBS
+    kept = [rules[next(alike)] for _, alike in groupby(order, key=lambda index: int(depths[index] / step))]
+    is_static = method.name == "static"  # nothing is computed to decide
+    for asked in [tuple(range(1, layers))] if is_static else _asked_layers(layers):
+        found = []
+        exits = sweep([SomeLayersRule(rule, *asked) for _, rule in kept], trace)
+        for (knob, _), at in zip(kept, exits, strict=True):
+            questions = float(sum((at >= layer).double().mean() for layer in asked)) * (not is_static)
+            depth = float(at.double().mean())
+            losses = incoming.choosing.losses(trace.predictions(at).numpy())
+            speed = incoming.estimate(cost, depth / layers, questions)
+            name, on = words.format(f"{knob:.3g}"), MODELS[model.description.quantize]
+            found.append(Way(name, on, model, method, knob, asked, losses, depth, speed))
+        yield sorted(found, key=lambda way: -way.layers)
+
+
+def _asked_layers(layers: int) -> list[tuple[int, ...]]:
+    """List choices of layers at which a rule is asked: all from one on, or every other."""
+    firsts = range(1, max(2, layers // 2 + 1))
+    options = [tuple(range(first, layers, stride)) for first in firsts for stride in (1, 2)]
+    return list(dict.fromkeys(option for option in options if option))
+
+
+def without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming, cost: Cost) -> Way:
     """Return a way that runs all layers of a model on every row."""
     losses = incoming.choosing.losses(answers_of(model, incoming.choosing))
-    cost = Cost(seconds, dict.fromkeys(seconds, 0.0))
     layers, full = float(model.num_layers), get_method("full")
     return Way(name, on, model, full, layers, (), losses, layers, incoming.estimate(cost, 1.0, 0.0))
 
@@ -326,9 +299,5 @@ def worth_testing(ways: Sequence[Way], loss: float) -> list[Way]:
     """Leave out ways that another one beats in safety and in speed; a failure ends the tests, so each one is a risk."""
     safety = bets(np.stack([way.choosing for way in ways], axis=1), loss)[1]
     both = np.stack([safety, [way.speed for way in ways]], axis=1)  # [ways, 2]
-    return [way for way, own in zip(ways, both, strict=True) if not _is_beaten(own, both)]
-
-
-def _is_beaten(own: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Return whether a line of ``others`` is at least as large in both columns, and larger in one."""
-    return bool(((others >= own).all(axis=1) & (others > own).any(axis=1)).any())
+    beaten = [bool(((both >= own).all(axis=1) & (both > own).any(axis=1)).any()) for own in both]
+    return [way for way, is_beaten in zip(ways, beaten, strict=True) if not is_beaten]

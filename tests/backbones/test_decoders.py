@@ -68,11 +68,6 @@ class TestEveryFamily:
             tiny_decoder(family).exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
-def test_positions_count_real_tokens():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
-    assert positions_of(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]
-
-
 SMALL = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
 WINDOWS = {

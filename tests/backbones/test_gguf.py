@@ -65,7 +65,9 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_weights_and_tokens_are_those_that_a_file_stands_for(tiny_decoder_backbone, cache, tmp_path):
+def test_a_file_is_dequantised_once_to_the_weights_that_it_stands_for(
+    tiny_decoder_backbone, cache, tmp_path, monkeypatch
+):
     folder = tiny_decoder_backbone("llama")
     expected = write_gguf(tmp_path / "tiny.gguf", folder)
     model, stock = (MultiExitDecoder.from_backbone(str(path)) for path in (tmp_path / "tiny.gguf", folder))
@@ -74,10 +76,6 @@ def test_weights_and_tokens_are_those_that_a_file_stands_for(tiny_decoder_backbo
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
     assert model.encode(["ba de fi"], max_tokens=9)[0][-3:] == stock.encode(["ba de fi"])[0][1:]
     assert model.end_tokens == {3}
-
-
-def test_a_gguf_file_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
-    write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
     first = resolve_decoder(str(tmp_path))  # a folder that holds one
     assert first.startswith(str(cache))
     assert {weight.dtype for weight in load_file(f"{first}/model.safetensors").values()} == {torch.float32}

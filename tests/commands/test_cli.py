@@ -15,7 +15,7 @@ from typer.main import get_group
 
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
-from benchmarks.commands import doctor
+from benchmarks.commands import inventory
 from benchmarks.run.pool import Schedule
 from consistentee.backbones import hub
 from consistentee.errors import UserError
@@ -116,14 +116,8 @@ def test_run_as_typed(runs, tmp_path):
     assert (options["data_dir"], options["out"]) == (tmp_path, Path("runs/cpu-6-layers"))
     assert (options["retry_failed"], options["fresh"], options["dry_run"]) == (True, False, False)
     assert options["schedule"] == Schedule(4)
-
-
-def test_run_on_a_cluster(runs):
     assert call("run", "quick", "--scheduler", "tcp://host:8786").exit_code == 0
-    assert runs.calls[0][2]["schedule"] == Schedule(address="tcp://host:8786")
-    done = call("run", "quick", "--workers", "2", "--scheduler", "tcp://host:8786")
-    assert (done.exit_code, "not both" in done.output) == (2, True)
-    assert call("run", "quick", "--workers", "0").exit_code == 2
+    assert runs.calls[1][2]["schedule"] == Schedule(address="tcp://host:8786")
 
 
 def test_run_names_failures_and_ends_with_1(runs):
@@ -158,6 +152,8 @@ def test_errors_are_one_sentence_and_an_exit_code(runs, error, code, said):
         ("run quick --seeds one", "'--seeds'"),
         ("run quick --tasks ,", "'--tasks' requires an argument"),
         ("run quick --taskz a", "--tasks"),
+        ("run quick --workers 0", "'--workers'"),
+        ("run quick --workers 2 --scheduler tcp://host:8786", "not both"),
         ("frobnicate", "'frobnicate'"),
         ("list method", "did you mean 'methods'?"),
         ("fetch minilm-16", "did you mean 'minilm-l6'"),
@@ -296,55 +292,27 @@ def test_list_names_all_kinds_and_where_rows_come_from():
     assert "package, " in sources["movie-snippets"]
 
 
-BROKEN_METHODS = {
-    "ends_the_process.py": ("raise SystemExit(3)", "SystemExit: 3"),
-    "says_little.py": (
-        "from baselines.pabee import PABEE\nclass Mine(PABEE):\n    knob = 'x'\n",
-        "must be a consistentee.Knob",
-    ),
-}
-
-
-def test_broken_methods_are_listed_with_the_reason(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for name, (source, _) in BROKEN_METHODS.items():
-        Path(name).write_text(source)
-    done = call("list", "methods", "--methods", *BROKEN_METHODS, "nowhere.py", "full")
-    assert done.exit_code == 0
-    assert done.output.count("unavailable") == len(BROKEN_METHODS) + 1
-    for reason in (*(reason for _, reason in BROKEN_METHODS.values()), "no such method file", "the backbone itself"):
-        assert reason in " ".join(done.output.split())
-
-
-@pytest.fixture
-def gates(tmp_path) -> Path:
-    """Write a folder of two methods and a file that has none."""
+def test_commands_take_the_methods_of_a_folder_and_of_a_file(runs, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     assert call("new-method", "early gate", "--out", folder).exit_code == 0
     assert call("new-method", "LateGate", "--out", folder / "another_name.py").exit_code == 0
     (folder / "shared.py").write_text("LEARNING_RATE = 1")
-    return folder
+    names = [f"{folder}/another_name.py:LateGate", f"{folder}/early_gate.py:EarlyGate"]
+    for methods, found in (([f"{folder}/"], names), ([folder / "early_gate.py"], names[1:])):
+        assert call("run", "quick", "--methods", "full", *methods).exit_code == 0
+        assert runs.calls[-1][1].methods == ["full", *found]
+    (folder / "broken.py").write_text("raise SystemExit('no')")
+    done = call("run", "quick", "--methods", "full", f"{folder}/")
+    assert (done.exit_code, f"{folder}/broken.py cannot be imported" in done.output) == (2, True)
 
 
-def test_commands_take_the_methods_of_a_folder_and_of_a_file(runs, gates):
-    listed = call("list", "methods", "--methods", f"{gates}/").output
-    assert call("run", "quick", "--methods", "full", f"{gates}/").exit_code == 0
-    assert call("run", "quick", "--methods", gates / "early_gate.py").exit_code == 0
-    names = [f"{gates}/another_name.py:LateGate", f"{gates}/early_gate.py:EarlyGate"]
-    assert [filters.methods for _, filters, _ in runs.calls] == [["full", *names], names[1:]]
-    assert all(name in listed.replace("\n", "") for name in ("LateGate", "EarlyGate"))
-    (gates / "broken.py").write_text("raise SystemExit('no')")
-    done = call("run", "quick", "--methods", "full", f"{gates}/")
-    assert (done.exit_code, f"{gates}/broken.py cannot be imported" in done.output) == (2, True)
-
-
-def test_check_method_ends_with_1_where_the_contract_is_broken(gates):
-    source = (gates / "early_gate.py").read_text()
-    (gates / "early_gate.py").write_text(
-        source.replace("    def rule(", "    def check_knob(self, model, knob):\n        pass\n\n    def rule(")
-    )
-    broken = call("check-method", gates / "early_gate.py", "--families", "bert", "--param", "hidden=8")
+def test_check_method_ends_with_1_where_the_contract_is_broken(tmp_path):
+    gate = tmp_path / "gate.py"
+    assert call("new-method", "gate", "--out", gate).exit_code == 0
+    source = gate.read_text()
+    gate.write_text(source.replace("    def rule(", "    def check_knob(self, *_):\n        pass\n\n    def rule("))
+    broken = call("check-method", gate, "--families", "bert", "--param", "hidden=8")
     assert broken.exit_code == 1
     assert "rule() takes knobs that are out of range" in broken.output
     assert "the contract is broken" in broken.output
@@ -363,6 +331,6 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     for text in ("no answer within 0.2 seconds", "auto trains in"):
         assert text in done.output
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(inventory.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     full = call("doctor")
     assert (full.exit_code, "problem" in full.output) == (1, True)

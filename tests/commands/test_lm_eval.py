@@ -13,7 +13,6 @@ import yaml
 
 from benchmarks.lm_eval import launch
 from benchmarks.testing.tiny import random_prompts
-from consistentee import extras
 from consistentee.errors import UserError
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
@@ -186,7 +185,3 @@ def test_errors_of_the_user_are_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         launch.main()
     assert capsys.readouterr().err == "error: no such model folder: nowhere\n"
-    monkeypatch.setattr(extras, "packages_of", lambda extra: ["not-to-be-had"])
-    with pytest.raises(SystemExit, match="2"):
-        launch.main()
-    assert 'run: pip install "consistentee[lm-eval]"' in capsys.readouterr().err

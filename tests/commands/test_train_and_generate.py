@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import call
-from small_generation_suite import write_text_task
+from small_suite import write_text_task
 
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 

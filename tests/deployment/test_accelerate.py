@@ -1,22 +1,22 @@
 """``consistentee accelerate`` on a tiny model: the promise, the saved folder, the command line, and a service."""
 
-import csv
 import json
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 import pytest
-from classifiers_on_disk import NAMES, save_classifier
+from classifiers_on_disk import NAMES, save_classifier, write_rows
 from command_line import call
 from documents import blocks_of
+from small_suite import wait_until
 from typer.testing import CliRunner
 
 import consistentee as ee
@@ -26,21 +26,11 @@ from benchmarks.commands.deploy import rows_of
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
 from benchmarks.testing.tiny import random_texts
 from consistentee.deployment import timing
-from consistentee.deployment.proof import proven, rows_needed
+from consistentee.deployment.risk_control import proven, rows_needed
 from consistentee.deployment.ways import Way, worth_testing
 from consistentee.errors import UserError
 
-ROWS = 300
 QUICK = ("--loss", "12", "--no-compile", "--set", "frozen_steps=8", "epochs=1")
-
-
-def write_rows(path, count=ROWS, labels=("red", "green", "blue")):
-    """Write a CSV whose label is that of the first word."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["Review", "Label"])
-        writer.writerows((text, labels[int(text.split()[0][1:]) % len(labels)]) for text in random_texts(count, seed=5))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +38,7 @@ def folder(tmp_path_factory):
     """A classifier, rows, and the accelerated model with what the command printed."""
     folder = tmp_path_factory.mktemp("accelerated")
     save_classifier(folder / "mine")
-    write_rows(folder / "rows.csv")
+    write_rows(folder / "rows.csv", headings=("Review", "Label"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "TIMED_ROWS", {1: 4, 32: 32})
         done = call("accelerate", folder / "mine", folder / "rows.csv", "--out", folder / "faster", *QUICK)
@@ -57,11 +47,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_command_says_what_it_read_tried_chose_and_promises(folder):
+@pytest.fixture(scope="module")
+def report(folder):
+    """The report that lies in the folder of the accelerated model."""
+    return json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
+
+
+def test_the_command_says_what_it_read_tried_chose_and_promises(folder, report):
     printed = (folder / "printed").read_text(encoding="utf-8")
     assert "Columns: text from 'Review', label from 'Label'." in printed
     assert "Rows: 100 for exits, 100 for choosing, 100 for the proof." in printed
-    for tried in (
+    for way in (
         "as it is",
         "entropy below",
         "policy at a price",
@@ -69,18 +65,20 @@ def test_the_command_says_what_it_read_tried_chose_and_promises(folder):
         "same answer, repeated",
         "exits at layer",
     ):
-        assert tried in printed
+        assert way in printed
     for weights in ("your model", "the int8 model", "your first 2 layers", "your first 2 layers in int8"):
         assert weights in printed
-    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
     assert report["block"] in printed
     assert re.search(r"Your model: \d+\.\d% \(100 rows\)\.\nChosen: ", report["block"])
     assert sum(report["promise"]["share_by_exit_layer"]) == pytest.approx(1, abs=1e-3)
     assert len(report["tried"]) >= 21
+    speed = np.prod(list(report["promise"]["speed"].values()))
+    faster = [line for line in report["tried"] if line["timed"] and np.prod(list(line["speed"].values())) > speed]
+    named = [line for line in faster if not line["proven"] and line["points"] <= 12 and line["name"] != "torch.compile"]
+    assert ("Faster, but not proven" in report["block"]) == bool(named)
 
 
-def test_a_saved_folder_answers_the_same_in_another_place(folder, tmp_path):
-    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
+def test_a_saved_folder_answers_the_same_in_another_place(folder, report, tmp_path):
     shutil.copytree(folder / "faster", tmp_path / "elsewhere")
     texts = random_texts(20)
     answers = ee.pipeline(tmp_path / "elsewhere")(texts)
@@ -93,8 +91,8 @@ def test_a_saved_folder_answers_the_same_in_another_place(folder, tmp_path):
     assert "the model that it was made of" in timed.output
 
 
-def test_the_saved_model_does_on_the_rows_of_the_proof_what_its_report_says(folder):
-    promise = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))["promise"]
+def test_the_saved_model_does_on_the_rows_of_the_proof_what_its_report_says(folder, report):
+    promise = report["promise"]
     task, _ = rows_of(str(folder / "mine"), str(folder / "rows.csv"))
     answers = ee.pipeline(folder / "faster")(task.test.texts)
     right = [
@@ -110,7 +108,7 @@ def test_predict_labels_a_file_and_what_comes_through_a_pipe(folder, tmp_path):
     assert done.exit_code == 0, done.output
     written = pd.read_csv(tmp_path / "out.csv")
     assert list(written.columns) == ["Review", "label", "probability", "exit_layer"]
-    assert len(written) == ROWS
+    assert len(written) == 300
     assert set(written["label"]) <= set(NAMES.values())
     piped = CliRunner().invoke(app, ["predict", str(folder / "faster"), "--file", "-"], input="text\nw1 w2\nw3\n")
     assert piped.exit_code == 0, piped.output
@@ -178,17 +176,6 @@ def test_names_and_numbers_of_labels_are_not_mixed():
         labelled_rows(rated.assign(label=list("01235")), columns, "rated", list("12345"))
 
 
-def test_the_label_is_never_the_text():
-    table = pd.DataFrame({"title": ["good"], "headline": ["a film"]})
-    assert find_columns(table, "x", label="title").texts == ("headline",)
-
-
-def test_cells_beyond_the_header_are_refused(tmp_path):
-    (tmp_path / "x.csv").write_text("text,label\nfoo,bar,red\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"x\.csv cannot be read"):
-        read_table(tmp_path / "x.csv")
-
-
 def test_columns_are_guessed_or_asked_for(tmp_path):
     table = pd.DataFrame({"premise": ["a"], "hypothesis": ["b"], "gold": [1]})
     for path, write in (("x.jsonl", "to_json"), ("x.parquet", "to_parquet"), ("x.tsv", "to_csv")):
@@ -205,6 +192,11 @@ def test_columns_are_guessed_or_asked_for(tmp_path):
     assert find_columns(other, "x", label="two").texts == ("one",)
     with pytest.raises(UserError, match="unknown column"):
         find_columns(other, "x", text=["three"])
+    titles = pd.DataFrame({"title": ["good"], "headline": ["a film"]})
+    assert find_columns(titles, "x", label="title").texts == ("headline",), "the label is never the text"
+    (tmp_path / "x.csv").write_text("text,label\nfoo,bar,red\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"x\.csv cannot be read"):
+        read_table(tmp_path / "x.csv")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +209,7 @@ def test_columns_are_guessed_or_asked_for(tmp_path):
     ],
 )
 def test_rows_that_do_not_fit_are_one_sentence(rows, options, message, folder, tmp_path):
-    path = write_rows(tmp_path / "rows.csv", **rows)
+    path = write_rows(tmp_path / "rows.csv", headings=("Review", "Label"), **rows)
     done = call("accelerate", folder / "mine", path, "--out", tmp_path / "out", *options)
     assert done.exit_code == 2, done.output
     assert message in done.stderr
@@ -240,7 +232,7 @@ def test_a_method_of_ones_own_travels_in_the_folder_and_runs_only_unchanged(tiny
 def test_the_service_of_the_page_answers_parallel_requests(folder, tmp_path):
     pytest.importorskip("uvicorn")
     pytest.importorskip("fastapi")
-    (block,) = [block for block in blocks_of("docs/deploy.md", "python") if block.said == this_test()]
+    (block,) = [block for block in blocks_of("docs/deploy.md", "python") if block.test]
     (tmp_path / "app.py").write_text(block.source, encoding="utf-8")
     (tmp_path / "faster").symlink_to(folder / "faster")
     with socket.socket() as free:
@@ -256,42 +248,22 @@ def test_the_service_of_the_page_answers_parallel_requests(folder, tmp_path):
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.loads(response.read())
 
+    def answers():
+        with suppress(OSError):
+            return ask(["w1"])
+        return server.poll()
+
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and server.poll() is None:
-            try:
-                ask(["w1"])
-                break
-            except OSError:
-                time.sleep(0.2)
+        wait_until(answers)
         requests = [random_texts(count, seed=count) for count in (1, 3, 40, 300, 2, 7, 1, 64)]
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(ask, requests))
+            answered = list(pool.map(ask, requests))
     finally:
         server.terminate()
         server.wait(30)
     alone = ee.pipeline(folder / "faster")
-    for texts, answered in zip(requests, answers, strict=True):
-        assert [answer["label"] for answer in answered] == [answer["label"] for answer in alone(texts)]
-
-
-def this_test() -> str:
-    return "test_the_service_of_the_page_answers_parallel_requests"
-
-
-def test_the_block_names_what_is_faster_and_was_not_proven(folder):
-    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
-    speed = np.prod(list(report["promise"]["speed"].values()))
-    faster = [
-        line
-        for line in report["tried"]
-        if line["timed"]
-        and not line["proven"]
-        and line["points"] <= 12
-        and np.prod(list(line["speed"].values())) > speed
-    ]
-    named = [line for line in faster if line["name"] != "torch.compile"]
-    assert ("Faster, but not proven" in report["block"]) == bool(named)
+    for texts, given in zip(requests, answered, strict=True):
+        assert [answer["label"] for answer in given] == [answer["label"] for answer in alone(texts)]
 
 
 def test_a_way_that_is_neither_the_safest_nor_the_fastest_is_not_tested():
@@ -302,8 +274,7 @@ def test_a_way_that_is_neither_the_safest_nor_the_fastest_is_not_tested():
     assert worth_testing([safest, beaten, fastest, same], 1.0) == [safest, fastest, same]
 
 
-def test_the_table_of_what_to_pick_averages_over_tasks(folder, tmp_path):
-    report = json.loads((folder / "faster" / "accelerated.json").read_text(encoding="utf-8"))
+def test_the_table_of_what_to_pick_averages_over_tasks(report, tmp_path):
     for task, shift in (("one", 0.0), ("two", 1.0)):
         (tmp_path / "runs" / task / "accelerated").mkdir(parents=True)
         shifted = {**report, "tried": [{**line, "points": line["points"] + shift} for line in report["tried"]]}

@@ -39,16 +39,6 @@ def test_a_classifier_answers_as_classify_does(tiny_model, tmp_path):
     assert len(classifier(("w1", "w2"))) == 1
 
 
-def test_a_method_in_a_file_is_saved_with_its_place(tiny_model, tmp_path):
-    source = "from baselines.pabee import PABEE\n\nclass Mine(PABEE):\n    name = 'mine'\n"
-    (tmp_path / "mine.py").write_text(source)
-    method = ee.get_method(f"{tmp_path / 'mine.py'}:Mine")
-    method.save(tiny_model(), None, tmp_path / "model")
-    with pytest.raises(UserError, match="allow_code"):
-        ee.pipeline(tmp_path / "model")
-    assert ee.pipeline(tmp_path / "model", allow_code=True)("w1")[0]["exit_layer"] >= 2
-
-
 def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
     folder = saved(tiny_decoder("llama"), tmp_path / "model", "calm-tokens-softmax", 0.8)
     prompts = random_prompts(4)
@@ -63,22 +53,20 @@ def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
     assert ee.pipeline(folder)(prompts[0], max_new_tokens=6) == answers[:1]
 
 
-@pytest.mark.parametrize("kind", ["instances", "tokens"])
-def test_code_of_a_saved_method_runs_only_if_allowed(kind, tiny_model, tiny_decoder, tmp_path):
+@pytest.mark.parametrize("command", ["predict", "generate"])
+def test_code_of_a_saved_method_runs_only_if_allowed(command, tiny_model, tiny_decoder, tmp_path):
     ran, code = tmp_path / "ran", tmp_path / "evil.py"
     code.write_text(f"open({str(ran)!r}, 'w')")
-    model = tiny_model("bert") if kind == "instances" else tiny_decoder("llama")
+    model = tiny_model("bert") if command == "predict" else tiny_decoder("llama")
     folder = saved(model, tmp_path / "model", f"{code}:Evil", 0.5)
-    commands = {"instances": [["predict", folder, "w1"]], "tokens": [["generate", folder, "w1"]]}
     refusal = (
         f"names a method in {folder / 'method' / 'evil.py'}, and that file was not run; .*--allow-code.*allow_code=True"
     )
     with pytest.raises(UserError, match=refusal):
         ee.pipeline(folder)
-    for command in commands[kind]:
-        done = CliRunner().invoke(app, list(map(str, command)), env={"COLUMNS": "500"})
-        assert done.exit_code == 2
-        assert re.search(refusal, done.output)
+    done = CliRunner().invoke(app, [command, str(folder), "w1"], env={"COLUMNS": "500"})
+    assert done.exit_code == 2
+    assert re.search(refusal, done.output)
     assert not ran.exists()
     with pytest.raises(UserError, match="unknown class in"):
         ee.pipeline(folder, allow_code=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from documents import DOCUMENTS, ROOT, blocks_of
-from shown_api import PAGES, with_its_signatures
-from shown_tables import DOCUMENTS_WITH_TABLES, with_its_tables
+from shown import DOCUMENTS_WITH_TABLES, PAGES, with_its_signatures, with_its_tables
 
 import benchmarks
 import consistentee as ee
@@ -86,7 +85,7 @@ def test_every_public_name_has_its_place_in_the_api_pages():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_api_pages_show_the_signatures_of_today(page):
     said = page.read_text(encoding="utf-8")
-    assert said == with_its_signatures(said), "write them anew: python tests/shown_api.py"
+    assert said == with_its_signatures(said), "write them anew: python tests/shown.py"
     assert said.count("<!-- signature -->") == said.count("<!-- ::: ") > 10
 
 
@@ -114,4 +113,4 @@ def test_a_notebook_was_executed_and_is_small(path):
 @pytest.mark.parametrize("document", DOCUMENTS_WITH_TABLES)
 def test_a_page_shows_the_tables_of_the_published_results(document):
     said, today = with_its_tables(document)
-    assert said == today, "write them anew: python tests/shown_tables.py"
+    assert said == today, "write them anew: python tests/shown.py"

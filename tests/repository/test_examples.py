@@ -15,8 +15,7 @@ import typer
 from command_line import call
 from documents import DOCUMENTS, LANGUAGES, ROOT, Block, blocks_of, commands_of
 from records_by_hand import write_results
-from small_generation_suite import write_text_task
-from small_suite import carry_out_here, write_task
+from small_suite import carry_out_here, write_task, write_text_task
 
 import benchmarks
 from benchmarks.analysis.rendering import to_markdown

@@ -1,7 +1,6 @@
 """The core works without the extras, importing it costs nothing, and what lacks an extra names it."""
 
 import ast
-import csv
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,18 +8,15 @@ from importlib.metadata import packages_distributions, requires
 from typing import get_args
 
 import pytest
-from classifiers_on_disk import save_classifier
+from classifiers_on_disk import save_classifier, write_rows
 from documents import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from small_generation_suite import write_text_task
-from small_suite import write_task
+from small_suite import write_task, write_text_task
 from without_extras import results_of
 
 import consistentee
-from benchmarks.testing.tiny import random_texts
 from consistentee import extras
-from consistentee.errors import UserError
 
 TRAIN = ("--method", "deebert", "--set", "epochs=1", "max_rows=60", "frozen_steps=8")
 ACCELERATE = ("--loss", "12", "--no-compile", "--set", "frozen_steps=8", "epochs=1")
@@ -34,9 +30,7 @@ def folder(tiny_backbone, tmp_path_factory):
     write_text_task(folder, "toy-text")
     save_classifier(folder / "classifier")
     (folder / "backbone").symlink_to(tiny_backbone("bert"))
-    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = [(text, ("red", "green", "blue")[int(text.split()[0][1:]) % 3]) for text in random_texts(300, seed=5)]
-        csv.writer(file).writerows([("text", "label"), *rows])
+    write_rows(folder / "rows.csv")
     (folder / "rows.parquet").touch()
     return folder
 
@@ -85,20 +79,8 @@ def test_public_names_import_nothing_but_the_core():
         "import consistentee; [getattr(consistentee, name) for name in consistentee.__all__]"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True)
-
-
-def test_missing_packages_are_named(monkeypatch):
-    def version(package):
-        if package in ("pyarrow", "seaborn"):
-            raise extras.PackageNotFoundError(package)
-        return "1"
-
-    monkeypatch.setattr(extras, "version", version)
-    with pytest.raises(
-        UserError, match=r'a figure needs pyarrow and seaborn; run: pip install "consistentee\[bench\]"'
-    ):
-        extras.check_extra("bench", "a figure")
-    extras.check_extra("lora", "LoRA")
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = consistentee.nothing
 
 
 def test_every_extra_that_is_checked_brings_packages():

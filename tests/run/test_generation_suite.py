@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_generation_suite import METHODS, GenerationBench
+from small_suite import GENERATION_METHODS, GenerationBench
 
 from benchmarks.commands.publish import faults_of
 from benchmarks.run.sweep import run_suite
@@ -79,9 +79,9 @@ def test_frames_of_every_cell_agree_with_each_other(finished_once):
 
 
 def test_changed_settings_and_rows_make_results_stale(finished):
-    assert sum(line.startswith("done") for line in finished.plan()) == len(METHODS)
+    assert sum(line.startswith("done") for line in finished.plan()) == len(GENERATION_METHODS)
     changed = finished.plan(changes={"max_new_tokens": 4})
-    assert sum(line.startswith("to run") for line in changed) == len(METHODS)
+    assert sum(line.startswith("to run") for line in changed) == len(GENERATION_METHODS)
     data = next(finished.folder.glob("toy-text-test.jsonl"))
     text = data.read_text()
     try:
@@ -89,7 +89,7 @@ def test_changed_settings_and_rows_make_results_stale(finished):
         lines = finished.plan()
     finally:
         data.write_text(text)
-    assert sum("is stale (the rows of the task changed)" in line for line in lines) == len(METHODS)
+    assert sum("is stale (the rows of the task changed)" in line for line in lines) == len(GENERATION_METHODS)
 
 
 def test_a_suite_of_the_other_kind_keeps_out_of_the_folder(finished):

@@ -5,24 +5,21 @@ there is the core alone: what it promises works, and other commands name the ext
 everything works.
 """
 
-import csv
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import time
 from importlib.metadata import distributions
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from classifiers_on_disk import NAMES, save_classifier
+from classifiers_on_disk import save_classifier, write_rows
 from documents import ROOT, blocks_of, commands_of
 
 import benchmarks
 import consistentee
-from benchmarks.testing.tiny import TinyDecoders, random_texts
+from benchmarks.testing.tiny import TinyDecoders
 
 BENCH_COMMANDS = ("run", "table", "report", "plot", "publish", "verify", "reproduce")
 """The commands that need the extra ``bench``."""
@@ -68,12 +65,9 @@ def follow(words: list[str], *, refused: bool = False) -> None:
     """Run a command in this folder, once, and end with its output if it fails, or if it is not refused as expected."""
     if tuple(words) in followed:
         return
-    start, before = time.perf_counter(), os.times()
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    seconds, after = time.perf_counter() - start, os.times()
-    busy = after.children_user + after.children_system - before.children_user - before.children_system
     shown = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split())
-    print(f"{seconds:6.1f} s ({busy:5.1f} s of a processor)  {'refused: ' * refused}{shown[:100]}", flush=True)
+    print(f"{'refused: ' * refused}{shown[:100]}", flush=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if refused:
         expected = done.returncode == 2 and done.stdout.endswith('run: pip install "consistentee[bench]"\n')
     else:
@@ -103,13 +97,6 @@ def follow_documents(*, has_bench: bool) -> None:
                 follow([sys.executable, "-c", block.smaller()])
 
 
-def show_size(title: str) -> None:
-    """Print how much is installed."""
-    packages = Path(sysconfig.get_path("purelib"))
-    size = sum(file.stat().st_size for file in packages.rglob("*") if file.is_file())
-    print(f"{title}: {len(list(distributions()))} packages, {size / 1e6:,.0f} MB", flush=True)
-
-
 def main() -> None:
     """Follow the documents and what else a new user tries: with the core alone, and with the extra."""
     for package in (benchmarks, consistentee):
@@ -118,13 +105,10 @@ def main() -> None:
     shutil.copytree(ROOT / "results", "results")
     Path("small.yaml").write_text(SUITE, encoding="utf-8")
     save_classifier(Path("classifier"))
-    with Path("rows.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = [(text, NAMES[int(text.split()[0][1:]) % len(NAMES)]) for text in random_texts(300, seed=5)]
-        csv.writer(file).writerows([("text", "label"), *rows])
+    write_rows(Path("rows.csv"))
 
     installed = {one.name for one in distributions()}
     assert installed.isdisjoint({"pyarrow", "datasets", "scikit-learn", "matplotlib"}), "this is not the core alone"
-    show_size("the core")
     follow([*pip, "check"])
     follow_documents(has_bench=False)
     follow_commands(CORE_COMMANDS, has_bench=False)
@@ -132,9 +116,7 @@ def main() -> None:
     follow([sys.executable, "-c", DECODING.format(backbone=decoder)])
     follow_commands(MORE_COMMANDS, has_bench=False)
 
-    start = time.perf_counter()
     subprocess.run([*pip, "install", "--quiet", f"{os.environ['TOX_PACKAGE']}[bench]"], check=True)
-    show_size(f"with bench, after {time.perf_counter() - start:.0f} s more")
     followed.discard((*pip, "check"))
     follow([*pip, "check"])
     follow_documents(has_bench=True)

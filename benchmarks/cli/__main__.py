@@ -1,5 +1,0 @@
-"""``python -m benchmarks.cli`` is ``consistentee``."""
-
-from benchmarks.cli import main
-
-main()
