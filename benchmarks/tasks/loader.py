@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.specs.schema import load_named, yaml_files
 from benchmarks.tasks.specs import (
     TABLES,
     AnyTaskSpec,
@@ -23,7 +24,6 @@ from benchmarks.tasks.specs import (
     task_schema,
 )
 from benchmarks.tasks.splits import SPLITS, build_task, build_text_task
-from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.arguments import checked
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch

@@ -10,13 +10,12 @@ import yaml
 from hypothesis import given, strategies as st
 
 from baselines.deebert import DeeBERT
-from benchmarks.specs.base import SuiteSpec, folder_name, label_of
-from benchmarks.specs.generation import GenerationSuite
+from benchmarks.specs.base import GenerationSuite, SuiteSpec, folder_name, label_of
 from benchmarks.specs.method_files import method_version, stated_value
+from benchmarks.specs.schema import read_yaml
 from benchmarks.specs.suites import Filters, expand, list_suites, load_suite
 from benchmarks.store.keys import key_parts
 from benchmarks.tasks.loader import list_tasks
-from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method, method_class_of
 
