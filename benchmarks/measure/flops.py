@@ -1,13 +1,11 @@
-"""Count floating point operations with torch's counter: of a call, of a rule's exits, of classification and decoding.
+"""Count floating point operations with torch's counter, which sees matrix products; a multiply-add is two operations.
 
-A multiply-add is two operations; only matrix products count. Attention is not fused while it is counted, because
-torch's counter does not see fused attention on a CPU. Each layer and exit is counted once, times the calls.
+Attention is not fused while it is counted, because the counter does not see fused attention on a CPU. Each layer and
+exit is counted once, times the calls; padding is not counted.
 
-Classification is counted row by row: the cost of a layer is a polynomial of the row's tokens, ``a + b*n + c*n^2``. If
-tokens exit by themselves, a layer costs its live tokens, and keys and values of all. Padding is not counted.
-
-Decoding is counted token by token: a layer costs a token a constant and a part for every attended column. The count
-includes the reads of a rule, the LM head and later keys and values of skipped layers, but no padding.
+Classification is counted row by row: a layer costs a polynomial of the row's tokens, ``a + b*n + c*n^2``. If tokens
+exit by themselves, it costs its live tokens, and keys and values of all. Decoding is counted token by token: a layer
+costs a constant and a part for every attended column. Later keys and values of skipped layers are included.
 """
 
 from collections.abc import Callable, Iterator, Sequence

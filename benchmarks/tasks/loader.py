@@ -131,8 +131,7 @@ def _spec_of_rows(path: Path) -> TaskSpec:
         names, suffix = read_table(path).columns, path.suffix.lower().removeprefix(".")
         layout = {"format": {"ndjson": "jsonl"}.get(suffix, suffix)} | ({"quoting": "csv"} if suffix == "tsv" else {})
     found = find_columns(names, path, say=(hint, hint))
-    text = found.texts[0] if len(found.texts) == 1 else list(found.texts)
-    files = Files.model_validate({**layout, **splits, "text": text, "label": found.label})
+    files = Files.model_validate({**layout, **splits, "text": list(found.texts), "label": found.label})
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "rows"
     fields = {"schema_version": 1, "name": name, "version": 1, "description": path.name, "notes": f"Columns: {found}."}
     return TaskSpec.model_validate({**fields, "metrics": ["accuracy"], "files": files})
