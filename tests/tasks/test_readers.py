@@ -2,6 +2,7 @@
 
 import csv
 import io
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -13,7 +14,6 @@ from benchmarks.tasks.check import check_task, report_tables
 from benchmarks.tasks.loader import read_file, rows_of_dataset
 from benchmarks.tasks.specs import Files, Hub, TextHub
 from benchmarks.terminal import output_console
-from consistentee.data.instances import Split, TaskData
 from consistentee.errors import UserError
 
 QUOTED = {"quoting": "csv"}
@@ -102,9 +102,6 @@ def test_long_cells_and_control_characters_do_no_harm(tmp_path, capsys):
     assert max(map(len, shown.splitlines())) < 1_000
     assert "\x1b" not in shown
     assert "\\x1b[31mred\\x07" in shown
-    with pytest.raises(UserError, match=r"\[\.\.\.\]|\.\.\.") as raised:
-        TaskData("t", 1, task.train, task.train, Split("test", ["a"], ["y" * 5_000]), names, ("accuracy",))
-    assert len(str(raised.value)) < 400
 
 
 HUB = Hub(path="someone/pairs", config="easy", train="train", test="validation", text=["a", "b"], label="label")
@@ -133,7 +130,7 @@ def test_hub_dataset_becomes_rows_with_class_names():
     ("dataset", "hub", "message"),
     [
         ({}, HUB.model_copy(update={"test": "other"}), "hub has no split 'other'; it has train, validation, secret"),
-        ({}, HUB.model_copy(update={"text": "c"}), "hub train has no column 'c'"),
+        ({}, HUB.model_copy(update={"text": ["c"]}), "hub train has no column 'c'"),
         ({"labels": (1, 0, -1, 0)}, HUB, "hub train:3: missing label"),
     ],
 )
@@ -202,14 +199,18 @@ def test_a_copy_of_a_data_set_of_the_hub_is_a_task(tmp_path, monkeypatch):
 def test_a_table_is_a_task_whose_columns_are_found(tmp_path, name):
     rows = pd.DataFrame({"review": [f"text {i}, long" for i in range(40)], "label": ["bad", "good"] * 20})
     path = tmp_path / name
-    writers = {"csv": rows.to_csv, "tsv": rows.to_csv, "parquet": rows.to_parquet, "jsonl": rows.to_json}
-    options = {"tsv": {"sep": "\t"}, "jsonl": {"orient": "records", "lines": True}}.get(path.suffix[1:], {})
-    writers[path.suffix[1:]](path, **options | ({"index": False} if "jsonl" not in name else {}))
+    writers = {
+        ".csv": partial(rows.to_csv, index=False),
+        ".tsv": partial(rows.to_csv, index=False, sep="\t"),
+        ".parquet": rows.to_parquet,
+        ".jsonl": partial(rows.to_json, orient="records", lines=True),
+    }
+    writers[path.suffix](path)
     task = load_task(path)
     assert (task.name, task.label_names) == ("rows", ("bad", "good"))
     assert sorted([*task.train.texts, *task.validation.texts, *task.test.texts]) == sorted(rows["review"])
     rows["label"] = [0, 1] * 20
-    writers[path.suffix[1:]](path, **options | ({"index": False} if "jsonl" not in name else {}))
+    writers[path.suffix](path)
     assert load_task(path).label_names == ("0", "1")
 
 
