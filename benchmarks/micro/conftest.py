@@ -1,18 +1,15 @@
-"""The storage of times, by kind of processor, and the models and rows of the micro benchmarks."""
+"""The storage of times, by kind of processor, and the models of the micro benchmarks."""
 
 import gc
 import re
-from collections.abc import Callable
 
 import cpuinfo  # type: ignore[import-untyped]
 import pytest
 import torch
-from numpy.random import default_rng
 from pytest_benchmark.utils import get_machine_id
 
 from benchmarks.measure.environment import describe_environment
 from benchmarks.testing.tiny import DECODER_FAMILIES, FAMILIES, TinyDecoders, TinyModels
-from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -74,16 +71,3 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip(str(error))
     model.backbone.generation_config.eos_token_id = model.stepper.vocabulary
     return model
-
-
-@pytest.fixture(scope="session")
-def rows_of() -> Callable[[MultiExitModel, int], list[Encoding]]:
-    """Return a function: (encoder, count) -> rows of 4 to 32 random tokens, which take as long as real ones."""
-
-    def draw(model: MultiExitModel, count: int) -> list[Encoding]:
-        numbers, has_types = default_rng(0), "token_type_ids" in model.tokenizer.model_input_names
-        lengths = numbers.integers(4, 33, count).tolist()
-        tokens = [numbers.integers(4, len(model.tokenizer), length).tolist() for length in lengths]
-        return [Encoding(row, [0] * len(row) if has_types else None) for row in tokens]
-
-    return draw

@@ -48,17 +48,21 @@ on_minilm = pytest.mark.parametrize("encoder", [REAL_ENCODER], indirect=True)
 on_smollm2 = pytest.mark.parametrize("decoder", [REAL_DECODER], indirect=True)
 on_two_encoders = pytest.mark.parametrize("encoder", ["bert", REAL_ENCODER], indirect=True)
 
-RowsOf = Callable[[ee.MultiExitModel, int], list[Encoding]]
-
 pytestmark = pytest.mark.benchmark(timer=partial(clock, chosen_device()))
+
+
+def rows_of(model: ee.MultiExitModel, count: int) -> list[Encoding]:
+    """Draw rows of 4 to 32 random tokens, which take as long as real ones."""
+    numbers, has_types = default_rng(0), "token_type_ids" in model.tokenizer.model_input_names
+    lengths = numbers.integers(4, 33, count).tolist()
+    tokens = [numbers.integers(4, len(model.tokenizer), length).tolist() for length in lengths]
+    return [Encoding(row, [0] * len(row) if has_types else None) for row in tokens]
 
 
 @pytest.mark.parametrize("in_flight", [False, True], ids=["in step", "in flight"])
 @pytest.mark.parametrize("batch_size", ROWS)
 @pytest.mark.parametrize("encoder", [*FAMILIES, REAL_ENCODER], indirect=True)
-def test_classify(
-    benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, rows_of: RowsOf, batch_size: int, *, in_flight: bool
-) -> None:
+def test_classify(benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, batch_size: int, *, in_flight: bool) -> None:
     """Classify rows, sorted by their length, that exit at random layers."""
     rows, rule = rows_of(encoder, ROWS[batch_size]), RandomRule((encoder.num_layers + 1) / 2, seed=0)
     expected = classify_encoded(encoder, rows, rule, batch_size=len(rows)).exit_layers
@@ -120,7 +124,7 @@ def test_decoding_step(
 
 
 @on_two_encoders
-def test_training_step(benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, rows_of: RowsOf) -> None:
+def test_training_step(benchmark: BenchmarkFixture, encoder: ee.MultiExitModel) -> None:
     """Train backbone and all exits for one step of 32 rows, the optimiser's first."""
     model, rows = deepcopy(encoder), rows_of(encoder, 32)
     labels = torch.arange(len(rows)) % model.num_labels
@@ -131,9 +135,7 @@ def test_training_step(benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, 
 
 
 @on_two_encoders
-def test_loading_a_saved_model(
-    benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, rows_of: RowsOf, tmp_path: Path
-) -> None:
+def test_loading_a_saved_model(benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, tmp_path: Path) -> None:
     """Load weights, rule and knob of a saved model."""
     ee.get_method("calm-softmax").save(encoder, 0.9, tmp_path / "model")
     loaded, _, knob = benchmark(ee.load, tmp_path / "model")
@@ -230,7 +232,7 @@ def test_never_exit_costs_what_the_stock_model_costs(
 @pytest.mark.parametrize("batch_size", [8, 32])
 @pytest.mark.parametrize("order", AT_LEAST)
 def test_regrouped_rows_are_as_fast_as_layers_allow(
-    benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, rows_of: RowsOf, batch_size: int, order: str
+    benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, batch_size: int, order: str
 ) -> None:
     """Rows in the order of the data also gain from batches of similar length, which those in step do not have.
 
