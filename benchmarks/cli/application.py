@@ -168,7 +168,7 @@ def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> 
     """Turn ``key=value`` pairs into parameters; values are read as YAML. Raises UserError for anything else."""
     import yaml
 
-    from benchmarks.yaml_files import read_yaml
+    from benchmarks.specs.schema import read_yaml
 
     parameters = {}
     for pair in values or []:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands.train import StageProgress
-from benchmarks.tasks.data_files import FORMATS, Columns, find_columns, labelled_rows, read_table, texts_of
+from benchmarks.tasks.data_files import Columns, find_columns, labelled_rows, read_table, texts_of
 from benchmarks.tasks.loader import load_classification_task
+from benchmarks.tasks.specs import TABLES
 from benchmarks.terminal import filled_table, print_line
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.pretrained import read_config
@@ -41,7 +42,7 @@ from consistentee.progress import listening
 
 def is_file(data: str) -> bool:
     """Return whether DATA is a table, and not the name or the YAML of a task."""
-    return Path(data).suffix.lower() in FORMATS or data == "-"
+    return Path(data).suffix.lower() in TABLES or data == "-"
 
 
 def rows_of(

@@ -20,10 +20,10 @@ from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
 from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words
 from benchmarks.specs.base import BaseCellSpec
+from benchmarks.specs.schema import validation_sentence
 from benchmarks.specs.suites import expand
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table, print_line
-from benchmarks.yaml_files import validation_sentence
 from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.extras import check_extra

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.kinds.kind import CellRows, Kind
-from benchmarks.specs.base import Regrouped, TimingSpec
-from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite
+from benchmarks.specs.base import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped, TimingSpec
 from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_text_task
 from consistentee.backbones.catalog import resolve_decoder

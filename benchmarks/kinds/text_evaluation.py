@@ -22,7 +22,7 @@ from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.flops import DecodingFlops
 from benchmarks.measure.knobs import ROUNDING, around_budgets
 from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
-from benchmarks.specs.generation import GenerationCellSpec
+from benchmarks.specs.base import GenerationCellSpec
 from benchmarks.store.records import GenerationRecord
 from consistentee.data.metrics import rouge, token_match
 from consistentee.data.tasks import PromptSplit, TextTask

@@ -1,13 +1,11 @@
-"""Count floating point operations with torch's counter: of a call, of a rule's exits, of classification and decoding.
+"""Count floating point operations with torch's counter, which sees matrix products; a multiply-add is two operations.
 
-A multiply-add is two operations; only matrix products count. Attention is not fused while it is counted, because
-torch's counter does not see fused attention on a CPU. Each layer and exit is counted once, times the calls.
+Attention is not fused while it is counted, because the counter does not see fused attention on a CPU. Each layer and
+exit is counted once, times the calls; padding is not counted.
 
-Classification is counted row by row: the cost of a layer is a polynomial of the row's tokens, ``a + b*n + c*n^2``. If
-tokens exit by themselves, a layer costs its live tokens, and keys and values of all. Padding is not counted.
-
-Decoding is counted token by token: a layer costs a token a constant and a part for every attended column. The count
-includes the reads of a rule, the LM head and later keys and values of skipped layers, but no padding.
+Classification is counted row by row: a layer costs a polynomial of the row's tokens, ``a + b*n + c*n^2``. If tokens
+exit by themselves, it costs its live tokens, and keys and values of all. Decoding is counted token by token: a layer
+costs a constant and a part for every attended column. Later keys and values of skipped layers are included.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +32,9 @@ from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State, ask, start_rule
 from consistentee.rules.view import LayerView
 from consistentee.traces.token_view import TokenView
-from consistentee.traces.walk import walk
 
 Result = TypeVar("Result")
 View = TypeVar("View", bound=LayerView)
@@ -86,33 +83,32 @@ def count_exits(
         past: the history before the first layer [1, 0, width], or None if it is not read.
         answer: computes the answer of a row that exits at a view's layer.
     """
-    counted = _CountedRule(rule, keeps_history=past is not None)
-    steps = walk(counted, _views(layers, view_at, past))
-    answering = {view.layer: count_operations(partial(answer, view))[0] for view, _ in steps}
-    return ExitCost(dict.fromkeys(layers, 0) | counted.reading, answering)
-
-
-def _views(layers: Sequence[int], view_at: Callable[[int, Tensor | None], View], past: Tensor | None) -> Iterator[View]:
+    cost = ExitCost({}, {})
+    state: State = {}
     for layer in layers:
         view = view_at(layer, past)
-        yield view
-        past = None if past is None else view.history
+        if layer == layers[0]:
+            state = start_rule(rule, view.rows, view.num_layers, view.device)
+        cost.reading[layer] = 0
+        if layer < view.num_layers:
+            cost.reading[layer], _ = count_operations(partial(ask, rule, view, state))
+            if past is not None:
+                kept, past = count_operations(partial(getattr, view, "history"))
+                cost.reading[layer] += kept
+        cost.answering[layer], _ = count_operations(partial(answer, view))
+    return cost
 
 
-class _CountedRule(NeverExit):
-    def __init__(self, rule: ExitRule, *, keeps_history: bool) -> None:
-        self.rule = rule
-        self.keeps_history = keeps_history
-        self.reading: dict[int, int] = {}
-
-    def start(self, rows: int, num_layers: int) -> State:
-        return self.rule.start(rows, num_layers)
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        asked, _ = count_operations(partial(self.rule.should_exit, view, state))
-        kept = count_operations(partial(getattr, view, "history"))[0] if self.keeps_history else 0
-        self.reading[view.layer] = asked + kept
-        return super().should_exit(view, state)
+def fit_exactly(terms: ArrayLike, counted: Sequence[int]) -> list[int]:
+    """Fit whole coefficients of terms [counts, K] to counts. Raises ValueError if some count is not their sum."""
+    found = np.linalg.lstsq(np.asarray(terms, dtype=float), np.asarray(counted, dtype=float))[0].round()
+    coefficients = found.astype(np.int64)
+    if (np.asarray(terms) @ coefficients).tolist() != list(counted):
+        raise ValueError(
+            f"operations {list(counted)} do not follow from the numbers of tokens; a layer, and what a rule reads of "
+            "it, must cost every row of the same length the same"
+        )
+    return coefficients.tolist()
 
 
 # ---------------------------------------------------------------------------------------------- classification
@@ -140,15 +136,7 @@ class RowCost:
     @classmethod
     def fit(cls, counted: Sequence[int], points: Sequence[tuple[int, int]] = ALL_LIVE) -> "RowCost":
         """Fit the cost to the counts at some n and m. Raises ValueError if they do not lie on it."""
-        n, m = np.transpose(points)
-        terms = np.stack([np.ones_like(n), m, n * m, n - m], axis=1).astype(float)
-        cost = cls(*(round(part) for part in np.linalg.lstsq(terms, np.asarray(counted, dtype=float))[0]))
-        if cost(n, m).tolist() != list(counted):
-            raise ValueError(
-                f"operations {counted} at tokens and live ones {points} are not quadratic in the tokens; "
-                "a layer, and what a rule reads of it, must cost every row of the same length the same"
-            )
-        return cost
+        return cls(*fit_exactly([(1, m, n * m, n - m) for n, m in points], counted))
 
     def __call__(self, tokens: ArrayLike, live: ArrayLike | None = None) -> NDArray[np.int64]:
         """Count rows with these numbers of tokens and of live tokens (None: all); 0 without live tokens."""
@@ -215,9 +203,11 @@ class FlopModel:
     def rule_cost(self, rule: ExitRule) -> list[tuple[RowCost, RowCost]]:
         """Count at every layer what a rule reads, with what is kept for later layers, and the answer."""
         costs = [self._exit_cost(rule, layers) for layers in self._all_live]
-        reading, answering = [cost.reading for cost in costs], [cost.answering for cost in costs]
         return [
-            (RowCost.fit([counts[layer] for counts in reading]), RowCost.fit([counts[layer] for counts in answering]))
+            (
+                RowCost.fit([cost.reading[layer] for cost in costs]),
+                RowCost.fit([cost.answering[layer] for cost in costs]),
+            )
             for layer in self._numbers
         ]
 
@@ -266,16 +256,6 @@ class TokenCost:
     constant: int
     a_column: int
 
-    @classmethod
-    def fit(cls, counted: Sequence[int]) -> "TokenCost":
-        """Fit a line to the counts at :data:`_COLUMN_COUNTS`. Raises ValueError if the last is not on it."""
-        first, second, last = _COLUMN_COUNTS
-        a_column = (counted[1] - counted[0]) // (second - first)
-        cost = cls(counted[0] - a_column * first, a_column)
-        if cost.constant + cost.a_column * last != counted[2]:
-            raise ValueError(f"operations {list(counted)} with {_COLUMN_COUNTS} columns do not lie on a line")
-        return cost
-
     def __call__(self, tokens: int, columns: int) -> int:
         return self.constant * tokens + self.a_column * columns
 
@@ -304,7 +284,7 @@ class DecodingFlops:
             self.filling: list[int] = []
             for layer in range(1, model.num_layers + 1):
                 counted = [self._count_layer(layer, position, rotation, n) for n in _COLUMN_COUNTS]
-                self.layers.append(TokenCost.fit(counted))
+                self.layers.append(TokenCost(*fit_exactly([(1, n) for n in _COLUMN_COUNTS], counted)))
                 fill = partial(model.stepper.keys_values, [layer], self._hidden, rotation)
                 self.filling.append(count_operations(fill)[0])
             self.head, _ = count_operations(partial(model.logits, model.num_layers, self._hidden[:, 0]))

@@ -1,20 +1,15 @@
-"""The storage of times, by kind of processor, and the fixtures of the micro benchmarks: models, rows, rounds."""
+"""The storage of times, by kind of processor, and the models of the micro benchmarks."""
 
 import gc
 import re
-from collections.abc import Callable
-from statistics import median
 
-import cpuinfo
+import cpuinfo  # type: ignore[import-untyped]
 import pytest
 import torch
-from numpy.random import default_rng
 from pytest_benchmark.utils import get_machine_id
 
 from benchmarks.measure.environment import describe_environment
 from benchmarks.testing.tiny import DECODER_FAMILIES, FAMILIES, TinyDecoders, TinyModels
-from consistentee.data.encoding import Encoding
-from consistentee.engine.transcript import clock
 from consistentee.errors import UserError
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -56,7 +51,7 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def encoder(request, tmp_path_factory) -> MultiExitModel:
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MultiExitModel:
     """Load the encoder that a test names, a tiny one of a family or a real one, with untrained exits."""
     if request.param in FAMILIES:
         model = TinyModels(tmp_path_factory.mktemp("backbones")).model(request.param)
@@ -66,7 +61,7 @@ def encoder(request, tmp_path_factory) -> MultiExitModel:
 
 
 @pytest.fixture(scope="session")
-def decoder(request, tmp_path_factory) -> MultiExitDecoder:
+def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MultiExitDecoder:
     """Load the decoder that a test names, with untrained exits and no token that ends a text."""
     if request.param in DECODER_FAMILIES:
         return TinyDecoders(tmp_path_factory.mktemp("decoders")).model(request.param).to(chosen_device()).eval()
@@ -76,54 +71,3 @@ def decoder(request, tmp_path_factory) -> MultiExitDecoder:
         pytest.skip(str(error))
     model.backbone.generation_config.eos_token_id = model.stepper.vocabulary
     return model
-
-
-@pytest.fixture(scope="session")
-def rows_of() -> Callable[[MultiExitModel, int], list[Encoding]]:
-    """Return a function: (encoder, count) -> rows of 4 to 32 random tokens, which take as long as real ones."""
-
-    def draw(model: MultiExitModel, count: int) -> list[Encoding]:
-        numbers, has_types = default_rng(0), "token_type_ids" in model.tokenizer.model_input_names
-        lengths = numbers.integers(4, 33, count).tolist()
-        tokens = [numbers.integers(4, len(model.tokenizer), length).tolist() for length in lengths]
-        return [Encoding(row, [0] * len(row) if has_types else None) for row in tokens]
-
-    return draw
-
-
-@pytest.fixture
-def in_rounds(benchmark) -> Callable[..., list[list[float]]]:
-    """Return a function that times a call by pytest-benchmark, and others before it in every round.
-
-    Every call returns its seconds; of a call that returns nothing, they are measured. A first round is not counted.
-    The function returns the seconds of the others and, last, of the call: [calls][rounds].
-    """
-
-    def timed(call: Callable[[], float | None]) -> float:
-        start = clock(chosen_device())
-        found = call()
-        return clock(chosen_device()) - start if found is None else found
-
-    def run(call: Callable[[], float | None], *others: Callable[[], float | None], rounds: int = 7):
-        taken: list[list[float]] = []
-        benchmark.pedantic(
-            lambda: taken[-1].append(timed(call)),
-            setup=lambda: taken.append([timed(other) for other in others]),
-            rounds=rounds,
-            warmup_rounds=1,
-        )
-        return [list(seconds) for seconds in zip(*taken[1:], strict=True)]
-
-    return run
-
-
-@pytest.fixture
-def report_ratio(benchmark) -> Callable[..., None]:
-    """Return a function that prints and keeps the median of ratios within rounds, and checks its bounds, if any."""
-
-    def report(name: str, ratios: list[float], at_least: float = 0, at_most: float = float("inf")) -> None:
-        ratio = benchmark.extra_info[name] = median(ratios)
-        print(f"\n{name}: {ratio:.3f} (wanted: {at_least} to {at_most})")
-        assert at_least <= ratio <= at_most
-
-    return report

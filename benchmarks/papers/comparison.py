@@ -17,11 +17,10 @@ from benchmarks.analysis.frames import FULL, Results, load_results
 from benchmarks.analysis.promises import chosen_knobs
 from benchmarks.analysis.rendering import MISSING, Column, Table, formatted, over_or_under, to_csv
 from benchmarks.specs.base import short_name
-from benchmarks.specs.schema import Strict
+from benchmarks.specs.schema import Strict, load_named, yaml_files
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.records import AnyRecord
 from benchmarks.store.results_folder import kind_of_results
-from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
 

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, own_name
-from benchmarks.specs.generation import GenerationSuite
-from benchmarks.yaml_files import load_named, yaml_files
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, GenerationSuite, MethodEntry, SuiteSpec, own_name
+from benchmarks.specs.schema import load_named, yaml_files
 from consistentee.arguments import Texts, checked
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
+from consistentee.methods.method import available_methods
 
 SUITES_DIR = Path(__file__).parents[1] / "suites"
 _WITH_PATHS = ("tasks", "task_overrides", "backbones", "methods")
-_METHOD_GROUPS: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
 
 
 @checked
@@ -85,9 +83,10 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
             if (label := found[0].label) != name and label in {*registered, *(entry.label for entry in suite.methods)}:
                 raise UserError(f"{name} is called {label!r}, as another method is; change its `name`")
         if not found:
-            for kind, group in _METHOD_GROUPS.items():
-                if kind != suite.kind and name in available_methods(group):
-                    raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
+            other = SuiteSpec if suite.kind == "generation" else GenerationSuite
+            if name in available_methods(other.method_group):
+                kind = other.cell_class.kind
+                raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
             raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
         chosen += [entry for entry in found if entry not in chosen]
     return chosen

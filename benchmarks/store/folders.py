@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.specs.base import BaseCellSpec, folder_name
+from benchmarks.specs.schema import validation_sentence
 from benchmarks.store.hashes import file_fault, unsealed, write_json
 from benchmarks.store.keys import stale_reason
 from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, KeyParts, TimingRecord
-from benchmarks.yaml_files import validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, set_aside
 

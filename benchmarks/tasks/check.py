@@ -1,10 +1,11 @@
 """Check a task: read every row, show sizes, labels and lengths, and list what would spoil its scores."""
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Group
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from benchmarks.tasks.loader import load_task
 from benchmarks.terminal import filled_table, plain_text
+from consistentee.backbones.catalog import resolve, resolve_decoder
+from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.tasks import PromptSplit, Split, TaskData, Text, TextTask
 from consistentee.training.recipe import RecipeSettings
 
@@ -22,9 +25,6 @@ ONE_SIDED = 0.9
 FEW_ROWS = 100
 TRUNCATION_WARNING = 0.05
 """From this share of texts that are cut, the user is warned."""
-
-AnyTask = TaskData | TextTask
-Measure = Callable[[Sequence[Text]], list[int]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TaskReport:
             answers are texts.
     """
 
-    task: AnyTask
+    task: TaskData | TextTask
     unit: str
     rows: pd.DataFrame
     errors: list[str] = field(default_factory=list)
@@ -45,10 +45,7 @@ class TaskReport:
 
     @property
     def limits(self) -> list[tuple[str, str, int, str]]:
-        """Each length: what it is of, its column, its limit in tokens, and what happens beyond.
-
-        A word is at least one token: the limits hold for words too.
-        """
+        """Each length: what it is of, its column, its limit in tokens (or words, which are no shorter), the effect."""
         if isinstance(self.task, TaskData):
             cut = "give the recipe a larger max_length, or they are cut"
             return [("rows", "length", RecipeSettings().max_length, cut)]
@@ -66,8 +63,10 @@ def check_task(name: str, data_dir: Path | None = None, backbone: str | None = N
     (a faulty row is named by file and line), and if there is no such backbone.
     """
     task = load_task(name, data_dir)
-    measure = _count_words if backbone is None else _token_counter(task, backbone)
-    rows = pd.concat([_rows_of(split, measure) for split in (task.train, task.validation, task.test)])
+    tokenizer = None
+    if backbone is not None:
+        tokenizer = read_tokenizer(resolve_decoder(backbone) if isinstance(task, TextTask) else resolve(backbone).path)
+    rows = pd.concat([_rows_of(split, tokenizer) for split in (task.train, task.validation, task.test)])
     report = TaskReport(task, "words" if backbone is None else f"tokens of {backbone}", rows)
     for what, column, limit, consequence in report.limits:
         shares = (rows[column] > limit).groupby(rows["split"], sort=False).mean()
@@ -94,24 +93,20 @@ def _parts(text: Text) -> tuple[str, ...]:
     return text if isinstance(text, tuple) else (text,)
 
 
-def _count_words(texts: Sequence[Text]) -> list[int]:
-    return [sum(len(part.split()) for part in _parts(text)) for text in texts]
+def _lengths(texts: Sequence[Text], tokenizer: Any) -> list[int]:
+    if tokenizer is None:
+        return [sum(len(part.split()) for part in _parts(text)) for text in texts]
+    return [len(tokenizer(*_parts(text)).input_ids) for text in texts]
 
 
-def _token_counter(task: AnyTask, backbone: str) -> Measure:
-    from consistentee.backbones.catalog import resolve, resolve_decoder
-    from consistentee.backbones.pretrained import read_tokenizer
-
-    tokenizer = read_tokenizer(resolve_decoder(backbone) if isinstance(task, TextTask) else resolve(backbone).path)
-    return lambda texts: [len(tokenizer(*_parts(text)).input_ids) for text in texts]
-
-
-def _rows_of(split: Split | PromptSplit, measure: Measure) -> pd.DataFrame:
+def _rows_of(split: Split | PromptSplit, tokenizer: Any) -> pd.DataFrame:
     texts = split.texts if isinstance(split, Split) else split.prompts
-    rows = pd.DataFrame({"split": split.name, "text": list(map(normalised, texts)), "length": measure(texts)})
+    lengths = _lengths(texts, tokenizer)
+    rows = pd.DataFrame({"split": split.name, "text": list(map(normalised, texts)), "length": lengths})
     if isinstance(split, Split):
         return rows.assign(answer=split.labels)
-    return rows.assign(answer=list(map(normalised, split.references)), response_length=measure(split.references))
+    responses = {"answer": list(map(normalised, split.references))}
+    return rows.assign(**responses, response_length=_lengths(split.references, tokenizer))
 
 
 def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
@@ -155,10 +150,11 @@ def report_tables(report: TaskReport) -> Group:
     lines = [plain_text(f"warning: {line}.", style="yellow", longest=2_000) for line in report.warnings]
     lines += [plain_text(f"error: {line}.", style="red", longest=2_000) for line in report.errors]
     verdict = f"{len(report.errors)} errors, {len(report.warnings)} warnings" if lines else "nothing is wrong"
-    return Group(*_tables(report.task, report), *lines, plain_text(f"{report.task.name}: {verdict}"))
+    return Group(*_tables(report), *lines, plain_text(f"{report.task.name}: {verdict}"))
 
 
-def _tables(task: AnyTask, report: TaskReport) -> Iterator[Table]:
+def _tables(report: TaskReport) -> Iterator[Table]:
+    task = report.task
     title = f"{task.name}, version {task.version}, scored by {', '.join(task.metrics)}"
     by_split = report.rows.groupby("split", sort=False)
     for what, column, limit, _ in report.limits:

@@ -14,8 +14,6 @@ from consistentee.data.tasks import Split, Text
 from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
 from consistentee.extras import check_extra
 
-FORMATS = TABLES
-STANDARD_INPUT = "-"
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "gold")
 _TEXTS = ("text", "sentence", "review", "document", "content", "body", "title", "utterance", "query", "question")
 _PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"))
@@ -35,14 +33,16 @@ class Columns:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table, with every cell as text; ``-`` is CSV from standard input. Raises UserError that names the file."""
-    if str(path) != STANDARD_INPUT and not path.is_file():
+    piped = str(path) == "-"
+    suffix = ".csv" if piped else path.suffix.lower()
+    if not (piped or path.is_file()):
         raise UserError(f"no such file: {path}")
-    if str(path) != STANDARD_INPUT and path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: a table is one of {', '.join(FORMATS)}")
-    if path.suffix.lower() == ".parquet":
+    if suffix not in TABLES:
+        raise UserError(f"{path}: a table is one of {', '.join(TABLES)}")
+    if suffix == ".parquet":
         check_extra("bench", str(path))
     try:
-        table = _parse(sys.stdin.buffer, ".csv") if str(path) == STANDARD_INPUT else _parse(path, path.suffix.lower())
+        table = _parse(sys.stdin.buffer if piped else path, suffix)
     except Exception as error:  # pandas and pyarrow have no common exception for damaged files
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     if table.empty:

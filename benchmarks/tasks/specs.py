@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from benchmarks.specs.schema import Strict
 from consistentee.data.tasks import Keep, Prompt, Text
@@ -23,6 +23,9 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 _BODY = "\0body\0"
 """Marks the place of a prompt's body while the other fields are filled in."""
+
+OneOrSeveral = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+"""A list of one item may be written as the item."""
 
 Column = str | Annotated[int, Field(ge=1)]
 """A column by its name, or by its place (the first is 1) where the file has no header."""
@@ -131,7 +134,7 @@ class FileLayout(RowColumns):
     @property
     def quoted(self) -> bool:
         """Whether cells may be in quotes, with tabs, commas and newlines inside."""
-        return (self.quoting or ("csv" if self.format == "csv" else "none")) == "csv"
+        return self.quoting == "csv" or (self.quoting is None and self.format == "csv")
 
     @property
     def is_text_table(self) -> bool:
@@ -211,19 +214,15 @@ class BaseTaskSpec(Strict):
 class Columns(RowColumns):
     """Where a row keeps its text (one column, or two for a pair) and its label."""
 
-    text: Column | Annotated[list[Column], Field(min_length=2, max_length=2)]
+    text: Annotated[list[Column], Field(min_length=1, max_length=2), OneOrSeveral]
     label: Column
 
     @property
-    def text_columns(self) -> list[Column]:
-        return self.text if isinstance(self.text, list) else [self.text]
-
-    @property
     def columns(self) -> list[Column]:
-        return [*self.text_columns, self.label]
+        return [*self.text, self.label]
 
     def row(self, place: str, cells: Mapping[Any, Any]) -> Row:
-        texts = [filled_cell(place, cells, column, "empty text") for column in self.text_columns]
+        texts = [filled_cell(place, cells, column, "empty text") for column in self.text]
         label = filled_cell(place, cells, self.label, "missing label").strip()
         return Row(place, texts[0] if len(texts) == 1 else (texts[0], texts[1]), label)
 
@@ -323,7 +322,9 @@ class TextTaskSpec(BaseTaskSpec):
 
     kind: Literal["text"]
     metrics: list[TextMetricName] = Field(min_length=1)
-    template: str | list[str] = Field(description="of a list, a row gets the first one whose fields it has all")
+    template: Annotated[
+        list[str], Field(min_length=1, description="a row gets the first one whose fields it has all"), OneOrSeveral
+    ]
     cut_field: str | None = Field(None, description="what is cut of a long prompt; by default its last field")
     keep: Keep = "start"
     separator: str = Field(" ", description="what stands between a prompt and its response")
@@ -334,17 +335,11 @@ class TextTaskSpec(BaseTaskSpec):
     hub: TextHub | None = None
 
     @property
-    def template_texts(self) -> list[str]:
-        return [self.template] if isinstance(self.template, str) else self.template
-
-    @property
     def templates(self) -> list[Template]:
-        return [Template(text) for text in self.template_texts]
+        return [Template(text) for text in self.template]
 
     @model_validator(mode="after")
     def _fields_and_responses_agree(self) -> "TextTaskSpec":
-        if not self.template:
-            raise ValueError("give at least one template")
         used = {field for template in self.templates for field in template.fields}
         if self.cut_field is not None and self.cut_field not in used:
             raise ValueError(f"no template has the cut_field {self.cut_field}")

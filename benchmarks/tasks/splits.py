@@ -112,7 +112,7 @@ def build_text_task(spec: TextTaskSpec, rows: Mapping[str, Sequence[TextRow]]) -
         version=spec.version,
         **splits,
         metrics=tuple(spec.metrics),
-        template=BETWEEN_TEMPLATES.join(spec.template_texts),
+        template=BETWEEN_TEMPLATES.join(spec.template),
         max_prompt_tokens=spec.max_prompt_tokens,
         max_new_tokens=spec.max_new_tokens,
         keep=spec.keep,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -28,7 +29,6 @@ from benchmarks.testing.cases import (
     texts_of,
 )
 from benchmarks.testing.report import (
-    COUNTS_FROM_0,
     FIT_SECTION,
     KNOB_SECTION,
     STATE_SECTION,
@@ -38,7 +38,7 @@ from benchmarks.testing.report import (
     state_breaks,
 )
 from benchmarks.testing.tiny import make_task
-from benchmarks.testing.watching import WatchedRule, attributes_of, modules_of_later_layers
+from benchmarks.testing.watching import attributes_of
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
@@ -46,6 +46,7 @@ from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_methods import DraftingMethod, TokenMethod
 
 _CLOSE = 1e-4
+_COUNTS_FROM_0 = "the rule or its knob counts layers from 0"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,15 @@ class Check:
 
 def never_exit_is_the_stock_model(case: AnyCase) -> None:
     """1: with a rule that never exits, logits or greedy tokens equal the stock model's."""
-    if isinstance(case, TokenCase):
-        _check_backbone_is_frozen(case)
+    if isinstance(case, TokenCase) and (
+        case.model.backbone_fingerprint() != case.models.model(case.family).backbone_fingerprint()
+    ):
+        raise BrokenContractError(
+            "fit() changes the backbone, which the recipe wants frozen",
+            "recipe.trains is 'exits'",
+            "train_exits() sees to that; what you train yourself must begin with exit_adapters. or exit_heads.",
+            FIT_SECTION,
+        )
     for where, stock, ours in case.at_full_depth():
         for place, pair in enumerate(zip(stock, ours, strict=True), start=1):
             if not _alike(*pair, within=1e-5):
@@ -76,16 +84,6 @@ def never_exit_is_the_stock_model(case: AnyCase) -> None:
                     "Nothing may come between the layers, or before the last classifier or LM head",
                     FIT_SECTION,
                 )
-
-
-def _check_backbone_is_frozen(case: TokenCase) -> None:
-    if case.model.backbone_fingerprint() != case.models.model(case.family).backbone_fingerprint():
-        raise BrokenContractError(
-            "fit() changes the backbone, which the recipe wants frozen",
-            "recipe.trains is 'exits'",
-            "train_exits() sees to that; what you train yourself must begin with exit_adapters. or exit_heads.",
-            FIT_SECTION,
-        )
 
 
 def _alike(first: Tensor, second: Tensor, within: float = _CLOSE) -> bool:
@@ -115,10 +113,9 @@ def a_rows_result_is_its_own(case: AnyCase) -> None:
 
 def _check_same_row(case: AnyCase, knob: float, name: str, where: str, rows: tuple[Row, Row]) -> None:
     one, other = rows
-    if (place := _first_difference(one.layers, other.layers)) is not None:
-        row = f"token {place + 1} of {name}" if isinstance(case, TokenCase) else name
-        layers = [_layer_at(each.layers, place) for each in rows]
-        raise why_exits_differ(case, knob) or _looks_at_neighbours(row, layers, f"{where} (knob {knob:g})")
+    if differ := _first_difference(one.layers, other.layers):
+        row = f"token {differ.place} of {name}" if isinstance(case, TokenCase) else name
+        raise why_exits_differ(case, knob) or _looks_at_neighbours(row, differ, f"{where} (knob {knob:g})")
     if not _alike(one.answers, other.answers):
         raise BrokenContractError(
             f"the answer to a {case.text} depends on its neighbours at the same exit layers",
@@ -145,41 +142,41 @@ def why_exits_differ(case: AnyCase, knob: float) -> BrokenContractError | None:
             STATE_SECTION,
         )
     alone = torch.cat([case.replayed(knob, one) for one in singles]).tolist()
-    if (row := _first_difference(alone, together)) is not None:
-        layers = [alone[row], together[row]]
-        return _looks_at_neighbours(f"{case.row} {row + 1}", layers, f"among other rows (knob {knob:g})")
-    if (row := _first_difference(live_alone, live_together)) is not None:
+    if differ := _first_difference(alone, together):
+        return _looks_at_neighbours(f"{case.row} {differ.place}", differ, f"among other rows (knob {knob:g})")
+    if differ := _first_difference(live_alone, live_together):
         return state_breaks(
-            f"{case.row} {row + 1} exits at layer {_layer_at(live_alone, row)} alone but at layer "
-            f"{_layer_at(live_together, row)} once other rows have left (knob {knob:g})"
+            f"{case.row} {differ.place} exits at layer {differ.first} alone but at layer {differ.second} once other "
+            f"rows have left (knob {knob:g})"
         )
-    if (row := _first_difference(live_alone, alone)) is not None:
+    if differ := _first_difference(live_alone, alone):
         return BrokenContractError(
             "the rule reads something that a trace does not hold as it is live",
-            f"{case.row} {row + 1} exits at layer {alone[row]} in a replay but at {live_alone[row]} live "
+            f"{case.row} {differ.place} exits at layer {differ.second} in a replay but at {differ.first} live "
             f"(knob {knob:g})",
         )
     return None
 
 
-def _looks_at_neighbours(row: str, layers: Sequence[object], where: str) -> BrokenContractError:
+class _Difference(NamedTuple):
+    place: int
+    first: object
+    second: object
+
+
+def _first_difference(first: Sequence[object], second: Sequence[object]) -> _Difference | None:
+    """Return the first place, from 1, where two sequences differ, and their items there."""
+    pairs = enumerate(zip_longest(first, second, fillvalue="none: the text has ended"), start=1)
+    return next((_Difference(place, *pair) for place, pair in pairs if pair[0] != pair[1]), None)
+
+
+def _looks_at_neighbours(row: str, layers: _Difference, where: str) -> BrokenContractError:
     """Return the error for a row whose exit layer, alone and together with others, depends on these."""
     return BrokenContractError(
         "the rule looks at its batch neighbours",
-        f"{row} exits at layer {layers[0]} alone but at layer {layers[1]} {where}",
+        f"{row} exits at layer {layers.first} alone but at layer {layers.second} {where}",
         "Decide each row from that row alone: reduce over the last dimension, not the first, and leave padding out",
     )
-
-
-def _first_difference(first: Sequence[Any], second: Sequence[Any]) -> int | None:
-    """Return the first place where two sequences differ, or None; the shorter one differs where it ends."""
-    shared = min(len(first), len(second))
-    places = (place for place in range(shared) if first[place] != second[place])
-    return next(places, shared if len(first) != len(second) else None)
-
-
-def _layer_at(layers: Sequence[int], row: int) -> str:
-    return str(layers[row]) if row < len(layers) else "none: the text has ended"
 
 
 def layers_counted_are_layers_run(case: AnyCase) -> None:
@@ -194,16 +191,6 @@ def layers_counted_are_layers_run(case: AnyCase) -> None:
                 )
 
 
-def layers_count_from_one(case: AnyCase) -> None:
-    """At layer t, counted from 1, a rule uses no classifier, pooler, exit adapter or head of a later layer."""
-    watched = WatchedRule(case.rule(case.knobs[-1]))
-    with modules_of_later_layers(case.model, watched) as later:
-        case.decided(case.knobs[-1], watched)
-    if later:
-        advice = "Layers count from 1, lists from 0: what belongs to view.layer stands at view.layer - 1"
-        raise BrokenContractError(COUNTS_FROM_0, later[0], advice)
-
-
 def knob_is_ordered(case: AnyCase) -> None:
     """5: exits lie in 1..L; a stricter knob never exits earlier; the ends are the first exit and full depth.
 
@@ -216,7 +203,7 @@ def knob_is_ordered(case: AnyCase) -> None:
         return
     if not exits[-1].eq(layers).all():
         raise BrokenContractError(
-            f"the last value of the knob must give full depth; perhaps {COUNTS_FROM_0}",
+            f"the last value of the knob must give full depth; perhaps {_COUNTS_FROM_0}",
             f"with {values[-1]:g}, {case.row}s exit at layer {exits[-1].min()} of {layers}",
             f"Layers count from 1, and the last one is num_layers, here {layers}",
             KNOB_SECTION,
@@ -255,7 +242,7 @@ def _check_first_exit(case: AnyCase, exits: Tensor, knob: float) -> None:
     if exits.max() > first:
         raise BrokenContractError(
             f"the first value of the knob must let every {case.row} of a rule without state exit at the first exit; "
-            f"perhaps {COUNTS_FROM_0}",
+            f"perhaps {_COUNTS_FROM_0}",
             f"with {knob:g}, {case.row} {int(exits.argmax()) + 1} exits at layer {exits.max()}, and the first exit is "
             f"at layer {first}",
             f"Layers count from 1, and the first question is asked at view.layer == {first}",
@@ -330,8 +317,8 @@ def generate_keeps_to_the_texts(case: TokenCase) -> None:
         written = _generated(case, case.texts, knob)
         alone = [_generated(case, [text], knob).tokens[0].tolist() for text in case.texts[:FEW]]
         together = [tokens.tolist() for tokens in written.tokens]
-        if (place := _first_difference(together[:FEW], alone)) is not None:
-            example = f"prompt {place + 1} goes on with other tokens alone than among others (knob {knob:g})"
+        if differ := _first_difference(together[:FEW], alone):
+            example = f"prompt {differ.place} goes on with other tokens alone than among others (knob {knob:g})"
             raise _wrong_texts("generate() lets a text depend on its neighbours", example)
         if any(len(row.answers) != len(row.layers) for row in texts_of(written)):
             raise _wrong_texts("generate() must give every new token an exit layer")
@@ -339,9 +326,9 @@ def generate_keeps_to_the_texts(case: TokenCase) -> None:
             fault = "generate() drafts and verifies, and the method does not say so"
             example = f"a replay would not know the layers that it calls (knob {knob:g})"
             raise _wrong_texts(fault, example, "Set drafts: ClassVar[bool] = True in the class")
-    if (place := _first_difference([tokens.tolist() for tokens in case.stock], together)) is not None:
+    if differ := _first_difference([tokens.tolist() for tokens in case.stock], together):
         fault = "at the last value of the knob, generate() must write the stock model's text"
-        raise _wrong_texts(fault, f"prompt {place + 1} goes on with other tokens (knob {case.knobs[-1]:g})")
+        raise _wrong_texts(fault, f"prompt {differ.place} goes on with other tokens (knob {case.knobs[-1]:g})")
 
 
 _wrong_texts = partial(BrokenContractError, section=TOKEN_SECTION)
@@ -431,7 +418,6 @@ CHECKS = (
     Check("replay = reality", replay_is_reality),
     Check("a row's result is its own", a_rows_result_is_its_own),
     Check("layers counted = layers run", layers_counted_are_layers_run),
-    Check("layers count from 1", layers_count_from_one),
     Check("the knob is ordered", knob_is_ordered, live=False),
     Check("knobs out of range are refused", knobs_out_of_range_are_refused, live=False, every_family=False),
     Check("same seed, same numbers", same_seed_same_numbers, live=False, every_family=False),

@@ -17,8 +17,7 @@ from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.kinds.text_evaluation import drafted_knobs, read_references, replay_knobs
 from benchmarks.measure.clock import stock_times
 from benchmarks.measure.text_scores import record_references, reference_losses
-from benchmarks.specs.base import Regrouped
-from benchmarks.specs.generation import DecodingTimingSpec
+from benchmarks.specs.base import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.testing.tiny import random_prompts
 from consistentee.data.tasks import PromptSplit

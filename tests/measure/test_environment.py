@@ -33,6 +33,7 @@ def test_changes_count_where_they_are_code(tmp_path, monkeypatch):
         identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
+    monkeypatch.setattr(environment, "REPOSITORY", tmp_path)
     for folder in ("consistentee", "baselines", "benchmarks", "results"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_text("before")
@@ -40,9 +41,6 @@ def test_changes_count_where_they_are_code(tmp_path, monkeypatch):
     git("init")
     git("add", ".")
     git("commit", "-m", "all")
-    monkeypatch.setattr(environment, "REPOSITORY", tmp_path)
-    assert describe_environment()["uncommitted_changes"] is False
-    (tmp_path / "results" / "file").write_text("after")
-    assert describe_environment()["uncommitted_changes"] is False
-    (tmp_path / "baselines" / "file").write_text("after")
-    assert describe_environment()["uncommitted_changes"] is True
+    for folder, counts in (("results", False), ("baselines", True)):
+        (tmp_path / folder / "file").write_text("after")
+        assert describe_environment()["uncommitted_changes"] is counts

@@ -1,14 +1,11 @@
 """The clock: rounds are interleaved, batches are kept, and the arithmetic is right."""
 
 import gc
-import itertools
 from collections.abc import Sequence
 
 import pytest
-import torch
 
-from benchmarks.measure import clock as measure
-from benchmarks.measure.clock import time_contenders, timed
+from benchmarks.measure.clock import time_contenders
 from benchmarks.specs.base import TimingSpec
 
 ROWS = list(range(5))
@@ -49,12 +46,6 @@ def test_a_contender_may_have_few_batch_sizes_and_every_size_few_batches():
     a_round = [("a", [0]), ("a", [1]), ("a", [0, 1]), ("a", [2, 3]), ("b", [0, 1]), ("b", [2, 3])]
     assert [(name, rows) for name, rows, _ in calls[:6]] == a_round
     assert taken == [{1: [[1, 1]] * 3, 2: [[2, 2]] * 3}, {2: [[2, 2]] * 3}]
-
-
-def test_seconds_are_those_of_the_clock(monkeypatch):
-    clock = itertools.count(0, 0.5)  # every look at the clock is half a second later
-    monkeypatch.setattr(measure, "clock", lambda device: next(clock))
-    assert timed(len, ROWS, torch.device("cpu")) == (0.5, 5)
 
 
 def test_garbage_collection_comes_back_after_an_error():

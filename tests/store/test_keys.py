@@ -14,8 +14,7 @@ from pydantic import TypeAdapter
 from records_by_hand import cell_spec
 
 from benchmarks.specs import method_files
-from benchmarks.specs.base import CellSpec, TimingSpec
-from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec
+from benchmarks.specs.base import CellSpec, DecodingTimingSpec, ExitSpec, TimingSpec
 from benchmarks.specs.method_files import method_version
 from benchmarks.store import keys
 from benchmarks.store.hashes import hash_model

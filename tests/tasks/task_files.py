@@ -13,7 +13,7 @@ TEXTS = {"format": "jsonl", "train": "train.jsonl", "fields": {"question": "q"},
 def write_yaml(folder: Path, contents: dict[str, str], spec: dict) -> Path:
     """Write a task's YAML and its files; ``contents`` by file name."""
     for name, content in contents.items():
-        (folder / name).write_bytes(content.encode())
+        (folder / name).write_bytes(content.encode(errors="surrogateescape"))
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path

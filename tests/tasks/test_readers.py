@@ -2,10 +2,11 @@
 
 import csv
 import io
+from functools import partial
 
 import pandas as pd
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from task_files import LABELS, TEXTS, balanced, questions, table, write_task, write_text_task
 
 from benchmarks import load_task
@@ -13,7 +14,6 @@ from benchmarks.tasks.check import check_task, report_tables
 from benchmarks.tasks.loader import read_file, rows_of_dataset
 from benchmarks.tasks.specs import Files, Hub, TextHub
 from benchmarks.terminal import output_console
-from consistentee.data.tasks import Split, TaskData
 from consistentee.errors import UserError
 
 QUOTED = {"quoting": "csv"}
@@ -31,6 +31,7 @@ NO_JSON = f"{questions(1)}%s\n{questions(1)}"
         ({}, table([("a", "x")], header="sentence\tlabel"), "1: no column 'text'; the header has sentence, label"),
         ({}, table([("a", "x")], header="text\ttext\tlabel"), "1: more than one column 'text'"),
         ({}, "text\tlabel\n", " holds no rows"),
+        ({}, "text\tlabel\na\tx\ncaf\udce9\ty\n", "3: not UTF-8"),
         # Quoted cells: a row is named by its first line.
         (QUOTED, 'text\tlabel\n"two\nlines"\tx\nb\n', "4: 1 cell, but the first line has 2"),
         (QUOTED, 'text\tlabel\na\tx\n"never closed\ty\n', "3: malformed row"),
@@ -56,21 +57,15 @@ def test_faulty_rows_are_named_by_file_and_line(tmp_path, files, content, messag
         load_task(path)
 
 
-def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path):
-    path = write_task(tmp_path, {})
-    (tmp_path / "train.tsv").write_bytes(b"text\tlabel\na\tx\ncaf\xe9\ty\n")
-    with pytest.raises(UserError, match=r"train\.tsv:3: not UTF-8"):
-        load_task(path)
-
-
 TSV_CELL = st.text(st.characters(blacklist_characters="\t\n\r", blacklist_categories=["Cs"]), min_size=1)
 QUOTED_CELL = st.text(st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from('\t\n",'), min_size=1)
 
 
 @given(texts=st.lists(TSV_CELL.filter(str.strip), min_size=1, max_size=8), line_end=st.sampled_from(["\n", "\r\n"]))
+@example(texts=['" unbalanced', "a\u2028b\x85c\x0bd"], line_end="\n")
 def test_plain_tsv_round_trip(tmp_path_factory, texts, line_end):
     path = tmp_path_factory.mktemp("rows") / "train.tsv"
-    path.write_bytes(line_end.join(["text\tlabel", *(f"{text}\tx" for text in texts), ""]).encode())
+    path.write_bytes(line_end.join(["\ufefftext\tlabel", *(f"{text}\tx" for text in texts), ""]).encode())
     rows = read_file(path, Files(**LABELS))
     assert [row.text for row in rows] == texts
     assert [row.place for row in rows] == [f"{path}:{line}" for line in range(2, len(texts) + 2)]
@@ -85,13 +80,6 @@ def test_quoted_round_trip(tmp_path_factory, texts, kind):
     path.write_bytes(buffer.getvalue().encode())
     rows = read_file(path, Files(**{**LABELS, "format": kind, "quoting": "csv"}))
     assert [row.text for row in rows] == texts
-
-
-def test_quotes_marks_and_odd_separators_belong_to_plain_text(tmp_path):
-    content = '\ufefftext\tlabel\n" unbalanced\tx\na\u2028b\x85c\x0bd\ty\n'
-    (tmp_path / "train.tsv").write_bytes(content.encode())
-    rows = read_file(tmp_path / "train.tsv", Files(**LABELS))
-    assert [row.text for row in rows] == ['" unbalanced', "a\u2028b\x85c\x0bd"]
 
 
 def test_pairs_without_header_by_column_number(tmp_path):
@@ -114,9 +102,6 @@ def test_long_cells_and_control_characters_do_no_harm(tmp_path, capsys):
     assert max(map(len, shown.splitlines())) < 1_000
     assert "\x1b" not in shown
     assert "\\x1b[31mred\\x07" in shown
-    with pytest.raises(UserError, match=r"\[\.\.\.\]|\.\.\.") as raised:
-        TaskData("t", 1, task.train, task.train, Split("test", ["a"], ["y" * 5_000]), names, ("accuracy",))
-    assert len(str(raised.value)) < 400
 
 
 HUB = Hub(path="someone/pairs", config="easy", train="train", test="validation", text=["a", "b"], label="label")
@@ -145,7 +130,7 @@ def test_hub_dataset_becomes_rows_with_class_names():
     ("dataset", "hub", "message"),
     [
         ({}, HUB.model_copy(update={"test": "other"}), "hub has no split 'other'; it has train, validation, secret"),
-        ({}, HUB.model_copy(update={"text": "c"}), "hub train has no column 'c'"),
+        ({}, HUB.model_copy(update={"text": ["c"]}), "hub train has no column 'c'"),
         ({"labels": (1, 0, -1, 0)}, HUB, "hub train:3: missing label"),
     ],
 )
@@ -214,14 +199,18 @@ def test_a_copy_of_a_data_set_of_the_hub_is_a_task(tmp_path, monkeypatch):
 def test_a_table_is_a_task_whose_columns_are_found(tmp_path, name):
     rows = pd.DataFrame({"review": [f"text {i}, long" for i in range(40)], "label": ["bad", "good"] * 20})
     path = tmp_path / name
-    writers = {"csv": rows.to_csv, "tsv": rows.to_csv, "parquet": rows.to_parquet, "jsonl": rows.to_json}
-    options = {"tsv": {"sep": "\t"}, "jsonl": {"orient": "records", "lines": True}}.get(path.suffix[1:], {})
-    writers[path.suffix[1:]](path, **options | ({"index": False} if "jsonl" not in name else {}))
+    writers = {
+        ".csv": partial(rows.to_csv, index=False),
+        ".tsv": partial(rows.to_csv, index=False, sep="\t"),
+        ".parquet": rows.to_parquet,
+        ".jsonl": partial(rows.to_json, orient="records", lines=True),
+    }
+    writers[path.suffix](path)
     task = load_task(path)
     assert (task.name, task.label_names) == ("rows", ("bad", "good"))
     assert sorted([*task.train.texts, *task.validation.texts, *task.test.texts]) == sorted(rows["review"])
     rows["label"] = [0, 1] * 20
-    writers[path.suffix[1:]](path, **options | ({"index": False} if "jsonl" not in name else {}))
+    writers[path.suffix](path)
     assert load_task(path).label_names == ("0", "1")
 
 

@@ -24,13 +24,6 @@ def many(prefix, count=150):
     return [(f"{prefix} {i}", i % 2) for i in range(count)]
 
 
-def test_a_sound_task_has_no_findings(monkeypatch):
-    report = task_of(monkeypatch, many("a"), many("b"), many("c"))
-    assert report.errors == []
-    assert report.warnings == []
-    assert report.rows.query("split == 'train'")["length"].tolist() == [2] * 150
-
-
 def test_repeats_and_contradictions_are_counted(monkeypatch):
     train = [("one", 0), ("Ｏne", 1), ("two", 0), ("two ", 0), ("three", 1), ("four", 0)]
     test = [("five", 0), ("one", 0), ("six", 1), ("seven", 1)]
@@ -44,8 +37,8 @@ def test_repeats_and_contradictions_are_counted(monkeypatch):
         "1 rows of test (0.6%) have a text of validation",
     ]
 
-
-def test_much_leakage_is_an_error(monkeypatch):
+    sound = task_of(monkeypatch, many("a"), many("b"), many("c"))
+    assert (sound.errors, sound.warnings, set(sound.rows["length"])) == ([], [], {2})
     much = task_of(monkeypatch, many("a"), many("b"), [*many("c", 120), *many("a", 30)])
     assert "30 rows of test (20.0%) have a text of train: the score would measure memory" in much.errors[0]
 
@@ -78,13 +71,4 @@ def test_the_command_shows_tables_and_ends_with_0(tmp_path):
     assert done.exit_code == 0, done.output
     shown = " ".join(done.output.split())
     assert all(part in shown for part in ("toy, version 1, scored by", "label: rows", "warnings"))
-
-
-def test_a_task_that_cannot_be_loaded_is_an_error_that_can_be_fixed(tmp_path):
-    path = write_task(tmp_path, "toy")
-    with (tmp_path / "toy-test.tsv").open("a") as file:
-        file.write("\t1\n")
-    done = call("check-task", path)
-    assert done.exit_code == 2
-    assert "toy-test.tsv:32: empty text in column 'text'" in " ".join(done.output.split())
     assert "no such task file" in call("check-task", tmp_path / "tou.yaml").output

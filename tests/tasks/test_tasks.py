@@ -1,13 +1,13 @@
 """Tasks with labels: their YAMLs, labels, cut splits, sources."""
 
-import json
 from collections import Counter
 from typing import get_args
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from hypothesis import given, strategies as st
-from task_files import LABELS, TEXTS, balanced, table, write_task, write_text_task
+from task_files import LABELS, TEXTS, balanced, lines, table, write_task, write_text_task
 
 from benchmarks import list_tasks, load_task
 from benchmarks.tasks import loader
@@ -49,6 +49,9 @@ def test_every_task_yaml_is_valid_and_named_after_its_file():
         (write_text_task, {"label": "x"}, r"mine\.yaml is not a task: unknown key 'label'"),
         (write_text_task, {"metrics": ["accuracy"]}, "metrics.0: unknown value 'accuracy'; known: rouge1"),
         (write_text_task, {"template": "none"}, "is not a task: a template needs a field"),
+        (write_text_task, {"template": ["{question} {question}"]}, "a field stands twice in"),
+        (write_text_task, {"template": "{a.__class__}"}, "{a.__class__} is not the name of a field"),
+        (write_text_task, {"template": "{a"}, "expected '}' before end of string"),
         (write_text_task, {"template": "{other}"}, "fields other, but the columns are given of question"),
         (write_text_task, {"cut_field": "article"}, "no template has the cut_field article"),
         (write_text_task, {"continuation": {"minimum_words": 12}}, "give response, .*, or continuation"),
@@ -86,9 +89,9 @@ def test_faulty_labels_are_named(tmp_path, keys, contents, message):
 
 
 def test_jsonl_with_numeric_labels(tmp_path):
-    content = "\n".join(json.dumps({"text": f"t{i}", "label": i % 11}) for i in range(220))
+    content = lines({"text": f"t{i}", "label": i % 11} for i in range(220))
     path = write_task(tmp_path, {"train.jsonl": content}, {"format": "jsonl", "train": "train.jsonl"})
-    assert load_task(path).label_names == tuple(str(i) for i in range(11))  # numerically, not "1", "10", "2"
+    assert load_task(path).label_names == tuple(map(str, range(11)))  # numerically, not "1", "10", "2"
 
 
 def test_label_values_and_regression_and_sign(tmp_path):
@@ -155,18 +158,14 @@ def test_data_directory_by_argument_or_environment(tmp_path, monkeypatch):
 
 
 def test_package_source(tmp_path, monkeypatch):
-    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text(
-        "\r\n".join(f"{i}\t{i - 50}\ttext {i}" for i in range(101))
-    )
-    monkeypatch.setattr(loader, "fetch", lambda _shipment: tmp_path)
+    rows = "\r\n".join(f"{i}\t{i - 50}\ttext {i}" for i in range(101))
+    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text(rows)
+    fetch = Mock(return_value=tmp_path)
+    monkeypatch.setattr(loader, "fetch", fetch)
     task = load_task("movie-snippets")
     assert task.label_names == ("negative", "positive")
     assert len(task.train) + len(task.validation) + len(task.test) == 100
-
-    def fail(_shipment):
-        raise UserError("no index")
-
-    monkeypatch.setattr(loader, "fetch", fail)
+    fetch.side_effect = UserError("no index")
     with pytest.raises(UserError, match=r"no data directory was given; no index\. Give --data"):
         load_task("movie-snippets")
 

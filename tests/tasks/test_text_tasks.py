@@ -26,19 +26,6 @@ def test_a_template_is_filled_and_knows_what_may_be_cut():
     assert template.prompt(values, "absent") == last
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{a} {a}", "stands twice"),
-        ("{a.__class__}", "is not the name of a field"),
-        ("{a", "expected '}'"),
-    ],
-)
-def test_faulty_templates_are_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        Template(text)
-
-
 def test_a_task_of_the_other_kind_is_refused(tmp_path):
     path = write_text_task(tmp_path, {"train.jsonl": questions(40)})
     assert isinstance(load_text_task(path), TextTask)
