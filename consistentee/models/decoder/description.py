@@ -9,9 +9,8 @@ from pydantic import PositiveInt
 from consistentee.data.prompts import ChatTemplate
 from consistentee.errors import UserError
 from consistentee.models.base import Description
-from consistentee.models.decoder.adapters import AdapterKind
+from consistentee.models.decoder.adapters import AdapterKind, LoraSpec
 from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers
-from consistentee.models.decoder.lora import LoraSpec
 
 _DEFAULT_EXITS = 5
 

@@ -25,8 +25,16 @@ from consistentee.data.prompts import ChatTemplate, Keep, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, MultiExit, new_weights
-from consistentee.models.decoder import lora
-from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, build_adapter
+from consistentee.models.decoder.adapters import (
+    AdapterKind,
+    ExitAdapter,
+    LoraSpec,
+    base_weights,
+    build_adapter,
+    inject_lora,
+    is_lora,
+    merge_lora_weights,
+)
 from consistentee.models.decoder.branches import Branch, BranchSpec
 from consistentee.models.decoder.description import (
     DecoderDescription,
@@ -34,7 +42,6 @@ from consistentee.models.decoder.description import (
     check_exit_layers,
     default_exit_layers,
 )
-from consistentee.models.decoder.lora import LoraSpec, base_weights, is_lora
 from consistentee.versions import ENGINE_VERSION
 
 _USUAL_LENGTH = 64
@@ -281,13 +288,13 @@ class MultiExitDecoder(MultiExit):
             raise UserError("this decoder has LoRA already; merge_lora() it before adding another")
         spec = LoraSpec(rank, self.stepper.lora_targets if targets is None else tuple(targets))
         with new_weights(seed):
-            lora.add_lora(self.backbone, spec)
+            inject_lora(self.backbone, spec)
         self.description.lora = spec
         self.eval()
 
     def merge_lora(self) -> None:
         """Add what LoRA has learned to the backbone's weights, which count as trained from then on."""
-        lora.merge_lora(self.backbone)
+        merge_lora_weights(self.backbone)
         self.description.lora = None
 
     @property

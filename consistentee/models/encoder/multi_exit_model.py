@@ -28,13 +28,14 @@ from consistentee.models.classifiers import (
     NO_TOKENS,
     ClassifierSpec,
     InternalClassifier,
+    KeptHead,
     LinearClassifier,
     ReadableLayer,
     RecordedLayer,
     build_classifiers,
+    check_classifier,
     pool_tokens,
 )
-from consistentee.models.encoder.kept_head import KeptHead, check_classifier
 from consistentee.versions import ENGINE_VERSION, code_of
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
