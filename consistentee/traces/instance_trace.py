@@ -15,8 +15,8 @@ from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, load_tensors
+from consistentee.models.base import ExitHeads
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
-from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
 

@@ -16,7 +16,7 @@ from baselines.palbert import divergence, geometric
 from benchmarks.testing.cases import RECIPE
 from benchmarks.testing.tiny import make_task
 from consistentee.methods.method import get_method
-from consistentee.models.heads import HeadSpec
+from consistentee.models.base import HeadSpec
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay, sweep
 

@@ -12,6 +12,7 @@ from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.tiny import make_task
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
+from consistentee.models.base import HeadSpec
 from consistentee.models.classifiers import (
     CLASSIFIER_ENTRY_POINT_GROUP,
     CLASSIFIER_KINDS,
@@ -20,7 +21,6 @@ from consistentee.models.classifiers import (
     InternalClassifier,
 )
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace

@@ -11,10 +11,10 @@ from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify, classify_encoded
 from consistentee.engine.generate import generate_encoded
+from consistentee.models.base import HeadSpec
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.cascade import add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.signals import margin
 from consistentee.traces.instance_trace import record_trace

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts
 from consistentee import MultiExitDecoder, extras
 from consistentee.errors import UserError
+from consistentee.models.base import HeadSpec
 from consistentee.models.decoder.description import default_exit_layers
-from consistentee.models.heads import HeadSpec
 
 
 @torch.no_grad()

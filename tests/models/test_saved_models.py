@@ -17,9 +17,9 @@ from benchmarks.testing.tiny import DECODER_FAMILIES, FAMILIES, random_prompts, 
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
+from consistentee.models.base import HeadSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
 
 

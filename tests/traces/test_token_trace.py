@@ -5,8 +5,8 @@ import torch
 
 from consistentee.data.prompts import PromptSplit
 from consistentee.errors import UserError
+from consistentee.models.base import HeadSpec
 from consistentee.models.decoder.multi_exit_decoder import ExitStates
-from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.signals import margin
 from consistentee.traces.token_trace import encode_rows, record_tokens
