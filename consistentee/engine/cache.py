@@ -1,4 +1,4 @@
-"""Rows of a batch, on the host and on the device; and KeyValueCache, with a ledger of its content.
+"""Rows of a batch, on the host and on the device; and a cache of their keys and values.
 
 Rows exit at different layers. A column is a position in a row. A token that exits after layer t writes nothing into
 layers t + 1 to L: they miss its column, until a later token of its row reads such a layer. Stock attention reads a hole
@@ -63,12 +63,10 @@ class Index:
 class Rows:
     """Some rows of a batch, in increasing order; if they lie together, they are taken as a slice, which copies nothing.
 
-    Attributes:
-        together: whether no row lies between them.
+    ``sent``: the numbers on the device, where they are there already.
     """
 
     def __init__(self, numbers: RowNumbers, indices: Indices, sent: Tensor | None = None) -> None:
-        """``sent``: the numbers on the device, where they are there already."""
         self.numbers = numbers
         self.index = indices.add(numbers) if sent is None else Index(numbers, indices, sent)
         self.indices = indices
@@ -97,10 +95,9 @@ class Rows:
 
 
 class RowTensors:
-    """Tensors that rows of a batch wait with, by stage and name: their shape may change from stage to stage."""
+    """Tensors that the rows of a batch wait with, by stage and name: their shape may change from stage to stage."""
 
     def __init__(self, rows: int) -> None:
-        """``rows``: number of rows of the batch."""
         self._rows = rows
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._own: set[tuple[int, str]] = set()
@@ -137,9 +134,7 @@ class CacheHoleError(RuntimeError):
 
 
 class Ledger:
-    """Account of which columns every layer has of every row, checked at every read.
-
-    A layer's columns of a row are stored in order, without a gap, so that one number describes them.
+    """Account of which columns every layer has of every row: they are stored in order, so one number describes them.
 
     Attributes:
         lengths: number of columns that have begun, of every row: int64 [rows].
@@ -172,10 +167,6 @@ class Ledger:
     def keep(self, rows: RowNumbers) -> None:
         self.lengths, self.stored = self.lengths[rows], self.stored[:, rows]
 
-    def clear(self, rows: RowNumbers) -> None:
-        self.lengths[rows] = 0
-        self.stored[:, rows] = 0
-
     def take_back(self, columns: int) -> None:
         """Forget what layers have stored of the last columns of all rows: they miss them again."""
         self.stored = self.stored.clip(max=self.lengths - columns)
@@ -201,17 +192,13 @@ class KeyValueCache:
     """Preallocated keys and values of every layer, and their ledger.
 
     Attributes:
-        stored: [layers, rows, 2 * kv_heads, columns, head_dim], keys first.
-        layers: what every layer has of it.
+        stored: [layers, rows, 2 * kv_heads, columns, head_dim], keys first; ``layers`` has the parts of it.
     """
 
     def __init__(
         self, model: MultiExitDecoder, rows: int, columns: int, indices: Indices, *, more_layers: int = 0
     ) -> None:
-        """Allocate; ``more_layers``: how many layers there are behind layer L, as of a branch that drafts.
-
-        Raises UserError where there is no memory for it.
-        """
+        """Allocate, with ``more_layers`` behind layer L. Raises UserError where there is no memory for it."""
         layers, dtype = model.num_layers + more_layers, model.backbone.dtype
         shape = (layers, rows, 2 * model.stepper.kv_heads, columns, model.stepper.head_dim)
         needed = math.prod(shape) * dtype.itemsize

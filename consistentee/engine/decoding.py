@@ -29,13 +29,11 @@ from consistentee.traces.token_view import TokenView
 FREE = -1
 
 
-@dataclass
 class RowStates:
     """State of the rows under way, each in a slot. Arrays are indexed by slot.
 
     Attributes:
         newest: the newest token, int64, on the device.
-        texts: transcripts.
         stages: the stage that a row waits for, or runs; ``FREE`` where a slot has no row.
         planned_exits, exit_layers: the exit of the newest token, if the rule knows it in advance, and once it is known.
         tokens: how many a row has, as if all rows had begun together.
@@ -44,22 +42,13 @@ class RowStates:
         turn: how often a schedule has chosen rows to run.
     """
 
-    newest: Tensor
-    texts: NDArray[np.object_]
-    stages: RowNumbers
-    planned_exits: RowNumbers
-    exit_layers: RowNumbers
-    tokens: RowNumbers
-    since: RowNumbers
-    kept: RowTensors
-    turn: int = 0
-
-    @classmethod
-    def empty(cls, slots: int, device: torch.device) -> "RowStates":
-        """Return free slots."""
-        planned, exits, tokens, since = np.zeros((4, slots), dtype=np.int64)
-        newest, texts = torch.zeros(slots, dtype=torch.long, device=device), np.full(slots, None)
-        return cls(newest, texts, np.full(slots, FREE), planned, exits, tokens, since, RowTensors(slots))
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.newest = torch.zeros(slots, dtype=torch.long, device=device)
+        self.texts: NDArray[np.object_] = np.full(slots, None)  # transcripts
+        self.stages = np.full(slots, FREE)
+        self.planned_exits, self.exit_layers, self.tokens, self.since = np.zeros((4, slots), dtype=np.int64)
+        self.kept = RowTensors(slots)
+        self.turn = 0
 
     @property
     def taken(self) -> RowNumbers:
@@ -146,9 +135,9 @@ class DecodingOptions(NamedTuple):
     rule: ExitRule
     max_new_tokens: int
     batch_size: int
-    kv: KVPolicy = "propagate"
-    sampling: Sampling | None = None
-    read: ReadPrompts | None = None
+    kv: KVPolicy
+    sampling: Sampling | None
+    read: ReadPrompts | None
 
 
 class Decoding:
@@ -174,7 +163,7 @@ class Decoding:
         self._head, self._chosen = len(model.exit_layers), len(model.exit_layers) + 1  # numbers of the last two stages
         self._batch = TokenBatch(model, slots, columns + options.max_new_tokens - 1)  # the last token is not read
         self._missing = POLICIES[options.kv](self._batch)
-        self._rows = RowStates.empty(slots, model.device)
+        self._rows = RowStates(slots, model.device)
         self._schedule: Schedule = in_step
         if in_flight is not None:
             # The LM head costs hardly more for two batches than for one, and as much as many layers of a small model.
@@ -193,7 +182,13 @@ class Decoding:
                 self._read(free[: len(texts)], texts)
                 prefill_seconds += clock(self._model.device) - start
             elif len(self._rows.taken):
-                self._run(*self._schedule(self._rows))
+                stage, slots = self._schedule(self._rows)
+                if stage == self._chosen:
+                    self._add_tokens(slots)
+                elif stage == self._head:
+                    self._run_head(slots)
+                else:
+                    self._run_segment(stage, slots)
             else:
                 return prefill_seconds
 
@@ -205,14 +200,6 @@ class Decoding:
         self._choose(slots, rows.in_torch, self._model.logits(last, hidden))
         self._add_tokens(slots)
 
-    def _run(self, stage: int, slots: RowNumbers) -> None:
-        if stage == self._chosen:
-            self._add_tokens(slots)
-        elif stage == self._head:
-            self._run_head(slots)
-        else:
-            self._run_segment(stage, slots)
-
     def _run_segment(self, stage: int, slots: RowNumbers) -> None:
         """Run the layers up to an exit; rows that exit wait for their token, the others for the next segment."""
         model, rule = self._model, self._options.rule
@@ -220,7 +207,9 @@ class Decoding:
         steps, keys = [len(text.tokens) for text in texts], [text.key for text in texts]
         if stage == 0:
             self._batch.begin(self._batch.rows(slots))
-            self._rows.planned_exits[slots] = planned_exits(rule, model, steps, keys)
+            tokens_in_texts = zip(steps, keys, strict=True)
+            planned = [rule.exit_in_advance(model.exit_layers, step, key) for step, key in tokens_in_texts]
+            self._rows.planned_exits[slots] = [layer or 0 for layer in planned]  # 0 where the rule must be asked
         segment = self._missing.prepare(model.segments[stage], slots)  # before tensors are taken: one copy of indices
         rows = segment.rows
         if stage == 0:
@@ -246,7 +235,7 @@ class Decoding:
     def _exits(self, view: TokenView, state: State, planned: RowNumbers) -> Rows:
         """Return the places of the rows that exit at this layer; at the last one, all exit.
 
-        A rule that has planned nothing (see :func:`planned_exits`) is asked, and its answer read from the device.
+        A rule that has planned nothing is asked, and its answer read from the device.
         """
         indices, rule = self._batch.indices, self._options.rule
         if view.layer == view.num_layers:
@@ -301,7 +290,7 @@ class Decoding:
 
     def _end(self, slots: RowNumbers) -> None:
         for slot, text in zip(slots.tolist(), self._rows.texts[slots], strict=True):
-            text.late_layers = late_layers(self._batch, slot, text)
+            text.late_layers = _late_layers(self._batch, slot, text)
             self._steps.leave_out(self._options.max_new_tokens - len(text.tokens))
         self._rows.stages[slots] = FREE
         self._batch.free(slots)
@@ -312,13 +301,7 @@ class Decoding:
                 part.keep(rows)
 
 
-def planned_exits(rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int], keys: Sequence[int]) -> RowNumbers:
-    """Return the exit layers that a rule knows in advance: int64 [rows]; 0 where it must be asked."""
-    rows = zip(steps, keys, strict=True)
-    return np.array([rule.exit_in_advance(model.exit_layers, step, key) or 0 for step, key in rows], dtype=np.int64)
-
-
-def late_layers(batch: TokenBatch, row: int, text: Transcript) -> list[int]:
+def _late_layers(batch: TokenBatch, row: int, text: Transcript) -> list[int]:
     """Return, for each new token of a row, how many layers the token read for it was given after its exit.
 
     The first is read off the prompt, which misses nothing.

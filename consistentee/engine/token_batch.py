@@ -113,7 +113,7 @@ class TokenBatch:
         self._columns = torch.arange(columns, device=self.device)
         self._like = torch.empty(0, dtype=self.dtype, device=self.device)
         self._rows: dict[bytes, Rows] = {}
-        self._contexts: dict[Rows, DecoderContext] = {}
+        self._contexts: dict[tuple[Rows, int], DecoderContext] = {}
 
     def __len__(self) -> int:
         return len(self.cache.ledger.lengths)
@@ -174,7 +174,8 @@ class TokenBatch:
 
     def free(self, numbers: RowNumbers) -> None:
         """Forget some rows, given by number."""
-        self.cache.ledger.clear(numbers)
+        self.cache.ledger.lengths[numbers] = 0
+        self.cache.ledger.stored[:, numbers] = 0
 
     def keep(self, rows: Rows) -> None:
         """Drop all rows but these."""
@@ -189,11 +190,11 @@ class TokenBatch:
         """Return the columns of the newest tokens of some rows: int64 [rows, tokens]."""
         return self.newest(rows)[:, None] + np.arange(1 - tokens, 1)
 
-    def newest_context(self, rows: Rows) -> DecoderContext:
-        """Return the context of the newest tokens of some rows; it is made once a token."""
-        if rows not in self._contexts:
-            self._contexts[rows] = self.context(rows, self.newest_columns(rows, 1))
-        return self._contexts[rows]
+    def newest_context(self, rows: Rows, tokens: int = 1) -> DecoderContext:
+        """Return the context of the newest tokens of some rows; it is made once, until a row begins a column."""
+        if (rows, tokens) not in self._contexts:
+            self._contexts[rows, tokens] = self.context(rows, self.newest_columns(rows, tokens))
+        return self._contexts[rows, tokens]
 
     def context(self, rows: Rows, columns: RowNumbers, starts: RowNumbers | None = None) -> DecoderContext:
         """Return what layers need to pass columns [rows, T] of some rows.
