@@ -44,8 +44,8 @@ Precision = Literal["float32", "bfloat16"]
 def chosen_device() -> torch.device:
     """Return the device on which models are trained, and saved ones are loaded.
 
-    It is the one that ``CONSISTENTEE_DEVICE`` names, such as cpu, cuda:1 or mps. If this is "auto" or not set: an
-    accelerator if torch finds one, else the CPU. Raises UserError for a device that cannot be used.
+    ``CONSISTENTEE_DEVICE`` names it, such as cpu, cuda:1 or mps; "auto", the default, is an accelerator if torch finds
+    one, else the CPU. Raises UserError for a device that cannot be used.
     """
     name = os.environ.get("CONSISTENTEE_DEVICE", "auto")
     if name == "auto":
@@ -83,7 +83,7 @@ class HeadSpec:
 
 
 class ExitHeads(nn.Module):
-    """The modules behind one HeadSpec: one a layer, or one shared."""
+    """The modules of one HeadSpec: one a layer, or one shared."""
 
     def __init__(self, spec: HeadSpec, width: int, num_layers: int) -> None:
         super().__init__()
@@ -133,8 +133,8 @@ class Description:
 
     Attributes:
         method_sha256: hash of the method's file, if the method is in one; the file lies in the saved folder.
-        validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
-            ``joint``, the mean over exits, ``last-exit``, which is the full model's, and ``branches``, minus the loss.
+        validation_by_epoch: score on validation rows after every epoch, by stage: ``joint``, the mean over exits,
+            ``last-exit``, the full model's, and ``branches``, minus the loss.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -222,8 +222,7 @@ class MultiExit(nn.Module, ABC):
     def layers_in(self, precision: Precision) -> Iterator[None]:
         """Compute the layers' matrix products of training passes in this precision, within the ``with`` block.
 
-        Hidden states between layers, exits and all weights keep their type, and so do
-        :func:`consistentee.classify` and :func:`consistentee.generate`.
+        Hidden states between layers, exits, all weights and inference keep their type.
         """
         before, self.precision = self.precision, precision
         try:
@@ -236,10 +235,7 @@ class MultiExit(nn.Module, ABC):
 
     @checked
     def add_head(self, name: Annotated[str, Field(pattern=r"^[^.]+$")], spec: HeadSpec, seed: int = 0) -> ExitHeads:
-        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
-
-        One that is not shared has a module for each of the L layers.
-        """
+        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights."""
         with new_weights(seed):
             heads = ExitHeads(spec, self.width, self.num_layers).to(self.device, self.dtype)
         self.exit_heads[name] = heads
@@ -265,10 +261,7 @@ class MultiExit(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of all that determines outputs.
-
-        ``with_heads=False`` excludes the learned heads, on which neither hidden states nor logits depend.
-        """
+        """Return a hash of all that determines outputs; ``with_heads=False`` excludes the learned heads."""
 
     def _hash_weights(self, with_heads: bool) -> str:
         excluded = () if with_heads else ("exit_heads.",)
@@ -332,14 +325,14 @@ class MultiExit(nn.Module, ABC):
 
     @abstractmethod
     def _try_out(self) -> Tensor:
-        """Run every layer and exit on two tokens, so that settings that fit no model fail while it is loaded."""
+        """Run every layer and exit on two tokens, so that impossible settings fail while the model is loaded."""
 
     @classmethod
     @abstractmethod
     def _without_weights(
         cls, folder: Path, description: Any, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
-        """Return the model of a saved folder before its own weights are in it, and without its learned heads."""
+        """Return the model of a saved folder, without its own weights and its learned heads."""
 
 
 def _saved_method(name: str | None, folder: Path) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 A kind of one method is a subclass of :class:`InternalClassifier` in the method's file. An installed package registers
 it in the entry-point group :data:`CLASSIFIER_ENTRY_POINT_GROUP`, so that saved models load; any other file enters it in
-:data:`CLASSIFIER_KINDS`. Training, tracing, batched inference, FLOPs and saving follow from what its ``forward`` reads,
-and from the two class attributes that declare it.
+:data:`CLASSIFIER_KINDS`.
 """
 
 from abc import ABC, abstractmethod
@@ -34,8 +33,7 @@ class ClassifierSpec:
     Attributes:
         kind: a name, see :func:`classifier_class`.
         width, attention_heads: inner width and number of heads, for the kinds that have them.
-        at_last_layer: whether layer L has this kind too. If not, its classifier is linear, and the full model is the
-            stock one, as for the other methods.
+        at_last_layer: whether layer L has this kind too. If not, its classifier is linear, as the stock model's.
     """
 
     kind: str = "linear"
@@ -89,7 +87,7 @@ NO_TOKENS = torch.empty(0)  # stands for token states that were not kept
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A layer of a finished pass: pooled vectors, and token states if they were kept."""
+    """A layer of a finished pass: pooled vectors so far, and token states if they were kept."""
 
     history: Tensor
     hidden: Tensor = NO_TOKENS
@@ -155,9 +153,8 @@ class MLPClassifier(InternalClassifier):
 class AttentionClassifier(InternalClassifier):
     """FastBERT's: a narrow projection, self-attention, pooling, a layer of the same width, the output.
 
-    Source: Liu et al., ACL 2020, section 3.1. The attention sees the real tokens alone, and they are pooled as the
-    backbone pools. The hidden layer comes after the pooling, with a tanh, as in BERT's own pooler; there is no residual
-    connection.
+    Source: Liu et al., ACL 2020, section 3.1. Tokens are pooled as the backbone pools. The hidden layer comes after the
+    pooling, with a tanh, as in BERT's own pooler; there is no residual connection.
     """
 
     reads_tokens: ClassVar[bool] = True
@@ -207,19 +204,6 @@ def classifier_class(kind: str) -> type[InternalClassifier]:
         raise unknown_name("kind of classifier", kind, {*CLASSIFIER_KINDS, *registered})
     found: type[InternalClassifier] = CLASSIFIER_KINDS.get(kind) or registered[kind].load()
     return found
-
-
-def build_classifiers(
-    spec: ClassifierSpec, *, num_layers: int, width: int, num_labels: int, pooling: Pooling, dropout: float
-) -> nn.ModuleList:
-    """Return untrained classifiers, one a layer. Raises UserError for an unknown kind."""
-    chosen = classifier_class(spec.kind)
-    classifiers: list[InternalClassifier] = []
-    for layer in range(1, num_layers + 1):
-        kind = chosen if layer < num_layers or spec.at_last_layer else LinearClassifier
-        place = ExitPlace(layer, num_layers, width, num_labels, pooling, dropout, tuple(classifiers))
-        classifiers.append(kind(spec, place))
-    return nn.ModuleList(classifiers)
 
 
 def pool_tokens(hidden: Tensor, padding_mask: Tensor, pooling: Pooling) -> Tensor:

@@ -34,10 +34,9 @@ def keyed_bits(*numbers: int) -> int:
 class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
-    A row is a token that is being decoded. What it predicts is the token after it, whose place among the new tokens is
-    ``step``: one for all rows, or one a row. ``hidden`` [rows, 1, width] are the states after the layer. ``past`` holds
-    the states at the exits before [rows, exits, width], or None if no rule reads them. With closing layers ``layer`` is
-    the exit's number, which counts them, though none has run yet.
+    A row is a token that is being decoded; it predicts the token at place ``step`` of the new ones: one for all rows,
+    or one a row. ``hidden`` [rows, 1, width] are the states after the layer; ``past`` those at the exits before
+    [rows, exits, width], or None if no rule reads them. ``layer`` counts closing layers, though none has run yet.
     """
 
     def __init__(
@@ -72,20 +71,17 @@ class TokenView(LayerView):
 
     @cached_property
     def pooled(self) -> Tensor:
-        """The states, which learned heads read: the stock final norm of the hidden states, [rows, width]."""
+        """The stock final norm of the hidden states, which learned heads read: [rows, width]."""
         return self._model.state(self.hidden[:, 0])
 
     @cached_property
     def logits(self) -> Tensor:
-        """Output of the exit's adapter and the LM head: [rows, vocabulary].
-
-        Raises UserError where closing layers lie between: the exit has no logits before it is taken.
-        """
+        """Output of the exit's adapter and the LM head: [rows, vocabulary]. Raises UserError with closing layers."""
         self._check_readable()
         return self._model.logits(self.layer, self.hidden[:, 0])
 
     def logits_among(self, classes: Tensor) -> Tensor:
-        """Return the logits of some tokens alone, the only ones that the exit predicts from then on: [rows, K]."""
+        """Return the logits of some tokens, the only ones that the exit predicts from then on: [rows, K]."""
         self._check_readable()
         if self._among is None or self._among[0] is not classes:
             self._among = classes, self._model.logits_among(self.layer, self.hidden[:, 0], classes)

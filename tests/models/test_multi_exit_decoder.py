@@ -13,7 +13,7 @@ from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts
 from consistentee import MultiExitDecoder, extras
 from consistentee.errors import UserError
 from consistentee.models.base import HeadSpec
-from consistentee.models.decoder.description import default_exit_layers
+from consistentee.models.decoder.description import chosen_exit_layers
 
 
 @torch.no_grad()
@@ -33,9 +33,9 @@ def train_a_little(model, prefix):
 
 class TestExits:
     def test_default_exits_are_spread_evenly(self):
-        assert default_exit_layers(30) == (6, 12, 18, 24, 30)
-        assert default_exit_layers(12) == (2, 5, 7, 10, 12)
-        assert default_exit_layers(4) == (1, 2, 3, 4)
+        assert chosen_exit_layers(None, 30) == (6, 12, 18, 24, 30)
+        assert chosen_exit_layers(None, 12) == (2, 5, 7, 10, 12)
+        assert chosen_exit_layers(None, 4) == (1, 2, 3, 4)
 
     @pytest.mark.parametrize("kind", ["norm", "low-rank", "head"])
     @pytest.mark.parametrize("family", DECODER_FAMILIES)

@@ -18,11 +18,10 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class StateMoments:
-    """Sums over tokens, from which the least-squares maps of an exit's states to those of layer L follow.
+    """Sums over tokens that give least-squares maps of an exit's states to those of layer L: float64 [width, width].
 
-    They give exits a start in closed form. A middle layer's states, read as layer L's are, give nonsense with great
-    confidence, and gradient descent would have to undo that through the LM head (compare the linear "translator" of
-    states that Belrose et al., 2023, arXiv 2303.08112, train). All are float64 [width, width].
+    They give exits a start in closed form: a middle layer's states, read as layer L's are, give nonsense with great
+    confidence (compare the "translator" that Belrose et al., 2023, arXiv 2303.08112, train).
 
     Attributes:
         inputs: of ``x x^T``, with x the stock final norm of an exit's hidden state.
@@ -63,10 +62,9 @@ class StateMoments:
         return torch.linalg.solve(self.inputs + RIDGE * self.inputs.diagonal().mean() * identity, self.products)
 
     def low_rank(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return matrices A [width, rank] and B [rank, width] for which ``s x + x A B`` is nearest to ``x W``.
+        """Return A [width, rank] and B [rank, width], of equal norm, for which ``s x + x A B`` is nearest to ``x W``.
 
-        Nearest in logits: this is reduced-rank regression with the LM head as the metric. Both have the same norm. A
-        rank above the width is taken for the width.
+        Nearest in logits: this is reduced-rank regression with the LM head as the metric.
         """
         identity = torch.eye(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
         residual = self.map - self.scale * identity
@@ -83,11 +81,9 @@ class StateMoments:
 AdapterKind = Literal["norm", "low-rank", "head", "shared"]
 """What an exit has of its own.
 
-``norm``: a final norm (its gain, and its bias where the family has one); the LM head is the model's. ``low-rank``:
-that, and a low-rank correction of the normed state. ``head``: a full copy of the LM head, as in ConsistentEE's code:
-width * vocabulary weights an exit (SmolLM2-135M: 28.3 million, 113 MB in float32; LLaMA-7B: 131 million, 524 MB),
-against 2 * rank * width of a low-rank adapter. ``shared``: nothing; the exit reads its state by the model's own norm
-and LM head, as LITE and sorted fine-tuning do, which makes sense where the backbone learns.
+``norm``: a final norm; the LM head is the model's. ``low-rank``: that, and a low-rank correction of the normed state,
+2 * rank * width weights. ``head``: a full copy of the LM head, as in ConsistentEE's code, width * vocabulary weights
+(SmolLM2-135M: 28.3 million). ``shared``: nothing, as in LITE and sorted fine-tuning, where the backbone learns.
 """
 
 
@@ -145,7 +141,6 @@ class LowRankAdapter(NormAdapter):
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:
-        """Scale the norm, and let the residual say what a scale cannot."""
         self._scale_norm(moments.scale)
         left, right = moments.low_rank(self.down.out_features)
         self.down.weight.copy_((left / moments.scale).T)
@@ -187,7 +182,7 @@ _WRAPPED = ".base_layer."
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Which modules of every layer are adapted, by the last part of their name, and by how many directions."""
+    """Rank of the low-rank paths, and the modules of every layer that get one, by the last part of their name."""
 
     rank: int
     targets: tuple[str, ...]
@@ -211,11 +206,11 @@ def inject_lora(backbone: nn.Module, spec: LoraSpec) -> None:
     transposed = isinstance(linear[spec.targets[0]], Conv1D)
     config = LoraConfig(r=spec.rank, lora_alpha=spec.rank, target_modules=list(spec.targets), fan_in_fan_out=transposed)
     inject_adapter_in_model(config, backbone)
-    backbone.requires_grad_(True)  # as the weights of a model are; stages say which of them they train
+    backbone.requires_grad_(True)  # peft has frozen it; stages choose what they train
 
 
 def merge_lora_weights(backbone: nn.Module) -> None:
-    """Merge what LoRA has learned into the weights, and undo it: passes cost nothing extra then."""
+    """Merge LoRA into the weights, and remove it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     wrapped = [(name, module) for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
