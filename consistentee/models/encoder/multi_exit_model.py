@@ -418,11 +418,8 @@ class MultiExitModel(MultiExit):
         return hash_json([self._hash_weights(with_heads), *shapes, self.device.type, *versions, *libraries])
 
     def _build_classifiers(self, spec: ClassifierSpec) -> nn.ModuleList:
-        chosen, pooling, dropout = (
-            classifier_class(spec.kind),
-            self.description.pooling,
-            _dropout_of(self.backbone.config),
-        )
+        chosen, pooling = classifier_class(spec.kind), self.description.pooling
+        dropout = _dropout_of(self.backbone.config)
         classifiers: list[InternalClassifier] = []
         for layer in range(1, self.num_layers + 1):
             kind = chosen if layer < self.num_layers or spec.at_last_layer else LinearClassifier
