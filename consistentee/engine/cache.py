@@ -44,7 +44,7 @@ class Indices:
 
 
 class Index:
-    """Whole numbers [n], on the host and, once they are needed there, on the device."""
+    """Whole numbers [n], on the host and, once they are read there, on the device."""
 
     def __init__(self, numbers: RowNumbers, indices: Indices, sent: Tensor | None = None) -> None:
         self.numbers = numbers
@@ -103,7 +103,7 @@ class RowTensors:
         self._own: set[tuple[int, str]] = set()
 
     def put(self, stage: int, rows: Rows, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors [rows, ...] of rows that wait for a stage; those of all rows are neither copied nor changed."""
+        """Keep tensors [rows, ...] of rows that wait for a stage; those of all rows are not copied or changed."""
         for name, tensor in tensors.items():
             place = stage, name
             if len(rows) == self._rows:
@@ -150,8 +150,7 @@ class Ledger:
     ) -> None:
         """Record that columns ``starts`` to ``end - 1`` of some rows are written at some layers (1-based).
 
-        Raises CacheHoleError if they do not follow the stored columns, or if the rows then read the layers and these
-        have not all of their columns.
+        Raises CacheHoleError if they do not follow the stored columns, or are not the last ones before a read.
         """
         stored = self.stored[layers.start - 1 : layers.stop - 1]
         if (stored[:, rows] != starts).any():
@@ -232,13 +231,13 @@ class KeyValueCache:
         if not some.any():
             return None
         row_index = np.repeat(rows.numbers, counts)
-        # Of every row starts, starts + 1, ..., ends - 1: what is counted over all rows, less what rows before it have.
+        # Of every row starts, starts + 1, ..., ends - 1: a count over all rows, less the counts of rows before.
         column_index = np.arange(len(row_index)) + np.repeat(ends - counts.cumsum(), counts)
         index = self._indices.add(row_index), self._indices.add(column_index)
         return MissingColumns(rows.numbers[some], starts[some], ends[some], *index)
 
     def fill(self, layers: range, missing: MissingColumns, keys: Tensor, values: Tensor) -> None:
-        """Write missing columns of some layers (1-based); keys, values: [layers, 1, kv_heads, missing, head_dim]."""
+        """Write missing columns of layers (1-based); keys, values: [layers, 1, kv_heads, missing, head_dim]."""
         self.ledger.write(layers, missing.rows, missing.starts, missing.ends, then_read=False)
         new = torch.cat([keys, values], dim=2)[:, 0].permute(2, 0, 1, 3)
         row_index, column_index = missing.row_index.tensor, missing.column_index.tensor

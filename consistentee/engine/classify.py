@@ -95,7 +95,7 @@ def classify(
         sort_by_length: batch rows of similar length together.
 
     Raises:
-        UserError: an argument is wrong, single texts and pairs are mixed, or the rule reads what only a trace has.
+        UserError: single texts and pairs are mixed, or the rule reads what only a trace has.
         ValueError: the rule does not return one bool a row.
     """
     check_not_quantized(model)
@@ -174,7 +174,7 @@ class _ActiveRows:
         return len(self.numbers)
 
     def run(self, layer: int, rule: ExitRule) -> tuple[_Exited | None, Self | None]:
-        """Run a layer; return the rows that exit, and the others. The rule is read once, and nothing is copied."""
+        """Run a layer; return the rows that exit, and the others. The rule's answer is read once."""
         model = self.model
         context = self.context or model.stepper.context(layer, self.hidden, self.batch)
         hidden = model.stepper.step(layer, self.hidden, context)
@@ -244,9 +244,8 @@ def _run(
 ) -> list[_Exited]:
     """Run rows layer by layer: those that stay wait until they fill a batch.
 
-    In step, a batch runs alone until all of its rows have exited: any number of rows is a full batch. Else the deepest
-    layer with a full batch runs, so that rows make room for others. Without one, the fullest layer runs; once all rows
-    have entered, the first layer, whose rows join later ones.
+    In step any number of rows is a full batch. Else the deepest layer with a full batch runs, so that rows make room
+    for others. Without one, the fullest layer runs; once all rows have entered, the first, whose rows join later ones.
     """
     most, full = (batch_size, 1) if in_flight is None else (in_flight, batch_size)
     unread = iter(range(len(encodings)))

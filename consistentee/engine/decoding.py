@@ -92,15 +92,11 @@ def in_step(rows: RowStates) -> tuple[int, RowNumbers]:
 
 @dataclass(frozen=True)
 class Regrouping:
-    """Let a stage run once a batch of rows waits for it: dynamic rebatching, where no row is kept against its rule.
+    """Let a stage run once a batch of rows waits for it: dynamic rebatching (DREX, Liu et al., 2025, arXiv 2512.15705).
 
-    (Liu et al., DREX, 2025, arXiv 2512.15705.) If no batch is full, the fullest runs: the cost of a batch hardly
-    depends on its rows, so rows that wait cost less than rows that run alone. If several are full, the one with the row
-    that is furthest behind runs; and of a stage those rows run first. So rows keep pace with each other, however deep
-    their tokens go, and none is left to write the rest of its text alone.
-
-    Attributes:
-        batch_sizes: number of rows of a full batch of each stage but the last, which runs at once.
+    If no batch is full, the fullest runs, since the cost of a batch hardly depends on its rows. If several are full,
+    the one with the row that is furthest behind runs; and of a stage those rows run first. So none is left to write the
+    rest of its text alone. ``batch_sizes``: rows of a full batch of each stage but the last, which runs at once.
     """
 
     batch_sizes: tuple[int, ...]
@@ -233,10 +229,7 @@ class Decoding:
             self._exit(rows, exits, view)
 
     def _exits(self, view: TokenView, state: State, planned: RowNumbers) -> Rows:
-        """Return the places of the rows that exit at this layer; at the last one, all exit.
-
-        A rule that has planned nothing is asked, and its answer read from the device.
-        """
+        """Return the places of the rows that exit at this layer; a rule without planned exits is asked."""
         indices, rule = self._batch.indices, self._options.rule
         if view.layer == view.num_layers:
             return Rows(np.arange(view.rows), indices)
@@ -252,7 +245,7 @@ class Decoding:
         """Let the rows at some places of a view exit.
 
         Their tokens are chosen now if the rule has read the logits, or each exit has an LM head of its own. A shared LM
-        head, the largest matrix of a small model, is read once for all rows that wait for it, and so are last layers.
+        head is read once for all rows that wait for it, and so are last layers.
         """
         model, slots = self._model, rows.numbers[places.numbers]
         self._rows.exit_layers[slots] = view.layer
@@ -302,10 +295,7 @@ class Decoding:
 
 
 def _late_layers(batch: TokenBatch, row: int, text: Transcript) -> list[int]:
-    """Return, for each new token of a row, how many layers the token read for it was given after its exit.
-
-    The first is read off the prompt, which misses nothing.
-    """
+    """Return, for each new token, how many layers the token read for it was given after its exit."""
     read = len(text.prompt) + np.arange(len(text.tokens) - 1)
     cached = (batch.cache.ledger.stored[:, row] > read[:, None]).sum(axis=1)
     return [0, *(cached - np.array(text.exit_layers[1:], dtype=np.int64)).tolist()]

@@ -163,7 +163,6 @@ def generate_speculatively(
     Texts are continued one after the other: the rows of a batch would accept drafts of different lengths.
 
     Args:
-        model, prompts: texts, and what continues them.
         draft_layer: the exit before layer L that drafts, or whose branch does.
         skipped: in place of ``draft_layer``, the sublayers without which the model drafts.
         draft_tokens: number of tokens a draft, at most.
@@ -171,8 +170,8 @@ def generate_speculatively(
         max_new_tokens, stop, max_prompt_tokens, keep, stream: as for :func:`consistentee.engine.generate.generate`.
 
     Raises:
-        UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped,
-            ``draft_tokens`` is below 1 or ``threshold`` no probability; or as ``generate`` does.
+        UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped; or as
+            ``generate`` does.
     """
     if skipped is not None and draft_layer:
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
@@ -253,7 +252,7 @@ class _SpeculativeRow:
         while goes_on and len(draft) < length:
             logits = self.drafter.logits(state[:, 0])
             draft.append(self.transcript.scores(logits, draft).argmax(dim=-1))
-            # Nobody is asked where no draft can end early: on a GPU, an answer takes as long as some layers.
+            # Not asked where no draft can end early: on a GPU, an answer takes as long as some layers.
             goes_on = not self.threshold or bool(logits.softmax(dim=-1).max() >= self.threshold)
             hidden, state = self._read(batch, draft[-1])
             states.append(hidden)
@@ -340,8 +339,6 @@ def generate_with_stock_drafts(
     """Generate a text for every prompt with the stock model's ``generate``, which drafts and verifies.
 
     Args:
-        model: its stock model writes; exits have no part.
-        prompts: the texts to go on from.
         drafts: the option of ``generate`` that makes it draft, such as ``prompt_lookup_num_tokens``, and its value.
         draft_layers: number of layers that draft.
         max_new_tokens, max_prompt_tokens, keep, endings: as for :func:`consistentee.generate`.

@@ -70,7 +70,7 @@ class HeadSpec:
     Attributes:
         hidden: width of a hidden layer with GELU, or None for a linear head.
         shared: one module for all layers, instead of one a layer.
-        extra_inputs: further inputs that the rule concatenates to the pooled vector.
+        extra_inputs: number of inputs that the rule concatenates to the pooled vector.
         reads_pooled: whether the pooled vector is an input at all.
     """
 
@@ -297,7 +297,7 @@ class MultiExit(nn.Module, ABC):
     def from_pretrained(cls, folder: str | Path, *, backbone: str | Path | None = None) -> Self:
         """Load a saved model; ``backbone`` is the directory with a decoder's backbone if it is not where it was.
 
-        Raises UserError that names the file if something is missing, damaged or not finite.
+        Raises UserError that names a missing or damaged file.
         """
         folder = Path(folder)
         description = cls.description_class.read(folder)
