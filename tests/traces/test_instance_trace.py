@@ -92,10 +92,11 @@ def test_large_passes_are_in_files_that_disappear(wide_encoder, tmp_path, monkey
     assert peak < 0.3 * outputs.vectors.nbytes
     assert all(torch.equal(kept, getattr(in_memory, name)) for name, kept in vars(outputs).items())
     assert not list(tmp_path.iterdir())
-    maps = Path("/proc/self/maps")
-    assert not maps.exists() or maps.read_text().count(str(tmp_path)) == 3
-    del outputs
-    assert not maps.exists() or str(tmp_path) not in maps.read_text()
+    if sys.platform == "linux":
+        maps = Path("/proc/self/maps")
+        assert maps.read_text().count(str(tmp_path)) == 3
+        del outputs
+        assert str(tmp_path) not in maps.read_text()
 
 
 def test_a_mapped_file_is_as_private_as_one_that_is_read(tmp_path, monkeypatch):
