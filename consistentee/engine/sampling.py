@@ -108,13 +108,12 @@ _PROCESSORS: dict[str, tuple[object, Callable[[Any, _Row], Any]]] = {
     ),
 }
 """Setting -> the value that changes nothing, and its processor; in the order of stock ``generate``."""
-_ABOUT_ENDS = ("min_length", "min_new_tokens")
 
 
 def settings_of(model: MultiExitDecoder) -> dict[str, Any]:
     """Return the settings of a model that change the scores of next tokens; usually none."""
     settings = getattr(model.backbone, "generation_config", None)
-    names = [name for name in _PROCESSORS if model.end_tokens or name not in _ABOUT_ENDS]
+    names = [name for name in _PROCESSORS if model.end_tokens or name not in ("min_length", "min_new_tokens")]
     found = {name: getattr(settings, name, None) for name in names}
     return {name: value for name, value in found.items() if value not in (None, _PROCESSORS[name][0])}
 

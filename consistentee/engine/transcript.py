@@ -22,8 +22,6 @@ def clock(device: torch.device) -> float:
 EndedBy = Literal["eos", "length", "stop"]
 """What ended a text: a token that ends texts, the number of new tokens, or a stop string."""
 
-_INCOMPLETE = "\ufffd"  # what a tokenizer makes of bytes that are no whole character yet
-
 
 @dataclass(frozen=True)
 class NewToken:
@@ -150,7 +148,7 @@ class Transcript:
         """Return the newest token with what it adds to the text; to be asked once after every token."""
         text = self.text
         if self.ended_by is None:
-            text = text.rstrip(_INCOMPLETE)
+            text = text.rstrip("\ufffd")  # stands for bytes that are no whole character yet
             text = text[: len(text) - self._endings.undecided(text)]
         piece = text[self._told :]
         self._told += len(piece)

@@ -12,8 +12,6 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.view import LayerView, best_among
 
-_KEY_BITS = 31
-
 
 def prompt_key(tokens: Sequence[int]) -> int:
     """Return a hash of a prompt's tokens alone: the same on every machine, whatever batch the prompt is in."""
@@ -22,7 +20,7 @@ def prompt_key(tokens: Sequence[int]) -> int:
 
 def token_key(prompt: int, step: int) -> int:
     """Return the key of the new token at place ``step`` behind the prompt with key ``prompt``: below 2 ** 31."""
-    return keyed_bits(prompt, step) >> (64 - _KEY_BITS)
+    return keyed_bits(prompt, step) >> 33
 
 
 def keyed_bits(*numbers: int) -> int:

@@ -176,10 +176,6 @@ def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> Exit
     return adapter.to(like.device, like.dtype)
 
 
-_MARK = ".lora_"
-_WRAPPED = ".base_layer."
-
-
 @dataclass(frozen=True)
 class LoraSpec:
     """Rank of the low-rank paths, and the modules of every layer that get one, by the last part of their name."""
@@ -222,9 +218,9 @@ def merge_lora_weights(backbone: nn.Module) -> None:
 
 def is_lora(name: str) -> bool:
     """Check whether a weight of this name belongs to LoRA."""
-    return _MARK in name
+    return ".lora_" in name
 
 
 def base_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of the stock model among those of one with LoRA, by their stock names."""
-    return {name.replace(_WRAPPED, "."): tensor for name, tensor in weights.items() if not is_lora(name)}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if not is_lora(name)}

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
-from consistentee.backbones.cascade import first_layers
+from consistentee.backbones.cascade import COMPANION, CascadeStepper, first_layers
 from consistentee.backbones.decoders import refuse_decoder_family
 from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
 from consistentee.backbones.int8 import Quantize, observing, quantize_layers
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
+from consistentee.backbones.token_exits import SCHEDULE, TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
 from consistentee.files import hash_json
@@ -477,9 +478,6 @@ class _StockLayer:
 
 def _saved_stepper(folder: Path, weights: dict[str, Tensor]) -> EncoderStepper:
     """Return the stepper of a saved model, before the weights of its stock models are loaded."""
-    from consistentee.backbones.cascade import COMPANION, CascadeStepper
-    from consistentee.backbones.token_exits import SCHEDULE, TokenExitStepper
-
     stepper = _stepper_without_weights(folder / BACKBONE_FOLDER)
     if any(name.startswith(f"{COMPANION}.") for name in weights):
         return CascadeStepper(_stepper_without_weights(folder / COMPANION), stepper)
