@@ -67,9 +67,8 @@ def test_logits_that_a_rule_has_read_are_not_read_again(tiny_decoder):
             assert view.logits.shape[0] == view.rows == 4
             return view.row_keys % 2 == 0
 
-    calls = head_calls(tiny_decoder(), ReadsAtTheFirst())
-    assert calls[0] == 4, "the prompts"
-    steps = calls[1:]
+    prompts, *steps = head_calls(tiny_decoder(), ReadsAtTheFirst())
+    assert prompts == 4
     assert steps.count(4) == 5, "once at layer 1 for all rows"
     assert sum(steps) - 5 * 4 < 5 * 4, "at layer 4 for those alone that stayed"
 

@@ -1,5 +1,7 @@
 """Choosing tokens: draws, and settings of ``generation_config``, which give the texts of stock ``generate``."""
 
+from functools import partial
+
 import pytest
 import torch
 from comparing import tokens_of
@@ -12,7 +14,7 @@ from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import NeverExit, StaticRule
+from consistentee.rules.exit_rule import NeverExit
 
 PROMPTS = random_prompts(5, seed=3)
 NEW_TOKENS = 10
@@ -52,15 +54,22 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, set
     assert tokens_of(drafted) == expected
 
 
-def test_exits_and_sampling_follow_the_settings_in_any_batch(tiny_decoder):
-    model = tiny_decoder()
+def test_texts_follow_the_settings_in_any_batch_and_rules_read_what_the_exit_gives(tiny_decoder):
+    model, finite = tiny_decoder(), set()
+
+    class Reads(RandomRule):
+        def should_exit(self, view, state):
+            finite.add(bool(view.logits.isfinite().all()))
+            return super().should_exit(view, state)
+
     usual = usual_tokens(model)
     model.backbone.generation_config.update(suppress_tokens=usual[:3], repetition_penalty=1.2)
     for sampling in (None, Sampling(0.7, top_k=20, seed=1)):
         options = {"max_new_tokens": NEW_TOKENS, "sampling": sampling}
-        texts = [tokens_of(generate(model, PROMPTS, RandomRule(2.5, seed=1), **options, **way)) for way in WAYS]
+        texts = [tokens_of(generate(model, PROMPTS, Reads(2.5, seed=1), **options, **way)) for way in WAYS]
         assert texts[0] == texts[1] == texts[2]
         assert not set(usual[:3]) & {token for text in texts[0] for token in text}
+    assert finite == {True}, "no rule sees a processed score"
 
 
 def test_sampling_takes_from_the_model_what_a_call_leaves_open(tiny_decoder):
@@ -77,26 +86,14 @@ def test_sampling_takes_from_the_model_what_a_call_leaves_open(tiny_decoder):
         texts(Sampling())
 
 
-def test_rules_read_the_distribution_of_the_exit_itself(tiny_decoder):
-    model, seen = tiny_decoder(), []
-
-    class Reads(StaticRule):
-        def should_exit(self, view, state):
-            seen.append(bool(view.logits.isfinite().all()))
-            return super().should_exit(view, state)
-
-    model.backbone.generation_config.suppress_tokens = usual_tokens(model)
-    generate(model, PROMPTS[:3], Reads(2), max_new_tokens=5)
-    assert set(seen) == {True}, "no rule sees a processed score"
-
-
 def test_stop_strings_of_the_model_end_texts(tiny_decoder):
     model = tiny_decoder()
-    endless = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
-    stop = endless.texts[2][4:7]
-    expected = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS, stop=[stop])
+    call = partial(generate, model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+    endless = call().texts
+    stop = endless[2][4:7]
+    expected = call(stop=[stop]).texts
     model.backbone.generation_config.stop_strings = stop
-    assert generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).texts == expected.texts != endless.texts
+    assert call().texts == expected != endless
 
 
 @pytest.mark.parametrize(
