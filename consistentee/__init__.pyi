@@ -36,7 +36,7 @@ from consistentee.methods.token_methods import (
     TokenMethod as TokenMethod,
     VocabularyMethod as VocabularyMethod,
 )
-from consistentee.models.base import chosen_device as chosen_device
+from consistentee.models.base import HeadSpec as HeadSpec, chosen_device as chosen_device
 from consistentee.models.classifiers import (
     CLASSIFIER_KINDS as CLASSIFIER_KINDS,
     ClassifierSpec as ClassifierSpec,
@@ -52,7 +52,6 @@ from consistentee.models.decoder.multi_exit_decoder import (
 )
 from consistentee.models.encoder.cascade import add_companion as add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel as MultiExitModel
-from consistentee.models.heads import HeadSpec as HeadSpec
 from consistentee.rules.exit_rule import (
     ConsecutiveRule as ConsecutiveRule,
     ExitRule as ExitRule,

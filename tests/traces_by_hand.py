@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from consistentee.models.heads import ExitHeads
+from consistentee.models.base import ExitHeads
 from consistentee.traces.instance_trace import Trace
 
 

@@ -35,7 +35,7 @@ from consistentee.deployment.timing import (
 )
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
-from consistentee.models.encoder.kept_head import check_classifier
+from consistentee.models.classifiers import check_classifier
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import listening
 

@@ -1,4 +1,4 @@
-"""Rows of a batch, on the host and on the device; and KeyValueCache, with a ledger of its content.
+"""Rows of a batch, on the host and on the device; and a cache of their keys and values.
 
 Rows exit at different layers. A column is a position in a row. A token that exits after layer t writes nothing into
 layers t + 1 to L: they miss its column, until a later token of its row reads such a layer. Stock attention reads a hole
@@ -44,7 +44,7 @@ class Indices:
 
 
 class Index:
-    """Whole numbers [n], on the host and, once they are needed there, on the device."""
+    """Whole numbers [n], on the host and, once they are read there, on the device."""
 
     def __init__(self, numbers: RowNumbers, indices: Indices, sent: Tensor | None = None) -> None:
         self.numbers = numbers
@@ -63,12 +63,10 @@ class Index:
 class Rows:
     """Some rows of a batch, in increasing order; if they lie together, they are taken as a slice, which copies nothing.
 
-    Attributes:
-        together: whether no row lies between them.
+    ``sent``: the numbers on the device, where they are there already.
     """
 
     def __init__(self, numbers: RowNumbers, indices: Indices, sent: Tensor | None = None) -> None:
-        """``sent``: the numbers on the device, where they are there already."""
         self.numbers = numbers
         self.index = indices.add(numbers) if sent is None else Index(numbers, indices, sent)
         self.indices = indices
@@ -97,16 +95,15 @@ class Rows:
 
 
 class RowTensors:
-    """Tensors that rows of a batch wait with, by stage and name: their shape may change from stage to stage."""
+    """Tensors that the rows of a batch wait with, by stage and name: their shape may change from stage to stage."""
 
     def __init__(self, rows: int) -> None:
-        """``rows``: number of rows of the batch."""
         self._rows = rows
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._own: set[tuple[int, str]] = set()
 
     def put(self, stage: int, rows: Rows, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors [rows, ...] of rows that wait for a stage; those of all rows are neither copied nor changed."""
+        """Keep tensors [rows, ...] of rows that wait for a stage; those of all rows are not copied or changed."""
         for name, tensor in tensors.items():
             place = stage, name
             if len(rows) == self._rows:
@@ -137,9 +134,7 @@ class CacheHoleError(RuntimeError):
 
 
 class Ledger:
-    """Account of which columns every layer has of every row, checked at every read.
-
-    A layer's columns of a row are stored in order, without a gap, so that one number describes them.
+    """Account of which columns every layer has of every row: they are stored in order, so one number describes them.
 
     Attributes:
         lengths: number of columns that have begun, of every row: int64 [rows].
@@ -155,8 +150,7 @@ class Ledger:
     ) -> None:
         """Record that columns ``starts`` to ``end - 1`` of some rows are written at some layers (1-based).
 
-        Raises CacheHoleError if they do not follow the stored columns, or if the rows then read the layers and these
-        have not all of their columns.
+        Raises CacheHoleError if they do not follow the stored columns, or are not the last ones before a read.
         """
         stored = self.stored[layers.start - 1 : layers.stop - 1]
         if (stored[:, rows] != starts).any():
@@ -171,10 +165,6 @@ class Ledger:
 
     def keep(self, rows: RowNumbers) -> None:
         self.lengths, self.stored = self.lengths[rows], self.stored[:, rows]
-
-    def clear(self, rows: RowNumbers) -> None:
-        self.lengths[rows] = 0
-        self.stored[:, rows] = 0
 
     def take_back(self, columns: int) -> None:
         """Forget what layers have stored of the last columns of all rows: they miss them again."""
@@ -201,17 +191,13 @@ class KeyValueCache:
     """Preallocated keys and values of every layer, and their ledger.
 
     Attributes:
-        stored: [layers, rows, 2 * kv_heads, columns, head_dim], keys first.
-        layers: what every layer has of it.
+        stored: [layers, rows, 2 * kv_heads, columns, head_dim], keys first; ``layers`` has the parts of it.
     """
 
     def __init__(
         self, model: MultiExitDecoder, rows: int, columns: int, indices: Indices, *, more_layers: int = 0
     ) -> None:
-        """Allocate; ``more_layers``: how many layers there are behind layer L, as of a branch that drafts.
-
-        Raises UserError where there is no memory for it.
-        """
+        """Allocate, with ``more_layers`` behind layer L. Raises UserError where there is no memory for it."""
         layers, dtype = model.num_layers + more_layers, model.backbone.dtype
         shape = (layers, rows, 2 * model.stepper.kv_heads, columns, model.stepper.head_dim)
         needed = math.prod(shape) * dtype.itemsize
@@ -245,13 +231,13 @@ class KeyValueCache:
         if not some.any():
             return None
         row_index = np.repeat(rows.numbers, counts)
-        # Of every row starts, starts + 1, ..., ends - 1: what is counted over all rows, less what rows before it have.
+        # Of every row starts, starts + 1, ..., ends - 1: a count over all rows, less the counts of rows before.
         column_index = np.arange(len(row_index)) + np.repeat(ends - counts.cumsum(), counts)
         index = self._indices.add(row_index), self._indices.add(column_index)
         return MissingColumns(rows.numbers[some], starts[some], ends[some], *index)
 
     def fill(self, layers: range, missing: MissingColumns, keys: Tensor, values: Tensor) -> None:
-        """Write missing columns of some layers (1-based); keys, values: [layers, 1, kv_heads, missing, head_dim]."""
+        """Write missing columns of layers (1-based); keys, values: [layers, 1, kv_heads, missing, head_dim]."""
         self.ledger.write(layers, missing.rows, missing.starts, missing.ends, then_read=False)
         new = torch.cat([keys, values], dim=2)[:, 0].permute(2, 0, 1, 3)
         row_index, column_index = missing.row_index.tensor, missing.column_index.tensor

@@ -38,9 +38,9 @@ class Predictions:
 
 
 class LiveView(LayerView):
-    """The view of a layer that has just run on the active rows: what a rule reads, and the layer's classifier.
+    """The view of a layer that has just run on the active rows, for the rule and for the layer's classifier.
 
-    ``past`` holds the pooled vectors of the layers before [rows, layer - 1, width], or None if nothing reads them.
+    ``past``: pooled vectors of the layers before [rows, layer - 1, width], or None if nothing reads them.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ def classify(
         sort_by_length: batch rows of similar length together.
 
     Raises:
-        UserError: an argument is wrong, single texts and pairs are mixed, or the rule reads what only a trace has.
+        UserError: single texts and pairs are mixed, or the rule reads what only a trace has.
         ValueError: the rule does not return one bool a row.
     """
     check_not_quantized(model)
@@ -148,14 +148,11 @@ class _Exited(NamedTuple):
 
 @dataclass
 class _ActiveRows:
-    """Rows between two layers.
+    """Rows between two layers: their places among all rows, the input of the next layer, and the state of the rule.
 
     Attributes:
-        numbers: their places among all rows.
-        batch, hidden: the input of the next layer.
-        state: of the rule.
         past: pooled vectors of the layers before, if they are read: [rows, layers, width].
-        context: what the layers need of these rows, once it is computed.
+        context: of these rows for the layers, once it is computed.
     """
 
     model: MultiExitModel
@@ -177,7 +174,7 @@ class _ActiveRows:
         return len(self.numbers)
 
     def run(self, layer: int, rule: ExitRule) -> tuple[_Exited | None, Self | None]:
-        """Run a layer; return the rows that exit, and the others. The rule is read once, and nothing is copied."""
+        """Run a layer; return the rows that exit, and the others. The rule's answer is read once."""
         model = self.model
         context = self.context or model.stepper.context(layer, self.hidden, self.batch)
         hidden = model.stepper.step(layer, self.hidden, context)
@@ -208,7 +205,7 @@ class _ActiveRows:
             context=None,
         )
 
-    def shortest(self, size: int) -> tuple[Self, Self]:
+    def split_shortest(self, size: int) -> tuple[Self, Self]:
         places = sorted(range(len(self)), key=self.batch.lengths.__getitem__)
         index = torch.tensor(places, device=self.hidden.device)
         return self.select(places[:size], index[:size]), self.select(places[size:], index[size:])
@@ -247,9 +244,8 @@ def _run(
 ) -> list[_Exited]:
     """Run rows layer by layer: those that stay wait until they fill a batch.
 
-    In step, a batch runs alone until all of its rows have exited: any number of rows is a full batch. Else the deepest
-    layer with a full batch runs, so that rows make room for others. Without one, the fullest layer runs; once all rows
-    have entered, the first layer, whose rows join later ones.
+    In step any number of rows is a full batch. Else the deepest layer with a full batch runs, so that rows make room
+    for others. Without one, the fullest layer runs; once all rows have entered, the first, whose rows join later ones.
     """
     most, full = (batch_size, 1) if in_flight is None else (in_flight, batch_size)
     unread = iter(range(len(encodings)))
@@ -272,7 +268,7 @@ def _run(
         else:
             rows = waiting.pop(layer)
             if len(rows) > batch_size:
-                rows, waiting[layer] = rows.shortest(batch_size)
+                rows, waiting[layer] = rows.split_shortest(batch_size)
         left, stayed = rows.run(layer, rule)
         exited += [] if left is None else [left]
         if stayed is not None:
@@ -280,7 +276,7 @@ def _run(
 
 
 def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor | None:
-    """Return the history before layer 1 [rows, 0, width], or None where neither classifiers nor rule read it."""
+    """Return the empty history before layer 1 [rows, 0, width], or None where nothing reads it."""
     if not (model.reads_history or rule.reads_history):
         return None
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)

@@ -1,28 +1,126 @@
 """The loop that decodes: rows go on token by token, a rule decides at which layer each token exits.
 
-A schedule chooses which rows run next, and which stage of their newest token; see
-:mod:`consistentee.engine.schedule`. In step, all rows of a batch advance together. In flight, rows that exit go on with
-their next token at once, and every stage runs on a full batch.
+The stages of a token are the segments, each of which ends at an exit; then, wherever it exits, what lies behind all
+exits: the last layers, if every token runs them, and the LM head; and at last the new token is read from the device.
+A schedule chooses which rows run next, and which stage. In step, all rows of a batch advance together. In flight, rows
+that exit go on with their next token at once, and every stage runs on a full batch.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from consistentee.engine.cache import RowNumbers, Rows
+from consistentee.engine.cache import RowNumbers, Rows, RowTensors
 from consistentee.engine.missing_keys import POLICIES, KVPolicy
 from consistentee.engine.sampling import Sampling, choose_tokens
-from consistentee.engine.schedule import FREE, Regrouping, RowStates, Schedule, in_step
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch
 from consistentee.engine.transcript import Transcript, clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule, State, ask, start_rule
 from consistentee.traces.token_view import TokenView
+
+FREE = -1
+
+
+class RowStates:
+    """State of the rows under way, each in a slot. Arrays are indexed by slot.
+
+    Attributes:
+        newest: the newest token, int64, on the device.
+        stages: the stage that a row waits for, or runs; ``FREE`` where a slot has no row.
+        planned_exits, exit_layers: the exit of the newest token, if the rule knows it in advance, and once it is known.
+        tokens: how many a row has, as if all rows had begun together.
+        since: the turn after which a row came to its stage.
+        kept: tensors that rows wait with.
+        turn: how often a schedule has chosen rows to run.
+    """
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.newest = torch.zeros(slots, dtype=torch.long, device=device)
+        self.texts: NDArray[np.object_] = np.full(slots, None)  # transcripts
+        self.stages = np.full(slots, FREE)
+        self.planned_exits, self.exit_layers, self.tokens, self.since = np.zeros((4, slots), dtype=np.int64)
+        self.kept = RowTensors(slots)
+        self.turn = 0
+
+    @property
+    def taken(self) -> RowNumbers:
+        """Slots that are not free."""
+        return np.flatnonzero(self.stages != FREE)
+
+    def enter(self, slots: RowNumbers, texts: Sequence[Transcript], layer: int) -> None:
+        """Begin texts, whose first token is read off layer ``layer``; they count as level with the slowest."""
+        self.texts[slots] = texts
+        self.exit_layers[slots] = layer
+        self.tokens[slots] = self.tokens[self.taken].min(initial=self.tokens.max() + 1) - 1
+
+    def wait(self, slots: RowNumbers, stage: int) -> None:
+        """Let rows wait for a stage; before stage 0, they have a token more."""
+        self.stages[slots] = stage
+        self.since[slots] = self.turn
+        if stage == 0:
+            self.tokens[slots] += 1
+
+    def keep(self, rows: Rows) -> None:
+        """Drop all slots but these."""
+        for name in ("texts", "stages", "planned_exits", "exit_layers", "tokens", "since"):
+            setattr(self, name, getattr(self, name)[rows.numbers])
+        self.newest = rows.of(self.newest).clone()
+        self.kept.keep(rows)
+
+
+Schedule = Callable[[RowStates], tuple[int, RowNumbers]]
+"""Choose the next stage, and the slots whose rows run it, in increasing order; at least one row waits."""
+
+PATIENCE = 100
+"""Turns that a row is passed over at most before its stage runs, full or not; as many as DREX has."""
+
+
+def in_step(rows: RowStates) -> tuple[int, RowNumbers]:
+    """Let all rows advance together: none begins a token before all others have theirs."""
+    stages = rows.stages[rows.stages > 0]
+    stage = int(stages.min()) if len(stages) else 0
+    return stage, np.flatnonzero(rows.stages == stage)
+
+
+@dataclass(frozen=True)
+class Regrouping:
+    """Let a stage run once a batch of rows waits for it: dynamic rebatching (DREX, Liu et al., 2025, arXiv 2512.15705).
+
+    If no batch is full, the fullest runs, since the cost of a batch hardly depends on its rows. If several are full,
+    the one with the row that is furthest behind runs; and of a stage those rows run first. So none is left to write the
+    rest of its text alone. ``batch_sizes``: rows of a full batch of each stage but the last, which runs at once.
+    """
+
+    batch_sizes: tuple[int, ...]
+
+    def __call__(self, rows: RowStates) -> tuple[int, RowNumbers]:
+        last = np.flatnonzero(rows.stages == len(self.batch_sizes))
+        if len(last):
+            return len(self.batch_sizes), last
+        rows.turn += 1
+        taken = rows.taken
+        longest = taken[rows.since[taken].argmin()]
+        overdue = rows.turn - rows.since[longest] > PATIENCE
+        stage = int(rows.stages[longest]) if overdue else self._fullest(rows, taken)
+        slots = np.flatnonzero(rows.stages == stage)
+        first_by = rows.since if overdue else rows.tokens
+        first = np.lexsort((rows.since[slots], first_by[slots]))[: self.batch_sizes[stage]]
+        return stage, np.sort(slots[first])
+
+    def _fullest(self, rows: RowStates, taken: RowNumbers) -> int:
+        counts = np.bincount(rows.stages[taken], minlength=len(self.batch_sizes))
+        filled = (counts / self.batch_sizes).clip(max=1.0)
+        fullest = taken[filled[rows.stages[taken]] == filled.max()]
+        return int(rows.stages[fullest[rows.tokens[fullest].argmin()]])
+
 
 _HIDDEN, _PAST = "engine: hidden states", "engine: states at the exits before"
 
@@ -33,9 +131,9 @@ class DecodingOptions(NamedTuple):
     rule: ExitRule
     max_new_tokens: int
     batch_size: int
-    kv: KVPolicy = "propagate"
-    sampling: Sampling | None = None
-    read: ReadPrompts | None = None
+    kv: KVPolicy
+    sampling: Sampling | None
+    read: ReadPrompts | None
 
 
 class Decoding:
@@ -61,7 +159,7 @@ class Decoding:
         self._head, self._chosen = len(model.exit_layers), len(model.exit_layers) + 1  # numbers of the last two stages
         self._batch = TokenBatch(model, slots, columns + options.max_new_tokens - 1)  # the last token is not read
         self._missing = POLICIES[options.kv](self._batch)
-        self._rows = RowStates.empty(slots, model.device)
+        self._rows = RowStates(slots, model.device)
         self._schedule: Schedule = in_step
         if in_flight is not None:
             # The LM head costs hardly more for two batches than for one, and as much as many layers of a small model.
@@ -80,7 +178,13 @@ class Decoding:
                 self._read(free[: len(texts)], texts)
                 prefill_seconds += clock(self._model.device) - start
             elif len(self._rows.taken):
-                self._run(*self._schedule(self._rows))
+                stage, slots = self._schedule(self._rows)
+                if stage == self._chosen:
+                    self._add_tokens(slots)
+                elif stage == self._head:
+                    self._run_head(slots)
+                else:
+                    self._run_segment(stage, slots)
             else:
                 return prefill_seconds
 
@@ -92,14 +196,6 @@ class Decoding:
         self._choose(slots, rows.in_torch, self._model.logits(last, hidden))
         self._add_tokens(slots)
 
-    def _run(self, stage: int, slots: RowNumbers) -> None:
-        if stage == self._chosen:
-            self._add_tokens(slots)
-        elif stage == self._head:
-            self._run_head(slots)
-        else:
-            self._run_segment(stage, slots)
-
     def _run_segment(self, stage: int, slots: RowNumbers) -> None:
         """Run the layers up to an exit; rows that exit wait for their token, the others for the next segment."""
         model, rule = self._model, self._options.rule
@@ -107,7 +203,9 @@ class Decoding:
         steps, keys = [len(text.tokens) for text in texts], [text.key for text in texts]
         if stage == 0:
             self._batch.begin(self._batch.rows(slots))
-            self._rows.planned_exits[slots] = planned_exits(rule, model, steps, keys)
+            tokens_in_texts = zip(steps, keys, strict=True)
+            planned = [rule.exit_in_advance(model.exit_layers, step, key) for step, key in tokens_in_texts]
+            self._rows.planned_exits[slots] = [layer or 0 for layer in planned]  # 0 where the rule must be asked
         segment = self._missing.prepare(model.segments[stage], slots)  # before tensors are taken: one copy of indices
         rows = segment.rows
         if stage == 0:
@@ -131,10 +229,7 @@ class Decoding:
             self._exit(rows, exits, view)
 
     def _exits(self, view: TokenView, state: State, planned: RowNumbers) -> Rows:
-        """Return the places of the rows that exit at this layer; at the last one, all exit.
-
-        A rule that has planned nothing (see :func:`planned_exits`) is asked, and its answer read from the device.
-        """
+        """Return the places of the rows that exit at this layer; a rule without planned exits is asked."""
         indices, rule = self._batch.indices, self._options.rule
         if view.layer == view.num_layers:
             return Rows(np.arange(view.rows), indices)
@@ -150,7 +245,7 @@ class Decoding:
         """Let the rows at some places of a view exit.
 
         Their tokens are chosen now if the rule has read the logits, or each exit has an LM head of its own. A shared LM
-        head, the largest matrix of a small model, is read once for all rows that wait for it, and so are last layers.
+        head is read once for all rows that wait for it, and so are last layers.
         """
         model, slots = self._model, rows.numbers[places.numbers]
         self._rows.exit_layers[slots] = view.layer
@@ -188,7 +283,7 @@ class Decoding:
 
     def _end(self, slots: RowNumbers) -> None:
         for slot, text in zip(slots.tolist(), self._rows.texts[slots], strict=True):
-            text.late_layers = late_layers(self._batch, slot, text)
+            text.late_layers = _late_layers(self._batch, slot, text)
             self._steps.leave_out(self._options.max_new_tokens - len(text.tokens))
         self._rows.stages[slots] = FREE
         self._batch.free(slots)
@@ -199,17 +294,8 @@ class Decoding:
                 part.keep(rows)
 
 
-def planned_exits(rule: ExitRule, model: MultiExitDecoder, steps: Sequence[int], keys: Sequence[int]) -> RowNumbers:
-    """Return the exit layers that a rule knows in advance: int64 [rows]; 0 where it must be asked."""
-    rows = zip(steps, keys, strict=True)
-    return np.array([rule.exit_in_advance(model.exit_layers, step, key) or 0 for step, key in rows], dtype=np.int64)
-
-
-def late_layers(batch: TokenBatch, row: int, text: Transcript) -> list[int]:
-    """Return, for each new token of a row, how many layers the token read for it was given after its exit.
-
-    The first is read off the prompt, which misses nothing.
-    """
+def _late_layers(batch: TokenBatch, row: int, text: Transcript) -> list[int]:
+    """Return, for each new token, how many layers the token read for it was given after its exit."""
     read = len(text.prompt) + np.arange(len(text.tokens) - 1)
     cached = (batch.cache.ledger.stored[:, row] > read[:, None]).sum(axis=1)
     return [0, *(cached - np.array(text.exit_layers[1:], dtype=np.int64)).tolist()]

@@ -29,10 +29,9 @@ class Generations:
     Attributes:
         texts: without the prompt, special tokens, and the stop string that ended a text.
         tokens: the new tokens of each row, int64; the token that ended it is the last of them.
-        exit_layers: the layer that each new token was read off, int64, 1-based; L for the first, which the prompt
-            gives.
-        late_layers: for each new token, how many layers the token that was read for it has been given its keys and
-            values in after its exit, int64: projected from its state with ``kv="propagate"``, run with ``"exact"``.
+        exit_layers: of each new token, int64, 1-based; L for the first, which the prompt gives.
+        late_layers: number of layers that got their keys and values of the token read for each new token after its
+            exit, int64: projected from its state with ``kv="propagate"``, run with ``"exact"``.
         prompt_tokens: number of tokens of each prompt.
         prefill_seconds, decode_seconds: spent on prompts, the first new tokens included, and on all further tokens.
         completed_seconds: when the last token of each text was there, since all of them were asked.
@@ -58,7 +57,7 @@ class Generations:
         decode_seconds: float,
         **more: Any,
     ) -> Self:
-        """Collect what was written behind some prompts; ``more``: the fields that a subclass adds."""
+        """Collect finished transcripts; ``more``: the fields that a subclass adds."""
         return cls(
             texts=[transcript.text for transcript in transcripts],
             tokens=[_integers(transcript.tokens) for transcript in transcripts],
@@ -74,17 +73,17 @@ class Generations:
 
     @property
     def decoded_tokens(self) -> int:
-        """Number of new tokens but for the first of each row: those that ``decode_seconds`` was spent on."""
+        """Number of new tokens but the first of each row."""
         return sum(max(len(tokens) - 1, 0) for tokens in self.tokens)
 
     @property
     def layer_calls(self) -> float:
-        """Layers that were called for all new tokens but the first of each row, each as often as it was called."""
+        """Number of calls of layers for all new tokens but the first of each row."""
         return sum(int(layers[1:].sum()) for layers in self.exit_layers)
 
     @property
     def average_layers(self) -> float:
-        """Layers called for a new token, on average over all but the first of each row; NaN if there are none."""
+        """Calls of layers for a new token, on average over all but the first of each row; NaN if there are none."""
         return self.layer_calls / self.decoded_tokens if self.decoded_tokens else math.nan
 
 
@@ -108,7 +107,7 @@ def generate(
 ) -> Generations:
     """Continue prompts; ``rule`` decides after which layer each new token exits.
 
-    Texts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
+    Prompts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
     at the model's exits but the last.
 
     Args:
@@ -116,8 +115,8 @@ def generate(
         rule: the exit rule; a row is a token that is being decoded.
         max_new_tokens: of each row; 0 gives empty texts.
         in_flight: rows under way, of which a batch runs at a time: rows that exit go on with their next token at once,
-            those that stay wait until they fill a batch, and a prompt takes the place of a text that has ended. Texts
-            and exit layers are the same. None lets the rows of a batch go in step until all have ended.
+            and a prompt takes the place of a text that has ended. Texts and exit layers are the same. None lets the
+            rows of a batch go in step until all have ended.
         kv: how layers that a token skipped get its keys and values, once a later token of its row reads them:
             ``"propagate"`` makes them of the state at the exit (CALM, section 3.3.1), ``"exact"`` runs the layers on
             the skipped tokens with the later one (FREE), which gives those of full depth.
@@ -125,8 +124,7 @@ def generate(
         stop: strings that end a text.
         max_prompt_tokens, keep: cut longer prompts to so many tokens, and keep this end.
         stream: called with every new token.
-        read: prompts that this model has read in other calls, and what it reads in this one: whoever decodes the same
-            prompts by several rules reads them once. Not for rows in flight.
+        read: keeps the prompts that are read, for other calls with the same prompts. Not for rows in flight.
 
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context together with its new tokens; an

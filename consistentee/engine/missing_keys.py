@@ -18,11 +18,9 @@ KVPolicy = Literal["propagate", "exact"]
 
 
 class Segment(NamedTuple):
-    """Layers between two exits (1-based), the rows that run them, and what the layers need of these on the device.
+    """Layers between two exits (1-based), the rows that run them, and the context of the rows' newest tokens.
 
-    Attributes:
-        context: of the rows' newest tokens.
-        missing: columns of the rows that all of the layers miss, if any: no row exits in between.
+    ``missing``: columns of the rows that all of the layers miss, if any: no row exits in between.
     """
 
     layers: range
@@ -32,15 +30,12 @@ class Segment(NamedTuple):
 
 
 class MissingKeys(ABC):
-    """Fill in missing keys and values, from the hidden states at the exits.
-
-    Attributes:
-        states: [rows, columns, width]; the hidden state of a token after the last layer that it has run.
-    """
+    """Fill in missing keys and values, from the hidden states at the exits."""
 
     def __init__(self, batch: TokenBatch) -> None:
         self.batch = batch
         shape = (len(batch), batch.cache.stored.shape[3], batch.stepper.width)
+        # [rows, columns, width]: the hidden state of a token after the last layer that it has run.
         self.states = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
     def prepare(self, layers: range, numbers: RowNumbers) -> Segment:

@@ -2,8 +2,7 @@
 
 Each setting is applied by the logits processor of transformers that ``generate`` uses, to one row's own tokens: a
 text is that of stock ``generate`` at batch 1, whatever the batch. Exit rules read the exit's own distribution, as
-traces do; processors change the scores of the exit that is taken. Temperature, ``top_k`` and ``top_p`` hold where
-:class:`Sampling` is asked for and leaves them open; without it texts are greedy, whatever ``do_sample``.
+traces do; processors change the scores of the exit that is taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,14 +46,6 @@ class Sampling:
 
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
         """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""
-        distribution = self._distribution(logits).double().cumsum(dim=-1)
-        uniform = [keyed_bits(self.seed, key, step) / 2**64 for key, step in zip(prompt_keys, steps, strict=True)]
-        wanted = torch.tensor(uniform, dtype=torch.double, device=logits.device).unsqueeze(1)
-        # Strictly above, and of the sum that rounding left: a token of probability 0 is never drawn.
-        drawn = torch.searchsorted(distribution, wanted * distribution[:, -1:], right=True)
-        return drawn.squeeze(1).clamp_max_(logits.shape[-1] - 1)
-
-    def _distribution(self, logits: Tensor) -> Tensor:
         scores = logits.float()
         if self.temperature is not None:
             scores = TemperatureLogitsWarper(float(self.temperature))(None, scores)
@@ -62,7 +53,12 @@ class Sampling:
             scores = TopKLogitsWarper(self.top_k)(None, scores)
         if self.top_p is not None:
             scores = TopPLogitsWarper(float(self.top_p))(None, scores)
-        return scores.softmax(dim=-1)
+        distribution = scores.softmax(dim=-1).double().cumsum(dim=-1)
+        uniform = [keyed_bits(self.seed, key, step) / 2**64 for key, step in zip(prompt_keys, steps, strict=True)]
+        wanted = torch.tensor(uniform, dtype=torch.double, device=logits.device).unsqueeze(1)
+        # Strictly above, and of the sum that rounding left: a token of probability 0 is never drawn.
+        drawn = torch.searchsorted(distribution, wanted * distribution[:, -1:], right=True)
+        return drawn.squeeze(1).clamp_max_(logits.shape[-1] - 1)
 
 
 def choose_tokens(sampling: Sampling | None, logits: Tensor, rows: Sequence[Transcript]) -> Tensor:
@@ -112,18 +108,14 @@ _PROCESSORS: dict[str, tuple[object, Callable[[Any, _Row], Any]]] = {
     ),
 }
 """Setting -> the value that changes nothing, and its processor; in the order of stock ``generate``."""
-_ABOUT_ENDS = ("min_length", "min_new_tokens")
 
 
 def settings_of(model: MultiExitDecoder) -> dict[str, Any]:
     """Return the settings of a model that change the scores of next tokens; usually none."""
     settings = getattr(model.backbone, "generation_config", None)
-    found = {name: getattr(settings, name, None) for name in _PROCESSORS}
-    return {
-        name: value
-        for name, value in found.items()
-        if value not in (None, _PROCESSORS[name][0]) and (model.end_tokens or name not in _ABOUT_ENDS)
-    }
+    names = [name for name in _PROCESSORS if model.end_tokens or name not in ("min_length", "min_new_tokens")]
+    found = {name: getattr(settings, name, None) for name in names}
+    return {name: value for name, value in found.items() if value not in (None, _PROCESSORS[name][0])}
 
 
 def sampling_of(model: MultiExitDecoder, sampling: Sampling) -> Sampling:

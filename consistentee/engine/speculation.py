@@ -1,8 +1,8 @@
 """Self-speculative decoding (LayerSkip, Elhoushi et al., ACL 2024, arXiv 2404.16710, section 4.3).
 
 The first layers and an exit, or the branch behind it, draft some tokens, one by one; the remaining layers then read all
-of them in one pass, and say how far the draft is what the full model would have written. Drafting and verifying share
-one cache: what the first layers have made of the drafted tokens, keys, values and hidden states, is not made again.
+of them in one pass, which tells how far the full model agrees. Drafting and verifying share one cache: keys, values and
+hidden states of the first layers are not computed again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Drafter:
         provisional: it runs layers that are to verify the draft, and what they keep of it counts no more then.
 
     Attributes:
-        size_in_layers: what it adds to its layers on every token that it reads, in layers.
+        size_in_layers: cost of each token that it reads, in layers, besides the first layers.
     """
 
     cached_layers: ClassVar[int] = 0
@@ -49,11 +49,10 @@ class Drafter:
         self._layer = layer
 
     def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Read what the draft layer made of new tokens, and return what :meth:`logits` reads: [rows, T, width]."""
+        """Turn the states of new tokens at the draft layer into what :meth:`logits` reads: [rows, T, width]."""
         return hidden
 
     def logits(self, state: Tensor) -> Tensor:
-        """Return the logits of states: [rows, width] -> [rows, vocabulary]."""
         return self._model.logits(self._layer, state)
 
 
@@ -68,17 +67,15 @@ class BranchDrafter(Drafter):
         self._place = model.num_layers
 
     def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run the branch's layer, with its keys and values behind those of layer L."""
         assert context.cache is not None
         own = replace(context, cache=_Elsewhere(context.cache, self._place))
         return self._model.stepper.step(self._layer, hidden, own)
 
 
 class SublayerDrafter(Drafter):
-    """The model without some sublayers, on embedded tokens.
+    """The model without some sublayers, on embedded tokens; it attends to keys and values of the full model.
 
-    It attends to what the full model has kept of the text. A token that it reads runs only when it is asked what comes
-    next: so prompts do not, nor does the last token of a draft.
+    A token runs only when the next one is asked for: prompts do not, nor does the last token of a draft.
     """
 
     provisional = True
@@ -95,7 +92,6 @@ class SublayerDrafter(Drafter):
         return hidden
 
     def logits(self, state: Tensor) -> Tensor:
-        """Run the newest token of every row, embedded: [rows, width] -> [rows, vocabulary]."""
         assert self._newest is not None
         hidden = self._skipped.run(self._model.stepper, state.unsqueeze(1), self._newest)
         return super().logits(hidden[:, 0])
@@ -122,8 +118,7 @@ class SpeculativeGenerations(Generations):
         draft_layer: the exit that drafted; 0 where the model without some sublayers did.
         drafted, accepted: numbers of tokens that were drafted for each row, and that became part of its text.
         passes: number of passes through the remaining layers, each of which gives one token besides the accepted ones.
-        drafter_in_layers: what a branch, or the model without some sublayers, costs as a drafter besides the layers up
-            to ``draft_layer``, in layers; 0 where an exit drafts.
+        drafter_in_layers: cost of the drafter besides the layers up to ``draft_layer``; 0 where an exit drafts.
         skipped: the sublayers that drafts left out, if any.
     """
 
@@ -168,16 +163,15 @@ def generate_speculatively(
     Texts are continued one after the other: the rows of a batch would accept drafts of different lengths.
 
     Args:
-        model, prompts: texts, and what continues them.
-        draft_layer: the exit that drafts, before layer L; its branch drafts where it has one.
+        draft_layer: the exit before layer L that drafts, or whose branch does.
         skipped: in place of ``draft_layer``, the sublayers without which the model drafts.
         draft_tokens: number of tokens a draft, at most.
         threshold: a draft ends behind a token that is less probable than this, which is verified nevertheless.
         max_new_tokens, stop, max_prompt_tokens, keep, stream: as for :func:`consistentee.engine.generate.generate`.
 
     Raises:
-        UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped,
-            ``draft_tokens`` is below 1 or ``threshold`` no probability; or as ``generate`` does.
+        UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped; or as
+            ``generate`` does.
     """
     if skipped is not None and draft_layer:
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
@@ -258,7 +252,7 @@ class _SpeculativeRow:
         while goes_on and len(draft) < length:
             logits = self.drafter.logits(state[:, 0])
             draft.append(self.transcript.scores(logits, draft).argmax(dim=-1))
-            # Nobody is asked where no draft can end early: on a GPU, an answer takes as long as some layers.
+            # Not asked where no draft can end early: on a GPU, an answer takes as long as some layers.
             goes_on = not self.threshold or bool(logits.softmax(dim=-1).max() >= self.threshold)
             hidden, state = self._read(batch, draft[-1])
             states.append(hidden)
@@ -268,7 +262,7 @@ class _SpeculativeRow:
 
     def _read(self, batch: TokenBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         batch.begin(batch.rows(), len(tokens))
-        context = self._context(batch, len(tokens))
+        context = batch.newest_context(batch.rows(), len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
         hidden = batch.run(range(1, self.draft_layer + 1), hidden, context)
         return hidden, self.drafter.read(hidden, context)
@@ -277,11 +271,7 @@ class _SpeculativeRow:
         if self.drafter.provisional:
             batch.cache.ledger.take_back(hidden.shape[1])
         deep = range(self.draft_layer + 1, self.model.num_layers + 1)
-        return batch.run(deep, hidden, self._context(batch, hidden.shape[1]))
-
-    def _context(self, batch: TokenBatch, tokens: int) -> DecoderContext:
-        rows = batch.rows()
-        return batch.context(rows, batch.newest_columns(rows, tokens))
+        return batch.run(deep, hidden, batch.newest_context(batch.rows(), hidden.shape[1]))
 
     def _accept(self, batch: TokenBatch, draft: list[int], answers: list[int]) -> None:
         agreed = 0
@@ -349,8 +339,6 @@ def generate_with_stock_drafts(
     """Generate a text for every prompt with the stock model's ``generate``, which drafts and verifies.
 
     Args:
-        model: its stock model writes; exits have no part.
-        prompts: the texts to go on from.
         drafts: the option of ``generate`` that makes it draft, such as ``prompt_lookup_num_tokens``, and its value.
         draft_layers: number of layers that draft.
         max_new_tokens, max_prompt_tokens, keep, endings: as for :func:`consistentee.generate`.

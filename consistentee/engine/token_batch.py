@@ -14,19 +14,14 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
 class CacheWindow:
-    """The cache as the layers of one pass see it: it is what stock attention takes for its cache.
-
-    What all layers need is made once; :meth:`update`, which runs in every layer, only writes and reads.
-    """
+    """The cache as stock attention sees it in one pass; what all layers need is made once."""
 
     def __init__(
         self, cache: KeyValueCache, rows: Rows, columns: RowNumbers, starts: RowNumbers, column_index: Index
     ) -> None:
-        """Open a window for some rows of a cache.
+        """Open a window for some rows that pass ``columns`` [rows, T]; ``column_index`` is the same on the device.
 
-        ``columns`` are those that they pass, one after the other: int64 [rows, T], and ``column_index`` the same on the
-        device. A row's keys and values are new from column ``starts`` [rows] on. What is passed before, and behind its
-        length, is there for the sake of the shape.
+        A row's keys and values are new from column ``starts`` [rows] on; columns before fill up the shape.
         """
         self._cache = cache
         self._rows = rows
@@ -93,13 +88,7 @@ def pass_sizes(lengths: Sequence[int]) -> list[int]:
 
 
 class TokenBatch:
-    """A cache with room for some rows. A column is a position: every row begins in column 0, and has its own length.
-
-    Attributes:
-        cache: keys and values of the rows.
-        indices: what copies numbers to the device.
-        stepper, device, dtype: of the model.
-    """
+    """A cache with room for some rows. A column is a position: every row begins in column 0, and has its own length."""
 
     def __init__(self, model: MultiExitDecoder, rows: int, columns: int, *, more_layers: int = 0) -> None:
         """Make room for ``rows`` rows of at most ``columns`` tokens; see :class:`KeyValueCache`."""
@@ -113,7 +102,7 @@ class TokenBatch:
         self._columns = torch.arange(columns, device=self.device)
         self._like = torch.empty(0, dtype=self.dtype, device=self.device)
         self._rows: dict[bytes, Rows] = {}
-        self._contexts: dict[Rows, DecoderContext] = {}
+        self._contexts: dict[tuple[Rows, int], DecoderContext] = {}
 
     def __len__(self) -> int:
         return len(self.cache.ledger.lengths)
@@ -173,8 +162,9 @@ class TokenBatch:
         self._rows, self._contexts = {rows.numbers.tobytes(): rows}, {}
 
     def free(self, numbers: RowNumbers) -> None:
-        """Forget some rows, given by number."""
-        self.cache.ledger.clear(numbers)
+        """Forget some rows."""
+        self.cache.ledger.lengths[numbers] = 0
+        self.cache.ledger.stored[:, numbers] = 0
 
     def keep(self, rows: Rows) -> None:
         """Drop all rows but these."""
@@ -189,17 +179,17 @@ class TokenBatch:
         """Return the columns of the newest tokens of some rows: int64 [rows, tokens]."""
         return self.newest(rows)[:, None] + np.arange(1 - tokens, 1)
 
-    def newest_context(self, rows: Rows) -> DecoderContext:
-        """Return the context of the newest tokens of some rows; it is made once a token."""
-        if rows not in self._contexts:
-            self._contexts[rows] = self.context(rows, self.newest_columns(rows, 1))
-        return self._contexts[rows]
+    def newest_context(self, rows: Rows, tokens: int = 1) -> DecoderContext:
+        """Return the context of the newest tokens of some rows; it is made once, until a row begins a column."""
+        if (rows, tokens) not in self._contexts:
+            self._contexts[rows, tokens] = self.context(rows, self.newest_columns(rows, tokens))
+        return self._contexts[rows, tokens]
 
     def context(self, rows: Rows, columns: RowNumbers, starts: RowNumbers | None = None) -> DecoderContext:
-        """Return what layers need to pass columns [rows, T] of some rows.
+        """Return the context in which layers pass columns [rows, T] of some rows.
 
         Keys and values are written from columns ``starts`` [rows] on, by default from the first. Rows that have fewer
-        to write than others pass columns that they have, or none at all; what comes of these is to be thrown away.
+        to write than others pass columns that they have, or none; the caller drops their states.
         """
         starts = columns[:, 0] if starts is None else starts
         column_index = self.indices.add(columns.clip(min=0).ravel())
@@ -217,14 +207,11 @@ class TokenBatch:
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def rotation(self, positions: Tensor) -> object:
-        """Return what layers need of positions [rows, T]."""
+        """Return the rotary embeddings of positions [rows, T], where the family has them."""
         return self.stepper.rotation(self._like, positions)
 
     def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run some layers (1-based), one after the other: [rows, T, width] -> [rows, T, width].
-
-        ``context`` is of :meth:`context`.
-        """
+        """Run some layers (1-based): [rows, T, width] -> [rows, T, width]; ``context`` is of :meth:`context`."""
         assert isinstance(context.cache, CacheWindow)
         context.cache.record(layers)
         for layer in layers:
@@ -239,18 +226,17 @@ _Key = tuple[DecoderStepper, tuple[tuple[int, ...], ...]]
 class ReadPrompts:
     """Keys, values and last states of prompts, which depend on no rule and no knob.
 
-    For callers that decode the same prompts many times with the same weights, as a sweep over knobs does: reading 256
-    tokens costs a CPU several times what writing 48 does. Batches are found again if they hold the same prompts in the
-    same order, and a batch for which there is no room is read each time. Weights must not change meanwhile.
+    For callers that decode the same prompts many times with the same weights, as a sweep over knobs does. Batches are
+    found again if they hold the same prompts in the same order; a batch for which ``max_bytes`` on the model's device
+    leave no room is read each time. Weights must not change meanwhile.
     """
 
     def __init__(self, max_bytes: NotNegative = 2 * 2**30) -> None:
-        """``max_bytes``: what is kept at most, on the device of the model."""
         self._room = max_bytes
         self._read: dict[_Key, tuple[Tensor, Tensor]] = {}
 
     def states(self, batch: TokenBatch, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """As :meth:`TokenBatch.read`, in all rows of a batch, of prompts that may have been read before."""
+        """Read prompts in all rows of a batch as :meth:`TokenBatch.read`, unless they have been read before."""
         key = batch.stepper, tuple(map(tuple, prompts))
         if key in self._read:
             states, known = self._read[key]

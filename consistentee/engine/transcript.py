@@ -22,8 +22,6 @@ def clock(device: torch.device) -> float:
 EndedBy = Literal["eos", "length", "stop"]
 """What ended a text: a token that ends texts, the number of new tokens, or a stop string."""
 
-_INCOMPLETE = "\ufffd"  # what a tokenizer makes of bytes that are no whole character yet
-
 
 @dataclass(frozen=True)
 class NewToken:
@@ -31,8 +29,7 @@ class NewToken:
 
     Attributes:
         row, step: places of its prompt among those asked, and of the token among the row's new ones, from 0.
-        text: what can now be added to the row's text. A character is held back until it is whole, and what may be the
-            start of a stop string until it is known not to be: all pieces together are the row's text.
+        text: what can now be added to the row's text: incomplete characters and starts of stop strings are held back.
         exit_layer: 1-based.
         ended_by: None unless it is the row's last.
     """
@@ -46,7 +43,7 @@ class NewToken:
 
 
 Stream = Callable[[NewToken], None]
-"""What is called with every new token, as soon as it is known."""
+"""Called with every new token, as soon as it is known."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ class Endings:
     Attributes:
         tokens: the first of these ends it; the token is kept.
         stop: the first of these strings ends it; the text is cut before it, the tokens are kept.
-        max_new_tokens: so many new tokens at most.
     """
 
     tokens: frozenset[int]
@@ -82,7 +78,7 @@ class Transcript:
     """The new tokens of one row, with their exit layers, and the layers that were filled in after each of them left.
 
     Attributes:
-        prompt, key: the tokens before the first new one, and their hash.
+        key: hash of the prompt.
         process: changes the scores of each next token, float32 [1, vocabulary], by the tokens so far, int64 [1, T];
             usually None.
         completed_seconds: when the last token was there, since this transcript was begun; 0 before.
@@ -97,7 +93,6 @@ class Transcript:
         *,
         prompt: Sequence[int] = (),
     ) -> None:
-        """``decode`` turns tokens into text; ``stream`` is called with every token that is added."""
         self.row = row
         self.prompt = prompt
         self.key = prompt_key(prompt)
@@ -153,7 +148,7 @@ class Transcript:
         """Return the newest token with what it adds to the text; to be asked once after every token."""
         text = self.text
         if self.ended_by is None:
-            text = text.rstrip(_INCOMPLETE)
+            text = text.rstrip("\ufffd")  # stands for bytes that are no whole character yet
             text = text[: len(text) - self._endings.undecided(text)]
         piece = text[self._told :]
         self._told += len(piece)

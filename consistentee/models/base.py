@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from consistentee.arguments import checked
+from consistentee.arguments import NotNegative, Number, Positive, check_layer, checked
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.backbones.encoders import EncoderStepper
 from consistentee.backbones.int8 import check_not_quantized
@@ -30,7 +30,6 @@ from consistentee.backbones.pretrained import (
 )
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_file, hash_tensors
-from consistentee.models.heads import ExitHeads, HeadSpec
 
 FORMAT_VERSION = 1
 BACKBONE_FOLDER = "backbone"
@@ -45,8 +44,8 @@ Precision = Literal["float32", "bfloat16"]
 def chosen_device() -> torch.device:
     """Return the device on which models are trained, and saved ones are loaded.
 
-    It is the one that ``CONSISTENTEE_DEVICE`` names, such as cpu, cuda:1 or mps. If this is "auto" or not set: an
-    accelerator if torch finds one, else the CPU. Raises UserError for a device that cannot be used.
+    ``CONSISTENTEE_DEVICE`` names it, such as cpu, cuda:1 or mps; "auto", the default, is an accelerator if torch finds
+    one, else the CPU. Raises UserError for a device that cannot be used.
     """
     name = os.environ.get("CONSISTENTEE_DEVICE", "auto")
     if name == "auto":
@@ -63,6 +62,67 @@ def chosen_device() -> torch.device:
         raise UserError(f"the device {name!r} cannot be used: {reason}; give auto, cpu, cuda, cuda:1 or mps") from error
 
 
+@checked
+@dataclass(frozen=True)
+class HeadSpec:
+    """A small network that reads the pooled vector of a layer.
+
+    Attributes:
+        hidden: width of a hidden layer with GELU, or None for a linear head.
+        shared: one module for all layers, instead of one a layer.
+        extra_inputs: number of inputs that the rule concatenates to the pooled vector.
+        reads_pooled: whether the pooled vector is an input at all.
+    """
+
+    outputs: Positive = 1
+    hidden: Positive | None = None
+    shared: bool = False
+    extra_inputs: NotNegative = 0
+    reads_pooled: bool = True
+    initial_bias: Number = 0.0
+
+
+class ExitHeads(nn.Module):
+    """The modules of one HeadSpec: one a layer, or one shared."""
+
+    def __init__(self, spec: HeadSpec, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_layers = num_layers
+        count = 1 if spec.shared else num_layers
+        inputs = (width if spec.reads_pooled else 0) + spec.extra_inputs
+        self.modules_by_layer = nn.ModuleList(_network(spec, inputs) for _ in range(count))
+
+    def forward(self, layer: int, pooled: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Return the output at layer ``layer`` (1-based): [rows], or [rows, outputs] if there are several."""
+        check_layer(layer, self.num_layers)
+        given = 0 if extra is None else extra.shape[-1]
+        if given != self.spec.extra_inputs:
+            raise ValueError(f"this head takes {self.spec.extra_inputs} extra inputs a row, got {given}")
+        parts = [pooled] if self.spec.reads_pooled else []
+        parts += [] if extra is None else [extra.to(pooled.dtype)]
+        features = torch.cat(parts, dim=-1)
+        output = self.modules_by_layer[0 if self.spec.shared else layer - 1](features)
+        return output.squeeze(-1) if self.spec.outputs == 1 else output
+
+    def at_layers(self, layers: Sequence[int], pooled: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Return the outputs at some layers (1-based): [rows, layers], or [rows, layers, outputs].
+
+        ``pooled`` is [rows, layers, width], and ``extra`` [rows, layers, extra inputs].
+        """
+        extras = [None] * len(layers) if extra is None else extra.unbind(dim=1)
+        inputs = zip(layers, pooled.unbind(dim=1), extras, strict=True)
+        return torch.stack([self(layer, vectors, more) for layer, vectors, more in inputs], dim=1)
+
+
+def _network(spec: HeadSpec, inputs: int) -> nn.Module:
+    last = nn.Linear(spec.hidden or inputs, spec.outputs)
+    nn.init.constant_(last.bias, spec.initial_bias)
+    if spec.hidden is None:
+        return last
+    return nn.Sequential(nn.Linear(inputs, spec.hidden), nn.GELU(), last)
+
+
 @dataclass(kw_only=True)
 class Description:
     """Everything besides the weights that a saved model needs; JSON-serialisable.
@@ -73,8 +133,8 @@ class Description:
 
     Attributes:
         method_sha256: hash of the method's file, if the method is in one; the file lies in the saved folder.
-        validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
-            ``joint``, the mean over exits, ``last-exit``, which is the full model's, and ``branches``, minus the loss.
+        validation_by_epoch: score on validation rows after every epoch, by stage: ``joint``, the mean over exits,
+            ``last-exit``, the full model's, and ``branches``, minus the loss.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -162,8 +222,7 @@ class MultiExit(nn.Module, ABC):
     def layers_in(self, precision: Precision) -> Iterator[None]:
         """Compute the layers' matrix products of training passes in this precision, within the ``with`` block.
 
-        Hidden states between layers, exits and all weights keep their type, and so do
-        :func:`consistentee.classify` and :func:`consistentee.generate`.
+        Hidden states between layers, exits, all weights and inference keep their type.
         """
         before, self.precision = self.precision, precision
         try:
@@ -176,10 +235,7 @@ class MultiExit(nn.Module, ABC):
 
     @checked
     def add_head(self, name: Annotated[str, Field(pattern=r"^[^.]+$")], spec: HeadSpec, seed: int = 0) -> ExitHeads:
-        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
-
-        One that is not shared has a module for each of the L layers.
-        """
+        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights."""
         with new_weights(seed):
             heads = ExitHeads(spec, self.width, self.num_layers).to(self.device, self.dtype)
         self.exit_heads[name] = heads
@@ -205,10 +261,7 @@ class MultiExit(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of all that determines outputs.
-
-        ``with_heads=False`` excludes the learned heads, on which neither hidden states nor logits depend.
-        """
+        """Return a hash of all that determines outputs; ``with_heads=False`` excludes the learned heads."""
 
     def _hash_weights(self, with_heads: bool) -> str:
         excluded = () if with_heads else ("exit_heads.",)
@@ -244,7 +297,7 @@ class MultiExit(nn.Module, ABC):
     def from_pretrained(cls, folder: str | Path, *, backbone: str | Path | None = None) -> Self:
         """Load a saved model; ``backbone`` is the directory with a decoder's backbone if it is not where it was.
 
-        Raises UserError that names the file if something is missing, damaged or not finite.
+        Raises UserError that names a missing or damaged file.
         """
         folder = Path(folder)
         description = cls.description_class.read(folder)
@@ -272,14 +325,14 @@ class MultiExit(nn.Module, ABC):
 
     @abstractmethod
     def _try_out(self) -> Tensor:
-        """Run every layer and exit on two tokens, so that settings that fit no model fail while it is loaded."""
+        """Run every layer and exit on two tokens, so that impossible settings fail while the model is loaded."""
 
     @classmethod
     @abstractmethod
     def _without_weights(
         cls, folder: Path, description: Any, weights: dict[str, Tensor], backbone: str | Path | None
     ) -> Self:
-        """Return the model of a saved folder before its own weights are in it, and without its learned heads."""
+        """Return the model of a saved folder, without its own weights and its learned heads."""
 
 
 def _saved_method(name: str | None, folder: Path) -> dict[str, str]:

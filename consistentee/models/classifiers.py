@@ -2,11 +2,11 @@
 
 A kind of one method is a subclass of :class:`InternalClassifier` in the method's file. An installed package registers
 it in the entry-point group :data:`CLASSIFIER_ENTRY_POINT_GROUP`, so that saved models load; any other file enters it in
-:data:`CLASSIFIER_KINDS`. Training, tracing, batched inference, FLOPs and saving follow from what its ``forward`` reads,
-and from the two class attributes that declare it.
+:data:`CLASSIFIER_KINDS`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Final, Protocol
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consistentee.arguments import Positive, checked
+from consistentee.backbones.decoders import refuse_decoder_family
+from consistentee.backbones.encoders import check_encoder_family
 from consistentee.backbones.pretrained import Pooling
 from consistentee.errors import UserError, unknown_name
 from consistentee.versions import module_source
@@ -31,8 +33,7 @@ class ClassifierSpec:
     Attributes:
         kind: a name, see :func:`classifier_class`.
         width, attention_heads: inner width and number of heads, for the kinds that have them.
-        at_last_layer: whether layer L has this kind too. If not, its classifier is linear, and the full model is the
-            stock one, as for the other methods.
+        at_last_layer: whether layer L has this kind too. If not, its classifier is linear, as the stock model's.
     """
 
     kind: str = "linear"
@@ -86,7 +87,7 @@ NO_TOKENS = torch.empty(0)  # stands for token states that were not kept
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A layer of a finished pass: pooled vectors, and token states if they were kept."""
+    """A layer of a finished pass: pooled vectors so far, and token states if they were kept."""
 
     history: Tensor
     hidden: Tensor = NO_TOKENS
@@ -152,9 +153,8 @@ class MLPClassifier(InternalClassifier):
 class AttentionClassifier(InternalClassifier):
     """FastBERT's: a narrow projection, self-attention, pooling, a layer of the same width, the output.
 
-    Source: Liu et al., ACL 2020, section 3.1. The attention sees the real tokens alone, and they are pooled as the
-    backbone pools. The hidden layer comes after the pooling, with a tanh, as in BERT's own pooler; there is no residual
-    connection.
+    Source: Liu et al., ACL 2020, section 3.1. Tokens are pooled as the backbone pools. The hidden layer comes after the
+    pooling, with a tanh, as in BERT's own pooler; there is no residual connection.
     """
 
     reads_tokens: ClassVar[bool] = True
@@ -206,22 +206,70 @@ def classifier_class(kind: str) -> type[InternalClassifier]:
     return found
 
 
-def build_classifiers(
-    spec: ClassifierSpec, *, num_layers: int, width: int, num_labels: int, pooling: Pooling, dropout: float
-) -> nn.ModuleList:
-    """Return untrained classifiers, one a layer. Raises UserError for an unknown kind."""
-    chosen = classifier_class(spec.kind)
-    classifiers: list[InternalClassifier] = []
-    for layer in range(1, num_layers + 1):
-        kind = chosen if layer < num_layers or spec.at_last_layer else LinearClassifier
-        place = ExitPlace(layer, num_layers, width, num_labels, pooling, dropout, tuple(classifiers))
-        classifiers.append(kind(spec, place))
-    return nn.ModuleList(classifiers)
-
-
 def pool_tokens(hidden: Tensor, padding_mask: Tensor, pooling: Pooling) -> Tensor:
     """Turn [rows, tokens, width] into [rows, width]: the mean of the real tokens, or the first token."""
     if pooling == "cls":
         return hidden[:, 0]
     weights = padding_mask.to(hidden.dtype)
     return torch.einsum("bth,bt->bh", hidden, weights) / weights.sum(dim=1, keepdim=True)
+
+
+_SUFFIX = "ForSequenceClassification"
+
+
+def _first_token(stock: Any) -> nn.Module:
+    """Undo the pooling of a vector for heads that look up the first token themselves: add a dimension."""
+    return nn.Unflatten(1, (1, stock.config.hidden_size))
+
+
+def _head(stock: Any) -> list[nn.Module]:
+    return [_first_token(stock), stock.classifier]
+
+
+_PARTS: dict[str, Callable[[Any], list[nn.Module]]] = {
+    "albert": lambda m: [m.albert.pooler, m.albert.pooler_activation, m.dropout, m.classifier],
+    "bert": lambda m: [_first_token(m), m.bert.pooler, m.dropout, m.classifier],
+    "deberta-v2": lambda m: [_first_token(m), m.pooler, m.dropout, m.classifier],
+    "distilbert": lambda m: [m.pre_classifier, nn.ReLU(), m.dropout, m.classifier],
+    "electra": _head,
+    "modernbert": lambda m: [m.head, m.drop, m.classifier],
+    "mpnet": _head,
+    "roberta": _head,
+    "xlm-roberta": _head,
+}
+"""``config.model_type`` -> the modules between the pooled last layer and the logits, in the order they run."""
+
+
+class KeptHead(InternalClassifier):
+    """The own modules of a stock model between its last layer and its logits, such as dense, tanh and projection."""
+
+    def __init__(self, stock: Any) -> None:
+        nn.Module.__init__(self)
+        self.network = nn.Sequential(*_PARTS[stock.config.model_type](stock))
+        self._pools_all = getattr(stock.config, "classifier_pooling", "cls") == "mean"
+
+    def pool(self, hidden: Tensor, padding_mask: Tensor) -> Tensor:
+        """Pool the last hidden states [rows, tokens, width] with the operations of the stock model: [rows, width]."""
+        if not self._pools_all:
+            return hidden[:, 0]
+        mask = padding_mask.long()
+        return (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        return self.network(layer.pooled)
+
+
+def check_classifier(name: object, config: Any) -> None:
+    """Raise UserError unless a configuration is that of a fine-tuned encoder that puts each text into one class."""
+    refuse_decoder_family(config.model_type)
+    check_encoder_family(config.model_type)
+    kind = next(iter(config.architectures or ()), "model without a classification head")
+    if not kind.endswith(_SUFFIX):
+        raise UserError(
+            f"{name} is a {kind}, which does not label whole texts; give a fine-tuned *{_SUFFIX}, "
+            "or train one with `consistentee train`"
+        )
+    asked = config.problem_type or ("regression" if config.num_labels == 1 else "")
+    if asked not in ("", "single_label_classification"):
+        what = {"regression": "predicts numbers", "multi_label_classification": "gives a text several labels"}[asked]
+        raise UserError(f"{name} {what}; exits, and the promise about their loss, are for one label a text")

@@ -25,7 +25,7 @@ class ExitRule:
     reads_history: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Forget what a parent knows without being asked, where a subclass decides in another way."""
+        """Reset ``asked_at`` and ``exit_in_advance`` of a parent where a subclass decides in another way."""
         super().__init_subclass__(**options)
         for name in ("asked_at", "exit_in_advance"):
             if "should_exit" in vars(cls) and name not in vars(cls):
@@ -43,16 +43,13 @@ class ExitRule:
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
 
     def asked_at(self, layer: int) -> bool:
-        """Return False where the rule lets no row exit, whatever the layer gives, and need not be asked.
-
-        The next layer then runs without waiting for an answer of the device.
-        """
+        """Return False where the rule lets no row exit: the next layer runs without waiting for the device."""
         return True
 
     def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int | None:
-        """Return a token's exit layer, if no layer must run to know it; None for all to be asked layer by layer.
+        """Return a token's exit layer if it is known before layers run, else None.
 
-        It must be what ``should_exit`` says, whose ``view.row_keys`` are ``token_key(prompt_key, step)``.
+        It must agree with ``should_exit``, whose ``view.row_keys`` are ``token_key(prompt_key, step)``.
         """
         return None
 
@@ -143,12 +140,10 @@ class SomeLayersRule(ExitRule):
 class ConsecutiveRule(ExitRule):
     """Exit once another rule has wanted to for ``patience`` consecutive layers; one that objects restarts the count.
 
-    The count belongs to each row. Earlier code bases kept one count for a whole batch, which changes exits and accuracy
-    as soon as a batch holds more than one row.
+    Each row has its own count. Raises UserError unless ``patience`` is a whole number and at least 1.
     """
 
     def __init__(self, rule: ExitRule, patience: Number) -> None:
-        """Raises UserError unless ``patience`` is a whole number and at least 1."""
         if not (patience >= 1 and float(patience).is_integer()):
             raise UserError(f"a patience must be a whole number, at least 1, got {patience:g}")
         self.rule = rule

@@ -13,8 +13,6 @@ from consistentee.errors import UserError
 class LayerView(ABC):
     """The information that one layer offers about the active rows; each property is computed when it is first read.
 
-    A rule pays for what it reads: one that reads a policy head does not run a classifier.
-
     Attributes:
         layer: the layer that has just run, 1-based.
         num_layers: number of layers of the model.
@@ -31,6 +29,8 @@ class LayerView(ABC):
         self.rows = rows
         self.device = device
         self.places: Sequence[int] = [0] * rows
+        self._heads: dict[str, Tensor] = {}
+        self._likeliest: dict[int, Tensor] = {}
 
     @cached_property
     def steps(self) -> Tensor:
@@ -88,10 +88,6 @@ class LayerView(ABC):
     @abstractmethod
     def _run_head(self, name: str, extra: Tensor | None) -> Tensor: ...
 
-    @cached_property
-    def _heads(self) -> dict[str, Tensor]:
-        return {}
-
     def likeliest(self, count: int) -> Tensor:
         """Return the ``count`` classes or tokens with the largest logits, in increasing order: int64 [rows, count].
 
@@ -101,12 +97,8 @@ class LayerView(ABC):
             self._likeliest[count] = likeliest(self.logits, count)
         return self._likeliest[count]
 
-    @cached_property
-    def _likeliest(self) -> dict[int, Tensor]:
-        return {}
-
     def logits_among(self, classes: Tensor) -> Tensor:
-        """Return the logits of some classes alone: int64 [rows, K] -> [rows, K].
+        """Return the logits of some classes: int64 [rows, K] -> [rows, K].
 
         A view of tokens computes only these columns of the LM head, and its exit then predicts one of them.
         """

@@ -1,9 +1,7 @@
-"""Dynamic vocabulary pruning (Vincenti et al., ENLSP 2024, arXiv 2410.18952): a rule that reads few columns of the LM
-head.
+"""Dynamic vocabulary pruning (Vincenti et al., ENLSP 2024, arXiv 2410.18952): rules that read few columns of the head.
 
 The first exit that a rule reads applies the full LM head and fixes the K tokens with the largest logits, the token's
-candidates. Later exits read and predict only these candidates, with probabilities over K tokens. Layer L applies the
-full head. A confidence over K tokens is larger, so thresholds have to be chosen anew.
+candidates. Later exits read and predict only these, with probabilities over K tokens; layer L applies the full head.
 """
 
 from functools import cached_property

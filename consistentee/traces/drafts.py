@@ -42,9 +42,8 @@ class DraftTrace:
     def count(self, tokens: int, threshold: float = 0.0, tokens_at_most: float = math.inf) -> tuple[int, int]:
         """Return the numbers of drafted tokens, and of passes, each of which gives one token besides its draft.
 
-        Args:
-            tokens, threshold: end drafts, see :func:`consistentee.generate_speculatively`.
-            tokens_at_most: limit of a text's decoded tokens, which also limits its last draft.
+        ``tokens`` and ``threshold`` end drafts, see :func:`consistentee.generate_speculatively`. ``tokens_at_most``
+        limits a text's decoded tokens, and hence its last draft.
         """
         drafted = passes = 0
         for number, agrees in enumerate(self.agrees):
@@ -60,7 +59,7 @@ class DraftTrace:
         return drafted, passes
 
     def layer_calls(self, tokens: int, threshold: float = 0.0, tokens_at_most: float = math.inf) -> float:
-        """Count the layers that drafts and their verification call."""
+        """Count calls of layers by drafts and their verification; see :meth:`count`."""
         counts = self.count(tokens, threshold, tokens_at_most)
         return draft_layer_calls(*counts, self.draft_layer, self.num_layers, self.drafter_in_layers)
 
@@ -72,11 +71,10 @@ def _first_true(found: NDArray[np.bool_], otherwise: int) -> int:
 def draft_layer_calls(
     drafted: int, passes: int, draft_layer: int, num_layers: int, drafter_in_layers: float = 0.0
 ) -> float:
-    """Count the layers that drafts and their verification call.
+    """Count calls of layers by drafts and their verification.
 
-    A draft of k tokens calls the layers up to ``draft_layer``, and the branch, k + 1 times, the last time for what
-    follows it, and the others once. With ``draft_layer`` 0 the model without some sublayers drafts: it keeps nothing of
-    what it reads, and is called k times.
+    A draft of k tokens calls the layers up to ``draft_layer``, and the branch, k + 1 times, and the others once. With
+    ``draft_layer`` 0 the model without some sublayers drafts: it keeps nothing of its reading, and is called k times.
     """
     read_by_drafter = drafted + passes if draft_layer else drafted
     shallow = (drafted + passes) * draft_layer + read_by_drafter * drafter_in_layers
@@ -94,11 +92,10 @@ def trace_drafts(
     """Record what a drafter predicts for the tokens of texts but the first, which the prompt gives.
 
     Args:
-        model: the decoder.
         rows: prompts, and greedy texts of the full model.
         draft_layer, skipped: the drafter, see :func:`consistentee.generate_speculatively`. Without sublayers, tokens
             attend to states of the drafter; while decoding they attend to those of the full model.
-        store: see :func:`consistentee.traces.token_trace.record_tokens`.
+        store: see :func:`consistentee.record_tokens`.
     """
     reader, layer = model, draft_layer or model.num_layers
     drafter_in_layers = 0.0

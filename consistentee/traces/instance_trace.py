@@ -15,8 +15,8 @@ from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.tasks import Split
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, load_tensors
+from consistentee.models.base import ExitHeads
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
-from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
 
@@ -33,7 +33,7 @@ class Trace:
         row_keys: see :class:`LayerView`: int64 [N].
         heads: the model's learned heads.
         live_tokens: see :meth:`consistentee.backbones.encoders.EncoderStepper.live_tokens`: int64 [N, L], or None.
-        encodings: the rows as tokens, to run them again.
+        encodings: the rows as tokens.
     """
 
     logits: Tensor
@@ -44,7 +44,6 @@ class Trace:
     heads: dict[str, ExitHeads] = field(default_factory=dict)
     live_tokens: Tensor | None = None
     encodings: Sequence[Encoding] = field(default=(), repr=False)
-    _views: dict[int, "TraceView"] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.logits.shape[0]
@@ -54,15 +53,18 @@ class Trace:
         """Number of layers, L."""
         return self.logits.shape[1]
 
+    @cached_property
+    def _views(self) -> list["TraceView"]:
+        """The views of all layers on all rows, which all rules of a sweep share."""
+        return [TraceView(self, layer) for layer in range(1, self.num_layers + 1)]
+
     def view(self, layer: int) -> "TraceView":
-        """Return the view of one layer on all rows; it keeps what it computes for all rules of a sweep."""
-        if layer not in self._views:
-            self._views[layer] = TraceView(self, check_layer(layer, self.num_layers))
-        return self._views[layer]
+        """Return the view of one layer on all rows."""
+        return self._views[check_layer(layer, self.num_layers) - 1]
 
     def parts(self) -> Iterator[tuple[Tensor, list["TraceView"]]]:
         """Yield all rows and the views of all layers: rules are asked about all rows together."""
-        yield torch.arange(len(self)), [self.view(layer) for layer in range(1, self.num_layers + 1)]
+        yield torch.arange(len(self)), self._views
 
     def logits_at(self, exits: Tensor) -> Tensor:
         """Return each row's logits at its exit layer: [N, classes]. ``exits``: 1-based int64 [N]."""
@@ -73,7 +75,7 @@ class Trace:
         return predictions_of(self.logits_at(exits))
 
     def layers_run(self, exits: Tensor) -> Tensor:
-        """Return how many layers each row's tokens run on average, if rows leave at ``exits``: float [N]."""
+        """Return how many layers each row's tokens run on average, if rows exit at ``exits``: float [N]."""
         return layers_run(self.live_tokens, exits)
 
 
@@ -122,8 +124,7 @@ def record_outputs(
 ) -> LayerOutputs:
     """Run ``model`` at full depth, in eval mode, over tokenised rows: all layers of all rows, in order, on the CPU.
 
-    Rows of similar length go together. ``store`` is a folder where outputs are kept, so that methods that share a model
-    share its pass; None keeps nothing.
+    ``store`` is a folder where outputs are kept, so that methods that share a model share its pass.
     """
     run = partial(_record, model, encodings, ("vectors", "pooled", "logits"), batch_size)
     tensors = run() if store is None else computed_once(_outputs_file(store, model, encodings, batch_size), run)
@@ -133,9 +134,9 @@ def record_outputs(
 def record_logits(
     model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int = 64, store: Path | None = None
 ) -> Tensor:
-    """Return every layer's logits at full depth: float [rows, L, classes]. Neither states nor logits are stored.
+    """Return every layer's logits at full depth: float [rows, L, classes].
 
-    The arguments are those of :func:`record_outputs`; a pass that it stored is read, and not run again.
+    A pass that :func:`record_outputs` stored is read; nothing is stored here.
     """
     stored = None if store is None else load_tensors(_outputs_file(store, model, encodings, batch_size))
     return (stored or _record(model, encodings, ("logits",), batch_size))["logits"]

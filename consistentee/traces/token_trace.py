@@ -1,11 +1,10 @@
-"""TokenTrace: what every exit of a decoder reads of every response token, recorded once; any rule is replayed on it.
+"""TokenTrace: the states at every exit for every response token, recorded once; any rule is replayed on it.
 
-Credit is aligned token by token. The hidden state left by reading token i gives token i + 1, so it is recorded with
-token i + 1, its *target*, and only where the target belongs to the response. Prompts and padding have no place in a
-trace, hence none in a loss, a reward or a Memorized Layer.
+The hidden state after reading token i gives token i + 1, so it is recorded with token i + 1, its *target*, and only
+where the target belongs to the response.
 
-Hidden states are kept, logits are not: a vocabulary is some hundred times as wide as a state. They are computed in
-chunks of tokens, once for all the rules of a sweep.
+Logits are not kept: a vocabulary is some hundred times as wide as a state. They are computed in chunks of tokens, once
+for all the rules of a sweep.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ TokenRow = tuple[Sequence[int], Sequence[int]]
 
 
 def tokens_read(row: TokenRow) -> int:
-    """Return how many tokens of a row the model reads: all but the last, where there is a response."""
+    """Return the number of tokens of a row that the model reads: all but the last one of the response."""
     prompt, response = row
     return len(prompt) + max(len(response) - 1, 0)
 
@@ -44,11 +43,12 @@ def encode_rows(
     max_new_tokens: int,
     keep: Keep = "end",
 ) -> list[TokenRow]:
-    """Return prompts and references as tokens: what a decoder that answers as the reference reads and writes.
+    """Return prompts and references as tokens.
 
     A response ends with EOS, unless it is cut to ``max_new_tokens`` or to the model's context before.
     """
-    end = _end_of_text(model)
+    own = model.tokenizer.eos_token_id
+    end = [own] if own in model.end_tokens else sorted(model.end_tokens)[:1]
     rows: list[TokenRow] = []
     for prompt, reference in zip(split.prompts, split.references, strict=True):
         prompt_tokens = fit_prompt(lambda text: model.encode([text])[0], prompt, max_prompt_tokens, keep)
@@ -56,11 +56,6 @@ def encode_rows(
         room = model.stepper.position_limit - len(prompt_tokens)
         rows.append((prompt_tokens, response[: max(min(max_new_tokens, room), 0)]))
     return rows
-
-
-def _end_of_text(model: MultiExitDecoder) -> list[int]:
-    own = model.tokenizer.eos_token_id
-    return [own] if own in model.end_tokens else sorted(model.end_tokens)[:1]
 
 
 def check_prompt(model: MultiExitDecoder, prompt: Sequence[int], new_tokens: int, name: str) -> None:
@@ -81,12 +76,11 @@ class TokenRows:
     """Rows as tensors, padded on the right, on the model's device.
 
     Attributes:
-        tokens: what is read, all but the last token of a row: int64 [rows, T].
+        tokens: all but the last token of a row: int64 [rows, T].
         padding_mask: bool [rows, T], True where there is a real token.
         gives_response: bool [rows, T], True where the token after this one belongs to the response.
         may_exit: bool [rows, T], True where this one belongs to it; a prompt's tokens run at full depth.
-        targets: those tokens, row by row: int64 [N].
-        step: their places in the response, from 0: int64 [N].
+        targets, step: tokens of the responses, row by row, and their places there, from 0: int64 [N].
     """
 
     tokens: Tensor
@@ -128,16 +122,14 @@ class TokenTrace:
     """Every response token of a split, row by row, each with the states that gave it.
 
     Attributes:
-        answer_states: what the LM head reads at every exit, of the token before: float16 or float32 [N, exits, width].
-            With closing layers, as if all tokens of the response before had exited at the same exit.
-        rule_states: what rules and learned heads read there, which is the same where there are no closing layers (see
-            :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
+        answer_states: of the token before, at every exit, for the LM head: float16 or float32 [N, exits, width]. With
+            closing layers, as if all tokens of the response before had exited at the same exit.
+        rule_states: the same for rules and learned heads, which differ only where there are closing layers.
         targets: the response tokens: int64 [N].
         row: which row a token belongs to: int64 [N].
-        step: its place in the response, from 0: int64 [N]. Token 0 is read off the prompt, at full depth: it may not
-            exit.
+        step: its place in the response, from 0: int64 [N]. Token 0 is read off the prompt: it may not exit.
         row_keys: see :class:`consistentee.LayerView`: int64 [N].
-        exit_layers: true numbers of the exit layers, 1-based; the last one is L.
+        exit_layers: 1-based; the last one is L.
         model: whose states they are; its adapters, LM head and learned heads read them.
     """
 
@@ -170,10 +162,7 @@ class TokenTrace:
         return self.exit_layers[-1]
 
     def parts(self) -> Iterator[tuple[Tensor, list["TokenTraceView"]]]:
-        """Yield tokens of the same step that may exit, and the views of the exits on them, a chunk at a time.
-
-        Together, because a rule is asked about all rows of one step at a time.
-        """
+        """Yield tokens of the same step that may exit, and the views of the exits on them, a chunk at a time."""
         order = self.may_exit[self.step[self.may_exit].argsort(stable=True)]
         steps, counts = self.step[order].unique_consecutive(return_counts=True)
         for step, same_step in zip(steps.tolist(), order.split(counts.tolist()), strict=True):
@@ -197,7 +186,7 @@ class TokenTraceView(TokenView):
     """The view of one exit layer on some recorded tokens of the same step."""
 
     def __init__(self, trace: TokenTrace, exit_index: int, tokens: Tensor, step: int) -> None:
-        # Not by the parent's: states are read from the trace when they are asked for, and keys are known.
+        # Not the parent's: states are read from the trace when they are asked for, and keys are known.
         LayerView.__init__(self, trace.exit_layers[exit_index], trace.num_layers, len(tokens), trace.model.device)
         self._trace = trace
         self._exit_index = exit_index
@@ -242,26 +231,25 @@ def record_tokens(
     """Run ``model`` at full depth, in eval mode, over prompts and given responses (a reference's, or generated ones).
 
     Args:
-        model: whose hidden states are recorded.
         rows: prompts and responses, as tokens (of a split: :func:`consistentee.traces.token_trace.encode_rows`).
-        batch_size: rows a batch; rows of similar length go together.
         dtype: of the hidden states kept. float16 halves the memory; states beyond its range stay float32.
-        store: folder where passes are kept, so that methods that share a backbone share its pass; None keeps nothing.
+        store: folder where passes are kept, so that methods that share a backbone share its pass.
 
-    Raises:
-        UserError: a prompt is empty, or a row is longer than the model's context.
+    Raises UserError for an empty prompt, and a row that is longer than the model's context.
     """
     states = recorded_states(model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store)
     answers = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
+    prompts = ((prompt_key(prompt), response) for prompt, response in rows)
+    keys = [token_key(key, step) for key, response in prompts for step in range(len(response))]
     return TokenTrace(
         answer_states=answers,
         rule_states=states[:, : len(model.exit_layers)] if model.last_layers else answers,
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
         step=torch.tensor(steps, dtype=torch.long),
-        row_keys=_row_keys(rows),
+        row_keys=torch.tensor(keys, dtype=torch.long),
         exit_layers=model.exit_layers,
         model=model,
     )
@@ -300,14 +288,6 @@ def recorded_states(
     return computed_once(path, run)["hidden"]
 
 
-def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
-    prompts = [prompt_key(prompt) for prompt, _ in rows]
-    keys = [
-        token_key(key, step) for key, (_, response) in zip(prompts, rows, strict=True) for step in range(len(response))
-    ]
-    return torch.tensor(keys, dtype=torch.long)
-
-
 @torch.no_grad()
 def _record(
     model: MultiExitDecoder, rows: Sequence[TokenRow], whole_rows: bool, *, batch_size: int, dtype: torch.dtype
@@ -326,14 +306,11 @@ def _record(
             torch.cat([states.rule_states, states.answer_states], dim=2) if model.last_layers else states.answer_states
         )
         kept = batch.padding_mask if whole_rows else batch.gives_response
-        together = _kept_as(hidden[kept], dtype)
+        together = hidden[kept].to("cpu", dtype)
+        if not together.isfinite().all():
+            together = hidden[kept].to("cpu", torch.float32)
         if together.dtype == torch.float32 != recorded.dtype:
             recorded = empty_tensor(recorded.shape, torch.float32).copy_(recorded)
         for i, row_states in zip(chosen, together.split([ends[i + 1] - ends[i] for i in chosen]), strict=True):
             recorded[ends[i] : ends[i + 1]] = row_states
     return {"hidden": recorded}
-
-
-def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    narrow = hidden.to("cpu", dtype)
-    return narrow if narrow.isfinite().all() else hidden.to("cpu", torch.float32)

@@ -12,8 +12,6 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.view import LayerView, best_among
 
-_KEY_BITS = 31
-
 
 def prompt_key(tokens: Sequence[int]) -> int:
     """Return a hash of a prompt's tokens alone: the same on every machine, whatever batch the prompt is in."""
@@ -22,7 +20,7 @@ def prompt_key(tokens: Sequence[int]) -> int:
 
 def token_key(prompt: int, step: int) -> int:
     """Return the key of the new token at place ``step`` behind the prompt with key ``prompt``: below 2 ** 31."""
-    return keyed_bits(prompt, step) >> (64 - _KEY_BITS)
+    return keyed_bits(prompt, step) >> 33
 
 
 def keyed_bits(*numbers: int) -> int:
@@ -34,10 +32,9 @@ def keyed_bits(*numbers: int) -> int:
 class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
-    A row is a token that is being decoded. What it predicts is the token after it, whose place among the new tokens is
-    ``step``: one for all rows, or one a row. ``hidden`` [rows, 1, width] are the states after the layer. ``past`` holds
-    the states at the exits before [rows, exits, width], or None if no rule reads them. With closing layers ``layer`` is
-    the exit's number, which counts them, though none has run yet.
+    A row is a token that is being decoded; it predicts the token at place ``step`` of the new ones: one for all rows,
+    or one a row. ``hidden`` [rows, 1, width] are the states after the layer; ``past`` those at the exits before
+    [rows, exits, width], or None if no rule reads them. ``layer`` counts closing layers, though none has run yet.
     """
 
     def __init__(
@@ -72,20 +69,17 @@ class TokenView(LayerView):
 
     @cached_property
     def pooled(self) -> Tensor:
-        """The states, which learned heads read: the stock final norm of the hidden states, [rows, width]."""
+        """The stock final norm of the hidden states, which learned heads read: [rows, width]."""
         return self._model.state(self.hidden[:, 0])
 
     @cached_property
     def logits(self) -> Tensor:
-        """Output of the exit's adapter and the LM head: [rows, vocabulary].
-
-        Raises UserError where closing layers lie between: the exit has no logits before it is taken.
-        """
+        """Output of the exit's adapter and the LM head: [rows, vocabulary]. Raises UserError with closing layers."""
         self._check_readable()
         return self._model.logits(self.layer, self.hidden[:, 0])
 
     def logits_among(self, classes: Tensor) -> Tensor:
-        """Return the logits of some tokens alone, the only ones that the exit predicts from then on: [rows, K]."""
+        """Return the logits of some tokens, the only ones that the exit predicts from then on: [rows, K]."""
         self._check_readable()
         if self._among is None or self._among[0] is not classes:
             self._among = classes, self._model.logits_among(self.layer, self.hidden[:, 0], classes)

@@ -13,18 +13,15 @@ from consistentee.traces.instance_trace import Trace
 from consistentee.traces.token_trace import TokenTrace
 
 View = TypeVar("View", bound=LayerView)
-
-
 Recorded = Trace | TokenTrace
-"""A trace that rules are replayed on; its rows are instances, or tokens."""
 
 
 def walk(rule: ExitRule, views: Iterable[View], *, to_the_end: bool = False) -> Iterator[tuple[View, Tensor]]:
     """Yield the view of each exit and which rows leave there: bool [rows]. Every row leaves once.
 
-    A rule is asked about all rows at every exit, those that have left before too: in a recording nothing is removed.
-    At the last layer it is not asked: the remaining rows leave. Views are taken one at a time, and none once all
-    rows have left, so that they may run the layers themselves; ``to_the_end`` takes all, and waits for no device.
+    A rule is asked about all rows at every exit but the last, where the remaining rows leave. Views are taken one at a
+    time, and none once all rows have left, so that they may run the layers themselves; ``to_the_end`` takes all, and
+    waits for no device.
     """
     active: Tensor | None = None
     state: State = {}

@@ -24,7 +24,7 @@ from benchmarks.testing.tiny import VOCABULARY, make_task
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
-from consistentee.models.heads import HeadSpec
+from consistentee.models.base import HeadSpec
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay, sweep
 from consistentee.training import TokenSource

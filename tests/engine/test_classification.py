@@ -24,32 +24,32 @@ def run_batches(model, monkeypatch) -> list[tuple[int, int, int]]:
     return ran
 
 
-class TestInFlight:
-    def test_batches_are_full_up_to_the_last_of_each_layer(self, tiny_model, monkeypatch):
-        model, texts = tiny_model(), random_texts(60)
-        ran = run_batches(model, monkeypatch)
-        exits = classify(model, texts, RandomRule(2.5, seed=1), batch_size=4, in_flight=24).exit_layers
-        for layer in range(1, 5):
-            sizes = [rows for number, rows, _ in ran if number == layer]
-            assert sum(sizes) == int((exits >= layer).sum()), "every row runs once"
-            assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)
+def test_batches_in_flight_are_full_up_to_the_last_of_each_layer(tiny_model, monkeypatch):
+    model, texts = tiny_model(), random_texts(60)
+    ran = run_batches(model, monkeypatch)
+    exits = classify(model, texts, RandomRule(2.5, seed=1), batch_size=4, in_flight=24).exit_layers
+    for layer in range(1, 5):
+        sizes = [rows for number, rows, _ in ran if number == layer]
+        assert sum(sizes) == int((exits >= layer).sum()), "every row runs once"
+        assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)
 
-    @pytest.mark.parametrize(("batch_size", "in_flight"), [(1, 1), (4, 4), (4, 11), (8, 100)])
-    def test_a_rule_that_reads_history_finds_that_of_its_row(self, tiny_model, batch_size, in_flight):
-        """The contract regroups rows of every family."""
 
-        class FromHistory(ExitRule):
-            reads_history = True
+class FromHistory(ExitRule):
+    reads_history = True
 
-            def should_exit(self, view, state):
-                return view.history.abs().sum(dim=(1, 2)) * 10 % 4 < view.layer
+    def should_exit(self, view, state):
+        return view.history.abs().sum(dim=(1, 2)) * 10 % 4 < view.layer
 
-        model, texts = tiny_model(), random_texts(30, pairs=True)
-        alone = classify(model, texts, FromHistory(), batch_size=1)
-        assert len(alone.exit_layers.unique()) > 1
-        found = classify(model, texts, FromHistory(), batch_size=batch_size, in_flight=in_flight)
-        assert torch.equal(found.exit_layers, alone.exit_layers)
-        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize(("batch_size", "in_flight"), [(1, 1), (4, 4), (4, 11), (8, 100)])
+def test_a_rule_that_reads_history_finds_that_of_its_row(tiny_model, batch_size, in_flight):
+    """The contract regroups rows of every family."""
+    model, texts = tiny_model(), random_texts(30, pairs=True)
+    alone = classify(model, texts, FromHistory(), batch_size=1)
+    assert len(alone.exit_layers.unique()) > 1
+    found = classify(model, texts, FromHistory(), batch_size=batch_size, in_flight=in_flight)
+    assert torch.equal(found.exit_layers, alone.exit_layers)
+    torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_left_are_not_run(tiny_model, monkeypatch):
@@ -89,8 +89,7 @@ def test_a_rule_that_does_not_answer_each_row_is_named(tiny_model, tiny_decoder,
         def should_exit(self, view, state):
             return answer
 
-    model, decoder = tiny_model(), tiny_decoder()
     with pytest.raises(ValueError, match=r"Sloppy.should_exit must return bool \[2\]"):
-        classify(model, random_texts(2), Sloppy())
+        classify(tiny_model(), random_texts(2), Sloppy())
     with pytest.raises(ValueError, match=r"Sloppy.should_exit must return bool \[2\]"):
-        generate(decoder, random_prompts(2), Sloppy(), max_new_tokens=5)
+        generate(tiny_decoder(), random_prompts(2), Sloppy(), max_new_tokens=5)

@@ -40,8 +40,7 @@ def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decod
     assert all(layers.tolist() == [4, *[2] * (len(layers) - 1)] for layers in out.exit_layers)
     assert out.average_layers == 2
     assert out.decoded_tokens == sum(len(tokens) - 1 for tokens in out.tokens)
-    assert out.prefill_seconds > 0
-    assert out.decode_seconds > 0
+    assert min(out.prefill_seconds, out.decode_seconds) > 0
 
 
 def head_calls(model, rule) -> list[int]:
@@ -68,9 +67,8 @@ def test_logits_that_a_rule_has_read_are_not_read_again(tiny_decoder):
             assert view.logits.shape[0] == view.rows == 4
             return view.row_keys % 2 == 0
 
-    calls = head_calls(tiny_decoder(), ReadsAtTheFirst())
-    assert calls[0] == 4, "the prompts"
-    steps = calls[1:]
+    prompts, *steps = head_calls(tiny_decoder(), ReadsAtTheFirst())
+    assert prompts == 4
     assert steps.count(4) == 5, "once at layer 1 for all rows"
     assert sum(steps) - 5 * 4 < 5 * 4, "at layer 4 for those alone that stayed"
 
@@ -97,17 +95,15 @@ class TestEndings:
             assert ended_by != "stop" or any(string in model.decode(tokens) for string in stop)
         assert out.ended_by.count("stop") >= 2
 
-    def test_a_stream_is_told_every_token_once_and_in_order(self, tiny_decoder):
-        model = tiny_decoder()
+    def test_a_stream_gets_every_token_once_and_in_order(self, tiny_decoder):
+        model, stream = tiny_decoder(), []
         stop = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS).texts[2][4:7]
-        told = []
         options = {"max_new_tokens": NEW_TOKENS, "stop": [stop], "batch_size": 4}
-        out = generate(model, PROMPTS, MIXED, **options, stream=told.append)
+        out = generate(model, PROMPTS, MIXED, **options, stream=stream.append)
         for row in range(len(PROMPTS)):
-            of_row = [new for new in told if new.row == row]
-            assert [new.step for new in of_row] == list(range(len(out.tokens[row])))
-            assert [new.token for new in of_row] == out.tokens[row].tolist()
-            assert [new.exit_layer for new in of_row] == out.exit_layers[row].tolist()
+            of_row = [new for new in stream if new.row == row]
+            tokens = enumerate(zip(out.tokens[row].tolist(), out.exit_layers[row].tolist(), strict=True))
+            assert [(new.step, (new.token, new.exit_layer)) for new in of_row] == list(tokens)
             assert "".join(new.text for new in of_row) == out.texts[row]
             assert [new.ended_by for new in of_row] == [None] * (len(of_row) - 1) + [out.ended_by[row]]
 

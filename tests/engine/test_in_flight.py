@@ -1,4 +1,4 @@
-"""Rows that are regrouped while they are decoded: texts, exits and endings stay the same."""
+"""Rows that are regrouped while they are decoded, and prompts that are read in passes and kept: texts stay the same."""
 
 from statistics import mean
 from types import SimpleNamespace
@@ -13,11 +13,12 @@ from hypothesis import given, strategies as st
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import counted_calls
-from consistentee.engine import cache as cache_module
+from consistentee.engine import cache as cache_module, token_batch
 from consistentee.engine.cache import Indices, Rows, RowTensors
 from consistentee.engine.generate import generate, generate_encoded
+from consistentee.engine.token_batch import ReadPrompts, TokenBatch, pass_sizes
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 
 PROMPTS = random_prompts(11, seed=3)
 NEW_TOKENS = 8
@@ -39,13 +40,12 @@ def model(tiny_decoders):
     return tiny_decoders.model("llama")
 
 
-class TestTexts:
-    @pytest.mark.parametrize("kv", ["propagate", "exact"])
-    def test_the_history_of_a_row_goes_with_it(self, model, kv):
-        """The contract regroups the rules of all methods, none of which reads history."""
-        options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
-        expected = written(generate(model, PROMPTS, HistoryRule(), **options, batch_size=1))
-        assert written(generate(model, PROMPTS, HistoryRule(), **options, **IN_FLIGHT)) == expected
+@pytest.mark.parametrize("kv", ["propagate", "exact"])
+def test_the_history_of_a_row_goes_with_it(model, kv):
+    """The contract regroups the rules of all methods, none of which reads history."""
+    options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
+    expected = written(generate(model, PROMPTS, HistoryRule(), **options, batch_size=1))
+    assert written(generate(model, PROMPTS, HistoryRule(), **options, **IN_FLIGHT)) == expected
 
 
 SCHEDULES = st.fixed_dictionaries(
@@ -76,36 +76,35 @@ def test_texts_do_not_depend_on_the_schedule(model, plan):
     assert regrouped.ended_by == alone.ended_by
 
 
-class TestBatches:
-    def test_batches_are_full_though_tokens_leave_everywhere(self, model):
-        def rows_in_a_call(**options) -> tuple[float, float]:
-            """Return how many rows a layer and the LM head have on average."""
-            heads = []
-            hook = model.backbone.lm_head.register_forward_hook(lambda _, states, __: heads.append(len(states[0])))
-            with counted_calls(model) as calls:
-                options |= {"max_new_tokens": 20, "batch_size": 4, "end_at_eos": False}
-                generate_encoded(model, model.encode(PROMPTS * 2), MIXED, **options)
-            hook.remove()
-            return mean([rows for rows, tokens in calls if tokens == 1]), mean(heads)
+def test_batches_are_full_though_tokens_leave_everywhere(model):
+    def rows_in_a_call(**options) -> tuple[float, float]:
+        """Return how many rows a layer and the LM head have on average."""
+        heads = []
+        hook = model.backbone.lm_head.register_forward_hook(lambda _, states, __: heads.append(len(states[0])))
+        with counted_calls(model) as calls:
+            options |= {"max_new_tokens": 20, "batch_size": 4, "end_at_eos": False}
+            generate_encoded(model, model.encode(PROMPTS * 2), MIXED, **options)
+        hook.remove()
+        return mean([rows for rows, tokens in calls if tokens == 1]), mean(heads)
 
-        in_step, in_flight = rows_in_a_call(), rows_in_a_call(in_flight=16)
-        assert in_step[0] < 2.8
-        assert in_flight[0] > 3.6
-        assert in_flight[1] > 4.5, "the LM head reads two batches at once; prompts come one by one"
-
-    def test_when_every_text_was_completed_is_noted(self, model):
-        for options in ({"batch_size": 2}, IN_FLIGHT):
-            out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **options)
-            assert len(out.completed_seconds) == len(PROMPTS)
-            assert 0 < min(out.completed_seconds) < 0.9 * max(out.completed_seconds), "the last had to wait"
-            assert max(out.completed_seconds) <= out.prefill_seconds + out.decode_seconds
+    in_step, in_flight = rows_in_a_call(), rows_in_a_call(in_flight=16)
+    assert in_step[0] < 2.8
+    assert in_flight[0] > 3.6
+    assert in_flight[1] > 4.5, "the LM head reads two batches at once; prompts come one by one"
 
 
-class TestWhatGoesWrong:
-    def test_a_cache_beyond_memory(self, model, monkeypatch):
-        monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
-        with pytest.raises(UserError, match=r"keys and values of 9 rows of up to .* ask for fewer rows at a time"):
-            generate(model, PROMPTS, MIXED, max_new_tokens=20, in_flight=9, batch_size=2)
+@pytest.mark.parametrize("options", [{"batch_size": 2}, IN_FLIGHT])
+def test_when_every_text_was_completed_is_noted(model, options):
+    out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **options)
+    assert len(out.completed_seconds) == len(PROMPTS)
+    assert 0 < min(out.completed_seconds) < 0.9 * max(out.completed_seconds), "the last had to wait"
+    assert max(out.completed_seconds) <= out.prefill_seconds + out.decode_seconds
+
+
+def test_a_cache_beyond_memory_is_refused(model, monkeypatch):
+    monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
+    with pytest.raises(UserError, match=r"keys and values of 9 rows of up to .* ask for fewer rows at a time"):
+        generate(model, PROMPTS, MIXED, max_new_tokens=20, in_flight=9, batch_size=2)
 
 
 def test_tensors_of_all_rows_are_kept_without_a_copy_and_never_changed():
@@ -119,4 +118,51 @@ def test_tensors_of_all_rows_are_kept_without_a_copy_and_never_changed():
     assert shared.tolist() == [0] * 4
     kept.keep(Rows(np.array([2, 3]), indices))
     assert kept.get(1, Rows(np.array([1]), indices))["state"].tolist() == [1]
-    assert kept.get(2, Rows(np.array([1]), indices)) == {}
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """Rows of every batch of prompts that layers have run on."""
+    rows: list[int] = []
+    read = TokenBatch.read
+    monkeypatch.setattr(TokenBatch, "read", lambda batch, *prompts: rows.append(len(batch)) or read(batch, *prompts))
+    return rows
+
+
+@pytest.mark.parametrize("kv", ["propagate", "exact"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rules_that_share_a_reading_write_what_each_writes_alone(tiny_decoder, passes, family, kv):
+    model, read, rules = tiny_decoder(family), ReadPrompts(), [NeverExit(), StaticRule(1), MIXED]
+    options = {"kv": kv, "max_new_tokens": 6, "batch_size": 4}
+    alone = [written(generate(model, PROMPTS, rule, **options)) for rule in rules]
+    passes.clear()
+    assert [written(generate(model, PROMPTS, rule, read=read, **options)) for rule in rules] == alone
+    assert passes == [4, 4, 3], "the first rule has read for all"
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_what_finds_no_room_is_read_again(model, passes, batches):
+    prompts = ["ba be", "bi bo", "bu da", "de di"]
+    options = {"max_new_tokens": 3, "batch_size": 2}
+    expected = written(generate(model, prompts, MIXED, **options))
+    passes.clear()
+    columns = len(model.encode(prompts[:1])[0])
+    numbers = 2 * model.num_layers * columns * model.stepper.kv_heads * model.stepper.head_dim + model.width
+    read = ReadPrompts(max_bytes=batches * 2 * numbers * model.backbone.dtype.itemsize)
+    for _ in range(2):
+        assert written(generate(model, prompts, MIXED, read=read, **options)) == expected
+    assert len(passes) == 2 + 2 - batches
+
+
+@pytest.mark.parametrize(("lengths", "sizes"), [([9], [1]), ([50, 50, 50], [3]), ([200, 199, 8, 8, 7], [2, 3])])
+def test_passes_by_hand(lengths, sizes):
+    assert pass_sizes(lengths) == sizes
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("pass_in_tokens", [0, 10_000])
+def test_passes_do_not_change_what_is_written(tiny_decoder, monkeypatch, family, pass_in_tokens):
+    model = tiny_decoder(family)
+    alone = written(generate(model, PROMPTS, MIXED, max_new_tokens=6, batch_size=1))
+    monkeypatch.setattr(token_batch, "PASS_IN_TOKENS", pass_in_tokens)
+    assert written(generate(model, PROMPTS, MIXED, max_new_tokens=6, batch_size=4)) == alone

@@ -20,7 +20,7 @@ MIXED = RandomRule(2.5, seed=0)
 
 
 class Noting(RandomRule):
-    """Leaves at random, and notes the states that it sees, by the key of a token and the layer."""
+    """Exits at random, and notes the states that it sees, by the key of a token and the layer."""
 
     def __init__(self) -> None:
         super().__init__(2.5, seed=0)

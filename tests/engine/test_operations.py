@@ -1,7 +1,7 @@
 """Work of a decoding step beside the layers, in numbers that hold on any machine: operations, host reads and copies.
 
-Operations are those that PyTorch dispatches, views among them. A read waits for the device, and a copy brings numbers
-of the host to it: on a CPU both are counted at the functions that do them.
+A read waits for the device, and a copy brings numbers of the host to it; on a CPU the functions that do them are
+counted.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 from consistentee.signals import margin
 
 BATCH, SHORT, LONG = 8, 2, 6
-LENGTHS = (5, 9, 3, 7, 12, 8, 6, 10)
+PROMPTS = [list(range(5, 5 + length)) for length in (5, 9, 3, 7, 12, 8, 6, 10)]
 _READS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy", "cpu")
 
 
@@ -70,12 +70,6 @@ def model(tmp_path_factory) -> MultiExitDecoder:
     return MultiExitDecoder.from_backbone(str(folder), rank=16).eval()
 
 
-@pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randint(5, 60, (length,), generator=generator).tolist() for length in LENGTHS]
-
-
 def work_of_a_step(monkeypatch: pytest.MonkeyPatch, write: Callable[[int], object], batches: int = 1) -> Counter[str]:
     """Return the work of one step of 8 rows, of longer texts less shorter ones; ``write`` gets the new tokens."""
     with counted(monkeypatch) as longer:
@@ -86,25 +80,9 @@ def work_of_a_step(monkeypatch: pytest.MonkeyPatch, write: Callable[[int], objec
 
 
 @pytest.fixture
-def step_of(model, prompts, monkeypatch) -> Callable[..., Counter[str]]:
-    """Return a function: rule, options of decoding -> the work of one step."""
-
-    def step(rule: ExitRule, **options: int) -> Counter[str]:
-        batches = options.get("in_flight", BATCH) // BATCH
-        asked = {"batch_size": BATCH, "end_at_eos": False, **options}
-        return work_of_a_step(
-            monkeypatch,
-            lambda new_tokens: generate_encoded(model, prompts * batches, rule, max_new_tokens=new_tokens, **asked),
-            batches,
-        )
-
-    return step
-
-
-@pytest.fixture
-def stock(model, prompts, monkeypatch) -> Counter[str]:
+def stock(model, monkeypatch) -> Counter[str]:
     """The work of one step of stock ``generate``."""
-    tokens, mask = pad(prompts, "left", model.pad_id)
+    tokens, mask = pad(PROMPTS, "left", model.pad_id)
     options = {"attention_mask": mask.long(), "do_sample": False, "pad_token_id": model.pad_id, "eos_token_id": None}
     with torch.inference_mode():
         return work_of_a_step(
@@ -112,8 +90,18 @@ def stock(model, prompts, monkeypatch) -> Counter[str]:
         )
 
 
-def test_a_step_dispatches_little_more_than_its_layers(model, step_of, stock):
+def test_a_step_dispatches_little_more_than_its_layers(model, stock, monkeypatch):
     """Exits at half depth: in step a batch runs on for its deepest row, in flight it does not."""
+
+    def step_of(rule: ExitRule, in_flight: int | None = None) -> Counter[str]:
+        batches = (in_flight or BATCH) // BATCH
+        options = {"batch_size": BATCH, "end_at_eos": False, "in_flight": in_flight}
+
+        def write(new_tokens: int) -> object:
+            return generate_encoded(model, PROMPTS * batches, rule, max_new_tokens=new_tokens, **options)
+
+        return work_of_a_step(monkeypatch, write, batches)
+
     half = RandomRule(model.num_layers / 2, 0, model.exit_layers)
     calm = DecayingThresholdRule(margin, -0.04, 0.0, 64)  # half depth, too
     steps = {

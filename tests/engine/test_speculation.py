@@ -1,5 +1,7 @@
 """Self-speculative decoding: the text is the full model's, whatever the draft; drafts are counted, and run once."""
 
+from functools import partial
+
 import pytest
 import torch
 from comparing import tokens_of
@@ -44,36 +46,28 @@ def test_a_draft_of_the_full_model_is_always_accepted(agreeing_decoder):
 
 def test_what_was_drafted_is_not_run_again(agreeing_decoder):
     model = agreeing_decoder()
-    shapes = {2: [], 3: []}
-
-    def note(layer):
-        return lambda module, arguments, output: shapes[layer].append(arguments[0].shape[1])
-
-    for layer in shapes:
-        model.stepper.layer_module(layer).register_forward_hook(note(layer))
+    sizes = {2: [], 3: []}
+    for layer, seen in sizes.items():
+        hook = partial(lambda seen, _, arguments, __: seen.append(arguments[0].shape[1]), seen)
+        model.stepper.layer_module(layer).register_forward_hook(hook)
     out = generate_speculatively(model, PROMPTS[:1], draft_layer=2, draft_tokens=3, max_new_tokens=NEW_TOKENS)
     prompt, passes = out.prompt_tokens[0], out.passes[0]
-    assert shapes[2] == [prompt] + [1] * (out.drafted[0] + passes)
-    assert shapes[3][0] == prompt
-    assert len(shapes[3]) == 1 + passes
-    assert sum(shapes[3][1:]) == out.drafted[0] + passes
+    assert sizes[2] == [prompt] + [1] * (out.drafted[0] + passes)
+    assert sizes[3][0] == prompt
+    assert len(sizes[3]) == 1 + passes
+    assert sum(sizes[3][1:]) == out.drafted[0] + passes
 
 
 def test_stop_strings_end_tokens_and_streams(agreeing_decoder):
-    model = agreeing_decoder()
+    model, stream = agreeing_decoder(), []
     endless = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
-    stop = endless.texts[1][3:6]
-    expected = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS, stop=[stop])
-    told = []
-    out = generate_speculatively(
-        model, PROMPTS, draft_layer=2, max_new_tokens=NEW_TOKENS, stop=[stop], stream=told.append
-    )
-    assert out.texts == expected.texts
-    assert out.ended_by == expected.ended_by
+    options = {"max_new_tokens": NEW_TOKENS, "stop": [endless.texts[1][3:6]]}
+    expected = generate(model, PROMPTS, NeverExit(), **options)
+    out = generate_speculatively(model, PROMPTS, draft_layer=2, **options, stream=stream.append)
+    assert (out.texts, out.ended_by) == (expected.texts, expected.ended_by)
     assert "stop" in out.ended_by
-    assert [new.token for new in told] == torch.cat(out.tokens).tolist()
-    end = int(endless.tokens[0][4])
-    model.backbone.generation_config.eos_token_id = end
+    assert [new.token for new in stream] == torch.cat(out.tokens).tolist()
+    model.backbone.generation_config.eos_token_id = int(endless.tokens[0][4])
     out = generate_speculatively(model, PROMPTS, draft_layer=2, max_new_tokens=NEW_TOKENS)
     assert tokens_of(out) == tokens_of(generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
     assert out.ended_by[0] == "eos"

@@ -9,7 +9,7 @@ from benchmarks.testing.tiny import FAMILIES, TOKEN_EXIT_FAMILIES
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
-from consistentee.models.heads import HeadSpec
+from consistentee.models.base import HeadSpec
 from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
 from consistentee.signals import entropy, head_probability
 

@@ -12,6 +12,7 @@ from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.tiny import make_task
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
+from consistentee.models.base import HeadSpec
 from consistentee.models.classifiers import (
     CLASSIFIER_ENTRY_POINT_GROUP,
     CLASSIFIER_KINDS,
@@ -20,7 +21,6 @@ from consistentee.models.classifiers import (
     InternalClassifier,
 )
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
@@ -53,22 +53,14 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
-def perturb(model: MultiExitModel) -> MultiExitModel:
-    """Give every classifier weights that matter: gates start at zero, outputs small."""
-    generator = torch.Generator().manual_seed(5)
+def model_with(tiny_model, kind: str, **options) -> MultiExitModel:
+    """Return a model whose classifiers have weights that matter: gates start at zero, outputs small."""
+    model, generator = tiny_model(**options), torch.Generator().manual_seed(5)
+    model.use_classifier(SPECS[kind], seed=1)
     with torch.no_grad():
         for parameter in model.classifiers.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
     return model
-
-
-def model_with(tiny_model, kind: str, **options) -> MultiExitModel:
-    model = tiny_model(**options)
-    model.use_classifier(SPECS[kind], seed=1)
-    return perturb(model)
-
-
-MIXED = RandomRule(2.5, seed=1)
 
 
 def test_every_kind_equals_stock_at_full_depth_and_its_trace_and_its_saved_copy(tiny_model, kind, tmp_path):
@@ -80,7 +72,7 @@ def test_every_kind_equals_stock_at_full_depth_and_its_trace_and_its_saved_copy(
     again = MultiExitModel.from_pretrained(tmp_path / "saved")
     assert again.description == model.description
     average = entropy(trace.view(1)).mean().item()
-    for rule in (MIXED, ThresholdRule(entropy, average, "below")):
+    for rule in (RandomRule(2.5, seed=1), ThresholdRule(entropy, average, "below")):
         exits = replay(rule, trace)
         assert exits.unique().numel() > 1
         live, loaded = (classify(each, task.test.texts, rule, batch_size=7) for each in (model, again))
@@ -116,12 +108,13 @@ def test_layers_are_pooled_only_for_classifiers_that_read_them(tiny_model, monke
 
 def test_an_impossible_classifier_is_refused(tiny_model):
     model = tiny_model()
-    with pytest.raises(UserError, match="unknown kind of classifier 'atention'; did you mean 'attention'"):
-        model.use_classifier(ClassifierSpec("atention"))
-    with pytest.raises(UserError, match=r"unknown kind of classifier 'baselines\.gpfee:PastFutureClassifier'"):
-        model.use_classifier(ClassifierSpec("baselines.gpfee:PastFutureClassifier"))  # only names run code
-    with pytest.raises(UserError, match="width 8 cannot have 3 heads"):
-        model.use_classifier(ClassifierSpec("attention", width=8, attention_heads=3))
+    for spec, message in (
+        (ClassifierSpec("atention"), "unknown kind of classifier 'atention'; did you mean 'attention'"),
+        (ClassifierSpec("baselines.gpfee:A"), "unknown kind of classifier 'baselines.gpfee:A'"),  # only names run code
+        (ClassifierSpec("attention", width=8, attention_heads=3), "width 8 cannot have 3 heads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.use_classifier(spec)
     assert model.description.classifier == ClassifierSpec()
 
 
@@ -182,12 +175,9 @@ def test_the_fingerprint_covers_the_code_of_a_users_kind(tiny_model, monkeypatch
 
 
 def test_mean_pooling_ignores_padding(tiny_model):
-    model = tiny_model(pooling="mean", pooler="none")
-    hidden = torch.randn(2, 5, model.width)
-    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
-    pooled = model.pool(1, hidden, mask)
-    torch.testing.assert_close(pooled[0], hidden[0].mean(0))
-    torch.testing.assert_close(pooled[1], hidden[1, :2].mean(0))
+    model, hidden = tiny_model(pooling="mean", pooler="none"), torch.randn(2, 5, WIDTH)
+    pooled = model.pool(1, hidden, torch.tensor([[True] * 5, [True, True, False, False, False]]))
+    torch.testing.assert_close(pooled, torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)]))
 
 
 def test_poolers_one_an_exit_start_from_the_shared_one(tiny_model):
@@ -199,9 +189,7 @@ def test_poolers_one_an_exit_start_from_the_shared_one(tiny_model):
 
 
 def test_heads_check_their_extra_inputs(tiny_model):
-    model = tiny_model()
-    head = model.add_head("policy", HeadSpec(extra_inputs=2, outputs=1))
-    pooled = torch.randn(3, model.width)
+    head, pooled = tiny_model().add_head("policy", HeadSpec(extra_inputs=2, outputs=1)), torch.randn(3, WIDTH)
     assert head(1, pooled, torch.zeros(3, 2)).shape == (3,)
     with pytest.raises(ValueError, match="takes 2 extra inputs"):
         head(1, pooled)

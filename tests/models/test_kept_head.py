@@ -14,6 +14,7 @@ import consistentee as ee
 from benchmarks.testing.tiny import FAMILIES, make_task, make_tokenizer, random_texts
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
+from consistentee.signals import entropy
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,8 @@ def test_logits_at_full_depth_are_those_of_the_incoming_model_bit_for_bit(family
                 found = classify_encoded(ours, rows[start : start + size], ee.NeverExit(), batch_size=size).logits
                 assert torch.equal(found, wanted)
                 assert torch.equal(ours.stock_logits(batch), wanted)
-    for name, weight in stock.base_model.state_dict().items():
-        kept = dict(model.backbone.state_dict()).get(name)
-        assert kept is None or torch.equal(kept, weight)
+    kept = model.backbone.state_dict()
+    assert all(torch.equal(kept.get(name, weight), weight) for name, weight in stock.base_model.state_dict().items())
 
 
 def test_other_exits_leave_the_kept_head_alone(classifier):
@@ -72,12 +72,12 @@ def test_int8_rows_do_not_depend_on_their_batch_and_replays_equal_live_exits(fam
     rows = int8.tokenize(texts)
     never = {size: classify_encoded(int8, rows, ee.NeverExit(), batch_size=size).logits for size in (1, 7, 32)}
     full = classify_encoded(model, rows, ee.NeverExit(), batch_size=1).logits
-    # One input of a layer that lies between two integers may be rounded the other way.
+    # An input of a layer that lies between two integers may be rounded the other way.
     assert all(torch.allclose(never[1], logits, atol=0.02) for logits in never.values())
     assert 0 < (never[1] - full).abs().max() < 0.5
     assert torch.equal(classify_encoded(loaded, rows, ee.NeverExit(), batch_size=7).logits, never[7])
     trace = ee.record_trace(int8, ee.Split("rows", texts, [0] * len(texts)))
-    signals = torch.stack([_entropy(trace.logits[:, layer]) for layer in range(3)])
+    signals = torch.stack([entropy(trace.view(layer)) for layer in (1, 2, 3)])
     threshold = float(signals.quantile(0.3))
     rule = ee.get_method("deebert").rule(int8, threshold)
     firm = ((signals - threshold).abs() > 0.01).all(dim=0)
@@ -87,10 +87,6 @@ def test_int8_rows_do_not_depend_on_their_batch_and_replays_equal_live_exits(fam
     for size in (1, 7, 32):
         live = classify_encoded(int8, rows, rule, batch_size=size).exit_layers
         assert torch.equal(live[firm], replayed[firm])
-
-
-def _entropy(logits):
-    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
 
 
 def test_rules_are_asked_only_where_the_model_says(classifier, tmp_path):
@@ -112,9 +108,8 @@ def test_a_model_that_was_quantised_from_outside_is_refused(classifier, tmp_path
 
 def test_models_that_do_not_put_texts_into_one_class_are_refused(classifier, tmp_path, tiny_backbone):
     tokens = save_classifier(tmp_path / "tokens", auto=AutoModelForTokenClassification)
-    GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=64)).save_pretrained(
-        tmp_path / "d"
-    )
+    decoder = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=64))
+    decoder.save_pretrained(tmp_path / "d")
     make_tokenizer(False).save_pretrained(tmp_path / "d")
     bare = save_classifier(tmp_path / "bare")
     (bare / "tokenizer.json").unlink()

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts
 from consistentee import MultiExitDecoder, extras
 from consistentee.errors import UserError
-from consistentee.models.decoder.description import default_exit_layers
-from consistentee.models.heads import HeadSpec
+from consistentee.models.base import HeadSpec
+from consistentee.models.decoder.description import chosen_exit_layers
 
 
 @torch.no_grad()
@@ -31,43 +31,35 @@ def train_a_little(model, prefix):
             parameter.data.add_(0.1)
 
 
-class TestExits:
-    def test_default_exits_are_spread_evenly(self):
-        assert default_exit_layers(30) == (6, 12, 18, 24, 30)
-        assert default_exit_layers(12) == (2, 5, 7, 10, 12)
-        assert default_exit_layers(4) == (1, 2, 3, 4)
+def test_default_exits_are_spread_evenly():
+    assert chosen_exit_layers(None, 30) == (6, 12, 18, 24, 30)
+    assert chosen_exit_layers(None, 12) == (2, 5, 7, 10, 12)
+    assert chosen_exit_layers(None, 4) == (1, 2, 3, 4)
 
-    @pytest.mark.parametrize("kind", ["norm", "low-rank", "head"])
-    @pytest.mark.parametrize("family", DECODER_FAMILIES)
-    def test_untrained_exits_read_as_the_stock_model_does(self, tiny_decoder_backbone, family, kind):
-        model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter=kind)
-        hidden = torch.randn(3, 5, model.width)
-        stock = model.backbone.lm_head(model.state(hidden))
-        assert all(torch.equal(model.logits(layer, hidden), stock) for layer in model.exit_layers)
+
+@pytest.mark.parametrize("kind", ["norm", "low-rank", "head"])
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_untrained_exits_read_as_the_stock_model_does(tiny_decoder_backbone, family, kind):
+    model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter=kind)
+    hidden = torch.randn(3, 5, model.width)
+    stock = model.backbone.lm_head(model.state(hidden))
+    assert all(torch.equal(model.logits(layer, hidden), stock) for layer in model.exit_layers)
 
 
 class TestText:
-    def test_prompts_keep_the_special_tokens(self, tiny_decoder):
-        model = tiny_decoder()
-        (row,) = model.encode(["ba de di"])
-        assert row[0] == model.tokenizer.bos_token_id
-        assert len(row) == 4
-        assert model.decode(row) == "ba de di"
-        assert model.decode(torch.tensor([*row, *model.end_tokens])) == "ba de di"
-
     @pytest.mark.parametrize(("keep", "text"), [("end", " fo gu"), ("start", "ba pe")])
-    def test_long_prompts_are_cut(self, tiny_decoder, keep, text):
+    def test_prompts_keep_the_special_tokens_and_are_cut(self, tiny_decoder, keep, text):
         model = tiny_decoder()
         (row,) = model.encode(["ba pe di fo gu"], max_tokens=3, keep=keep)
         assert row[0] == model.tokenizer.bos_token_id
         assert len(row) == 3
         assert model.decode(row) == text
         assert model.encode(["ba pe"], max_tokens=3, keep=keep) == model.encode(["ba pe"])
-        assert len(model.encode(["ba pe di fo gu"])[0]) == 6  # no cut outlives its call
-
-    def test_a_limit_below_the_special_tokens_is_refused(self, tiny_decoder):
+        (whole,) = model.encode(["ba pe di fo gu"])  # no cut outlives its call
+        assert len(whole) == 6
+        assert model.decode(torch.tensor([*whole, *model.end_tokens])) == "ba pe di fo gu"
         with pytest.raises(UserError, match="cannot be cut to 1 tokens: the tokenizer adds 1"):
-            tiny_decoder().encode(["ba de"], max_tokens=1)
+            model.encode(["ba de"], max_tokens=1)
 
     def test_prompts_are_put_into_the_chat_template(self, tiny_decoder):
         model, plain = tiny_decoder(chat_template="auto"), tiny_decoder()
@@ -115,73 +107,68 @@ class TestFiles:
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "saved" / "backbone")  # anyone can load it
         assert torch.equal(stock.model.layers[1].mlp.up_proj.weight, model.backbone.model.layers[1].mlp.up_proj.weight)
 
-    def test_a_changed_backbone_is_detected(self, tiny_decoder_backbone, tmp_path):
-        shutil.copytree(tiny_decoder_backbone(), tmp_path / "stock")
-        model = MultiExitDecoder.from_backbone(str(tmp_path / "stock"))
-        model.save_pretrained(tmp_path / "saved")
-        train_a_little(model, "backbone.model.norm")
-        model.backbone.save_pretrained(tmp_path / "stock")
-        with pytest.raises(UserError, match="its weights differ"):
-            MultiExitDecoder.from_pretrained(tmp_path / "saved")
-
-    def test_a_moved_backbone_is_loaded_from_the_given_folder(self, tiny_decoder_backbone, tmp_path, monkeypatch):
+    def test_a_moved_or_changed_backbone_is_noticed(self, tiny_decoder_backbone, tmp_path, monkeypatch):
         shutil.copytree(tiny_decoder_backbone(), tmp_path / "stock")
         monkeypatch.chdir(tmp_path)
         model = MultiExitDecoder.from_backbone("stock")
         model.save_pretrained("saved")
         monkeypatch.chdir("/")
-        saved = str(tmp_path / "saved")
+        saved, moved = str(tmp_path / "saved"), str(tmp_path / "moved")
         assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(saved)), all_logits(model))
-        (tmp_path / "stock").rename(tmp_path / "moved")
+        (tmp_path / "stock").rename(moved)
         with pytest.raises(UserError, match="saved without its backbone"):
             MultiExitDecoder.from_pretrained(saved)
-        again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
-        assert torch.equal(all_logits(again), all_logits(model))
+        assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(saved, backbone=moved)), all_logits(model))
+        train_a_little(model, "backbone.model.norm")
+        model.backbone.save_pretrained(moved)
+        with pytest.raises(UserError, match="its weights differ"):
+            MultiExitDecoder.from_pretrained(saved, backbone=moved)
 
     def test_incomplete_folders_are_refused(self, tiny_decoder_backbone, tmp_path):
         """Nothing random stands in for weights that are not there, such as the LM head of a bare model."""
         whole = tiny_decoder_backbone("mistral")
 
-        def damaged(name, file, content):
-            shutil.copytree(whole, tmp_path / name)
-            (tmp_path / name / file).write_bytes(content)
-            return str(tmp_path / name)
-
         weights = load_file(whole / "model.safetensors")
         del weights["lm_head.weight"]
         config = json.loads((whole / "config.json").read_text()) | {"model_type": "nonesuch"}
-        for folder, message in (
-            (damaged("bare", "model.safetensors", save(weights, {"format": "pt"})), "bare lacks 1 .* lm_head.weight"),
-            (damaged("cut", "model.safetensors", save(weights)[:5000]), r"cut/model\.safetensors cannot be read: "),
-            (damaged("new", "config.json", json.dumps(config).encode()), r"new/config\.json cannot be .*nonesuch"),
-            (damaged("dumb", "tokenizer.json", b"{"), r"dumb/tokenizer\.json cannot be read: "),
+        for name, file, content, message in (
+            ("bare", "model.safetensors", save(weights, {"format": "pt"}), "bare lacks 1 .* lm_head.weight"),
+            ("cut", "model.safetensors", save(weights)[:5000], r"cut/model\.safetensors cannot be read: "),
+            ("new", "config.json", json.dumps(config).encode(), r"new/config\.json cannot be .*nonesuch"),
+            ("dumb", "tokenizer.json", b"{", r"dumb/tokenizer\.json cannot be read: "),
         ):
+            shutil.copytree(whole, tmp_path / name)
+            (tmp_path / name / file).write_bytes(content)
             with pytest.raises(UserError, match=message):
-                MultiExitDecoder.from_backbone(folder)
+                MultiExitDecoder.from_backbone(str(tmp_path / name))
 
 
-class TestFingerprint:
-    def test_hidden_states_depend_on_the_backbone_alone(self, tiny_decoder):
-        model = tiny_decoder()
-        before = model.backbone_fingerprint()
-        model.add_head("gate", HeadSpec())
-        assert model.backbone_fingerprint() == before
-        assert tiny_decoder(exit_layers=[2]).backbone_fingerprint() != before
-        train_a_little(model, "backbone.model.layers.2.")
-        assert model.backbone_fingerprint() != before
+def test_the_fingerprint_of_hidden_states_depends_on_the_backbone_alone(tiny_decoder):
+    model = tiny_decoder()
+    before = model.backbone_fingerprint()
+    model.add_head("gate", HeadSpec())
+    assert model.backbone_fingerprint() == before
+    assert tiny_decoder(exit_layers=[2]).backbone_fingerprint() != before
+    train_a_little(model, "backbone.model.layers.2.")
+    assert model.backbone_fingerprint() != before
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 class TestLora:
-    def test_untrained_lora_changes_nothing(self, tiny_decoder, family):
+    def test_lora_changes_nothing_until_it_is_trained_and_merged_it_gives_the_same(self, tiny_decoder, family):
         model = tiny_decoder(family)
-        before, hash_before = all_logits(model), model.fingerprint()
+        names, untrained, hash_before = list(model.state_dict()), all_logits(model), model.fingerprint()
         model.add_lora(rank=2)
-        assert torch.equal(all_logits(model), before)
+        assert torch.equal(all_logits(model), untrained)
         assert model.fingerprint() != hash_before
         assert all(parameter.requires_grad for parameter in model.parameters())
-        targets = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",)}[family]
-        assert len(model.lora_weights) == 2 * 4 * len(targets)
+        assert len(model.lora_weights) == 2 * 4 * {"llama": 2, "gpt2": 1}[family], "two for each target of a layer"
+        train_a_little(model, model.lora_weights)
+        trained = all_logits(model)
+        assert not torch.allclose(trained, untrained)
+        model.merge_lora()
+        torch.testing.assert_close(all_logits(model), trained, atol=1e-4, rtol=1e-5)
+        assert list(model.state_dict()) == names
 
     def test_save_and_load(self, tiny_decoder, tmp_path, family):
         model = tiny_decoder(family)
@@ -193,19 +180,9 @@ class TestLora:
         assert again.description == model.description
         assert torch.equal(all_logits(again), all_logits(model))
         assert (tmp_path / "saved" / "backbone").exists() == (family == "llama")
-
-    def test_merged_weights_give_the_same_logits(self, tiny_decoder, tmp_path, family):
-        model = tiny_decoder(family)
-        names, untrained = list(model.state_dict()), all_logits(model)
-        model.add_lora(rank=2)
-        train_a_little(model, model.lora_weights)
-        before = all_logits(model)
-        assert not torch.allclose(before, untrained)
         model.merge_lora()
-        torch.testing.assert_close(all_logits(model), before, atol=1e-4, rtol=1e-5)
-        assert list(model.state_dict()) == names
-        model.save_pretrained(tmp_path / "saved")
-        assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(tmp_path / "saved")), all_logits(model))
+        model.save_pretrained(tmp_path / "merged")
+        assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(tmp_path / "merged")), all_logits(model))
 
     def test_lora_refuses_unknown_modules_and_a_second_lora(self, tiny_decoder, family, monkeypatch):
         model = tiny_decoder(family)

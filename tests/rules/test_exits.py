@@ -15,7 +15,6 @@ from baselines.references import RandomRule
 from baselines.skipdecode import ScheduledRule
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
-from consistentee.methods.token_methods import TokenMethod
 from consistentee.rules.exit_rule import (
     ConsecutiveRule,
     NeverExit,
@@ -35,17 +34,11 @@ def view_of(logits):
     return trace_of(torch.tensor(logits, dtype=torch.float32).unsqueeze(1)).view(1)
 
 
-UNIFORM = [[0.0, 0.0, 0.0, 0.0]]
-CERTAIN = [[60.0, 0.0, 0.0, 0.0]]
-
-
 def test_signals_at_the_two_ends():
-    assert entropy(view_of(UNIFORM)).item() == pytest.approx(math.log(4))
-    assert normalised_entropy(view_of(UNIFORM)).item() == pytest.approx(1)
-    assert top_probability(view_of(UNIFORM)).item() == pytest.approx(0.25)
-    assert margin(view_of(UNIFORM)).item() == pytest.approx(0)
-    assert entropy(view_of(CERTAIN)).item() == pytest.approx(0, abs=1e-6)
-    assert margin(view_of(CERTAIN)).item() == pytest.approx(1)
+    uniform, certain = view_of([[0.0, 0.0, 0.0, 0.0]]), view_of([[60.0, 0.0, 0.0, 0.0]])
+    ends = {entropy: (math.log(4), 0), normalised_entropy: (1, 0), top_probability: (0.25, 1), margin: (0, 1)}
+    for signal, expected in ends.items():
+        assert (signal(uniform).item(), signal(certain).item()) == pytest.approx(expected, abs=1e-6)
 
 
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=6))
@@ -87,13 +80,12 @@ RULES_THAT_KNOW = {
 }
 
 
-@pytest.mark.parametrize("name", RULES_THAT_KNOW)
-def test_exits_known_in_advance_are_those_of_a_rule_that_is_asked(tiny_decoder, name):
-    rule, model = RULES_THAT_KNOW[name], tiny_decoder(exit_layers=(1, 3))
+@pytest.mark.parametrize("rule", RULES_THAT_KNOW.values(), ids=RULES_THAT_KNOW)
+def test_exits_known_in_advance_are_those_of_a_rule_that_is_asked(tiny_decoder, rule):
+    model = tiny_decoder(exit_layers=(1, 3))
     prompts, steps = list(range(40, 80)), [place % 9 for place in range(40)]
-    hidden = torch.zeros(40, 1, model.width)
+    hidden, asked = torch.zeros(40, 1, model.width), torch.zeros(40, dtype=torch.long)
     views = (TokenView(model, layer, hidden, steps, prompts) for layer in model.exit_layers)
-    asked = torch.zeros(40, dtype=torch.long)
     for view, leaves in walk(rule, views):
         asked[leaves] = view.layer
     known = [rule.exit_in_advance(model.exit_layers, *token) for token in zip(steps, prompts, strict=True)]
@@ -123,7 +115,6 @@ def traces(draw):
 
 
 PATIENCE = st.integers(1, LAYERS)
-THRESHOLD = st.floats(0, 1)
 
 
 def first_run(conditions, patience):
@@ -152,7 +143,7 @@ def test_a_regression_waits_for_answers_that_move_little(seed, patience, toleran
     assert replay(rule, trace_of(values.unsqueeze(-1))).tolist() == expected
 
 
-@given(traces(), PATIENCE, THRESHOLD)
+@given(traces(), PATIENCE, st.floats(0, 1))
 def test_pcee_bert_waits_for_confident_layers(tiny_models, trace, patience, threshold):
     probs = trace.logits.softmax(dim=-1)
     confident = -(probs * probs.log()).sum(dim=-1) / math.log(CLASSES) < threshold
@@ -173,10 +164,8 @@ def test_a_patience_that_counts_no_layers_is_refused(patience):
         ConsecutiveRule(SameAnswerRule(), patience)
 
 
-@pytest.mark.parametrize("name", ["pabee", "leebert"])
-def test_a_knob_between_two_patiences_is_refused_and_not_rounded(tiny_model, tiny_decoder, name):
-    method = get_method(name)
-    model = tiny_decoder() if isinstance(method, TokenMethod) else tiny_model()
+def test_a_knob_between_two_patiences_is_refused_and_not_rounded(tiny_model):
+    method, model = get_method("pabee"), tiny_model()
     assert method.rule(model, 2.0).patience == 2
     with pytest.raises(UserError, match=r"whole number, at least 1, got 1\.5"):
         method.rule(model, 1.5)

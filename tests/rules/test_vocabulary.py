@@ -43,45 +43,35 @@ def trace_of(model, rule=None):
     return out, record_tokens(model, list(rows))
 
 
-class TestColumns:
-    @pytest.mark.parametrize("bias", [False, True])
-    def test_pruned_logits_equal_those_of_the_whole_head(self, bias, monkeypatch):
-        head, states = torch.nn.Linear(8, 30, bias=bias), torch.randn(5, 8)
-        tokens = torch.stack([torch.randperm(30)[:4] for _ in range(5)])
-        expected = head(states).gather(1, tokens)
+@pytest.mark.parametrize("bias", [False, True])
+def test_pruned_logits_equal_those_of_the_whole_head(bias, monkeypatch):
+    head, states = torch.nn.Linear(8, 30, bias=bias), torch.randn(5, 8)
+    tokens = torch.stack([torch.randperm(30)[:4] for _ in range(5)])
+    expected = head(states).gather(1, tokens)
+    for numbers_at_a_time in (decoders.NUMBERS_AT_A_TIME, 64):  # the second holds two rows
+        monkeypatch.setattr(decoders, "NUMBERS_AT_A_TIME", numbers_at_a_time)
         torch.testing.assert_close(logits_among(head, states, tokens), expected)
-        monkeypatch.setattr(decoders, "NUMBERS_AT_A_TIME", 64)  # two rows at a time
-        torch.testing.assert_close(logits_among(head, states, tokens), expected)
 
 
-class TestRule:
-    def test_first_exit_fixes_the_candidates_and_later_ones_read_no_more(self, model):
-        hidden, rule = torch.randn(3, 1, 32), prune_vocabulary(ThresholdRule(margin, 2.0, "above"), 4)
-        state = rule.start(3, 4)
-        first, second = (TokenView(model, layer, hidden, 1, [1, 2, 3]) for layer in (1, 2))
-        rule.should_exit(first, state)
-        expected = model.logits(1, hidden[:, 0]).topk(4).indices.sort().values
-        assert torch.equal(state[CANDIDATES], expected)
-        rule.should_exit(second, state)
-        assert "logits" not in vars(second)
-        said = second.logits_of(lambda rows: rows[[0, 2]])
-        among = model.logits(2, hidden[:, 0]).gather(1, expected)
-        torch.testing.assert_close(said.gather(1, expected[[0, 2]]), among[[0, 2]])
-        assert (said.isinf().sum(dim=1) == model.stepper.vocabulary - 4).all()
-        assert torch.equal(second.predictions, said_by(among, expected))
-
-    def test_confidence_is_over_the_candidates(self, model):
-        hidden = torch.randn(3, 1, 32)
-        tokens = torch.tensor([[1, 5, 9]] * 3)
-        view = CandidatesView(TokenView(model, 2, hidden, [4, 1, 2], [1, 2, 3]), {CANDIDATES: tokens}, 3)
-        expected = model.logits(2, hidden[:, 0])[:, [1, 5, 9]].softmax(dim=-1)
-        torch.testing.assert_close(top_probability(view), expected.amax(dim=-1))
-        assert view.steps.tolist() == [4, 1, 2]
-        assert set(view.predictions.tolist()) <= {1, 5, 9}
-
-
-def said_by(logits, tokens):
-    return tokens.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+def test_first_exit_fixes_the_candidates_and_later_ones_read_no_more(model):
+    hidden, rule = torch.randn(3, 1, 32), prune_vocabulary(ThresholdRule(margin, 2.0, "above"), 4)
+    state = rule.start(3, 4)
+    first, second = (TokenView(model, layer, hidden, [4, 1, 2], [1, 2, 3]) for layer in (1, 2))
+    rule.should_exit(first, state)
+    candidates = model.logits(1, hidden[:, 0]).topk(4).indices.sort().values
+    assert torch.equal(state[CANDIDATES], candidates)
+    rule.should_exit(second, state)
+    assert "logits" not in vars(second)
+    logits = second.logits_of(lambda rows: rows[[0, 2]])
+    among = model.logits(2, hidden[:, 0]).gather(1, candidates)
+    torch.testing.assert_close(logits.gather(1, candidates[[0, 2]]), among[[0, 2]])
+    assert (logits.isinf().sum(dim=1) == model.stepper.vocabulary - 4).all()
+    best = candidates.gather(1, among.argmax(dim=1, keepdim=True)).squeeze(1)
+    pruned = CandidatesView(second, state, 4)
+    assert torch.equal(second.predictions, best)
+    assert torch.equal(pruned.predictions, best)
+    torch.testing.assert_close(top_probability(pruned), among.softmax(dim=-1).amax(dim=-1))
+    assert pruned.steps.tolist() == [4, 1, 2]
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -94,8 +84,7 @@ class TestTexts:
         assert torch.equal(replay(whole, trace), replay(rule, trace))
 
     def test_replayed_exits_equal_live_exits_in_every_batch(self, model, rule):
-        candidates = 3
-        pruned = prune_vocabulary(rule, candidates)
+        pruned = prune_vocabulary(rule, 3)
         for kv in ("propagate", "exact"):
             alone = texts(model, pruned, kv=kv, batch_size=1)
             assert texts(model, pruned, kv=kv, batch_size=4) == alone
@@ -103,9 +92,9 @@ class TestTexts:
         out, trace = trace_of(model, pruned)
         exits = torch.cat(out.exit_layers)
         assert torch.equal(replay(pruned, trace), exits)
-        by_exit = exit_answers(trace, candidates=candidates).predictions
-        named = by_exit.gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
-        assert torch.equal(named, torch.cat(out.tokens))
+        by_exit = exit_answers(trace, candidates=3).predictions
+        predicted = by_exit.gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
+        assert torch.equal(predicted, torch.cat(out.tokens))
 
 
 @pytest.mark.parametrize("name", ["calm-tokens-softmax", "lite"])

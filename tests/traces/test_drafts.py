@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from comparing import tokens_of
 
 from baselines.kangaroo import Kangaroo
 from baselines.layerskip import LayerSkip
@@ -27,7 +28,7 @@ def model(agreeing_decoder) -> MultiExitDecoder:
 
 def rows_of(model):
     written = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
-    return list(zip(model.encode(PROMPTS), (tokens.tolist() for tokens in written.tokens), strict=True))
+    return list(zip(model.encode(PROMPTS), tokens_of(written), strict=True))
 
 
 def decoded(model, tokens, threshold=0.0, **drafter):
@@ -80,7 +81,7 @@ def test_the_cheapest_drafts_are_chosen_kept_and_used(model, method, tmp_path):
     assert loaded.description.drafts == model.description.drafts
     for knob, chosen in model.description.drafts.items():
         written = method.generate(loaded, PROMPTS, knob, max_new_tokens=NEW_TOKENS)
-        assert [tokens.tolist() for tokens in written.tokens] == [tokens.tolist() for tokens in full.tokens]
+        assert tokens_of(written) == tokens_of(full)
         assert sum(written.drafted) > 0
         if isinstance(method, LayerSkip) and knob == 2:
             calls = [decoded(model, length, draft_layer=round(knob)).layer_calls for length in range(1, 9)]

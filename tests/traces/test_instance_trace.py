@@ -19,21 +19,17 @@ from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
 
 
-def test_logits_alone_are_those_of_the_whole_pass_and_leave_nothing_in_the_store(tiny_model, tmp_path):
+def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, tmp_path):
     model, split = tiny_model(), make_task().test
     encodings = model.tokenize(split.texts)
     alone = record_logits(model, encodings, store=tmp_path)
-    assert not list(tmp_path.iterdir())
-    assert torch.equal(alone, record_outputs(model, encodings, store=tmp_path).logits)
-    assert torch.equal(alone, record_logits(model, encodings, store=tmp_path))
-
-
-def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, tmp_path):
-    model, split = tiny_model(), make_task().test
+    assert not list(tmp_path.iterdir()), "logits alone leave nothing in the store"
     first = record_trace(model, split, store=tmp_path)
     again = record_trace(model, split, store=tmp_path)
     assert torch.equal(first.logits, again.logits)
     assert torch.equal(first.pooled, again.pooled)
+    assert torch.equal(first.logits, alone)
+    assert torch.equal(first.logits, record_logits(model, encodings, store=tmp_path))
     assert len(list(tmp_path.glob("outputs-*"))) == 1
     with torch.no_grad():
         model.classifiers[0].bias += 1
@@ -92,10 +88,11 @@ def test_large_passes_are_in_files_that_disappear(wide_encoder, tmp_path, monkey
     assert peak < 0.3 * outputs.vectors.nbytes
     assert all(torch.equal(kept, getattr(in_memory, name)) for name, kept in vars(outputs).items())
     assert not list(tmp_path.iterdir())
-    maps = Path("/proc/self/maps")
-    assert not maps.exists() or maps.read_text().count(str(tmp_path)) == 3
-    del outputs
-    assert not maps.exists() or str(tmp_path) not in maps.read_text()
+    if sys.platform == "linux":
+        maps = Path("/proc/self/maps")
+        assert maps.read_text().count(str(tmp_path)) == 3
+        del outputs
+        assert str(tmp_path) not in maps.read_text()
 
 
 def test_a_mapped_file_is_as_private_as_one_that_is_read(tmp_path, monkeypatch):
@@ -107,9 +104,6 @@ def test_a_mapped_file_is_as_private_as_one_that_is_read(tmp_path, monkeypatch):
         assert found.keys() == saved.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in saved.items())
         found["weights"] += 1
-    (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-1])
-    assert load_tensors(tmp_path / "file") is None, "a damaged file is deleted"
-    assert not (tmp_path / "file").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems promise no memory, or do not refuse it")

@@ -5,8 +5,8 @@ import torch
 
 from consistentee.data.tasks import PromptSplit
 from consistentee.errors import UserError
+from consistentee.models.base import HeadSpec
 from consistentee.models.decoder.multi_exit_decoder import ExitStates
-from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.signals import margin
 from consistentee.traces.token_trace import encode_rows, record_tokens
@@ -15,17 +15,6 @@ from consistentee.traces.walk import replay, sweep
 
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
 SPLIT = PromptSplit("train", ["ba be", "bi bo bu da"], [" de di", " ga ge gi go"])
-
-
-class FromLayer(ExitRule):
-    """Leave at an exit that depends on the step: what a decaying threshold does."""
-
-    def __init__(self):
-        self.steps = []
-
-    def should_exit(self, view, state):
-        self.steps.append((view.places[0], view.layer, view.rows))
-        return torch.full((view.rows,), view.layer >= view.places[0])
 
 
 def test_recorded_states_belong_to_the_token_that_they_predict(tiny_decoder):
@@ -91,10 +80,18 @@ def test_states_beyond_float16_stay_float32(tiny_decoder, monkeypatch):
 
 
 def test_a_rule_is_asked_about_one_step_at_a_time(tiny_decoder):
+    asked = []
+
+    class FromLayer(ExitRule):
+        """Exit at a layer that depends on the step, as with a decaying threshold."""
+
+        def should_exit(self, view, state):
+            asked.append((view.places[0], view.layer, view.rows))
+            return torch.full((view.rows,), view.layer >= view.places[0])
+
     trace = record_tokens(tiny_decoder(exit_layers=(1, 2)), ROWS)
-    rule = FromLayer()
-    assert replay(rule, trace).tolist() == [4, 1, 2, 4, 1]
-    assert rule.steps == [(1, 1, 2), (2, 1, 1), (2, 2, 1)]
+    assert replay(FromLayer(), trace).tolist() == [4, 1, 2, 4, 1]
+    assert asked == [(1, 1, 2), (2, 1, 1), (2, 2, 1)]
 
 
 def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, monkeypatch):
@@ -108,40 +105,23 @@ def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, mo
     assert len(asked) == 2 * 3, "two steps, three exits before the last"
 
 
-@pytest.fixture
-def hidden() -> torch.Tensor:
-    return torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(1))
-
-
-def view_of(model, hidden, layer=2, past=None) -> TokenView:
-    return TokenView(model, layer, hidden, 5, [11, 12, 13], past=past)
-
-
-def test_what_a_rule_reads(tiny_decoder, hidden):
-    model = tiny_decoder()
+def test_a_view_computes_what_a_rule_reads(tiny_decoder):
+    model, hidden, past = tiny_decoder(), torch.randn(3, 1, 32), torch.randn(3, 1, 32)
     model.add_head("policy", HeadSpec())
-    view = view_of(model, hidden)
+    view = TokenView(model, 2, hidden, 5, [11, 12, 13])
     assert (view.layer, view.num_layers, view.rows, view.places) == (2, 4, 3, [5, 5, 5])
-    assert torch.equal(view.hidden, hidden)
     assert torch.equal(view.pooled, model.state(hidden[:, 0]))
     assert torch.equal(view.logits, model.logits(2, hidden[:, 0]))
     assert torch.equal(view.predictions, view.logits.argmax(dim=-1))
     assert torch.equal(view.head("policy"), model.head("policy")(2, view.pooled))
-    assert view.row_keys.tolist() == [token_key(key, 5) for key in (11, 12, 13)]
     with pytest.raises(UserError, match="true labels"):
         _ = view.labels
-    elsewhere = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13])
-    assert elsewhere.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
-    assert (view.steps.tolist(), elsewhere.steps.tolist()) == ([5, 5, 5], [5, 1, 9])
-
-
-def test_history_is_the_states_at_the_exits_so_far(tiny_decoder, hidden):
-    model = tiny_decoder()
     with pytest.raises(UserError, match="reads_history"):
-        _ = view_of(model, hidden).history
-    past = torch.randn(3, 1, 32)
-    history = view_of(model, hidden, past=past).history
-    assert torch.equal(history, torch.stack([past[:, 0], model.state(hidden[:, 0])], dim=1))
+        _ = view.history
+    later = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13], past=past)
+    assert torch.equal(later.history, torch.stack([past[:, 0], view.pooled], dim=1))
+    assert later.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
+    assert (view.steps.tolist(), later.steps.tolist()) == ([5, 5, 5], [5, 1, 9])
 
 
 def test_row_keys_differ_between_prompts_and_steps():

@@ -1,5 +1,7 @@
 """The exit loop over recorded layers against a plain one that knows a single row, for rules drawn at random."""
 
+from unittest import mock
+
 import torch
 from hypothesis import given, strategies as st
 from traces_by_hand import trace_of
@@ -12,28 +14,13 @@ LAYERS, CLASSES = 6, 3
 
 
 class Tabled(ExitRule):
-    """Wants out, or not, as a table [rows, layers] says: back and forth, if it likes."""
+    """Exits as a table [rows, layers] tells, where one layer may object after another has agreed."""
 
     def __init__(self, table):
         self.table = table
 
     def should_exit(self, view, state):
         return self.table[view.row_keys, view.layer - 1]
-
-
-class Asked(ExitRule):
-    """Notes when it is asked, and about how many rows."""
-
-    def __init__(self, rule):
-        self.rule = rule
-        self.questions = []
-
-    def start(self, rows, num_layers):
-        return self.rule.start(rows, num_layers)
-
-    def should_exit(self, view, state):
-        self.questions.append((view.layer, view.rows))
-        return self.rule.should_exit(view, state)
 
 
 def row_by_row(rule, logits, exits):
@@ -76,17 +63,23 @@ EXITS = st.sets(st.integers(1, LAYERS - 1)).map(lambda layers: [*sorted(layers),
 
 @given(all_logits(), RULES, EXITS)
 def test_a_replay_equals_a_loop_over_rows(logits, rule, exits):
-    trace, asked, taken = trace_of(logits), Asked(rule), []
-    left = [0] * len(trace)
-    for view, leaves in walk(asked, (taken.append(layer) or trace.view(layer) for layer in exits)):
-        for row in leaves.nonzero().flatten().tolist():
-            assert left[row] == 0, "a row leaves once"
-            left[row] = view.layer
+    trace, taken, asked = trace_of(logits), [], []
+    found, should_exit = [0] * len(trace), rule.should_exit
+
+    def note(view, state):
+        asked.append((view.layer, view.rows))
+        return should_exit(view, state)
+
+    with mock.patch.object(rule, "should_exit", note):
+        for view, leaves in walk(rule, (taken.append(layer) or trace.view(layer) for layer in exits)):
+            for row in leaves.nonzero().flatten().tolist():
+                assert found[row] == 0, "a row exits once"
+                found[row] = view.layer
     expected = row_by_row(rule, logits, exits)
-    assert left == expected
+    assert found == expected
     deepest = max(expected, default=exits[0])
-    assert taken == [layer for layer in exits if layer <= deepest], "no view is taken once all rows have left"
-    assert asked.questions == [(layer, len(trace)) for layer in exits if layer <= deepest and layer < LAYERS]
+    assert taken == [layer for layer in exits if layer <= deepest], "no view is taken once all rows have exited"
+    assert asked == [(layer, len(trace)) for layer in exits if layer <= deepest and layer < LAYERS]
 
 
 @given(all_logits(), st.lists(RULES, min_size=1, max_size=3))

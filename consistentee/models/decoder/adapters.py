@@ -1,4 +1,4 @@
-"""Exit adapters: what lies between the hidden state of a middle layer and the LM head of a decoder."""
+"""Adapters of a decoder: of its exits, between a middle layer and the LM head; and of its layers (LoRA, with peft)."""
 
 import copy
 from dataclasses import dataclass
@@ -6,8 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from consistentee.backbones.decoders import DecoderStepper
+from consistentee.errors import UserError
+from consistentee.extras import check_extra
 
 RIDGE = 1e-3
 """Added to the diagonal of the moments, relative to its mean: states of few tokens do not span every direction."""
@@ -15,11 +18,10 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class StateMoments:
-    """Sums over tokens, from which the least-squares maps of an exit's states to those of layer L follow.
+    """Sums over tokens that give least-squares maps of an exit's states to those of layer L: float64 [width, width].
 
-    They give exits a start in closed form. A middle layer's states, read as layer L's are, give nonsense with great
-    confidence, and gradient descent would have to undo that through the LM head (compare the linear "translator" of
-    states that Belrose et al., 2023, arXiv 2303.08112, train). All are float64 [width, width].
+    They give exits a start in closed form: a middle layer's states, read as layer L's are, give nonsense with great
+    confidence (compare the "translator" that Belrose et al., 2023, arXiv 2303.08112, train).
 
     Attributes:
         inputs: of ``x x^T``, with x the stock final norm of an exit's hidden state.
@@ -60,10 +62,9 @@ class StateMoments:
         return torch.linalg.solve(self.inputs + RIDGE * self.inputs.diagonal().mean() * identity, self.products)
 
     def low_rank(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return matrices A [width, rank] and B [rank, width] for which ``s x + x A B`` is nearest to ``x W``.
+        """Return A [width, rank] and B [rank, width], of equal norm, for which ``s x + x A B`` is nearest to ``x W``.
 
-        Nearest in logits: this is reduced-rank regression with the LM head as the metric. Both have the same norm. A
-        rank above the width is taken for the width.
+        Nearest in logits: this is reduced-rank regression with the LM head as the metric.
         """
         identity = torch.eye(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
         residual = self.map - self.scale * identity
@@ -80,11 +81,9 @@ class StateMoments:
 AdapterKind = Literal["norm", "low-rank", "head", "shared"]
 """What an exit has of its own.
 
-``norm``: a final norm (its gain, and its bias where the family has one); the LM head is the model's. ``low-rank``:
-that, and a low-rank correction of the normed state. ``head``: a full copy of the LM head, as in ConsistentEE's code:
-width * vocabulary weights an exit (SmolLM2-135M: 28.3 million, 113 MB in float32; LLaMA-7B: 131 million, 524 MB),
-against 2 * rank * width of a low-rank adapter. ``shared``: nothing; the exit reads its state by the model's own norm
-and LM head, as LITE and sorted fine-tuning do, which makes sense where the backbone learns.
+``norm``: a final norm; the LM head is the model's. ``low-rank``: that, and a low-rank correction of the normed state,
+2 * rank * width weights. ``head``: a full copy of the LM head, as in ConsistentEE's code, width * vocabulary weights
+(SmolLM2-135M: 28.3 million). ``shared``: nothing, as in LITE and sorted fine-tuning, where the backbone learns.
 """
 
 
@@ -142,7 +141,6 @@ class LowRankAdapter(NormAdapter):
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:
-        """Scale the norm, and let the residual say what a scale cannot."""
         self._scale_norm(moments.scale)
         left, right = moments.low_rank(self.down.out_features)
         self.down.weight.copy_((left / moments.scale).T)
@@ -176,3 +174,53 @@ def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> Exit
         adapter = HeadAdapter(stepper.backbone.lm_head)
     like = stepper.backbone.lm_head.weight
     return adapter.to(like.device, like.dtype)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Rank of the low-rank paths, and the modules of every layer that get one, by the last part of their name."""
+
+    rank: int
+    targets: tuple[str, ...]
+
+
+def inject_lora(backbone: nn.Module, spec: LoraSpec) -> None:
+    """Add a trainable low-rank path to the modules that ``spec`` names: it gives zero until it is trained.
+
+    The scale is 1 (alpha = rank). Raises UserError without peft, and where the backbone has no such modules.
+    """
+    check_extra("lora", "LoRA")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear: dict[str, nn.Module] = {}
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            linear[name.rpartition(".")[2]] = module
+    absent = sorted(set(spec.targets) - linear.keys())
+    if absent or not spec.targets:
+        raise UserError(f"the backbone has no modules named {absent} for LoRA; it has {', '.join(sorted(linear))}")
+    transposed = isinstance(linear[spec.targets[0]], Conv1D)
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.rank, target_modules=list(spec.targets), fan_in_fan_out=transposed)
+    inject_adapter_in_model(config, backbone)
+    backbone.requires_grad_(True)  # peft has frozen it; stages choose what they train
+
+
+def merge_lora_weights(backbone: nn.Module) -> None:
+    """Merge LoRA into the weights, and remove it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    wrapped = [(name, module) for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in wrapped:
+        parent, _, child = name.rpartition(".")
+        module.merge()
+        setattr(backbone.get_submodule(parent), child, module.get_base_layer())
+
+
+def is_lora(name: str) -> bool:
+    """Check whether a weight of this name belongs to LoRA."""
+    return ".lora_" in name
+
+
+def base_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the stock model among those of one with LoRA, by their stock names."""
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if not is_lora(name)}

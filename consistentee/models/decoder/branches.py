@@ -1,9 +1,7 @@
 """Branches: exits that attend. A decoder layer of their own lies between an exit layer and the LM head.
 
-The prediction of a branch for a token depends on all tokens before it, so it has keys and values of its own for each of
-them: every token goes through it, or it has holes. So it is no adapter, which reads one hidden state, and rules are not
-asked there. A branch is run in a :class:`consistentee.models.decoder.multi_exit_decoder.DecoderStack`, or drafts in
-:func:`consistentee.generate_speculatively`.
+A branch has keys and values of its own for all tokens, so every token goes through it, and rules are not asked there.
+It is run in a :class:`consistentee.DecoderStack`, or drafts in :func:`consistentee.generate_speculatively`.
 """
 
 import copy
@@ -65,10 +63,7 @@ class SkippedSublayers:
             raise UserError(f"layer {outside[0]} has no sublayers to skip: layers are 1 to {stepper.num_layers}")
 
     def run(self, stepper: DecoderStepper, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run layers 1 to L without what is skipped: [rows, T, width] -> [rows, T, width].
-
-        Raises UserError for a family whose sublayers cannot be skipped.
-        """
+        """Run layers 1 to L without these: [rows, T, width] -> [rows, T, width]; see :meth:`check`."""
         for layer in range(1, stepper.num_layers + 1):
             if layer not in self.attention and layer not in self.mlp:
                 hidden = stepper.step(layer, hidden, context)
@@ -80,7 +75,7 @@ class SkippedSublayers:
         return hidden
 
     def layers_left(self, stepper: DecoderStepper) -> float:
-        """Return what is left of all layers, in layers: a sublayer counts by its share of its layer's weights."""
+        """Return the number of layers left: a sublayer counts by its share of its layer's weights."""
         left = float(stepper.num_layers)
         for layer in self.attention:
             left -= 1 - stepper.mlp_share(layer)

@@ -9,11 +9,8 @@ from pydantic import PositiveInt
 from consistentee.data.tasks import ChatTemplate
 from consistentee.errors import UserError
 from consistentee.models.base import Description
-from consistentee.models.decoder.adapters import AdapterKind
+from consistentee.models.decoder.adapters import AdapterKind, LoraSpec
 from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers
-from consistentee.models.decoder.lora import LoraSpec
-
-_DEFAULT_EXITS = 5
 
 
 @dataclass(kw_only=True)
@@ -25,10 +22,10 @@ class DecoderDescription(Description):
         backbone_hash: of the weights that were loaded under this name.
         exit_layers: 1-based, increasing; the last one is L.
         closing_layers, chat_template: see :meth:`consistentee.MultiExitDecoder.from_backbone`.
-        branches: decoder layers of their own behind some exit layers.
         skipped: sublayers that drafts leave out, by their share of all that may be skipped, in per cent.
-        drafts: length and threshold of drafts, by the knob; see :meth:`consistentee.DraftingMethod.choose_drafts`.
-        with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
+        drafts: length and threshold of drafts, by the knob.
+        with_backbone: the backbone's weights are saved with the model, and not only its name and hash. Set it before
+            giving away a model whose backbone is a directory of yours.
         max_prompt_tokens, max_new_tokens: the longest prompts and texts that it was trained on; None where it was not.
     """
 
@@ -51,14 +48,14 @@ class DecoderDescription(Description):
     max_new_tokens: PositiveInt | None = None
 
 
-def default_exit_layers(num_layers: int) -> tuple[int, ...]:
-    """Return five evenly spaced layers, or all where there are fewer; the last one is L."""
-    count = min(_DEFAULT_EXITS, num_layers)
-    return tuple(round(num_layers * i / count) for i in range(1, count + 1))
+def chosen_exit_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
+    """Return exit layers, with layer L at the end; by default five, evenly spaced, or all where there are fewer.
 
-
-def check_exit_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Return exit layers, with layer L at the end. Raises UserError unless they increase within 1..L."""
+    Raises UserError unless they increase within 1..L.
+    """
+    if layers is None:
+        count = min(5, num_layers)
+        return tuple(round(num_layers * i / count) for i in range(1, count + 1))
     chosen = tuple(int(layer) for layer in layers)
     if list(chosen) != sorted(set(chosen)) or not all(1 <= layer <= num_layers for layer in chosen):
         raise UserError(f"exit layers must increase and lie in 1..{num_layers}, got {list(chosen)}")
@@ -66,10 +63,7 @@ def check_exit_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]
 
 
 def check_closing_layers(closing_layers: int, exit_layers: Sequence[int], adapter: AdapterKind) -> int:
-    """Return the number of closing layers. Raises UserError unless every exit has a layer before them, and no weights.
-
-    Exits that end in the same layers are read alike, by the model's own norm and LM head.
-    """
+    """Return the number of closing layers; raise UserError unless every exit has a layer before them and no weights."""
     if not 0 <= closing_layers < exit_layers[0]:
         raise UserError(
             "closing layers are among the layers of every exit, so there must be at least 0 and fewer than the "

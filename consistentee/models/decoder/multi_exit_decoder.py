@@ -25,23 +25,27 @@ from consistentee.data.tasks import ChatTemplate, Keep, fit_prompt
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, MultiExit, new_weights
-from consistentee.models.decoder import lora
-from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, build_adapter
+from consistentee.models.decoder.adapters import (
+    AdapterKind,
+    ExitAdapter,
+    LoraSpec,
+    base_weights,
+    build_adapter,
+    inject_lora,
+    is_lora,
+    merge_lora_weights,
+)
 from consistentee.models.decoder.branches import Branch, BranchSpec
 from consistentee.models.decoder.description import (
     DecoderDescription,
     check_closing_layers,
-    check_exit_layers,
-    default_exit_layers,
+    chosen_exit_layers,
 )
-from consistentee.models.decoder.lora import LoraSpec, base_weights, is_lora
 from consistentee.versions import ENGINE_VERSION
-
-_USUAL_LENGTH = 64
 
 
 def hash_backbone(backbone: Any) -> str:
-    """Hash a stock model's weights as they are loaded, in float32 and without LoRA; what is tied is counted once."""
+    """Hash a stock model's weights as they are loaded: in float32, without LoRA, tied ones once."""
     return hash_tensors(base_weights({name: weight.float() for name, weight in backbone.named_parameters()}))
 
 
@@ -57,8 +61,8 @@ class ExitStates(NamedTuple):
     """Hidden states at every exit: [rows, tokens, exits, width] each, the same ones where there are no closing layers.
 
     Attributes:
-        rule_states: what rules and learned heads read: before the closing layers.
-        answer_states: what the LM head reads: behind them.
+        rule_states: before the closing layers, for rules and learned heads.
+        answer_states: behind them, for the LM head.
     """
 
     rule_states: Tensor
@@ -71,8 +75,8 @@ class MultiExitDecoder(MultiExit):
     Layer L is always the last exit and is the stock model's own. Every earlier exit reads its hidden state through an
     adapter (see :mod:`consistentee.models.decoder.adapters`) and the one LM head.
 
-    With closing layers, an exit skips the middle of the stack and not its end: a token that exits at layer e runs the
-    first e - c layers, where its rule lets it go, and the last c. It costs e layers all the same.
+    With closing layers, an exit skips the middle of the stack: a token that exits at layer e runs the first e - c
+    layers, after which its rule is asked, and the last c.
     """
 
     description_class = DecoderDescription
@@ -105,25 +109,22 @@ class MultiExitDecoder(MultiExit):
         Args:
             name: a name of the catalogue, a directory, a GGUF file, or an id on the Hugging Face hub.
             exit_layers: 1-based and increasing; layer L is added where it is missing. By default five, evenly spaced.
-            adapter, rank: what the exits below L have of their own.
-            closing_layers: the last layers that every token runs, wherever it exits: c of the e layers of exit e
-                (after SkipDecode, Del Corro et al., 2023, arXiv 2307.02628, which skips the middle too). They make
-                words of states in a stock model; rules cannot read the prediction of an exit before it is taken.
-            chat_template: "auto" puts every prompt into the tokenizer's chat template, as the message of a user that
-                waits for an answer, if it has one.
-            seed: seeds the new weights.
+            adapter, rank: of the exits below L.
+            closing_layers: number of last layers that every token runs, wherever it exits (after SkipDecode, Del Corro
+                et al., 2023, arXiv 2307.02628). Rules cannot read the prediction of an exit before it is taken.
+            chat_template: "auto" puts every prompt into the tokenizer's chat template, if it has one, as the message of
+                a user.
+            seed: of the new weights.
 
-        Raises:
-            UserError: the name is unknown, the weights cannot be had, or the architecture is not supported; exit
-                layers, adapter, rank or closing layers are out of range, or closing layers meet another adapter than
-                "shared".
+        Raises UserError for an unknown name, weights that cannot be had, an architecture that is not supported, options
+        out of range, and closing layers with another adapter than "shared".
         """
         from consistentee.backbones.catalog import list_backbones, resolve_decoder
 
         folder = resolve_decoder(name)
         backbone = _load_backbone(folder)
         num_layers = int(backbone.config.num_hidden_layers)
-        chosen = default_exit_layers(num_layers) if exit_layers is None else check_exit_layers(exit_layers, num_layers)
+        chosen = chosen_exit_layers(exit_layers, num_layers)
         local = Path(name).expanduser()
         is_local = name not in list_backbones() and (local.is_dir() or local.suffix == ".gguf")
         description = DecoderDescription(
@@ -139,7 +140,7 @@ class MultiExitDecoder(MultiExit):
             return cls(decoder_stepper_for(backbone), read_tokenizer(folder), description)
 
     def without_exits(self) -> Self:
-        """Return the stock model alone, as a decoder whose one exit is layer L: its weights are this one's."""
+        """Return a decoder with the same weights whose one exit is layer L."""
         kept = self.description
         stock = DecoderDescription(
             backbone_name=kept.backbone_name,
@@ -151,7 +152,7 @@ class MultiExitDecoder(MultiExit):
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
-        """The layers after which a token may exit: 1-based, increasing, the last one is L."""
+        """The layers after which a token may exit: 1-based, increasing, the last is L."""
         return self.description.exit_layers
 
     def check_exit_layer(self, layer: float) -> int:
@@ -164,7 +165,7 @@ class MultiExitDecoder(MultiExit):
     @property
     def text_length(self) -> int:
         """Number of new tokens of the texts that the model was trained with, else 64."""
-        return self.description.max_new_tokens or _USUAL_LENGTH
+        return self.description.max_new_tokens or 64
 
     @property
     def last_layers(self) -> range:
@@ -192,15 +193,12 @@ class MultiExitDecoder(MultiExit):
 
     @property
     def pad_id(self) -> int:
-        """The token to pad with. Padding is masked everywhere, so any will do.
-
-        It is 0 where the tokenizer has none, or has been given one that the model has no embedding for.
-        """
+        """The token to pad with: 0 where the tokenizer has none that the model embeds, since padding is masked."""
         padding = self.tokenizer.pad_token_id
         return int(padding) if padding is not None and padding < self.stepper.vocabulary else 0
 
     def state(self, hidden: Tensor) -> Tensor:
-        """Return what learned heads read of hidden states [..., width]: the stock final norm of them."""
+        """Return the stock final norm of hidden states [..., width], which learned heads read."""
         return self.stepper.normalise(hidden)
 
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
@@ -224,12 +222,12 @@ class MultiExitDecoder(MultiExit):
 
     @property
     def shares_head(self) -> bool:
-        """Whether one LM head serves all exits: whether it can read the :meth:`head_state` of several at once."""
+        """Whether one LM head serves all exits, and can read the :meth:`head_state` of several at once."""
         return self.description.adapter != "head"
 
     @property
     def exits_have_weights(self) -> bool:
-        """Whether there is anything to train of the exits before layer L."""
+        """Whether the exits before layer L have anything to train."""
         return any(True for _ in self.exit_adapters.parameters())
 
     def _exit(self, layer: int) -> ExitAdapter:
@@ -245,8 +243,7 @@ class MultiExitDecoder(MultiExit):
     def add_branch(self, layer: int, spec: BranchSpec) -> Branch:
         """Put an untrained branch, a decoder layer of its own, behind exit layer ``layer`` < L (or replace it).
 
-        The exit's adapter stays as it is, and rules go on reading that. Raises UserError at any other layer, and
-        where there are closing layers.
+        Rules go on reading the exit's adapter. Raises UserError at any other layer, and where there are closing layers.
         """
         self.adapter(layer)
         if self.last_layers:
@@ -270,9 +267,8 @@ class MultiExitDecoder(MultiExit):
     def add_lora(self, rank: Positive = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
         """Add a trainable low-rank path to some modules of every layer; it changes nothing until it is trained.
 
-        Layer L reads the adapted layers too: it is the stock model's own only while they give zero. ``targets`` are the
-        last parts of the modules' names, by default the projections of the attention's queries and values, or the joint
-        projection where there is one.
+        Layer L reads the adapted layers too. ``targets`` are the last parts of the modules' names, by default the
+        projections of the attention's queries and values, or the joint projection where there is one.
 
         Raises UserError without peft (the extra ``lora``), for targets that the backbone lacks, a rank below 1, and
         where there is LoRA already.
@@ -281,18 +277,18 @@ class MultiExitDecoder(MultiExit):
             raise UserError("this decoder has LoRA already; merge_lora() it before adding another")
         spec = LoraSpec(rank, self.stepper.lora_targets if targets is None else tuple(targets))
         with new_weights(seed):
-            lora.add_lora(self.backbone, spec)
+            inject_lora(self.backbone, spec)
         self.description.lora = spec
         self.eval()
 
     def merge_lora(self) -> None:
-        """Add what LoRA has learned to the backbone's weights, which count as trained from then on."""
-        lora.merge_lora(self.backbone)
+        """Add what LoRA has learned to the backbone's weights, and remove it."""
+        merge_lora_weights(self.backbone)
         self.description.lora = None
 
     @property
     def lora_weights(self) -> tuple[str, ...]:
-        """Texts of LoRA's weights, for a stage that trains them; empty without LoRA."""
+        """Names of LoRA's weights; empty without LoRA."""
         return tuple(name for name, _ in self.named_parameters() if is_lora(name))
 
     @checked
@@ -300,10 +296,7 @@ class MultiExitDecoder(MultiExit):
         """Tokenise prompts, with the special tokens that the tokenizer adds, or in its chat template.
 
         ``max_tokens`` cuts each to this many tokens, the special ones included, which are never cut; ``keep`` names the
-        end that is kept.
-
-        Raises UserError for a prompt without any token, for one text in place of a list of them, and where the special
-        tokens alone are too many.
+        end that is kept. Raises UserError for an empty prompt, and where the special tokens alone are too many.
         """
         special = self.tokenizer.num_special_tokens_to_add()
         if max_tokens is not None and max_tokens <= special:
@@ -337,8 +330,8 @@ class MultiExitDecoder(MultiExit):
     def stock_logits(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         """Run the stock model's own forward: int64 [rows, tokens] -> [rows, tokens, vocabulary].
 
-        ``padding_mask`` is bool [rows, tokens], True where there is a real token; what is returned for padding means
-        nothing. Raises UserError for rows that are longer than the model can read.
+        ``padding_mask`` is bool [rows, tokens], True where there is a real token; logits of padding mean nothing.
+        Raises UserError for rows that are longer than the model can read.
         """
         self.stepper.check_length(tokens.shape[1])
         output = self.backbone(
@@ -354,8 +347,8 @@ class MultiExitDecoder(MultiExit):
 
         Args:
             tokens, padding_mask: int64 and bool [rows, tokens], padded on either side.
-            exiting: where there are closing layers, which tokens run them behind an exit, at every exit all of them
-                behind that one; the others, which are a prompt's, run them at full depth: bool [rows, tokens].
+            exiting: the tokens that run closing layers behind an exit, and not at full depth as a prompt's do: bool
+                [rows, tokens].
 
         Raises UserError for rows that are longer than the model can read, and ValueError where there are closing
         layers and ``exiting`` is not given.
@@ -394,7 +387,7 @@ class MultiExitDecoder(MultiExit):
         return hash_json([self.backbone_fingerprint(), self._hash_weights(with_heads), self.description.adapter])
 
     def backbone_fingerprint(self) -> str:
-        """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
+        """Return a hash of all that hidden states depend on: adapters and heads are not in it."""
         config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
@@ -416,10 +409,7 @@ class MultiExitDecoder(MultiExit):
         return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
 
     def _save_backbone(self, folder: Path) -> None:
-        """Write the weights of a backbone that was trained, or came from such a folder; else name and hash are enough.
-
-        Set ``description.with_backbone`` before giving away a model whose backbone is a directory of yours.
-        """
+        """Write the backbone if it was trained or came from such a folder; else its name and hash are enough."""
         current = hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
             self.description.with_backbone = True
@@ -460,12 +450,11 @@ class MultiExitDecoder(MultiExit):
 class DecoderStack(MultiExitDecoder):
     """Layers 1 to e of a decoder, and the branch at exit layer e as its last layer, e + 1, with the branch's norm.
 
-    All weights are the decoder's own. There is one exit, the last, so that every token goes through the branch, and
-    what decodes, traces or counts a decoder does so here: prompts run e + 1 layers too.
+    All weights are the decoder's own. The only exit is the last, so that every token goes through the branch. Raises
+    UserError where ``exit_layer`` has no branch.
     """
 
     def __init__(self, model: MultiExitDecoder, exit_layer: int) -> None:
-        """Raises ValueError where ``exit_layer`` has no branch."""
         self._branches: list[Branch] = [model.branch(exit_layer)]  # in a list, so that it stays the decoder's own
         layers = [model.stepper.layer_module(layer) for layer in range(1, exit_layer + 1)]
         stepper = model.stepper.over([*layers, self._branches[0].layer], self._branches[0].norm)

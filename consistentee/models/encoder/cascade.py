@@ -14,12 +14,18 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     From now on layers 1..k are the companion's, with its classifiers; the model's own follow, and start from the
     tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
 
-    Raises UserError if the two do not fit together, and ValueError if the model has
-    learned heads or token exits, which belong to its layers as they are, or a companion already.
+    Raises UserError if the two do not fit together, and ValueError if the model has learned heads, token exits or a
+    companion already.
     """
     if model.exit_heads or model.stepper.own_modules:
         raise ValueError("a companion must be added once, before any learned head, and without token exits")
-    stepper = _stepper_of_both(model, companion)
+    check_same_tokens(companion.tokenizer, model.tokenizer)
+    settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
+    if settings[0] != settings[1]:
+        raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
+    if {companion.description.classifier.kind, model.description.classifier.kind} != {"linear"}:
+        raise UserError("a companion and its model must have linear classifiers")
+    stepper = CascadeStepper(stepper_for(companion.backbone), stepper_for(model.backbone))
     companion.use_own_poolers()
     model.use_own_poolers()
     companion.to(model.device)
@@ -27,13 +33,3 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     model.poolers = nn.ModuleList([*companion.poolers, *model.poolers])
     model.use_stepper(stepper)
     model.description.companion_name = companion.description.backbone_name
-
-
-def _stepper_of_both(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:
-    check_same_tokens(companion.tokenizer, model.tokenizer)
-    settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
-    if settings[0] != settings[1]:
-        raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
-    if {companion.description.classifier.kind, model.description.classifier.kind} != {"linear"}:
-        raise UserError("a companion and its model must have linear classifiers")
-    return CascadeStepper(stepper_for(companion.backbone), stepper_for(model.backbone))

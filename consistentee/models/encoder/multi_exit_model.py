@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
-from consistentee.backbones.cascade import first_layers
+from consistentee.backbones.cascade import COMPANION, CascadeStepper, first_layers
 from consistentee.backbones.decoders import refuse_decoder_family
 from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
 from consistentee.backbones.int8 import Quantize, observing, quantize_layers
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
+from consistentee.backbones.token_exits import SCHEDULE, TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
 from consistentee.files import hash_json
@@ -27,14 +28,16 @@ from consistentee.models.base import BACKBONE_FOLDER, Description, MultiExit, ne
 from consistentee.models.classifiers import (
     NO_TOKENS,
     ClassifierSpec,
+    ExitPlace,
     InternalClassifier,
+    KeptHead,
     LinearClassifier,
     ReadableLayer,
     RecordedLayer,
-    build_classifiers,
+    check_classifier,
+    classifier_class,
     pool_tokens,
 )
-from consistentee.models.encoder.kept_head import KeptHead, check_classifier
 from consistentee.versions import ENGINE_VERSION, code_of
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
@@ -47,12 +50,11 @@ class ModelDescription(Description):
 
     Attributes:
         num_labels: number of classes, or 1 for a regression.
-        label_names: class names, in the order of the logits; may be empty.
+        label_names: in the order of the logits; may be empty.
         max_length: number of tokens that texts are cut to.
-        companion_name: where the weights of the companion came from; None where there is none.
+        companion_name: where the weights of the companion, if any, came from.
         cut_from: number of layers of the model whose first layers these are; None where no layer was removed.
         keeps_head: whether layer L has the classification head of a stock model that was fine-tuned before.
-        quantize: precision of the backbone's linear layers.
         asked_layers: layers at which exit rules are asked, 1-based; empty for all of them.
     """
 
@@ -74,15 +76,12 @@ class ModelDescription(Description):
 
 
 def take_pooler(backbone: Any) -> dict[str, Tensor] | None:
-    """Remove the stock pooler, so that no pass pays for what is not read; return its weights, if it has one.
-
-    ALBERT's pooler is a bare linear layer, the others' has it inside.
-    """
+    """Remove the stock pooler, so that no pass pays for what is not read; return its weights, if it has one."""
     pooler = getattr(backbone, "pooler", None)
     if pooler is None:
         return None
     backbone.pooler = None
-    dense = getattr(pooler, "dense", pooler)
+    dense = getattr(pooler, "dense", pooler)  # ALBERT's is a bare linear layer
     return {name: tensor.clone() for name, tensor in dense.state_dict().items()}
 
 
@@ -132,8 +131,8 @@ class MultiExitModel(MultiExit):
             name: a name of the catalogue, a directory, or an id on the Hugging Face hub.
             num_labels: number of classes, or 1 for a regression.
             label_names: class names, kept for predictions.
-            pooling, pooler: override what the catalogue knows of the backbone.
-            seed: seeds the new weights.
+            pooling, pooler: override those of the catalogue.
+            seed: of the new weights.
 
         Raises UserError for an unknown name, weights that cannot be had, and an architecture that is not supported.
         """
@@ -166,10 +165,10 @@ class MultiExitModel(MultiExit):
 
     @checked
     def first_layers(self, layers: Positive, seed: int = 0) -> "MultiExitModel":
-        """Return a complete model of its own: copies of the embeddings, the first layers and their poolers.
+        """Return a model of its own, with copies of embeddings, first layers and their poolers, and new classifiers.
 
-        Its classifiers are new, seeded with ``seed``. Raises UserError if there are not more layers than that, if they
-        share weights in a way that no stock model of fewer layers can, and for int8 layers.
+        Raises UserError if there are not more layers than that, if they share weights in a way that no stock model of
+        fewer layers can, and for int8 layers.
         """
         if self.description.quantize != "none":
             raise UserError("the first layers of an int8 model cannot be copied; take the model it was made of")
@@ -196,10 +195,8 @@ class MultiExitModel(MultiExit):
     def from_classifier(cls, name: str) -> Self:
         """Put untrained exits on a fine-tuned ``*ForSequenceClassification``, whose weights and head stay as they are.
 
-        At full depth its logits are those of the stock model, bit for bit. Exits pool the mean of all tokens.
-
-        Args:
-            name: a directory, or an id on the Hugging Face hub.
+        At full depth its logits are those of the stock model, bit for bit. Exits pool the mean of all tokens. ``name``
+        is a directory, or an id on the Hugging Face hub.
 
         Raises UserError for a model that does not put each text into one class, and as :meth:`from_backbone` does.
         """
@@ -211,18 +208,15 @@ class MultiExitModel(MultiExit):
         tokenizer = read_tokenizer(path)
         stock, missing = read_model(path, AutoModelForSequenceClassification)
         check_complete(path, missing)
-        model = cls._of_stock(
-            stock,
-            tokenizer,
-            ModelDescription(
-                num_labels=config.num_labels,
-                pooling="mean",
-                pooler="none",
-                backbone_name=name,
-                label_names=tuple(config.id2label[index] for index in range(config.num_labels)),
-                keeps_head=True,
-            ),
+        description = ModelDescription(
+            num_labels=config.num_labels,
+            pooling="mean",
+            pooler="none",
+            backbone_name=name,
+            label_names=tuple(config.id2label[index] for index in range(config.num_labels)),
+            keeps_head=True,
         )
+        model = cls._of_stock(stock, tokenizer, description)
         model.description.max_length = min(int(tokenizer.model_max_length), model.stepper.position_limit)
         return model
 
@@ -245,10 +239,7 @@ class MultiExitModel(MultiExit):
         return model
 
     def quantized(self, rows: Sequence[Encoding]) -> Self:
-        """Return a copy with untrained exits, whose linear layers are int8, see :mod:`consistentee.backbones.int8`.
-
-        ``rows``: some hundred rows, from which the ranges of the layers' inputs are taken.
-        """
+        """Return a copy with untrained exits and int8 linear layers, whose ranges are taken from some hundred rows."""
         backbone = deepcopy(self.backbone)
         layers = quantize_layers(backbone)
         model = type(self)(stepper_for(backbone), self.tokenizer, replace(self.description, quantize="int8", heads={}))
@@ -259,10 +250,7 @@ class MultiExitModel(MultiExit):
         return model
 
     def use_stepper(self, stepper: EncoderStepper) -> None:
-        """Replace the stepper, and its modules within the model.
-
-        If the number of layers changes, the caller replaces classifiers and poolers.
-        """
+        """Replace the stepper and its modules; if the number of layers changes, replace classifiers and poolers too."""
         for name in self.stepper.own_modules:
             delattr(self, name)
         self.stepper = stepper
@@ -274,7 +262,7 @@ class MultiExitModel(MultiExit):
 
     @property
     def stock_layers(self) -> int:
-        """Number of layers of the stock model, removed ones included; they run last, and costs are relative to them."""
+        """Number of layers of the stock model, removed ones included; costs are relative to them."""
         return self.description.cut_from or self.stepper.stock_layers
 
     @property
@@ -294,7 +282,7 @@ class MultiExitModel(MultiExit):
 
     @checked
     def use_pooler(self, sharing: PoolerSharing) -> None:
-        """Replace the pooler; new ones start from the shared pooler, if there is one."""
+        """Replace the pooler; new ones start from the shared one, if any."""
         shared = self.poolers[0].state_dict() if len(self.poolers) else None
         self.description.pooler = sharing
         self._build_poolers(sharing)
@@ -369,10 +357,7 @@ class MultiExitModel(MultiExit):
         return self.classifier(layer)(readable)
 
     def forward(self, batch: Batch, *, cut_after: Collection[int] = ()) -> LayerOutputs:
-        """Run all layers on all rows, for training and tracing.
-
-        ``cut_after``: layers whose output passes no gradient on to them from later layers.
-        """
+        """Run all layers on all rows; no gradient of later layers passes the layers ``cut_after``."""
         keeps_tokens = self.reads_tokens
         vectors, states = [], []
         for layer, read in enumerate(self.layer_states(batch, cut_after=cut_after), start=1):
@@ -381,10 +366,7 @@ class MultiExitModel(MultiExit):
         return self._read(torch.stack(vectors, dim=1), states, batch.padding_mask)
 
     def layer_states(self, batch: Batch, *, cut_after: Collection[int] = ()) -> Iterator[Tensor]:
-        """Run all layers on all rows, and yield what the classifiers of each may read: [rows, tokens, width].
-
-        ``cut_after``: see :meth:`forward`.
-        """
+        """Run all layers as :meth:`forward`; yield what the classifiers of each may read: [rows, tokens, width]."""
         with self._layers_precision():
             hidden, context = self.stepper.begin(batch)
         for layer in range(1, self.num_layers + 1):
@@ -406,18 +388,16 @@ class MultiExitModel(MultiExit):
     def read_states(self, states: Tensor, padding_mask: Tensor) -> LayerOutputs:
         """Apply every layer's pooler and classifier to all tokens of a frozen backbone: [rows, L, tokens, width]."""
         by_layer = states.unbind(dim=1)
-        layers = enumerate(by_layer, start=1)
-        vectors = torch.stack([self.pool_tokens(t, tokens, padding_mask) for t, tokens in layers], dim=1)
-        return self._read(vectors, by_layer, padding_mask)
+        vectors = [self.pool_tokens(t, tokens, padding_mask) for t, tokens in enumerate(by_layer, start=1)]
+        return self._read(torch.stack(vectors, dim=1), by_layer, padding_mask)
 
     def _read(self, vectors: Tensor, states: Sequence[Tensor], padding_mask: Tensor) -> LayerOutputs:
         layers = range(1, self.num_layers + 1)
         pooled = vectors
         if len(self.poolers):
             pooled = torch.stack([self.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
-        readable = [RecordedLayer(pooled[:, :t], states[t - 1], padding_mask) for t in layers]
-        logits = torch.stack([self.classify(t, readable[t - 1]) for t in layers], dim=1)
-        return LayerOutputs(vectors, pooled, logits)
+        logits = [self.classify(t, RecordedLayer(pooled[:, :t], states[t - 1], padding_mask)) for t in layers]
+        return LayerOutputs(vectors, pooled, torch.stack(logits, dim=1))
 
     def stock_logits(self, batch: Batch) -> Tensor:
         """Run the stock backbone's own forward and the last classifier, without exits: [rows, classes]."""
@@ -431,10 +411,7 @@ class MultiExitModel(MultiExit):
         return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of all that determines outputs: weights, pooling, configuration and engine version.
-
-        A user's own kind of classifier counts with its code, and a backbone without the place it was loaded from.
-        """
+        """Return a hash of all that determines outputs: weights, settings, versions, a user's own classifier code."""
         configs = [_config_without_place(backbone.config) for backbone in self.backbones]
         shapes = [self.description.pooling, asdict(self.description.classifier), *configs]
         versions = [ENGINE_VERSION["classification"], *code_of(self.classifiers)]
@@ -442,14 +419,15 @@ class MultiExitModel(MultiExit):
         return hash_json([self._hash_weights(with_heads), *shapes, self.device.type, *versions, *libraries])
 
     def _build_classifiers(self, spec: ClassifierSpec) -> nn.ModuleList:
-        return build_classifiers(
-            spec,
-            num_layers=self.num_layers,
-            width=self.width,
-            num_labels=self.num_labels,
-            pooling=self.description.pooling,
-            dropout=_dropout_of(self.backbone.config),
-        )
+        chosen, pooling = classifier_class(spec.kind), self.description.pooling
+        dropout = _dropout_of(self.backbone.config)
+        classifiers: list[InternalClassifier] = []
+        for layer in range(1, self.num_layers + 1):
+            kind = chosen if layer < self.num_layers or spec.at_last_layer else LinearClassifier
+            before = tuple(classifiers)
+            place = ExitPlace(layer, self.num_layers, self.width, self.num_labels, pooling, dropout, before)
+            classifiers.append(kind(spec, place))
+        return nn.ModuleList(classifiers)
 
     def _build_poolers(self, sharing: PoolerSharing) -> None:
         count = {"none": 0, "shared": 1, "per_exit": self.num_layers}[sharing]
@@ -499,10 +477,7 @@ class _StockLayer:
 
 
 def _saved_stepper(folder: Path, weights: dict[str, Tensor]) -> EncoderStepper:
-    """Return the stepper of a saved model; the weights of its stock models are yet to be loaded."""
-    from consistentee.backbones.cascade import COMPANION, CascadeStepper
-    from consistentee.backbones.token_exits import SCHEDULE, TokenExitStepper
-
+    """Return the stepper of a saved model, before the weights of its stock models are loaded."""
     stepper = _stepper_without_weights(folder / BACKBONE_FOLDER)
     if any(name.startswith(f"{COMPANION}.") for name in weights):
         return CascadeStepper(_stepper_without_weights(folder / COMPANION), stepper)
