@@ -266,7 +266,7 @@ class InMemory(StoredResults):
     frames: Frames = field(default_factory=dict)
     times_frame: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def frame(self, name: FrameName) -> pd.DataFrame:
+    def frame(self, name: FrameName, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
         return self.frames.get(name, pd.DataFrame(columns=["cell"]))
 
     def times(self) -> pd.DataFrame:

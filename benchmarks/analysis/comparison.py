@@ -48,6 +48,7 @@ class Comparison:
         self.speedups = tuple(results.speedups if speedups is None else speedups)
         self.ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
         self._drawn: dict[Task, dict[Line, tuple[Array, Array]]] = {}
+        self._means: dict[tuple[object, ...], Array | None] = {}
         self.seconds = [str(name) for name in results.knobs if str(name).startswith("seconds_b")]
 
     @property
@@ -116,11 +117,14 @@ class Comparison:
         ``one_layer``: of all rows at one layer of its exits. None where the samples of some seed are unknown.
         """
         wanted = [seed for seed in self._seeds.get((*task, label), ()) if seeds is None or seed in seeds]
-        found = [self._samples(task).get((*task, label, speedup, seed)) for seed in wanted]
-        known = [one[int(one_layer)] for one in found if one is not None]
-        if not known or len(known) < len(wanted) or any(np.isnan(one[0]) for one in known):
-            return None
-        return statistics.mean_over_drawn_seeds(np.stack(known), seed=crc32(f"{task[0]} {task[1]}".encode()))
+        key = (task, label, speedup, tuple(wanted), one_layer)
+        if key not in self._means:
+            found = [self._samples(task).get((*task, label, speedup, seed)) for seed in wanted]
+            known = [one[int(one_layer)] for one in found if one is not None]
+            is_known = 0 < len(known) == len(wanted) and not any(np.isnan(one[0]) for one in known)
+            seed = crc32(f"{task[0]} {task[1]}".encode())
+            self._means[key] = statistics.mean_over_drawn_seeds(known, seed=seed) if is_known else None
+        return self._means[key]
 
     @cached_property
     def _seeds(self) -> dict[tuple[str, str, str], list[int]]:

@@ -8,7 +8,7 @@ as the paper's, are one curve together. What cannot spend a budget is mixed with
 Three functions do it: :func:`mix` finds the knobs, :func:`points` scores them, :func:`resample` draws rows anew.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -154,36 +154,33 @@ def resample(
         same exits (NaN where no exit stands on the budget). Lines without answers, and scores of ranks, are missing.
         A seed without a full model is compared with the mean of those of other seeds.
     """
-    terms = _Terms(results, task, measure)
-    lines = full_lines(results)
-    full = {int(seed): terms.at(int(line)) for seed, line in lines.get(task, lines.iloc[:0]).items()}
-    known = {seed: place for seed, place in full.items() if place is not None}
+    terms, lines = _terms_of_task(results, task, measure), full_lines(results)
+    known = {int(seed): terms.at(int(line)) for seed, line in lines.get(task, lines.iloc[:0]).items()}
+    known = {seed: place for seed, place in known.items() if place is not None}
+    kept, depth, cells = kept_lines(results), results.tasks.at[task, "num_layers"], results.knobs["cell"].to_numpy()
     mixtures: list[tuple[Line, int, int, int | None, float, float]] = []
-    kept, depth = kept_lines(results), float(results.tasks.at[task, "num_layers"])
     of_task = scored[(scored["task"] == task[0]) & (scored["backbone"] == task[1])]
     for line in of_task.itertuples() if known else ():
         first, second = (terms.at(kept[int(place)]) for place in (line.first, line.second))
         if first is not None and second is not None:
             key: Line = (*task, str(line.label), float(line.speedup), int(line.seed))
-            own = terms.at_layer(int(results.knobs.at[line.second, "cell"]), depth / line.speedup)
+            own = terms.at_layer(int(cells[line.second]), depth / line.speedup)
             mixtures.append((key, first, second, own, float(line.weight), float(line.points)))
     if not mixtures:
         return {}
-    drawn, means = statistics.resampled_means(terms.stacked()), terms.stacked().mean(axis=1, dtype=float)
-
-    def against_full(of: Callable[[int], Array], value: Array, seed: int) -> Array:
-        others = [known[seed]] if seed in known else list(known.values())
-        return np.asarray(terms.score(value) - np.mean([terms.score(of(place)) for place in others], axis=0))
-
+    stacked = terms.stacked()
+    # The last sample is that of all rows.
+    all_rows = stacked.mean(axis=1, keepdims=True, dtype=float)
+    means = np.concatenate([statistics.resampled_means(stacked), all_rows], axis=1)
+    full = {seed: terms.score(means[place]) for seed, place in known.items()}
+    of_others = np.mean(list(full.values()), axis=0)
     found: dict[Line, tuple[Array, Array]] = {}
     for key, first, second, layer, weight, exact in mixtures:
-        samples, stored = (
-            against_full(values.__getitem__, weight * values[first] + (1 - weight) * values[second], key[-1])
-            for values in (drawn, means)
-        )
-        at_layer = np.full(1, np.nan) if layer is None else against_full(drawn.__getitem__, drawn[layer], key[-1])
+        of_full = full.get(key[-1], of_others)
+        samples = terms.score(weight * means[first] + (1 - weight) * means[second]) - of_full
+        at_layer = np.full(1, np.nan) if layer is None else (terms.score(means[layer]) - of_full)[:-1]
         # Where the exits of other knobs stand in, the samples are moved to the points of the mixed ones.
-        found[key] = (samples + (exact - stored), at_layer)
+        found[key] = (samples[:-1] + (exact - samples[-1]), at_layer)
     return found
 
 
@@ -216,26 +213,6 @@ def kept_lines(results: Results) -> Mapping[int, int]:
     return found
 
 
-def answers_at(results: Results, line: int, measure: str | None = None) -> tuple[Array, Array] | None:
-    """Return labels and answers [N] of the test rows at a line of knobs; None where they were not kept.
-
-    The answer of a text is its score; its label is the size of the reference, by which losses of tokens are weighted.
-    """
-    cell, place, knob = (results.knobs.at[line, name] for name in ("cell", "place", "knob"))
-    if results.kind == "generation":
-        own = results.column("texts", "place", cell) == place
-        sizes = results.column("rows", "reference_tokens" if measure == NATS else "row", cell)
-        answers = results.column("texts", measure or str(results.cells.at[cell, "metric"]), cell)[own]
-        return (sizes.astype(float), answers.astype(float)) if len(answers) else None
-    by_layer = results.answers_by_layer(cell)
-    if not len(by_layer):
-        return None
-    if np.isnan(knob):
-        return results.labels(cell), by_layer[-1]
-    exits = results.exits(cell, place)
-    return None if exits is None else (results.labels(cell), by_layer[exits - 1, np.arange(exits.size)])
-
-
 class _Terms:
     """The terms of all different answers of a task, each once: many knobs give the same answers."""
 
@@ -243,17 +220,33 @@ class _Terms:
         self._results, self._measure = results, measure
         metric = str(results.tasks.loc[task, "metric"])
         self._metric = metric if results.kind == "classification" else MEAN_BY_SIZE if measure == NATS else MEAN
+        self._knobs = [results.knobs[name].to_numpy() for name in ("cell", "place", "knob")]
         self._places: dict[bytes, int] = {}
         self._terms: list[Array] = []
         self._labels: Array | None = None
         self._lines: dict[int, int | None] = {}
 
     def at(self, line: int) -> int | None:
-        """Return the place of the answers at a line of knobs."""
+        """Return the place of the answers at a line of knobs; None where they were not kept."""
         if line not in self._lines:
-            found = answers_at(self._results, line, self._measure)
-            self._lines[line] = None if found is None else self._place(*found)
+            self._lines[line] = self._placed_at(*(values[line] for values in self._knobs))
         return self._lines[line]
+
+    def _placed_at(self, cell: int, place: int, knob: float) -> int | None:
+        results = self._results
+        if results.kind == "generation":
+            # The answer of a text is its score; its label is the size of the reference, which weights losses of tokens.
+            sizes = results.column("rows", "reference_tokens" if self._measure == NATS else "row", cell)
+            scores = results.column("texts", self._measure or str(results.cells.at[cell, "metric"]), cell)
+            own = scores[results.column("texts", "place", cell) == place]
+            return self._place(sizes.astype(float), own.astype(float)) if len(own) else None
+        by_layer = results.answers_by_layer(cell)
+        if not len(by_layer):
+            return None
+        if np.isnan(knob):
+            return self._place(results.labels(cell), by_layer[-1])
+        exits = results.exits(cell, place)
+        return None if exits is None else self._place(results.labels(cell), by_layer[exits - 1, np.arange(exits.size)])
 
     def at_layer(self, cell: int, layer: float) -> int | None:
         """Return the place of the answers of a cell's exit at a layer."""
@@ -286,11 +279,16 @@ class _Terms:
         return score_of_means(self._metric, means)
 
 
+@lru_cache(maxsize=32)
+def _terms_of_task(results: Results, task: Task, measure: str | None) -> _Terms:
+    return _Terms(results, task, measure)
+
+
 def at_one_layer(results: Results, scored: pd.DataFrame) -> Array:
     """Return the score of all rows at the layer of the budget, by the exits of the mixed knobs; NaN without an exit."""
     found, cells = np.full(len(scored), np.nan), results.knobs["cell"].to_numpy()
     for task, places in scored.groupby(TASK).indices.items():
-        terms, depth = _Terms(results, task, None), results.tasks.at[task, "num_layers"]
+        terms, depth = _terms_of_task(results, task, None), results.tasks.at[task, "num_layers"]
         for place, line in zip(places, scored.iloc[places].itertuples(), strict=True):
             answers = terms.at_layer(int(cells[line.second]), depth / line.speedup)
             if answers is not None:

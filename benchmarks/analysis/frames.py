@@ -10,6 +10,7 @@ and, where knobs were timed, ``speedup_b1``, ``seconds_b1``, .... The last line 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -44,6 +45,8 @@ Task: TypeAlias = tuple[str, str]
 """A task and a backbone."""
 Array: TypeAlias = NDArray[np.floating]
 _OF_CLASSES = ("accuracy", "f1", "matthews")
+_COLUMNS_READ: Mapping[FrameName, tuple[str, ...]] = {"answers": ("answer",), "exits": ("place", "exit_layer")}
+"""Of the largest frames, the columns that are used here."""
 _CELL_COLUMNS = (*CURVE, "method", "seed", "key", "knob_name", "metric", "num_layers")
 
 
@@ -67,7 +70,8 @@ class Part:
 
     def frame(self, name: FrameName, first: int) -> pd.DataFrame:
         """Read a frame of these cells, which get the numbers from ``first`` on."""
-        return _renumbered(self.stored.frame(name), CELL_COLUMN, self.cells, len(self.stored.cells), first)
+        stored = self.stored.frame(name, _COLUMNS_READ.get(name))
+        return _renumbered(stored, CELL_COLUMN, self.cells, len(self.stored.cells), first)
 
     def times(self, first: int) -> pd.DataFrame:
         """Read the times of these timings, which get the numbers from ``first`` on."""
@@ -472,7 +476,8 @@ def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.Data
     groups = batches.groupby(keys, sort=False)
     spent = groups[["seconds", "head_seconds", "layer_calls", "units"]].sum(min_count=1).astype(float)
     found = spent[["seconds", "head_seconds", "layer_calls"]].div(spent["units"], axis=0)
-    found = found.assign(rows=spent["units"], completed=groups["completed"].agg(_joined))
+    completed = batches.dropna(subset="completed").groupby(keys)["completed"].agg(lambda lists: [*chain(*lists)])
+    found = found.assign(rows=spent["units"], completed=completed)
     found = found.reset_index().merge(timed, on=["timing", "timed"], how="left")
     if kind == "classification":
         found["head_seconds"] = 0.0  # every second is spent on layers and exits
@@ -481,11 +486,6 @@ def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.Data
     by_round = ["timing", "in_flight", "round"]
     stock = found.loc[(found["key"] == "") & ~found["regroups"], [*by_round, "seconds"]].drop_duplicates(by_round)
     return found.merge(stock.rename(columns={"seconds": "stock_seconds"}), on=by_round, how="left")
-
-
-def _joined(lists: pd.Series) -> list[float]:
-    """Join the lists of batches; those without one have NaN."""
-    return [seconds for one in lists if np.ndim(one) for seconds in one]
 
 
 def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, kind: Kind) -> pd.DataFrame:

@@ -5,6 +5,7 @@ because every seed answers the same rows. Resamples are written as counts of row
 (:mod:`benchmarks.measure.terms`) are resampled by one matrix product.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -65,9 +66,12 @@ def _drawn_tasks(tasks: int, resamples: int) -> NDArray[np.int64]:
     return np.random.default_rng([tasks, 2]).integers(tasks, size=(tasks, resamples))
 
 
-def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
+def mean_over_drawn_seeds(scores: Sequence[Floats] | Floats, *, seed: int = 0) -> Floats:
     """Draw as many seeds as there are, with replacement, once a resample, and average [seeds, resamples] over them."""
-    return scores[0] if len(scores) == 1 else np.asarray((scores * _weights(*scores.shape, seed)).sum(axis=0))
+    if len(scores) == 1:
+        return scores[0]
+    weights = _weights(len(scores), len(scores[0]), seed)
+    return np.asarray(sum(score * weight for score, weight in zip(scores, weights, strict=True)))
 
 
 @lru_cache(maxsize=40)  # every task has its own

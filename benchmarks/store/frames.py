@@ -70,10 +70,10 @@ def _small(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({name: kind for name, kind in _SMALL.items() if name in frame})
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """Read a frame, lists as arrays. Raises UserError if it cannot be read."""
+def read_frame(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a frame, or some of its columns, lists as arrays. Raises UserError if it cannot be read."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be read: {reason}; compute or publish the results again") from error

@@ -70,10 +70,13 @@ class StoredResults:
         """Return where a cell lies: in a run its folder; in published results the file, and its folder in the run."""
         return self.root / (CELLS_FILE if self.published else "cells") / folder
 
-    def frame(self, name: FrameName) -> pd.DataFrame:
-        """Read a frame of all cells, in their order, with a column ``cell``. Raises UserError if it cannot be read."""
+    def frame(self, name: FrameName, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
+        """Read a frame of all cells, in their order, with a column ``cell``; of a published one only ``columns``.
+
+        Raises UserError if it cannot be read.
+        """
         if self.published:
-            return _published_frame(self.root / frame_file(name), CELL_COLUMN)
+            return _published_frame(self.root / frame_file(name), CELL_COLUMN, columns)
         files = [self.root / "cells" / folder / frame_file(name) for folder in self.cells]
         return _stacked(files, CELL_COLUMN)
 
@@ -200,16 +203,16 @@ def _lines_of(frame: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
     return frame.iloc[first:last].drop(columns=column).reset_index(drop=True)
 
 
-def _published_frame(path: Path, number: str) -> pd.DataFrame:
+def _published_frame(path: Path, number: str, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=[number])
-    return _frame_as_of(path, path.stat().st_mtime_ns)
+    return _frame_as_of(path, path.stat().st_mtime_ns, columns and (number, *columns))
 
 
 @lru_cache(maxsize=16)
-def _frame_as_of(path: Path, changed: int) -> pd.DataFrame:
+def _frame_as_of(path: Path, changed: int, columns: tuple[str, ...] | None) -> pd.DataFrame:
     """Keep a frame until its file has ``changed``: a folder may be published again while it is open."""
-    return read_frame(path)
+    return read_frame(path, columns and list(columns))
 
 
 def _published_kind(root: Path) -> Kind:
