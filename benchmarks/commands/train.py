@@ -2,9 +2,12 @@
 
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from consistentee.files import make_folder
 from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import code_file, get_method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.progress import Position, begin_stage, listening
+from consistentee.progress import Listener, Position, StopAfterStepError, begin_stage, listening
 from consistentee.traces.instance_trace import record_trace
 from consistentee.versions import Kind
 
@@ -59,6 +62,42 @@ class StageProgress(Status):
             print_line(self.console, in_words(position))
 
 
+@contextmanager
+def ending_after_a_step(listener: Listener) -> Iterator[Listener]:
+    """Let Ctrl-C end a training after the step at work, which is kept; a second Ctrl-C ends it at once.
+
+    Yields the listener to report to. Outside of the main thread, which alone hears signals, nothing changes.
+    """
+    asked = unfinished = False
+
+    def on_interrupt(*_: object) -> None:
+        nonlocal asked
+        if asked or not unfinished:
+            raise KeyboardInterrupt
+        asked = True
+        print("ending after this step; Ctrl-C again ends at once", file=sys.stderr)
+
+    def listen(position: Position) -> None:
+        nonlocal unfinished
+        is_training = position.stage.startswith("training ")
+        if is_training or not position.total:  # else a stage traces validation rows within a step
+            unfinished = position.done < position.total
+        if asked and is_training and unfinished:
+            raise StopAfterStepError
+        if asked and not is_training and not unfinished:  # the last step of a stage is kept as a finished stage
+            raise KeyboardInterrupt
+        listener(position)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield listener
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield listen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def train_model(
     task_name: str,
     method_name: str,
@@ -75,7 +114,8 @@ def train_model(
 
     Everything else has the defaults of a suite. With a ``risk``, :func:`consistentee.control_risk` chooses the knob.
     Finished stages and checkpoints are kept in ``out`` until the model is saved: the same arguments continue there,
-    others begin anew. Raises UserError for unknown names, and if ``out`` holds other files or cannot be written.
+    after Ctrl-C from the step that was reached; others begin anew. Raises UserError for unknown names, and if ``out``
+    holds other files or cannot be written.
     """
     name = _kind_of(task_name)
     kind = kind_named(name)
@@ -100,7 +140,7 @@ def train_model(
         print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
     try:
         progress = StageProgress(Console(stderr=True))
-        with progress, listening(progress):
+        with progress, ending_after_a_step(progress) as listener, listening(listener):
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
             begin_stage("sweeping the knob")

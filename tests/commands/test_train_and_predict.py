@@ -190,6 +190,35 @@ def test_ctrl_c_names_what_is_kept_and_other_settings_begin_anew(deebert, tmp_pa
     assert call("predict", out, "w1").exit_code == 0
 
 
+_HEARS_CTRL_C_AT_STEP_2 = """
+import os, signal
+from benchmarks.cli import main
+from consistentee import progress
+add = progress.Steps.add
+def add_and_interrupt(steps, *counts):
+    if steps._stage == "training last-exit" and steps._steps == 1:
+        os.kill(os.getpid(), signal.SIGINT)
+    add(steps, *counts)
+progress.Steps.add = add_and_interrupt
+main()
+"""
+
+
+def test_ctrl_c_keeps_the_step_that_was_reached(deebert, tmp_path):
+    command = [sys.executable, "-c", _HEARS_CTRL_C_AT_STEP_2, *deebert, "batch_size=8", "--out", tmp_path / "model"]
+    environment = {**os.environ, "CONSISTENTEE_DATA": ""}
+    ended = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 130, ended.stderr
+    assert "ending after this step; Ctrl-C again ends at once" in ended.stderr
+    assert "the same command continues" in ended.stderr
+    resumed = call(*deebert, "batch_size=8", "--out", tmp_path / "model")
+    assert resumed.exit_code == 0, resumed.output
+    assert "training last-exit, step 2 of" in resumed.stderr
+    straight = call(*deebert, "batch_size=8", "--out", tmp_path / "straight")
+    assert straight.exit_code == 0
+    assert weights_of(tmp_path / "model") == weights_of(tmp_path / "straight")
+
+
 @pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "task.yaml/x"])
 def test_a_folder_that_cannot_be_written_is_refused_before_training(deebert, tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
