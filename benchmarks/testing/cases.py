@@ -164,14 +164,16 @@ class InstanceCase(Case):
         trace = record_trace(model, Split("unseen", texts, [i % 3 for i in range(rows)]))
         return cls(method, family, models, model, trace, texts)
 
-    def live(self, knob: float, texts: Sequence[Text] | None = None, **options: Any) -> Predictions:
+    def live(
+        self, knob: float, texts: Sequence[Text] | None = None, watched: WatchedRule | None = None, **options: Any
+    ) -> Predictions:
         """Classify texts, by default all. Raises BrokenContractError if the rule fails."""
-        watched = WatchedRule(self.rule(knob))
+        watched = watched or WatchedRule(self.rule(knob))
         with watched.failures_described(knob, self.model.num_layers):
             return classify(self.model, self.texts if texts is None else texts, watched, **options)
 
-    def decided(self, knob: float) -> list[Row]:
-        return _rows_of(self.live(knob, batch_size=ROWS))
+    def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
+        return _rows_of(self.live(knob, watched=watched, batch_size=ROWS))
 
     def live_and_replayed(self, knob: float) -> tuple[ExitsAndAnswers, ExitsAndAnswers]:
         live, exits = self.live(knob, batch_size=ROWS), self.replayed(knob)
@@ -255,11 +257,12 @@ class TokenCase(Case):
         self,
         knob: float,
         prompts: Sequence[Sequence[int]] | None = None,
+        watched: WatchedRule | None = None,
         batch_size: int = PROMPTS,
         **options: Any,
     ) -> Generations:
         """Continue prompts, by default all. Raises BrokenContractError if the rule fails."""
-        watched, prompts = WatchedRule(self.rule(knob)), self.prompts if prompts is None else prompts
+        watched, prompts = watched or WatchedRule(self.rule(knob)), self.prompts if prompts is None else prompts
         options |= {"max_new_tokens": NEW_TOKENS, "batch_size": batch_size}
         with watched.failures_described(knob, self.model.num_layers):
             return generate_encoded(self.model_at(knob), prompts, watched, **options)
@@ -267,8 +270,8 @@ class TokenCase(Case):
     def swept(self, values: Sequence[float]) -> Tensor:
         return super().swept(values)[:, self.trace.may_exit]
 
-    def decided(self, knob: float) -> list[Row]:
-        return texts_of(self.live(knob, kv=self.method.kv))
+    def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
+        return texts_of(self.live(knob, watched=watched, kv=self.method.kv))
 
     def trace_of(self, written: Generations, knob: float) -> TokenTrace:
         rows = list(zip(self.prompts, (tokens.tolist() for tokens in written.tokens), strict=True))

@@ -29,6 +29,7 @@ from benchmarks.testing.cases import (
     texts_of,
 )
 from benchmarks.testing.report import (
+    COUNTS_FROM_0,
     FIT_SECTION,
     KNOB_SECTION,
     STATE_SECTION,
@@ -38,7 +39,7 @@ from benchmarks.testing.report import (
     state_breaks,
 )
 from benchmarks.testing.tiny import make_task
-from benchmarks.testing.watching import attributes_of
+from benchmarks.testing.watching import WatchedRule, attributes_of, modules_of_later_layers
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
@@ -46,7 +47,6 @@ from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_methods import DraftingMethod, TokenMethod
 
 _CLOSE = 1e-4
-_COUNTS_FROM_0 = "the rule or its knob counts layers from 0"
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,16 @@ def layers_counted_are_layers_run(case: AnyCase) -> None:
                 )
 
 
+def layers_count_from_one(case: AnyCase) -> None:
+    """At layer t, counted from 1, a rule uses no classifier, pooler, exit adapter or head of a later layer."""
+    watched = WatchedRule(case.rule(case.knobs[-1]))
+    with modules_of_later_layers(case.model, watched) as later:
+        case.decided(case.knobs[-1], watched)
+    if later:
+        advice = "Layers count from 1, lists from 0: what belongs to view.layer stands at view.layer - 1"
+        raise BrokenContractError(COUNTS_FROM_0, later[0], advice)
+
+
 def knob_is_ordered(case: AnyCase) -> None:
     """5: exits lie in 1..L; a stricter knob never exits earlier; the ends are the first exit and full depth.
 
@@ -203,7 +213,7 @@ def knob_is_ordered(case: AnyCase) -> None:
         return
     if not exits[-1].eq(layers).all():
         raise BrokenContractError(
-            f"the last value of the knob must give full depth; perhaps {_COUNTS_FROM_0}",
+            f"the last value of the knob must give full depth; perhaps {COUNTS_FROM_0}",
             f"with {values[-1]:g}, {case.row}s exit at layer {exits[-1].min()} of {layers}",
             f"Layers count from 1, and the last one is num_layers, here {layers}",
             KNOB_SECTION,
@@ -242,7 +252,7 @@ def _check_first_exit(case: AnyCase, exits: Tensor, knob: float) -> None:
     if exits.max() > first:
         raise BrokenContractError(
             f"the first value of the knob must let every {case.row} of a rule without state exit at the first exit; "
-            f"perhaps {_COUNTS_FROM_0}",
+            f"perhaps {COUNTS_FROM_0}",
             f"with {knob:g}, {case.row} {int(exits.argmax()) + 1} exits at layer {exits.max()}, and the first exit is "
             f"at layer {first}",
             f"Layers count from 1, and the first question is asked at view.layer == {first}",
@@ -418,6 +428,7 @@ CHECKS = (
     Check("replay = reality", replay_is_reality),
     Check("a row's result is its own", a_rows_result_is_its_own),
     Check("layers counted = layers run", layers_counted_are_layers_run),
+    Check("layers count from 1", layers_count_from_one),
     Check("the knob is ordered", knob_is_ordered, live=False),
     Check("knobs out of range are refused", knobs_out_of_range_are_refused, live=False, every_family=False),
     Check("same seed, same numbers", same_seed_same_numbers, live=False, every_family=False),

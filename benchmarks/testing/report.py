@@ -21,6 +21,8 @@ KNOB_SECTION = "The knob"
 FIT_SECTION = "Training"
 TOKEN_SECTION = "Methods of generation"
 
+COUNTS_FROM_0 = "the rule or its knob counts layers from 0"
+
 _NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]
 
 

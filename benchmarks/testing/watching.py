@@ -95,6 +95,31 @@ def watched_calls(watchers: Iterable[tuple[nn.Module, Callable[..., None]]]) -> 
 
 
 @contextmanager
+def modules_of_later_layers(model: MultiExitModel | MultiExitDecoder, watched: WatchedRule) -> Iterator[list[str]]:
+    """Record each call of a module that belongs to a later layer than the one that a rule is asked at."""
+    later: list[str] = []
+
+    def note(owner: str, layer: int) -> None:
+        if 0 < watched.layer < layer:
+            later.append(f"at layer {watched.layer} the rule used the {owner} of layer {layer}")
+
+    with watched_calls((module, lambda *_, of=of: note(*of)) for module, *of in _modules_by_layer(model)):
+        yield later
+
+
+def _modules_by_layer(model: MultiExitModel | MultiExitDecoder) -> Iterator[tuple[nn.Module, str, int]]:
+    owners: dict[str, Sequence[nn.Module] | nn.ModuleList] = {}
+    if isinstance(model, MultiExitModel):
+        owners = {"classifier": model.classifiers, "pooler": model.poolers}
+    else:
+        yield from ((model.adapter(layer), "exit adapter", layer) for layer in model.exit_layers[:-1])
+    owners |= {f"head {name!r}": model.head(name).modules_by_layer for name in model.exit_heads}
+    for owner, modules in owners.items():
+        if len(modules) == model.num_layers:  # else layers share them
+            yield from ((module, owner, layer) for layer, module in enumerate(modules, start=1))
+
+
+@contextmanager
 def counted_calls(model: MultiExitModel | MultiExitDecoder) -> Iterator[list[tuple[int, ...]]]:
     """Record rows and tokens of each row, padding included, of every call of a stock layer, by hooks.
 

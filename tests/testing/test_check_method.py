@@ -110,6 +110,17 @@ class CarriesOver(Threshold):
         return margin(view) + 0.01 * self.calls > self.threshold
 
 
+class ListsFrom0(Threshold):
+    def should_exit(self, view, state):
+        return self.model.classifiers[view.layer](view).softmax(-1).amax(-1) > self.threshold
+
+
+class AdaptersFrom0(Threshold):
+    def should_exit(self, view, state):
+        logits = self.model.logits(view.layer + 1, view.hidden.squeeze(1))
+        return logits.softmax(-1).amax(-1) > self.threshold
+
+
 class RowsLast(Threshold):
     def start(self, rows, num_layers):
         return {"seen": torch.full((num_layers, rows), -1)}
@@ -180,6 +191,7 @@ def drafts_in_silence(self, model, prompts, knob, **options):
 NEIGHBOURS = made_of(Neighbours, -2.0, 0.02, 0.05, 0.1, 1.0)
 PATIENCE, SILENT = (made_of(rule, 1.0, 2.0, 4.0, name="patience") for rule in (PatienceOnSelf, SilentPatienceOnSelf))
 NOT_SAVED = {"fit": leaves_something, "make": uses_what_is_left}
+CONFIDENCE = (0.0, 0.5, 1.0)
 
 OF_BOTH = [
     (NEIGHBOURS, checks.replay_is_reality, "looks at its batch neighbours", "alone but at layer"),
@@ -211,11 +223,13 @@ OF_BOTH = [
     ),
 ]
 ONLY_INSTANCES = [
+    (made_of(ListsFrom0, *CONFIDENCE), checks.layers_count_from_one, "from 0", "layer 1 the rule used the classifier"),
     (made_of(RowsLast), checks.a_rows_result_is_its_own, "state breaks when rows leave", "'seen' has the shape"),
     (made_of(ReadsEveryToken), checks.replay_is_reality, "cannot be replayed on a trace", "states of every token"),
 ]
 ONLY_TOKENS = [
     (made_of(ReadsMoreLive), checks.replay_is_reality, "something that a trace does not hold", "in a replay"),
+    (made_of(AdaptersFrom0, *CONFIDENCE), checks.layers_count_from_one, "from 0", "the exit adapter of layer 2"),
     (made_of(RunsLayers), checks.layers_counted_are_layers_run, "layers run that nobody counts", "are reported and"),
     ({"fit": trains_the_backbone}, checks.never_exit_is_the_stock_model, "fit() changes the backbone", "'exits'"),
     ({"generate": other_texts}, checks.generate_keeps_to_the_texts, "must write the stock model's text", "(knob 1)"),
