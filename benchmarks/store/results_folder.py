@@ -212,7 +212,7 @@ def _published_frame(path: Path, number: str, columns: tuple[str, ...] | None = 
 @lru_cache(maxsize=16)
 def _frame_as_of(path: Path, changed: int, columns: tuple[str, ...] | None) -> pd.DataFrame:
     """Keep a frame until its file has ``changed``: a folder may be published again while it is open."""
-    return read_frame(path, columns and list(columns))
+    return read_frame(path, None if columns is None else list(columns))
 
 
 def _published_kind(root: Path) -> Kind:

@@ -1,11 +1,13 @@
 """ConsistentEE on instances: reward, policy gradient, Memorized Layer; published values; held-out rows, prices."""
 
+import importlib
 import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from documents import ROOT
 from hypothesis import given, settings, strategies as st
 
 from baselines.joint_distillation import JointDistillation, exit_shares, taught_loss
@@ -237,3 +239,39 @@ def test_the_policy_learns_alone_in_stage_2(tiny_model, dropout):
     after = dict(joint.named_parameters())
     assert {name.partition(".policy.")[0] for name in after.keys() - before.keys()} == {"exit_heads"}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+class TestIndependentLoops:
+    """`notebooks/authors_loop.py` has stage 2 from the paper's text, and the authors' released loop."""
+
+    @pytest.fixture
+    def loops(self, monkeypatch):
+        monkeypatch.syspath_prepend(ROOT / "notebooks")
+        return importlib.import_module("authors_loop")
+
+    def test_they_have_the_gradient_of_reinforce(self, loops, monkeypatch):
+        torch.manual_seed(0)
+        states, reward = torch.randn(2, 3, 4), torch.tensor([[-1.0, -0.5, -0.1], [-0.2, -0.4, -0.6]])
+        policies = torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(3))
+        monkeypatch.setattr(loops, "ROLLOUTS", 20_000)
+        independent = loops.policy_loss(loops.sampled, policies, states, reward)
+        ours = reinforce_policy_loss(loops.exit_probabilities(policies, states), reward, rollouts=20_000)
+        weights = list(policies[:-1].parameters())
+        found, wanted = (torch.autograd.grad(loss, weights) for loss in (ours, independent))
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=5e-3, rtol=0)
+
+    def test_they_tell_rows_apart_where_the_state_tells_hardness(self, loops, monkeypatch):
+        """Easy rows are right at layer 1, hard ones at layer 3 alone. Without exploration a layer may be missed."""
+        hard = torch.arange(64) % 2 == 1
+        states = torch.where(hard, 1.0, -1.0).view(-1, 1, 1).expand(-1, 3, 4)
+        losses = torch.where(hard.unsqueeze(1), torch.tensor([2.0, 2.0, 0.0]), torch.zeros(3))
+        reward = rewards(losses, 0.3, hardness=torch.where(hard, 3, 1))
+        monkeypatch.setattr(loops, "RATE", 1e-2)
+        reached = {}
+        for rollout in (loops.sampled, loops.released):
+            policies = loops.train_policies(rollout, states, reward, epochs=60)
+            exits = loops.exits_of((loops.exit_probabilities(policies, states) > 0.5).float())
+            reached[rollout] = reward.gather(1, exits.unsqueeze(1)).mean()
+        assert reached[loops.sampled] == reward.max(dim=1).values.mean()
+        assert reached[loops.released] > reward.mean(dim=0).max(), "of the best single layer"
