@@ -172,11 +172,11 @@ def resample(
     # The last sample is that of all rows.
     all_rows = stacked.mean(axis=1, keepdims=True, dtype=float)
     means = np.concatenate([statistics.resampled_means(stacked), all_rows], axis=1)
-    full = {seed: terms.score(means[place]) for seed, place in known.items()}
-    of_others = np.mean(list(full.values()), axis=0)
+    full: dict[int, Array] = {seed: terms.score(means[place]) for seed, place in known.items()}
+    of_others: Array = np.mean(list(full.values()), axis=0)
     found: dict[Line, tuple[Array, Array]] = {}
     for key, first, second, layer, weight, exact in mixtures:
-        of_full = full[key[-1]] if key[-1] in full else of_others
+        of_full = full.get(key[-1], of_others)
         samples = terms.score(weight * means[first] + (1 - weight) * means[second]) - of_full
         at_layer = np.full(1, np.nan) if layer is None else (terms.score(means[layer]) - of_full)[:-1]
         # Where the exits of other knobs stand in, the samples are moved to the points of the mixed ones.
