@@ -1,14 +1,16 @@
 """Where a backbone comes from: the catalogue, directories, and a hub that may be missing."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import Mock
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import ClassVar
 
 import pytest
-from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
 
 from consistentee.backbones import hub
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
@@ -81,63 +83,31 @@ def test_a_directory_that_lacks_something(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- hub
+# The hub's address is read when the library is imported, so these run in processes of their own.
+
+RESOLVE = """
+import sys
+from consistentee.backbones.catalog import resolve
+from consistentee.errors import UserError
+for name in sys.argv[1:]:
+    try:
+        print(resolve(name))
+    except UserError as error:
+        print("UserError:", error)
+"""
 
 
-HUB = {
-    "someone/model": {
-        "config.json": '{"model_type": "bert"}',
-        "model.safetensors": "weights",
-        "onnx/model.safetensors": "another format",
-        "tokenizer.json": "{}",
-        "pytorch_model.bin": "pickle",
-        "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
-    },
-    "someone/pickled": {"config.json": "{}", "pytorch_model.bin": "pickle"},
-}
+def resolve_elsewhere(tmp_path, port, *names):
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "hub")}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", RESOLVE, *names]
+    return subprocess.check_output(command, env=environment, text=True, timeout=60).splitlines()
 
 
-@pytest.fixture
-def small_hub(tmp_path, monkeypatch):
-    """Let the hub have two repositories; without ``online`` it does not answer."""
-    state = SimpleNamespace(online=True, cache=tmp_path / "hub")
-
-    def model_info(_, repository, timeout):
-        if not state.online:
-            raise ConnectionError("no route")
-        if repository not in HUB:
-            raise RepositoryNotFoundError("not there", response=Mock(headers={}))
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in HUB[repository]])
-
-    def snapshot_download(repository, local_files_only=False, **patterns):
-        folder = state.cache / repository
-        if local_files_only and not folder.is_dir():
-            raise FileNotFoundError(repository)
-        for file in filter_repo_objects(HUB[repository], **patterns):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_text(HUB[repository][file])
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    return state
-
-
-def test_a_model_of_the_hub_is_downloaded_once_and_what_it_lacks_is_named(small_hub):
-    found = resolve("someone/model")
-    assert found[1:3] == ("mean", False)
-    files = {path.name for path in (small_hub.cache / "someone" / "model").iterdir()}
-    assert files == {"config.json", "model.safetensors", "tokenizer.json", "1_Pooling"}
-    with pytest.raises(UserError, match="someone/pickled has no safetensors weights; pickle weights"):
-        resolve("someone/pickled")
-    with pytest.raises(UserError, match="the hub has no public repository someone/absent"):
-        resolve("someone/absent")
-    small_hub.online = False
-    assert resolve("someone/model") == found
-    of_the_same_kind = "no directory someone/else, and the hub cannot be reached .*no hub: minilm-l6, mpnet-base$"
-    with pytest.raises(UserError, match=of_the_same_kind):
-        resolve("someone/else")
-    with pytest.raises(UserError, match="'bert-base-uncased' cannot be found: the catalogue ships it in no package"):
-        resolve("bert-base-uncased")
+def closed_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def test_a_hub_without_an_answer_is_given_up(monkeypatch):
@@ -147,6 +117,75 @@ def test_a_hub_without_an_answer_is_given_up(monkeypatch):
         hub.ask("model_info", "someone/model")
 
 
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a download needs."""
+
+    commit = "a" * 40
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {
+        "someone/model": {
+            "config.json": b'{"model_type": "bert"}',
+            "model.safetensors": b"weights",
+            "onnx/model.safetensors": b"another format",
+            "tokenizer.json": b"{}",
+            "pytorch_model.bin": b"pickle",
+            "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        },
+        "someone/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+    }
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def log_message(self, *_args):
+        pass
+
+    def answer(self):
+        path = self.path.split("?")[0].removeprefix("/").removeprefix("api/models/")
+        name = "/".join(path.split("/")[:2])
+        files = self.repositories.get(name)
+        if files is None:
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if "/resolve/" in path:
+            file = path.split("/resolve/")[1].split("/", 1)[1]
+            return self.send(200, files[file], {"X-Repo-Commit": self.commit, "ETag": f'"{len(files[file])}"'})
+        if "/tree/" in path:
+            tree = [{"type": "file", "path": f, "size": len(b), "oid": f} for f, b in files.items()]
+            return self.send(200, json.dumps(tree).encode(), {})
+        info = {"id": name, "sha": self.commit, "siblings": [{"rfilename": file} for file in files]}
+        return self.send(200, json.dumps(info).encode(), {})
+
+    def send(self, status, content, headers):
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+def test_hub_download_then_offline(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    names = ("someone/model", "someone/pickled", "someone/absent")
+    answers = resolve_elsewhere(tmp_path, server.server_port, *names)
+    server.shutdown()
+    server.server_close()
+    assert "pooling='mean', pooler=False" in answers[0]
+    assert "someone/pickled has no safetensors weights; pickle weights" in answers[1]
+    assert "the hub has no public repository someone/absent" in answers[2]
+    fetched = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
+    assert fetched == {"config.json", "model.safetensors", "tokenizer.json", "1_Pooling"}
+
+    again = resolve_elsewhere(tmp_path, closed_port(), "someone/model", "someone/else", "bert-base-uncased")
+    assert again[0] == answers[0]
+    assert "no directory someone/else, and the hub cannot be reached" in again[1]
+    assert again[1].endswith("use one that needs no hub: minilm-l6, mpnet-base")  # of the same kind
+    assert "'bert-base-uncased' cannot be found: the catalogue ships it in no package" in again[2]
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["minilm-l6", "mpnet-base", "smollm2-135m"])
 def test_real_weights_are_what_the_catalogue_says(name):
@@ -154,7 +193,8 @@ def test_real_weights_are_what_the_catalogue_says(name):
     if name != "minilm-l6" and not is_fetched(backbone.source):
         pytest.skip(f"{name} ({backbone.source.size / 1e6:.0f} MB) has not been fetched")
     path = resolve_decoder(name) if backbone.kind == "decoder" else resolve(name).path
-    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    with open(os.path.join(path, "config.json")) as file:
+        config = json.load(file)
     assert (config["num_hidden_layers"], config["hidden_size"]) == (backbone.layers, backbone.width)
     if backbone.kind == "encoder":
         assert resolve(path)[:3] == resolve(name)[:3]
