@@ -222,7 +222,7 @@ def test_every_table_has_a_name_of_its_own(results, tmp_path):
     ("name", "columns", "sentence"),
     [
         ("headlines", [], "unknown table of these results 'headlines'; did you mean 'headline'"),
-        ("x", [], "known: headline, points, promises, provenance, scores, tests"),
+        ("x", [], "known: headline, own-layers, points, promises, provenance, scores, tests"),
         ("headline", ["at 4x"], "unknown column of the table headline 'at 4x'; did you mean"),
     ],
 )
