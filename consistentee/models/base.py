@@ -48,14 +48,15 @@ def chosen_device() -> torch.device:
     one, else the CPU. Raises UserError for a device that cannot be used.
     """
     name = os.environ.get("CONSISTENTEE_DEVICE", "auto")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        return accelerator or torch.device("cpu")
     try:
         device = torch.empty(0, device=name).device
-        accelerator = torch.accelerator.current_accelerator()
         if accelerator is not None and device.type == accelerator.type:
-            torch.accelerator.set_device_index(device)  # its random state is used
+            names = ("set_device_index", "set_device_idx")  # the second one in torch 2.6
+            set_device = next(getattr(torch.accelerator, one) for one in names if hasattr(torch.accelerator, one))
+            set_device(device)  # its random state is used
         return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
