@@ -150,7 +150,9 @@ def headline(folder: str) -> str:
 
 def printed(words: str) -> str:
     """Return what a command prints."""
-    return CliRunner().invoke(app, shlex.split(words)).stdout
+    done = CliRunner().invoke(app, shlex.split(words), catch_exceptions=False)
+    assert done.exit_code == 0, f"{words}: {done.output}"
+    return done.stdout
 
 
 if __name__ == "__main__":
