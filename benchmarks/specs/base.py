@@ -5,6 +5,7 @@ SuiteSpec and CellSpec are for classification, GenerationSuite and GenerationCel
 
 import hashlib
 import itertools
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -373,7 +374,7 @@ def label_of(method: str) -> str:
 
 def own_name(task: str) -> str:
     """Return the name that a task's YAML file gives to the task; any other name as it is."""
-    path = Path(task).expanduser()
+    path = Path(os.path.expanduser(task))  # which leaves the home of an unknown user as it is
     is_file = path.suffix in (".yaml", ".yml") and path.is_file()
     return _name_in(path.resolve(), path.stat().st_mtime_ns) or task if is_file else task
 
