@@ -93,7 +93,7 @@ def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backb
 @command("This machine", "consistentee doctor")
 def doctor() -> None:
     """Check this machine: versions, device, load, cache and hub; give advice."""
-    from benchmarks.commands.inventory import examine
+    from benchmarks.commands.doctor import examine
 
     findings = examine()
     output_console().print(filled_table(["", "subject", "state", "advice"], [], findings))

@@ -15,7 +15,7 @@ from typer.main import get_group
 
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
-from benchmarks.commands import inventory
+from benchmarks.commands import doctor
 from benchmarks.run.pool import Schedule
 from consistentee.backbones import hub
 from consistentee.errors import UserError
@@ -82,6 +82,14 @@ def test_help_and_new_method_are_quick_and_load_nothing_heavy(words, shown, tmp_
         assert shown in done
         assert done.endswith("[]\n")
     assert min(seconds) < 0.7
+
+
+def test_the_list_of_tasks_loads_nothing_heavy(tmp_path):
+    program = "import sys; from benchmarks.cli import main; sys.argv = ['consistentee', 'list', 'tasks']\n"
+    program += f"try: main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+    found = in_a_process(program, tmp_path)
+    assert "movie-snippets" in found
+    assert found.endswith("[]\n")
 
 
 def test_the_help_of_every_command_teaches_by_example_and_loads_nothing_heavy(tmp_path):
@@ -331,6 +339,6 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     for text in ("no answer within 0.2 seconds", "auto trains in"):
         assert text in done.output
-    monkeypatch.setattr(inventory.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     full = call("doctor")
     assert (full.exit_code, "problem" in full.output) == (1, True)
