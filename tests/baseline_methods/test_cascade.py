@@ -14,7 +14,6 @@ from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.models.encoder.cascade import add_companion
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import NeverExit
 
 DEPTH, COMPANION = 4, 2
 
@@ -85,15 +84,6 @@ def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, changes,
     assert (model.companion_layers, model.num_layers) == (0, DEPTH)
 
 
-def test_flops_of_a_row_that_starts_again_are_those_of_both_models(tiny_model, cascade):
-    model, rule = tiny_model(pooling="cls", pooler="none"), CascadeBERT().rule(cascade, 0.5)
-    full = FlopModel(model).full_flops([10]).item()
-    small = FlopModel(model.first_layers(COMPANION)).row_flops([10], [COMPANION], NeverExit()).item()
-    found = FlopModel(cascade).row_flops([10, 10], [COMPANION, COMPANION + DEPTH], rule)
-    assert found.tolist() == [small, small + full]
-    assert FlopModel(cascade).full_flops([10]).tolist() == [full]
-
-
 def test_difficulty_loss_by_hand():
     logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]).log()
     one_hard, one_easy, all_hard = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
@@ -101,3 +91,14 @@ def test_difficulty_loss_by_hand():
     assert difficulty_loss(logits, one_hard, 0.1).item() == pytest.approx(0.2 / 2)
     assert difficulty_loss(logits, one_easy, 0.5).item() == pytest.approx((0.2 + 0.3) / 2)
     assert difficulty_loss(logits, all_hard, 0.5).item() == 0, "there is no pair"
+
+
+def test_flops_of_both_outcomes_are_the_closed_formula(cascade):
+    """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
+    flops, rule = FlopModel(cascade), CascadeBERT().rule(cascade, 0.5)
+    n, width, inner, classifier = 10, 32, 64, 2 * 32 * 3
+    layer = 4 * 2 * n * width**2 + 2 * 2 * n * n * width + 2 * 2 * n * width * inner
+    small = COMPANION * layer + classifier
+    found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
+    assert found.tolist() == [small, small + DEPTH * layer + classifier]
+    assert flops.full_flops([n]).tolist() == [DEPTH * layer + classifier]

@@ -131,3 +131,14 @@ def test_a_saved_cut_model_knows_the_stock_models_layers_and_is_not_timed_as_sto
 def test_a_cut_that_keeps_every_layer_is_refused(model):
     with pytest.raises(UserError, match="fewer than its model's 4"):
         Cut(depth=LAYERS).fit(model, TASK, RECIPE)
+
+
+def test_flops_are_those_of_the_layers_and_the_stock_models_of_all(model):
+    """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
+    short = model.first_layers(DEPTH)
+    flops, tokens = FlopModel(short), [3, 10]
+    assert flops.full_flops(tokens).tolist() == FlopModel(model).full_flops(tokens).tolist()
+    n, width, inner, answer = 10, 32, 64, 2 * 32 * 3
+    layer = 4 * 2 * n * width**2 + 2 * 2 * n * n * width + 2 * 2 * n * width * inner
+    found, pooler = flops.row_flops([n], [DEPTH], NeverExit()), 2 * width**2
+    assert found.tolist() == [DEPTH * layer + pooler + answer]

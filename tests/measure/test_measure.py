@@ -1,11 +1,14 @@
 """The clock: rounds are interleaved, batches are kept, and the arithmetic is right."""
 
 import gc
+import itertools
 from collections.abc import Sequence
 
 import pytest
+import torch
 
-from benchmarks.measure.clock import time_contenders
+from benchmarks.measure import clock as measure
+from benchmarks.measure.clock import time_contenders, timed
 from benchmarks.specs.base import TimingSpec
 
 ROWS = list(range(5))
@@ -55,3 +58,9 @@ def test_garbage_collection_comes_back_after_an_error():
     with pytest.raises(RuntimeError, match="broken"):
         time_contenders([fail], ROWS, TimingSpec(warmup_batches=0))
     assert gc.isenabled()
+
+
+def test_seconds_are_those_of_the_clock(monkeypatch):
+    clock = itertools.count(0, 0.5)  # every look at the clock is half a second later
+    monkeypatch.setattr(measure, "clock", lambda device: next(clock))
+    assert timed(len, ROWS, torch.device("cpu")) == (0.5, 5)
