@@ -1,8 +1,8 @@
 from consistentee.progress import tracked as tracked
+from consistentee.training.branches import train_branches as train_branches
 from consistentee.training.decoder import (
     StateBatch as StateBatch,
     exit_answers as exit_answers,
-    train_branches as train_branches,
     train_exits as train_exits,
     train_last_token_exit as train_last_token_exit,
     train_learned_head as train_learned_head,

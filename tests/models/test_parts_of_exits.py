@@ -9,7 +9,7 @@ from consistentee.errors import UserError
 from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
-from consistentee.training.decoder import ValidationLoss, branch_logits, branch_loss, record_rows
+from consistentee.training.branches import ValidationLoss, branch_logits, branch_loss, record_rows
 
 ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]
 LAST = BranchSpec(copied_layer=4)
