@@ -60,7 +60,12 @@ def own_layers_table(results: Results) -> Table:
     if found.empty:
         raise UserError("every model has several knobs: nothing to show at a model's own layers")
     groups = found.groupby(["method", "parameters"], sort=False)
-    means = groups[_MEANS].mean().assign(tasks=groups["task"].nunique()).reset_index()
+    means = (
+        groups[_MEANS]
+        .agg(lambda values: values.mean(skipna=False))
+        .assign(tasks=groups["task"].nunique())
+        .reset_index()
+    )
     columns = [
         Column("method"),
         Column("parameters"),
