@@ -21,19 +21,22 @@ def own_layers(results: Results) -> pd.DataFrame:
 
     Returns:
         A line for each cell: ``layers`` and ``score`` of its knob on test rows; ``most``, the share of rows at the exit
-        that most rows take; ``points`` against the full model of the same seed; ``gain`` over all rows at one layer
-        (two neighbouring layers are mixed); ``other``, the gain of a rule with many knobs, of a cell whose answers are
-        the same at every layer. All but layers in percent or points.
+        that most rows take, NaN where exits were not kept; ``points`` against the full model of the same seed; ``gain``
+        over all rows at one layer (two neighbouring layers are mixed); ``other``, the gain of a rule with many knobs,
+        of a cell whose answers are the same at every layer. All but layers in percent or points.
     """
     knobs, full = results.knobs, full_lines(results)
     curves = {cell: own for cell, own in knobs.groupby("cell") if own["knob"].count() > 1}
     lines = []
-    for cell, own in knobs[knobs["knob"].notna() & ~knobs["cell"].isin(list(curves))].groupby("cell"):
-        line, exits = own.iloc[0], results.exits(cell, int(own["place"].iloc[0]))
-        if exits is None or line["label"] not in results.labels_to_compare:
+    for cell, own in knobs[~knobs["cell"].isin(list(curves))].groupby("cell"):
+        real, full_depth = own[own["knob"].notna()], own[own["knob"].isna()]
+        if real.empty or real["label"].iloc[0] not in results.labels_to_compare:
             continue
-        if not (has_terms(line["metric"], results.labels(cell)) and np.isclose(exits.mean(), line["layers"])):
-            continue  # no score of mixed layers; or tokens exit, and not rows
+        line = real.iloc[0]
+        rows_exit = np.isclose(full_depth["layers"].max(), line["num_layers"])  # else tokens exit, and run fewer layers
+        if not (rows_exit and has_terms(line["metric"], results.labels(cell))):
+            continue
+        exits = results.exits(cell, int(line["place"]))
         at_one, answers = _at_one_layer(results, cell, line["layers"]), results.answers_by_layer(cell)
         group = (line["task"], line["backbone"], line["seed"])
         same = [
@@ -47,7 +50,8 @@ def own_layers(results: Results) -> pd.DataFrame:
             mixture = mix(curves[same[0]], [line["num_layers"] / line["layers"]])
             other = float(scores_of_mixtures(results, mixture)[0]) - at_one
         reference = knobs["score"][full[group]] if group in full.index else np.nan
-        shares = {"most": np.bincount(exits).max() / len(exits), "gain": line["score"] - at_one, "other": other}
+        most = np.nan if exits is None else np.bincount(exits).max() / len(exits)
+        shares = {"most": most, "gain": line["score"] - at_one, "other": other}
         lines.append({**line, **shares, "points": line["score"] - reference})
     found = pd.DataFrame(lines, columns=[*knobs.columns, "most", "points", "gain", "other"])
     return found.assign(**{name: 100 * found[name].astype(float) for name in _MEANS[1:]})
