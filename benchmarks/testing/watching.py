@@ -14,7 +14,7 @@ from consistentee.engine.classify import stock_encoded
 from consistentee.models.classifiers import RecordedLayer
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.rules.view import LayerView
 
 
@@ -44,7 +44,7 @@ class WatchedRule(ExitRule):
         """Ask the rule. Raises BrokenContractError for a state that the engine could not cut."""
         self._rows_now, self.layer = view.rows, view.layer
         computed = len(vars(view))
-        exits = self.rule.should_exit(view, state)
+        exits = ask(self.rule, view, state)
         self.layer = 0
         if len(vars(view)) > computed:  # a view keeps what it computes
             self.reading_layers.add(view.layer)

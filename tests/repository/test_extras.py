@@ -105,7 +105,7 @@ def undeclared(modules: set[str], packages: set[str]) -> set[str]:
     """Return the modules that neither these packages bring nor Python, nor this project."""
     owners = packages_distributions()
     others = modules - sys.stdlib_module_names - {"consistentee", "baselines", "benchmarks"}
-    return {module for module in others if not packages & set(map(canonicalize_name, owners[module]))}
+    return {module for module in others if not packages & set(map(canonicalize_name, owners.get(module, [module])))}
 
 
 def test_every_import_is_declared_by_the_core_or_an_extra():
