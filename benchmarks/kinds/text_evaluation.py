@@ -5,6 +5,7 @@ them. The test prompts are then decoded for real at full depth and at knobs arou
 are read.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from benchmarks.kinds.kind import CellRows
-from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.flops import DecodingFlops
 from benchmarks.measure.knobs import ROUNDING, around_budgets
 from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
 from benchmarks.specs.base import GenerationCellSpec
+from benchmarks.specs.schema import canonical_json
 from benchmarks.store.records import GenerationRecord
 from consistentee.data.metrics import rouge, token_match
 from consistentee.data.tasks import PromptSplit, TextTask
-from consistentee.engine.generate import Generations
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.sampling import begin_texts, settings_of
 from consistentee.engine.speculation import SpeculativeGenerations
+from consistentee.engine.token_batch import ReadPrompts
+from consistentee.files import computed_once
 from consistentee.methods.calibration import textual_losses
 from consistentee.methods.token_methods import DraftingMethod, TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
@@ -69,6 +74,52 @@ class Written(NamedTuple):
     texts: Generations
     scores: TextScores
     references: ReferenceLoss
+
+
+class PromptDecoder:
+    """Decodes with one trained model, greedily. Prompts are read once for all knobs, as far as memory goes.
+
+    ``store`` keeps the tokens that the full model writes under all that they depend on.
+    """
+
+    def __init__(
+        self, model: MultiExitDecoder, method: TokenMethod, *, max_new_tokens: int, batch_size: int, store: Path | None
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        self.store = store
+        self._read = ReadPrompts()
+
+    def at(self, knob: float, prompts: PromptSplit) -> Generations:
+        """Decode prompts with the method at one value of its knob."""
+        method, options = self.method, self.options
+        if not method.has_own_loop and method.model_at(self.model, knob) is self.model:
+            options = options | {"read": self._read}
+        return method.generate(self.model, prompts.prompts, knob, **options)
+
+    def full(self, prompts: PromptSplit) -> Generations:
+        """Decode prompts at full depth: once for all cells whose backbone has the same weights. It is not timed."""
+        model = self.model
+
+        def write() -> dict[str, Tensor]:
+            written = generate(model, prompts.prompts, NeverExit(), **self.options, read=self._read).tokens
+            lengths = torch.tensor([len(tokens) for tokens in written])
+            return {"tokens": torch.cat([*written, torch.empty(0, dtype=torch.long)]), "lengths": lengths}
+
+        if self.store is None:
+            kept = write()
+        else:
+            weights = model.backbone_fingerprint()
+            described = [weights, *settings_of(model).items(), list(map(str, prompts.prompts)), self.options]
+            key = hashlib.sha256(canonical_json(described).encode()).hexdigest()[:16]
+            kept = computed_once(self.store / f"texts-{key}.safetensors", write)
+        encoded = model.encode(prompts.prompts)
+        texts = begin_texts(model, encoded, max_new_tokens=self.options["max_new_tokens"])
+        for text, tokens in zip(texts, kept["tokens"].split(kept["lengths"].tolist()), strict=True):
+            for token in tokens.tolist():
+                text.add(token, model.num_layers)
+        return Generations.of(texts, encoded, prefill_seconds=0.0, decode_seconds=0.0)
 
 
 class TextEvaluation:

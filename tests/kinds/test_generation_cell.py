@@ -11,10 +11,9 @@ import torch
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
-from benchmarks.kinds import prompt_decoder
+from benchmarks.kinds import text_evaluation
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.prompt_decoder import PromptDecoder
-from benchmarks.kinds.text_evaluation import drafted_knobs, read_references, replay_knobs
+from benchmarks.kinds.text_evaluation import PromptDecoder, drafted_knobs, read_references, replay_knobs
 from benchmarks.measure.clock import stock_times
 from benchmarks.measure.text_scores import record_references, reference_losses
 from benchmarks.specs.base import DecodingTimingSpec, Regrouped
@@ -177,5 +176,5 @@ def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path,
     decoder_of(model, store=tmp_path, tokens=5).full(prompts)
     decoder_of(model, store=tmp_path).full(prompts_of(seed=1))
     assert len(list(tmp_path.glob("texts-*.safetensors"))) == 3, "one for each length and all prompts"
-    monkeypatch.setattr(prompt_decoder, "generate", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(text_evaluation, "generate", lambda *_, **__: pytest.fail("decoded again"))
     assert equal(decoder_of(model, TokenFull(), store=tmp_path).full(prompts), full)
