@@ -18,11 +18,6 @@ from consistentee.errors import UserError
 COMPANION = "companion"
 """What a model calls the module that is its companion."""
 
-# Capitals, accents and punctuation: where tokenizers of one vocabulary still part ways.
-_PROBE = "Does Zürich's 3.5% naïvely rise? ONE, two: three_4!"
-
-_PROBED_ENTRIES = 200
-
 
 class CascadeStepper(EncoderStepper):
     """Run a companion and then a full backbone, one layer at a time.
@@ -112,16 +107,3 @@ def first_layers(stepper: EncoderStepper, layers: int) -> Any:
     copies = {name: weight for name, weight in stepper.backbone.state_dict().items() if name in weights}
     backbone.load_state_dict(weights | copies)
     return backbone
-
-
-def check_same_tokens(first: Any, second: Any) -> None:
-    """Raise UserError unless two tokenizers turn texts into the same tokens."""
-    if first is second:
-        return
-    vocabulary = first.get_vocab()
-    if vocabulary != second.get_vocab():
-        raise UserError("a companion must have the vocabulary of its model, and this one has another")
-    known = " ".join(sorted(vocabulary)[:: max(1, len(vocabulary) // _PROBED_ENTRIES)])
-    probes = ((_PROBE,), (known.upper(), _PROBE))  # the last one is a pair
-    if any(first(*texts)["input_ids"] != second(*texts)["input_ids"] for texts in probes):
-        raise UserError("a companion must have the tokenizer of its model, and this one cuts the same text differently")

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from consistentee.backbones.cascade import CascadeStepper, check_same_tokens
+from consistentee.backbones.cascade import CascadeStepper
 from consistentee.backbones.encoders import stepper_for
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -19,7 +19,8 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     """
     if model.exit_heads or model.stepper.own_modules:
         raise ValueError("a companion must be added once, before any learned head, and without token exits")
-    check_same_tokens(companion.tokenizer, model.tokenizer)
+    if companion.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise UserError("a companion must have the vocabulary of its model, and this one has another")
     settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
     if settings[0] != settings[1]:
         raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
