@@ -118,7 +118,7 @@ def classify_encoded(
     if in_flight is not None and in_flight < batch_size:
         raise UserError(f"{in_flight} rows in flight are fewer than a batch, {batch_size}")
     model.eval()
-    order = _order(encodings, sort_by_length)
+    order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
     exited = _run(model, [encodings[i] for i in order], rule, batch_size, in_flight)
     numbers = [order[number] for part in exited for number in part.numbers]
     logits = _in_order(numbers, [part.logits for part in exited], torch.empty(0, model.num_labels))
@@ -128,16 +128,13 @@ def classify_encoded(
     return Predictions(predictions_of(logits), exit_layers, logits, ran)
 
 
-def stock_encoded(
-    model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int, sort_by_length: bool = False
-) -> Tensor:
+@torch.inference_mode()
+def stock_encoded(model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int) -> Tensor:
     """Run the stock backbone's own forward and the last classifier over tokenised rows: logits [N, classes]."""
     model.eval()
-    order = _order(encodings, sort_by_length)
-    batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    with torch.inference_mode():
-        parts = [model.stock_logits(model.collate([encodings[i] for i in batch])) for batch in batches]
-    return _in_order(order, parts, torch.empty(0, model.num_labels))
+    starts = range(0, len(encodings), batch_size)
+    parts = [model.stock_logits(model.collate(encodings[start : start + batch_size])) for start in starts]
+    return torch.cat(parts).cpu()
 
 
 class _Exited(NamedTuple):
@@ -280,10 +277,6 @@ def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor |
     if not (model.reads_history or rule.reads_history):
         return None
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
-
-
-def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
-    return sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
 
 
 def _in_order(order: list[int], parts: list[Tensor], nothing: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 AnyRecipe = Recipe | TokenRecipe
 
 Loss = Callable[..., Tensor]
-"""(model, batch of the source) -> scalar; a loss names the model and the batch that it takes, and its stage has both."""
+"""(model, batch of the source) -> scalar; every loss names the model and the batch that it takes."""
 
 
 class Source(Protocol):
