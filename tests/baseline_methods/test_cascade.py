@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from transformers import AlbertConfig, AutoModel, BertConfig
 
 from baselines.cascade_bert import CascadeBERT, difficulty_loss

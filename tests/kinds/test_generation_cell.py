@@ -13,17 +13,16 @@ from baselines.references import TokenFull, TokenStatic
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
 from benchmarks.kinds import text_evaluation
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.text_evaluation import PromptDecoder, drafted_knobs, read_references, replay_knobs
+from benchmarks.kinds.text_evaluation import PromptDecoder, drafted_knobs, replay_knobs
 from benchmarks.measure.clock import stock_times
-from benchmarks.measure.text_scores import record_references, reference_losses
+from benchmarks.measure.reference_loss import record_references, reference_losses
 from benchmarks.specs.base import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.testing.tiny import random_prompts
 from consistentee.data.tasks import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.methods.token_methods import TokenMethod
-from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_trace import encode_rows
 
@@ -100,22 +99,6 @@ def test_references_are_judged_where_the_rule_lets_them_leave(model):
             expected.append(-sum(float(said[place, row[0, place + 1]]) for place in places))
         assert losses.nats == pytest.approx(expected, abs=1e-4)
         assert losses.mean == pytest.approx(sum(expected) / losses.tokens.sum(), abs=1e-5)
-
-
-class Stacked(TokenStatic):
-    """A shallower decoder for every knob."""
-
-    def model_at(self, model, knob):
-        return model if knob == model.num_layers else DecoderStack(model, round(knob))
-
-
-def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
-    model = tiny_decoder("llama")
-    for layer in (1, 2, 3):
-        model.add_branch(layer, BranchSpec(copied_layer=4))
-    decoder = decoder_of(model, Stacked())
-    full, (shallow, whole) = read_references(decoder, prompts_of(), [1.0, 4.0])
-    assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
 
 
 def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):

@@ -209,7 +209,6 @@ OF_BOTH = [
     ({"knob": Knob("margin", (1.0, 0.2, -1.0))}, checks.knob_is_ordered, "from the latest exits", "layer 4 with 1,"),
     ({"fit": unseeded}, checks.same_seed_same_numbers, "the same seed gives other numbers", "between two trainings"),
     (NOT_SAVED, checks.saved_and_loaded_it_is_the_same, "the model gives other answers", "not left elsewhere by fit()"),
-
     (
         {"check_task": lambda self, task: None},
         checks.other_tasks_work_or_are_refused,
