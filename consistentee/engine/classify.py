@@ -63,7 +63,7 @@ class LiveView(LayerView):
 
     @cached_property
     def logits(self) -> Tensor:
-        return self._model.classify(self.layer, self)
+        return self._model.classifier(self.layer)(self)
 
     @cached_property
     def row_keys(self) -> Tensor:
