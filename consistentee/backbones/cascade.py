@@ -20,27 +20,14 @@ COMPANION = "companion"
 
 
 class CascadeStepper(EncoderStepper):
-    """Run a companion and then a full backbone, one layer at a time.
-
-    Raises UserError where the two backbones cannot read the same rows or fill the same classifiers.
-    """
+    """Run a companion and then a full backbone of the same family and width, one layer at a time."""
 
     def __init__(self, companion: EncoderStepper, full: EncoderStepper) -> None:
         super().__init__(full.backbone)
         self.companion = companion
         self.full = full
         self.uses_token_types = full.uses_token_types
-        if companion.num_layers >= full.num_layers or companion.width != full.width:
-            raise UserError(
-                f"a companion must have fewer layers than its model and be as wide: it has {companion.num_layers} of "
-                f"width {companion.width}, and the model {full.num_layers} of width {full.width}"
-            )
-        if companion.uses_token_types != full.uses_token_types:
-            raise UserError("a companion must tell the texts of a pair apart the way its model does")
-
-    @property
-    def position_limit(self) -> int:
-        return min(self.companion.position_limit, self.full.position_limit)
+        self.reserved_positions = full.reserved_positions
 
     @property
     def num_layers(self) -> int:
