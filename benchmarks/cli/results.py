@@ -200,7 +200,7 @@ def reproduce(
 ) -> None:
     """Compare a paper's table with our numbers at the printed speed-ups (score @ speed-up); csv adds differences."""
     from benchmarks.analysis.rendering import to_terminal
-    from benchmarks.papers.comparison import compare_with_ours, paper_table, render
+    from benchmarks.commands.reproduce import compare_with_ours, paper_table, render
 
     comparisons, faults = compare_with_ours(name, backbones, results)
     for fault in faults:

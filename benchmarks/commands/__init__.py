@@ -1,1 +1,1 @@
-"""Commands that do not run a suite: one model, method cards, lists, publishing, checks of results and machine."""
+"""Commands that do not run a suite: one model, lists, tables of papers, publishing, checks of results and machine."""

@@ -97,7 +97,7 @@ def _papers() -> Iterator[Sequence[object]]:
     except UserError as error:
         yield "unavailable", error, "", "", ""
         return
-    from benchmarks.papers.comparison import list_papers, load_paper
+    from benchmarks.commands.reproduce import list_papers, load_paper
 
     for name in list_papers():
         table = load_paper(name)

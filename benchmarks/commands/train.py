@@ -31,7 +31,6 @@ from consistentee.deployment.risk_control import control_risk
 from consistentee.errors import UserError
 from consistentee.extras import check_extra
 from consistentee.files import make_folder
-from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import code_file, get_method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import Listener, Position, StopAfterStepError, begin_stage, listening
@@ -122,10 +121,8 @@ def train_model(
     method = get_method(method_name, **parameters)
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
-    if risk is not None:
-        check_shares(risk=risk)
-        if name != "classification":
-            raise UserError("--risk is for tasks of labels")
+    if risk is not None and name != "classification":
+        raise UserError("--risk is for tasks of labels")
     unfinished = out / UNFINISHED
     if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")

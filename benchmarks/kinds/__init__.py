@@ -34,15 +34,5 @@ class Inputs:
         return self._rows[spec.rows]
 
     def parts(self, spec: BaseCellSpec) -> KeyParts:
-        """Collect everything that a cell's results depend on.
-
-        A parameter whose name ends in ``_backbone`` names a backbone: the hashes of its files count too. Raises
-        UserError if the data or a backbone cannot be found.
-        """
-        backbone = self._identity(spec.kind, spec.backbone)
-        others = {
-            name: self._identity(spec.kind, value)
-            for name, value in spec.parameters.items()
-            if name.endswith("_backbone") and isinstance(value, str)
-        }
-        return key_parts(spec, self.rows(spec).fingerprint, {**backbone, **others})
+        """Collect everything that a cell's results depend on. Raises UserError if data or backbone cannot be found."""
+        return key_parts(spec, self.rows(spec).fingerprint, self._identity(spec.kind, spec.backbone))

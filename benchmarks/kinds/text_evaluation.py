@@ -5,8 +5,9 @@ them. The test prompts are then decoded for real at full depth and at knobs arou
 are read.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
@@ -16,23 +17,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.kinds.kind import CellRows
-from benchmarks.kinds.prompt_decoder import PromptDecoder
 from benchmarks.measure.flops import DecodingFlops
 from benchmarks.measure.knobs import ROUNDING, around_budgets
-from benchmarks.measure.text_scores import ReferenceLoss, TextScores, record_references, reference_losses
+from benchmarks.measure.reference_loss import ReferenceLoss, record_references, reference_losses
 from benchmarks.specs.base import GenerationCellSpec
+from benchmarks.specs.schema import canonical_json
 from benchmarks.store.records import GenerationRecord
-from consistentee.data.metrics import rouge, token_match
+from consistentee.data.metrics import rouge, textual_losses, token_match
 from consistentee.data.tasks import PromptSplit, TextTask
-from consistentee.engine.generate import Generations
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.sampling import begin_texts, settings_of
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.methods.calibration import textual_losses
+from consistentee.engine.token_batch import ReadPrompts
+from consistentee.files import computed_once
 from consistentee.methods.token_methods import DraftingMethod, TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_trace import TokenRow, record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.decoder import exit_answers
@@ -63,12 +68,60 @@ class ReplayedKnob:
 
 
 class Written(NamedTuple):
-    """Texts for the test prompts at a place of the curve, their scores, and the loss of the references there."""
+    """Texts for the test prompts at a place of the curve, their scores, and the loss of the references there.
+
+    Scores, by name, are in [0, 1]: against the references, against the full model's texts (ROUGE-L, 1 for equal texts),
+    and the share of places with the full model's token.
+    """
 
     place: int
     texts: Generations
-    scores: TextScores
+    scores: dict[str, NDArray[np.float64]]
     references: ReferenceLoss
+
+
+class PromptDecoder:
+    """Decodes with one trained model, greedily. Prompts are read once for all knobs, as far as memory goes.
+
+    ``store`` keeps the tokens that the full model writes under all that they depend on.
+    """
+
+    def __init__(
+        self, model: MultiExitDecoder, method: TokenMethod, *, max_new_tokens: int, batch_size: int, store: Path | None
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        self.store = store
+        self._read = ReadPrompts()
+
+    def at(self, knob: float, prompts: PromptSplit) -> Generations:
+        """Decode prompts with the method at one value of its knob."""
+        options = self.options if self.method.has_own_loop else self.options | {"read": self._read}
+        return self.method.generate(self.model, prompts.prompts, knob, **options)
+
+    def full(self, prompts: PromptSplit) -> Generations:
+        """Decode prompts at full depth: once for all cells whose backbone has the same weights. It is not timed."""
+        model = self.model
+
+        def write() -> dict[str, Tensor]:
+            written = generate(model, prompts.prompts, NeverExit(), **self.options, read=self._read).tokens
+            lengths = torch.tensor([len(tokens) for tokens in written])
+            return {"tokens": torch.cat([*written, torch.empty(0, dtype=torch.long)]), "lengths": lengths}
+
+        if self.store is None:
+            kept = write()
+        else:
+            weights = model.backbone_fingerprint()
+            described = [weights, *settings_of(model).items(), list(map(str, prompts.prompts)), self.options]
+            key = hashlib.sha256(canonical_json(described).encode()).hexdigest()[:16]
+            kept = computed_once(self.store / f"texts-{key}.safetensors", write)
+        encoded = model.encode(prompts.prompts)
+        texts = begin_texts(model, encoded, max_new_tokens=self.options["max_new_tokens"])
+        for text, tokens in zip(texts, kept["tokens"].split(kept["lengths"].tolist()), strict=True):
+            for token in tokens.tolist():
+                text.add(token, model.num_layers)
+        return Generations.of(texts, encoded, prefill_seconds=0.0, decode_seconds=0.0)
 
 
 class TextEvaluation:
@@ -118,12 +171,12 @@ class TextEvaluation:
     def full(self) -> Generations:
         return self.decoder.full(self.prompts)
 
-    def _scores(self, texts: Generations) -> TextScores:
-        return TextScores(
-            reference=rouge(self.prompts.references, texts.texts, self.rows.task.metrics),
-            full_text=1 - textual_losses(texts.texts, self.full.texts),
-            match=token_match(self.full.tokens, texts.tokens),
-        )
+    def _scores(self, texts: Generations) -> dict[str, NDArray[np.float64]]:
+        return {
+            **rouge(self.prompts.references, texts.texts, self.rows.task.metrics),
+            "rougeL_to_full": 1 - textual_losses(texts.texts, self.full.texts),
+            "match": token_match(self.full.tokens, texts.tokens),
+        }
 
     def record(self, **shared: Any) -> GenerationRecord:
         model, recipe = self.decoder.model, self.spec.recipe
@@ -161,9 +214,7 @@ class TextEvaluation:
         found: dict[str, object] = {
             "place": written.place,
             "layers": float(texts.average_layers) if texts.decoded_tokens else float(depth),
-            **{metric: float(values.mean()) for metric, values in written.scores.reference.items()},
-            "rougeL_to_full": float(written.scores.full_text.mean()),
-            "match": float(written.scores.match.mean()),
+            **{name: float(values.mean()) for name, values in written.scores.items()},
             "nats": written.references.mean,
             "new_tokens": float(sum(map(len, texts.tokens))),
             "decoded_tokens": float(texts.decoded_tokens),
@@ -180,10 +231,8 @@ class TextEvaluation:
             return flops.speculating(written.texts)
         if written.place == len(self.replayed):
             return flops.full_decoding(written.texts)
-        method, model, knob = self.decoder.method, self.decoder.model, self.replayed[written.place].knob
-        decodes = method.model_at(model, knob)
-        own = flops if decodes is model else DecodingFlops(decodes)
-        return own.decoding(written.texts, method.rule(model, knob), method.kv)
+        method, knob = self.decoder.method, self.replayed[written.place].knob
+        return flops.decoding(written.texts, method.rule(self.decoder.model, knob), method.kv)
 
     def frames(self) -> Mapping[str, pd.DataFrame]:
         """Build the frames of a cell; no text is kept, but its tokens, exit layers and scores."""
@@ -195,9 +244,7 @@ class TextEvaluation:
                     "place": written.place,
                     "tokens": [tokens.tolist() for tokens in written.texts.tokens],
                     "exit_layers": [layers.tolist() for layers in written.texts.exit_layers],
-                    **written.scores.reference,
-                    "rougeL_to_full": written.scores.full_text,
-                    "match": written.scores.match,
+                    **written.scores,
                     "nats": written.references.nats,
                 }
             )
@@ -232,37 +279,17 @@ def replay_knobs(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayedK
     a token goes wrong, not what becomes of the text after it.
     """
     model, method = decoder.model, decoder.method
-    rows = _rows_of(model, prompts, decoder.full(prompts))
+    trace = record_tokens(model, _rows_of(model, prompts, decoder.full(prompts)), store=decoder.store)
     candidates = method.candidates if isinstance(method, VocabularyMethod) else None
+    named = exit_answers(trace, candidates=candidates).predictions[trace.may_exit]  # int64 [tokens, exits]
     knobs = [float(knob) for knob in method.knob_values(model)]
-    points: dict[float, ReplayedKnob] = {}
-    wanted = torch.empty(0)
-    for reader, own in _by_model(decoder, knobs):
-        trace = record_tokens(reader, rows, store=decoder.store)
-        named = exit_answers(trace, candidates=candidates).predictions[trace.may_exit]  # int64 [tokens, exits]
-        if reader is model:
-            wanted = named[:, -1:]
-        if not own:
-            continue
-        exits = sweep([method.rule(model, knob) for knob in own], trace)[:, trace.may_exit]
-        for knob, layers in zip(own, exits, strict=True):
-            places = torch.searchsorted(torch.tensor(trace.exit_layers), layers)
-            agreement = float((named == wanted).gather(1, places.unsqueeze(1)).double().mean())
-            points[knob] = ReplayedKnob(knob=knob, layers=float(layers.double().mean()), agreement=agreement)
-    return [points[knob] for knob in knobs]
-
-
-def _by_model(decoder: PromptDecoder, knobs: Iterable[float]) -> list[tuple[MultiExitDecoder, list[float]]]:
-    """Return the models that decode, with their knobs: first the whole model, then parts that decode by themselves."""
-    whole: list[float] = []
-    found = [(decoder.model, whole)]
-    for knob in knobs:
-        reader = decoder.method.model_at(decoder.model, knob)
-        if reader is decoder.model:
-            whole.append(knob)
-        else:
-            found.append((reader, [knob]))
-    return found
+    exits = sweep([method.rule(model, knob) for knob in knobs], trace)[:, trace.may_exit]
+    points = []
+    for knob, layers in zip(knobs, exits, strict=True):
+        places = torch.searchsorted(torch.tensor(trace.exit_layers), layers)
+        agreement = float((named == named[:, -1:]).gather(1, places.unsqueeze(1)).double().mean())
+        points.append(ReplayedKnob(knob=knob, layers=float(layers.double().mean()), agreement=agreement))
+    return points
 
 
 def drafted_knobs(decoder: PromptDecoder, prompts: PromptSplit) -> list[ReplayedKnob]:
@@ -295,10 +322,7 @@ def read_references(
 ) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
     """Return what references lose in the full model, and at every knob: all that is verified is at full depth."""
     model, method = decoder.model, decoder.method
-    losses: dict[float | None, ReferenceLoss] = {}
-    for reader, own in _by_model(decoder, knobs):
-        rules: dict[float | None, ExitRule] = {None: NeverExit()} if reader is model else {}
-        rules |= {knob: NeverExit() if method.drafts else method.rule(model, knob) for knob in own}
-        trace = record_references(reader, prompts, decoder.options["max_new_tokens"], decoder.store)
-        losses |= zip(rules, reference_losses(trace, list(rules.values()), len(prompts)), strict=True)
-    return losses[None], [losses[knob] for knob in knobs]
+    rules = [NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs]
+    trace = record_references(model, prompts, decoder.options["max_new_tokens"], decoder.store)
+    full, *at_knobs = reference_losses(trace, [NeverExit(), *rules], len(prompts))
+    return full, at_knobs

@@ -97,12 +97,11 @@ class EarlyExitLM(HFLM):
 
     @torch.inference_mode()
     def _score(self, rows: Sequence[TokenRow]) -> list[tuple[float, bool]]:
-        decodes = self.method.model_at(self.decoder, self.knob)
-        recorded = record_tokens(decodes, rows, batch_size=len(rows))
+        recorded = record_tokens(self.decoder, rows, batch_size=len(rows))
         trace = replace(recorded, step=recorded.step + 1)  # the first scored token may leave early as well
         exits = replay(self.scoring_rule, trace)
         self.layer_calls, self.tokens = self.layer_calls + float(exits.sum()), self.tokens + len(exits)
-        log_probs, likeliest = _read_off(decodes, trace, exits)
+        log_probs, likeliest = _read_off(trace, exits)
         lengths = [len(scored) for _, scored in rows]
         parts = zip(log_probs.split(lengths), likeliest.split(lengths), strict=True)
         return [(float(row.sum()), bool(agrees.all())) for row, agrees in parts]
@@ -163,12 +162,12 @@ def _cut(context: Sequence[int], scored: Sequence[int], max_length: int) -> Toke
     return list(context)[-room:], list(scored)
 
 
-def _read_off(model: MultiExitDecoder, trace: TokenTrace, exits: Tensor) -> tuple[Tensor, Tensor]:
+def _read_off(trace: TokenTrace, exits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log-probability of every token at its exit, and whether it is the likeliest one there: [N] each."""
     log_probs, likeliest = torch.zeros(len(trace)), torch.zeros(len(trace), dtype=torch.bool)
     for index, layer in enumerate(trace.exit_layers):
         for tokens in (exits == layer).nonzero().flatten().split(CHUNK):
-            said = model.logits(layer, trace.states(index, tokens)).float().log_softmax(dim=-1).cpu()
+            said = trace.model.logits(layer, trace.states(index, tokens)).float().log_softmax(dim=-1).cpu()
             targets = trace.targets[tokens]
             log_probs[tokens] = said.gather(1, targets.unsqueeze(1)).squeeze(1)
             likeliest[tokens] = said.argmax(dim=-1) == targets

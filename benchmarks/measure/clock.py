@@ -8,14 +8,13 @@ end in use, so the time of a decoded token is compared.
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import StoppingCriteriaList
 
 from benchmarks.specs.base import TimingSpec
+from consistentee.engine.speculation import stock_generate
 from consistentee.engine.transcript import clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps, listening
@@ -91,40 +90,22 @@ def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: 
 # ---------------------------------------------------------------------------------------------- decoding
 
 
-@torch.inference_mode()
 def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> BatchTimes:
     """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
     prompts = list(map(torch.tensor, rows))
-    tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left")
-    mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
-    times: list[float] = []
-
-    def note_time(input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """Note when there is a new token, and stop nothing."""
-        times.append(clock(model.device) if not times else times[0])
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    start = clock(model.device)
-    output = model.backbone.generate(
-        input_ids=tokens.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=length,
-        do_sample=False,
-        eos_token_id=sorted(model.end_tokens) or None,
-        pad_token_id=model.pad_id,
-        stopping_criteria=StoppingCriteriaList([note_time]),
-    )
-    end = clock(model.device)
-    steps = output.shape[1] - tokens.shape[1] - 1
-    texts, ends = output[:, tokens.shape[1] :].tolist(), model.end_tokens
+    tokens = pad_sequence(prompts, batch_first=True, padding_value=model.pad_id, padding_side="left").to(model.device)
+    mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left").to(model.device)
+    written, prefill_seconds, seconds = stock_generate(model, tokens, mask, length)
+    steps, ends = written.shape[1] - 1, model.end_tokens
+    texts = written.tolist()
     decoded = sum(next((place for place, token in enumerate(text) if token in ends), steps) for text in texts)
     return BatchTimes(
-        seconds=end - times[0],
+        seconds=seconds,
         units=decoded,
         layer_calls=float(decoded * model.num_layers),
-        prefill_seconds=times[0] - start,
+        prefill_seconds=prefill_seconds,
         head_seconds=head_seconds(model, len(rows), steps),
-        completed=[end - start] * len(rows),
+        completed=[prefill_seconds + seconds] * len(rows),
     )
 
 

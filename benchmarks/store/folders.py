@@ -195,11 +195,6 @@ def parse_record(path: Path, schema: type[SchemaT]) -> tuple[SchemaT | None, str
         return None, None
     except (OSError, UnicodeDecodeError) as error:
         return None, f"unreadable: {error}"
-    return parse_text(text, schema)
-
-
-def parse_text(text: str, schema: type[SchemaT]) -> tuple[SchemaT | None, str | None]:
-    """Return the record in the text of a JSON file, or what is wrong with it."""
     text, fault = unsealed(text)
     try:
         record = schema.model_validate_json(text)

@@ -44,10 +44,10 @@ def unsealed(text: str) -> tuple[str, str | None]:
     return "{" + rest[len(',\n "files": ,') + len(files) :], fault
 
 
-def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
+def file_fault(path: Path, *, sealed: bool = False) -> str | None:
     """Describe what is wrong with a JSON file that carries hashes, or which of its listed files has changed.
 
-    With ``names`` only these of the listed files count; if it is ``sealed``, it must be there and have hashes.
+    If it is ``sealed``, it must be there and have hashes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
         return fault
     for name, digest in json.loads(seal[3]).items():
         try:
-            if name in (names or [name]) and hash_file(path.parent / name) != digest:
+            if hash_file(path.parent / name) != digest:
                 return f"{name}: {_OTHER_HASH}"
         except OSError as error:
             return f"{name}: {error.strerror}"

@@ -250,9 +250,6 @@ class TokenCase(Case):
         """The tokens that the stock model's own ``generate`` writes after each prompt."""
         return [torch.tensor(stock_tokens(self.model, prompt, NEW_TOKENS)) for prompt in self.prompts]
 
-    def model_at(self, knob: float) -> MultiExitDecoder:
-        return self.method.model_at(self.model, knob)
-
     def live(
         self,
         knob: float,
@@ -265,7 +262,7 @@ class TokenCase(Case):
         watched, prompts = watched or WatchedRule(self.rule(knob)), self.prompts if prompts is None else prompts
         options |= {"max_new_tokens": NEW_TOKENS, "batch_size": batch_size}
         with watched.failures_described(knob, self.model.num_layers):
-            return generate_encoded(self.model_at(knob), prompts, watched, **options)
+            return generate_encoded(self.model, prompts, watched, **options)
 
     def swept(self, values: Sequence[float]) -> Tensor:
         return super().swept(values)[:, self.trace.may_exit]
@@ -273,14 +270,14 @@ class TokenCase(Case):
     def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
         return texts_of(self.live(knob, watched=watched, kv=self.method.kv))
 
-    def trace_of(self, written: Generations, knob: float) -> TokenTrace:
+    def trace_of(self, written: Generations) -> TokenTrace:
         rows = list(zip(self.prompts, (tokens.tolist() for tokens in written.tokens), strict=True))
-        return record_tokens(self.model_at(knob), rows)
+        return record_tokens(self.model, rows)
 
     def live_and_replayed(self, knob: float) -> tuple[ExitsAndAnswers, ExitsAndAnswers]:
         """Run all texts live with exact keys and values, because a trace has no projected ones, and replay them."""
         live = self.live(knob, kv="exact")
-        trace = self.trace_of(live, knob)
+        trace = self.trace_of(live)
         exits = self.replayed(knob, trace)
         candidates = self.method.candidates if isinstance(self.method, VocabularyMethod) else None
         places = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
@@ -305,7 +302,7 @@ class TokenCase(Case):
             yield f"at batch size {size}", self.stock, ours
 
     def work(self, knob: float) -> Iterator[tuple[int, int]]:
-        few, model = self.prompts[:FEW], self.model_at(knob)
+        few, model = self.prompts[:FEW], self.model
         with counted_calls(model) as calls:
             projected = self.live(knob, few, kv="propagate")
         # Every prompt has more than one token: a call with one token a row is decoding.
@@ -326,7 +323,7 @@ class TokenCase(Case):
         """Texts written alone may end elsewhere; the traces are of these."""
         alone, together = (self.live(knob, kv="exact", batch_size=size) for size in (1, PROMPTS))
         layers = [torch.cat(run.exit_layers).tolist() for run in (alone, together)]
-        trace = self.trace_of(alone, knob)
+        trace = self.trace_of(alone)
         return layers[0], layers[1], trace, [trace.select(token) for token in torch.arange(len(trace)).split(1)]
 
 

@@ -28,7 +28,6 @@ class WatchedRule(ExitRule):
 
     def __init__(self, rule: ExitRule) -> None:
         self.rule = rule
-        self.reads_history = rule.reads_history
         self.reading_layers: set[int] = set()
         self.layer = 0
         self._rows_at_start = self._rows_now = 0
@@ -155,7 +154,7 @@ def reference_logits(model: MultiExitModel, encodings: Sequence[Encoding], batch
         for layer in range(1, model.num_layers + 1):
             hidden = torch.where(exits >= layer, stock.step(layer, hidden, context), hidden)
         pooled = model.pool(model.num_layers, hidden, batch.padding_mask)
-        logits.append(model.classify(model.num_layers, RecordedLayer(pooled.unsqueeze(1))))
+        logits.append(model.classifier(model.num_layers)(RecordedLayer(pooled.unsqueeze(1))))
     return torch.cat(logits)
 
 

@@ -18,34 +18,16 @@ from consistentee.errors import UserError
 COMPANION = "companion"
 """What a model calls the module that is its companion."""
 
-# Capitals, accents and punctuation: where tokenizers of one vocabulary still part ways.
-_PROBE = "Does Zürich's 3.5% naïvely rise? ONE, two: three_4!"
-
-_PROBED_ENTRIES = 200
-
 
 class CascadeStepper(EncoderStepper):
-    """Run a companion and then a full backbone, one layer at a time.
-
-    Raises UserError where the two backbones cannot read the same rows or fill the same classifiers.
-    """
+    """Run a companion and then a full backbone of the same family and width, one layer at a time."""
 
     def __init__(self, companion: EncoderStepper, full: EncoderStepper) -> None:
         super().__init__(full.backbone)
         self.companion = companion
         self.full = full
         self.uses_token_types = full.uses_token_types
-        if companion.num_layers >= full.num_layers or companion.width != full.width:
-            raise UserError(
-                f"a companion must have fewer layers than its model and be as wide: it has {companion.num_layers} of "
-                f"width {companion.width}, and the model {full.num_layers} of width {full.width}"
-            )
-        if companion.uses_token_types != full.uses_token_types:
-            raise UserError("a companion must tell the texts of a pair apart the way its model does")
-
-    @property
-    def position_limit(self) -> int:
-        return min(self.companion.position_limit, self.full.position_limit)
+        self.reserved_positions = full.reserved_positions
 
     @property
     def num_layers(self) -> int:
@@ -112,16 +94,3 @@ def first_layers(stepper: EncoderStepper, layers: int) -> Any:
     copies = {name: weight for name, weight in stepper.backbone.state_dict().items() if name in weights}
     backbone.load_state_dict(weights | copies)
     return backbone
-
-
-def check_same_tokens(first: Any, second: Any) -> None:
-    """Raise UserError unless two tokenizers turn texts into the same tokens."""
-    if first is second:
-        return
-    vocabulary = first.get_vocab()
-    if vocabulary != second.get_vocab():
-        raise UserError("a companion must have the vocabulary of its model, and this one has another")
-    known = " ".join(sorted(vocabulary)[:: max(1, len(vocabulary) // _PROBED_ENTRIES)])
-    probes = ((_PROBE,), (known.upper(), _PROBE))  # the last one is a pair
-    if any(first(*texts)["input_ids"] != second(*texts)["input_ids"] for texts in probes):
-        raise UserError("a companion must have the tokenizer of its model, and this one cuts the same text differently")

@@ -54,6 +54,12 @@ class LiveView(LayerView):
         self._past = past
 
     @cached_property
+    def history(self) -> Tensor:
+        """``pooled`` of layers 1 to this one, for classifiers that read it: [rows, layer, width]."""
+        assert self._past is not None
+        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
+
+    @cached_property
     def hidden(self) -> Tensor:
         return self._model.stepper.read(self.layer, self._hidden)
 
@@ -63,7 +69,7 @@ class LiveView(LayerView):
 
     @cached_property
     def logits(self) -> Tensor:
-        return self._model.classify(self.layer, self)
+        return self._model.classifier(self.layer)(self)
 
     @cached_property
     def row_keys(self) -> Tensor:
@@ -118,7 +124,7 @@ def classify_encoded(
     if in_flight is not None and in_flight < batch_size:
         raise UserError(f"{in_flight} rows in flight are fewer than a batch, {batch_size}")
     model.eval()
-    order = _order(encodings, sort_by_length)
+    order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
     exited = _run(model, [encodings[i] for i in order], rule, batch_size, in_flight)
     numbers = [order[number] for part in exited for number in part.numbers]
     logits = _in_order(numbers, [part.logits for part in exited], torch.empty(0, model.num_labels))
@@ -128,16 +134,13 @@ def classify_encoded(
     return Predictions(predictions_of(logits), exit_layers, logits, ran)
 
 
-def stock_encoded(
-    model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int, sort_by_length: bool = False
-) -> Tensor:
+@torch.inference_mode()
+def stock_encoded(model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int) -> Tensor:
     """Run the stock backbone's own forward and the last classifier over tokenised rows: logits [N, classes]."""
     model.eval()
-    order = _order(encodings, sort_by_length)
-    batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    with torch.inference_mode():
-        parts = [model.stock_logits(model.collate([encodings[i] for i in batch])) for batch in batches]
-    return _in_order(order, parts, torch.empty(0, model.num_labels))
+    starts = range(0, len(encodings), batch_size)
+    parts = [model.stock_logits(model.collate(encodings[start : start + batch_size])) for start in starts]
+    return torch.cat(parts).cpu()
 
 
 class _Exited(NamedTuple):
@@ -168,7 +171,7 @@ class _ActiveRows:
         batch = model.collate([encodings[number] for number in numbers])
         state = start_rule(rule, len(numbers), model.num_layers, model.device)
         hidden, context = model.stepper.begin(batch)
-        return cls(model, numbers, batch, hidden, state, no_history_yet(model, rule, len(numbers)), context)
+        return cls(model, numbers, batch, hidden, state, no_history_yet(model, len(numbers)), context)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -275,15 +278,11 @@ def _run(
             waiting[layer + 1] = waiting[layer + 1].join(stayed) if layer + 1 in waiting else stayed
 
 
-def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor | None:
-    """Return the empty history before layer 1 [rows, 0, width], or None where nothing reads it."""
-    if not (model.reads_history or rule.reads_history):
+def no_history_yet(model: MultiExitModel, rows: int) -> Tensor | None:
+    """Return the empty history before layer 1 [rows, 0, width], or None where no classifier reads it."""
+    if not model.reads_history:
         return None
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
-
-
-def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
-    return sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
 
 
 def _in_order(order: list[int], parts: list[Tensor], nothing: Tensor) -> Tensor:

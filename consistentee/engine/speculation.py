@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from consistentee.arguments import Fraction, NotNegative, Positive, Texts, checked
 from consistentee.backbones.decoders import DecoderContext, KeysValues
@@ -363,38 +363,53 @@ def generate_with_stock_drafts(
     )
 
 
-class _StockRun(StoppingCriteria):
-    """Write one text with ``generate``; count passes of the last layer, and record when each has given its tokens."""
+class _StockRun:
+    """Write one text with ``generate``, and count the passes of the last layer."""
 
     def __init__(
         self, model: MultiExitDecoder, text: Transcript, drafts: Mapping[str, int], max_new_tokens: int
     ) -> None:
-        self._device, self._ends, prompt = model.device, list[float](), torch.tensor([text.prompt], device=model.device)
-        read: list[int] = []
+        prompt, read = torch.tensor([text.prompt], device=model.device), list[int]()
         last = model.stepper.layer_module(model.num_layers)
         hook = last.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
-        start = clock(self._device)
         try:
-            output = model.backbone.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=sorted(model.end_tokens) or None,
-                pad_token_id=model.pad_id,
-                stopping_criteria=StoppingCriteriaList([self]),
-                **drafts,
-            )
+            written, *seconds = stock_generate(model, prompt, torch.ones_like(prompt), max_new_tokens, **drafts)
         finally:
             hook.remove()
-        self.prefill_seconds, self.decode_seconds = self._ends[0] - start, self._ends[-1] - self._ends[0]
+        self.prefill_seconds, self.decode_seconds = seconds
         self.passes = len(read) - 1
         self.drafted = sum(read) - prompt.shape[1] - self.passes
-        for token in output[0, prompt.shape[1] :].tolist():
+        for token in written[0].tolist():
             if text.ended_by is None:
                 text.add(token, model.num_layers)
         self.accepted = max(len(text.tokens) - len(read), 0)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        self._ends.append(clock(self._device))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+@torch.inference_mode()
+def stock_generate(
+    model: MultiExitDecoder, tokens: Tensor, padding_mask: Tensor, max_new_tokens: int, **options: Any
+) -> tuple[Tensor, float, float]:
+    """Run the stock model's own greedy ``generate`` on prompts that are padded on the left, [rows, T].
+
+    Returns:
+        The new tokens, int64 [rows, at most max_new_tokens]; the seconds up to the first of them, and after it.
+    """
+    first: list[float] = []
+
+    def note_first(input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        if not first:
+            first.append(clock(model.device))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # stops nothing
+
+    start = clock(model.device)
+    output = model.backbone.generate(
+        tokens,
+        attention_mask=padding_mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(model.end_tokens) or None,
+        pad_token_id=model.pad_id,
+        stopping_criteria=StoppingCriteriaList([note_first]),
+        **options,
+    )
+    return output[:, tokens.shape[1] :], first[0] - start, clock(model.device) - first[0]

@@ -63,15 +63,11 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         """Whether the method decodes in a way of its own."""
         return type(self).generate is not TokenMethod.generate
 
-    def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
-        """Return the decoder for a knob: ``model``, or a shallower one (:class:`consistentee.DecoderStack`)."""
-        return model
-
     def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
         """Generate a text for every prompt; ``options`` are those of :func:`consistentee.generate` except ``kv``."""
         from consistentee.engine.generate import generate
 
-        return generate(self.model_at(model, knob), prompts, self.rule(model, knob), kv=self.kv, **options)
+        return generate(model, prompts, self.rule(model, knob), kv=self.kv, **options)
 
     def options_of_drafts(self, knob: float, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return options without those of batches, for drafts. Raises UserError for ``sampling`` and ``in_flight``."""

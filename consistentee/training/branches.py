@@ -105,11 +105,11 @@ class ValidationLoss:
     states: RowStates
 
     @torch.no_grad()
-    def __call__(self, model: MultiExitDecoder) -> float:
+    def __call__(self) -> float:
         losses, tokens = [], []
         for rows in torch.arange(len(self.states)).split(_ROWS_AT_A_TIME):
             batch = self.states.batch(rows)
-            losses.append(branch_loss(model, batch).item())
+            losses.append(branch_loss(self.states.model, batch).item())
             tokens.append(len(batch.rows.targets))
         return -fmean(losses, tokens)
 

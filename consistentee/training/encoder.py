@@ -53,15 +53,16 @@ class FeatureBatch:
 class ValidationJudge:
     """The score of a model on validation rows: the mean over exits, or that of the last exit."""
 
+    model: MultiExitModel
     encodings: Sequence[Encoding]
     labels: Sequence[Label]
     metric: str
     precision: PrecisionSetting
     every_exit: bool = True
 
-    def __call__(self, model: MultiExitModel) -> float:
-        with model.layers_in(precision_used(self.precision, model.device)):
-            answers = predictions_of(record_logits(model, self.encodings))
+    def __call__(self) -> float:
+        with self.model.layers_in(precision_used(self.precision, self.model.device)):
+            answers = predictions_of(record_logits(self.model, self.encodings))
         scored = answers if self.every_exit else answers[:, -1:]
         return fmean(score(self.metric, self.labels, answer) for answer in scored.T.numpy())
 
@@ -183,7 +184,7 @@ def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> To
     """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
     model.description.max_length = recipe.max_length
     rows, validation = recipe.training_rows(task.train), validation_source(model, task, recipe)
-    judge = ValidationJudge(validation.encodings, task.validation.labels, task.metric, recipe.precision)
+    judge = ValidationJudge(model, validation.encodings, task.validation.labels, task.metric, recipe.precision)
     return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
 
 

@@ -57,6 +57,9 @@ _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
 AnyRecipe = Recipe | TokenRecipe
 
+Loss = Callable[..., Tensor]
+"""(model, batch of the source) -> scalar; every loss names the model and the batch that it takes."""
+
 
 class Source(Protocol):
     """A number of rows, which a stage reads in batches."""
@@ -71,17 +74,17 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Return the number of rows."""
 
-    def batch(self, rows: Tensor, step: int) -> Any:
-        """Return the given rows, padded, on the model's device."""
+    def batch(self, rows: Tensor, step: int) -> object:
+        """Return the given rows, padded, on the model's device, as the loss takes them."""
 
     def fingerprint(self) -> str:
         """Return a hash of all rows."""
 
 
 class Judge(Protocol):
-    """A score of a model on validation rows."""
+    """A score on validation rows of the model that a stage trains."""
 
-    def __call__(self, model: Any, /) -> float:
+    def __call__(self) -> float:
         """Score the model as it is."""
 
     def fingerprint(self) -> str:
@@ -94,7 +97,7 @@ class Stage:
 
     Attributes:
         name: for progress bars and the store.
-        loss: (model, batch of the source) -> scalar.
+        loss: see :data:`Loss`.
         trains: prefixes of the names of the weights that change; all others are frozen.
         epochs, batch_size: how long.
         learning_rate: peak rate of the backbone, if it is trained.
@@ -108,7 +111,7 @@ class Stage:
     """
 
     name: str
-    loss: Callable[[Any, Any], Tensor]
+    loss: Loss
     trains: tuple[str, ...]
     batch_size: int
     learning_rate: float
@@ -312,7 +315,7 @@ def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: tor
 
 def _add_score(model: MultiExit, stage: Stage, judge: Judge) -> list[float]:
     model.eval()
-    score = judge(model)
+    score = judge()
     model.train(stage.dropout)
     scores = model.description.validation_by_epoch.setdefault(stage.name, [])
     scores.append(score)
@@ -414,7 +417,7 @@ def hash_of_stage(model: MultiExit, source: Source, stage: Stage, recipe: AnyRec
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
+def _name_of(loss: Loss, method: str) -> list[str]:
     """Return what identifies a loss.
 
     Losses of this package are covered by TRAINING_VERSION: their name. Losses of a method: also the method. A user's
@@ -422,7 +425,7 @@ def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     """
     if isinstance(loss, partial):
         wrapped = [given for given in loss.args if inspect.isfunction(given) or inspect.ismethod(given)]
-        parts: list[Callable[..., Tensor]] = [loss.func, *wrapped]
+        parts: list[Loss] = [loss.func, *wrapped]
         return [name for part in parts for name in _name_of(part, method)]
     if loss.__module__.startswith(_OWN_PACKAGE):
         return [loss.__qualname__]

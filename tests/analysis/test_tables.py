@@ -36,7 +36,7 @@ from benchmarks.analysis.tables import (
     table_named,
     tables_of,
 )
-from benchmarks.papers.comparison import (
+from benchmarks.commands.reproduce import (
     PAPER,
     PaperComparison,
     compare,

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tokenizers import normalizers
-from transformers import AlbertConfig, AutoModel, BertConfig
+from transformers import AlbertConfig, AutoModel
 
 from baselines.cascade_bert import CascadeBERT, difficulty_loss
 from benchmarks.measure.flops import FlopModel
-from benchmarks.testing.tiny import FAMILIES, make_tokenizer, random_texts
+from benchmarks.testing.tiny import FAMILIES, random_texts
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
@@ -62,25 +61,10 @@ def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(ca
     classify(cascade, random_texts(20), CascadeBERT().rule(cascade, 0.0), batch_size=7)
 
 
-@pytest.mark.parametrize(
-    ("changes", "difference", "message"),
-    [
-        ({}, "case", "cuts the same text differently"),
-        ({"hidden_size": 16}, None, "of width 16, and the model"),
-        ({"num_hidden_layers": DEPTH}, None, "fewer layers than its model"),
-        ({}, "pooling", "labels, pooling and pooler"),
-    ],
-)
-def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, changes, difference, message):
-    model, tokenizer = tiny_model(pooling="cls", pooler="none"), make_tokenizer(uses_token_types=True)
-    config = BertConfig(**(model.backbone.config.to_dict() | {"num_hidden_layers": 2} | changes))
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    if difference == "case":
-        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    tokenizer.save_pretrained(tmp_path)
-    pooling = "mean" if difference == "pooling" else "cls"
-    with pytest.raises(UserError, match=message):
-        add_companion(model, MultiExitModel.from_backbone(str(tmp_path), 3, pooling=pooling, pooler="none"))
+def test_a_companion_of_another_model_is_refused(tiny_model):
+    model = tiny_model()
+    with pytest.raises(UserError, match=r"by first_layers\(\)"):
+        add_companion(model, tiny_model().first_layers(COMPANION))
     assert (model.companion_layers, model.num_layers) == (0, DEPTH)
 
 

@@ -41,7 +41,7 @@ def test_untrained_first_layers_answer_as_a_stock_model_with_as_many_layers(tiny
     with torch.no_grad():
         hidden = stock(**batch.model_inputs).last_hidden_state
         pooled = model.pool(DEPTH, hidden, batch.padding_mask)
-        expected = model.classify(DEPTH, RecordedLayer(pooled.unsqueeze(1)))
+        expected = model.classifier(DEPTH)(RecordedLayer(pooled.unsqueeze(1)))
         torch.testing.assert_close(model.stock_logits(batch), expected)
         torch.testing.assert_close(model(batch).logits[:, -1], expected)
 

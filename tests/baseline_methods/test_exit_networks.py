@@ -79,7 +79,7 @@ def test_ensembles_of_ztw_answer_as_a_plain_loop(tiny_model):
         before = weights["output.weight"] @ inputs + weights["output.bias"]
         said.append(before.log_softmax(dim=0))
         total = sum(weights["exponents"][j].exp() * said[j] for j in range(layer))
-        answer = model.classify(layer, RecordedLayer(pooled[None, :layer]))[0]
+        answer = model.classifier(layer)(RecordedLayer(pooled[None, :layer]))[0]
         torch.testing.assert_close(answer, total / layer + weights["bias"])
 
 
@@ -87,7 +87,7 @@ def test_a_product_multiplies_the_exits_so_far(tiny_model):
     model = ProductOfExperts().fit(tiny_model(), make_task(), RECIPE)
     joint = get_method("pabee").fit(tiny_model(), make_task(), RECIPE)
     history = torch.randn(5, 3, model.width)
-    said = torch.stack([joint.classify(t, RecordedLayer(history[:, :t])) for t in (1, 2, 3)], dim=1)
+    said = torch.stack([joint.classifier(t)(RecordedLayer(history[:, :t])) for t in (1, 2, 3)], dim=1)
     weighted = functional.softplus(said) ** torch.tensor([1 / 4, 2 / 4, 3 / 4]).view(1, 3, 1)
     products = weighted.prod(dim=1)
     answers = model.classifier(3)(RecordedLayer(history)).softmax(dim=-1)

@@ -11,20 +11,18 @@ import torch
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
-from benchmarks.kinds import prompt_decoder
+from benchmarks.kinds import text_evaluation
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.prompt_decoder import PromptDecoder
-from benchmarks.kinds.text_evaluation import drafted_knobs, read_references, replay_knobs
+from benchmarks.kinds.text_evaluation import PromptDecoder, drafted_knobs, replay_knobs
 from benchmarks.measure.clock import stock_times
-from benchmarks.measure.text_scores import record_references, reference_losses
+from benchmarks.measure.reference_loss import record_references, reference_losses
 from benchmarks.specs.base import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.testing.tiny import random_prompts
 from consistentee.data.tasks import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.methods.token_methods import TokenMethod
-from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_trace import encode_rows
 
@@ -103,22 +101,6 @@ def test_references_are_judged_where_the_rule_lets_them_leave(model):
         assert losses.mean == pytest.approx(sum(expected) / losses.tokens.sum(), abs=1e-5)
 
 
-class Stacked(TokenStatic):
-    """A shallower decoder for every knob."""
-
-    def model_at(self, model, knob):
-        return model if knob == model.num_layers else DecoderStack(model, round(knob))
-
-
-def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
-    model = tiny_decoder("llama")
-    for layer in (1, 2, 3):
-        model.add_branch(layer, BranchSpec(copied_layer=4))
-    decoder = decoder_of(model, Stacked())
-    full, (shallow, whole) = read_references(decoder, prompts_of(), [1.0, 4.0])
-    assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
-
-
 def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):
     rows = model.encode(random_prompts(3, seed=5))
     full = generate(model, random_prompts(3, seed=5), NeverExit(), max_new_tokens=7)
@@ -177,5 +159,5 @@ def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path,
     decoder_of(model, store=tmp_path, tokens=5).full(prompts)
     decoder_of(model, store=tmp_path).full(prompts_of(seed=1))
     assert len(list(tmp_path.glob("texts-*.safetensors"))) == 3, "one for each length and all prompts"
-    monkeypatch.setattr(prompt_decoder, "generate", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(text_evaluation, "generate", lambda *_, **__: pytest.fail("decoded again"))
     assert equal(decoder_of(model, TokenFull(), store=tmp_path).full(prompts), full)

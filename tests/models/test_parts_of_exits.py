@@ -118,4 +118,4 @@ def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):
                 losses.append(functional.cross_entropy(logits, wanted, reduction="none"))
         by_hand = torch.stack([torch.cat(losses[place::3]).mean() for place in range(3)]).mean()
     torch.testing.assert_close(together, by_hand)
-    assert ValidationLoss(states)(model) == pytest.approx(-float(by_hand), rel=1e-5)
+    assert ValidationLoss(states)() == pytest.approx(-float(by_hand), rel=1e-5)

@@ -30,7 +30,6 @@ HARNESS_FOLDERS = (
     "kinds",
     "analysis",
     "run",
-    "papers",
     "testing",
     "commands",
     "lm_eval",

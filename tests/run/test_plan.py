@@ -1,32 +1,14 @@
 """The plan of a run: the state of every cell, the parts of its key, an estimate of the time."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small_suite import Bench
 
-from benchmarks.kinds import Inputs
 from benchmarks.run import cell as cells
 from benchmarks.run.pool import Schedule
-from benchmarks.specs.suites import expand, load_suite
 from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE
-from benchmarks.store.keys import stale_reason
-from benchmarks.store.records import KeyParts
-
-METHOD_WITH_BACKBONE = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from baselines.pabee import PABEE
-
-
-@dataclass(frozen=True)
-class Mine(PABEE):
-    name: ClassVar[str] = "mine"
-    other_backbone: str | None = None
-"""
 
 
 @pytest.mark.usefixtures("untimed", "unreported")
@@ -58,21 +40,3 @@ def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(
     assert "would be set aside" in lines[0]
     assert not list(bench.out.rglob("*.damaged-*"))
     assert not list(bench.out.rglob(FAILURE_FILE))
-
-
-def test_files_of_a_backbone_in_a_parameter_change_the_key(tmp_path, tiny_backbone):
-    bench = Bench(tmp_path, tiny_backbone("bert"))
-    other = tmp_path / "other"
-    shutil.copytree(tiny_backbone("bert"), other)
-    file = tmp_path / "mine.py"
-    file.write_text(METHOD_WITH_BACKBONE)
-
-    def parts(weights: str) -> KeyParts:
-        (other / "model.safetensors").write_text(weights)
-        entry = {"method": f"{file}:Mine", "parameters": {"other_backbone": str(other)}}
-        (spec,) = expand(load_suite(bench.write(methods=[entry])))
-        return Inputs(None).parts(spec)
-
-    assert parts("first") == parts("first")
-    changed = "backbone.other_backbone.files.model.safetensors changed"
-    assert stale_reason(parts("first"), parts("second")) == changed

@@ -79,8 +79,7 @@ def test_there_is_no_hole_in_the_cache(case_of, method_name: str, family: str):
     case = case_of(method_name, family)
     for knob in case.knobs:
         live = texts_of(case.live(knob, case.prompts[:FEW], kv="propagate"))
-        model = case.model_at(knob)
-        eager = [eager_tokens(model, prompt, case.rule(knob), NEW_TOKENS) for prompt in case.prompts[:FEW]]
+        eager = [eager_tokens(case.model, prompt, case.rule(knob), NEW_TOKENS) for prompt in case.prompts[:FEW]]
         assert [(row.answers.tolist(), row.layers) for row in live] == eager
 
 

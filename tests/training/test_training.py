@@ -305,7 +305,7 @@ class TestTheJudge:
         stage = replace(token_stage("mine", own_loss, RECIPE), epochs=6, judge=judge, patience=2)
 
         def trained() -> Any:
-            model = tiny_model()
+            judge.model = model = tiny_model()
             run_stage(model, training_source(model, make_task(rows=32), RECIPE), stage, recipe)
             return model
 
@@ -323,13 +323,14 @@ class ScriptedJudge:
 
     def __init__(self, scores: list[float], dies_at: int | None) -> None:
         self.scores, self.dies_at, self.weights = scores, dies_at, []
+        self.model: Any = None
 
-    def __call__(self, model: Any) -> float:
-        epoch = len(model.description.validation_by_epoch.get("mine", [])) + 1
+    def __call__(self) -> float:
+        epoch = len(self.model.description.validation_by_epoch.get("mine", [])) + 1
         if epoch == self.dies_at:
             self.dies_at = None
             raise KeyboardInterrupt
-        self.weights.append(model.classifiers[0].weight.detach().clone())
+        self.weights.append(self.model.classifiers[0].weight.detach().clone())
         return self.scores[epoch - 1]
 
     def fingerprint(self) -> str:

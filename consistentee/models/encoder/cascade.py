@@ -2,27 +2,25 @@
 
 from torch import nn
 
-from consistentee.backbones.cascade import CascadeStepper, check_same_tokens
+from consistentee.backbones.cascade import CascadeStepper
 from consistentee.backbones.encoders import stepper_for
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 
 def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
-    """Put a smaller complete model before ``model``, which takes over its modules.
+    """Put a smaller complete model, made by its ``first_layers``, before ``model``, which takes over its modules.
 
     From now on layers 1..k are the companion's, with its classifiers; the model's own follow, and start from the
     tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
 
-    Raises UserError if the two do not fit together, and ValueError if the model has learned heads, token exits or a
-    companion already.
+    Raises UserError for another companion, and ValueError if the model has learned heads, token exits or a companion
+    already.
     """
     if model.exit_heads or model.stepper.own_modules:
         raise ValueError("a companion must be added once, before any learned head, and without token exits")
-    check_same_tokens(companion.tokenizer, model.tokenizer)
-    settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
-    if settings[0] != settings[1]:
-        raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
+    if companion.tokenizer is not model.tokenizer:
+        raise UserError("a companion must be made of its model, by first_layers()")
     if {companion.description.classifier.kind, model.description.classifier.kind} != {"linear"}:
         raise UserError("a companion and its model must have linear classifiers")
     stepper = CascadeStepper(stepper_for(companion.backbone), stepper_for(model.backbone))

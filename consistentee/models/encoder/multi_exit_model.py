@@ -32,7 +32,6 @@ from consistentee.models.classifiers import (
     InternalClassifier,
     KeptHead,
     LinearClassifier,
-    ReadableLayer,
     RecordedLayer,
     check_classifier,
     classifier_class,
@@ -352,10 +351,6 @@ class MultiExitModel(MultiExit):
         """Return the pooled input of the classifier of layer ``layer``: [rows, width]."""
         return self.apply_pooler(layer, self.pool_tokens(layer, hidden, padding_mask))
 
-    def classify(self, layer: int, readable: ReadableLayer) -> Tensor:
-        """Return the logits of the internal classifier of layer ``layer``, whatever it reads: [rows, classes]."""
-        return self.classifier(layer)(readable)
-
     def forward(self, batch: Batch, *, cut_after: Collection[int] = ()) -> LayerOutputs:
         """Run all layers on all rows; no gradient of later layers passes the layers ``cut_after``."""
         keeps_tokens = self.reads_tokens
@@ -396,19 +391,19 @@ class MultiExitModel(MultiExit):
         pooled = vectors
         if len(self.poolers):
             pooled = torch.stack([self.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
-        logits = [self.classify(t, RecordedLayer(pooled[:, :t], states[t - 1], padding_mask)) for t in layers]
+        logits = [self.classifier(t)(RecordedLayer(pooled[:, :t], states[t - 1], padding_mask)) for t in layers]
         return LayerOutputs(vectors, pooled, torch.stack(logits, dim=1))
 
     def stock_logits(self, batch: Batch) -> Tensor:
         """Run the stock backbone's own forward and the last classifier, without exits: [rows, classes]."""
-        reads_history = self.classifier(self.num_layers).reads_history
+        last = self.classifier(self.num_layers)
         with self._layers_precision():
-            output = self.backbone(**batch.model_inputs, output_hidden_states=reads_history)
-        earlier = output.hidden_states[1:-1] if reads_history else ()
+            output = self.backbone(**batch.model_inputs, output_hidden_states=last.reads_history)
+        earlier = output.hidden_states[1:-1] if last.reads_history else ()
         first = self.num_layers - len(earlier)
         states = [self.stepper.read(t, state.to(self.dtype)) for t, state in enumerate(earlier, start=first)]
         states.append(output.last_hidden_state.to(self.dtype))
-        return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
+        return last(_StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of all that determines outputs: weights, settings, versions, a user's own classifier code."""

@@ -1,4 +1,4 @@
-"""Scores of texts, prompt by prompt, and the loss of references at the exits that a rule takes on their tokens.
+"""The loss of references at the exits that a rule takes on their tokens.
 
 References are read with their prompts at full depth (teacher forcing), with the end-of-text token, cut to the maximum
 length of a text. Their first tokens are not counted, because every method has them at full depth. With a pruned
@@ -19,21 +19,6 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_trace import CHUNK, TokenTrace, encode_rows, record_tokens
 from consistentee.traces.walk import sweep
-
-
-@dataclass(frozen=True)
-class TextScores:
-    """Scores of texts, prompt by prompt: [N] each, in [0, 1].
-
-    Attributes:
-        reference: against the references, by metric.
-        full_text: ROUGE-L against the full model's texts; 1 for equal texts.
-        match: share of places with the full model's token.
-    """
-
-    reference: dict[str, NDArray[np.float64]]
-    full_text: NDArray[np.float64]
-    match: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Figures that papers print, as quoted in ``results.csv``, and ours: paper by paper."""
+"""Figures that papers print, as quoted in ``benchmarks/papers/results.csv``, and ours: paper by paper."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from benchmarks.store.results_folder import kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
 
-_FOLDER = files("benchmarks") / "papers"
+_FOLDER = Path(__file__).parents[1] / "papers"
 _NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
 """Of ``83.9/83.0``, matched and mismatched, the first number counts."""
 PAPER = "paper"
@@ -85,7 +84,7 @@ class PaperTable(Strict):
 
 def list_papers() -> dict[str, Path]:
     """Return the tables that come with the package: name -> file."""
-    return yaml_files(Path(__file__).parent / "tables")
+    return yaml_files(_FOLDER / "tables")
 
 
 def load_paper(name_or_path: str | Path) -> PaperTable:
@@ -102,8 +101,7 @@ def load_paper(name_or_path: str | Path) -> PaperTable:
 @cache
 def published_results() -> pd.DataFrame:
     """Read all printed figures, as text: quoted, not converted; ``number`` and ``ratio`` are value and speed-up."""
-    with (_FOLDER / "results.csv").open(encoding="utf-8") as file:
-        found = pd.read_csv(file, dtype=str, keep_default_na=False).apply(lambda texts: texts.str.strip())
+    found = pd.read_csv(_FOLDER / "results.csv", dtype=str, keep_default_na=False).apply(lambda text: text.str.strip())
     numbers = {to: found[name].str.extract(_NUMBER)[0] for to, name in (("number", "value"), ("ratio", "speedup"))}
     return found.assign(**{name: texts.astype(float) for name, texts in numbers.items()})
 

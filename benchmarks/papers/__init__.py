@@ -1,1 +1,0 @@
-"""Tables of papers: the figures that they print, quoted, and ours beside them."""
