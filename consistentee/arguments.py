@@ -29,7 +29,6 @@ def _not_nan(value: float) -> float:
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 Number = Annotated[float, AfterValidator(_not_nan)]
 """A number that may be infinite, but not NaN."""
 

@@ -26,7 +26,7 @@ from benchmarks.analysis.provenance import caveats, provenance_table
 from benchmarks.analysis.rendering import Column, Table
 from benchmarks.analysis.tables import point_table, tables_of
 from benchmarks.store.hashes import write_text
-from consistentee.files import cache_dir
+from consistentee.backbones.wheels import cache_dir
 
 REPORT_FILE = "report.html"
 INK, GREY = "currentColor", "#8b949e"

@@ -138,8 +138,7 @@ def train(
     settings: SettingsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     risk: Annotated[
-        float | None,
-        typer.Option(min=1e-4, max=0.9999, help="Choose the knob by risk control: 0.02 accepts 2 points lost."),
+        float | None, typer.Option(help="Choose the knob by risk control: 0.02 accepts 2 points lost.")
     ] = None,
     data: DataOption = None,
 ) -> None:

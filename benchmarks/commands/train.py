@@ -27,7 +27,7 @@ from benchmarks.specs.schema import validation_sentence
 from benchmarks.specs.suites import expand
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table, print_line
-from consistentee.deployment.risk_control import control_risk
+from consistentee.deployment.risk_control import check_shares, control_risk
 from consistentee.errors import UserError
 from consistentee.extras import check_extra
 from consistentee.files import make_folder
@@ -121,8 +121,10 @@ def train_model(
     method = get_method(method_name, **parameters)
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
-    if risk is not None and name != "classification":
-        raise UserError("--risk is for tasks of labels")
+    if risk is not None:
+        check_shares(risk=risk)
+        if name != "classification":
+            raise UserError("--risk is for tasks of labels")
     unfinished = out / UNFINISHED
     if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")

