@@ -12,7 +12,7 @@ Confidences (section 3.5):
 A row exits if the confidence is above lambda. A token's threshold falls along the text (equation 5):
 ``clip(0.9 lambda + 0.1 exp(-tau step / N), 0, 1)``, with N the maximum length of a text and tau 4. Values of lambda
 outside 0..1 make the first exit and full depth the ends of the knob: at threshold 0 every token exits, at threshold 1
-none. Lambda is swept; the paper's choice with a guarantee (section 4) is left out.
+none. :mod:`consistentee.methods.calibration` chooses lambda with a guarantee.
 """
 
 import math

@@ -27,13 +27,14 @@ from benchmarks.measure.reference_loss import ReferenceLoss, record_references, 
 from benchmarks.specs.base import GenerationCellSpec
 from benchmarks.specs.schema import canonical_json
 from benchmarks.store.records import GenerationRecord
-from consistentee.data.metrics import rouge, textual_losses, token_match
+from consistentee.data.metrics import rouge, token_match
 from consistentee.data.tasks import PromptSplit, TextTask
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.sampling import begin_texts, settings_of
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.files import computed_once
+from consistentee.methods.calibration import textual_losses
 from consistentee.methods.token_methods import DraftingMethod, TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -100,12 +100,6 @@ def _scorer() -> "RougeScorer":
     return RougeScorer(list(TEXT_METRICS), use_stemmer=True)
 
 
-def textual_losses(texts: Sequence[str], full_texts: Sequence[str]) -> NDArray[np.float64]:
-    """Compute 1 - ROUGE-L to the full model's texts: [prompts], 0 for equal texts (CALM, section 4)."""
-    equal = np.array([text == full for text, full in zip(texts, full_texts, strict=True)], dtype=bool)
-    return np.where(equal, 0.0, 1 - rouge(full_texts, texts, ["rougeL"])["rougeL"])
-
-
 def token_match(full: Sequence[ArrayLike], tokens: Sequence[ArrayLike]) -> NDArray[np.float64]:
     """Compute the share of places with the full model's token, of the longer text's places: [N], in [0, 1].
 

@@ -22,11 +22,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from consistentee.arguments import Fraction, checked
 from consistentee.errors import UserError
+from consistentee.methods.calibration import binomial, check_shares, checked_losses, learn_then_test
 from consistentee.methods.method import Method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import Trace
@@ -46,18 +47,19 @@ def leading(passed: NDArray[np.bool_]) -> int:
 # ------------------------------------------------------------------------------------------------ risk control
 
 
-def conformal(losses: Losses, risk: float, delta: float) -> int:
+def conformal(losses: ArrayLike, risk: float, delta: float) -> int:
     """Conformal risk control (CRC): the *expected* risk, over draws of the calibration rows too, is at most ``risk``.
 
     ``delta`` plays no part. A row's loss counts as the largest one at any more cautious knob: the proof needs losses
     that only grow.
     """
-    worst = np.maximum.accumulate(losses, axis=1).mean(axis=0)
-    rows = len(losses)
+    table = _checked(losses, risk, delta)
+    worst = np.maximum.accumulate(table, axis=1).mean(axis=0)
+    rows = len(table)
     return leading(worst <= ((rows + 1) * risk - 1) / rows) - 1
 
 
-def upper_confidence(losses: Losses, risk: float, delta: float) -> int:
+def upper_confidence(losses: ArrayLike, risk: float, delta: float) -> int:
     """UCB with the bound of Waudby-Smith and Ramdas: with probability ``1 - delta`` the risk is at most ``risk``.
 
     The bound is below ``risk`` exactly where the wealth of a bet against "the mean is ``risk`` or more" has at some
@@ -65,46 +67,35 @@ def upper_confidence(losses: Losses, risk: float, delta: float) -> int:
     needs only ``loss - risk < 1`` to stay positive. Going on only while every more cautious knob has passed makes the
     promise hold for all of them at once.
     """
-    rows, knobs = losses.shape
+    table = _checked(losses, risk, delta)
+    rows, knobs = table.shape
     time = np.arange(1, rows + 1)[:, None]
-    mean = (0.5 + losses.cumsum(axis=0)) / (time + 1)
-    variance = (0.25 + ((losses - mean) ** 2).cumsum(axis=0)) / (time + 1)
+    mean = (0.5 + table.cumsum(axis=0)) / (time + 1)
+    variance = (0.25 + ((table - mean) ** 2).cumsum(axis=0)) / (time + 1)
     variance_before = np.vstack([np.full((1, knobs), 0.25), variance[:-1]])  # a bet must not see its own row
     stake = np.minimum(1.0, np.sqrt(2 * math.log(1 / delta) / (rows * variance_before)))
-    log_wealth = np.log1p(-stake * (losses - risk)).cumsum(axis=0)
+    log_wealth = np.log1p(-stake * (table - risk)).cumsum(axis=0)
     return leading(log_wealth.max(axis=0) >= math.log(1 / delta)) - 1
 
 
-def tested(losses: Losses, risk: float, delta: float) -> int:
+def tested(losses: ArrayLike, risk: float, delta: float) -> int:
     """Learn then Test (LTT): with probability ``1 - delta`` the risk is at most ``risk``.
 
-    Gains count as no loss, since its p-values, of the binomial distribution, need losses of 0 and 1. The order of the
-    knobs bounds the probability of a broken promise without a correction for the number of tests.
+    Gains count as no loss, since its p-values, of the binomial distribution, need losses of 0 and 1.
     """
-    lost = np.clip(losses, 0.0, None).sum(axis=0)
-    p_values = np.array([at_most(round(count), len(losses), risk) for count in lost.tolist()])
-    return leading(p_values <= delta) - 1
+    not_negative = np.clip(_checked(losses, risk, delta), 0.0, None)
+    return learn_then_test(not_negative, delta=risk, epsilon=delta, p_value=binomial)
 
 
-def at_most(losses: int, count: int, probability: float) -> float:
-    """Compute the probability of at most so many losses among ``count`` that each have this probability."""
-    numbers = np.arange(1, losses + 1)
-    ratios = np.log((count + 1 - numbers) / numbers) + math.log(probability / (1 - probability))
-    logarithms = count * math.log1p(-probability) + np.concatenate([[0.0], ratios.cumsum()])
-    return min(1.0, float(np.exp(logarithms).sum()))
-
-
-def check_shares(**shares: float) -> None:
-    """Raise UserError for a share that is not between 0 and 1."""
-    for name, value in shares.items():
-        if not 0 < value < 1:
-            raise UserError(f"{name} must lie between 0 and 1, got {value:g}")
+def _checked(losses: ArrayLike, risk: float, delta: float) -> Losses:
+    check_shares(risk=risk, delta=delta)
+    return checked_losses(losses, high=1.0)
 
 
 Bound = Literal["crc", "ucb", "ltt"]
 """By the names that the field has for them."""
 
-BOUNDS: dict[Bound, Callable[[Losses, float, float], int]] = {
+BOUNDS: dict[Bound, Callable[[ArrayLike, float, float], int]] = {
     "crc": conformal,
     "ucb": upper_confidence,
     "ltt": tested,
@@ -163,7 +154,6 @@ def control_risk(
         UserError: for an unknown bound or loss, a risk or delta outside of 0..1, a regression, and where the most
             cautious knob lets rows leave early.
     """
-    check_shares(risk=risk, delta=delta)
     if trace.logits.shape[-1] == 1:
         raise UserError("risk control compares classes, which a regression does not have")
     knobs = [float(knob) for knob in reversed(method.knob_values(model))]

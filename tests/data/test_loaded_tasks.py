@@ -11,7 +11,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from benchmarks.testing.tiny import make_task, make_text_task
-from consistentee.data.metrics import TEXT_METRICS, rouge, score, textual_losses, token_match
+from consistentee.data.metrics import TEXT_METRICS, rouge, score, token_match
 from consistentee.data.tasks import Prompt, PromptSplit, Split, TaskData, cut_prompt, fit_prompt
 from consistentee.errors import UserError, unknown_name
 
@@ -72,12 +72,6 @@ def test_rouge_by_hand():
     found = rouge(["a cat runs", "a"], ["A cats, fast", "!"])
     assert tuple(found) == TEXT_METRICS
     assert [found[metric].tolist() for metric in TEXT_METRICS] == [[2 / 3, 0], [1 / 2, 0], [2 / 3, 0]]
-
-
-def test_textual_losses_by_hand():
-    """ROUGE-L of "a b c d" against "a c d e": the common subsequence has 3 words of 4 and 4, so F = 0.75."""
-    texts, full = ["a b c d", "the same", "?!", "nothing shared"], ["a c d e", "the same", "?!", "other words"]
-    assert textual_losses(texts, full) == pytest.approx([0.25, 0.0, 0.0, 1.0])
 
 
 def test_token_match_by_hand():

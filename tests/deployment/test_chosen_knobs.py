@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
-from scipy.stats import binom
 
 from benchmarks.testing.tiny import make_task
-from consistentee.deployment.risk_control import BOUNDS, at_most, control_risk, losses_of
+from consistentee.deployment.risk_control import BOUNDS, control_risk, losses_of
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.traces.instance_trace import record_trace
@@ -39,12 +37,9 @@ def test_the_last_knob_before_the_first_failure_is_chosen(bound):
     assert BOUNDS[bound](table(0.0, 0.01, 0.3, 0.0), 0.05, 0.1) == 1
     assert BOUNDS[bound](table(0.3, 0.0), 0.05, 0.1) == -1
     assert BOUNDS[bound](table(0.0, 0.0), 0.05, 0.1) == 1
-
-
-@given(st.integers(1, 100_000), st.floats(0, 1), st.floats(0.001, 0.999))
-def test_p_values_are_those_of_the_binomial_distribution(count, share, risk):
-    losses = round(share * count)
-    assert at_most(losses, count, risk) == pytest.approx(binom.cdf(losses, count, risk), rel=1e-8, abs=1e-300)
+    for losses, risk, delta, named in ((1, 0.0, 0.1, "risk"), (1, 0.1, 1.0, "delta"), (2, 0.1, 0.1, "losses")):
+        with pytest.raises(UserError, match=named):
+            BOUNDS[bound](losses * table(0.1), risk, delta)
 
 
 def test_conformal_by_hand():
@@ -114,13 +109,6 @@ def test_the_chosen_knob_has_the_layers_and_losses_of_a_replay(method, loss, tra
     assert chosen.mean_loss == pytest.approx(float(losses_of(loss, answers, full, trace.labels).mean()))
     assert chosen.mean_loss <= 0.6
     assert chosen.rows == len(trace)
-
-
-@pytest.mark.parametrize(("risk", "delta", "named"), [(0.0, 0.1, "risk"), (0.1, 1.0, "delta")])
-def test_shares_that_promise_nothing_are_refused(risk, delta, named, traced):
-    model, trace = traced
-    with pytest.raises(UserError, match=f"{named} must lie between 0 and 1"):
-        control_risk(get_method("pabee"), model, trace, risk, delta=delta)
 
 
 def test_all_rows_run_to_full_depth_without_proof(traced):
