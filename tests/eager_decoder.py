@@ -27,7 +27,8 @@ def eager_tokens(
     tokens, layers = [_greedy(model, hidden)], [model.num_layers]
     while len(tokens) < new_tokens and tokens[-1] not in model.end_tokens:
         hidden, context = _entering(model, tokens[-1:], len(prompt) + len(tokens) - 1, cache)
-        *_, (view, _) = walk(rule, _views(model, hidden, context, step=len(tokens), key=prompt_key(prompt)))
+        past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
+        *_, (view, _) = walk(rule, _views(model, hidden, context, past, step=len(tokens), key=prompt_key(prompt)))
         for skipped in model.skipped_layers(view.layer):
             keys, values = model.stepper.keys_values([skipped], view.hidden, context.rotation)
             cache.update(keys[0], values[0], skipped - 1)
@@ -38,12 +39,14 @@ def eager_tokens(
 
 
 def _views(
-    model: MultiExitDecoder, hidden: Tensor, context: DecoderContext, *, step: int, key: int
+    model: MultiExitDecoder, hidden: Tensor, context: DecoderContext, past: Tensor | None, *, step: int, key: int
 ) -> Iterator[TokenView]:
     """Run layer after layer on one token, no further than exits are asked for, and yield them."""
     for exit_layer, layers in zip(model.exit_layers, model.segments, strict=True):
         hidden = _through(model, layers, hidden, context)
-        yield TokenView(model, exit_layer, hidden, step, [key])
+        view = TokenView(model, exit_layer, hidden, step, [key], past=past)
+        yield view
+        past = None if past is None else view.history
 
 
 def _through(model: MultiExitDecoder, layers: Sequence[int], hidden: Tensor, context: DecoderContext) -> Tensor:

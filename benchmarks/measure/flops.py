@@ -8,7 +8,7 @@ exit by themselves, it costs its live tokens, and keys and values of all. Decodi
 costs a constant and a part for every attended column. Later keys and values of skipped layers are included.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,30 +69,33 @@ def eager_attention(backbones: Sequence[PreTrainedModel]) -> Iterator[None]:
 
 def count_exits(
     rule: ExitRule,
-    views: Iterable[View],
+    layers: Sequence[int],
+    view_at: Callable[[int, Tensor | None], View],
+    past: Tensor | None,
     answer: Callable[[View], Tensor] = attrgetter("predictions"),
-    *,
-    keeps_history: bool = False,
 ) -> ExitCost:
     """Count the reads of a rule at every exit but the last.
 
     Args:
         rule: the exit rule.
-        views: of all exits, the last layer included.
+        layers: of the exits, the last layer included.
+        view_at: makes the view of a layer, given the history before it.
+        past: the history before the first layer [1, 0, width], or None if it is not read.
         answer: computes the answer of a row that exits at a view's layer.
-        keeps_history: classifiers read the history, which every layer adds to.
     """
     cost = ExitCost({}, {})
-    state: State | None = None
-    for view in views:
-        if state is None:
+    state: State = {}
+    for layer in layers:
+        view = view_at(layer, past)
+        if layer == layers[0]:
             state = start_rule(rule, view.rows, view.num_layers, view.device)
-        cost.reading[view.layer] = 0
-        if view.layer < view.num_layers:
-            cost.reading[view.layer], _ = count_operations(partial(ask, rule, view, state))
-            if keeps_history:
-                cost.reading[view.layer] += count_operations(partial(getattr, view, "history"))[0]
-        cost.answering[view.layer], _ = count_operations(partial(answer, view))
+        cost.reading[layer] = 0
+        if layer < view.num_layers:
+            cost.reading[layer], _ = count_operations(partial(ask, rule, view, state))
+            if past is not None:
+                kept, past = count_operations(partial(getattr, view, "history"))
+                cost.reading[layer] += kept
+        cost.answering[layer], _ = count_operations(partial(answer, view))
     return cost
 
 
@@ -209,14 +212,11 @@ class FlopModel:
         ]
 
     def _exit_cost(self, rule: ExitRule, layers: list[_CountedLayer]) -> ExitCost:
-        def views() -> Iterator[LiveView]:
-            past = no_history_yet(self._model, 1)
-            for layer, (_, hidden, batch) in enumerate(layers, start=1):
-                view = LiveView(self._model, layer, hidden, batch, past=past)
-                yield view
-                past = None if past is None else view.history
+        def view_at(layer: int, past: Tensor | None) -> LiveView:
+            _, hidden, batch = layers[layer - 1]
+            return LiveView(self._model, layer, hidden, batch, past=past)
 
-        return count_exits(rule, views(), keeps_history=self._model.reads_history)
+        return count_exits(rule, self._numbers, view_at, no_history_yet(self._model, rule, 1))
 
     @property
     def _numbers(self) -> range:
@@ -364,9 +364,12 @@ class DecodingFlops:
         """Count the reads of a rule at all exits at one step."""
         model = self._model
 
-        views = (TokenView(model, layer, self._hidden, step, [0]) for layer in model.exit_layers)
+        def view_at(layer: int, past: Tensor | None) -> TokenView:
+            return TokenView(model, layer, self._hidden, step, [0], past=past)
+
+        past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
 
         def answer(view: TokenView) -> Tensor:  # only the LM head, because closing layers count as layers
             return model.logits(model.num_layers, self._hidden[:, 0]) if model.last_layers else view.predictions
 
-        return count_exits(rule, views, answer)
+        return count_exits(rule, model.exit_layers, view_at, past, answer=answer)

@@ -28,6 +28,7 @@ class WatchedRule(ExitRule):
 
     def __init__(self, rule: ExitRule) -> None:
         self.rule = rule
+        self.reads_history = rule.reads_history
         self.reading_layers: set[int] = set()
         self.layer = 0
         self._rows_at_start = self._rows_now = 0

@@ -54,12 +54,6 @@ class LiveView(LayerView):
         self._past = past
 
     @cached_property
-    def history(self) -> Tensor:
-        """``pooled`` of layers 1 to this one, for classifiers that read it: [rows, layer, width]."""
-        assert self._past is not None
-        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
-
-    @cached_property
     def hidden(self) -> Tensor:
         return self._model.stepper.read(self.layer, self._hidden)
 
@@ -171,7 +165,7 @@ class _ActiveRows:
         batch = model.collate([encodings[number] for number in numbers])
         state = start_rule(rule, len(numbers), model.num_layers, model.device)
         hidden, context = model.stepper.begin(batch)
-        return cls(model, numbers, batch, hidden, state, no_history_yet(model, len(numbers)), context)
+        return cls(model, numbers, batch, hidden, state, no_history_yet(model, rule, len(numbers)), context)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -278,9 +272,9 @@ def _run(
             waiting[layer + 1] = waiting[layer + 1].join(stayed) if layer + 1 in waiting else stayed
 
 
-def no_history_yet(model: MultiExitModel, rows: int) -> Tensor | None:
-    """Return the empty history before layer 1 [rows, 0, width], or None where no classifier reads it."""
-    if not model.reads_history:
+def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor | None:
+    """Return the empty history before layer 1 [rows, 0, width], or None where nothing reads it."""
+    if not (model.reads_history or rule.reads_history):
         return None
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
 

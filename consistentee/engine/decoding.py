@@ -122,7 +122,7 @@ class Regrouping:
         return int(rows.stages[fullest[rows.tokens[fullest].argmin()]])
 
 
-_HIDDEN = "engine: hidden states"
+_HIDDEN, _PAST = "engine: hidden states", "engine: states at the exits before"
 
 
 class DecodingOptions(NamedTuple):
@@ -212,14 +212,16 @@ class Decoding:
             tokens = rows.of(self._rows.newest).unsqueeze(1)
             hidden = model.stepper.embed(tokens, segment.context.positions)
             state = start_rule(rule, len(rows), model.num_layers, model.device)
+            past = hidden.new_empty(len(rows), 0, model.width) if rule.reads_history else None
         else:
             state = self._rows.kept.get(stage, rows)
-            hidden = state.pop(_HIDDEN)
+            hidden, past = state.pop(_HIDDEN), state.pop(_PAST, None)
         hidden = self._missing.run(segment, hidden)
-        view = TokenView(model, model.exit_layers[stage], hidden, steps, keys)
+        view = TokenView(model, model.exit_layers[stage], hidden, steps, keys, past=past)
         exits = self._exits(view, state, self._rows.planned_exits[slots])
         if len(exits) < len(rows):
-            self._rows.kept.put(stage + 1, rows, state | {_HIDDEN: hidden})
+            kept = {_HIDDEN: hidden} if past is None else {_HIDDEN: hidden, _PAST: view.history}
+            self._rows.kept.put(stage + 1, rows, state | kept)
             self._rows.wait(np.delete(slots, exits.numbers), stage + 1)
         if len(exits):
             if view.layer < model.num_layers:

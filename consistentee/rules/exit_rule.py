@@ -16,7 +16,13 @@ State = dict[str, Tensor]
 
 
 class ExitRule:
-    """Decide, layer by layer, which rows stop. Subclass it, or use ThresholdRule."""
+    """Decide, layer by layer, which rows stop. Subclass it, or use ThresholdRule.
+
+    Class attributes:
+        reads_history: the rule reads ``view.history``, which the engine then keeps for every row.
+    """
+
+    reads_history: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Reset ``asked_at`` and ``exit_in_advance`` of a parent where a subclass decides in another way."""
@@ -115,6 +121,7 @@ class SomeLayersRule(ExitRule):
 
     def __init__(self, rule: ExitRule, *layers: int) -> None:
         self.rule = rule
+        self.reads_history = rule.reads_history
         self.layers = layers
 
     def start(self, rows: int, num_layers: int) -> State:
@@ -140,6 +147,7 @@ class ConsecutiveRule(ExitRule):
         if not (patience >= 1 and float(patience).is_integer()):
             raise UserError(f"a patience must be a whole number, at least 1, got {patience:g}")
         self.rule = rule
+        self.reads_history = rule.reads_history
         self.patience = int(patience)
 
     def start(self, rows: int, num_layers: int) -> State:

@@ -21,6 +21,8 @@ class LayerView(ABC):
         places: the place of each row's new token in its text; 0 in classification.
     """
 
+    _past: Tensor | None = None
+
     def __init__(self, layer: int, num_layers: int, rows: int, device: torch.device) -> None:
         self.layer = layer
         self.num_layers = num_layers
@@ -46,6 +48,16 @@ class LayerView(ABC):
     @abstractmethod
     def pooled(self) -> Tensor:
         """Input of the classifier of this layer: [rows, width]."""
+
+    @cached_property
+    def history(self) -> Tensor:
+        """``pooled`` of layers 1 to this one: [rows, layer, width].
+
+        At inference it exists only for a rule with ``reads_history`` or classifiers that read it, else UserError.
+        """
+        if self._past is None:
+            raise UserError("this exit rule reads the pooled vectors of earlier layers: declare reads_history = True")
+        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
 
     @cached_property
     @abstractmethod

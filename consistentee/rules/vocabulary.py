@@ -33,6 +33,7 @@ class PrunedVocabularyRule(ExitRule):
     def __init__(self, rule: ExitRule, candidates: int) -> None:
         self.rule = rule
         self.candidates = candidates
+        self.reads_history = rule.reads_history
 
     def start(self, rows: int, num_layers: int) -> State:
         return self.rule.start(rows, num_layers)
@@ -60,6 +61,7 @@ class CandidatesView(LayerView):
 
     hidden = _of_view("hidden")
     pooled = _of_view("pooled")
+    history = _of_view("history")
     row_keys = _of_view("row_keys")
     labels = _of_view("labels")
 

@@ -95,6 +95,10 @@ class TraceView(LayerView):
         return self._trace.pooled[:, self.layer - 1]
 
     @cached_property
+    def history(self) -> Tensor:
+        return self._trace.pooled[:, : self.layer]
+
+    @cached_property
     def logits(self) -> Tensor:
         return self._trace.logits[:, self.layer - 1]
 

@@ -201,6 +201,11 @@ class TokenTraceView(TokenView):
         return hidden.to(self.device, self._model.dtype).unsqueeze(1)
 
     @cached_property
+    def history(self) -> Tensor:
+        hidden = self._trace.rule_states[self._tokens, : self._exit_index + 1]
+        return self._model.state(hidden.to(self.device, self._model.dtype))
+
+    @cached_property
     def predictions(self) -> Tensor:
         """The likeliest token of the whole vocabulary, int64 [rows]: other rules may have read logits of a few."""
         return predictions_of(self.logits)

@@ -33,8 +33,8 @@ class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
     A row is a token that is being decoded; it predicts the token at place ``step`` of the new ones: one for all rows,
-    or one a row. ``hidden`` [rows, 1, width] are the states after the layer. ``layer`` counts closing layers, though
-    none has run yet.
+    or one a row. ``hidden`` [rows, 1, width] are the states after the layer; ``past`` those at the exits before
+    [rows, exits, width], or None if no rule reads them. ``layer`` counts closing layers, though none has run yet.
     """
 
     def __init__(
@@ -44,11 +44,14 @@ class TokenView(LayerView):
         hidden: Tensor,
         step: int | Sequence[int],
         prompt_keys: Sequence[int],
+        *,
+        past: Tensor | None = None,
     ) -> None:
         super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
         self._hidden = hidden
         self._prompt_keys = prompt_keys
+        self._past = past
         self.places = [step] * self.rows if isinstance(step, int) else step
         self._among: tuple[Tensor, Tensor] | None = None
 

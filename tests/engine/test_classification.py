@@ -34,6 +34,24 @@ def test_batches_in_flight_are_full_up_to_the_last_of_each_layer(tiny_model, mon
         assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)
 
 
+class FromHistory(ExitRule):
+    reads_history = True
+
+    def should_exit(self, view, state):
+        return view.history.abs().sum(dim=(1, 2)) * 10 % 4 < view.layer
+
+
+@pytest.mark.parametrize(("batch_size", "in_flight"), [(1, 1), (4, 4), (4, 11), (8, 100)])
+def test_a_rule_that_reads_history_finds_that_of_its_row(tiny_model, batch_size, in_flight):
+    """The contract regroups rows of every family."""
+    model, texts = tiny_model(), random_texts(30, pairs=True)
+    alone = classify(model, texts, FromHistory(), batch_size=1)
+    assert len(alone.exit_layers.unique()) > 1
+    found = classify(model, texts, FromHistory(), batch_size=batch_size, in_flight=in_flight)
+    assert torch.equal(found.exit_layers, alone.exit_layers)
+    torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+
 def test_rows_that_left_are_not_run(tiny_model, monkeypatch):
     class LongestLeavesFirst(ExitRule):
         def should_exit(self, view, state):
@@ -56,8 +74,8 @@ def test_nothing_in_nothing_out(tiny_model, options):
 def test_a_rule_pays_only_for_what_it_reads(tiny_model, monkeypatch):
     model = tiny_model()
     asked = []
-    real = model.classifier
-    monkeypatch.setattr(model, "classifier", lambda layer: (asked.append(layer), real(layer))[1])
+    real = model.classify
+    monkeypatch.setattr(model, "classify", lambda layer, readable: (asked.append(layer), real(layer, readable))[1])
     classify(model, ["w1"], NeverExit())
     assert asked == [model.num_layers], "a rule that reads nothing pays for the last classifier alone"
     asked.clear()

@@ -18,7 +18,7 @@ from consistentee.engine.cache import Indices, Rows, RowTensors
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch, pass_sizes
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import NeverExit, StaticRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 
 PROMPTS = random_prompts(11, seed=3)
 NEW_TOKENS = 8
@@ -26,9 +26,26 @@ MIXED = RandomRule(2.5, seed=1)
 IN_FLIGHT = {"in_flight": 5, "batch_size": 2}
 
 
+class HistoryRule(ExitRule):
+    """Leaves by what the states at all exits so far add up to."""
+
+    reads_history = True
+
+    def should_exit(self, view, state):
+        return view.history.sum(dim=(1, 2)) > 0
+
+
 @pytest.fixture(scope="module")
 def model(tiny_decoders):
     return tiny_decoders.model("llama")
+
+
+@pytest.mark.parametrize("kv", ["propagate", "exact"])
+def test_the_history_of_a_row_goes_with_it(model, kv):
+    """The contract regroups the rules of all methods, none of which reads history."""
+    options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
+    expected = written(generate(model, PROMPTS, HistoryRule(), **options, batch_size=1))
+    assert written(generate(model, PROMPTS, HistoryRule(), **options, **IN_FLIGHT)) == expected
 
 
 SCHEDULES = st.fixed_dictionaries(

@@ -21,7 +21,7 @@ from consistentee.models.classifiers import (
     InternalClassifier,
 )
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.signals import entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
@@ -79,6 +79,17 @@ def test_every_kind_equals_stock_at_full_depth_and_its_trace_and_its_saved_copy(
         assert torch.equal(live.exit_layers, exits)
         torch.testing.assert_close(live.logits, trace.logits_at(exits), rtol=1e-4, atol=1e-5)
         assert torch.equal(loaded.logits, live.logits)
+
+
+def test_a_rule_must_declare_that_it_reads_history(tiny_model):
+    class Undeclared(ExitRule):
+        def should_exit(self, view, state):
+            return view.history.mean(dim=(1, 2)) > 0
+
+    model = tiny_model()
+    with pytest.raises(UserError, match="reads_history = True"):
+        classify(model, ["w1"], Undeclared())
+    replay(Undeclared(), record_trace(model, make_task().test))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from consistentee.rules.exit_rule import (
     ThresholdRule,
 )
 from consistentee.rules.view import predictions_of
+from consistentee.rules.vocabulary import prune_vocabulary
 from consistentee.signals import entropy, margin, normalised_entropy, top_probability
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay, walk
@@ -58,6 +59,15 @@ def test_a_regression_has_no_probabilities():
     with pytest.raises(UserError, match="regression"):
         entropy(view_of([[0.3]]))
     assert predictions_of(torch.tensor([[[0.25], [0.5]]])).tolist() == [[0.25, 0.5]]
+
+
+def test_a_rule_that_wraps_another_reads_what_it_reads():
+    class Earlier(NeverExit):
+        reads_history = True
+
+    for wrapped in (SomeLayersRule(Earlier(), 2), ConsecutiveRule(Earlier(), 2), prune_vocabulary(Earlier(), 8)):
+        assert wrapped.reads_history
+    assert not SomeLayersRule(NeverExit(), 2).reads_history
 
 
 RULES_THAT_KNOW = {
