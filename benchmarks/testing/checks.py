@@ -260,6 +260,23 @@ def _check_first_exit(case: AnyCase, exits: Tensor, knob: float) -> None:
         )
 
 
+def knobs_out_of_range_are_refused(case: AnyCase) -> None:
+    """5: a knob outside of its range is a UserError that names the knob."""
+    values = case.values
+    for knob in (min(values) - 1, max(values) * 2 + 1):
+        try:
+            case.rule(knob)
+        except UserError as error:
+            if case.method.knob.name in str(error):
+                continue
+        raise BrokenContractError(
+            "rule() takes knobs that are out of range",
+            f"{knob:g}, where the values lie in [{min(values):g}, {max(values):g}]",
+            "Begin it with self.check_knob(model, knob)",
+            KNOB_SECTION,
+        )
+
+
 def same_seed_same_numbers(case: AnyCase) -> None:
     """7: trained again with the same seed, the method has the same weights."""
     weights, repeated = case.model.state_dict(), case.train(case.method, case.family, case.models).model.state_dict()
@@ -348,7 +365,7 @@ def every_parameter_has_an_effect(case: AnyCase) -> None:
         before = _outcome(train(method))
         for parameter in (field for field in fields(method) if field.name not in method.hidden_effects):
             accepted = []
-            for value in _other_values(method, parameter):
+            for value in _other_values(case, method, parameter):
                 with suppress(UserError):
                     changed = train(replace(method, **{parameter.name: value}))
                     accepted.append(value)
@@ -365,7 +382,7 @@ def every_parameter_has_an_effect(case: AnyCase) -> None:
                 )
 
 
-def _other_values(method: AnyMethod, parameter: "Field[Any]") -> Iterator[Any]:
+def _other_values(case: AnyCase, method: AnyMethod, parameter: "Field[Any]") -> Iterator[Any]:
     """Yield values of a parameter other than its own, valid or not; none for a type that is not known here."""
     value = getattr(method, parameter.name)
     hint = get_type_hints(type(method))[parameter.name]
@@ -376,6 +393,8 @@ def _other_values(method: AnyMethod, parameter: "Field[Any]") -> Iterator[Any]:
     elif types & {int, float}:
         near = [] if value is None else [value + 1, value * 2, value / 2]
         tried += [int(number) if float not in types else number for number in (*near, *_NUMBERS)]
+    elif str in types:
+        tried.append(str(case.models.backbone(case.family)))
     if parameter.default is not MISSING:
         tried.append(parameter.default)
     yield from (other for other in dict.fromkeys(tried) if other != value)
@@ -411,6 +430,7 @@ CHECKS = (
     Check("layers counted = layers run", layers_counted_are_layers_run),
     Check("layers count from 1", layers_count_from_one),
     Check("the knob is ordered", knob_is_ordered, live=False),
+    Check("knobs out of range are refused", knobs_out_of_range_are_refused, live=False, every_family=False),
     Check("same seed, same numbers", same_seed_same_numbers, live=False, every_family=False),
     Check("saved and loaded, the same", saved_and_loaded_it_is_the_same),
     Check("every parameter has an effect", every_parameter_has_an_effect, live=False, every_family=False),

@@ -319,10 +319,10 @@ def test_check_method_ends_with_1_where_the_contract_is_broken(tmp_path):
     gate = tmp_path / "gate.py"
     assert call("new-method", "gate", "--out", gate).exit_code == 0
     source = gate.read_text()
-    gate.write_text(source.replace("    def rule(", "    def check_task(self, *_):\n        pass\n\n    def rule("))
+    gate.write_text(source.replace("    def rule(", "    def check_knob(self, *_):\n        pass\n\n    def rule("))
     broken = call("check-method", gate, "--families", "bert", "--param", "hidden=8")
     assert broken.exit_code == 1
-    assert "check_task() takes a regression that is not supported" in broken.output
+    assert "rule() takes knobs that are out of range" in broken.output
     assert "the contract is broken" in broken.output
 
 

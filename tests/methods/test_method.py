@@ -131,9 +131,3 @@ def test_a_parameter_out_of_range_is_refused(name, parameters, word):
     for make in (partial(get_method, name), type(get_method(name))):
         with pytest.raises(UserError, match=word):
             make(**parameters)
-
-
-@pytest.mark.parametrize("knob", [-1.5, 1.5])
-def test_a_knob_out_of_its_range_is_refused(tiny_model, knob):
-    with pytest.raises(UserError, match=r"the knob 'lambda' must lie in \[-1, 1\]"):
-        get_method("calm-softmax").rule(tiny_model(), knob)

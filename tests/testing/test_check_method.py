@@ -210,6 +210,12 @@ OF_BOTH = [
     ({"fit": unseeded}, checks.same_seed_same_numbers, "the same seed gives other numbers", "between two trainings"),
     (NOT_SAVED, checks.saved_and_loaded_it_is_the_same, "the model gives other answers", "not left elsewhere by fit()"),
     (
+        {"check_knob": lambda self, model, knob: None},
+        checks.knobs_out_of_range_are_refused,
+        "takes knobs that are out of range",
+        "self.check_knob(model, knob)",
+    ),
+    (
         {"check_task": lambda self, task: None},
         checks.other_tasks_work_or_are_refused,
         "check_task() takes a",
