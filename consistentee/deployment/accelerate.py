@@ -16,11 +16,11 @@ The loss is that of accuracy against the incoming model, row by row: points lost
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Annotated, Any
 
 import numpy as np
@@ -292,7 +292,7 @@ class _Search:
         full = float(model.num_layers)
         nothing = Way("no exits", _STOCK, model, get_method("full"), full, (), np.zeros(1), full, 1.0)
         self.on_proof[nothing], speed[nothing] = (np.zeros(1), np.full(1, model.num_layers)), speed[_STOCK]
-        chosen = max([nothing, *finalists], key=lambda way: _mean(speed[way]))
+        chosen = max([nothing, *finalists], key=lambda way: geometric_mean(speed[way].values()))
         rows = [Tried("as it is", _STOCK, full, 0.0, None, speed[_STOCK])]
         rows += [Tried(_COMPILED, _STOCK, full, 0.0, None, speed[name]) for name in compiled]
         for way in dict.fromkeys([*singles, *best, *finalists]):
@@ -347,9 +347,10 @@ class _Search:
             lines.append(f"{accuracy - lost:.1f}% expected, {_points_in_words(lost)}; {at_most} {rows_in_words}.")
             one, many = (f"{promise['speed'][str(size)]:.1f}" for size in BATCH_SIZES)
             lines.append(f"{one} times as fast at batch 1, {many} at batch 32 on this machine.")
-        speed = _mean({int(size): ratio for size, ratio in promise["speed"].items()})
+        speed = geometric_mean(promise["speed"].values())
         faster = sorted(
-            (row for row in rows if row.timed and _mean(row.speed) > speed), key=lambda row: -_mean(row.speed)
+            (row for row in rows if row.timed and geometric_mean(row.speed.values()) > speed),
+            key=lambda row: -geometric_mean(row.speed.values()),
         )
         for row in faster:
             if row.name == _COMPILED:
@@ -358,11 +359,6 @@ class _Search:
             what = f"{row.name} on {row.on}, {_times(row.speed)}, {_points_in_words(row.points)} on these rows"
             lines.append(f"Faster, but not proven, which takes more rows: {what}.")
         return "\n".join(lines)
-
-
-def _mean(speed: Mapping[int, float]) -> float:
-    """Return the geometric mean over batch sizes."""
-    return math.exp(float(np.mean(np.log(list(speed.values())))))
 
 
 def _points_in_words(lost: float) -> str:
