@@ -16,7 +16,7 @@ from baselines.de3_bert import distance_ratio
 from baselines.eenet import fit_thresholds
 from baselines.hashee import HashEE, frequency_buckets
 from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_loss
-from baselines.leebert import LeeBERT, alignment, lesson_weights, lessons
+from baselines.leebert import LeeBERT, alignment, lessons
 from baselines.palbert import divergence, geometric
 from baselines.sweet import exit_layers, separate_loss
 from benchmarks.testing.cases import RECIPE
@@ -32,15 +32,6 @@ from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, la
 from consistentee.training.recipe import Recipe
 
 ROWS, LAYERS = 16, 5
-
-
-def test_thresholds_let_the_share_of_rows_exit():
-    scores = torch.rand(103, 4, generator=torch.Generator().manual_seed(0))
-    shares = torch.tensor([0.2, 0.0, 0.5, 0.3])
-    thresholds = fit_thresholds(scores, shares)
-    leaves = torch.cat([scores[:, :3] >= thresholds, torch.ones(103, 1, dtype=torch.bool)], dim=1)
-    exits = leaves.int().argmax(dim=1) + 1
-    assert [(exits == layer).sum().item() for layer in (1, 2, 3, 4)] == [20, 0, 51, 32]
 
 
 def test_the_largest_scores_exit_first_and_equal_ones_together():
@@ -172,14 +163,6 @@ def test_lessons_by_hand():
     second_from_first = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
     expected = [[-math.log(0.8), first_from_second], [second_from_first, -math.log(0.5)]]
     torch.testing.assert_close(terms, torch.tensor(expected))
-
-
-def test_weights_of_lessons_are_positive_with_fixed_sums():
-    weights = lesson_weights(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)) * 10)
-    assert (weights >= 0).all()
-    assert weights.diagonal().sum().item() == pytest.approx(5, rel=1e-5)
-    assert weights.sum().item() == pytest.approx(10, rel=1e-5)
-    torch.testing.assert_close(lesson_weights(torch.zeros(5, 5)), torch.full((5, 5), 1 / 4).fill_diagonal_(1))
 
 
 def test_alignment_equals_the_inner_products_of_gradients(tiny_model):

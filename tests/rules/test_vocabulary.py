@@ -9,9 +9,8 @@ from benchmarks.testing.tiny import random_prompts
 from consistentee.backbones import decoders
 from consistentee.backbones.decoders import logits_among
 from consistentee.engine.generate import generate
-from consistentee.methods.method import get_method
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
-from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
+from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, prune_vocabulary
 from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.token_view import TokenView
@@ -95,14 +94,6 @@ class TestTexts:
         by_exit = exit_answers(trace, candidates=3).predictions
         predicted = by_exit.gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
         assert torch.equal(predicted, torch.cat(out.tokens))
-
-
-@pytest.mark.parametrize("name", ["calm-tokens-softmax", "lite"])
-def test_every_vocabulary_method_takes_candidates(model, name):
-    rule = get_method(name, candidates=9).rule(model, 0.0)
-    assert isinstance(rule, PrunedVocabularyRule)
-    assert rule.candidates == 9
-    assert not isinstance(get_method(name).rule(model, 0.0), PrunedVocabularyRule)
 
 
 def test_answers_of_pruned_exits_are_kept_apart(tiny_decoder, tmp_path):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from rich.console import Console
 
 from benchmarks.commands import train as training
@@ -13,13 +12,8 @@ from benchmarks.commands.train import StageProgress
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.jobs import RunProgress, StatusFile, read_status
 from benchmarks.specs.base import TimingSpec
-from benchmarks.testing.tiny import make_task
 from consistentee.files import clear_leftovers
 from consistentee.progress import Position, begin_stage, listening, tracked
-from consistentee.traces.instance_trace import record_trace
-from consistentee.training import loop
-from consistentee.training.encoder import train_jointly
-from consistentee.training.recipe import Recipe
 
 
 def test_loops_report_every_step_after_it_is_done_and_to_nobody_outside_the_block():
@@ -37,27 +31,6 @@ def test_loops_report_every_step_after_it_is_done_and_to_nobody_outside_the_bloc
         ("spelling", 4, 5, 2, 8),
         ("spelling", 5, 5, 3, 12),
     ]
-
-
-def test_training_reports_where_it_goes_on_from_a_checkpoint_and_tracing_too(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
-    recipe = Recipe(epochs=2, batch_size=16, max_length=32, store=tmp_path)
-
-    def interrupt(position: Position) -> None:
-        if position.done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), listening(interrupt):
-        train_jointly(tiny_model(), make_task(), recipe)
-    heard: list[Position] = []
-    model, task = tiny_model(), make_task()
-    with listening(heard.append):
-        train_jointly(model, task, recipe)
-        record_trace(model, task.test)
-    training, tracing = ([p for p in heard if p.stage == stage] for stage in ("training joint", "tracing"))
-    assert (training[0].done, training[0].steps) == (3, 0)
-    assert training[-1].done == training[-1].total == training[-1].steps + 3
-    assert tracing[-1].done == -(-len(task.test) // 64)
 
 
 def test_what_is_timed_is_not_disturbed():
