@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from records_by_hand import LAYERS, ROWS, frames_by_hand, made_up_suite, results_of, timing, write_results
+from records_by_hand import LAYERS, ROWS, frames_by_hand, made_up_suite, results_of, timing, write_cells
 
 from benchmarks.analysis.comparison import headline
 from benchmarks.analysis.frames import load_results, merge
@@ -54,9 +54,11 @@ def test_only_keeps_labels_and_tasks_and_the_full_model(results):
     assert some.frame("answers")["cell"].max() == len(some.records) - 1
 
 
-def test_the_first_folder_counts_and_recipes_are_never_mixed(suite_folder, tmp_path):
-    write_results(tmp_path / "other", tasks=("mcid", "sst2"))
-    first, second = load_results(suite_folder), load_results(tmp_path / "other")
+def test_the_first_folder_counts_and_recipes_are_never_mixed(tmp_path):
+    for folder, tasks in (("first", ("mcid", "rte")), ("other", ("mcid", "sst2"))):
+        for task in tasks:
+            write_cells(tmp_path / folder, [c for c in made_up_suite(task=task) if c[0].label in ("full", "deebert")])
+    first, second = load_results(tmp_path / "first"), load_results(tmp_path / "other")
     merged = merge([first, second])
     assert len(merged.records) == len(first.records) + sum(record.task == "sst2" for record in second.records)
     assert merged.faults == []
