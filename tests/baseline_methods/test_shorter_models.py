@@ -15,15 +15,10 @@ from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.cases import RECIPE
 from benchmarks.testing.tiny import FAMILIES, make_task, make_tokenizer, random_texts
 from benchmarks.testing.watching import watched_calls
-from consistentee import training
+from consistentee import MultiExitModel, NeverExit, UserError, add_companion, classify, training
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
-from consistentee.engine.classify import classify
-from consistentee.errors import UserError
 from consistentee.models.classifiers import RecordedLayer
-from consistentee.models.encoder.cascade import add_companion
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.loop import logged_training
 
 LAYERS, DEPTH = 4, 2
