@@ -18,11 +18,10 @@ NEW_TOKENS = 10
 MIXED = RandomRule(2.5, seed=1)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
-    """The contract has every family."""
+def test_never_exit_writes_what_the_stock_model_writes_with_eager_attention_too(tiny_decoder):
+    """The contract has every family with that of torch."""
     model = tiny_decoder()
-    model.backbone.set_attn_implementation(attention)
+    model.backbone.set_attn_implementation("eager")
     rows = model.encode(PROMPTS)
     expected = [stock_tokens(model, row, NEW_TOKENS) for row in rows]
     for size in (1, 8):
@@ -83,12 +82,11 @@ def test_compiled_layers_write_the_same(tiny_decoder):
 
 
 class TestEndings:
-    @pytest.mark.parametrize("batch_size", [1, 8])
-    def test_a_stop_string_ends_a_text_wherever_tokens_part(self, tiny_decoder, batch_size):
+    def test_a_stop_string_ends_a_text_wherever_tokens_part(self, tiny_decoder):
         model = tiny_decoder()
         endless = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
         stop = [endless.texts[2][5:8], endless.texts[6][3:5]]
-        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, stop=stop, batch_size=batch_size)
+        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, stop=stop)
         for text, ended_by, tokens, whole in zip(out.texts, out.ended_by, out.tokens, endless.texts, strict=True):
             assert text == min((whole.partition(string)[0] for string in stop), key=len)
             assert (ended_by == "stop") == any(string in whole for string in stop)
