@@ -9,14 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from baselines.skipdecode import ScheduledRule
 from benchmarks.measure.flops import ALL_LIVE, DecodingFlops, FlopModel, RowCost, count_operations, eager_attention
 from benchmarks.testing.tiny import FAMILIES, TOKEN_EXIT_FAMILIES, random_prompts
-from consistentee.backbones.token_exits import TokenExitStepper
+from consistentee import BranchSpec, HeadSpec, MultiExitDecoder, TokenExitStepper, generate, generate_speculatively
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
-from consistentee.engine.generate import generate
-from consistentee.engine.speculation import generate_speculatively
-from consistentee.models.base import HeadSpec
-from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.signals import entropy, head_probability, margin
 
