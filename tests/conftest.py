@@ -12,8 +12,7 @@ from hypothesis import settings
 
 from benchmarks.run.pool import Schedule
 from benchmarks.testing.tiny import TinyDecoders, TinyModels
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee import MultiExitDecoder, MultiExitModel
 
 if TYPE_CHECKING:
     from small_suite import Bench

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from baselines.joint_distillation import JointDistillation, exit_shares, taught_loss
 from benchmarks.testing.tiny import make_task
-from consistentee.errors import UserError
+from consistentee import Recipe, UserError, get_method
 from consistentee.methods.consistent_ee import held_out
 from consistentee.methods.consistent_ee.held_out import ALWAYS, PricedPolicyRule, logit_at_price
 from consistentee.methods.consistent_ee.paper import (
@@ -24,10 +24,8 @@ from consistentee.methods.consistent_ee.paper import (
     rewards,
     sampled_exits,
 )
-from consistentee.methods.method import get_method
 from consistentee.signals import confidence_features
 from consistentee.training.encoder import FeatureBatch, exit_distribution, layer_losses, train_jointly, training_source
-from consistentee.training.recipe import Recipe
 
 
 @pytest.mark.parametrize(

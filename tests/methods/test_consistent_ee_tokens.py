@@ -8,7 +8,7 @@ from comparing import changed_parts
 from torch.nn import functional
 
 from benchmarks.testing.tiny import make_text_task
-from consistentee.errors import UserError
+from consistentee import TokenRecipe, UserError, record_tokens, sweep
 from consistentee.methods.consistent_ee import tokens
 from consistentee.methods.consistent_ee.paper import POLICY, ConsistentEEPaper
 from consistentee.methods.consistent_ee.tokens import (
@@ -18,12 +18,8 @@ from consistentee.methods.consistent_ee.tokens import (
     memorized_exit_layer,
 )
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
-from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import sweep
-from consistentee.training import decoder
+from consistentee.training import FeatureBatch, decoder
 from consistentee.training.decoder import DrawnTokens, exit_answers
-from consistentee.training.encoder import FeatureBatch
-from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=4, exit_batch_size=16, head_steps=6, head_batch_size=16, head_tokens=60)
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]

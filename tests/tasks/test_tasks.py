@@ -16,10 +16,9 @@ from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import load_classification_task, load_task, load_text_task, task_kind
 from benchmarks.tasks.specs import MetricName, TaskSpec, Template, TextFiles, TextTaskSpec
 from benchmarks.tasks.splits import shares
+from consistentee import TextTask, UserError
 from consistentee.backbones.hub import HubError
 from consistentee.data.metrics import METRICS
-from consistentee.data.tasks import TextTask
-from consistentee.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_data_directory")
 
