@@ -1,4 +1,4 @@
-"""Measuring: rounds of the clock are interleaved, batches are kept, the arithmetic is right; and the machine's record."""
+"""Measuring: rounds of the clock are interleaved, batches are kept, sums are right; and the record of a machine."""
 
 import gc
 import getpass

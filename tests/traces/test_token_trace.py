@@ -109,15 +109,21 @@ def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, mo
     assert len(asked) == 2 * 3, "two steps, three exits before the last"
 
 
-def test_a_view_has_the_history_steps_and_keys_of_its_rows(tiny_decoder):
+def test_a_view_computes_what_a_rule_reads(tiny_decoder):
     model, hidden, past = tiny_decoder(), torch.randn(3, 1, 32), torch.randn(3, 1, 32)
+    model.add_head("policy", HeadSpec())
     view = TokenView(model, 2, hidden, 5, [11, 12, 13])
+    assert (view.layer, view.num_layers, view.rows, view.places) == (2, 4, 3, [5, 5, 5])
+    assert torch.equal(view.pooled, model.state(hidden[:, 0]))
+    assert torch.equal(view.logits, model.logits(2, hidden[:, 0]))
+    assert torch.equal(view.predictions, view.logits.argmax(dim=-1))
+    assert torch.equal(view.head("policy"), model.head("policy")(2, view.pooled))
     with pytest.raises(UserError, match="true labels"):
         _ = view.labels
     with pytest.raises(UserError, match="reads_history"):
         _ = view.history
     later = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13], past=past)
-    assert torch.equal(later.history, torch.stack([past[:, 0], later.pooled], dim=1))
+    assert torch.equal(later.history, torch.stack([past[:, 0], view.pooled], dim=1))
     assert later.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
     assert (view.steps.tolist(), later.steps.tolist()) == ([5, 5, 5], [5, 1, 9])
 
