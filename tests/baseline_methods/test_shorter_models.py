@@ -149,9 +149,9 @@ def cascade(tiny_model) -> MultiExitModel:
 
 
 @torch.no_grad()
-def test_layers_are_the_companions_and_then_the_models(tiny_model):
-    """The contract has CascadeBERT on every family."""
-    model, full = tiny_model(), tiny_model()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_the_companions_and_then_the_models(tiny_model, family):
+    model, full = tiny_model(family), tiny_model(family)
     companion = model.first_layers(DEPTH, seed=5)
     for weight in companion.parameters():
         weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(11)))  # as if fine-tuned
