@@ -26,8 +26,8 @@ DECODING = ROOT / "results" / "decoding-closing-layers"
 LAYERS = 6
 ROWS = 200
 LAYER_ACCURACY = np.array([0.42, 0.60, 0.74, 0.85, 0.89, 0.91])
-SHIFTS = {"consistentee": 0.9, "deebert": 0.1, "pabee": 0.3, "calm-softmax": 0.6, "static": 0.0, "random": -0.25}
-SHIFTS |= {"oracle": 2.2}
+SHIFTS = {"consistentee": 0.9, "deebert": 0.1, "pabee": 0.3, "berxit": 0.45, "calm-softmax": 0.6, "calm-state": -0.1}
+SHIFTS |= {"calm-classifier": 0.55, "static": 0.0, "random": -0.25, "oracle": 2.2}
 """By how many layers the exits of a method are ahead of LAYER_ACCURACY."""
 ENVIRONMENT: dict[str, object] = {
     "cpu": "Made-up CPU",

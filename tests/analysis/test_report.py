@@ -52,7 +52,7 @@ def test_text_from_data_is_escaped(page):
 
 
 def test_every_fault_is_named(results, page):
-    assert len(results.records) == 19
+    assert len(results.records) == 25
     assert "pabee/default/seed0/record.json is damaged" in page
 
 
