@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,7 @@ from hypothesis import settings
 
 from benchmarks.run.pool import Schedule
 from benchmarks.testing.tiny import TinyDecoders, TinyModels
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee import MultiExitDecoder, MultiExitModel
 
 if TYPE_CHECKING:
     from small_suite import Bench
@@ -33,6 +32,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the contract tests run over a method that is not registered, and golden cells be written."""
     parser.addoption("--method", action="append", default=[], help="path/to/mine.py:MyMethod, for test_invariants.py")
     parser.addoption("--write-golden", action="store_true", help="write changed cells, for test_golden_cells.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_fsync() -> Iterator[None]:
+    """Leave files to the system's cache: no test cuts the power, and a busy disk takes longer than the computing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def pytest_collection_finish() -> None:
@@ -106,20 +113,12 @@ def finished_suite(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Call
 
 
 @pytest.fixture(scope="session")
-def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up suite of two tasks and two seeds; nothing may change it."""
-    from records_by_hand import write_results
+def results() -> "Results":
+    """The results of a made-up suite of two tasks and two seeds."""
+    from records_by_hand import made_up_suite, results_of, timing
 
-    write_results(folder := tmp_path_factory.mktemp("suite"), tasks=("mcid", "rte"), seeds=(0, 1))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def results(suite_folder: Path) -> "Results":
-    """The results of the made-up suite."""
-    from benchmarks.analysis.frames import load_results
-
-    return load_results(suite_folder)
+    groups = [made_up_suite(seed, task) for task in ("mcid", "rte") for seed in (0, 1)]
+    return results_of([cell for group in groups for cell in group], [timing(group) for group in groups])
 
 
 @pytest.fixture

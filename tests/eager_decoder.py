@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from consistentee import ExitRule, MultiExitDecoder
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_view import TokenView, prompt_key
 from consistentee.traces.walk import walk
 

@@ -45,15 +45,8 @@ Cell = tuple[AnyRecord, Frames]
 
 def parts_by_hand(rows: str = "rows", kind: Kind = "classification", **settings: object) -> KeyParts:
     """Return the parts of a key."""
-    return KeyParts(
-        kind=kind,
-        settings=settings,
-        rows=rows,
-        backbone={"files": {}},
-        method_version=1,
-        engine_version=1,
-        training_version=1,
-    )
+    versions = {"method_version": 1, "engine_version": 1, "training_version": 1}
+    return KeyParts(kind=kind, settings=settings, rows=rows, backbone={"files": {}}, **versions)
 
 
 def cell_spec(**changes: object) -> CellSpec:
@@ -200,14 +193,8 @@ def timing(
         enumerate(timed), (sizes or {1: 8.0, 32: 2.0}).items(), range(rounds)
     ):
         seconds = one.average_layers / LAYERS * milliseconds * size / 1000 * (1 + 0.02 * place)
-        line = {
-            "timed": number,
-            "batch_size": size,
-            "in_flight": size,
-            "round": place,
-            "seconds": seconds,
-            "units": size,
-        }
+        line = {"timed": number, "batch_size": size, "in_flight": size, "round": place}
+        line |= {"seconds": seconds, "units": size}
         lines += [{**line, "batch": batch, "layer_calls": one.average_layers * size} for batch in range(64 // size)]
     record = TimingRecord(
         kind=first.kind,

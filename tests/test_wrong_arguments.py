@@ -15,8 +15,7 @@ from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import MethodEntry
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.testing.tiny import make_task, make_text_task
-from consistentee.models.base import HeadSpec
-from consistentee.models.decoder.branches import BranchSpec
+from consistentee import BranchSpec, HeadSpec
 
 HALF = "\ud800"
 NAN = math.nan

@@ -38,16 +38,6 @@ def test_neighbours_are_mixed_by_layers_and_no_score_is_read():
     assert found["layers"].to_numpy() == pytest.approx(LAYERS / found.index.to_numpy())
 
 
-def test_a_static_exit_on_the_budget_stands_alone(results):
-    found = Comparison(results).by_task.set_index(["task", "label", "speedup"])
-    line = found.loc[("mcid", "static", 2.0)]
-    alone = per_seed((cell("static"), {"curve": curve_by_hand([2.0, 3.0, 4.0, 6.0], [0.1, 0.7, 0.2, 0.9])}))
-    assert alone.loc[("static", 2.0), "score"] == 0.7
-    assert line["kept"] == pytest.approx(line["score"] / line["full"])
-    assert line["seeds"] == 2
-    assert not line["over"]
-
-
 def test_a_curve_below_a_budget_is_mixed_with_its_own_full_depth():
     """The deepest knob runs 3 layers: at 4 layers, a third of the rows run full depth."""
     found = per_seed((cell("deebert"), {"curve": curve_by_hand([3.0, 6.0], [0.9, 0.84])})).loc["deebert"]
@@ -205,7 +195,7 @@ def test_texts_are_compared_with_the_full_models():
     found = Comparison(results, (1.5,))
     assert found.areas.empty
     for line in found.by_task[found.by_task["label"] != "token-full"].itertuples():
-        assert line.points == pytest.approx(line.score - full)
+        assert (line.points, line.kept) == pytest.approx((line.score - full, line.score / full))
     drawn = found.drawn(("alpaca", "smollm2-135m"), "token-static", 1.5)
     assert isinstance(drawn, np.ndarray)
     assert pd.Series(drawn).std() > 0

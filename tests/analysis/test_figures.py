@@ -13,6 +13,7 @@ from benchmarks.analysis.frames import load_results
 def test_points_at_equal_cost_lie_where_the_headline_has_them(results):
     figure = draw_figure("equal-cost", results)
     assert figure.get_figwidth() == TEXT_WIDTH
+    assert figure.get_supxlabel() == "points against the full model, mean of 2 tasks"
     found = headline(results)
     for axes, budget in zip(figure.axes, results.speedups, strict=True):
         drawn = sorted(x for dots in axes.collections for x, _ in dots.get_offsets().tolist() if not np.isnan(x))
@@ -81,12 +82,6 @@ def test_colours_stand_for_the_network_of_the_exits(tmp_path):
     caption = (tmp_path / "equal-cost.txt").read_text()
     for word in ("orange linear", "blue attention", "grey is any other, or a reference"):
         assert word in caption
-
-
-def test_axes_have_units(results):
-    equal_cost, exits = (draw_figure(name, results) for name in ("equal-cost", "exits"))
-    assert equal_cost.get_supxlabel() == "points against the full model, mean of 2 tasks"
-    assert exits.axes[-1].get_xlabel() == "share of test rows", "the colour bar"
 
 
 def test_a_task_that_hardly_any_method_was_run_on_has_no_panel():

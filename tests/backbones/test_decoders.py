@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from padding import pad
+from tensors_by_hand import pad
 from transformers import AutoModelForCausalLM, DynamicCache, Gemma2Config, MistralConfig, OPTConfig, Qwen2Config
 
 from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts

@@ -7,9 +7,8 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.torch import load_file
 
-from consistentee import MultiExitDecoder
+from consistentee import MultiExitDecoder, UserError
 from consistentee.backbones.catalog import resolve_decoder
-from consistentee.errors import UserError
 
 
 def rotary_pairs_together(weight, heads):

@@ -1,46 +1,37 @@
-"""Scores, losses and schedules of methods of classification: formulas by hand."""
+"""Scores, losses, schedules and exit networks of methods of classification: formulas by hand."""
 
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from tensors_by_hand import trace_of
 from torch.nn import functional
-from traces_by_hand import trace_of
 
 from baselines.beem import BEEM, EXPERTS, ExpertsRule
 from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss, simulated_exits
 from baselines.de3_bert import distance_ratio
+from baselines.e2cm import ClassMeansClassifier, put_means
 from baselines.eenet import fit_thresholds
+from baselines.gpfee import imitation_loss
 from baselines.hashee import HashEE, frequency_buckets
 from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_loss
-from baselines.leebert import LeeBERT, alignment, lesson_weights, lessons
+from baselines.leebert import LeeBERT, alignment, lessons
 from baselines.palbert import divergence, geometric
+from baselines.product_of_experts import ProductOfExperts
 from baselines.sweet import exit_layers, separate_loss
 from benchmarks.testing.cases import RECIPE
 from benchmarks.testing.tiny import VOCABULARY, make_task
+from consistentee import HeadSpec, MultiExitModel, Recipe, UserError, get_method, record_trace, replay, sweep
 from consistentee.data.encoding import Encoding
-from consistentee.errors import UserError
-from consistentee.methods.method import get_method
-from consistentee.models.base import HeadSpec
-from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import replay, sweep
-from consistentee.training import TokenSource
+from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
+from consistentee.training import TokenSource, encoder
 from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, training_source
-from consistentee.training.recipe import Recipe
 
 ROWS, LAYERS = 16, 5
-
-
-def test_thresholds_let_the_share_of_rows_exit():
-    scores = torch.rand(103, 4, generator=torch.Generator().manual_seed(0))
-    shares = torch.tensor([0.2, 0.0, 0.5, 0.3])
-    thresholds = fit_thresholds(scores, shares)
-    leaves = torch.cat([scores[:, :3] >= thresholds, torch.ones(103, 1, dtype=torch.bool)], dim=1)
-    exits = leaves.int().argmax(dim=1) + 1
-    assert [(exits == layer).sum().item() for layer in (1, 2, 3, 4)] == [20, 0, 51, 32]
 
 
 def test_the_largest_scores_exit_first_and_equal_ones_together():
@@ -174,14 +165,6 @@ def test_lessons_by_hand():
     torch.testing.assert_close(terms, torch.tensor(expected))
 
 
-def test_weights_of_lessons_are_positive_with_fixed_sums():
-    weights = lesson_weights(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)) * 10)
-    assert (weights >= 0).all()
-    assert weights.diagonal().sum().item() == pytest.approx(5, rel=1e-5)
-    assert weights.sum().item() == pytest.approx(10, rel=1e-5)
-    torch.testing.assert_close(lesson_weights(torch.zeros(5, 5)), torch.full((5, 5), 1 / 4).fill_diagonal_(1))
-
-
 def test_alignment_equals_the_inner_products_of_gradients(tiny_model):
     model = tiny_model()
     trained_on, held_out_rows = hold_out(training_source(model, make_task(), RECIPE), METHOD.held_out)
@@ -269,3 +252,112 @@ def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
 def test_parameters_that_do_not_fit_the_model_are_refused(tiny_model, parameters, fault):
     with pytest.raises(UserError, match=fault):
         HashEE(**parameters).fit(tiny_model("bert"), make_task(), Recipe(epochs=1))
+
+
+# ---------------------------------------------------------------------------------------------- networks of exits
+
+
+def first_exit(model: MultiExitModel) -> ClassMeansClassifier:
+    model.use_classifier(ClassifierSpec("class-means", at_last_layer=False))
+    return cast(ClassMeansClassifier, model.classifier(1))
+
+
+def on_a_line(model: MultiExitModel, *places: float) -> torch.Tensor:
+    vectors = torch.zeros(len(places), model.width)
+    vectors[:, 0] = torch.tensor(places)
+    return vectors
+
+
+@pytest.mark.parametrize("far", [0, 4096])
+def test_distances_are_divided_by_their_mean_over_all_rows(tiny_model, far):
+    """Means at 1 and 6; the rows are 1, 1, 4 and 6 from the first on average 3, from the second 3; also far from 0."""
+    model = tiny_model(num_labels=2)
+    classifier = first_exit(model)
+    put_means(classifier, far + on_a_line(model, 0, 2, 5, 7), torch.tensor([0, 0, 1, 1]))
+    assert classifier.means[:, 0].tolist() == [far + 1, far + 6]
+    assert classifier.mean_distances.tolist() == [(1 + 1 + 4 + 6) / 4, (6 + 4 + 1 + 1) / 4]
+    said = classifier(RecordedLayer(far + on_a_line(model, 4).unsqueeze(1)))
+    torch.testing.assert_close(said, torch.tensor([[-3 / 3, -2 / 3]]))
+
+
+def test_a_class_without_rows_is_never_answered(tiny_model):
+    model = tiny_model()
+    classifier = first_exit(model)
+    put_means(classifier, on_a_line(model, 1, 3), torch.tensor([0, 2]))
+    said = classifier(RecordedLayer(on_a_line(model, 0.01, 2.9).unsqueeze(1)))
+    assert said.softmax(dim=-1)[:, 1].tolist() == [0, 0]
+    assert said.argmax(dim=-1).tolist() == [0, 2]
+
+
+def test_imitation_is_one_minus_the_cosine_over_all_pairs(tiny_model):
+    model = tiny_model()
+    model.use_classifier(ClassifierSpec("past-future", width=16))
+    pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for t in range(1, model.num_layers):
+            for parameter in model.classifier(t).predictor.parameters():
+                parameter.zero_()  # every later state is predicted to be the current one
+    cosine = functional.cosine_similarity(pooled[:, :, None], pooled[:, None], dim=-1)
+    pairs = [1 - cosine[:, t, later] for t in range(4) for later in range(t + 1, 4)]
+    torch.testing.assert_close(imitation_loss(model, pooled), torch.stack(pairs).mean())
+
+
+@torch.no_grad()
+def test_ensembles_of_ztw_answer_as_a_plain_loop(tiny_model):
+    model, generator = tiny_model(), torch.Generator().manual_seed(0)
+    model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False))
+    for weight in model.classifiers.parameters():
+        weight.normal_(generator=generator)  # far from those that they start with
+    pooled = torch.randn(model.num_layers, model.width, generator=generator)  # of one row
+    said, before = [], None
+    for layer in range(1, model.num_layers):
+        weights, inputs = model.classifier(layer).state_dict(), pooled[layer - 1]
+        if before is not None:
+            spread = (before - before.mean()) / (before.var(correction=0) + 1e-5).sqrt()
+            inputs = torch.cat([inputs, spread])
+        before = weights["output.weight"] @ inputs + weights["output.bias"]
+        said.append(before.log_softmax(dim=0))
+        total = sum(weights["exponents"][j].exp() * said[j] for j in range(layer))
+        answer = model.classifier(layer)(RecordedLayer(pooled[None, :layer]))[0]
+        torch.testing.assert_close(answer, total / layer + weights["bias"])
+
+
+def test_a_product_multiplies_the_exits_so_far(tiny_model):
+    model = ProductOfExperts().fit(tiny_model(), make_task(), RECIPE)
+    joint = get_method("pabee").fit(tiny_model(), make_task(), RECIPE)
+    history = torch.randn(5, 3, model.width)
+    said = torch.stack([joint.classifier(t)(RecordedLayer(history[:, :t])) for t in (1, 2, 3)], dim=1)
+    weighted = functional.softplus(said) ** torch.tensor([1 / 4, 2 / 4, 3 / 4]).view(1, 3, 1)
+    products = weighted.prod(dim=1)
+    answers = model.classifier(3)(RecordedLayer(history)).softmax(dim=-1)
+    torch.testing.assert_close(answers, products / products.sum(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("logit", [-20.0, -200.0])
+def test_a_product_is_finite_far_below_zero(tiny_model, logit):
+    model = ProductOfExperts().fit(tiny_model(), make_task(), RECIPE)
+    with torch.no_grad():
+        model.classifier(1).weight.zero_()
+        model.classifier(1).bias.copy_(torch.tensor([logit, 0.0, 0.0]))
+    answer = model.classifier(1)(RecordedLayer(torch.zeros(1, 1, model.width)))
+    torch.testing.assert_close(answer[0, 0].item(), logit / 4)
+
+
+@pytest.mark.parametrize("network", ["linear", "mlp", "attention"])
+@pytest.mark.parametrize("name", ["deebert", "fastbert", "pabee", "mixed"])
+def test_the_network_of_exits_is_a_parameter_and_layer_l_keeps_its_own(tiny_model, name, network):
+    task = make_task()
+    model = get_method(name, classifier=network).fit(tiny_model(), task, RECIPE)
+    kinds = [type(classifier).__name__.removesuffix("Classifier").lower() for classifier in model.classifiers]
+    assert kinds == [network] * 3 + ["linear"]
+    if name in ("deebert", "fastbert"):
+        full = get_method("full").fit(tiny_model(), task, RECIPE)
+        last = [record_trace(each, task.test, max_length=32).logits[:, -1] for each in (model, full)]
+        assert torch.equal(*last)
+
+
+def test_students_of_fastbert_may_have_a_rate_of_their_own(tiny_model, monkeypatch):
+    rates = {}
+    monkeypatch.setattr(encoder, "run_stage", lambda *given: rates.update({given[2].name: given[2].learning_rate}))
+    get_method("fastbert", learning_rate=2e-4).fit(tiny_model(), make_task(), RECIPE)
+    assert rates == {"last-exit": RECIPE.learning_rate, "self-distillation": 2e-4}

@@ -14,11 +14,8 @@ from baselines.lite import LITE, shifted_thresholds
 from baselines.references import RandomRule, TokenStatic, survival
 from baselines.skipdecode import SkipDecode, falling_schedule
 from benchmarks.testing.tiny import make_text_task, random_prompts
-from consistentee.engine.generate import generate
-from consistentee.errors import UserError
-from consistentee.methods.method import get_method
+from consistentee import TokenRecipe, UserError, generate, get_method
 from consistentee.signals import margin
-from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16)
 EXITS = (2, 5, 6, 12)

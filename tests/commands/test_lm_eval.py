@@ -13,9 +13,7 @@ import yaml
 
 from benchmarks.lm_eval import launch
 from benchmarks.testing.tiny import random_prompts
-from consistentee.errors import UserError
-from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import replay
+from consistentee import UserError, record_tokens, replay
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: the extra lm-eval")
 pytest.importorskip("accelerate", reason="its hf model needs accelerate: the extra lm-eval")

@@ -4,8 +4,7 @@ import pytest
 from command_line import call
 
 from benchmarks.commands.own_methods import find_methods, words_of, write_method
-from consistentee.errors import UserError
-from consistentee.methods.method import get_method
+from consistentee import UserError, get_method
 
 
 def test_every_spelling_of_a_name_has_the_same_words_and_other_names_are_refused():

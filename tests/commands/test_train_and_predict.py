@@ -140,21 +140,29 @@ main()
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def deebert(task_file, tiny_backbone):
     """The arguments of a training of two stages, of which methods share the first."""
-    return ("train", task_file, "--method", "deebert", "--backbone", tiny_backbone("bert"), *QUICK, "frozen_steps=9")
+    options = ("--method", "deebert", "--backbone", tiny_backbone("bert"), *QUICK, "frozen_steps=9", "batch_size=8")
+    return ("train", task_file, *options)
+
+
+@pytest.fixture(scope="module")
+def straight(deebert, tmp_path_factory):
+    """The folder of a model whose training nothing interrupted."""
+    folder = tmp_path_factory.mktemp("straight") / "model"
+    done = call(*deebert, "--out", folder)
+    assert done.exit_code == 0, done.output
+    assert "training last-exit, step 0 of" in done.stderr
+    assert "training off-ramps, step 0 of" in done.stderr
+    return folder
 
 
 def weights_of(folder):
     return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
-def test_a_training_killed_between_stages_ends_with_the_same_model(deebert, tmp_path):
-    straight = call(*deebert, "--out", tmp_path / "straight")
-    assert straight.exit_code == 0, straight.output
-    assert "training last-exit, step 0 of" in straight.stderr
-    assert "training off-ramps, step 0 of" in straight.stderr
+def test_a_training_killed_between_stages_ends_with_the_same_model(deebert, straight, tmp_path):
     command = [sys.executable, "-c", _DIES_IN_ITS_SECOND_STAGE, *deebert, "--out", tmp_path / "killed"]
     environment = {**os.environ, "CONSISTENTEE_DATA": ""}
     killed = subprocess.run(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True, check=False)
@@ -166,9 +174,8 @@ def test_a_training_killed_between_stages_ends_with_the_same_model(deebert, tmp_
     assert "continuing the interrupted training" in resumed.stderr
     assert "training last-exit" not in resumed.stderr
     assert "training off-ramps, step 0 of" in resumed.stderr
-    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "straight")
-    description = ModelDescription.read(tmp_path / "killed")
-    assert description == ModelDescription.read(tmp_path / "straight"), "the knob is the same, too"
+    assert weights_of(tmp_path / "killed") == weights_of(straight)
+    assert ModelDescription.read(tmp_path / "killed") == ModelDescription.read(straight), "the knob is the same, too"
     assert not (tmp_path / "killed" / train.UNFINISHED).exists()
 
 
@@ -204,19 +211,17 @@ main()
 """
 
 
-def test_ctrl_c_keeps_the_step_that_was_reached(deebert, tmp_path):
-    command = [sys.executable, "-c", _HEARS_CTRL_C_AT_STEP_2, *deebert, "batch_size=8", "--out", tmp_path / "model"]
+def test_ctrl_c_keeps_the_step_that_was_reached(deebert, straight, tmp_path):
+    command = [sys.executable, "-c", _HEARS_CTRL_C_AT_STEP_2, *deebert, "--out", tmp_path / "model"]
     environment = {**os.environ, "CONSISTENTEE_DATA": ""}
     ended = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 130, ended.stderr
     assert "ending after this step; Ctrl-C again ends at once" in ended.stderr
     assert "the same command continues" in ended.stderr
-    resumed = call(*deebert, "batch_size=8", "--out", tmp_path / "model")
+    resumed = call(*deebert, "--out", tmp_path / "model")
     assert resumed.exit_code == 0, resumed.output
     assert "training last-exit, step 2 of" in resumed.stderr
-    straight = call(*deebert, "batch_size=8", "--out", tmp_path / "straight")
-    assert straight.exit_code == 0
-    assert weights_of(tmp_path / "model") == weights_of(tmp_path / "straight")
+    assert weights_of(tmp_path / "model") == weights_of(straight)
 
 
 @pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "task.yaml/x"])

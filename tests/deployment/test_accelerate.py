@@ -3,12 +3,9 @@
 import json
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -229,38 +226,31 @@ def test_a_method_of_ones_own_travels_in_the_folder_and_runs_only_unchanged(tiny
         ee.pipeline(tmp_path / "moved", allow_code=True)
 
 
-def test_the_service_of_the_page_answers_parallel_requests(folder, tmp_path):
-    pytest.importorskip("uvicorn")
+def test_the_service_of_the_page_answers_parallel_requests(folder, monkeypatch):
+    uvicorn = pytest.importorskip("uvicorn")
     pytest.importorskip("fastapi")
     (block,) = [block for block in blocks_of("docs/deploy.md", "python") if block.test]
-    (tmp_path / "app.py").write_text(block.source, encoding="utf-8")
-    (tmp_path / "faster").symlink_to(folder / "faster")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "error"]
-    server = subprocess.Popen(command, cwd=tmp_path)
+    monkeypatch.chdir(folder)
+    exec(compile(block.source, block.place, "exec"), module := {})
+    server = uvicorn.Server(uvicorn.Config(module["app"], port=0, log_level="error"))
+    thread = Thread(target=server.run)
+    thread.start()
 
     def ask(texts):
-        body = json.dumps(texts).encode()
+        port = server.servers[0].sockets[0].getsockname()[1]
         headers = {"content-type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", body, headers)
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", json.dumps(texts).encode(), headers)
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.loads(response.read())
 
-    def answers():
-        with suppress(OSError):
-            return ask(["w1"])
-        return server.poll()
-
     try:
-        wait_until(answers)
+        wait_until(lambda: server.started or not thread.is_alive())
         requests = [random_texts(count, seed=count) for count in (1, 3, 40, 300, 2, 7, 1, 64)]
         with ThreadPoolExecutor(8) as pool:
             answered = list(pool.map(ask, requests))
     finally:
-        server.terminate()
-        server.wait(30)
+        server.should_exit = True
+        thread.join(30)
     alone = ee.pipeline(folder / "faster")
     for texts, given in zip(requests, answered, strict=True):
         assert [answer["label"] for answer in given] == [answer["label"] for answer in alone(texts)]

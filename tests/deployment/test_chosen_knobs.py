@@ -5,11 +5,8 @@ import pytest
 import torch
 
 from benchmarks.testing.tiny import make_task
+from consistentee import UserError, get_method, record_trace, replay
 from consistentee.deployment.risk_control import BOUNDS, control_risk, losses_of
-from consistentee.errors import UserError
-from consistentee.methods.method import get_method
-from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import replay
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,9 @@ import second_device
 import torch
 
 from benchmarks.testing.tiny import random_prompts, random_texts
-from consistentee.engine.classify import classify
-from consistentee.engine.generate import generate_encoded
-from consistentee.models.base import chosen_device
+from consistentee import TokenTrace, chosen_device, classify, generate_encoded, record_tokens, sweep
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.signals import margin
-from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.traces.walk import sweep
 
 DEVICE = chosen_device()
 counts = pytest.mark.skipif(DEVICE.type != second_device.NAME, reason="only the second device counts")

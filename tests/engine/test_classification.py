@@ -5,9 +5,7 @@ import torch
 
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts, random_texts
-from consistentee.engine.classify import classify
-from consistentee.engine.generate import generate
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee import ExitRule, NeverExit, ThresholdRule, classify, generate
 from consistentee.signals import top_probability
 
 

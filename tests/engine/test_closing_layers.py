@@ -10,17 +10,11 @@ from baselines.references import RandomRule
 from baselines.skipdecode import ScheduledRule
 from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
 from benchmarks.testing.tiny import make_text_task, random_prompts
-from consistentee.engine.generate import generate
-from consistentee.engine.speculation import generate_speculatively
-from consistentee.errors import UserError
+from consistentee import BranchSpec, MultiExitDecoder, UserError, generate, generate_speculatively, record_tokens, sweep
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokensLadder
 from consistentee.methods.method import get_method, train_method
-from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import StaticRule, ThresholdRule
 from consistentee.signals import margin
-from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import sweep
 from consistentee.training.decoder import exit_answers
 
 PROMPTS = random_prompts(9, seed=3)

@@ -5,24 +5,23 @@ import math
 import pytest
 import torch
 from comparing import tokens_of
+from hypothesis import given, strategies as st
 
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import stock_tokens
-from consistentee.engine.generate import generate, generate_encoded
-from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
+from consistentee import ExitRule, NeverExit, StaticRule, UserError, generate, generate_encoded
+from consistentee.engine.transcript import Endings, Transcript
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 10
 MIXED = RandomRule(2.5, seed=1)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
-    """The contract has every family."""
+def test_never_exit_writes_what_the_stock_model_writes_with_eager_attention_too(tiny_decoder):
+    """The contract has every family with that of torch."""
     model = tiny_decoder()
-    model.backbone.set_attn_implementation(attention)
+    model.backbone.set_attn_implementation("eager")
     rows = model.encode(PROMPTS)
     expected = [stock_tokens(model, row, NEW_TOKENS) for row in rows]
     for size in (1, 8):
@@ -83,12 +82,11 @@ def test_compiled_layers_write_the_same(tiny_decoder):
 
 
 class TestEndings:
-    @pytest.mark.parametrize("batch_size", [1, 8])
-    def test_a_stop_string_ends_a_text_wherever_tokens_part(self, tiny_decoder, batch_size):
+    def test_a_stop_string_ends_a_text_wherever_tokens_part(self, tiny_decoder):
         model = tiny_decoder()
         endless = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
         stop = [endless.texts[2][5:8], endless.texts[6][3:5]]
-        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, stop=stop, batch_size=batch_size)
+        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, stop=stop)
         for text, ended_by, tokens, whole in zip(out.texts, out.ended_by, out.tokens, endless.texts, strict=True):
             assert text == min((whole.partition(string)[0] for string in stop), key=len)
             assert (ended_by == "stop") == any(string in whole for string in stop)
@@ -127,3 +125,39 @@ def test_a_prompt_must_fit_with_what_is_to_be_written(tiny_decoder):
     message = f"prompt 2 of 2 has {len(row)} tokens, and with {fits + 1} new ones that is more than the {limit}"
     with pytest.raises(UserError, match=message):
         generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)
+
+
+# ---------------------------------------------------------------------------------------------- transcripts
+
+END = 255
+
+
+def decode(tokens) -> str:
+    """Bytes, as byte-level tokenizers decode them; the end token has no text."""
+    return bytes(token for token in tokens if token != END).decode("utf-8", errors="replace")
+
+
+def write(text: str, *stop: str, max_new_tokens: int = 99) -> tuple[Transcript, list[str]]:
+    """Write a text byte by byte until it ends: the transcript, and the pieces that a stream gets."""
+    transcript = Transcript(0, decode, Endings(frozenset([END]), stop, max_new_tokens))
+    pieces = []
+    for token in text.encode():
+        transcript.add(token, 1)
+        pieces.append(transcript.news().text)
+        if transcript.ended_by is not None:
+            break
+    return transcript, pieces
+
+
+def test_starts_of_stop_strings_and_incomplete_characters_are_held_back():
+    assert write("a\n\nb\n#", "\n#")[1] == ["a", "", "\n", "\nb", "", ""]
+    assert write("é€")[1] == ["", "é", "", "", "€"]
+    assert write("axyz", "yz", "xyz")[0].text == "a", "the first of two stop strings cuts"
+
+
+@given(st.text("ab\n€", max_size=12), st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2), st.integers(1, 12))
+def test_the_pieces_are_the_text(text, stop, limit):
+    transcript, pieces = write(text, *stop, max_new_tokens=limit)
+    given_out = "".join(pieces)
+    assert given_out == transcript.text if transcript.ended_by else transcript.text.startswith(given_out)
+    assert not any(string in given_out for string in stop)

@@ -10,16 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from padding import pad
+from tensors_by_hand import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from baselines.calm import DecayingThresholdRule
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import DECODER_CONFIGS, make_decoder_tokenizer, save_random_model
-from consistentee.engine.generate import generate_encoded
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
+from consistentee import ExitRule, MultiExitDecoder, NeverExit, StaticRule, generate_encoded
 from consistentee.signals import margin
 
 BATCH, SHORT, LONG = 8, 2, 6

@@ -7,9 +7,7 @@ import torch
 from comparing import tokens_of
 
 from benchmarks.testing.tiny import random_prompts
-from consistentee.engine.generate import generate
-from consistentee.engine.speculation import generate_speculatively
-from consistentee.rules.exit_rule import NeverExit
+from consistentee import NeverExit, generate, generate_speculatively
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 10

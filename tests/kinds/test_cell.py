@@ -14,9 +14,7 @@ from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell
 from benchmarks.store.frames import read_frame
 from benchmarks.store.records import AnyRecord
 from benchmarks.testing.tiny import make_task, random_texts
-from consistentee.data.tasks import TaskData
-from consistentee.errors import UserError
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee import MultiExitModel, TaskData, UserError
 from consistentee.training.recipe import RecipeSettings
 
 LAYERS = 4

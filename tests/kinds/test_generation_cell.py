@@ -19,11 +19,8 @@ from benchmarks.measure.reference_loss import record_references, reference_losse
 from benchmarks.specs.base import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.testing.tiny import random_prompts
-from consistentee.data.tasks import PromptSplit
-from consistentee.engine.generate import Generations, generate
-from consistentee.methods.token_methods import TokenMethod
+from consistentee import Generations, NeverExit, PromptSplit, TokenMethod, generate
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_trace import encode_rows
 
 

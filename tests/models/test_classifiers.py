@@ -10,9 +10,8 @@ from torch import nn
 from baselines.references import RandomRule
 from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.tiny import make_task
+from consistentee import HeadSpec, MultiExitModel, UserError, record_trace, replay
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
-from consistentee.errors import UserError
-from consistentee.models.base import HeadSpec
 from consistentee.models.classifiers import (
     CLASSIFIER_ENTRY_POINT_GROUP,
     CLASSIFIER_KINDS,
@@ -20,11 +19,8 @@ from consistentee.models.classifiers import (
     ExitPlace,
     InternalClassifier,
 )
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.signals import entropy
-from consistentee.traces.instance_trace import record_trace
-from consistentee.traces.walk import replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
 KINDS_OF_METHODS = entry_points(group=CLASSIFIER_ENTRY_POINT_GROUP).names

@@ -9,19 +9,13 @@ from torch import Tensor
 
 from benchmarks.testing.tiny import FAMILIES, make_task, random_prompts, random_texts
 from benchmarks.testing.watching import reference_logits, stock_tokens
-from consistentee.backbones.token_exits import TokenExitStepper
+from consistentee import ClassifierSpec, HeadSpec, MultiExitModel, TokenExitStepper, add_companion, record_trace, replay
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify, classify_encoded
 from consistentee.engine.generate import generate_encoded
-from consistentee.models.base import HeadSpec
-from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.cascade import add_companion
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.signals import margin
-from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.token_trace import TokenTraceView, record_tokens
-from consistentee.traces.walk import replay
 
 DTYPES = {torch.bfloat16: 2**-6, torch.float16: 2**-8, torch.float64: 1e-9}
 """Precision -> how far a number may move, relatively, where a row is computed beside others."""

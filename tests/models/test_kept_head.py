@@ -106,7 +106,7 @@ def test_a_model_that_was_quantised_from_outside_is_refused(classifier, tmp_path
             use()
 
 
-def test_models_that_do_not_put_texts_into_one_class_are_refused(classifier, tmp_path, tiny_backbone):
+def test_models_that_do_not_put_texts_into_one_class_are_refused(tmp_path, tiny_backbone):
     tokens = save_classifier(tmp_path / "tokens", auto=AutoModelForTokenClassification)
     decoder = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=64))
     decoder.save_pretrained(tmp_path / "d")

@@ -18,9 +18,6 @@ from without_extras import results_of
 import consistentee
 from consistentee import extras
 
-TRAIN = ("--method", "deebert", "--set", "epochs=1", "max_rows=60", "frozen_steps=8")
-ACCELERATE = ("--loss", "12", "--no-compile", "--set", "frozen_steps=8", "epochs=1")
-
 
 @pytest.fixture(scope="module")
 def folder(tiny_backbone, tmp_path_factory):
@@ -33,22 +30,6 @@ def folder(tiny_backbone, tmp_path_factory):
     write_rows(folder / "rows.csv")
     (folder / "rows.parquet").touch()
     return folder
-
-
-@pytest.mark.slow
-def test_the_core_trains_predicts_accelerates_times_and_lists(folder):
-    commands = {
-        "saved in": ["train", "toy.yaml", "--backbone", "backbone", "--out", "trained", *TRAIN],
-        "probability": ["predict", "trained", "w1 w2 w3"],
-        "exit_layer": ["predict", "trained", "--file", "rows.csv"],
-        "Saved in faster": ["accelerate", "classifier", "rows.csv", "--out", "faster", *ACCELERATE],
-        "its own full depth": ["time", "faster", "rows.csv"],
-        "swift": ["list", "methods"],
-        "written: gate.py:Gate": ["new-method", "gate"],
-        "0 errors": ["check-task", "toy.yaml"],
-    }
-    for expected, (code, output) in zip(commands, results_of(list(commands.values()), folder), strict=True):
-        assert (code, expected in output) == (0, True), output
 
 
 def test_what_lacks_an_extra_names_it_in_one_sentence(folder):

@@ -1,25 +1,25 @@
-"""Progress of work: positions that loops report, status files of jobs, and the display of a run."""
+"""Jobs: which one is next and what it may use, the positions that loops report, status files, the display of a run."""
 
 import io
+import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from distributed import Client
 from rich.console import Console
 
 from benchmarks.commands import train as training
 from benchmarks.commands.train import StageProgress
 from benchmarks.measure.clock import time_contenders
+from benchmarks.run import pool
 from benchmarks.run.jobs import RunProgress, StatusFile, read_status
-from benchmarks.specs.base import TimingSpec
-from benchmarks.testing.tiny import make_task
-from consistentee.files import clear_leftovers
+from benchmarks.run.pool import Schedule, next_job, threads_of_a_job
+from benchmarks.specs.base import Group, TimingSpec
+from consistentee.files import DiskFullError, clear_leftovers
 from consistentee.progress import Position, begin_stage, listening, tracked
-from consistentee.traces.instance_trace import record_trace
-from consistentee.training import loop
-from consistentee.training.encoder import train_jointly
-from consistentee.training.recipe import Recipe
 
 
 def test_loops_report_every_step_after_it_is_done_and_to_nobody_outside_the_block():
@@ -37,27 +37,6 @@ def test_loops_report_every_step_after_it_is_done_and_to_nobody_outside_the_bloc
         ("spelling", 4, 5, 2, 8),
         ("spelling", 5, 5, 3, 12),
     ]
-
-
-def test_training_reports_where_it_goes_on_from_a_checkpoint_and_tracing_too(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
-    recipe = Recipe(epochs=2, batch_size=16, max_length=32, store=tmp_path)
-
-    def interrupt(position: Position) -> None:
-        if position.done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), listening(interrupt):
-        train_jointly(tiny_model(), make_task(), recipe)
-    heard: list[Position] = []
-    model, task = tiny_model(), make_task()
-    with listening(heard.append):
-        train_jointly(model, task, recipe)
-        record_trace(model, task.test)
-    training, tracing = ([p for p in heard if p.stage == stage] for stage in ("training joint", "tracing"))
-    assert (training[0].done, training[0].steps) == (3, 0)
-    assert training[-1].done == training[-1].total == training[-1].steps + 3
-    assert tracing[-1].done == -(-len(task.test) // 64)
 
 
 def test_what_is_timed_is_not_disturbed():
@@ -144,3 +123,70 @@ def test_a_training_shows_every_stage_and_a_line_every_ten_seconds(monkeypatch):
         "training a, step 4 of 8, 13 rows/s, 0.2 min left",
         "training b, step 3 of 8",
     ]
+
+
+# ---------------------------------------------------------------------------------------------- schedulers
+
+
+@dataclass(frozen=True)
+class Waiting:
+    name: str
+    task: str
+
+    @property
+    def group(self) -> Group:
+        return self.task, "backbone", 0
+
+
+def test_next_job_is_of_the_group_with_the_fewest_running():
+    jobs = [Waiting(f"{task}{i}", task) for task in ("rte", "mrpc") for i in range(2)]
+    assert next_job(jobs, []).name == "rte0"
+    assert next_job(jobs[1:], [jobs[0]]).name == "mrpc0", "cells of one group may want the same stage"
+    assert next_job([jobs[1], jobs[3]], [jobs[0], jobs[2]]).name == "rte1", "the order of the suite, otherwise"
+
+
+@pytest.mark.parametrize(
+    ("slots", "limit", "cores", "threads"), [(2, None, 8, 4), (16, None, 8, 1), (2, 1, 8, 1), (1, None, 8, 8)]
+)
+def test_jobs_share_the_cores_of_their_host(slots, limit, cores, threads):
+    assert threads_of_a_job(slots, cores, limit) == threads
+
+
+class Ended(list[str]):
+    """The names of the jobs that have ended, instead of a display."""
+
+    def started(self, job):
+        pass
+
+    def ended(self, job):
+        self.append(job.name)
+
+
+def test_a_cluster_that_lost_its_workers_is_waited_for(monkeypatch):
+    pauses = []
+    counts = iter([Counter(), Counter()])
+    count_slots = pool.slots_on
+    monkeypatch.setattr(pool, "slots_on", lambda client: next(counts, count_slots(client)))
+    monkeypatch.setattr(pool, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(pool, "execute", lambda job, threads: None)
+    ended = Ended()
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        Schedule(address=client.scheduler.address).run_cells([Waiting("rte0", "rte"), Waiting("rte1", "rte")], ended)
+    assert ended == ["rte0", "rte1"]
+    assert len(pauses) == 2, "it is asked again, but not without pause"
+
+
+def test_local_jobs_run_at_once_and_an_error_ends_the_others(monkeypatch):
+    both, stopped = threading.Barrier(2, timeout=60), []
+
+    def fail_or_wait(job, threads, stop):
+        both.wait()
+        if job.name == "rte0":
+            raise DiskFullError(Path("record.json"))
+        stopped.append(stop.wait(60))
+
+    monkeypatch.setattr(pool, "execute", fail_or_wait)
+    ended = Ended()
+    with pytest.raises(DiskFullError):
+        Schedule(workers=2).run_cells([Waiting("rte0", "rte"), Waiting("mrpc0", "mrpc"), Waiting("rte1", "rte")], ended)
+    assert (ended, stopped) == ([], [True])

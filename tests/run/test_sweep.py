@@ -31,7 +31,6 @@ class Mine(Full):
         {statement}
         return super().fit(model, task, recipe)
 """
-LONGER = {"epochs": 2, "max_length": 16}
 
 
 def write_method(folder: Path, statement: str) -> str:

@@ -19,8 +19,7 @@ from benchmarks.specs.method_files import method_version
 from benchmarks.store import keys
 from benchmarks.store.hashes import hash_model
 from benchmarks.store.keys import key_parts, stale_reason
-from consistentee import versions
-from consistentee.errors import UserError
+from consistentee import UserError, versions
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 SPEC = cell_spec()

@@ -17,9 +17,7 @@ from benchmarks.testing.report import BrokenContractError
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod, generate_speculatively
 from consistentee.methods.method import AnyMethod
 from consistentee.signals import margin
-from consistentee.training.decoder import train_exits
-from consistentee.training.encoder import layer_losses, token_stage, train_jointly, training_source
-from consistentee.training.loop import run_stage
+from consistentee.training import layer_losses, run_stage, token_stage, train_exits, train_jointly, training_source
 
 
 class Common:

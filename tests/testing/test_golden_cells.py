@@ -31,7 +31,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 from baselines.pabee import PABEE
 from benchmarks.testing.cases import NEW_TOKENS, PROMPTS, TOKEN_RECIPE, AnyCase, InstanceCase, TokenCase, texts_of
 from benchmarks.testing.tiny import TinyDecoders, TinyModels
-from consistentee.errors import UserError
+from consistentee import MultiExitDecoder, MultiExitModel, TokenMethod, UserError
 from consistentee.methods.method import (
     ENTRY_POINT_GROUP,
     TOKEN_ENTRY_POINT_GROUP,
@@ -39,9 +39,6 @@ from consistentee.methods.method import (
     available_methods,
     get_method,
 )
-from consistentee.methods.token_methods import TokenMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind
 
 FOLDER = ROOT / "tests" / "golden" / "cells"

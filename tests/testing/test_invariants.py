@@ -15,10 +15,8 @@ from eager_decoder import eager_tokens
 from benchmarks.testing.cases import FEW, NEW_TOKENS, AnyCase, texts_of
 from benchmarks.testing.check_method import checks_of, families_of, trained
 from benchmarks.testing.checks import Check
-from consistentee.engine.classify import classify
-from consistentee.errors import UserError
+from consistentee import TokenMethod, UserError, classify
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods, get_method
-from consistentee.methods.token_methods import TokenMethod
 
 USUAL_FAMILIES = ("bert", "llama")
 ON_EVERY_FAMILY = (

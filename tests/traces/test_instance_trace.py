@@ -1,22 +1,26 @@
-"""The trace of instances: order, store, the memory that passes need, and passes that are too large for it."""
+"""The trace of instances: order, store, memory, passes too large for it; and the loop over exits, for random rules."""
 
 import errno
 import os
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 import torch
+from hypothesis import given, strategies as st
+from tensors_by_hand import trace_of
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.testing.tiny import make_task
-from consistentee import files
-from consistentee.errors import UserError
+from consistentee import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, UserError, files
 from consistentee.files import DiskFullError, load_tensors, save_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
+from consistentee.traces.walk import replay, sweep, walk
 
 
 def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, tmp_path):
@@ -127,3 +131,85 @@ def test_a_full_disk_is_named_before_anything_is_recorded(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(DiskFullError, match=tmp_path.name):
         files.empty_tensor((10, 10), torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------- the exit loop
+
+LAYERS, CLASSES = 6, 3
+
+
+class Tabled(ExitRule):
+    """Exits as a table [rows, layers] tells, where one layer may object after another has agreed."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def should_exit(self, view, state):
+        return self.table[view.row_keys, view.layer - 1]
+
+
+def row_by_row(rule, logits, exits):
+    """Return where each row leaves if it is alone in its trace: nothing is masked, and nothing can be mixed up."""
+    layers = []
+    for number, row in enumerate(logits):
+        trace = trace_of(row.unsqueeze(0))
+        trace.row_keys = torch.tensor([number])
+        state, left = rule.start(1, LAYERS), LAYERS
+        for layer in exits[:-1]:
+            if rule.should_exit(trace.view(layer), state).item():
+                left = layer
+                break
+        layers.append(left)
+    return layers
+
+
+def generators():
+    return st.integers(0, 2**31).map(lambda seed: torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def all_logits(draw):
+    """Return logits [rows, layers, classes] whose answers change now and then; there may be no row at all."""
+    rows = draw(st.integers(0, 24))
+    return torch.randn(rows, LAYERS, CLASSES, generator=draw(generators())).cumsum(dim=1)
+
+
+def simple_rules():
+    thresholds = st.floats(0, 1.1)
+    tables = generators().map(lambda generator: Tabled(torch.rand(24, LAYERS, generator=generator) < 0.3))
+    signals = st.sampled_from([entropy, margin, top_probability])
+    thresholded = st.builds(ThresholdRule, signals, thresholds, st.sampled_from(["above", "below"]))
+    return st.one_of(tables, thresholded, st.builds(SameAnswerRule), st.builds(NeverExit))
+
+
+RULES = st.one_of(simple_rules(), st.builds(ConsecutiveRule, simple_rules(), st.integers(1, LAYERS)))
+EXITS = st.sets(st.integers(1, LAYERS - 1)).map(lambda layers: [*sorted(layers), LAYERS])
+
+
+@given(all_logits(), RULES, EXITS)
+def test_a_replay_equals_a_loop_over_rows(logits, rule, exits):
+    trace, taken, asked = trace_of(logits), [], []
+    found, should_exit = [0] * len(trace), rule.should_exit
+
+    def note(view, state):
+        asked.append((view.layer, view.rows))
+        return should_exit(view, state)
+
+    with mock.patch.object(rule, "should_exit", note):
+        for view, leaves in walk(rule, (taken.append(layer) or trace.view(layer) for layer in exits)):
+            for row in leaves.nonzero().flatten().tolist():
+                assert found[row] == 0, "a row exits once"
+                found[row] = view.layer
+    expected = row_by_row(rule, logits, exits)
+    assert found == expected
+    deepest = max(expected, default=exits[0])
+    assert taken == [layer for layer in exits if layer <= deepest], "no view is taken once all rows have exited"
+    assert asked == [(layer, len(trace)) for layer in exits if layer <= deepest and layer < LAYERS]
+
+
+@given(all_logits(), st.lists(RULES, min_size=1, max_size=3))
+def test_a_sweep_equals_replays_of_every_rule(logits, rules):
+    trace, layers = trace_of(logits), range(1, LAYERS + 1)
+    expected = [row_by_row(rule, logits, layers) for rule in rules]
+    assert sweep(rules, trace).tolist() == expected
+    assert [replay(rule, trace).tolist() for rule in rules] == expected

@@ -11,12 +11,10 @@ import torch
 from comparing import same_weights
 
 from benchmarks.testing.tiny import make_task, make_text_task
+from consistentee import Recipe, TokenRecipe, UserError, chosen_device, record_trace
 from consistentee.data.metrics import score
-from consistentee.errors import UserError
 from consistentee.files import LOCK
 from consistentee.methods.method import get_method, train_method
-from consistentee.models.base import chosen_device
-from consistentee.traces.instance_trace import record_trace
 from consistentee.training import encoder, loop
 from consistentee.training.decoder import DrawnTokens, train_exits, train_last_token_exit
 from consistentee.training.decoder_backbone import DrawnRows
@@ -32,7 +30,6 @@ from consistentee.training.encoder import (
     training_source,
 )
 from consistentee.training.loop import count_rows, counting_rows_as, logged_training, run_stage
-from consistentee.training.recipe import Recipe, TokenRecipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16)
 TOKEN_RECIPE = TokenRecipe(exit_steps=8, exit_batch_size=16, exit_learning_rate=1e-2, trains="all", backbone_steps=3)

@@ -1,11 +1,12 @@
-"""Shorter models: the first layers alone, fine-tuned or distilled, equal a stock model with as many layers."""
+"""Shorter models, cut from their model, fine-tuned or distilled; and cascades, which run one before the full model."""
 
 import pytest
 import torch
 from classifiers_on_disk import save_classifier
 from records_by_hand import cell_spec
-from transformers import AutoModel
+from transformers import AlbertConfig, AutoModel
 
+from baselines.cascade_bert import CascadeBERT, difficulty_loss
 from baselines.cut import Cut, CutDistilled, label_and_answer_loss
 from baselines.references import Full
 from benchmarks.kinds.classification import Classification
@@ -13,16 +14,18 @@ from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.cases import RECIPE
 from benchmarks.testing.tiny import FAMILIES, make_task, make_tokenizer, random_texts
 from benchmarks.testing.watching import watched_calls
-from consistentee import training
-from consistentee.engine.classify import classify
-from consistentee.errors import UserError
+from consistentee import MultiExitModel, NeverExit, UserError, add_companion, classify, training
+from consistentee.backbones.cascade import first_layers
+from consistentee.backbones.encoders import stepper_for
 from consistentee.models.classifiers import RecordedLayer
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.loop import logged_training
 
 LAYERS, DEPTH = 4, 2
 TASK = make_task()
+N, WIDTH, INNER = 10, 32, 64
+LAYER_FLOPS = 4 * 2 * N * WIDTH**2 + 2 * 2 * N * N * WIDTH + 2 * 2 * N * WIDTH * INNER
+"""Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
+ANSWER_FLOPS = 2 * WIDTH * 3
 
 
 @pytest.fixture
@@ -119,10 +122,10 @@ def test_a_saved_cut_model_knows_the_stock_models_layers_and_is_not_timed_as_sto
     model.first_layers(DEPTH).save_pretrained(tmp_path)
     loaded = MultiExitModel.from_pretrained(tmp_path)
     assert (loaded.num_layers, loaded.stock_layers) == (DEPTH, LAYERS)
-    assert FlopModel(loaded).full_flops([3, 10]).tolist() == FlopModel(model).full_flops([3, 10]).tolist()
-    (half,), (whole,) = (FlopModel(each).row_flops([10], [each.num_layers], NeverExit()) for each in (loaded, model))
-    answer = 2 * 32**2 + 2 * 32 * 3  # pooler and classifier
-    assert half - answer == (whole - answer) / 2
+    assert FlopModel(loaded).full_flops([3, N]).tolist() == FlopModel(model).full_flops([3, N]).tolist()
+    pooler = 2 * WIDTH**2
+    found = FlopModel(loaded).row_flops([N], [DEPTH], NeverExit())
+    assert found.tolist() == [DEPTH * LAYER_FLOPS + pooler + ANSWER_FLOPS]
     specs = [cell_spec(method=name, backbone=str(tiny_backbone("bert"))) for name in ("cut", "deebert")]
     assert Classification().stock_model(specs, [loaded, model]) is model
     assert Classification().stock_model(specs[:1], [loaded]).num_layers == LAYERS
@@ -133,12 +136,72 @@ def test_a_cut_that_keeps_every_layer_is_refused(model):
         Cut(depth=LAYERS).fit(model, TASK, RECIPE)
 
 
-def test_flops_are_those_of_the_layers_and_the_stock_models_of_all(model):
-    """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
-    short = model.first_layers(DEPTH)
-    flops, tokens = FlopModel(short), [3, 10]
-    assert flops.full_flops(tokens).tolist() == FlopModel(model).full_flops(tokens).tolist()
-    n, width, inner, answer = 10, 32, 64, 2 * 32 * 3
-    layer = 4 * 2 * n * width**2 + 2 * 2 * n * n * width + 2 * 2 * n * width * inner
-    found, pooler = flops.row_flops([n], [DEPTH], NeverExit()), 2 * width**2
-    assert found.tolist() == [DEPTH * layer + pooler + answer]
+# ---------------------------------------------------------------------------------------------- cascades
+
+
+@pytest.fixture
+def cascade(tiny_model) -> MultiExitModel:
+    """Return a model with a companion of 2 layers."""
+    model = tiny_model(pooling="cls", pooler="none")
+    add_companion(model, model.first_layers(DEPTH, seed=5))
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_the_companions_and_then_the_models(tiny_model, family):
+    model, full = tiny_model(family), tiny_model(family)
+    companion = model.first_layers(DEPTH, seed=5)
+    for weight in companion.parameters():
+        weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(11)))  # as if fine-tuned
+    batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
+    first, second = companion(batch), full(batch)
+    add_companion(model, companion)
+    assert (model.num_layers, model.stock_layers, model.companion_layers) == (DEPTH + LAYERS, LAYERS, DEPTH)
+    for name in ("vectors", "pooled", "logits"):
+        expected = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
+        torch.testing.assert_close(getattr(model(batch), name), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_albert_companions_share_weights_as_their_model_does(tiny_model):
+    changes = {"num_hidden_layers": 6, "num_hidden_groups": 2}
+    config = AlbertConfig(**(tiny_model("albert").backbone.config.to_dict() | changes))
+    stepper = stepper_for(AutoModel.from_config(config))
+    for layers, groups in ((2, 1), (3, 1), (5, 2)):
+        short = stepper_for(first_layers(stepper, layers))
+        assert short.config.num_hidden_groups == groups
+        for layer in range(1, layers + 1):
+            mine, its = (s.layer_module(layer).state_dict() for s in (stepper, short))
+            assert all(torch.equal(mine[name], its[name]) for name in mine)
+    with pytest.raises(UserError, match="first 4 layers"):
+        first_layers(stepper, 4)  # no stock model shares their weights in this way
+
+
+def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(cascade):
+    for module in cascade.backbone.modules():
+        module.register_forward_hook(lambda *_: pytest.fail("it ran"))
+    classify(cascade, random_texts(20), CascadeBERT().rule(cascade, 0.0), batch_size=7)
+
+
+def test_a_companion_of_another_model_is_refused(tiny_model):
+    model = tiny_model()
+    with pytest.raises(UserError, match=r"by first_layers\(\)"):
+        add_companion(model, tiny_model().first_layers(DEPTH))
+    assert (model.companion_layers, model.num_layers) == (0, LAYERS)
+
+
+def test_difficulty_loss_by_hand():
+    logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]).log()
+    one_hard, one_easy, all_hard = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+    assert difficulty_loss(logits, one_hard, 0.5).item() == pytest.approx((0.3 + 0.6) / 2)
+    assert difficulty_loss(logits, one_hard, 0.1).item() == pytest.approx(0.2 / 2)
+    assert difficulty_loss(logits, one_easy, 0.5).item() == pytest.approx((0.2 + 0.3) / 2)
+    assert difficulty_loss(logits, all_hard, 0.5).item() == 0, "there is no pair"
+
+
+def test_flops_of_both_outcomes_are_the_closed_formula(cascade):
+    flops, rule = FlopModel(cascade), CascadeBERT().rule(cascade, 0.5)
+    small = DEPTH * LAYER_FLOPS + ANSWER_FLOPS
+    full = LAYERS * LAYER_FLOPS + ANSWER_FLOPS
+    assert flops.row_flops([N, N], [DEPTH, DEPTH + LAYERS], rule).tolist() == [small, small + full]
+    assert flops.full_flops([N]).tolist() == [full]
