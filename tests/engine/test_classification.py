@@ -72,8 +72,8 @@ def test_nothing_in_nothing_out(tiny_model, options):
 def test_a_rule_pays_only_for_what_it_reads(tiny_model, monkeypatch):
     model = tiny_model()
     asked = []
-    real = model.classify
-    monkeypatch.setattr(model, "classify", lambda layer, readable: (asked.append(layer), real(layer, readable))[1])
+    real = model.classifier
+    monkeypatch.setattr(model, "classifier", lambda layer: (asked.append(layer), real(layer))[1])
     classify(model, ["w1"], NeverExit())
     assert asked == [model.num_layers], "a rule that reads nothing pays for the last classifier alone"
     asked.clear()
