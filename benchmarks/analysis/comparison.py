@@ -167,8 +167,9 @@ class Comparison:
         """Points of every label at every budget, means over the compared tasks, in points and percent.
 
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
-        Columns: those of :data:`HEADLINE` but ``area``; ``kept``; ``rule_gain``, ``rule_low``, ``rule_high``; ``over``
-        and ``under`` (the budget); ``knobs`` that differ in layers, a median number; ratios, geometric means.
+        Columns: those of :data:`HEADLINE` but ``area``; ``kept``; ``no_rule`` (points of all rows at one layer of the
+        same exits), ``rule_gain``, ``rule_low``, ``rule_high`` (over that; NaN at more than the budget); ``over`` and
+        ``under`` (the budget); ``knobs`` that differ in layers, a median number; ratios, geometric means.
         """
         found = self.of_compared.rename(columns={"label": "method", "speedup": "budget"})
         groups = found.groupby(["method", "budget"])
@@ -183,6 +184,9 @@ class Comparison:
             means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
         bounds = [self._bounds(label, budget) for label, budget in means.index]
         means[[*BOUNDS, "rule_low", "rule_high"]] = np.array(bounds, dtype=float).reshape(-1, 6)
+        means["no_rule"] = means["points"] - means["rule_gain"]
+        of_rule = ["rule_gain", "rule_low", "rule_high"]
+        means[of_rule] = means[of_rule].mask(means["over"])  # rows at one layer cost less than these
         means = means.reset_index()
         layers = self.in_means(self.results.knobs).groupby([*CURVE, "seed"])["layers"]
         means["knobs"] = means["method"].map(layers.nunique().groupby("label").median())

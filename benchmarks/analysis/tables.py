@@ -136,7 +136,6 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
     counts = found[["better_than_static", "worse_than_static"]]
     known = counts.notna().all(axis=1)
     static = [f"{b:.0f} / {w:.0f}" if ok else None for (b, w), ok in zip(counts.to_numpy(), known, strict=True)]
-    found = found.assign(no_rule=found["points"] - found["rule_gain"])
     marked = found.assign(mark=over_or_under(found), static=static, any=any_task)
     order = marked["method"].drop_duplicates()
     wide = marked.pivot(index="method", columns="budget").loc[order]
@@ -419,6 +418,6 @@ def headline_csv(results: Results) -> str:
     if found["points"].isna().all():
         return ""
     if results.kind == "generation":
-        found = found.drop(columns=["rule_gain", "rule_low", "rule_high"])
+        found = found.drop(columns=["no_rule", "rule_gain", "rule_low", "rule_high"])
         found = found.merge(text_scores(results), left_on=["method", "budget"], right_index=True, how="left")
     return str(found.round(4).to_csv(index=False, lineterminator="\n"))

@@ -176,6 +176,8 @@ def test_what_costs_more_than_the_budget_is_marked_and_never_better():
     comparison = Comparison(results_of([*made_up_suite(), (cell("late"), late)]))
     line = comparison.headline.query("method == 'late' and budget == 3").iloc[0]
     assert line["over"]
+    assert np.isnan(line["rule_gain"]), "all rows at the layer of the budget cost less"
+    assert not np.isnan(line["no_rule"])
     assert line["better_than_static"] == 0
     assert comparison.headline["method"].iloc[-1] == "late", "behind all that meet the budget"
     tests = comparison.contrasts("static").set_index(["method", "budget"]).loc["late", 3.0]

@@ -28,9 +28,11 @@ def change(folder: Path, name: FrameName, column: str, line: int, value: float) 
     seal_results(folder, [path for path in files if path.name != HASHES_FILE])
 
 
-def test_verify_accepts_published_results(published):
-    done = call("verify", published)
-    assert (done.exit_code, done.output) == (0, f"{published}: no faults\n")
+@pytest.mark.parametrize("suite", ["quick", pytest.param("cpu-6-layers", marks=pytest.mark.slow)])
+def test_verify_accepts_published_results(suite):
+    folder = ROOT / "results" / suite
+    done = call("verify", folder)
+    assert (done.exit_code, done.output) == (0, f"{folder}: no faults\n")
 
 
 @pytest.mark.parametrize("name", ["rows", "answers", "exits"])

@@ -58,7 +58,7 @@ def test_tables_are_what_todays_code_makes_of_the_records(suite, tmp_path):
             assert path.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("suite", ["cpu-6-layers", "cpu-12-layers", "quick"])
+@pytest.mark.parametrize("suite", ["cpu-6-layers", "cpu-6-layers-float32", "cpu-12-layers", "quick"])
 def test_a_headline_follows_from_its_parquet_files_by_pandas_alone(suite):
     assert largest_difference(RESULTS / suite) < 1e-4
 
