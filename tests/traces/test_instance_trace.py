@@ -80,8 +80,8 @@ def test_a_pass_over_instances_needs_little_more_memory_than_is_kept(wide_encode
     store = tmp_path if stored else None
     peak, outputs = peak_of(lambda: record_outputs(wide_encoder, encodings, batch_size=8, store=store))
     kept = sum(tensor.nbytes for tensor in (outputs.vectors, outputs.pooled, outputs.logits))
-    read_by_copy = outputs.vectors.nbytes if stored else 0  # of one tensor at a time, with torch 2.6
-    assert kept < peak < 1.3 * kept + read_by_copy
+    copied = outputs.vectors.nbytes if stored and torch.__version__ < "2.7" else 0  # torch 2.6 reads a tensor twice
+    assert kept < peak < 1.3 * kept + copied
 
 
 def test_large_passes_are_in_files_that_disappear(wide_encoder, tmp_path, monkeypatch):

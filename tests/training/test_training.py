@@ -161,7 +161,7 @@ class TestTheLoop:
         assert log.rows == 12 + 1, "a third of the rows, in half of the layers"
 
     def test_exits_trained_on_recorded_states_equal_those_trained_on_tokens(self, tiny_model):
-        """Two epochs either way; the recorded states are rounded to half precision, which training does not amplify."""
+        """Two epochs either way; the recorded states are rounded to half precision."""
         trained = []
         recipe = replace(RECIPE, frozen_steps=2 * math.ceil(48 / RECIPE.batch_size))
         for epochs in (2, None):
@@ -172,7 +172,8 @@ class TestTheLoop:
             )
             trained.append(torch.cat([weight.flatten() for weight in model.classifiers.parameters()]))
         run, recorded = trained
-        assert (recorded - run).abs().mean() < 2 * torch.finfo(torch.half).eps * run.abs().mean()
+        most = 1e-3 if torch.__version__ >= "2.7" else 2e-3
+        assert (recorded - run).abs().mean() < most * run.abs().mean()
 
     def test_states_that_are_read_once_are_not_recorded(self, tiny_model, monkeypatch):
         monkeypatch.setattr(encoder, "cached_states", lambda *_: pytest.fail("recorded"))
