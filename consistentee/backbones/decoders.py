@@ -206,14 +206,6 @@ class DecoderStepper(ABC):
         keys, values = (torch.stack(parts).view(shape).transpose(2, 3) for parts in projected)
         return self.rotate(keys, rotation), values
 
-    def normalise(self, hidden: Tensor) -> Tensor:
-        """Apply the final norm to [..., width]."""
-        return self.final_norm(hidden)
-
-    def unembed(self, state: Tensor) -> Tensor:
-        """Apply the LM head: [..., width] -> [..., vocabulary]."""
-        return self.backbone.lm_head(state)
-
     def begin(self, tokens: Tensor, padding_mask: Tensor) -> tuple[Tensor, DecoderContext]:
         """Prepare a pass of whole rows without a cache: the input of layer 1 and its context.
 

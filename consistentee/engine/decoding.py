@@ -261,7 +261,7 @@ class Decoding:
         context = self._batch.newest_context(rows) if model.last_layers else None
         hidden = self._rows.kept.get(self._head, rows)[_HIDDEN]
         if context is None:
-            logits = model.stepper.unembed(hidden[:, 0])
+            logits = model.backbone.lm_head(hidden[:, 0])
         else:
             logits = model.logits(model.num_layers, self._batch.run(model.last_layers, hidden, context)[:, 0])
         self._choose(slots, rows.in_torch, logits)

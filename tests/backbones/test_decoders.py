@@ -42,9 +42,9 @@ class TestEveryFamily:
             hidden = model.stepper.step(layer, hidden, context)
             if layer < 4:  # the stock model says of its last layer only what its norm leaves
                 torch.testing.assert_close(hidden[mask], stock.hidden_states[layer][mask])
-        state = model.stepper.normalise(hidden)
+        state = model.stepper.final_norm(hidden)
         torch.testing.assert_close(state[mask], stock.hidden_states[4][mask])
-        torch.testing.assert_close(model.stepper.unembed(state)[mask], stock.logits[mask])
+        torch.testing.assert_close(model.backbone.lm_head(state)[mask], stock.logits[mask])
 
     def test_keys_and_values_are_those_of_the_stock_cache(self, tiny_decoder, family, batch):
         model = tiny_decoder(family)
@@ -91,7 +91,7 @@ def test_rows_end_where_a_sliding_window_would_hide_tokens(family):
     hidden, context = stepper.begin(fits, torch.ones_like(fits, dtype=torch.bool))
     for layer in (1, 2):
         hidden = stepper.step(layer, hidden, context)
-    torch.testing.assert_close(stepper.unembed(stepper.normalise(hidden)), model(fits).logits)
+    torch.testing.assert_close(model.lm_head(stepper.final_norm(hidden)), model(fits).logits)
     without = random_model(WINDOWS[family](None))
     without.load_state_dict(model.state_dict())
     assert decoder_stepper_for(without).position_limit == 64

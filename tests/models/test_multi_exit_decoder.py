@@ -251,7 +251,7 @@ def test_an_adapter_of_full_rank_reads_the_mapped_state(tiny_decoder_backbone, f
     inputs, outputs = draw(400, 32), draw(400, 32, seed=1)
     moments = moments_of(model.state(inputs), model.state(outputs), model.backbone.lm_head.weight.detach())
     model.adapter(2).start_from(moments)
-    expected = model.stepper.unembed(model.state(inputs) @ moments.map.float())
+    expected = model.backbone.lm_head(model.state(inputs) @ moments.map.float())
     torch.testing.assert_close(model.logits(2, inputs), expected, atol=1e-3, rtol=1e-3)
 
 

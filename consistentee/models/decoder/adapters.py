@@ -92,7 +92,7 @@ class ExitAdapter(nn.Module):
 
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return what the LM head reads of hidden states: [..., width] -> [..., width]."""
-        return stepper.normalise(hidden)
+        return stepper.final_norm(hidden)
 
     def head(self, stepper: DecoderStepper) -> nn.Linear:
         """Return the LM head: the model's, unless the exit has its own."""

@@ -199,7 +199,7 @@ class MultiExitDecoder(MultiExit):
 
     def state(self, hidden: Tensor) -> Tensor:
         """Return the stock final norm of hidden states [..., width], which learned heads read."""
-        return self.stepper.normalise(hidden)
+        return self.stepper.final_norm(hidden)
 
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
         """Compute the logits of exit layer ``layer`` from its hidden states: [..., width] -> [..., vocabulary].
@@ -366,11 +366,6 @@ class MultiExitDecoder(MultiExit):
         exited = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in at_exits)
         answers = [self._run_layers(self.last_layers, state, context) for state in exited]
         return ExitStates(states, torch.stack(answers, dim=2))
-
-    def last_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
-        """Run all layers on all tokens, as :meth:`exit_states` does; the last states: [rows, tokens, width]."""
-        hidden, context = self.stepper.begin(tokens, padding_mask)
-        return self._run_layers(range(1, self.num_layers + 1), hidden, context)
 
     def _run_layers(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
         for layer in layers:
