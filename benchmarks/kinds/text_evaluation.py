@@ -120,9 +120,8 @@ class PromptDecoder:
         encoded = model.encode(prompts.prompts)
         texts = begin_texts(model, encoded, max_new_tokens=self.options["max_new_tokens"])
         for text, tokens in zip(texts, kept["tokens"].split(kept["lengths"].tolist()), strict=True):
-            for token in tokens.tolist():
-                text.add(token, model.num_layers)
-        return Generations.of(texts, encoded, prefill_seconds=0.0, decode_seconds=0.0)
+            text.extend(tokens.tolist(), model.num_layers)
+        return Generations.of(texts, prefill_seconds=0.0, decode_seconds=0.0)
 
 
 class TextEvaluation:

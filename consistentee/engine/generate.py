@@ -49,13 +49,7 @@ class Generations:
 
     @classmethod
     def of(
-        cls,
-        transcripts: Sequence[Transcript],
-        prompts: Sequence[Sequence[int]],
-        *,
-        prefill_seconds: float,
-        decode_seconds: float,
-        **more: Any,
+        cls, transcripts: Sequence[Transcript], *, prefill_seconds: float, decode_seconds: float, **more: Any
     ) -> Self:
         """Collect finished transcripts; ``more``: the fields that a subclass adds."""
         return cls(
@@ -64,7 +58,7 @@ class Generations:
             exit_layers=[_integers(transcript.exit_layers) for transcript in transcripts],
             late_layers=[_integers(transcript.late_layers) for transcript in transcripts],
             ended_by=[transcript.ended_by or "length" for transcript in transcripts],
-            prompt_tokens=[len(prompt) for prompt in prompts],
+            prompt_tokens=[len(transcript.prompt) for transcript in transcripts],
             prefill_seconds=prefill_seconds,
             decode_seconds=decode_seconds,
             completed_seconds=[transcript.completed_seconds for transcript in transcripts],
@@ -184,7 +178,7 @@ def generate_encoded(
     batches = (texts[first : first + size] for first in range(0, len(texts), size))
     prefill_seconds = sum(Decoding(model, batch, options, steps, in_flight).run() for batch in batches)
     decode_seconds = clock(model.device) - start - prefill_seconds
-    return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
+    return Generations.of(transcripts, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
 
 
 def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:

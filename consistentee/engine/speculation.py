@@ -7,7 +7,7 @@ hidden states of the first layers are not computed again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -130,6 +130,19 @@ class SpeculativeGenerations(Generations):
     drafter_in_layers: float = field(default=0.0, kw_only=True)
     skipped: SkippedSublayers | None = field(default=None, kw_only=True)
 
+    @classmethod
+    def of_rows(cls, rows: "Sequence[_SpeculativeRow | _StockRow]", **more: Any) -> Self:
+        """Collect rows that have been written; ``more``: the fields that all of them share."""
+        return cls.of(
+            [row.transcript for row in rows],
+            prefill_seconds=sum(row.prefill_seconds for row in rows),
+            decode_seconds=sum(row.decode_seconds for row in rows),
+            drafted=[row.drafted for row in rows],
+            accepted=[row.accepted for row in rows],
+            passes=[row.passes for row in rows],
+            **more,
+        )
+
     @property
     def layer_calls(self) -> float:
         """Layers that were called, see :func:`consistentee.traces.drafts.draft_layer_calls`."""
@@ -192,16 +205,10 @@ def generate_speculatively(
     ]
     for row in tracked(written, "decoding", rows=1):
         row.write()
-    return SpeculativeGenerations.of(
-        [row.transcript for row in written],
-        rows,
-        prefill_seconds=sum(row.prefill_seconds for row in written),
-        decode_seconds=sum(row.decode_seconds for row in written),
+    return SpeculativeGenerations.of_rows(
+        written,
         draft_layer=draft_layer,
         num_layers=model.num_layers,
-        drafted=[row.drafted for row in written],
-        accepted=[row.accepted for row in written],
-        passes=[row.passes for row in written],
         drafter_in_layers=drafter.size_in_layers,
         skipped=skipped,
     )
@@ -229,7 +236,7 @@ class _SpeculativeRow:
         start = clock(device)
         columns = len(self.transcript.prompt) + self.max_new_tokens - 1
         batch = TokenBatch(self.model, 1, columns, more_layers=self.drafter.cached_layers)
-        self._add([self._prefill(batch)])
+        self.transcript.add(self._prefill(batch), self.model.num_layers)
         prefilled = clock(device)
         while self.transcript.ended_by is None:
             self._accept(batch, *self._draft_and_verify(batch))
@@ -279,15 +286,8 @@ class _SpeculativeRow:
             agreed += 1
         batch.cache.ledger.rewind(len(draft) - agreed)
         self.drafted += len(draft)
-        self.accepted += min(agreed, self._add(answers[: agreed + 1]))
+        self.accepted += min(agreed, self.transcript.extend(answers[: agreed + 1], self.model.num_layers))
         self.passes += 1
-
-    def _add(self, tokens: list[int]) -> int:
-        for count, token in enumerate(tokens, start=1):
-            self.transcript.add(token, self.model.num_layers)
-            if self.transcript.ended_by is not None:
-                return count
-        return len(tokens)
 
 
 class DraftedTexts:
@@ -347,23 +347,16 @@ def generate_with_stock_drafts(
     check_prompts(model, rows, max_new_tokens)
     texts = begin_texts(model, rows, max_new_tokens=max_new_tokens, **endings)
     deep = tuple(range(draft_layers + 1, model.num_layers + 1))
-    runs = [_StockRun(model, text, drafts, max_new_tokens) for text in texts]
-    return SpeculativeGenerations.of(
-        texts,
-        rows,
-        prefill_seconds=sum(run.prefill_seconds for run in runs),
-        decode_seconds=sum(run.decode_seconds for run in runs),
+    return SpeculativeGenerations.of_rows(
+        [_StockRow(model, text, drafts, max_new_tokens) for text in texts],
         draft_layer=0,
         num_layers=model.num_layers,
-        drafted=[run.drafted for run in runs],
-        accepted=[run.accepted for run in runs],
-        passes=[run.passes for run in runs],
         drafter_in_layers=draft_layers,
         skipped=SkippedSublayers(deep, deep) if draft_layers else None,
     )
 
 
-class _StockRun:
+class _StockRow:
     """Write one text with ``generate``, and count the passes of the last layer."""
 
     def __init__(
@@ -379,9 +372,8 @@ class _StockRun:
         self.prefill_seconds, self.decode_seconds = seconds
         self.passes = len(read) - 1
         self.drafted = sum(read) - prompt.shape[1] - self.passes
-        for token in written[0].tolist():
-            if text.ended_by is None:
-                text.add(token, model.num_layers)
+        self.transcript = text
+        text.extend(written[0].tolist(), model.num_layers)
         self.accepted = max(len(text.tokens) - len(read), 0)
 
 

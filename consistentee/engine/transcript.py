@@ -144,6 +144,14 @@ class Transcript:
         if self._stream is not None:
             self._stream(self.news())
 
+    def extend(self, tokens: Sequence[int], exit_layer: int) -> int:
+        """Add tokens up to the one that ends the text; return how many were added."""
+        before = len(self.tokens)
+        for token in tokens:
+            if self.ended_by is None:
+                self.add(token, exit_layer)
+        return len(self.tokens) - before
+
     def news(self) -> NewToken:
         """Return the newest token with what it adds to the text; to be asked once after every token."""
         text = self.text
