@@ -1,8 +1,7 @@
 """Rows of a batch, on the host and on the device; and a cache of their keys and values.
 
-Rows exit at different layers. A column is a position in a row. A token that exits after layer t writes nothing into
-layers t + 1 to L: they miss its column, until a later token of its row reads such a layer. Stock attention reads a hole
-without an error, so the ledger is checked at every read.
+A column is a position in a row. A token that exits after layer t leaves its column empty in layers t + 1 to L, until a
+later token of its row reads them. Stock attention reads a hole without an error, so every read is checked.
 """
 
 import math
@@ -61,10 +60,7 @@ class Index:
 
 
 class Rows:
-    """Some rows of a batch, in increasing order; if they lie together, they are taken as a slice, which copies nothing.
-
-    ``sent``: the numbers on the device, where they are there already.
-    """
+    """Some rows of a batch, in increasing order; if they lie together, they are a slice, which copies nothing."""
 
     def __init__(self, numbers: RowNumbers, indices: Indices, sent: Tensor | None = None) -> None:
         self.numbers = numbers
@@ -100,23 +96,13 @@ class RowTensors:
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._tensors: dict[tuple[int, str], Tensor] = {}
-        self._own: set[tuple[int, str]] = set()
 
     def put(self, stage: int, rows: Rows, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors [rows, ...] of rows that wait for a stage; those of all rows are not copied or changed."""
+        """Keep copies of tensors [rows, ...] of rows that wait for a stage."""
         for name, tensor in tensors.items():
-            place = stage, name
-            if len(rows) == self._rows:
-                self._tensors[place] = tensor
-                self._own.discard(place)
-                continue
-            if place not in self._own:
-                known = self._tensors.get(place)
-                self._tensors[place] = (
-                    tensor.new_zeros(self._rows, *tensor.shape[1:]) if known is None else known.clone()
-                )
-                self._own.add(place)
-            self._tensors[place][rows.in_torch] = tensor
+            if (stage, name) not in self._tensors:
+                self._tensors[stage, name] = tensor.new_zeros(self._rows, *tensor.shape[1:])
+            self._tensors[stage, name][rows.in_torch] = tensor
 
     def get(self, stage: int, rows: Rows) -> dict[str, Tensor]:
         """Return the tensors that rows have waited with for a stage."""
@@ -126,7 +112,6 @@ class RowTensors:
         """Drop all rows but these."""
         self._rows = len(rows)
         self._tensors = {place: rows.of(tensor).clone() for place, tensor in self._tensors.items()}
-        self._own = set(self._tensors)
 
 
 class CacheHoleError(RuntimeError):
@@ -216,7 +201,7 @@ class KeyValueCache:
         self._indices = indices
 
     def clear(self, rows: Rows, begin: int) -> None:
-        """Write zeros into columns from ``begin`` on of some rows: a NaN there would pass through any mask."""
+        """Write zeros into columns from ``begin`` on: a NaN there would pass through any mask."""
         self.stored[:, rows.in_torch, :, begin:] = 0
 
     def starts(self, layer: int, rows: Rows) -> RowNumbers:

@@ -106,12 +106,11 @@ def test_a_cache_beyond_memory_is_refused(model, monkeypatch):
         generate(model, PROMPTS, MIXED, max_new_tokens=20, in_flight=9, batch_size=2)
 
 
-def test_tensors_of_all_rows_are_kept_without_a_copy_and_never_changed():
+def test_rows_wait_with_copies_of_their_tensors():
     """A rule may keep a tensor of its own in its state, or one whose rows share memory."""
     indices = Indices(torch.device("cpu"))
     kept, shared = RowTensors(4), torch.zeros(1).expand(4)
     kept.put(1, Rows(np.arange(4), indices), {"state": shared})
-    assert kept.get(1, Rows(np.arange(4), indices))["state"] is shared
     kept.put(1, Rows(np.array([0, 3]), indices), {"state": torch.ones(2)})
     assert kept.get(1, Rows(np.arange(4), indices))["state"].tolist() == [1, 0, 0, 1]
     assert shared.tolist() == [0] * 4
