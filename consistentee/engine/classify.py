@@ -147,9 +147,7 @@ class _Exited(NamedTuple):
 class _ActiveRows:
     """Rows between two layers: their places among all rows, the input of the next layer, and the state of the rule.
 
-    Attributes:
-        past: pooled vectors of the layers before, if they are read: [rows, layers, width].
-        context: of these rows for the layers, once it is computed.
+    ``past``: pooled vectors of the layers before, if they are read: [rows, layers, width].
     """
 
     model: MultiExitModel
@@ -239,10 +237,9 @@ def _padded(first: Tensor, second: Tensor) -> Tensor:
 def _run(
     model: MultiExitModel, encodings: Sequence[Encoding], rule: ExitRule, batch_size: int, in_flight: int | None
 ) -> list[_Exited]:
-    """Run rows layer by layer: those that stay wait until they fill a batch.
+    """Run rows layer by layer: those that stay wait until they fill a batch, which in step any number of rows does.
 
-    In step any number of rows is a full batch. Else the deepest layer with a full batch runs, so that rows make room
-    for others. Without one, the fullest layer runs; once all rows have entered, the first, whose rows join later ones.
+    The deepest layer with a full batch runs; without one, the fullest, and once all rows have entered, the first.
     """
     most, full = (batch_size, 1) if in_flight is None else (in_flight, batch_size)
     unread = iter(range(len(encodings)))

@@ -1,9 +1,8 @@
 """The loop that decodes: rows go on token by token, a rule decides at which layer each token exits.
 
-The stages of a token are the segments, each of which ends at an exit; then, wherever it exits, what lies behind all
-exits: the last layers, if every token runs them, and the LM head; and at last the new token is read from the device.
-A schedule chooses which rows run next, and which stage. In step, all rows of a batch advance together. In flight, rows
-that exit go on with their next token at once, and every stage runs on a full batch.
+The stages of a token are the segments, each of which ends at an exit; then what lies behind all exits: last layers, if
+every token runs them, and the LM head; at last the new token is read from the device. A schedule chooses the next stage
+and its rows: all rows of a batch advance in step, or rows in flight go on at once and every stage runs full batches.
 """
 
 from collections import deque
@@ -94,9 +93,8 @@ def in_step(rows: RowStates) -> tuple[int, RowNumbers]:
 class Regrouping:
     """Let a stage run once a batch of rows waits for it: dynamic rebatching (DREX, Liu et al., 2025, arXiv 2512.15705).
 
-    If no batch is full, the fullest runs, since the cost of a batch hardly depends on its rows. If several are full,
-    the one with the row that is furthest behind runs; and of a stage those rows run first. So none is left to write the
-    rest of its text alone. ``batch_sizes``: rows of a full batch of each stage but the last, which runs at once.
+    If no batch is full, the fullest runs. If several are, the one with the row that is furthest behind runs, and such
+    rows first, so that none writes the rest of its text alone. ``batch_sizes``: of each stage but the last.
     """
 
     batch_sizes: tuple[int, ...]
@@ -244,8 +242,8 @@ class Decoding:
     def _exit(self, rows: Rows, places: Rows, view: TokenView) -> None:
         """Let the rows at some places of a view exit.
 
-        Their tokens are chosen now if the rule has read the logits, or each exit has an LM head of its own. A shared LM
-        head is read once for all rows that wait for it, and so are last layers.
+        A shared LM head, or last layers, run once for all rows that wait for them. Otherwise, and where the rule has
+        read the logits, tokens are chosen now.
         """
         model, slots = self._model, rows.numbers[places.numbers]
         self._rows.exit_layers[slots] = view.layer

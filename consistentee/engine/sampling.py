@@ -1,8 +1,7 @@
 """How the next token is chosen: sampling, and the settings of a model's ``generation_config``.
 
-Each setting is applied by the logits processor of transformers that ``generate`` uses, to one row's own tokens: a
-text is that of stock ``generate`` at batch 1, whatever the batch. Exit rules read the exit's own distribution, as
-traces do; processors change the scores of the exit that is taken.
+Settings are applied by transformers' own logits processors, row by row: a text is that of stock ``generate`` at batch
+1. Exit rules read the exit's own distribution, as traces do; processors change the scores of the exit that is taken.
 """
 
 from collections.abc import Callable, Sequence

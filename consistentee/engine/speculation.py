@@ -1,8 +1,7 @@
 """Self-speculative decoding (LayerSkip, Elhoushi et al., ACL 2024, arXiv 2404.16710, section 4.3).
 
-The first layers and an exit, or the branch behind it, draft some tokens, one by one; the remaining layers then read all
-of them in one pass, which tells how far the full model agrees. Drafting and verifying share one cache: keys, values and
-hidden states of the first layers are not computed again.
+The first layers and an exit, or its branch, draft tokens one by one; the other layers verify all of them in one pass.
+They share one cache: nothing of the first layers is computed again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +56,7 @@ class Drafter:
 
 
 class BranchDrafter(Drafter):
-    """A branch. It reads every token that is read, the last of a draft included, so that it never has a hole."""
+    """A branch. It reads the last token of a draft too, so that it never has a hole."""
 
     cached_layers = 1
 

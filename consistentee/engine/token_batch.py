@@ -19,9 +19,9 @@ class CacheWindow:
     def __init__(
         self, cache: KeyValueCache, rows: Rows, columns: RowNumbers, starts: RowNumbers, column_index: Index
     ) -> None:
-        """Open a window for some rows that pass ``columns`` [rows, T]; ``column_index`` is the same on the device.
+        """Open a window for rows that pass ``columns`` [rows, T], of which those from ``starts`` [rows] on are new.
 
-        A row's keys and values are new from column ``starts`` [rows] on; columns before fill up the shape.
+        ``column_index``: the columns on the device.
         """
         self._cache = cache
         self._rows = rows
@@ -188,8 +188,8 @@ class TokenBatch:
     def context(self, rows: Rows, columns: RowNumbers, starts: RowNumbers | None = None) -> DecoderContext:
         """Return the context in which layers pass columns [rows, T] of some rows.
 
-        Keys and values are written from columns ``starts`` [rows] on, by default from the first. Rows that have fewer
-        to write than others pass columns that they have, or none; the caller drops their states.
+        Keys and values are written from columns ``starts`` [rows] on, by default from the first. A row with fewer to
+        write than others passes columns that it has; the caller drops their states.
         """
         starts = columns[:, 0] if starts is None else starts
         column_index = self.indices.add(columns.clip(min=0).ravel())
@@ -226,9 +226,8 @@ _Key = tuple[DecoderStepper, tuple[tuple[int, ...], ...]]
 class ReadPrompts:
     """Keys, values and last states of prompts, which depend on no rule and no knob.
 
-    For callers that decode the same prompts many times with the same weights, as a sweep over knobs does. Batches are
-    found again if they hold the same prompts in the same order; a batch for which ``max_bytes`` on the model's device
-    leave no room is read each time. Weights must not change meanwhile.
+    For callers that decode the same batches of prompts many times, as a sweep over knobs does; weights must not change
+    meanwhile. A batch for which ``max_bytes`` on the model's device leave no room is read each time.
     """
 
     def __init__(self, max_bytes: NotNegative = 2 * 2**30) -> None:

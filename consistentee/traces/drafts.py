@@ -1,8 +1,8 @@
 """Replay drafts on texts of the full model: what every draft length and threshold would cost.
 
 A greedy draft is accepted as far as the drafter predicts the text, so one pass over the text gives the layers of every
-draft length. Without a threshold this is exact, but for settings of the model that change its scores. With one, the
-length of a rejected draft is an estimate: tokens after the rejected one are those of the text.
+draft length: exactly, but for settings that change scores. With a threshold, the length of a rejected draft is an
+estimate, since tokens after the rejected one are those of the text.
 """
 
 import math
