@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.testing.tiny import TOKEN_EXIT_FAMILIES, VOCABULARY, random_texts
 from consistentee import MultiExitModel, TokenExitStepper, UserError
-from consistentee.backbones.encoders import layers_run, stepper_for
-from consistentee.data.encoding import Batch, Encoding
+from consistentee.backbones.encoders import stepper_for
+from consistentee.data.encoding import Batch
 from consistentee.engine.classify import stock_encoded
 
 # Families whose stock classification head is what this project builds: [CLS], one tanh layer, one linear layer.
@@ -107,27 +106,6 @@ def test_while_all_tokens_are_live_the_stock_layer_runs_and_later_layers_run_on_
     assert whole == [1, 2]
     assert queries == [(2, 5), (2, 5), (5,), (5,)], "[CLS] w1 [SEP], [CLS] [SEP]"
     assert keys == [(2, 5)] * 4, "tokens that have exited are attended to"
-
-
-@given(
-    st.lists(st.lists(st.integers(1, LAYERS), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, LAYERS)
-)
-def test_layers_run_is_the_mean_over_tokens_of_what_comes_first(token_exits, row_exit):
-    live = torch.tensor([[sum(t >= layer for t in row) for layer in range(1, LAYERS + 1)] for row in token_exits])
-    expected = [sum(min(t, row_exit) for t in row) / len(row) for row in token_exits]
-    exits = torch.full((len(token_exits),), row_exit)
-    assert layers_run(live, exits).tolist() == pytest.approx(expected)
-    assert layers_run(None, exits).tolist() == [row_exit] * len(token_exits)
-
-
-def test_live_tokens_are_counted_row_by_row(tiny_model):
-    model = tiny_model("bert")
-    assert model.stepper.live_tokens([Encoding([2, 3])]) is None
-    schedule = full_depth()
-    schedule[[5, 6]] = torch.tensor([1, 3])
-    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
-    rows = [Encoding([2, 5, 5, 3]), Encoding([6]), Encoding([5])]
-    assert model.stepper.live_tokens(rows).tolist() == [[4, 2, 2, 2], [1, 1, 1, 0], [1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(

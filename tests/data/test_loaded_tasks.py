@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from benchmarks.testing.tiny import make_task, make_text_task
 from consistentee.data.metrics import TEXT_METRICS, rouge, score, token_match
 from consistentee.data.tasks import Prompt, PromptSplit, Split, TaskData, cut_prompt, fit_prompt
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import UserError
 
 
 @given(st.integers(1, 30), st.integers(0, 5))
@@ -53,11 +53,6 @@ def test_metrics_are_those_of_scikit_learn(pairs):
     else:
         with pytest.raises(ValueError, match="classes 0 and 1"):
             score("f1", labels, answers)
-
-
-def test_unknown_name_without_a_near_one_lists_what_is_known():
-    assert str(unknown_name("task", "zzz", ["b", "a"])) == "unknown task 'zzz'; known: a, b."
-    assert str(unknown_name("task", "zzz", [])) == "unknown task 'zzz'; there are none."
 
 
 def test_correlations_are_those_of_scipy():

@@ -170,20 +170,6 @@ def test_the_fingerprint_covers_the_code_of_a_users_kind(tiny_model, monkeypatch
     assert model.fingerprint() != before
 
 
-def test_mean_pooling_ignores_padding(tiny_model):
-    model, hidden = tiny_model(pooling="mean", pooler="none"), torch.randn(2, 5, WIDTH)
-    pooled = model.pool(1, hidden, torch.tensor([[True] * 5, [True, True, False, False, False]]))
-    torch.testing.assert_close(pooled, torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)]))
-
-
-def test_poolers_one_an_exit_start_from_the_shared_one(tiny_model):
-    model = tiny_model(pooling="cls", pooler="shared")
-    shared = model.poolers[0].weight.clone()
-    model.use_pooler("per_exit")
-    assert len(model.poolers) == model.num_layers
-    assert all(torch.equal(dense.weight, shared) for dense in model.poolers)
-
-
 def test_heads_check_their_extra_inputs(tiny_model):
     head, pooled = tiny_model().add_head("policy", HeadSpec(extra_inputs=2, outputs=1)), torch.randn(3, WIDTH)
     assert head(1, pooled, torch.zeros(3, 2)).shape == (3,)

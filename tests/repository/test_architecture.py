@@ -115,8 +115,3 @@ def test_no_test_imports_a_private_name():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("*.py")]
     imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert not [alias.name for node in imports for alias in node.names if alias.name.startswith("_")]
-
-
-def test_no_folder_of_the_tests_has_the_name_of_a_package():
-    """Else imports may find the module in place of the package: both are on the path of a test."""
-    assert not {path.name for path in (ROOT / "tests").iterdir()} & set(PACKAGES)

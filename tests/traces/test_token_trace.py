@@ -15,7 +15,7 @@ from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.signals import margin
 from consistentee.traces.drafts import DraftTrace, trace_drafts
 from consistentee.traces.token_trace import encode_rows, record_tokens
-from consistentee.traces.token_view import TokenView, prompt_key, token_key
+from consistentee.traces.token_view import prompt_key, token_key
 
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
 SPLIT = PromptSplit("train", ["ba be", "bi bo bu da"], [" de di", " ga ge gi go"])
@@ -107,25 +107,6 @@ def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, mo
     monkeypatch.setattr(model, "logits", lambda layer, hidden: asked.append(layer) or logits(layer, hidden))
     assert torch.equal(sweep(rules, trace), single)
     assert len(asked) == 2 * 3, "two steps, three exits before the last"
-
-
-def test_a_view_computes_what_a_rule_reads(tiny_decoder):
-    model, hidden, past = tiny_decoder(), torch.randn(3, 1, 32), torch.randn(3, 1, 32)
-    model.add_head("policy", HeadSpec())
-    view = TokenView(model, 2, hidden, 5, [11, 12, 13])
-    assert (view.layer, view.num_layers, view.rows, view.places) == (2, 4, 3, [5, 5, 5])
-    assert torch.equal(view.pooled, model.state(hidden[:, 0]))
-    assert torch.equal(view.logits, model.logits(2, hidden[:, 0]))
-    assert torch.equal(view.predictions, view.logits.argmax(dim=-1))
-    assert torch.equal(view.head("policy"), model.head("policy")(2, view.pooled))
-    with pytest.raises(UserError, match="true labels"):
-        _ = view.labels
-    with pytest.raises(UserError, match="reads_history"):
-        _ = view.history
-    later = TokenView(model, 2, hidden, [5, 1, 9], [11, 12, 13], past=past)
-    assert torch.equal(later.history, torch.stack([past[:, 0], view.pooled], dim=1))
-    assert later.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
-    assert (view.steps.tolist(), later.steps.tolist()) == ([5, 5, 5], [5, 1, 9])
 
 
 def test_row_keys_differ_between_prompts_and_steps():
