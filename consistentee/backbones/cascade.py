@@ -1,8 +1,7 @@
 """A cascade: a smaller complete model, the companion, runs before the full one, and what it leaves starts again.
 
-To the engine a cascade of k and L layers is one model of k + L layers. Layers 1..k are the companion's; at layer k + 1
-the rows that are still active are embedded again, from their tokens, and the L layers of the full backbone follow. A
-batch that the companion empties runs nothing of the full backbone, not even its embeddings.
+To the engine a cascade of k and L layers is one model of k + L layers. At layer k + 1 the rows that are still active
+are embedded again, from their tokens, and the L layers of the full backbone follow.
 """
 
 from typing import Any

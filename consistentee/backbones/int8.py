@@ -1,10 +1,8 @@
 """Run the linear layers of a backbone in 8-bit integers on a CPU: weights and inputs, with float32 in between.
 
 The range of every layer's input is fixed once, on some rows: up to rounding the result of a row does not depend on its
-batch, as it would if every batch had a range of its own (``torch.ao.quantization.quantize_dynamic``). Weights use 7
-bits, so that no sum overflows on processors without VNNI, whose instructions add pairs of products in 16 bits: a saved
-model gives the same integers everywhere. Where oneDNN's kernel is missing they are computed in float32, as exactly and
-no faster.
+batch, as it would with ``torch.ao.quantization.quantize_dynamic``. Weights use 7 bits, so that no sum overflows on
+processors without VNNI: a saved model gives the same integers everywhere, without oneDNN's kernel in float32.
 
 The kernel is the one that torch.compile uses for int8 on x86; it takes plain tensors. Those of ``torch.ao`` take
 quantised tensors, which torch 2.13 announces to remove. torchao's layers are fast only behind torch.compile.

@@ -1,11 +1,9 @@
 """Token-level exits: every token has a layer of its own, after which it is not updated any more.
 
 A token that has exited keeps its hidden state and is still attended to: keys and values are computed from it. It costs
-no query, no attention output and no feed-forward. Rules, pooling and classifiers see the hidden states of all tokens,
-as always, and a rule may still let the whole row exit.
+no query, no attention output and no feed-forward. Rules, pooling and classifiers see all tokens, as always.
 
-What runs are the stock model's own modules: the whole layer while every token is live, its parts afterwards, on the
-live tokens alone.
+What runs are the stock model's own modules: the whole layer while every token is live, then its parts on live tokens.
 """
 
 from collections.abc import Sequence

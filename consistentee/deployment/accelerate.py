@@ -1,18 +1,16 @@
 """Make a fine-tuned classifier faster, with a promise about the points that this loses.
 
-The incoming model does not change. Exits are trained on its frozen layers, in float32 and on an int8 copy; rules of
-published methods, and what needs no exits (int8 alone, fewer layers), compete. Three groups of rows are kept apart:
+The incoming model does not change. Exits on its frozen layers, in float32 and on an int8 copy, with rules of published
+methods, and what needs no exits (int8 alone, fewer layers) compete. Three groups of rows are kept apart:
 
 1. on rows for training, exits learn to answer as the last one does, and shorter models are tuned;
-2. on rows for choosing, every way is replayed. For each way of computing, float32, int8 and fewer layers, the one that
-   is estimated to be the fastest within the loss goes on, with the more cautious values of its knob;
-3. on rows for the proof, which were used for nothing before, these go through one sequence of tests, from the safest
-   on the rows for choosing to the least safe, until the first one fails; a way is not tested if another is safer and
-   faster. With the probability asked for, all that passed lose at most the loss. Those are timed.
+2. on rows for choosing, every way (:mod:`~consistentee.deployment.ways`) is replayed. In float32, in int8 and with
+   fewer layers, the one estimated to be the fastest within the loss goes on, with more cautious values of its knob;
+3. on rows for the proof, which were used for nothing before, these are tested from the safest to the least safe, until
+   one fails (:mod:`~consistentee.deployment.risk_control`). With the probability asked for, all that passed lose at
+   most the loss. Those are timed.
 
 The loss is that of accuracy against the incoming model, row by row: points lost less points won.
-
-:mod:`~consistentee.deployment.ways` has the ways, :mod:`~consistentee.deployment.risk_control` the tests.
 """
 
 import json

@@ -3,12 +3,11 @@
 Rows must be drawn as the later ones are, and be in random order. Losses are those against the answer at full depth.
 
 - Risk control chooses the knob of any method (Jazbec et al., Fast yet Safe: Early-Exiting with Risk Control, NeurIPS
-  2024, arXiv 2405.20915). Unlike the released code, the knob returned is the last one that passes, never the first that
-  fails; and where none passes, the most cautious one, at which every row runs to full depth. A bound takes losses
-  [rows, knobs], the most cautious knob first, the tolerated risk and delta, and returns the number of a knob, or -1.
-- A proof bets, row by row, against "it loses more than that", with a stake that was learnt on other rows: if the claim
-  were true, wealth would hardly grow. Ways to answer are tested in a fixed order, from the safest one on, until one
-  fails: with the probability asked for, all that passed keep the loss.
+  2024, arXiv 2405.20915): the last one that passes (the released code returns the first that fails), or the most
+  cautious one. A bound takes losses [rows, knobs], the most cautious knob first, the tolerated risk and delta, and
+  returns the number of a knob, or -1.
+- A proof bets, row by row, against "it loses more than that", with a stake that was learnt on other rows. Ways to
+  answer are tested in a fixed order until one fails: with the probability asked for, all that passed keep the loss.
 
 Sources: Angelopoulos et al., Conformal Risk Control, ICLR 2024, arXiv 2208.02814 (section 2, and 4.3 for losses that
 are not monotone); Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, 2023, arXiv

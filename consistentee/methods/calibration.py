@@ -1,8 +1,7 @@
 """Choose a threshold with a guarantee about the text by Learn-then-Test, as CALM does.
 
-Sources: Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061, section 4 (the two guarantees, and the test from the
-most cautious threshold down); Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052, section 2 (why the first
-failure ends the search, and the p-value).
+Sources: Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061, section 4 (the guarantees, and the order of tests);
+Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052, section 2 (the first failure ends them, and the p-value).
 
 The guarantee: with probability at least ``1 - epsilon`` over the choice of the calibration prompts, the risk on new
 prompts, the mean of a loss in 0..1, is at most ``delta``. It needs no model and no distribution.

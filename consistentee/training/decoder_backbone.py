@@ -8,10 +8,9 @@ One loss, a weighted mean of the exits' cross-entropies through the LM head, is 
 * weights in proportion to the square of depth, and layer dropout: LayerSkip (Elhoushi et al., 2024, arXiv 2404.16710,
   section 4.1), without a schedule of the dropout over time, as in its fine-tuning.
 
-The LM head is the largest product. Kept for every exit, logits take gigabytes; computed again in the backward pass, a
-third more work. The loss is a weighted sum over tokens, so that the gradient of a logit follows from the logits:
-``weight * (softmax - one-hot)``. It is computed with them, a chunk of tokens at a time (as the fused cross-entropy of
-Hsu et al., Liger Kernel, 2024, arXiv 2410.10989).
+Kept for every exit, logits take gigabytes. The loss is a weighted sum over tokens, so that the gradient of a logit,
+``weight * (softmax - one-hot)``, is computed with the logits, a chunk of tokens at a time (as the fused cross-entropy
+of Hsu et al., Liger Kernel, 2024, arXiv 2410.10989).
 """
 
 import math

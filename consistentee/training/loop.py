@@ -3,10 +3,8 @@
 A *stage* is a loss on some of the model's weights. Its rows come from a *source*: tokens (the whole model runs), or
 cached features (a frozen backbone has run once).
 
-With a store, a stage is identified by a key that covers all it depends on: the weights it starts from, the rows, the
-hyperparameters, the loss, the version of training. Its weights are kept under this key if methods share the stage, or
-if the recipe keeps all stages. Until it ends, checkpoints are kept; an interrupted stage resumes from the last one with
-the same result.
+With a store, a stage has a key that covers all it depends on. Its weights are kept under this key if methods share the
+stage, or if the recipe keeps all stages. An interrupted stage resumes from its last checkpoint with the same result.
 """
 
 import hashlib

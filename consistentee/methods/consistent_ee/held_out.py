@@ -1,20 +1,17 @@
 """consistentee-held-out: a ConsistentEE policy that learns on rows which the exits have not seen. An extension of ours.
 
-On its own training rows nearly every late exit is right, so a policy that learns there, from labels, finds that depth
-never pays, and on new rows it exits too early. Joint training, the paper's stage 1, also costs the last exit accuracy
-on tasks of many classes. So here:
+On its own training rows nearly every late exit is right, so a policy that learns there from labels exits too early on
+new rows. Joint training, the paper's stage 1, also costs the last exit accuracy on tasks of many classes. So here:
 
 1. the stock model is fine-tuned and frozen (shared with DeeBERT and FastBERT); early exits are distilled from its last
-   one until they have converged: students that attend, as FastBERT's, for the recipe's ``frozen_steps``;
+   one: students that attend, as FastBERT's, for the recipe's ``frozen_steps``;
 2. the policy learns on the texts of the validation rows, with ConsistentEE's reward. The right answer is the last
-   exit's: few rows tell two exits apart by their labels, many by their answers. A wrong answer costs 1. The Memorized
-   Layer is then the first from which on all exits answer as the last. A few hundred rows are few, so the policy is
-   linear in the exit's confidence, and one for all layers: ten numbers. They give the whole curve: the policy also
-   reads the price of a layer, which is drawn at random in training and is the knob at inference.
+   exit's, and a wrong one costs 1: labels tell two exits apart on few rows, answers on many. The policy is linear in
+   the exit's confidence, and one for all layers: ten numbers for a few hundred rows. It also reads the price of a
+   layer, which is drawn at random in training and is the knob at inference.
 
-What is rewarded is the answer of the exit that the policy takes, as in the paper; there is no stage 3, since the exits
-already answer as the last one wherever they can. Labels of validation rows choose the knob, as for every method. With
-the last exit's answers, training texts do as well (``results/README.md``).
+There is no stage 3, since the exits answer as the last one wherever they can. Labels of validation rows choose the
+knob, as for every method. Training texts do as well (``results/README.md``).
 """
 
 import math

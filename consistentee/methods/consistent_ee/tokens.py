@@ -1,8 +1,8 @@
 """ConsistentEE for decoders (Zeng et al., AAAI 2024, arXiv 2312.11882, section 3 and the LLaMA experiments).
 
-A token exits. The state after reading token i decides where to exit, and the exit there predicts token i + 1. Prompts
-and padding do not count in losses, reward and Memorized Layer. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) *
-t``, are true layers. The policy reads the state alone: this needs no LM head.
+The state after reading token i decides where to exit, and the exit there predicts token i + 1. Prompts and padding do
+not count. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers. The policy reads the state
+alone: this needs no LM head.
 
 Three stages, on cached states of the frozen backbone:
 
@@ -11,14 +11,13 @@ Three stages, on cached states of the frozen backbone:
 3. the exits again, each on the tokens that the policy lets exit there; then the policy again (only with
    ``consistent_steps``).
 
-Two methods. ``consistentee-tokens`` has one price of a layer, as published, and P(exit) > 0.5, or another threshold.
-``consistentee-tokens-ladder`` is ours: the policies of several prices are one head and learn together, each batch for
-every price. They are ordered: a higher price never makes a token run longer. The knob is the price.
+``consistentee-tokens`` has one price of a layer, as published, and a threshold on P(exit). In
+``consistentee-tokens-ladder``, ours, the policies of several prices are one head and learn together; the knob is the
+price, and a higher one never makes a token run longer.
 
-Choices. The trace is recorded at full depth, so its states do not depend on actions and the expected reward has a
-closed form. In a text they do, because later tokens read the skipped layers of earlier ones; the reward ignores this.
-In stage 3 an exit is drawn for each token, at one LM head a token; exits learn there at half their rate. Exits are by
-default adapters under one LM head; the paper's code has an LM head for each.
+States are those of full depth, so that the expected reward has a closed form; that in a text later tokens read the
+skipped layers of earlier ones is ignored. In stage 3 an exit is drawn for each token, and exits learn at half their
+rate. Exits are by default adapters under one LM head; the paper's code has an LM head for each.
 """
 
 import math
