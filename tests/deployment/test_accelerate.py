@@ -54,17 +54,9 @@ def test_the_command_says_what_it_read_tried_chose_and_promises(folder, report):
     printed = (folder / "printed").read_text(encoding="utf-8")
     assert "Columns: text from 'Review', label from 'Label'." in printed
     assert "Rows: 100 for exits, 100 for choosing, 100 for the proof." in printed
-    for way in (
-        "as it is",
-        "entropy below",
-        "policy at a price",
-        "ensemble",
-        "same answer, repeated",
-        "exits at layer",
-    ):
-        assert way in printed
-    for weights in ("your model", "the int8 model", "your first 2 layers", "your first 2 layers in int8"):
-        assert weights in printed
+    ways = ("as it is", "entropy below", "policy at a price", "ensemble", "same answer, repeated", "exits at layer")
+    weights = ("your model", "the int8 model", "your first 2 layers", "your first 2 layers in int8")
+    assert all(words in printed for words in (*ways, *weights))
     assert report["block"] in printed
     assert re.search(r"Your model: \d+\.\d% \(100 rows\)\.\nChosen: ", report["block"])
     assert sum(report["promise"]["share_by_exit_layer"]) == pytest.approx(1, abs=1e-3)
