@@ -1,4 +1,4 @@
-"""Run commands as after ``pip install consistentee``: nothing is found but what this brings.
+"""Run commands as after ``pip install consistentee``: no package of an extra is found.
 
 ``python tests/without_extras.py FILE`` runs the commands in a JSON file, and prints exit code and output of each.
 """
@@ -7,37 +7,22 @@ import json
 import subprocess
 import sys
 from importlib.machinery import PathFinder
-from importlib.metadata import Distribution, distribution, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import get_args
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from consistentee.extras import Extra, packages_of
 
 Result = tuple[int, str]
 
 
-def core_packages(package: str = "consistentee", extras: frozenset[str] = frozenset()) -> set[str]:
-    """Return a package and everything that installing it brings, by the metadata of what is installed here."""
-    found = {canonicalize_name(package)}
-    waiting = [(package, extras)]
-    seen = set(waiting)
-    while waiting:
-        name, wanted = waiting.pop()
-        for requirement in map(Requirement, distribution(name).requires or ()):
-            marker = requirement.marker
-            if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in ("", *wanted)):
-                continue
-            found.add(canonicalize_name(requirement.name))
-            if (further := (requirement.name, frozenset(requirement.extras))) not in seen:
-                seen.add(further)
-                waiting.append(further)
-    return found
-
-
-def hide_all_but(packages: set[str]) -> None:
-    """Let imports and metadata of this process find these packages alone."""
+def hide_extras() -> None:
+    """Let imports and metadata of this process find no package of an extra."""
+    packages = {canonicalize_name(name) for extra in get_args(Extra) for name in packages_of(extra)} - {"consistentee"}
     owners = packages_distributions()
-    hidden = {module for module, names in owners.items() if not packages & set(map(canonicalize_name, names))}
+    hidden = {module for module, names in owners.items() if packages & set(map(canonicalize_name, names))}
 
     class Finder(PathFinder):
         @classmethod
@@ -46,8 +31,8 @@ def hide_all_but(packages: set[str]) -> None:
 
         @classmethod
         def find_distributions(cls, *context):
-            found: list[Distribution] = list(PathFinder.find_distributions(*context))
-            return [one for one in found if canonicalize_name(one.name) in packages]
+            found = PathFinder.find_distributions(*context)
+            return [one for one in found if canonicalize_name(one.name) not in packages]
 
     sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 
@@ -65,7 +50,7 @@ def results_of(commands: list[list[object]], folder: Path) -> list[Result]:
 def main() -> None:
     """Hide the extras, and run commands."""
     commands = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    hide_all_but(core_packages())
+    hide_extras()
 
     from command_line import call
 
