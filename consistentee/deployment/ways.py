@@ -55,24 +55,26 @@ _STEPS_TOWARDS_THE_KNOB = 8
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as tokens, with their labels."""
+    """Rows, and the incoming model, with whose answers others are compared."""
 
-    encodings: Sequence[Encoding]
+    model: MultiExitModel
     split: Split
 
     def __len__(self) -> int:
-        return len(self.encodings)
+        return len(self.split)
+
+    @cached_property
+    def encodings(self) -> Sequence[Encoding]:
+        return self.model.tokenize(self.split.texts)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         return np.asarray(self.split.labels)
 
-
-@dataclass(frozen=True)
-class AnsweredRows(Rows):
-    """Rows, with 1 for each that the incoming model answers wrongly."""
-
-    wrong: Losses
+    @cached_property
+    def wrong(self) -> Losses:
+        """1 for each row that the incoming model answers wrongly."""
+        return (answers_of(self.model, self) != self.labels).astype(float)
 
     def losses(self, answers: NDArray[np.int64]) -> Losses:
         """Compare answers with the incoming model's."""
@@ -129,12 +131,8 @@ class Incoming:
         self.model.to(chosen_device())
         self.path = path
         given = (task.train.capped(max_rows, seed=0), task.validation, task.test)
-        splits = [_shuffled(_in_labels_of(self.model, task, split)) for split in given]
-        self.training, *others = (Rows(self.model.tokenize(split.texts), split) for split in splits)
-        self.choosing, self.proof = (
-            AnsweredRows(rows.encodings, rows.split, (answers_of(self.model, rows) != rows.labels).astype(float))
-            for rows in others
-        )
+        splits = (_shuffled(_in_labels_of(self.model, task, split)) for split in given)
+        self.training, self.choosing, self.proof = (Rows(self.model, split) for split in splits)
         self.seconds: dict[int, float] = {}
 
     def estimate(self, cost: Cost, share: float, questions: float) -> float:
@@ -184,8 +182,8 @@ def exits_on(
     source = TokenSource(model, rows.encodings, label_tensor(rows.split.labels))
     train_early_exits(model, source, student_loss, recipe, name=f"exits, {network}", network=network)
     policy = ConsistentEEHeldOut(classifier=network)
-    texts = TokenSource(model, incoming.choosing.encodings, label_tensor(incoming.choosing.split.labels))
-    train_policy(model, replace(texts, labels=torch.from_numpy(answers_of(model, incoming.choosing))), recipe)
+    answers = torch.from_numpy(answers_of(model, incoming.choosing))
+    train_policy(model, TokenSource(model, incoming.choosing.encodings, answers), recipe)
     rules = {
         "entropy below {}": "deebert",
         "margin above {}": "calm-softmax",
