@@ -162,17 +162,12 @@ class DecoderStepper(ABC):
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run layer ``layer`` (1-based) on [rows, T, width]."""
 
-    def check_sublayers(self) -> None:
-        """Raise UserError if attention and MLP of this family cannot be run apart."""
-        if type(self).attend is DecoderStepper.attend:
-            raise UserError(f"attention and MLP of architecture {self.config.model_type!r} cannot be run apart")
-
+    @abstractmethod
     def attend(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run norm and attention of layer ``layer`` (1-based) and add the result to [rows, T, width].
 
-        Followed by :meth:`feed_forward` it is the layer. Optional, see :meth:`check_sublayers`.
+        Followed by :meth:`feed_forward` it is the layer.
         """
-        raise NotImplementedError
 
     def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
         """Run norm and MLP of layer ``layer`` (1-based) and add the result to [rows, T, width]."""

@@ -182,8 +182,7 @@ def generate_speculatively(
         max_new_tokens, stop, max_prompt_tokens, keep, stream: as for :func:`consistentee.engine.generate.generate`.
 
     Raises:
-        UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped; or as
-            ``generate`` does.
+        UserError: ``draft_layer`` is no exit before layer L; or as ``generate`` does.
     """
     if skipped is not None and draft_layer:
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")

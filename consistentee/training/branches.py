@@ -90,10 +90,8 @@ class RowStates:
 def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Path | None = None) -> RowStates:
     """Keep the states of all tokens in half precision; arguments and errors as of :func:`consistentee.record_tokens`.
 
-    Raises ValueError for closing layers, which read states of their own at every exit.
+    Not for closing layers, before which no model has a branch.
     """
-    if model.last_layers:
-        raise ValueError("rows of a decoder with closing layers have no one state at an exit")
     hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)
     return RowStates(rows, hidden, model)
 

@@ -12,7 +12,6 @@ from benchmarks.measure.flops import DecodingFlops
 from benchmarks.testing.tiny import DECODER_FAMILIES, make_text_task, random_prompts
 from benchmarks.testing.watching import stock_tokens
 from consistentee import DraftedTexts, NeverExit, Sampling, StaticRule, TokenRecipe, UserError, generate
-from consistentee.backbones.decoders import DecoderStepper, LlamaStepper
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
@@ -166,12 +165,6 @@ class TestSublayers:
         assert share == pytest.approx((3 * 32 * 48 + 32) / (3 * 32 * 48 + 32 + 2 * 32 * 32 + 2 * 32 * 16 + 32))
         assert SOME.layers_left(model.stepper) == pytest.approx(3 - share)
         assert len(SOME) == 3
-
-    def test_swift_refuses_a_family_without_separate_sublayers(self, tiny_decoder, monkeypatch):
-        monkeypatch.setattr(LlamaStepper, "attend", DecoderStepper.attend)
-        model = tiny_decoder()
-        with pytest.raises(UserError, match="cannot be run apart"):
-            SWIFT(**QUICK).fit(model, make_text_task(), TokenRecipe())
 
     def test_unknown_sublayers_are_refused(self, model):
         with pytest.raises(UserError, match="layer 5 has no sublayers"):
