@@ -29,25 +29,9 @@ class TokenExits(nn.Module):
 
     schedule: Tensor
 
-    def __init__(self, schedule: Tensor, num_layers: int) -> None:
+    def __init__(self, schedule: Tensor) -> None:
         super().__init__()
-        if int(schedule.min()) < 1 or int(schedule.max()) > num_layers:
-            raise ValueError(f"the exit layers of tokens must lie in 1..{num_layers}")
-        self.num_layers = num_layers
         self.register_buffer("schedule", schedule.long())
-
-    def exit_layers(self, batch: Batch) -> Tensor:
-        """Return the exit layer of every token of a batch, 0 for padding: int64 [rows, tokens], on the CPU."""
-        return self.schedule[batch.input_ids].masked_fill(~batch.padding_mask, 0).cpu()
-
-    def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor:
-        """Return how many tokens of each row are live at each layer: int64 [N, L], on the CPU."""
-        tokens = torch.tensor([token for row in encodings for token in row.input_ids], dtype=torch.long)
-        lengths = torch.tensor([len(row) for row in encodings], dtype=torch.long)
-        rows, bins = torch.arange(len(encodings)).repeat_interleave(lengths), self.num_layers + 1
-        exits = self.schedule.cpu()[tokens]
-        exit_counts = torch.bincount(rows * bins + exits, minlength=len(encodings) * bins).view(len(encodings), bins)
-        return exit_counts.flip(1).cumsum(dim=1).flip(1)[:, 1:]
 
 
 @dataclass
@@ -85,14 +69,21 @@ class TokenExitStepper(EncoderStepper):
         vocabulary = stock.config.vocab_size
         if schedule.shape != (vocabulary,):
             raise ValueError(f"a schedule of token exits must be [{vocabulary}], got {list(schedule.shape)}")
-        return cls(stock, TokenExits(schedule, stock.num_layers))
+        if int(schedule.min()) < 1 or int(schedule.max()) > stock.num_layers:
+            raise ValueError(f"the exit layers of tokens must lie in 1..{stock.num_layers}")
+        return cls(stock, TokenExits(schedule))
 
     @property
     def own_modules(self) -> dict[str, nn.Module]:
         return {_MODULE: self.token_exits}
 
     def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor:
-        return self.token_exits.live_tokens(encodings)
+        tokens = torch.tensor([token for row in encodings for token in row.input_ids], dtype=torch.long)
+        lengths = torch.tensor([len(row) for row in encodings], dtype=torch.long)
+        rows, bins = torch.arange(len(encodings)).repeat_interleave(lengths), self.num_layers + 1
+        exits = self.token_exits.schedule.cpu()[tokens]
+        exit_counts = torch.bincount(rows * bins + exits, minlength=len(encodings) * bins).view(len(encodings), bins)
+        return exit_counts.flip(1).cumsum(dim=1).flip(1)[:, 1:]
 
     def layer_module(self, layer: int) -> nn.Module:
         return self.stock.layer_module(layer)
@@ -105,7 +96,8 @@ class TokenExitStepper(EncoderStepper):
 
     def context(self, layer: int, hidden: Tensor, batch: Batch) -> TokenContext:
         context = self.stock.context(layer, hidden, batch)
-        return TokenContext(**vars(context), exit_layers=self.token_exits.exit_layers(batch))
+        exit_layers = self.token_exits.schedule[batch.input_ids].masked_fill(~batch.padding_mask, 0).cpu()
+        return TokenContext(**vars(context), exit_layers=exit_layers)
 
     def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``layer`` (1-based) on the live tokens; the others' states [rows, tokens, width] stay as they are.
