@@ -33,6 +33,7 @@ class LayerSkip(ee.DraftingMethod):
     """
 
     name: ClassVar[str] = "layerskip"
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
     asks_exits: ClassVar[bool] = True
 

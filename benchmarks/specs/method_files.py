@@ -1,45 +1,48 @@
-"""Read the name and the version of a method from its source. Nothing is imported, so that planning loads no torch."""
+"""Read the name and the version of a method from its source, so that planning registered methods loads no torch."""
 
 import ast
 import hashlib
-import importlib.util
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
+from consistentee.methods.method import (
+    ENTRY_POINT_GROUP,
+    TOKEN_ENTRY_POINT_GROUP,
+    Method,
+    available_methods,
+    code_file,
+    method_class_of,
+)
+
+_OWN_PACKAGES = ("baselines", "consistentee")
 
 
 @cache
 def method_version(name: str) -> int | str:
-    """Return the version of a method: its class's own; or of a user's file, where nobody raises one, a hash of it.
+    """Return the version of a method; of a user's file, where nobody raises one, a hash of it and that of its base.
 
-    Comments, docstrings and formatting of a file do not count; the version of an installed method that it derives from
-    does. Raises UserError for what cannot be read or found.
+    Comments, docstrings and formatting of a file do not count. A method of this project states its version in its own
+    file, unless it is the default. Raises UserError for what cannot be read or found.
     """
-    if ".py:" in name:
-        file, _, class_name = name.rpartition(":")
-        code, inherited = _hash_of_code(Path(file)), _stated_version(Path(file), class_name)
-        return code if inherited is None else f"{code}-{inherited}"
+    if (file := code_file(name)) is not None:
+        return f"{_hash_of_code(Path(file))}-{method_class_of(name).version}"
     methods = available_methods(ENTRY_POINT_GROUP) | available_methods(TOKEN_ENTRY_POINT_GROUP)
     if name not in methods:
         raise unknown_name("method", name, methods)
     module, class_name = methods[name].module, methods[name].attr
-    found = _stated_version(source_of(module), class_name)
-    if found is None:
-        raise UserError(f"{name}: no class {class_name} that states a version is found in the source of {module}")
-    return found
-
-
-def _stated_version(path: Path | None, class_name: str) -> int | None:
-    found = stated_value(path, class_name, "version", inherited=True)
-    return found if isinstance(found, int) else None
+    if module.partition(".")[0] not in _OWN_PACKAGES:
+        return method_class_of(name).version
+    spec = find_spec(module)
+    stated = stated_value(Path(spec.origin), class_name, "version", inherited=True) if spec and spec.origin else None
+    return stated if isinstance(stated, int) else Method.version
 
 
 def _hash_of_code(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"no such method file: {path}")
-    tree = parsed(path)
+    tree = _parsed(path)
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -49,57 +52,28 @@ def _hash_of_code(path: Path) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def stated_value(path: Path | None, class_name: str, attribute: str, *, inherited: bool = False) -> object:
-    """Return the constant that a class assigns to an attribute in its body, or the first of its bases that does.
+def stated_value(path: Path, class_name: str, attribute: str, *, inherited: bool = False) -> object:
+    """Return the constant that a class of a file assigns to an attribute; if ``inherited``, or a base in that file.
 
-    The class is defined in the file, or imported there by its name. None if there is no such constant; bases count if
-    it may be ``inherited``. Raises UserError for a file that is not Python.
+    None if there is none. Raises UserError for a file that is not Python.
     """
-    of_module, _, own_name = class_name.rpartition(".")
-    for node in parsed(path).body if path else ():
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            for statement in node.body:
-                match statement:
-                    case (
-                        ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value))
-                        | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value))
-                    ) if name == attribute:
-                        return value
-            bases = [ast.unparse(base).partition("[")[0] for base in node.bases if inherited]
-            found = (stated_value(path, base, attribute, inherited=True) for base in bases)
-            return next((value for value in found if value is not None), None)
-        if isinstance(node, ast.Import) and inherited:
-            for alias in node.names:  # such as "import consistentee as ee", for the base "ee.Method"
-                if of_module == (alias.asname or alias.name):
-                    return stated_value(source_of(alias.name), own_name, attribute, inherited=True)
-        if isinstance(node, ast.ImportFrom) and node.module and inherited:
-            for alias in node.names:
-                folder = path.parents[node.level - 1] if path and node.level else None
-                if class_name == (alias.asname or alias.name):
-                    return stated_value(source_of(node.module, folder), alias.name, attribute, inherited=True)
-                if of_module == (alias.asname or alias.name):
-                    source = source_of(f"{node.module}.{alias.name}", folder)
-                    return stated_value(source, own_name, attribute, inherited=True)
+    classes = {node.name: node for node in _parsed(path).body if isinstance(node, ast.ClassDef)}
+    names = [class_name]
+    while names:
+        if (found := classes.pop(names.pop(0), None)) is None:
+            continue
+        for statement in found.body:
+            match statement:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value))
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value))
+                ) if name == attribute:
+                    return value
+        names += [ast.unparse(base) for base in found.bases if inherited]
     return None
 
 
-@cache
-def source_of(module: str, folder: Path | None = None) -> Path | None:
-    """Return the file of a module, found by its path below a folder, or in its package; None for what has none."""
-    package, *rest = module.split(".")
-    if folder is not None:
-        place = folder.joinpath(package, *rest)
-    else:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            return Path(spec.origin) if spec and spec.has_location and spec.origin and not rest else None
-        place = Path(spec.submodule_search_locations[0], *rest)
-    candidates = (place.with_suffix(".py"), place / "__init__.pyi", place / "__init__.py")  # a stub has the imports
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def parsed(path: Path) -> ast.Module:
-    """Parse a Python file. Raises UserError for any other file."""
+def _parsed(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:

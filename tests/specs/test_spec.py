@@ -9,9 +9,8 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
-from baselines.deebert import DeeBERT
 from benchmarks.specs.base import GenerationSuite, SuiteSpec, folder_name, label_of
-from benchmarks.specs.method_files import method_version, stated_value
+from benchmarks.specs.method_files import method_version
 from benchmarks.specs.schema import read_yaml
 from benchmarks.specs.suites import Filters, expand, list_suites, load_suite
 from benchmarks.store.keys import key_parts
@@ -52,14 +51,6 @@ def test_a_task_may_have_seeds_of_its_own():
     more = suite(task_overrides={"rte": {"seeds": [0, 1, 2]}}, seeds=[0])
     assert {(cell.task, cell.seed) for cell in expand(more)} == {("sst2", 0), ("rte", 0), ("rte", 1), ("rte", 2)}
     assert {cell.seed for cell in expand(more, Filters(seeds=[7]))} == {7}
-
-
-@pytest.mark.parametrize("imported", ["import baselines.deebert as base", "from baselines import deebert as base"])
-def test_a_method_inherits_the_version_of_its_base_by_any_import(tmp_path, imported):
-    """Written as ``base.DeeBERT``, where ``base`` is a module."""
-    file = tmp_path / "mine.py"
-    file.write_text(f"{imported}\n\n\nclass Mine(base.DeeBERT):\n    name = 'mine'\n")
-    assert stated_value(file, "Mine", "version", inherited=True) == DeeBERT.version
 
 
 def test_versions_read_from_source_equal_those_of_the_classes():
@@ -103,7 +94,8 @@ def test_paths_in_a_suite_start_at_its_folder(tmp_path, monkeypatch):
 
 def test_a_method_of_a_file_is_labelled_by_the_name_that_its_class_states(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("class Mine:\n name = 'my-gate'\nclass Child(Mine):\n pass\nclass Copy:\n name = 'deebert'\n")
+    classes = "class Mine(PABEE):\n name = 'my-gate'\nclass Child(Mine):\n pass\nclass Copy:\n name = 'deebert'\n"
+    file.write_text(f"from baselines.pabee import PABEE\n{classes}")
     assert [label_of(name) for name in (f"{file}:Mine", f"{file}:Child", "deebert")] == ["my-gate", "Child", "deebert"]
     assert key_parts(expand(suite(), Filters(methods=[f"{file}:Mine"]))[0], "", {}).settings["method"] == "Mine"
     with pytest.raises(UserError, match="is called 'deebert', as another method is; change its `name`"):
@@ -197,7 +189,7 @@ def test_cells_of_texts_train_on_their_own_task_or_on_a_common_one():
 
 def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
     method = tmp_path / "mine.py"
-    method.write_text("class Mine: ...\n")
+    method.write_text("from baselines.free import FREE\n\nclass Mine(FREE): ...\n")
 
     def key(**changes: object) -> str:
         entry = {"method": f"{method}:Mine", "label": str(changes.pop("label", "mine"))}
