@@ -1,21 +1,35 @@
-"""The screen that a run ends with: its methods at equal cost among the published ones that are comparable."""
+"""The files that publications and runs have of their results, and the screen that a run ends with."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.analysis import write_published_files
-from benchmarks.analysis.frames import load_results, published_folders, with_published
+from benchmarks.analysis.figures import write_figures
+from benchmarks.analysis.frames import Results, load_results, published_folders, with_published
 from benchmarks.analysis.provenance import clock_caveats
 from benchmarks.analysis.rendering import to_terminal
-from benchmarks.analysis.tables import headline_table, tables_of
+from benchmarks.analysis.tables import headline_csv, headline_table, page, tables_of
+from benchmarks.store.hashes import write_text
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 
+def write_published_files(results: Results, out_dir: Path) -> list[Path]:
+    """Write ``table.md``, ``headline.csv`` and one figure of results into a folder; return the files.
+
+    Without the full model there is no headline, and the figure is of whole curves.
+    """
+    texts = {out_dir / "table.md": page(results), out_dir / "headline.csv": headline_csv(results)}
+    written = [path for path, text in texts.items() if text]
+    for path in written:
+        write_text(path, texts[path])
+    figures, missing = write_figures(results, out_dir, ["equal-cost"])
+    return [*written, *(write_figures(results, out_dir, ["curves"])[0] if missing else figures)]
+
+
 def report_files(out_dir: Path, folders: Iterable[Path] | None = None) -> "Group":
-    """Write the summary of a run, see :func:`write_published_files`, and compose its last screen.
+    """Write the files of a run, and show its methods at equal cost among the published ones that are comparable.
 
     ``folders`` may hold published results, by default those of :func:`published_folders`.
     """

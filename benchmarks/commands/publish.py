@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from benchmarks.analysis import write_published_files
+from benchmarks.analysis.board import write_published_files
 from benchmarks.analysis.frames import load_results
 from benchmarks.store.folders import (
     CELLS_FILE,

@@ -5,7 +5,6 @@ them. The test prompts are then decoded for real at full depth and at knobs arou
 are read.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,8 @@ from torch import Tensor
 from benchmarks.kinds.kind import CellRows
 from benchmarks.measure.flops import DecodingFlops
 from benchmarks.measure.knobs import ROUNDING, around_budgets
-from benchmarks.measure.reference_loss import ReferenceLoss, record_references, reference_losses
 from benchmarks.specs.base import GenerationCellSpec
-from benchmarks.specs.schema import canonical_json
+from benchmarks.specs.schema import hash_value
 from benchmarks.store.records import GenerationRecord
 from consistentee.data.metrics import rouge, token_match
 from consistentee.data.tasks import PromptSplit, TextTask
@@ -38,8 +36,8 @@ from consistentee.methods.calibration import textual_losses
 from consistentee.methods.token_methods import DraftingMethod, TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import TokenRow, record_tokens
+from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.traces.token_trace import CHUNK, TokenRow, TokenTrace, encode_rows, record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.decoder import exit_answers
 from consistentee.training.loop import precision_used
@@ -66,6 +64,25 @@ class ReplayedKnob:
     layers: float
     agreement: float
     draft: tuple[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceLoss:
+    """The loss of all references with one rule.
+
+    Attributes:
+        nats: negative log-likelihood of each reference, summed over its tokens but the first: float64 [N].
+        tokens: their number: int64 [N].
+    """
+
+    nats: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    @property
+    def mean(self) -> float | None:
+        """Nats a token; None without tokens."""
+        counted = int(self.tokens.sum())
+        return float(self.nats.sum()) / counted if counted else None
 
 
 class Written(NamedTuple):
@@ -115,8 +132,7 @@ class PromptDecoder:
         else:
             weights = model.backbone_fingerprint()
             described = [weights, *settings_of(model).items(), list(map(str, prompts.prompts)), self.options]
-            key = hashlib.sha256(canonical_json(described).encode()).hexdigest()[:16]
-            kept = computed_once(self.store / f"texts-{key}.safetensors", write)
+            kept = computed_once(self.store / f"texts-{hash_value(described)[:16]}.safetensors", write)
         encoded = model.encode(prompts.prompts)
         texts = begin_texts(model, encoded, max_new_tokens=self.options["max_new_tokens"])
         for text, tokens in zip(texts, kept["tokens"].split(kept["lengths"].tolist()), strict=True):
@@ -159,9 +175,9 @@ class TextEvaluation:
     def written(self) -> list[Written]:
         """The test prompts at every decoded knob, and last at full depth."""
         knobs = [self.replayed[place].knob for place in self.decoded]
-        full, at_full_depth = read_references(self.decoder, self.prompts, knobs)
+        full, *at_knobs = read_references(self.decoder, self.prompts, knobs)
         found = []
-        for place, knob, read in zip(self.decoded, knobs, at_full_depth, strict=True):
+        for place, knob, read in zip(self.decoded, knobs, at_knobs, strict=True):
             texts = self.decoder.at(knob, self.prompts)
             found.append(Written(place, texts, self._scores(texts), read))
             _logger.info("knob %g: %.2f layers", knob, texts.average_layers)
@@ -317,12 +333,43 @@ def _rows_of(model: MultiExitDecoder, prompts: PromptSplit, written: Generations
     return [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, written.tokens, strict=True)]
 
 
-def read_references(
-    decoder: PromptDecoder, prompts: PromptSplit, knobs: Sequence[float]
-) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
-    """Return what references lose in the full model, and at every knob: all that is verified is at full depth."""
+# ---------------------------------------------------------------------------------------------- references
+
+
+def read_references(decoder: PromptDecoder, prompts: PromptSplit, knobs: Sequence[float]) -> list[ReferenceLoss]:
+    """Return the loss of references in the full model, and then at every knob: all that is verified is at full depth.
+
+    They are read with their prompts at full depth (teacher forcing), with the end-of-text token, cut to the maximum
+    length of a text, once for all methods on a backbone. Their first tokens are not counted, because every method has
+    them at full depth. With a pruned vocabulary the loss is that of the exit's whole LM head, because any other token
+    would have an infinite loss.
+    """
     model, method = decoder.model, decoder.method
-    rules = [NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs]
-    trace = record_references(model, prompts, decoder.options["max_new_tokens"], decoder.store)
-    full, *at_knobs = reference_losses(trace, [NeverExit(), *rules], len(prompts))
-    return full, at_knobs
+    rules: list[ExitRule] = [NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs]
+    rows = encode_rows(model, prompts, max_prompt_tokens=None, max_new_tokens=decoder.options["max_new_tokens"])
+    trace = record_tokens(model, rows, store=decoder.store)
+    exits = sweep([NeverExit(), *rules], trace)[:, trace.may_exit]
+    places = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
+    by_exit, row = _nats(trace, places), trace.row[trace.may_exit].numpy()
+    tokens = np.bincount(row, minlength=len(prompts))
+    return [
+        ReferenceLoss(
+            nats=np.bincount(row, by_exit.gather(1, place.unsqueeze(1))[:, 0].numpy(), len(prompts)).astype(np.float64),
+            tokens=tokens,
+        )
+        for place in places
+    ]
+
+
+@torch.inference_mode()
+def _nats(trace: TokenTrace, places: Tensor) -> Tensor:
+    """Compute the negative log-likelihood [tokens, exits] at the exits that some rule takes, of ``places`` from 0."""
+    found = torch.zeros(len(trace.may_exit), len(trace.exit_layers), dtype=torch.float64)
+    for place, layer in enumerate(trace.exit_layers):
+        for chunk in (places == place).any(dim=0).nonzero().flatten().split(CHUNK):
+            tokens = trace.may_exit[chunk]
+            logits = trace.model.logits(layer, trace.states(place, tokens)).float()
+            targets = trace.targets[tokens].to(logits.device)
+            losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            found[chunk, place] = losses.double().cpu()
+    return found

@@ -3,7 +3,6 @@
 SuiteSpec and CellSpec are for classification, GenerationSuite and GenerationCellSpec for generation.
 """
 
-import hashlib
 import itertools
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from benchmarks.specs.method_files import stated_value
-from benchmarks.specs.schema import Strict, canonical_json, read_fields, validation_sentence
+from benchmarks.specs.schema import Strict, canonical_json, hash_value, read_fields, validation_sentence
 from consistentee.data.tasks import ChatTemplate
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup
@@ -409,4 +408,4 @@ def folder_name(name: str) -> str:
 
 def short_hash(value: Any) -> str:
     """Return the first 10 hexadecimal digits of the hash of a JSON-serialisable value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+    return hash_value(value)[:10]

@@ -6,6 +6,7 @@ A schema refuses unknown keys; equal values have equal JSON.
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -21,6 +22,11 @@ _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 def canonical_json(value: object) -> str:
     """Return the canonical JSON of a value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def hash_value(value: object) -> str:
+    """Return the SHA-256 of the canonical JSON of a value, in hexadecimal."""
+    return sha256(canonical_json(value).encode()).hexdigest()
 
 
 class Strict(BaseModel):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.specs.base import BaseCellSpec, TimingSpec
 from benchmarks.specs.method_files import method_version
-from benchmarks.specs.schema import canonical_json
+from benchmarks.specs.schema import hash_value
 from benchmarks.store.records import KeyParts
 from consistentee.versions import ENGINE_VERSION, TIMING_VERSION, TRAINING_VERSION, Kind
 
@@ -43,8 +43,7 @@ def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> Key
 
 def timing_key(protocol: TimingSpec, kind: Kind) -> str:
     """Return the key of a timing: of how it is taken. What was timed is in its contenders."""
-    parts = [protocol.model_dump(mode="json", exclude_defaults=True), kind, TIMING_VERSION[kind]]
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+    return hash_value([protocol.model_dump(mode="json", exclude_defaults=True), kind, TIMING_VERSION[kind]])
 
 
 @cache

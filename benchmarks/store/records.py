@@ -3,14 +3,13 @@
 See :mod:`benchmarks.store.frames` for the frames: rows, curve, answers, exits, texts, training and times.
 """
 
-import hashlib
 from datetime import datetime
 from functools import cached_property
 from typing import Literal, TypeAlias
 
 from pydantic import Field
 
-from benchmarks.specs.schema import Strict, canonical_json
+from benchmarks.specs.schema import Strict, hash_value
 from consistentee.versions import Kind
 
 Precision = Literal["float32", "bfloat16"]
@@ -29,7 +28,7 @@ class KeyParts(Strict):
 
     @cached_property
     def key(self) -> str:
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+        return hash_value(self.model_dump(mode="json"))
 
 
 class BaseRecord(Strict):

@@ -13,9 +13,8 @@ from baselines.references import TokenFull, TokenStatic
 from baselines.stock_drafts import AssistantEarlyExit, PromptLookup
 from benchmarks.kinds import text_evaluation
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.text_evaluation import PromptDecoder, drafted_knobs, replay_knobs
+from benchmarks.kinds.text_evaluation import PromptDecoder, drafted_knobs, read_references, replay_knobs
 from benchmarks.measure.clock import stock_times
-from benchmarks.measure.reference_loss import record_references, reference_losses
 from benchmarks.specs.base import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.testing.tiny import random_prompts
@@ -81,9 +80,7 @@ def test_drafts_are_chosen_recorded_and_run(tiny_decoder):
 
 def test_references_are_judged_where_the_rule_lets_them_leave(model):
     split = PromptSplit("test", ["ba be", "bi bo bu", "de"], [" da di do", " du", ""])
-    trace = record_references(model, split, max_new_tokens=4)
-    rules = [NeverExit(), TokenStatic().rule(model, 2.0)]
-    full, static = reference_losses(trace, rules, rows=3)
+    full, static = read_references(decoder_of(model, tokens=4), split, [2.0])
     rows = encode_rows(model, split, max_prompt_tokens=None, max_new_tokens=4)
     assert full.tokens.tolist() == static.tokens.tolist() == [len(response) - 1 for _, response in rows]
     for losses, layer in ((full, 4), (static, 2)):

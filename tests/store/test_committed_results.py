@@ -10,7 +10,7 @@ from pandas import read_csv
 from pandas.testing import assert_frame_equal
 from recomputed_headline import largest_difference
 
-from benchmarks.analysis import write_published_files
+from benchmarks.analysis.board import write_published_files
 from benchmarks.analysis.frames import load_results
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.method_files import method_version
