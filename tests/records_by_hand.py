@@ -173,12 +173,10 @@ def decoding_frames(layers: Sequence[int] = (1, 3)) -> dict[str, pd.DataFrame]:
     return {"rows": pd.DataFrame(rows), "curve": pd.DataFrame(curve), "texts": pd.DataFrame(texts)}
 
 
-def timing(
-    cells: Sequence[Cell], rounds: int = 3, sizes: Mapping[int, float] | None = None
-) -> tuple[TimingRecord, pd.DataFrame]:
+def timing(cells: Sequence[Cell]) -> tuple[TimingRecord, pd.DataFrame]:
     """Time cells: their share of the time is their share of the layers; later rounds are slower for all.
 
-    ``sizes`` are the stock model's milliseconds of a row or token by batch size.
+    The stock model takes 8 milliseconds for a row or token alone, and 2 in a batch of 32.
     """
     first = cells[0][0]
     timed, lines = [TimedKnob(cell_key="", label="stock", knob=None, average_layers=LAYERS)], []
@@ -189,20 +187,18 @@ def timing(
             TimedKnob(cell_key=record.key, label=record.label, knob=knob, average_layers=layers[knob])
             for knob in knobs[record.key]
         ]
-    for (number, one), (size, milliseconds), place in product(
-        enumerate(timed), (sizes or {1: 8.0, 32: 2.0}).items(), range(rounds)
-    ):
+    for (number, one), (size, milliseconds), place in product(enumerate(timed), ((1, 8.0), (32, 2.0)), range(3)):
         seconds = one.average_layers / LAYERS * milliseconds * size / 1000 * (1 + 0.02 * place)
         line = {"timed": number, "batch_size": size, "in_flight": size, "round": place}
-        line |= {"seconds": seconds, "units": size}
-        lines += [{**line, "batch": batch, "layer_calls": one.average_layers * size} for batch in range(64 // size)]
+        line |= {"seconds": seconds, "units": size, "layer_calls": one.average_layers * size}
+        lines += [{**line, "batch": batch} for batch in range(64 // size)]
     record = TimingRecord(
         kind=first.kind,
         key="timing",
         task=first.task,
         backbone=first.backbone,
         seed=first.seed,
-        rounds=rounds,
+        rounds=3,
         timed=timed,
         environment_before=ENVIRONMENT,
         environment_after=ENVIRONMENT,
@@ -221,14 +217,13 @@ def made_up_suite(seed: int = 0, task: str = "mcid") -> list[Cell]:
     return [(cell(label, seed=seed, task=task, dev_as_test=True), frames_by_hand(label)) for label in labels]
 
 
-def write_cells(out_dir: Path, cells: Sequence[Cell], *, timed: bool = True) -> None:
+def write_cells(out_dir: Path, cells: Sequence[Cell]) -> None:
     """Write cells of one task, backbone and seed, and their timing, as a run does."""
     for record, frames in cells:
         group = Path(folder_name(record.task), folder_name(record.backbone))
         parameters = "default" if not record.parameters else short_hash(record.parameters)
         write_cell(out_dir / "cells" / group / record.label / parameters / f"seed{record.seed}", record, frames)
-    if timed:
-        write_timing(out_dir / "timings" / group / f"seed{record.seed}" / "timing.json", *timing(cells))
+    write_timing(out_dir / "timings" / group / f"seed{record.seed}" / "timing.json", *timing(cells))
 
 
 def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,)) -> None:

@@ -1,7 +1,6 @@
 """Suites of classification and of generation that run in seconds, their results folders, and what their runs said."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from task_files import LABELS, SPEC, TEXTS, lines, table, write_yaml
 
 from benchmarks.run import pool
 from benchmarks.run.jobs import Job
@@ -24,7 +24,6 @@ from benchmarks.store.folders import RECORD_FILE
 from benchmarks.store.records import CellRecord
 from benchmarks.store.results_folder import StoredResults, open_results
 from benchmarks.testing.tiny import make_task, make_text_task
-from consistentee.data.tasks import PromptSplit, Split
 
 GENERATION_METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]
 
@@ -52,40 +51,25 @@ def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
 def write_task(folder: Path, name: str, regression: bool = False) -> Path:
     """Write a toy task as files and a YAML."""
     task = make_task(regression=regression)
-
-    def write(file: str, split: Split) -> None:
-        rows = [f"{text}\t{label}" for text, label in zip(split.texts, split.labels, strict=True)]
-        (folder / file).write_text("\n".join(["text\tlabel", *rows]) + "\n")
-
-    for split in (task.train, task.validation, task.test):
-        write(f"{name}-{split.name}.tsv", split)
-    files = {"folder": ".", "format": "tsv", "text": "text", "label": "label"}
-    files |= {split: f"{name}-{split}.tsv" for split in ("train", "validation", "test")}
-    spec = {"schema_version": 1, "name": name, "version": 1, "description": "d", "files": files}
-    spec |= {"target": "number", "metrics": ["pearson"]} if regression else {"metrics": ["accuracy"]}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(spec))
-    return path
+    splits = {f"{name}-{split.name}.tsv": split for split in (task.train, task.validation, task.test)}
+    rows = {file: table(zip(split.texts, map(str, split.labels), strict=True)) for file, split in splits.items()}
+    files = {**LABELS, **{split.name: file for file, split in splits.items()}}
+    target = {"target": "number", "metrics": ["pearson"]} if regression else {"metrics": ["accuracy"]}
+    return write_yaml(folder, rows, {**SPEC, "name": name, "files": files, **target})
 
 
 def write_text_task(folder: Path, name: str = "toy-text") -> Path:
     """Write a toy task of texts as files and a YAML."""
     task = make_text_task(24)
-
-    def write(split: PromptSplit) -> None:
-        rows = zip(split.prompts, split.references, strict=True)
-        lines = [json.dumps({"q": prompt, "a": reference.strip()}) for prompt, reference in rows]
-        (folder / f"{name}-{split.name}.jsonl").write_text("\n".join(lines) + "\n")
-
-    for split in (task.train, task.validation, task.test):
-        write(split)
-    files: dict[str, object] = {"format": "jsonl", "fields": {"question": "q"}, "response": "a"}
-    files |= {split: f"{name}-{split}.jsonl" for split in ("train", "validation", "test")}
-    spec = {"schema_version": 1, "kind": "text", "name": name, "version": 1, "description": "d", "files": files}
-    spec |= {"metrics": ["rougeL", "rouge1"], "template": "{question}", "max_prompt_tokens": 4, "max_new_tokens": 6}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(spec))
-    return path
+    splits = {f"{name}-{split.name}.jsonl": split for split in (task.train, task.validation, task.test)}
+    rows = {
+        file: lines({"q": q, "a": a.strip()} for q, a in zip(split.prompts, split.references, strict=True))
+        for file, split in splits.items()
+    }
+    files = {**TEXTS, **{split.name: file for file, split in splits.items()}}
+    spec = {**SPEC, "kind": "text", "name": name, "files": files, "metrics": ["rougeL", "rouge1"]}
+    spec |= {"template": "{question}", "max_prompt_tokens": 4, "max_new_tokens": 6}
+    return write_yaml(folder, rows, spec)
 
 
 class Bench:

@@ -14,7 +14,7 @@ def write_yaml(folder: Path, contents: dict[str, str], spec: dict) -> Path:
     """Write a task's YAML and its files; ``contents`` by file name."""
     for name, content in contents.items():
         (folder / name).write_bytes(content.encode(errors="surrogateescape"))
-    path = folder / "mine.yaml"
+    path = folder / f"{spec['name']}.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path
 
