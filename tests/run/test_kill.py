@@ -4,14 +4,13 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster, Nanny
 from small_suite import Bench, wait_until
 
 from benchmarks.run import pool
@@ -43,19 +42,6 @@ def kill_after(bench: Bench, seconds: float) -> None:
     process.wait()
 
 
-def assert_completed(bench: Bench, finished_suite: Bench, finished_before: dict[Path, int]) -> None:
-    """Complete the suite, and compare it with the one that nothing happened to."""
-    outcome = bench.run()
-    assert (outcome.finished, outcome.failed) == (CELLS, ())
-    assert outcome.computed == CELLS - len(finished_before), bench.said
-    assert "damaged" not in bench.said
-    now = stamps(bench)
-    assert {path: now[path] for path in finished_before} == finished_before, "no finished cell is run twice"
-    assert bench.results() == finished_suite.results()
-    assert (len(bench.read().timings), bench.read().faults) == (1, [])
-    assert bench.leftovers() == []
-
-
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_a_killed_run_goes_on_to_the_same_results(bench, finished_suite, kills):
     moments = random.Random(0)
@@ -65,52 +51,33 @@ def test_a_killed_run_goes_on_to_the_same_results(bench, finished_suite, kills):
         now = stamps(bench)
         assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
         finished = now
-    assert_completed(bench, finished_suite, finished)
-
-
-class Cluster:
-    """A dask scheduler and two workers on this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
-        self._folder = folder
-        self._processes = [self._start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")]
-        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
-        self.workers = [self._start("worker", self.address, *options) for _ in range(2)]
-
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "dask", *arguments]
-        with (self._folder / "dask.txt").open("ab") as said:
-            return subprocess.Popen(command, stdout=said, stderr=said, cwd=self._folder)
-
-    def close(self) -> None:
-        for process in [*self.workers, *self._processes]:
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    yield cluster
-    cluster.close()
+    outcome = bench.run()
+    assert (outcome.finished, outcome.failed) == (CELLS, ())
+    assert outcome.computed == CELLS - len(finished), bench.said
+    assert "damaged" not in bench.said
+    now = stamps(bench)
+    assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
+    assert bench.results() == finished_suite.results()
+    assert (len(bench.read().timings), bench.read().faults) == (1, [])
+    assert bench.leftovers() == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_worker_costs_nothing_but_time(bench, finished_suite, cluster):
-    def kill_one() -> None:
-        wait_until(bench.finished_cells)
-        cluster.workers[0].kill()
+def test_a_killed_worker_costs_nothing_but_time(bench, finished_suite):
+    killed = []
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    outcome = bench.run(schedule=Schedule(address=cluster.address))
-    killer.join()
-    assert cluster.workers[0].poll() is not None
+    def kill_one(worker: Nanny) -> None:
+        wait_until(bench.finished_cells)
+        killed.append(worker.pid)
+        os.kill(worker.pid, signal.SIGKILL)
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        killer = threading.Thread(target=kill_one, args=[cluster.workers[0]])
+        killer.start()
+        outcome = bench.run(schedule=Schedule(address=cluster.scheduler_address))
+        killer.join()
+        assert killed != [cluster.workers[0].pid]
     assert (outcome.finished, outcome.failed) == (CELLS, ())
     assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.leftovers()) == (1, [])
