@@ -18,15 +18,13 @@ class StockDrafts(ee.TokenMethod):
 
     Class attributes:
         argument: of ``generate``, which gets the knob.
+        drafts_with_layers: whether the first layers draft, as many as the knob says.
     """
 
     version: ClassVar[int] = 2
     drafts: ClassVar[bool] = True
     argument: ClassVar[str]
-
-    def draft_layers(self, knob: float) -> int:
-        """Return how many layers of the model draft; by default none does."""
-        return 0
+    drafts_with_layers: ClassVar[bool] = False
 
     def rule(self, model: ee.MultiExitDecoder, knob: float) -> ee.ExitRule:
         return ee.NeverExit()
@@ -39,7 +37,8 @@ class StockDrafts(ee.TokenMethod):
         if knob == self.knob_values(model)[-1] or options.get("max_new_tokens") == 0:
             return ee.generate(model, prompts, rule, **options)
         drafts, options = {self.argument: round(knob)}, self.options_of_drafts(knob, options)
-        return ee.generate_with_stock_drafts(model, prompts, drafts, draft_layers=self.draft_layers(knob), **options)
+        layers = round(knob) if self.drafts_with_layers else 0
+        return ee.generate_with_stock_drafts(model, prompts, drafts, draft_layers=layers, **options)
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,7 @@ class AssistantEarlyExit(StockDrafts):
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710, as in transformers"
     knob: ClassVar[ee.Knob] = ee.DraftingMethod.knob
     argument: ClassVar[str] = "assistant_early_exit"
-
-    def draft_layers(self, knob: float) -> int:
-        """Return the knob: it is the number of the first layers, which draft."""
-        return round(knob)
+    drafts_with_layers: ClassVar[bool] = True
 
     def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         layers = model.exit_layers[-1:] if model.backbone.config.model_type == "gpt2" else model.exit_layers

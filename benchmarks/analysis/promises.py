@@ -22,8 +22,8 @@ def chosen_knobs(results: Results, loss: float) -> pd.DataFrame:
     """Choose the knob of every label, task and seed on validation rows, all cells of a grid together.
 
     Returns:
-        A line for each, with ``promised`` and ``delivered`` (speed-ups in layers on validation and test rows) and
-        ``lost`` (points against the full model of the same seed, or of the mean seed, on test rows).
+        A line for each, with ``promised`` (the speed-up in layers on validation rows) and ``lost`` (points against the
+        full model of the same seed, or of the mean seed, on test rows).
     """
     knobs, full_labels = results.knobs, results.tasks["full_label"]
     own = knobs["label"].to_numpy() == full_labels.reindex(pd.MultiIndex.from_frame(knobs[TASK])).to_numpy()
@@ -40,25 +40,24 @@ def chosen_knobs(results: Results, loss: float) -> pd.DataFrame:
     first = found.groupby([*CURVE, "seed"], sort=False).head(1)
     return first.assign(
         promised=first["num_layers"] / first["validation_layers"],
-        delivered=first["num_layers"] / first["layers"],
         lost=100 * (first["full_test"] - first["score"]),
     )
 
 
 def promises(results: Results) -> pd.DataFrame:
-    """Average what is promised and delivered over seeds and tasks, for the labels that have all compared tasks.
+    """Average what is promised and lost over seeds and tasks, for the labels that have all compared tasks.
 
-    Columns: ``method``, ``loss``, ``promised``, ``delivered`` (harmonic means over tasks), ``lost`` (points) and
-    ``broken`` (the share of models in percent that lose over a point more than promised).
+    Columns: ``method``, ``loss``, ``promised`` (the harmonic mean over tasks), ``lost`` (points) and ``broken`` (the
+    share of models in percent that lose over a point more than promised).
     """
-    means = ["promised", "delivered", "lost", "broken"]
+    means = ["promised", "lost", "broken"]
     chosen = pd.concat([chosen_knobs(results, loss).assign(loss=loss) for loss in LOSSES])
     chosen = comparison_of(results).in_means(chosen[chosen["label"].isin(results.labels_to_compare)])
     chosen["broken"] = 100.0 * (chosen["lost"] > chosen["loss"] + _BROKEN)
-    chosen[means[:2]] = 1 / chosen[means[:2]]
+    chosen["promised"] = 1 / chosen["promised"]
     groups = chosen.groupby([*CURVE, "loss"])[means].mean().groupby(["label", "loss"])
     found = groups.mean()[groups.size() == len(comparison_of(results).compared)]
-    found[means[:2]] = 1 / found[means[:2]]
+    found["promised"] = 1 / found["promised"]
     return found.reset_index().rename(columns={"label": "method"})
 
 

@@ -18,7 +18,7 @@ from typing import ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 from benchmarks.measure.environment import now
 from benchmarks.specs.base import Group
@@ -182,12 +182,11 @@ class _Running:
     title: str
     started: float
     next_line: float
-    bar: TaskID
     place: tuple[str, int] | None = None
 
 
 class RunProgress:
-    """Show how many jobs are done, running, failed and left, and the position of the running ones.
+    """Show how many jobs are done, running and failed, and the position of the running ones.
 
     A context manager: inside its block a thread reads the status files once a second.
     """
@@ -200,15 +199,12 @@ class RunProgress:
         self._changing = threading.RLock()
         self._ended = threading.Event()
         self._reader = threading.Thread(target=self._keep_reading, daemon=True)
-        self._is_live = console.is_terminal
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        self._bars = Progress(*columns, console=console, transient=True, disable=not self._is_live)
-        self._summary = self._bars.add_task("")
+        self._live = Status("", console=console) if console.is_terminal and total else None
 
     def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
         if self._total:
-            self._bars.start()
-            self._summarise()
             self._reader.start()
         return self
 
@@ -216,52 +212,46 @@ class RunProgress:
         self._ended.set()
         if self._total:
             self._reader.join()
-        self._bars.stop()
+        if self._live:
+            self._live.stop()
 
     def started(self, job: AnyJob) -> None:
         with self._changing:
             title = f"[{self._done + len(self._running) + 1}/{self._total}] {job.name}"
-            if not self._is_live:
+            if not self._live:
                 print_line(self._console, title)
             now = time.monotonic()
-            self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, self._bars.add_task(escape(title)))
-            self._summarise()
+            self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES)
 
     def ended(self, job: AnyJob) -> None:
         (first, *others), failed = job.ending()
         with self._changing:
             running = self._running.pop(job)
-            self._bars.remove_task(running.bar)
             self._done += 1
             self._failed += failed
-            head = f"{running.title}: " if self._is_live else f"{running.title.partition(' ')[0]}   "
+            head = f"{running.title}: " if self._live else f"{running.title.partition(' ')[0]}   "
             print_line(self._console, f"{head}{first}, {time.monotonic() - running.started:.0f} s")
             for line in others:
                 print_line(self._console, f"    {line}")
-            self._summarise()
 
     def update(self, now: float) -> None:
         """Show the positions of running jobs; without a terminal in a line a job every ten seconds, if it advanced."""
         with self._changing:
+            failed = f", {self._failed} failed" if self._failed else ""
+            lines = [f"{self._done} of {self._total} done, {len(self._running)} running{failed}"]
             for job, running in self._running.items():
-                if not self._is_live and now < running.next_line:
-                    continue
                 position = read_status(job.status)
                 if position is None and running.place:  # the process has ended
                     continue
                 position = position or Position("starting")
-                words, place = in_words(position), (position.stage, position.done)
-                if self._is_live:
-                    self._bars.update(running.bar, description=escape(f"{running.title}: {words}"), refresh=True)
-                elif place != running.place:  # a job that stands still does not repeat its line
+                lines.append(f"{running.title}, {now - running.started:.0f} s: {in_words(position)}")
+                place = position.stage, position.done
+                if not self._live and now >= running.next_line and place != running.place:  # else it stands still
                     running.place, running.next_line = place, now + SECONDS_BETWEEN_LINES
-                    print_line(self._console, f"{running.title}, {now - running.started:.0f} s: {words}")
+                    print_line(self._console, lines[-1])
+            if self._live:
+                self._live.update(escape("\n".join(lines)))
 
     def _keep_reading(self) -> None:
         while not self._ended.wait(_SECONDS_BETWEEN_READS):
             self.update(time.monotonic())
-
-    def _summarise(self) -> None:
-        failed = f", {self._failed} failed" if self._failed else ""
-        described = f"{self._done} of {self._total} done, {len(self._running)} running{failed}"
-        self._bars.update(self._summary, description=described)
