@@ -77,7 +77,7 @@ def test_a_killed_worker_costs_nothing_but_time(bench, finished_suite):
         killer.start()
         outcome = bench.run(schedule=Schedule(address=cluster.scheduler_address))
         killer.join()
-        assert killed != [cluster.workers[0].pid]
+    assert len(killed) == 1
     assert (outcome.finished, outcome.failed) == (CELLS, ())
     assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.leftovers()) == (1, [])

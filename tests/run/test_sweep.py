@@ -13,7 +13,7 @@ import pytest
 import small_suite
 from small_suite import Bench, wait_until, write_task
 
-from benchmarks.run import timing
+from benchmarks.run import cell as cells, timing
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import Filters
@@ -341,3 +341,34 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     assert stamps(places["static"].parent, "*") == kept
     assert finished.results() == scores
     assert len(list(finished.out.glob("cells/*/*/*/*/seed0.*-1"))) == 4
+
+
+# ---------------------------------------------------------------------------------------------- dry runs
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(bench, monkeypatch):
+    changes = {"methods": ["full", "majority"]}
+    with monkeypatch.context() as patched:
+        patched.setattr(cells, "trained", lambda *_, **__: pytest.fail("a dry run trains nothing"))
+        lines = bench.plan(changes=changes)
+    assert not bench.out.exists()
+    assert sum(line.startswith("to run ") for line in lines) == 2
+    assert any("training: no estimate" in line for line in lines)
+    bench.run(changes={"methods": ["full"]})
+    before = {path: path.stat().st_mtime_ns for path in bench.out.rglob("*")}
+    lines = bench.plan(changes=changes)
+    assert any(line.startswith("done ") and "full" in line for line in lines)
+    assert any(line.startswith("to run ") and "majority" in line for line in lines)
+    assert any(line.startswith("to time ") for line in lines)
+    estimates = bench.plan(changes={**changes, "seeds": [0, 1]}, schedule=Schedule(2))
+    (line,) = [line for line in estimates if line.startswith("training:")]
+    assert "with 2 workers" in line
+    assert line.endswith("recorded seconds of 1 of 3"), "the same method with another seed"
+    assert {path: path.stat().st_mtime_ns for path in bench.out.rglob("*")} == before
+    (bench.folder_of("full") / RECORD_FILE).write_text("{")
+    lines = bench.plan(changes=changes)
+    assert "is damaged" in lines[0]
+    assert "would be set aside" in lines[0]
+    assert not list(bench.out.rglob("*.damaged-*"))
+    assert not list(bench.out.rglob(FAILURE_FILE))

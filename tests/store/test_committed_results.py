@@ -1,10 +1,12 @@
-"""Published results: small, readable, and of the versions that the code has today."""
+"""Published results: small, readable, of the versions that the code has today; and `verify` finds every change."""
 
 import os
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from command_line import call
 from documents import ROOT
 from pandas import read_csv
 from pandas.testing import assert_frame_equal
@@ -12,9 +14,12 @@ from recomputed_headline import largest_difference
 
 from benchmarks.analysis.board import write_published_files
 from benchmarks.analysis.frames import load_results
+from benchmarks.commands.publish import faults_of, seal_results
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import load_suite
+from benchmarks.store.folders import HASHES_FILE, frame_file
+from benchmarks.store.frames import FrameName, read_frame, write_published_frame
 from benchmarks.store.results_folder import open_results
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
@@ -90,3 +95,67 @@ def test_every_cell_counts_as_done(suite, tmp_path):
     lines = run_suite(load_suite(suite), out=tmp_path, **options).plan
     assert sum(line.startswith("done") for line in lines) == len(records(suite))
     assert not [line for line in lines if "published, but" in line]
+
+
+# ---------------------------------------------------------------------------------------------- verify
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    return Path(shutil.copytree(ROOT / "results" / "quick", tmp_path / "quick"))
+
+
+def change(folder: Path, name: FrameName, column: str, line: int, value: float) -> None:
+    """Change one number of a frame and write all hashes again, as someone who cheats would."""
+    frame = read_frame(folder / frame_file(name))
+    frame.loc[line, column] = value
+    write_again(folder, name, frame)
+
+
+def write_again(folder: Path, name: FrameName, frame: pd.DataFrame) -> None:
+    """Write a frame, and all hashes to fit."""
+    write_published_frame(folder / frame_file(name), frame)
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".parquet", ".yaml", ".json")]
+    seal_results(folder, [path for path in files if path.name != HASHES_FILE])
+
+
+@pytest.mark.parametrize("suite", ["quick", pytest.param("cpu-6-layers", marks=pytest.mark.slow)])
+def test_verify_accepts_published_results(suite):
+    folder = ROOT / "results" / suite
+    done = call("verify", folder)
+    assert (done.exit_code, done.output) == (0, f"{folder}: no faults\n")
+
+
+def test_verify_accepts_a_cell_without_exits_for_all_its_rows_run_every_layer(published):
+    exits = read_frame(published / "exits.parquet")
+    write_again(published, "exits", exits[exits["cell"] != exits["cell"].iloc[0]])
+    assert list(faults_of(published)) == []
+
+
+@pytest.mark.parametrize("name", ["rows", "answers", "exits"])
+def test_verify_names_a_changed_row_even_with_new_hashes(published, name):
+    exits, answers = (read_frame(published / frame_file(frame)) for frame in ("exits", "answers"))
+    rows = read_frame(published / "rows.parquet")
+    found = exits[exits["exit_layer"] == 1].merge(rows, on=["cell", "row"])
+    found = found.merge(answers[answers["layer"] == 1], on=["cell", "row"]).query("answer == label").iloc[0]
+    at = {"cell": found["cell"], "row": found["row"]}
+    at |= {"answers": {"layer": 1}, "exits": {"place": found["place"]}, "rows": {}}[name]
+    frame = {"rows": rows, "answers": answers, "exits": exits}[name]
+    (line,) = frame.index[(frame[list(at)] == pd.Series(at)).all(axis="columns")]
+    column = {"rows": "label", "answers": "answer", "exits": "exit_layer"}[name]
+    change(published, name, column, line, 3 if name == "exits" else 1 - found["label"])
+    faults = list(faults_of(published))
+    assert faults
+    assert all("its rows give" in fault for fault in faults)
+
+
+def test_verify_names_a_changed_score(published):
+    mixed = read_frame(published / "exits.parquet")[["cell", "place"]].iloc[0]
+    curve = read_frame(published / "curve.parquet")
+    (line,) = curve.index[(curve[["cell", "place"]] == mixed).all(axis="columns")]
+    change(published, "curve", "accuracy", line, curve.loc[line, "accuracy"] + 0.01)
+    done = call("verify", published)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert f"place {mixed['place']}, accuracy: its rows give 0." in done.output
+    (published / "suite.yaml").write_bytes(b"# more")
+    assert "suite.yaml: not the content that was written" in call("verify", published).output
