@@ -112,6 +112,14 @@ def finished_suite(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Call
     return bench
 
 
+@pytest.fixture
+def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], unreported: None) -> "Bench":
+    """A tiny suite of classification that has not run."""
+    from small_suite import Bench
+
+    return Bench(tmp_path, tiny_backbone("bert"))
+
+
 @pytest.fixture(scope="session")
 def results() -> "Results":
     """The results of a made-up suite of two tasks and two seeds."""

@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,13 @@ from consistentee.errors import UserError
 CELLS = 3
 
 
-@pytest.fixture
-def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], unreported: None) -> Bench:
-    bench = Bench(tmp_path, tiny_backbone("bert"))
-    bench.write()
-    return bench
-
-
 def stamps(bench: Bench) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in bench.finished_cells()}
 
 
 def kill_after(bench: Bench, seconds: float) -> None:
     """Start a run, wait until its first cell is at work and then some time, and kill its whole process group."""
+    bench.write()
     process = bench.start()
     wait_until(lambda: list(bench.out.glob("artifacts/turns/.*.partial")) or process.poll() is not None)
     with pytest.raises(UserError, match="another run is writing"):

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,11 +47,6 @@ def spoil(path: Path, old: str, new: str) -> None:
 
 def stamps(folder: Path, pattern: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
-
-
-@pytest.fixture
-def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], unreported: None) -> Bench:
-    return Bench(tmp_path, tiny_backbone("bert"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.testing import checks
 from benchmarks.testing.cases import AnyCase
@@ -65,20 +66,40 @@ def made_of(rule: type[Threshold], *values: float, name: str = "margin") -> dict
     return {"make": lambda self, model, knob: rule(knob, model), "knob": Knob(name, values or Common.knob.values)}
 
 
-class Neighbours(Threshold):
-    def should_exit(self, view, state):
-        value = margin(view)
-        return value - value.mean() >= self.threshold
+def rule_of(should_exit: Callable[..., Tensor]) -> type[Threshold]:
+    """Return a rule that asks a function of the rule, the view and the state."""
+    return type("Asked", (Threshold,), {"should_exit": should_exit})
 
 
-class Static(Threshold):
-    def should_exit(self, view, state):
-        return torch.full((view.rows,), view.layer >= self.threshold)
+Neighbours = rule_of(lambda rule, view, _: margin(view) - margin(view).mean() >= rule.threshold)
+Static = rule_of(lambda rule, view, _: torch.full((view.rows,), view.layer >= rule.threshold))
+StaticFrom0 = rule_of(lambda rule, view, _: torch.full((view.rows,), view.layer - 1 >= rule.threshold))
+ReadsEveryToken = rule_of(lambda rule, view, _: view.hidden.mean((1, 2)) > rule.threshold)
 
 
-class StaticFrom0(Threshold):
-    def should_exit(self, view, state):
-        return torch.full((view.rows,), view.layer - 1 >= self.threshold)
+@rule_of
+def ListsFrom0(rule, view, _):
+    return rule.model.classifiers[view.layer](view).softmax(-1).amax(-1) > rule.threshold
+
+
+@rule_of
+def AdaptersFrom0(rule, view, _):
+    logits = rule.model.logits(view.layer + 1, view.hidden.squeeze(1))
+    return logits.softmax(-1).amax(-1) > rule.threshold
+
+
+@rule_of
+def ReadsMoreLive(rule, view, _):
+    live = type(view).__name__ == "TokenView"
+    return margin(view) > (rule.threshold if live else 0.0)
+
+
+@rule_of
+def RunsLayers(rule, view, _):
+    step = torch.zeros(view.rows, 1, dtype=torch.long)
+    hidden, context = rule.model.stepper.begin(step, step == 0)
+    rule.model.stepper.step(1, hidden, context)
+    return margin(view) > rule.threshold
 
 
 class PatienceOnSelf(Threshold):
@@ -108,42 +129,12 @@ class CarriesOver(Threshold):
         return margin(view) + 0.01 * self.calls > self.threshold
 
 
-class ListsFrom0(Threshold):
-    def should_exit(self, view, state):
-        return self.model.classifiers[view.layer](view).softmax(-1).amax(-1) > self.threshold
-
-
-class AdaptersFrom0(Threshold):
-    def should_exit(self, view, state):
-        logits = self.model.logits(view.layer + 1, view.hidden.squeeze(1))
-        return logits.softmax(-1).amax(-1) > self.threshold
-
-
 class RowsLast(Threshold):
     def start(self, rows, num_layers):
         return {"seen": torch.full((num_layers, rows), -1)}
 
     def should_exit(self, view, state):
         state["seen"][view.layer - 1] = view.predictions
-        return margin(view) > self.threshold
-
-
-class ReadsEveryToken(Threshold):
-    def should_exit(self, view, state):
-        return view.hidden.mean((1, 2)) > self.threshold
-
-
-class ReadsMoreLive(Threshold):
-    def should_exit(self, view, state):
-        live = type(view).__name__ == "TokenView"
-        return margin(view) > (self.threshold if live else 0.0)
-
-
-class RunsLayers(Threshold):
-    def should_exit(self, view, state):
-        step = torch.zeros(view.rows, 1, dtype=torch.long)
-        hidden, context = self.model.stepper.begin(step, step == 0)
-        self.model.stepper.step(1, hidden, context)
         return margin(view) > self.threshold
 
 
