@@ -69,16 +69,12 @@ def check_backbone(
     raise typer.Exit(not report.passed)
 
 
-@command("This machine", "consistentee list suites", "consistentee list methods --methods mine.py", name="list")
-def list_names(
-    kind: Annotated[str, typer.Argument(metavar="methods|tasks|backbones|suites|papers")] = "all",
-    *,
-    methods: Annotated[list[str] | None, several("--methods", "Only these: NAME, file.py:Class, folder/.")] = None,
-) -> None:
+@command("This machine", "consistentee list suites", "consistentee list methods", name="list")
+def list_names(kind: Annotated[str, typer.Argument(metavar="methods|tasks|backbones|suites|papers")] = "all") -> None:
     """List methods, tasks, backbones, suites and tables of papers."""
     from benchmarks.commands.inventory import inventories
 
-    output_console().print(*inventories(kind, methods or ()))
+    output_console().print(*inventories(kind))
 
 
 @command("This machine", "consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased")

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
 from benchmarks.terminal import filled_table
@@ -14,17 +13,14 @@ from consistentee.backbones.catalog import list_backbones, resolve, resolve_deco
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
 from consistentee.extras import check_extra
-from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
 
 
-def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
-    """Return the table of one kind of name, or of all; ``places`` are methods, files and folders instead of all.
-
-    Raises UserError for an unknown kind.
-    """
+def inventories(kind: str = "all") -> list[Table]:
+    """Return the table of one kind of name, or of all. Raises UserError for an unknown kind."""
     backbones = "Backbones (or any directory or hub id)"
     tables = {  # the rows are generators, so that only those of the wanted tables are made
-        "methods": ("Methods", "name kind knob regression parameters source", _methods(places)),
+        "methods": ("Methods", "name kind knob regression parameters source", _methods()),
         "tasks": ("Tasks", "name kind description rows", _tasks()),
         "backbones": (backbones, "name kind layers width pooling licence source", _backbones()),
         "suites": ("Suites (hours: on 2 CPU cores)", "name description cells data hours", _suites()),
@@ -36,31 +32,18 @@ def inventories(kind: str = "all", places: Sequence[str] = ()) -> list[Table]:
     return [filled_table(headings.split(), [], rows, title) for title, headings, rows in wanted]
 
 
-def _methods(places: Sequence[str]) -> Iterator[Sequence[object]]:
-    for name, method in _listed_methods(places):
-        if isinstance(method, UserError):
-            yield name, "unavailable", "", "", "", method
-        else:
-            kind = "generation" if issubclass(method, TokenMethod) else "classification"
-            regression = "yes" if method.supports_regression else "no"
-            parameters = inspect.signature(method).parameters.values()
-            defaults = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
-            yield name, kind, method.knob.name, regression, defaults, method.paper
-
-
-def _listed_methods(places: Sequence[str]) -> Iterator[tuple[str, type[AnyMethod] | UserError]]:
-    """Yield the methods at ``places``, or those of classification and of generation; or their faults."""
-    names = [] if places else [*sorted(available_methods()), *sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
-    for place in places:
+def _methods() -> Iterator[Sequence[object]]:
+    for name in (*sorted(available_methods()), *sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))):
         try:
-            names += find_methods([place])
+            method = method_class_of(name)
         except UserError as error:
-            yield place, error
-    for name in names:
-        try:
-            yield name, method_class_of(name)
-        except UserError as error:
-            yield name, error
+            yield name, "unavailable", "", "", "", error
+            continue
+        kind = "generation" if issubclass(method, TokenMethod) else "classification"
+        regression = "yes" if method.supports_regression else "no"
+        parameters = inspect.signature(method).parameters.values()
+        defaults = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
+        yield name, kind, method.knob.name, regression, defaults, method.paper
 
 
 def _tasks() -> Iterator[Sequence[object]]:
