@@ -303,7 +303,7 @@ def test_end_of_a_long_prompt_stays(trained_decoder):
     assert result.exit_code == 0, result.output
     model = MultiExitDecoder.from_pretrained(trained_decoder)
     end = torch.tensor(model.encode([long], max_tokens=7, keep="end"))
-    stock = model.decoder_backbone.generate(end, max_new_tokens=3, do_sample=False, pad_token_id=1)
+    stock = model.backbone.generate(end, max_new_tokens=3, do_sample=False, pad_token_id=1)
     assert "".join(text for text, _ in plain_tokens(result.stdout)) == model.decode(stock[0, 7:])
 
 
