@@ -39,10 +39,7 @@ _LAST = -1e9
 """Unknown numbers are sorted below all others."""
 DEEPEST = 12
 """Points below the full model down to which curves are drawn."""
-_MEASURES = {
-    "points": "points against the full model",
-    "score": "score, %",
-}
+_MEASURES = {"points": "points against the full model", "score": "score, %"}
 
 
 def write_report(results: Results, folder: Path) -> Path:

@@ -73,18 +73,15 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
 
 def write_results(results: StoredResults, root: Path) -> list[Path]:
     """Write all records and frames into a folder, and return the files."""
-    write_records(root / CELLS_FILE, results.cells)
-    write_records(root / TIMINGS_FILE, results.timings)
-    written = [root / name for name in (CELLS_FILE, TIMINGS_FILE)]
-    if results.failures:
-        write_records(root / FAILURES_FILE, results.failures)
-        written.append(root / FAILURES_FILE)
+    records = {CELLS_FILE: results.cells, TIMINGS_FILE: results.timings}
+    records |= {FAILURES_FILE: results.failures} if results.failures else {}
+    for file, found in records.items():
+        write_records(root / file, found)
     frames = {frame_file(name): results.frame(name) for name in FRAMES} | {TIMES_FILE: results.times()}
+    frames = {file: frame for file, frame in frames.items() if len(frame)}
     for file, frame in frames.items():
-        if len(frame):
-            write_published_frame(root / file, frame)
-            written.append(root / file)
-    return written
+        write_published_frame(root / file, frame)
+    return [root / file for file in (*records, *frames)]
 
 
 def seal_results(root: Path, files: list[Path]) -> Path:

@@ -38,7 +38,6 @@ def describe_environment() -> dict[str, Any]:
     for name in libraries:
         with suppress(PackageNotFoundError):
             libraries[name] = version(name)
-    has_gpu = torch is not None and torch.cuda.is_available()
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
@@ -46,7 +45,7 @@ def describe_environment() -> dict[str, Any]:
         "cores_logical": psutil.cpu_count(),
         "cores_usable": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and has_gpu else [],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch is not None else [],
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "libraries": libraries,

@@ -12,8 +12,6 @@ from pydantic import Field
 from benchmarks.specs.schema import Strict, hash_value
 from consistentee.versions import Kind
 
-Precision = Literal["float32", "bfloat16"]
-
 
 class KeyParts(Strict):
     """All that a cell's results depend on, see :func:`benchmarks.store.keys.key_parts`."""
@@ -57,7 +55,7 @@ class BaseRecord(Strict):
     trained_rows: float | None = Field(
         None, description="rows that training passed through the backbone, see consistentee.training.loop.TrainingLog"
     )
-    training_precision: Precision | None = Field(None, description="of layers, never compared")
+    training_precision: Literal["float32", "bfloat16"] | None = Field(None, description="of layers, never compared")
     command: str
     environment: dict[str, object]
     finished_at: str

@@ -4,6 +4,7 @@ import csv
 import io
 from functools import partial
 
+import datasets
 import pandas as pd
 import pytest
 from hypothesis import example, given, strategies as st
@@ -108,10 +109,14 @@ HUB = Hub(path="someone/pairs", config="easy", train="train", test="validation",
 TEXT_HUB = TextHub(path="someone/news", test="validation", fields={"article": "a"}, response="b")
 
 
-def hub_dataset(labels=(1, 0, 1, 0), **columns):
-    datasets = pytest.importorskip("datasets")
-    rows = {"a": [f"a{i}" for i in range(4)], "b": [f"b{i}" for i in range(4)], "label": list(labels), **columns}
-    part = datasets.Dataset.from_dict(rows).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+def with_classes(**columns):
+    """Return a data set whose labels are two named classes."""
+    names = datasets.ClassLabel(names=["no", "yes"])
+    return datasets.Dataset.from_dict(columns).cast_column("label", names)
+
+
+def hub_dataset(labels=(1, 0, 1, 0), b=("b0", "b1", "b2", "b3")):
+    part = with_classes(a=["a0", "a1", "a2", "a3"], b=list(b), label=list(labels))
     return datasets.DatasetDict({"train": part, "validation": part, "secret": part})
 
 
@@ -159,14 +164,12 @@ def test_hub_dataset_is_kept_for_later_calls(monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------------------------- tables and data sets
 
 
-def saved_dataset(folder, splits=("train", "validation", "test"), **columns):
-    """Write a data set of 20 rows a split, with named classes, as ``save_to_disk`` does."""
-    datasets = pytest.importorskip("datasets")
-    parts = {}
-    for split in splits:
-        rows = {"text": [f"{split} {i}" for i in range(20)], "label": [i % 2 for i in range(20)], **columns}
-        names = datasets.ClassLabel(names=["no", "yes"])
-        parts[split] = datasets.Dataset.from_dict(rows).cast_column("label", names)
+def saved_dataset(folder, splits=("train", "validation", "test")):
+    """Write a data set of 20 rows a split as ``save_to_disk`` does."""
+    parts = {
+        split: with_classes(text=[f"{split} {i}" for i in range(20)], label=[i % 2 for i in range(20)])
+        for split in splits
+    }
     datasets.DatasetDict(parts).save_to_disk(folder)
     return parts
 
