@@ -90,32 +90,33 @@ class Planner:
     """
 
     suite: BaseSuite
+    work: Work
     run: RunFolder
     inputs: Inputs
     published: StoredResults | None
     on_fault: Callable[[Fault], None]
 
-    def plan(self, work: Work) -> list[PlannedCell]:
-        """Read the state of every cell of a part of the suite.
+    def plan(self) -> list[PlannedCell]:
+        """Read the state of every cell of the run's part of the suite.
 
         Raises UserError if a name or parameter is unknown, or data or a backbone cannot be found.
         """
-        specs = expand(self.suite, work.filters)
+        specs = expand(self.suite, self.work.filters)
         for fault in self._cells_of_other_parameters(specs):
             self.on_fault(fault)
-        planned = [self._refused_if_undefined(self._state_of(spec, work)) for spec in specs]
-        return [cell for cell in planned if work.train or not cell.is_missing]
+        planned = [self._refused_if_undefined(self._state_of(spec, inside=True)) for spec in specs]
+        return [cell for cell in planned if self.work.train or not cell.is_missing]
 
-    def finished_outside(self, work: Work) -> list[PlannedCell]:
+    def finished_outside(self) -> list[PlannedCell]:
         """Return the finished cells of other methods than the run's, on its tasks: they are timed with the others."""
-        inside = expand(self.suite, work.filters)
-        others = expand(self.suite, replace(work.filters, methods=None))
-        return [cell for spec in others if spec not in inside and (cell := self._state_of(spec)).record]
+        inside = expand(self.suite, self.work.filters)
+        others = expand(self.suite, replace(self.work.filters, methods=None))
+        return [cell for spec in others if spec not in inside and (cell := self._state_of(spec, inside=False)).record]
 
-    def _state_of(self, spec: BaseCellSpec, work: Work | None = None) -> PlannedCell:
+    def _state_of(self, spec: BaseCellSpec, *, inside: bool) -> PlannedCell:
         """Read the state of a cell; one outside the run's work keeps its place, unless a published one takes it."""
         parts, place = self.inputs.parts(spec), self.run.cell(spec)
-        if work and work.fresh:
+        if inside and self.work.fresh:
             return PlannedCell(spec, parts)
         record, fault = read_cell(place, parts)
         published = None
@@ -123,10 +124,10 @@ class Planner:
             found = self.published.cells.get(spec.folder.as_posix())
             if found and not stale_reason(found.key_parts, parts):
                 record, published = found, self.published
-        if fault and (published or work):
+        if fault and (published or inside):
             self.on_fault(fault)
         failure = None if record else read_failure(place, parts.key)
-        if failure and not failure.refused and (failure.may_pass or (work and work.retry_failed)):
+        if failure and not failure.refused and (failure.may_pass or (inside and self.work.retry_failed)):
             failure = None
         return PlannedCell(spec, parts, record, failure, published)
 

@@ -33,7 +33,6 @@ from benchmarks.store.folders import (
     write_timing,
 )
 from benchmarks.store.hashes import file_fault, write_json, write_text
-from benchmarks.store.keys import timing_key
 from benchmarks.store.results_folder import checked_kind, is_published, published_results
 from benchmarks.terminal import print_line
 from consistentee.arguments import checked
@@ -113,15 +112,14 @@ def run_suite(
         else:
             print_line(console, fault.set_aside())
 
-    planner = Planner(suite, folder, Inputs(data_dir), published, put_aside)
-    timings = Timings(suite.timing, timing_key(suite.timing, suite.kind), folder, published, put_aside)
+    planner = Planner(suite, work, folder, Inputs(data_dir), published, put_aside)
     if dry_run:
-        lines = plan_lines(planner, timings, work, schedule.workers)
+        lines = plan_lines(planner, schedule.workers)
         return RunOutcome(plan=(*dict.fromkeys(noted), *lines))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
     try:
         with only_run(folder):
-            return _Run(planner, timings, work, context, schedule, console).complete()
+            return _Run(planner, Timings(planner), context, schedule, console).complete()
     except KeyboardInterrupt as error:
         again = "begins anew; without --fresh it continues, with earlier results too" if fresh else "continues"
         kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command {again}"
@@ -144,19 +142,18 @@ class _Run:
 
     planner: Planner
     timings: Timings
-    work: Work
     context: RunContext
     schedule: Schedule
     console: Console
 
     def complete(self) -> RunOutcome:
         with only_one(self.planner.run.plan):
-            planned = self.planner.plan(self.work)
-            others = self.planner.finished_outside(self.work)
+            planned = self.planner.plan()
+            others = self.planner.finished_outside()
             self.prepare(planned, others)
         missing = {cell.key for cell in planned if cell.is_missing}
         finished = self.compute(planned)
-        timings = self.due_timings(finished, others) if self.work.times else []
+        timings = self.due_timings(finished, others) if self.planner.work.times else []
         if timings and not missing:
             describe_run(self.planner.suite, self.planner.run)
         with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
@@ -174,8 +171,8 @@ class _Run:
 
     def prepare(self, planned: Sequence[PlannedCell], others: Sequence[PlannedCell]) -> None:
         """Write what is known before any training; ``others`` are the finished cells outside of the filter."""
-        suite, run = self.planner.suite, self.planner.run
-        if not self.work.fresh:
+        suite, run, is_fresh = self.planner.suite, self.planner.run, self.planner.work.fresh
+        if not is_fresh:
             self.take_published([*planned, *others])
         for line in self.planner.stale_lines(planned):
             print_line(self.console, line)
@@ -184,7 +181,7 @@ class _Run:
             if cell.failure and cell.failure.refused and read_failure(place, cell.key) is None:
                 write_record(place / FAILURE_FILE, cell.failure)
         print_line(self.console, f"{summary(suite, planned)}; results in {run.root}")
-        if self.work.fresh:
+        if is_fresh:
             shutil.rmtree(run.stages, ignore_errors=True)
         if any(cell.is_missing for cell in planned) or file_fault(run.root / ENVIRONMENT_FILE, sealed=True):
             describe_run(suite, run)
@@ -231,12 +228,12 @@ class _Run:
             for line in times.lines:
                 print_line(self.console, line)
             own = {cell.key for cell in members}
-            if not self.work.fresh and not any(cell.key in own for cell in times.due):
+            if not self.planner.work.fresh and not any(cell.key in own for cell in times.due):
                 continue
             if ready := [cell for cell in done if times.knobs[cell.key] and self.timings.has_model(cell)]:
                 if kept := self.timings.keep_times_of_others(group, ready):
                     print_line(self.console, f"    the earlier timing, which holds other cells, is kept as {kept}")
-                jobs.append(TimingJob(self.context, ready, times.knobs, self.timings.protocol))
+                jobs.append(TimingJob(self.context, ready, times.knobs, self.planner.suite.timing))
         return jobs
 
 
@@ -260,9 +257,9 @@ def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
 # ---------------------------------------------------------------------------------------------- dry run
 
 
-def plan_lines(planner: Planner, timings: Timings, work: Work, workers: int) -> list[str]:
+def plan_lines(planner: Planner, workers: int) -> list[str]:
     """Describe the plan of a run in lines for people."""
-    planned, published = planner.plan(work), planner.published
+    planned, published, work, timings = planner.plan(), planner.published, planner.work, Timings(planner)
     missing = [cell for cell in planned if cell.is_missing]
     records = [cell.record for cell in planned if cell.record and not cell.published]
     records += published.cells.values() if published else []

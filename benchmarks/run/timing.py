@@ -13,13 +13,11 @@ from benchmarks.kinds import Inputs, kind_named
 from benchmarks.measure.environment import describe_conditions, describe_environment, now
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.jobs import Job, RunContext
-from benchmarks.run.plan import PlannedCell
+from benchmarks.run.plan import PlannedCell, Planner
 from benchmarks.specs.base import Group, Regrouped, TimingSpec, group_name, short_name
 from benchmarks.store.folders import (
     HASHES_FILE,
     TIMING_FILE,
-    Fault,
-    RunFolder,
     keep_timing,
     parse_record,
     read_timings,
@@ -28,7 +26,6 @@ from benchmarks.store.folders import (
 from benchmarks.store.hashes import file_fault
 from benchmarks.store.keys import timing_key
 from benchmarks.store.records import AnyRecord, TimedKnob, TimingRecord
-from benchmarks.store.results_folder import StoredResults
 from consistentee.methods.method import get_method
 from consistentee.progress import begin_stage
 
@@ -80,28 +77,28 @@ class GroupTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class Timings:
-    """The timings of a suite, taken and due; ``on_fault`` is called with every damaged file."""
+    """The timings of a suite, taken and due."""
 
-    protocol: TimingSpec
-    key: str
-    run: RunFolder
-    published: StoredResults | None
-    on_fault: Callable[[Fault], None]
+    planner: Planner
+
+    @property
+    def key(self) -> str:
+        return timing_key(self.planner.suite.timing, self.planner.suite.kind)
 
     def taken(self, group: Group) -> list[TimingRecord]:
         """Return the timings of a group by the suite's protocol, those that are only published included."""
-        found, faults = read_timings(self.run.timing(*group))
+        found, faults = read_timings(self.planner.run.timing(*group))
         for fault in faults:
-            self.on_fault(fault)
+            self.planner.on_fault(fault)
         return [timing for timing in [*found, *self.only_published(group).values()] if timing.key == self.key]
 
     def only_published(self, group: Group) -> dict[str, TimingRecord]:
         """Return the published timings of a group that the run's folder lacks, by their files."""
-        place = self.run.timing(*group)
+        run, published = self.planner.run, self.planner.published
         return {
             file: timing
-            for file, timing in (self.published.timings if self.published else {}).items()
-            if (self.run.timings / file).parent == place and not (self.run.timings / file).exists()
+            for file, timing in (published.timings if published else {}).items()
+            if (run.timings / file).parent == run.timing(*group) and not (run.timings / file).exists()
         }
 
     def of_group(self, cells: Sequence[PlannedCell]) -> GroupTimes:
@@ -109,7 +106,7 @@ class Timings:
 
         Times at other knobs are enough where the model is gone.
         """
-        knobs = knobs_to_time((cell.record, cell.curve(self.run)) for cell in cells if cell.record)
+        knobs = knobs_to_time((cell.record, cell.curve(self.planner.run)) for cell in cells if cell.record)
         timed: dict[str, set[float | None]] = {}
         for one in (one for timing in self.taken(cells[0].spec.group) for one in timing.timed):
             timed.setdefault(one.cell_key, set()).add(one.knob)
@@ -123,11 +120,11 @@ class Timings:
 
     def has_model(self, cell: PlannedCell) -> bool:
         """Check whether the trained model of a cell, which only timing needs, exists and is whole."""
-        return file_fault(self.run.model(cell.key) / HASHES_FILE, sealed=True) is None
+        return file_fault(self.planner.run.model(cell.key) / HASHES_FILE, sealed=True) is None
 
     def keep_times_of_others(self, group: Group, cells: Iterable[PlannedCell]) -> str | None:
         """Rename the timing of a group that holds other cells than those timed next; return its new name."""
-        place = self.run.timing(*group)
+        place = self.planner.run.timing(*group)
         old, _ = parse_record(place / TIMING_FILE, TimingRecord)
         keys = {"", *(cell.key for cell in cells)}
         return keep_timing(place).name if old and any(one.cell_key not in keys for one in old.timed) else None
