@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from pathlib import Path
 
@@ -46,6 +46,11 @@ def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def stamps(paths: Iterable[Path]) -> dict[Path, int]:
+    """Return when files were written."""
+    return {path: path.stat().st_mtime_ns for path in paths}
 
 
 def write_task(folder: Path, name: str, regression: bool = False) -> Path:

@@ -10,17 +10,13 @@ from pathlib import Path
 
 import pytest
 from distributed import LocalCluster, Nanny
-from small_suite import Bench, wait_until
+from small_suite import Bench, stamps, wait_until
 
 from benchmarks.run import pool
 from benchmarks.run.pool import Schedule
 from consistentee.errors import UserError
 
 CELLS = 3
-
-
-def stamps(bench: Bench) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in bench.finished_cells()}
 
 
 def kill_after(bench: Bench, seconds: float) -> None:
@@ -41,14 +37,14 @@ def test_a_killed_run_goes_on_to_the_same_results(bench, finished_suite, kills):
     finished: dict[Path, int] = {}
     for _ in range(kills):
         kill_after(bench, moments.uniform(0, 3))
-        now = stamps(bench)
+        now = stamps(bench.finished_cells())
         assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
         finished = now
     outcome = bench.run()
     assert (outcome.finished, outcome.failed) == (CELLS, ())
     assert outcome.computed == CELLS - len(finished), bench.said
     assert "damaged" not in bench.said
-    now = stamps(bench)
+    now = stamps(bench.finished_cells())
     assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
     assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.read().faults) == (1, [])

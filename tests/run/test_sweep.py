@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import small_suite
-from small_suite import Bench, wait_until, write_task
+from small_suite import Bench, stamps, wait_until, write_task
 
 from benchmarks.run import cell as cells, timing
 from benchmarks.run.pool import Schedule
@@ -43,10 +43,6 @@ def spoil(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-
-
-def stamps(folder: Path, pattern: str) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
 
 
 @pytest.fixture
@@ -105,7 +101,7 @@ def test_a_suite_may_have_no_times_or_those_of_one_round(bench):
 
 
 def test_an_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
-    before = stamps(finished.out, "*.json")
+    before = stamps(finished.out.rglob("*.json"))
     code = (
         "import sys; from pathlib import Path\n"
         "from benchmarks.specs.suites import load_suite\nfrom benchmarks.run.sweep import run_suite\n"
@@ -113,16 +109,16 @@ def test_an_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
         "assert (outcome.finished, outcome.computed) == (3, 0)\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert stamps(finished.out, "*.json") == before
+    assert stamps(finished.out.rglob("*.json")) == before
 
 
 def test_filtered_runs_add_up_and_keep_each_others_times(finished):
     finished.run(Filters(methods=["pabee"]))
     assert set(finished.records()) == {"full", "oracle", "calm-softmax", "pabee"}
     assert finished.timed_labels() == [{"stock model", "full", "calm-softmax", "pabee"}]
-    before = stamps(finished.out, TIMING_FILE)
+    before = stamps(finished.out.rglob(TIMING_FILE))
     assert finished.run(Filters(methods=["full"])).computed == 0
-    assert stamps(finished.out, TIMING_FILE) == before
+    assert stamps(finished.out.rglob(TIMING_FILE)) == before
 
 
 def test_times_that_cannot_be_taken_again_are_kept(finished):
@@ -316,7 +312,7 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     filters = Filters(methods=["full", "oracle", "calm-softmax", write_method(finished.out, "pass"), "static"])
     assert finished.run(filters).finished == 5
     places = {label: finished.folder_of(label) / RECORD_FILE for label in finished.records()}
-    kept, scores = stamps(places["static"].parent, "*"), finished.results()
+    kept, scores = stamps(places["static"].parent.rglob("*")), finished.results()
     os.truncate(places["full"], 200)
     spoil(places["oracle"], "{", '{"surprise": 1,')
     spoil(places["calm-softmax"], '"schema_version": 2', '"schema_version": 1')
@@ -332,7 +328,7 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     }.items():
         assert f"{places[label]} {reason}" in finished.said
     assert "timing.json is damaged" in finished.said
-    assert stamps(places["static"].parent, "*") == kept
+    assert stamps(places["static"].parent.rglob("*")) == kept
     assert finished.results() == scores
     assert len(list(finished.out.glob("cells/*/*/*/*/seed0.*-1"))) == 4
 
@@ -350,7 +346,7 @@ def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(bench, m
     assert sum(line.startswith("to run ") for line in lines) == 2
     assert any("training: no estimate" in line for line in lines)
     bench.run(changes={"methods": ["full"]})
-    before = {path: path.stat().st_mtime_ns for path in bench.out.rglob("*")}
+    before = stamps(bench.out.rglob("*"))
     lines = bench.plan(changes=changes)
     assert any(line.startswith("done ") and "full" in line for line in lines)
     assert any(line.startswith("to run ") and "majority" in line for line in lines)
@@ -359,7 +355,7 @@ def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(bench, m
     (line,) = [line for line in estimates if line.startswith("training:")]
     assert "with 2 workers" in line
     assert line.endswith("recorded seconds of 1 of 3"), "the same method with another seed"
-    assert {path: path.stat().st_mtime_ns for path in bench.out.rglob("*")} == before
+    assert stamps(bench.out.rglob("*")) == before
     (bench.folder_of("full") / RECORD_FILE).write_text("{")
     lines = bench.plan(changes=changes)
     assert "is damaged" in lines[0]

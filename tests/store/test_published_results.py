@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from records_by_hand import write_decoding_results, write_results
-from small_suite import Bench
+from small_suite import Bench, stamps
 
 from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
@@ -185,9 +185,9 @@ def test_published_cells_are_done(finished, elsewhere, form):
     assert elsewhere.results() == finished.results()
     assert elsewhere.read().timings == finished.read().timings
     assert not list((elsewhere.out / "artifacts").rglob("model.safetensors"))
-    stamps = {path: path.stat().st_mtime_ns for path in elsewhere.out.rglob(RECORD_FILE)}
+    before = stamps(elsewhere.out.rglob(RECORD_FILE))
     assert "taken from" not in (run_from(elsewhere, place), elsewhere.said)[1]
-    assert {path: path.stat().st_mtime_ns for path in elsewhere.out.rglob(RECORD_FILE)} == stamps
+    assert stamps(elsewhere.out.rglob(RECORD_FILE)) == before
 
 
 def test_a_dry_run_counts_published_cells_and_writes_nothing(finished, elsewhere, monkeypatch, tmp_path):
