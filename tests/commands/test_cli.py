@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from command_line import call
+from command_line import call, succeed
 from matplotlib.figure import Figure
 from records_by_hand import made_up_suite, write_cells, write_results
 from typer.main import get_group
@@ -111,11 +111,10 @@ def in_a_process(program: str, folder: Path) -> str:
 
 
 def test_run_as_typed(runs, tmp_path):
-    done = call(
+    succeed(
         *("run", "cpu-6-layers", "--data", tmp_path, "--tasks", "mcid", "rte", "mrpc", "sst2"),
         *("--backbones", "minilm-l6", "--seeds", "0,1", "1", "--retry-failed", "--workers", "4"),
     )
-    assert done.exit_code == 0, done.output
     ((suite, filters, options),) = runs.calls
     assert suite.name == "cpu-6-layers"
     assert filters.tasks == ["mcid", "rte", "mrpc", "sst2"]
@@ -123,7 +122,7 @@ def test_run_as_typed(runs, tmp_path):
     assert (options["data_dir"], options["out"]) == (tmp_path, Path("runs/cpu-6-layers"))
     assert (options["retry_failed"], options["fresh"], options["dry_run"]) == (True, False, False)
     assert options["schedule"] == Schedule(4)
-    assert call("run", "quick", "--scheduler", "tcp://host:8786").exit_code == 0
+    succeed("run", "quick", "--scheduler", "tcp://host:8786")
     assert runs.calls[1][2]["schedule"] == Schedule(address="tcp://host:8786")
 
 
@@ -200,8 +199,7 @@ def results(tmp_path_factory):
 
 
 def test_table_on_the_terminal_and_in_a_format(results):
-    done = call("table", results)
-    assert done.exit_code == 0
+    done = succeed("table", results)
     for text in ("Points against the full model at equal cost", "deebert", "ms/row", "1.5x"):
         assert text in done.output
     assert r"\toprule" in call("table", results, "--format", "latex").output
@@ -243,8 +241,7 @@ def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
 
 
 def test_table_over_several_folders(results):
-    done = call("table", results, QUICK)
-    assert done.exit_code == 0, done.output
+    done = succeed("table", results, QUICK)
     for task in ("mcid", "movie-snippets"):
         assert task in done.output
     assert "holds no results" in call("table", results, results / "nothing").output
@@ -256,8 +253,7 @@ def test_reproduce_shows_both_numbers(monkeypatch, tmp_path):
     """The tables of docs/paper_tables.md are those of all published results."""
     monkeypatch.chdir(tmp_path)
     write_results(tmp_path / "results" / "cpu-6-layers", tasks=("rte",))
-    done = call("reproduce", "consistentee-glue", "--backbones", "minilm-l6", "--format", "csv")
-    assert done.exit_code == 0, done.output
+    done = succeed("reproduce", "consistentee-glue", "--backbones", "minilm-l6", "--format", "csv")
     assert "our_backbone" in done.stdout.splitlines()[0]
     assert "did you mean 'latex'" in call("reproduce", "consistentee-glue", "--format", "latx").output
 
@@ -291,8 +287,7 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
 
 
 def test_list_names_all_kinds_and_where_rows_come_from():
-    done = call("list")
-    assert done.exit_code == 0
+    done = succeed("list")
     for name in ("consistentee", "minilm-l6", "quick", "deebert-glue", "Methods", "Tasks", "Backbones", "Suites"):
         assert name in done.output
     sources = {line.split()[0]: line.rstrip() for line in done.output.splitlines() if line.split()}
@@ -304,12 +299,12 @@ def test_list_names_all_kinds_and_where_rows_come_from():
 def test_commands_take_the_methods_of_a_folder_and_of_a_file(runs, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
-    assert call("new-method", "early gate", "--out", folder).exit_code == 0
-    assert call("new-method", "LateGate", "--out", folder / "another_name.py").exit_code == 0
+    succeed("new-method", "early gate", "--out", folder)
+    succeed("new-method", "LateGate", "--out", folder / "another_name.py")
     (folder / "shared.py").write_text("LEARNING_RATE = 1")
     names = [f"{folder}/another_name.py:LateGate", f"{folder}/early_gate.py:EarlyGate"]
     for methods, found in (([f"{folder}/"], names), ([folder / "early_gate.py"], names[1:])):
-        assert call("run", "quick", "--methods", "full", *methods).exit_code == 0
+        succeed("run", "quick", "--methods", "full", *methods)
         assert runs.calls[-1][1].methods == ["full", *found]
     (folder / "broken.py").write_text("raise SystemExit('no')")
     done = call("run", "quick", "--methods", "full", f"{folder}/")
@@ -318,7 +313,7 @@ def test_commands_take_the_methods_of_a_folder_and_of_a_file(runs, tmp_path):
 
 def test_check_method_ends_with_1_where_the_contract_is_broken(tmp_path):
     gate = tmp_path / "gate.py"
-    assert call("new-method", "gate", "--out", gate).exit_code == 0
+    succeed("new-method", "gate", "--out", gate)
     source = gate.read_text()
     gate.write_text(source.replace("    def rule(", "    def check_knob(self, *_):\n        pass\n\n    def rule("))
     broken = call("check-method", gate, "--families", "bert", "--param", "hidden=8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import call
+from command_line import call, succeed
 from safetensors.torch import load_file
 from small_suite import write_task, write_text_task
 
@@ -33,16 +33,14 @@ def task_file(tmp_path_factory):
 def trained(task_file, tiny_backbone, tmp_path_factory):
     out = tmp_path_factory.mktemp("models") / "toy"
     options = ("--method", "pabee", "--backbone", tiny_backbone("bert"), "--out", out)
-    done = call("train", task_file, *options, *QUICK)
-    assert done.exit_code == 0, done.output
+    done = succeed("train", task_file, *options, *QUICK)
     assert done.output.count("saved") == 2, "the line of the saved knob, and the title"
     assert "saved in" in done.output
     return out
 
 
 def test_predict_shows_label_probability_layer_and_time(trained):
-    done = call("predict", trained, "w1 w2 w3", "w55 [bold]w56")
-    assert done.exit_code == 0, done.output
+    done = succeed("predict", trained, "w1 w2 w3", "w55 [bold]w56")
     lines = [line.split() for line in done.output.splitlines() if line.strip().startswith("w")]
     assert len(lines) == 2
     assert "[bold]w56" in done.output  # texts are shown as they are, never read as markup
@@ -97,12 +95,10 @@ def test_risk_control_chooses_the_stored_knob(task_file, tiny_backbone, tmp_path
     """Nothing can be proven of the few validation rows at 1 %; at 90 % anything can."""
     options = ("--method", "calm-softmax", "--backbone", tiny_backbone("bert"), "--param", "classifier=linear")
     options += (*QUICK, "--out", tmp_path / "model")
-    done = call("train", task_file, *options, "--risk", "0.01")
-    assert done.exit_code == 0, done.output
+    done = succeed("train", task_file, *options, "--risk", "0.01")
     assert "no early exit is proven" in " ".join(done.output.split())  # lines break where the console ends
     assert ModelDescription.read(tmp_path / "model").default_knob == 1.0
-    done = call("train", task_file, *options, "--risk", "0.9")
-    assert done.exit_code == 0, done.output
+    done = succeed("train", task_file, *options, "--risk", "0.9")
     assert "at most 90.00% of points lost" in " ".join(done.output.split())
     assert ModelDescription.read(tmp_path / "model").default_knob < 1.0
     refused = call("train", task_file, *options, "--risk", "2")
@@ -156,8 +152,7 @@ def deebert(task_file, tiny_backbone):
 def straight(deebert, tmp_path_factory):
     """The folder of a model whose training nothing interrupted."""
     folder = tmp_path_factory.mktemp("straight") / "model"
-    done = call(*deebert, "--out", folder)
-    assert done.exit_code == 0, done.output
+    done = succeed(*deebert, "--out", folder)
     assert "training last-exit, step 0 of" in done.stderr
     assert "training off-ramps, step 0 of" in done.stderr
     return folder
@@ -174,8 +169,7 @@ def test_a_training_killed_between_stages_ends_with_the_same_model(deebert, stra
     assert killed.returncode == -9, killed.stderr
     other = call(*deebert, "epochs=2", "--out", tmp_path / "killed", "--risk", "7")
     assert other.exit_code == 2, "what is wrong is refused as ever"
-    resumed = call(*deebert, "--out", tmp_path / "killed")
-    assert resumed.exit_code == 0, resumed.output
+    resumed = succeed(*deebert, "--out", tmp_path / "killed")
     assert "continuing the interrupted training" in resumed.stderr
     assert "training last-exit" not in resumed.stderr
     assert "training off-ramps, step 0 of" in resumed.stderr
@@ -196,10 +190,9 @@ def test_ctrl_c_names_what_is_kept_and_other_settings_begin_anew(deebert, tmp_pa
     kept = f"finished stages and checkpoints are kept in {out / train.UNFINISHED}; the same command continues"
     assert f"interrupted: {kept}" in late.stderr
     assert call("predict", out, "w1").exit_code == 2, "there is no model yet"
-    other = call(*deebert, "frozen_steps=12", "--out", out)
-    assert other.exit_code == 0, other.output
+    other = succeed(*deebert, "frozen_steps=12", "--out", out)
     assert "continuing" not in other.stderr
-    assert call("predict", out, "w1").exit_code == 0
+    succeed("predict", out, "w1")
 
 
 _HEARS_CTRL_C_AT_STEP_2 = """
@@ -244,8 +237,7 @@ def test_tables_and_data_sets_of_the_page_are_tasks(tmp_path, tiny_backbone):
     checked = call("check-task", tmp_path / "reviews.csv")
     assert "text from 'text', label from 'label'" in " ".join(checked.output.split())
     model = ("--backbone", tiny_backbone("bert"), "--out", tmp_path / "model")
-    done = call("train", tmp_path / "reviews.csv", "--method", "deebert", *model, *QUICK, "frozen_steps=9")
-    assert done.exit_code == 0, done.output
+    done = succeed("train", tmp_path / "reviews.csv", "--method", "deebert", *model, *QUICK, "frozen_steps=9")
     assert "deebert on reviews" in done.output
 
 
@@ -268,10 +260,9 @@ def decoder_backbone(tiny_decoder_backbone: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def trained_decoder(text_task: Path, decoder_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "decoder"
-    result = call(
+    result = succeed(
         "train", text_task, "--method", "consistentee-tokens", "--backbone", decoder_backbone, *RECIPE, "--out", out
     )
-    assert result.exit_code == 0, result.output
     assert "agreement" in result.output
     assert str(out) in "".join(result.output.split())  # a long path is broken over lines
     return out
@@ -282,8 +273,7 @@ def plain_tokens(line: str) -> list[tuple[str, int]]:
 
 
 def test_piped_text_is_tokens_with_their_layers(trained_decoder):
-    result = call("generate", trained_decoder, "ba be", "bi", "--max-new-tokens", 5, "--knob", 0.5)
-    assert result.exit_code == 0, result.output
+    result = succeed("generate", trained_decoder, "ba be", "bi", "--max-new-tokens", 5, "--knob", 0.5)
     model = MultiExitDecoder.from_pretrained(trained_decoder)
     assert (model.description.method_name, model.description.task_name) == ("consistentee-tokens", "toy-text")
     first, second = result.stdout.splitlines()
@@ -299,8 +289,7 @@ def test_piped_text_is_tokens_with_their_layers(trained_decoder):
 def test_end_of_a_long_prompt_stays(trained_decoder):
     long, options = "ba be bi " * 60, ["--max-new-tokens", 3, "--knob", 1.0]
     assert "cut it with max_prompt_tokens" in call("generate", trained_decoder, long, *options).output
-    result = call("generate", trained_decoder, long, "--max-prompt-tokens", 7, *options)
-    assert result.exit_code == 0, result.output
+    result = succeed("generate", trained_decoder, long, "--max-prompt-tokens", 7, *options)
     model = MultiExitDecoder.from_pretrained(trained_decoder)
     end = torch.tensor(model.encode([long], max_tokens=7, keep="end"))
     stock = model.backbone.generate(end, max_new_tokens=3, do_sample=False, pad_token_id=1)
