@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -35,8 +34,6 @@ from benchmarks.store.hashes import file_fault
 from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, TimingRecord
 from consistentee.errors import UserError
 from consistentee.versions import Kind
-
-SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 TIMINGS_FILE, FAILURES_FILE, TIMES_FILE = "timings.parquet", "failures.parquet", "times.parquet"
 CELL_COLUMN, TIMING_COLUMN = "cell", "timing"
