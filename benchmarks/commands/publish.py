@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from pydantic import BaseModel
 
 from benchmarks.analysis.board import write_published_files
 from benchmarks.analysis.frames import load_results
@@ -73,7 +74,7 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
 
 def write_results(results: StoredResults, root: Path) -> list[Path]:
     """Write all records and frames into a folder, and return the files."""
-    records = {CELLS_FILE: results.cells, TIMINGS_FILE: results.timings}
+    records: dict[str, Mapping[str, BaseModel]] = {CELLS_FILE: results.cells, TIMINGS_FILE: results.timings}
     records |= {FAILURES_FILE: results.failures} if results.failures else {}
     for file, found in records.items():
         write_records(root / file, found)
