@@ -61,6 +61,10 @@ def test_the_command_says_what_it_read_tried_chose_and_promises(folder, report):
     assert re.search(r"Your model: \d+\.\d% \(100 rows\)\.\nChosen: ", report["block"])
     assert sum(report["promise"]["share_by_exit_layer"]) == pytest.approx(1, abs=1e-3)
     assert len(report["tried"]) >= 21
+    speed = np.prod(list(report["promise"]["speed"].values()))
+    faster = [line for line in report["tried"] if line["timed"] and np.prod(list(line["speed"].values())) > speed]
+    named = [line for line in faster if not line["proven"] and line["points"] <= 12 and line["name"] != "torch.compile"]
+    assert ("Faster, but not proven" in report["block"]) == bool(named)
 
 
 def test_a_saved_folder_answers_the_same_in_another_place(folder, report, tmp_path):
