@@ -280,6 +280,20 @@ def test_latex_compiles_and_nothing_leaves_its_column(width, tmp_path):
     assert re.findall(r"^(?:Overfull|!|LaTeX Warning: Ref).*", log, re.MULTILINE) == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(LATEX is None, reason="pdflatex is not installed (Debian: texlive-latex-recommended)")
+def test_tables_of_a_column_are_readable_there(tmp_path):
+    """Without shrinking they are at most a fifth too wide, so that letters of 8 points keep 6.7."""
+    found = load_results(ROOT / "results" / "cpu-6-layers")
+    some = found.only(["deebert", "pabee", "consistentee-held-out", "static"])
+    text = to_latex([headline_table(found), table_against(some, "deebert")])
+    assert text.count(r"\begin{table}") == 2
+    text = re.sub(r"\\resizebox\{.*\}\{!\}\{%\n", "{", text)
+    log = compiled(PAGE.replace("TABLES", text), tmp_path)
+    wider = [float(points) for points in re.findall(r"Overfull \\hbox \((.*?)pt too wide", log)]
+    assert all(points < 219 / 5 for points in wider), wider
+
+
 def compiled(source, folder):
     (folder / "page.tex").write_text(source, encoding="utf-8")
     command = [LATEX, "-interaction=nonstopmode", "-halt-on-error", "page.tex"]

@@ -64,6 +64,19 @@ def test_frames_of_a_cell_agree_with_each_other(tmp_path, tiny_backbone, method)
     assert saved.default_knob in curve["knob"].tolist()
 
 
+def test_a_cascade_counts_its_own_layers_against_the_stock_models(tmp_path, tiny_backbone):
+    spec = spec_of(tiny_backbone("bert"), "cascade-bert", parameters={"companion_layers": 2})
+    record, frames = run(spec, TASK, RunFolder(tmp_path))
+    losses = frames["training"].query("curve == 'loss'")["stage"].unique()
+    assert list(losses) == ["last-exit", *(f"last-exit ({fold})" for fold in (2, 3, 4)), "companion"]
+    assert record.num_layers == LAYERS
+    histograms = frames["curve"]["exit_histogram"].tolist()
+    assert {len(counts) for counts in histograms} == {LAYERS + 2}
+    assert all(sum(counts) == counts[1] + counts[-1] for counts in histograms)
+    assert frames["curve"]["layers"].min() <= LAYERS / 2
+    assert not frames["curve"]["live_disagreements"].any()
+
+
 def test_a_finished_cell_is_described_by_points_and_score_at_the_middle_budget(tmp_path, tiny_backbone):
     record, frames = run(spec_of(tiny_backbone("bert"), "static"), TASK, RunFolder(tmp_path))
     curve = frames["curve"]

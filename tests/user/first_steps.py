@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from importlib.metadata import distributions
 from pathlib import Path
@@ -66,10 +67,12 @@ def follow(words: list[str], *, refused: bool = False) -> None:
     """Run a command in this folder, once, and end with its output if it fails, or if it is not refused as expected."""
     if tuple(words) in followed:
         return
-    start = time.perf_counter()
+    start, before = time.perf_counter(), os.times()
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    seconds, after = time.perf_counter() - start, os.times()
+    busy = after.children_user + after.children_system - before.children_user - before.children_system
     shown = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split())
-    print(f"{time.perf_counter() - start:6.1f} s  {'refused: ' * refused}{shown[:100]}", flush=True)
+    print(f"{seconds:6.1f} s ({busy:5.1f} s of a processor)  {'refused: ' * refused}{shown[:100]}", flush=True)
     if refused:
         expected = done.returncode == 2 and done.stdout.endswith('run: pip install "consistentee[bench]"\n')
     else:
@@ -99,6 +102,13 @@ def follow_documents(*, has_bench: bool) -> None:
                 follow([sys.executable, "-c", block.smaller()])
 
 
+def show_size(title: str) -> None:
+    """Print how much is installed."""
+    packages = Path(sysconfig.get_path("purelib"))
+    size = sum(file.stat().st_size for file in packages.rglob("*") if file.is_file())
+    print(f"{title}: {len(list(distributions()))} packages, {size / 1e6:,.0f} MB", flush=True)
+
+
 def main() -> None:
     """Follow the documents and what else a new user tries: with the core alone, and with the extra."""
     for package in (benchmarks, consistentee):
@@ -110,7 +120,10 @@ def main() -> None:
     write_rows(Path("rows.csv"))
 
     installed = {one.name for one in distributions()}
-    assert installed.isdisjoint({"pyarrow", "datasets", "scikit-learn", "matplotlib"}), "this is not the core alone"
+    assert installed.isdisjoint({"pyarrow", "datasets", "scikit-learn", "matplotlib"}), (
+        "this is not the core alone: tox -r -e user makes the environment anew"
+    )
+    show_size("the core")
     follow([*pip, "check"])
     follow_documents(has_bench=False)
     follow_commands(CORE_COMMANDS, has_bench=False)
@@ -118,7 +131,9 @@ def main() -> None:
     follow([sys.executable, "-c", DECODING.format(backbone=decoder)])
     follow_commands(MORE_COMMANDS, has_bench=False)
 
+    start = time.perf_counter()
     subprocess.run([*pip, "install", "--quiet", f"{os.environ['TOX_PACKAGE']}[bench]"], check=True)
+    show_size(f"with bench, after {time.perf_counter() - start:.0f} s more")
     followed.discard((*pip, "check"))
     follow([*pip, "check"])
     follow_documents(has_bench=True)
