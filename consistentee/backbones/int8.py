@@ -2,7 +2,8 @@
 
 The range of every layer's input is fixed once, on some rows: up to rounding the result of a row does not depend on its
 batch, as it would with ``torch.ao.quantization.quantize_dynamic``. Weights use 7 bits, so that no sum overflows on
-processors without VNNI: a saved model gives the same integers everywhere, without oneDNN's kernel in float32.
+processors without VNNI: a saved model gives the same integers everywhere. Where oneDNN's kernel is missing they are
+computed in float32, as exactly and no faster.
 
 The kernel is the one that torch.compile uses for int8 on x86; it takes plain tensors. Those of ``torch.ao`` take
 quantised tensors, which torch 2.13 announces to remove. torchao's layers are fast only behind torch.compile.

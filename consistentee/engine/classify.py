@@ -237,9 +237,10 @@ def _padded(first: Tensor, second: Tensor) -> Tensor:
 def _run(
     model: MultiExitModel, encodings: Sequence[Encoding], rule: ExitRule, batch_size: int, in_flight: int | None
 ) -> list[_Exited]:
-    """Run rows layer by layer: those that stay wait until they fill a batch, which in step any number of rows does.
+    """Run rows layer by layer: those that stay wait until they fill a batch. In step any number of rows is one.
 
-    The deepest layer with a full batch runs; without one, the fullest, and once all rows have entered, the first.
+    The deepest layer with a full batch runs, so that rows make room for others. Without one, the fullest layer runs;
+    once all rows have entered, the first, whose rows join later ones.
     """
     most, full = (batch_size, 1) if in_flight is None else (in_flight, batch_size)
     unread = iter(range(len(encodings)))

@@ -11,7 +11,7 @@ new rows. Joint training, the paper's stage 1, also costs the last exit accuracy
    layer, which is drawn at random in training and is the knob at inference.
 
 There is no stage 3, since the exits answer as the last one wherever they can. Labels of validation rows choose the
-knob, as for every method. Training texts do as well (``results/README.md``).
+knob, as for every method.
 """
 
 import math

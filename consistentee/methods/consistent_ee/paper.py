@@ -1,7 +1,13 @@
 """ConsistentEE (Zeng et al., AAAI 2024, arXiv 2312.11882): training made consistent with inference.
 
-A policy decides at which layer a row exits, and only the classifier at that exit has to be right. From top to bottom:
-state and policy (section 3.1), Memorized Layer (section 3.3), reward, policy gradient, three stages, rule.
+In joint training every internal classifier has to be right on every row, but at inference one classifier answers. Here
+a policy decides at which layer a row exits, and only the classifier at that exit has to be right. From top to bottom:
+
+* state and policy (section 3.1): the pooled vector of layer t, and P(exit) from it by a small network for each layer;
+* Memorized Layer (section 3.3): how hard a row is, read from the classifiers after stage 1;
+* reward: the loss of the answer and the price of the layers, which hard rows do not pay;
+* policy gradient: REINFORCE, or the expected reward in closed form;
+* three stages: all classifiers, the policy, both. Rule: exit at the first layer with P(exit) > 0.5.
 
 What differs from the authors' code: stage 1 and the warm-up are the suite's (``paper-bert-base`` has the published
 ones); exits are sampled, and rows pay for layers (there, actions are thresholded, and the price is commented out). One
