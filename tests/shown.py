@@ -62,17 +62,13 @@ def value(name: str, body: list[ast.stmt]) -> str:
 
 def members_of(node: ast.ClassDef, wanted: set[str] | None) -> Iterator[str]:
     """Yield the signatures of public methods, and the names of properties."""
-    for method in node.body:
-        if (
-            isinstance(method, ast.FunctionDef)
-            and not method.name.startswith("_")
-            and method.name in (wanted or [method.name])
-        ):
-            decorators = {ast.unparse(one) for one in method.decorator_list}
-            if decorators & {"property", "cached_property"}:
-                yield f"    .{method.name}: {plain(method.returns)}"
-            else:
-                yield signature(method, f"    .{method.name}")
+    for method in (one for one in node.body if isinstance(one, ast.FunctionDef)):
+        if method.name.startswith("_") or (wanted and method.name not in wanted):
+            continue
+        if {ast.unparse(one) for one in method.decorator_list} & {"property", "cached_property"}:
+            yield f"    .{method.name}: {plain(method.returns)}"
+        else:
+            yield signature(method, f"    .{method.name}")
 
 
 def signature(node: Defined, name: str, arguments: str | None = None) -> str:

@@ -151,6 +151,17 @@ class Bench:
         """Return what is temporary: hidden files and folders, and checkpoints of training."""
         return [p for p in self.out.rglob("*") if p.name.startswith(".") or ".checkpoint." in p.name]
 
+    def assert_complete(self, cells: int) -> None:
+        """Check that the first run computed all cells and wrote all files, without faults, own folders or leftovers."""
+        outcome = self.outcome
+        assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (cells, cells, (), ())
+        written = {path.name for path in self.out.iterdir()}
+        assert {"table.md", "suite.yaml", "environment.json"} <= written
+        assert any(name.endswith(".png") for name in written)
+        assert self.read().faults == []
+        assert str(self.folder) not in "".join(path.read_text() for path in self.out.rglob(RECORD_FILE))
+        assert self.leftovers() == []
+
     def start(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the command in a process group of its own."""
         arguments = ["run", str(self.suite_file), "--out", str(self.out), *options]

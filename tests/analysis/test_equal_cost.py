@@ -76,10 +76,6 @@ def test_the_score_of_a_mixture_is_the_metric_of_the_weighted_sample():
     assert found["score"].item() != pytest.approx(np.mean(scores))
 
 
-def test_an_unknown_cost_compares_nothing(results):
-    assert mix(results.knobs, [2.0], "speedup_b7").empty
-
-
 def test_by_operations_the_neighbours_around_the_budget_of_operations_are_mixed():
     curve = curve_by_hand([1.0, 3.0, 5.0, 6.0], [0.5, 0.6, 0.8, 0.9])
     curve["flops"] = [2e9, 4e9, 5.5e9, 6e9]
@@ -87,6 +83,7 @@ def test_by_operations_the_neighbours_around_the_budget_of_operations_are_mixed(
     found = Comparison(results, cost="flops_ratio").per_seed.set_index(["label", "speedup"]).loc[("deebert", 2.0)]
     assert found["layers"] == pytest.approx(2.0)
     assert found["flops_ratio"] != pytest.approx(2.0), "that column is of as many layers"
+    assert mix(results.knobs, [2.0], "speedup_b7").empty, "an unknown cost compares nothing"
 
 
 # ---------------------------------------------------------------------------------------------- means and tests

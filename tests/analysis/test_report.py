@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from records_by_hand import DECODING, cell, curve_by_hand, frames_by_hand, results_of, write_results
+from records_by_hand import cell, curve_by_hand, frames_by_hand, results_of, write_decoding_results, write_results
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.report import render, write_report
@@ -45,13 +45,10 @@ def test_the_page_is_one_file_that_loads_nothing(page):
     assert len(page) < 2_500_000  # the libraries; records come on top
 
 
-def test_text_from_data_is_escaped(page):
+def test_text_from_data_is_escaped_and_every_fault_is_named(results, page):
     assert HOSTILE not in page
     assert "&lt;script&gt;window.hacked" in page
     assert "\\u003cscript\\u003ewindow.hacked" in page
-
-
-def test_every_fault_is_named(results, page):
     assert len(results.records) == 25
     assert "pabee/default/seed0/record.json is damaged" in page
 
@@ -63,9 +60,11 @@ def test_without_the_full_model_there_are_scores_alone():
     assert "points against the full model" not in json.dumps(charts_of(page)["#curves-chart"]["params"][:2])
 
 
-def test_the_full_model_alone_has_a_report():
+def test_the_full_model_alone_and_generation_have_a_report(tmp_path):
     page = render(results_of([(cell("full"), {"curve": curve_by_hand([6.0, 6.0], [0.9, 0.9])})]))
     assert "#curves-chart" not in charts_of(page)
+    write_decoding_results(tmp_path)
+    assert "Score kept at" in render(load_results(tmp_path))
 
 
 def test_curves_have_every_cost(page):
@@ -79,11 +78,6 @@ def test_curves_have_every_cost(page):
         assert point["x_b1"] == pytest.approx(point["x_layers"], abs=0.01)
         assert point["points"] == pytest.approx(point["score"] - 91, abs=0.01)
     assert "mean of 2 tasks" in columns["task"]
-
-
-def test_generation_has_a_report_too():
-    page = render(load_results(DECODING))
-    assert "Score kept at" in page
 
 
 # ---------------------------------------------------------------------------------------------- in a browser

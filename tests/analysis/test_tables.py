@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from documents import ROOT
 from records_by_hand import cell, curve_by_hand, made_up_suite, results_of, timing
-from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.generation_tables import batch_table
@@ -23,7 +22,6 @@ from benchmarks.analysis.rendering import (
     escape_latex,
     to_latex,
     to_markdown,
-    to_terminal,
     write_tables,
 )
 from benchmarks.analysis.tables import (
@@ -77,12 +75,6 @@ def quick():
     return load_results(QUICK)
 
 
-def shown(tables):
-    console = Console(width=200, file=io.StringIO())
-    console.print(to_terminal(tables, ["a file is damaged"]))
-    return console.file.getvalue()
-
-
 # ---------------------------------------------------------------------------------------------- forms
 
 
@@ -131,13 +123,10 @@ def test_a_table_that_a_column_cannot_hold_stands_across_the_page(results):
     assert "In brackets" not in named
 
 
-def test_display_names_are_those_of_the_papers_with_the_variant():
+def test_display_names_are_those_of_the_papers_and_latex_commands_in_data_are_escaped():
     names = {"calm-tokens-softmax": "CALM (softmax)", "token-static": "Static exit", "my-method": "my-method"}
     names["consistentee-held-out-linear"] = "ConsistentEE (held out linear)"
     assert {label: display_name(label) for label in names} == names
-
-
-def test_latex_commands_in_data_are_escaped():
     assert escape_latex(r"\x{y} 5% a_b ≤ DE$^3$-BERT $") == r"\textbackslash{}x\{y\} 5\% a\_b $\le$ DE$^3$-BERT \$"
 
 

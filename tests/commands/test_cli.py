@@ -68,27 +68,21 @@ def test_parameters_are_read_as_yaml():
 # ---------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize(
-    ("words", "shown", "most_seconds"),
-    [
-        (["--help"], "Examples", 0.7),
-        (["new-method", "gate"], "written: gate.py", 0.7),
-        (["list", "tasks"], "mcid", 99),
-    ],
-)
-def test_some_commands_load_nothing_heavy_and_are_quick(words, shown, most_seconds, tmp_path):
+@pytest.mark.parametrize(("words", "shown"), [(["--help"], "Examples"), (["new-method", "gate"], "written: gate.py")])
+def test_some_commands_load_nothing_heavy_and_are_quick(words, shown, tmp_path):
     program = f"import sys; from benchmarks.cli import main; sys.argv = ['consistentee', *{words}]\n"
     program += f"try: main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
-    seconds = []
     for attempt in ("first", "second"):
         (tmp_path / attempt).mkdir()
         before = os.times()
         done = in_a_process(program, tmp_path / attempt)
         after = os.times()  # of the processor: a busy machine does not make a program slow to start
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
         assert shown in done
         assert done.endswith("[]\n")
-    assert min(seconds) < most_seconds
+        if seconds < 0.7:
+            break
+    assert seconds < 0.7
 
 
 def test_the_help_of_every_command_teaches_by_example_and_loads_nothing_heavy(tmp_path):
@@ -96,8 +90,9 @@ def test_the_help_of_every_command_teaches_by_example_and_loads_nothing_heavy(tm
     program = "import sys; from typer.testing import CliRunner; from benchmarks.cli import app\n"
     program += f"shown = {{name: CliRunner().invoke(app, [name, '--help']) for name in {COMMANDS}}}\n"
     program += "print([name for name in shown if f'consistentee {name}' not in shown[name].stdout])\n"
+    program += "print('mcid' in CliRunner().invoke(app, ['list', 'tasks']).stdout)\n"
     program += f"print({{done.exit_code for done in shown.values()}}, [m for m in {HEAVY} if m in sys.modules])"
-    assert in_a_process(program, tmp_path) == "[]\n{0} []\n"
+    assert in_a_process(program, tmp_path) == "[]\nTrue\n{0} []\n"
     assert call("--version").output.startswith("consistentee ")
 
 
@@ -198,15 +193,11 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_table_on_the_terminal_and_in_a_format(results):
+def test_all_tables_or_one_on_the_terminal_in_a_format_and_in_files(results, tmp_path):
     done = succeed("table", results)
     for text in ("Points against the full model at equal cost", "deebert", "ms/row", "1.5x"):
         assert text in done.output
     assert r"\toprule" in call("table", results, "--format", "latex").output
-    assert call("table", results, "--format", "html").exit_code == 2
-
-
-def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
     words = ("--table", "headline", "--methods", "calm-softmax", "pabee", "--tasks", "mcid", "--columns", "at 2x")
     text = call("table", results, "--format", "latex", *words).output
     for line in (r"\label{tab:headline}", r"method & at 2x \\", r"CALM (softmax) & \textbf{"):
@@ -237,7 +228,8 @@ def test_one_table_in_a_format_and_files_of_tables(results, tmp_path):
         (["--width", "page"], "--width is that of --format latex"),
         (["--width", "wide"], "'wide'"),
     ):
-        assert sentence in call("table", results, *more).output
+        done = call("table", results, *more)
+        assert (done.exit_code, sentence in done.output) == (2, True), more
 
 
 def test_table_over_several_folders(results):
@@ -330,9 +322,8 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(20))
     monkeypatch.setattr(hub, "DEADLINE", 0.2)
     start = time.perf_counter()
-    done = call("doctor")
+    done = succeed("doctor")
     assert time.perf_counter() - start < 10
-    assert done.exit_code == 0, done.output
     for text in ("no answer within 0.2 seconds", "auto trains in"):
         assert text in done.output
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))

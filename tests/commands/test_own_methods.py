@@ -31,13 +31,10 @@ def test_new_method_never_overwrites_a_file(tmp_path):
 # ---------------------------------------------------------------------------------------------- files and folders
 
 
-def test_names_of_methods_are_kept_without_imports(tmp_path, monkeypatch):
+def test_names_are_kept_without_imports_and_a_folder_gives_its_own_finished_methods(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deebert").mkdir()  # a folder may have a method's name: only a slash makes it one
     assert find_methods(["deebert", "full", "mine.py:Mine"]) == ["deebert", "full", "mine.py:Mine"]
-
-
-def test_a_folder_gives_all_its_methods_and_no_imported_or_unfinished_one(tmp_path):
     write_method("gate", tmp_path)
     (tmp_path / "more.py").write_text(
         "from consistentee import Method\nfrom baselines.deebert import DeeBERT\n\n"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from classifiers_on_disk import NAMES, save_classifier, write_rows
-from command_line import call
+from command_line import call, succeed
 from documents import blocks_of
 from small_suite import wait_until
 from typer.testing import CliRunner
@@ -38,8 +38,7 @@ def folder(tmp_path_factory):
     write_rows(folder / "rows.csv", headings=("Review", "Label"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "TIMED_ROWS", {1: 4, 32: 32})
-        done = call("accelerate", folder / "mine", folder / "rows.csv", "--out", folder / "faster", *QUICK)
-    assert done.exit_code == 0, done.output
+        done = succeed("accelerate", folder / "mine", folder / "rows.csv", "--out", folder / "faster", *QUICK)
     (folder / "printed").write_text(done.output, encoding="utf-8")
     return folder
 
@@ -75,9 +74,7 @@ def test_a_saved_folder_answers_the_same_in_another_place(folder, report, tmp_pa
     assert {answer["label"] for answer in answers} <= set(NAMES.values())
     model, _, _ = ee.load(tmp_path / "elsewhere")
     assert model.num_layers == len(report["promise"]["share_by_exit_layer"])
-    timed = call("time", folder / "faster", folder / "rows.csv")
-    assert timed.exit_code == 0, timed.output
-    assert "the model that it was made of" in timed.output
+    assert "the model that it was made of" in succeed("time", folder / "faster", folder / "rows.csv").output
 
 
 def test_the_saved_model_does_on_the_rows_of_the_proof_what_its_report_says(folder, report):
@@ -93,8 +90,7 @@ def test_the_saved_model_does_on_the_rows_of_the_proof_what_its_report_says(fold
 
 
 def test_predict_labels_a_file_and_what_comes_through_a_pipe(folder, tmp_path):
-    done = call("predict", folder / "faster", "--file", folder / "rows.csv", "--out", tmp_path / "out.csv")
-    assert done.exit_code == 0, done.output
+    succeed("predict", folder / "faster", "--file", folder / "rows.csv", "--out", tmp_path / "out.csv")
     written = pd.read_csv(tmp_path / "out.csv")
     assert list(written.columns) == ["Review", "label", "probability", "exit_layer"]
     assert len(written) == 300

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparing import written
 
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
@@ -37,13 +38,9 @@ def decoder_of(model, method=None, store=None, tokens: int = 6) -> PromptDecoder
     return PromptDecoder(model, method or TokenStatic(), max_new_tokens=tokens, batch_size=4, store=store)
 
 
-def equal(first: Generations, second: Generations) -> bool:
-    whole = [(one.texts, one.ended_by, one.prompt_tokens) for one in (first, second)]
-    return whole[0] == whole[1] and all(
-        torch.equal(a, b)
-        for name in ("tokens", "exit_layers", "late_layers")
-        for a, b in zip(getattr(first, name), getattr(second, name), strict=True)
-    )
+def equal(first: Generations, *others: Generations) -> bool:
+    whole = [(written(one), one.texts, one.ended_by, one.prompt_tokens) for one in (first, *others)]
+    return all(one == whole[0] for one in whole)
 
 
 def test_a_replay_gives_the_answer_of_each_exit_after_the_full_models_tokens(model):
@@ -70,8 +67,8 @@ def test_drafts_are_chosen_recorded_and_run(tiny_decoder):
     for knob, point in points.items():
         length, threshold = point.draft
         assert (length, threshold) == (model.description.drafts[knob][0], 0)
-        written = LayerSkip(draft_tokens=length).generate(model, prompts.prompts, knob, max_new_tokens=6)
-        assert point.layers == written.average_layers
+        drafted = LayerSkip(draft_tokens=length).generate(model, prompts.prompts, knob, max_new_tokens=6)
+        assert point.layers == drafted.average_layers
     lookups = drafted_knobs(decoder_of(tiny_decoder("llama"), PromptLookup()), prompts)
     assert [(point.knob, point.draft) for point in lookups] == [(10, None), (3, None)], "nothing is to be chosen"
     (stock,) = drafted_knobs(decoder_of(tiny_decoder("gpt2"), AssistantEarlyExit()), prompts)
@@ -141,9 +138,7 @@ def test_models_on_one_backbone_share_it(model, tmp_path: Path):
     second = Generation().load_model(tmp_path, [first])
     assert first.backbone is second.backbone
     prompts = random_prompts(2)
-    written = [generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)]
-    assert equal(written[0], written[2])
-    assert equal(written[1], written[2])
+    assert equal(*(generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)))
 
 
 def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path, monkeypatch):

@@ -42,40 +42,28 @@ PROGRAMS = {"consistentee", "consistentee-lm-eval", "tox", "python", "dask", "uv
 """The programs that examples call; only the first one is run or its arguments read."""
 
 
-def parse_consistentee(words: list[str]) -> None:
-    commands = typer.main.get_command(app).commands
-    command, *arguments = normalised(words, commands)
-    assert command in commands, f"there is no command {command}"
-    arguments = ["." if word == "DATA" else word for word in arguments]  # a folder of data has to exist
-    commands[command].make_context(command, arguments, resilient_parsing=False)
-
-
 def parse(block: Block) -> None:
+    commands = typer.main.get_command(app).commands
     for program, *words in commands_of(block.source):
         assert program in PROGRAMS, f"{block.place}: no test knows {program}"
         if program == "consistentee":
-            parse_consistentee(words)
-
-
-def run_commands(source: str, place: str) -> None:
-    for program, *words in commands_of(source):
-        if program == "consistentee":
-            done = call(*words)
-            assert done.exit_code == 0, f"{place}: {words[0]}: {done.output}"
-
-
-def run_python(source: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a piece in a module of its own: it needs nothing that it does not show."""
-    module = types.ModuleType("example")
-    monkeypatch.setitem(sys.modules, "example", module)
-    exec(compile(source, place, "exec"), vars(module))
+            command, *arguments = normalised(words, commands)
+            assert command in commands, f"there is no command {command}"
+            arguments = ["." if word == "DATA" else word for word in arguments]  # a folder of data has to exist
+            commands[command].make_context(command, arguments, resilient_parsing=False)
 
 
 def run_block(block: Block, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run commands, or a piece of Python in a module of its own: it needs nothing that it does not show."""
     if block.language == "sh":
-        run_commands(source, block.place)
+        for program, *words in commands_of(source):
+            if program == "consistentee":
+                done = call(*words)
+                assert done.exit_code == 0, f"{block.place}: {words[0]}: {done.output}"
     elif block.language == "python":
-        run_python(source, block.place, monkeypatch)
+        module = types.ModuleType("example")
+        monkeypatch.setitem(sys.modules, "example", module)
+        exec(compile(source, block.place, "exec"), vars(module))
 
 
 def in_small(source: str) -> str:

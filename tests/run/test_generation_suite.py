@@ -10,7 +10,6 @@ from small_suite import GENERATION_METHODS, GenerationBench
 from benchmarks.commands.publish import faults_of
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import load_suite
-from benchmarks.store.folders import RECORD_FILE
 from consistentee.errors import UserError
 
 
@@ -30,14 +29,9 @@ def finished(finished_once: GenerationBench, tmp_path: Path, unreported: None) -
 
 
 def test_a_run_writes_cells_times_and_tables(finished_once):
-    bench, outcome = finished_once, finished_once.outcome
-    assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (4, 4, (), ())
-    written = {path.name for path in bench.out.iterdir()}
-    assert {"table.md", "suite.yaml", "environment.json"} <= written
-    assert any(name.endswith(".png") for name in written)
-    found = bench.read()
-    (timing,), faults = found.timings.values(), found.faults
-    assert faults == []
+    finished_once.assert_complete(cells=4)
+    found = finished_once.read()
+    (timing,) = found.timings.values()
     assert timing.max_new_tokens == 3
     times = found.times()
     ways = times.groupby("timed")[["batch_size", "in_flight"]]
@@ -48,9 +42,7 @@ def test_a_run_writes_cells_times_and_tables(finished_once):
     assert (times["layer_calls"] >= times["units"]).all()
     assert times["head_seconds"].notna().tolist() == (times["timed"] == 0).tolist(), "of stock generate"
     assert times["completed"].map(len).tolist() == times["in_flight"].tolist()
-    assert {(r.task, r.train_task) for r in bench.records().values()} == {("toy-text", "other-text")}
-    assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
-    assert bench.leftovers() == []
+    assert {(r.task, r.train_task) for r in finished_once.records().values()} == {("toy-text", "other-text")}
 
 
 def test_the_full_model_matches_itself_and_costs_as_much(finished_once):

@@ -66,12 +66,17 @@ def test_a_status_file_is_no_reason_to_stop_and_is_cleared_away(tmp_path):
     assert not path.exists()
 
 
-@dataclass(frozen=True, eq=False)
-class Named:
-    """As much of a job as is shown."""
+@dataclass(frozen=True)
+class FakeJob:
+    """As much of a job as is shown and scheduled."""
 
     name: str
-    status: Path
+    task: str = "toy"
+    status: Path = Path()
+
+    @property
+    def group(self) -> Group:
+        return self.task, "backbone", 0
 
     def ending(self) -> tuple[list[str], bool]:
         return ["accuracy 80.0"], False
@@ -81,7 +86,7 @@ def test_a_run_shows_a_line_every_ten_seconds_where_there_is_no_terminal(tmp_pat
     console = Console(file=io.StringIO(), width=200)
     monkeypatch.setattr("benchmarks.run.jobs.time.monotonic", lambda: 1000.0)
     shown = RunProgress(console, 2)
-    job = Named("toy · full", tmp_path / ".a.status.partial")
+    job = FakeJob("toy · full", status=tmp_path / ".a.status.partial")
     shown.started(job)
     for now in (1001, 1009.9, 1010.1):
         shown.update(now)
@@ -128,18 +133,8 @@ def test_a_training_shows_every_stage_and_a_line_every_ten_seconds(monkeypatch):
 # ---------------------------------------------------------------------------------------------- schedulers
 
 
-@dataclass(frozen=True)
-class Waiting:
-    name: str
-    task: str
-
-    @property
-    def group(self) -> Group:
-        return self.task, "backbone", 0
-
-
 def test_next_job_is_of_the_group_with_the_fewest_running():
-    jobs = [Waiting(f"{task}{i}", task) for task in ("rte", "mrpc") for i in range(2)]
+    jobs = [FakeJob(f"{task}{i}", task) for task in ("rte", "mrpc") for i in range(2)]
     assert next_job(jobs, []).name == "rte0"
     assert next_job(jobs[1:], [jobs[0]]).name == "mrpc0", "cells of one group may want the same stage"
     assert next_job([jobs[1], jobs[3]], [jobs[0], jobs[2]]).name == "rte1", "the order of the suite, otherwise"
@@ -171,7 +166,7 @@ def test_a_cluster_that_lost_its_workers_is_waited_for(monkeypatch):
     monkeypatch.setattr(pool, "execute", lambda job, threads: None)
     ended = Ended()
     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
-        Schedule(address=client.scheduler.address).run_cells([Waiting("rte0", "rte"), Waiting("rte1", "rte")], ended)
+        Schedule(address=client.scheduler.address).run_cells([FakeJob("rte0", "rte"), FakeJob("rte1", "rte")], ended)
     assert ended == ["rte0", "rte1"]
     assert len(pauses) == 2, "it is asked again, but not without pause"
 
@@ -188,5 +183,5 @@ def test_local_jobs_run_at_once_and_an_error_ends_the_others(monkeypatch):
     monkeypatch.setattr(pool, "execute", fail_or_wait)
     ended = Ended()
     with pytest.raises(DiskFullError):
-        Schedule(workers=2).run_cells([Waiting("rte0", "rte"), Waiting("mrpc0", "mrpc"), Waiting("rte1", "rte")], ended)
+        Schedule(workers=2).run_cells([FakeJob("rte0", "rte"), FakeJob("mrpc0", "mrpc"), FakeJob("rte1", "rte")], ended)
     assert (ended, stopped) == ([], [True])

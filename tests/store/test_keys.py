@@ -39,11 +39,6 @@ def changed(**changes: object) -> CellSpec:
     return SPEC.model_copy(update=changes)
 
 
-def test_names_change_no_key():
-    assert key_parts(changed(label="another name"), "rows", BACKBONE).key == PARTS.key
-    assert key_parts(changed(backbone="/a/b", task="/c"), "rows", BACKBONE).key == PARTS.key
-
-
 def test_how_a_backbones_files_came_changes_no_key(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     expected = hash_model(tmp_path)
@@ -53,7 +48,9 @@ def test_how_a_backbones_files_came_changes_no_key(tmp_path):
     assert hash_model(tmp_path) == expected != {}
 
 
-def test_what_matters_changes_the_key():
+def test_what_matters_changes_the_key_and_names_do_not():
+    assert key_parts(changed(label="another name"), "rows", BACKBONE).key == PARTS.key
+    assert key_parts(changed(backbone="/a/b", task="/c"), "rows", BACKBONE).key == PARTS.key
     changes = (
         {"seed": 1},
         {"method": "static"},
@@ -85,7 +82,7 @@ def test_a_raised_version_makes_another_key_and_names_itself(monkeypatch, raise_
     assert stale_reason(PARTS, raised) == reason
 
 
-def test_a_users_file_counts_by_its_code_and_not_by_its_comments(tmp_path):
+def test_a_users_file_counts_by_its_code_and_what_it_derives_from_and_not_by_its_comments(tmp_path, monkeypatch):
     path = tmp_path / "mine.py"
 
     def version_of(source: str) -> int | str:
@@ -96,20 +93,15 @@ def test_a_users_file_counts_by_its_code_and_not_by_its_comments(tmp_path):
     first = version_of(METHOD)
     assert version_of(METHOD.replace("Docs", "Other docs").replace("# why", "# because")) == first
     assert version_of(METHOD.replace("x = 1", "x = 2")) != first
+    with monkeypatch.context() as patch:
+        patch.setattr(DeeBERT, "version", DeeBERT.version + 1)
+        assert version_of(METHOD) != first
     with pytest.raises(UserError, match="cannot be read as Python"):
         version_of("class :")
     with pytest.raises(UserError, match="no such method file"):
         method_version(f"{tmp_path / 'none.py'}:Mine")
     with pytest.raises(UserError, match="unknown method 'pabe'"):
         method_version("pabe")
-
-
-def test_a_users_file_counts_by_what_it_derives_from_too(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(METHOD)
-    before = method_version(f"{tmp_path / 'mine.py'}:Mine")
-    monkeypatch.setattr(DeeBERT, "version", DeeBERT.version + 1)
-    method_version.cache_clear()
-    assert method_version(f"{tmp_path / 'mine.py'}:Mine") != before
 
 
 def test_every_part_that_differs_is_named():
