@@ -6,7 +6,7 @@ import pytest
 from documents import ROOT
 
 from benchmarks.analysis.frames import load_results
-from benchmarks.analysis.own_layers import own_layers, own_layers_table
+from benchmarks.analysis.own_layers import own_layers
 from benchmarks.analysis.promises import chosen_knobs, promise_table, promises
 
 SIX_LAYERS = ROOT / "results" / "cpu-6-layers"
@@ -31,13 +31,6 @@ def test_the_gain_is_over_two_neighbouring_layers_of_the_same_exits():
     assert line["layers"] == pytest.approx(layers)
     assert line["gain"] == pytest.approx(100 * (score - np.interp(layers, right.index, right)))
     assert line["most"] == pytest.approx(100 * exits["exit_layer"].value_counts(normalize=True).max())
-
-
-def test_the_table_has_a_line_for_every_price():
-    found = load_results(SIX_LAYERS, ["consistentee-paper"], ["mcid"])
-    prices = set(found.cells["parameters"][found.cells["label"] == "consistentee-paper"])
-    assert list(own_layers_table(found).cells["parameters"]) == sorted(prices)
-    assert len(prices) > 1
 
 
 TWELVE_LAYERS = ROOT / "results" / "cpu-12-layers"

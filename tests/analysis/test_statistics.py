@@ -74,15 +74,6 @@ def test_scores_of_ranks_and_of_many_classes_have_no_terms():
     assert has_terms("accuracy", [0, 1, 2])
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
-def test_mixed_terms_give_the_metric_of_the_weighted_sample(metric):
-    labels, first = rows_of(metric)
-    second = first[::-1]
-    both = np.tile(labels, 10), np.concatenate([np.tile(first, 3), np.tile(second, 7)])
-    means = [terms_of(metric, labels, one).mean(axis=0, dtype=float) for one in (first, second)]
-    assert score_of_means(metric, 0.3 * means[0] + 0.7 * means[1]) == pytest.approx(score(metric, *both))
-
-
 def test_tasks_that_differ_widen_the_interval_over_any_task():
     samples = np.stack([np.full(1000, points) for points in (-1.0, 0.0, 1.0)])
     low, high = interval(over_any_task(samples))

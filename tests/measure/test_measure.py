@@ -135,6 +135,7 @@ def test_the_two_knobs_around_a_budget_are_mixed_whatever_their_order():
     assert mixture([4.0, 3.0], 5.0) == (0, 0, 1.0, Reach.UNDER)
     with pytest.raises(ValueError, match="nothing to mix"):
         neighbours([], 3.0)
+    assert around_budgets([2.9, 3.0, 3.1, 6.0], 6, "classification", margin=0.1)[:2] == [0, 3], "further apart"
 
 
 @given(costs, st.floats(0.5, LAYERS + 1))
@@ -147,11 +148,6 @@ def test_a_mixture_costs_the_budget_and_no_knob_lies_between_its_two(found, budg
     expected = {Reach.MET: budget, Reach.OVER: cost.min(), Reach.UNDER: cost.max()}[Reach(reach)]
     assert mixed == pytest.approx(expected)
     assert (reach == Reach.MET) == (cost.min() - 1e-9 <= budget <= cost.max() + 1e-9)
-
-
-def test_knobs_around_three_budgets_begin_with_the_middle_one():
-    assert around_budgets([1.0, 2.5, 3.5, 5.0], 6, "classification") == [1, 2, 3, 0]
-    assert around_budgets([2.9, 3.0, 3.1, 6.0], 6, "classification", margin=0.1)[:2] == [0, 3]
 
 
 def test_the_cheapest_knob_that_loses_little_is_saved():

@@ -10,7 +10,7 @@ from records_by_hand import cell, parts_by_hand, write_results
 from benchmarks.store import hashes
 from benchmarks.store.folders import RECORD_FILE, keep_timing, read_cell, read_timings, write_cell
 from benchmarks.store.frames import read_frame
-from benchmarks.store.hashes import share_weights, write_text
+from benchmarks.store.hashes import share_weights
 from benchmarks.store.records import KeyParts
 from benchmarks.store.results_folder import open_results
 from consistentee.errors import UserError
@@ -32,12 +32,6 @@ def test_a_full_disk_is_recognised_behind_other_errors():
     error.__cause__ = RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
     assert is_disk_full(error)
     assert not is_disk_full(UserError("something else"))
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write to .*sub: Not a directory"):
-        write_text(tmp_path / "file" / "sub" / "record.json", "text")
 
 
 @pytest.mark.parametrize(

@@ -212,9 +212,9 @@ def test_a_table_is_a_task_whose_columns_are_found(tmp_path, name):
     task = load_task(path)
     assert (task.name, task.label_names) == ("rows", ("bad", "good"))
     assert sorted([*task.train.texts, *task.validation.texts, *task.test.texts]) == sorted(rows["review"])
-    rows["label"] = [0, 1] * 20
+    rows["label"] = [number % 11 for number in range(40)]
     writers[path.suffix](path)
-    assert load_task(path).label_names == ("0", "1")
+    assert load_task(path).label_names == tuple(map(str, range(11)))  # numerically, not "1", "10", "2"
 
 
 @pytest.mark.parametrize(

@@ -91,12 +91,6 @@ def test_faulty_labels_are_named(tmp_path, keys, contents, message):
         load_task(write_task(tmp_path, contents, files, **keys))
 
 
-def test_jsonl_with_numeric_labels(tmp_path):
-    content = lines({"text": f"t{i}", "label": i % 11} for i in range(220))
-    path = write_task(tmp_path, {"train.jsonl": content}, {"format": "jsonl", "train": "train.jsonl"})
-    assert load_task(path).label_names == tuple(map(str, range(11)))  # numerically, not "1", "10", "2"
-
-
 def test_label_values_and_regression_and_sign(tmp_path):
     values = {"labels": ["no", "yes"], "label_values": {"0": "no", "1": "yes"}, "metrics": ["accuracy", "f1"]}
     task = load_task(write_task(tmp_path, {"train.tsv": table([(f"t{i}", str(i % 2)) for i in range(20)])}, **values))
