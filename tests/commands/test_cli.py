@@ -193,7 +193,8 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_all_tables_or_one_on_the_terminal_in_a_format_and_in_files(results, tmp_path):
+def test_all_tables_or_one_on_the_terminal_in_a_format_and_in_files(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nothing is published, which would be read every time
     done = succeed("table", results)
     for text in ("Points against the full model at equal cost", "deebert", "ms/row", "1.5x"):
         assert text in done.output

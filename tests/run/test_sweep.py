@@ -127,7 +127,8 @@ def test_times_that_cannot_be_taken_again_are_kept(finished):
 @pytest.mark.usefixtures("untimed")
 def test_a_label_with_other_parameters_is_no_second_curve(finished):
     def changes(classifier: str) -> dict[str, object]:
-        return {"methods": [{"method": "deebert", "label": "mine", "parameters": {"classifier": classifier}}]}
+        entry = {"method": "deebert", "label": "mine", "recipe": {"frozen_steps": 2}}
+        return {"methods": [{**entry, "parameters": {"classifier": classifier}}]}
 
     finished.run(changes=changes("linear"))
     assert "other parameters under this label): it would be set aside" in finished.plan(changes=changes("mlp"))[0]
