@@ -81,13 +81,11 @@ def test_tasks_that_differ_widen_the_interval_over_any_task():
     assert over_any_task(samples[:1]) is None
 
 
-def test_p_values_by_hand():
+def test_p_values_and_holm_by_hand():
     assert p_value(np.array([1.0, 2.0, 3.0, -1.0])) == pytest.approx(2 * 2 / 5)
     assert p_value(np.zeros(9)) == 1
     assert p_value(np.ones(999)) == pytest.approx(0.002)
 
-
-def test_holm_by_hand():
     assert holm([0.01, 0.04, np.nan, 0.03]) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
     assert holm([0.5, 0.9]) == pytest.approx([1, 1])
     assert holm([]).size == 0

@@ -46,7 +46,6 @@ from benchmarks.commands.reproduce import (
 )
 from consistentee.errors import UserError
 
-QUICK = ROOT / "results" / "quick"
 FRAME = pd.DataFrame(
     {
         "method": ["calm-softmax", "<b>|x*"],
@@ -68,11 +67,6 @@ TABLE = Table(
     ],
     notes=["50% of it."],
 )
-
-
-@pytest.fixture(scope="module")
-def quick():
-    return load_results(QUICK)
 
 
 # ---------------------------------------------------------------------------------------------- forms
@@ -145,7 +139,8 @@ def test_every_budget_of_a_task_has_its_scores_costs_and_knobs(results):
     assert own["knob"].startswith("threshold=0.")
 
 
-def test_the_page_and_the_csv_of_a_published_folder(quick):
+def test_the_page_and_the_csv_of_a_published_folder():
+    quick = load_results(ROOT / "results" / "quick")
     text = page(quick)
     assert len(text.splitlines()) <= 100
     for words in ("## movie-snippets", "## Points against the full model", "## Provenance", "| deebert |"):

@@ -15,10 +15,11 @@ from typer.main import get_group
 
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
-from benchmarks.commands import doctor
+from benchmarks.commands import doctor, inventory
 from benchmarks.run.pool import Schedule
 from consistentee.backbones import hub
 from consistentee.errors import UserError
+from consistentee.methods.method import method_class_of
 
 COMMANDS = sorted(get_group(app).commands)
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "sklearn", "scipy")
@@ -194,7 +195,7 @@ def results(tmp_path_factory):
 
 
 def test_all_tables_or_one_on_the_terminal_in_a_format_and_in_files(results, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where nothing is published, which would be read every time
+    monkeypatch.setattr("benchmarks.analysis.frames.published_folders", list)  # which would be read every time
     done = succeed("table", results)
     for text in ("Points against the full model at equal cost", "deebert", "ms/row", "1.5x"):
         assert text in done.output
@@ -279,7 +280,13 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------- list
 
 
-def test_list_names_all_kinds_and_where_rows_come_from():
+def test_list_names_all_kinds_where_rows_come_from_and_methods_that_cannot_be_loaded(monkeypatch):
+    def load(name):
+        if name == "berxit":
+            raise UserError("it cannot be imported")
+        return method_class_of(name)
+
+    monkeypatch.setattr(inventory, "method_class_of", load)
     done = succeed("list")
     for name in ("consistentee", "minilm-l6", "quick", "deebert-glue", "Methods", "Tasks", "Backbones", "Suites"):
         assert name in done.output
@@ -287,6 +294,9 @@ def test_list_names_all_kinds_and_where_rows_come_from():
     assert sources["mcid"].endswith("--data")
     assert sources["rte"].endswith("--data or the hub")
     assert "package, " in sources["movie-snippets"]
+    shown = " ".join(done.output.split())
+    for text in ("berxit unavailable it cannot be imported", "token-static generation", "tolerance=0.1"):
+        assert text in shown
 
 
 def test_commands_take_the_methods_of_a_folder_and_of_a_file(runs, tmp_path):

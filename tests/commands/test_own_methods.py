@@ -1,12 +1,9 @@
-"""Methods of one's own: new files, files and folders as names, and the list of methods."""
+"""Methods of one's own: new files, and files and folders as names."""
 
 import pytest
-from command_line import call
 
-from benchmarks.commands import inventory
 from benchmarks.commands.own_methods import find_methods, words_of, write_method
 from consistentee import UserError, get_method
-from consistentee.methods.method import method_class_of
 
 
 def test_every_spelling_of_a_name_has_the_same_words_and_other_names_are_refused():
@@ -63,15 +60,3 @@ def test_places_without_methods_are_named(tmp_path, monkeypatch, place):
     (tmp_path / "empty" / "shared.py").write_text("from consistentee import Method\n")
     with pytest.raises(UserError, match=f"{place} defines no subclass"):
         find_methods([place])
-
-
-def test_list_shows_methods_with_their_parameters_and_broken_ones(monkeypatch):
-    def load(name):
-        if name == "berxit":
-            raise UserError("it cannot be imported")
-        return method_class_of(name)
-
-    monkeypatch.setattr(inventory, "method_class_of", load)
-    shown = " ".join(call("list", "methods").output.split())
-    for text in ("berxit unavailable it cannot be imported", "token-static generation", "tolerance=0.1"):
-        assert text in shown

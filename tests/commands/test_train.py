@@ -114,16 +114,13 @@ def test_a_method_that_reads_labels_cannot_predict(trained):
 # ---------------------------------------------------------------------------------------------- interruptions
 
 _DIES_IN_ITS_SECOND_STAGE = """
-import os, signal, sys
+import os, signal
 from benchmarks.cli import main
-from consistentee.training import loop
-train, stages = loop._train, []
-def train_or_die(model, source, stage, *rest):
-    stages.append(stage.name)
-    if len(stages) == 2:
+from benchmarks.commands import train
+def die(progress, position):
+    if position.stage == "training off-ramps":
         os.kill(os.getpid(), signal.SIGKILL)
-    return train(model, source, stage, *rest)
-loop._train = train_or_die
+train.StageProgress.__call__ = die
 main()
 """
 
@@ -229,16 +226,12 @@ def text_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def decoder_backbone(tiny_decoder_backbone: Callable[..., Path]) -> Path:
-    return tiny_decoder_backbone("llama")
-
-
-@pytest.fixture(scope="module")
-def trained_decoder(text_task: Path, decoder_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_decoder(
+    text_task: Path, tiny_decoder_backbone: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("trained") / "decoder"
-    result = succeed(
-        "train", text_task, "--method", "consistentee-tokens", "--backbone", decoder_backbone, *RECIPE, "--out", out
-    )
+    options = ("--method", "consistentee-tokens", "--backbone", tiny_decoder_backbone("llama"), *RECIPE, "--out", out)
+    result = succeed("train", text_task, *options)
     assert "agreement" in result.output
     assert str(out) in "".join(result.output.split())  # a long path is broken over lines
     return out
@@ -293,11 +286,11 @@ def test_faults_of_one_model_are_named_in_one_sentence(trained, trained_decoder,
     assert message in done.output
 
 
-def test_faults_of_train(text_task, decoder_backbone, tmp_path):
+def test_faults_of_train(text_task, tiny_decoder_backbone, tmp_path):
+    places = ("--backbone", tiny_decoder_backbone("llama"), "--out", tmp_path / "o")
+
     def train(*options: object, method: str = "consistentee-tokens"):
-        result = call(
-            "train", text_task, "--method", method, "--backbone", decoder_backbone, "--out", tmp_path / "o", *options
-        )
+        result = call("train", text_task, "--method", method, *places, *options)
         assert result.exit_code == 2
         return result.output
 

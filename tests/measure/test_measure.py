@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +23,20 @@ from benchmarks.specs.base import TimingSpec
 ROWS = list(range(5))
 
 
-class Recorder:
-    """A contender that notes what it is given, and says how many rows that were."""
+def recorder(name: str, calls: list[tuple[str, list[int], bool]]) -> Callable[[Sequence[int]], int]:
+    """Return a contender that notes what it is given, and says how many rows that were."""
 
-    def __init__(self, name: str, calls: list[tuple[str, list[int], bool]]) -> None:
-        self.name = name
-        self.calls = calls
-
-    def __call__(self, batch: Sequence[int]) -> int:
-        self.calls.append((self.name, list(batch), gc.isenabled()))
+    def contender(batch: Sequence[int]) -> int:
+        calls.append((name, list(batch), gc.isenabled()))
         return len(batch)
+
+    return contender
 
 
 def test_rows_keep_their_order_and_warm_up_is_not_timed():
     calls: list[tuple[str, list[int], bool]] = []
     protocol = TimingSpec(rounds=3, batch_sizes=(2,), warmup_batches=1)
-    taken = time_contenders([Recorder("a", calls), Recorder("b", calls)], ROWS, protocol)
+    taken = time_contenders([recorder("a", calls), recorder("b", calls)], ROWS, protocol)
     assert [(name, rows) for name, rows, _ in calls[:4]] == [
         ("a", [0, 1]),  # warm-up
         ("a", [0, 1]),
@@ -54,7 +52,7 @@ def test_rows_keep_their_order_and_warm_up_is_not_timed():
 def test_a_contender_may_have_few_batch_sizes_and_every_size_few_batches():
     calls: list[tuple[str, list[int], bool]] = []
     protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=0, most_batches=2)
-    taken = time_contenders([Recorder("a", calls), Recorder("b", calls)], ROWS, protocol, [(1, 2), (2,)])
+    taken = time_contenders([recorder("a", calls), recorder("b", calls)], ROWS, protocol, [(1, 2), (2,)])
     a_round = [("a", [0]), ("a", [1]), ("a", [0, 1]), ("a", [2, 3]), ("b", [0, 1]), ("b", [2, 3])]
     assert [(name, rows) for name, rows, _ in calls[:6]] == a_round
     assert taken == [{1: [[1, 1]] * 3, 2: [[2, 2]] * 3}, {2: [[2, 2]] * 3}]

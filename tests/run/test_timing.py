@@ -26,6 +26,7 @@ def test_neighbours_of_the_budgets_are_timed_and_full_depth_is_the_stock_models(
     assert timed(curve_of(1.0, 2.5, 3.5, 5.0)) == [[1.0, 2.0, 3.0, 0.0]], "the middle budget comes first"
     assert timed(curve_of(2.0, 3.0, 4.0)) == [[1.0, 2.0, 0.0]], "knobs on a budget stand alone"
     assert timed(curve_of(1.0, 2.5)) == [[1.0, 0.0]]
+    assert timed(curve_of(1.0, 5.0, live=False)) == [[]], "a rule that cannot run live has no times"
 
 
 def test_cells_with_one_knob_each_are_one_curve_and_others_have_their_own():
@@ -35,10 +36,6 @@ def test_cells_with_one_knob_each_are_one_curve_and_others_have_their_own():
     patient, hasty = curve_of(1.0, 3.5, patience=1), curve_of(1.2, 3.0, patience=2)
     other = curve_of(3.0, label="pabee")
     assert timed(patient, hasty, other) == [[0.0, 1.0], [1.0, 0.0], [0.0]]
-
-
-def test_rules_that_cannot_run_live_have_no_times():
-    assert timed(curve_of(1.0, 5.0, live=False)) == [[]]
 
 
 def test_decoded_knobs_alone_are_timed():

@@ -69,17 +69,13 @@ def test_a_headline_follows_from_its_parquet_files_by_pandas_alone(suite):
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_records_are_of_todays_versions(suite):
-    for record in records(suite):
+def test_records_are_of_todays_versions_and_come_from_clean_commits_in_one_precision(suite):
+    found = records(suite)
+    for record in found:
         parts = record.key_parts
         assert record.key == parts.key
         versions = (parts.method_version, parts.engine_version, parts.training_version)
         assert versions == (method_version(record.method), ENGINE_VERSION[parts.kind], TRAINING_VERSION)
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_records_come_from_clean_commits_in_one_precision(suite):
-    found = records(suite)
     changed = [record.command for record in found if record.environment.get("uncommitted_changes")]
     precisions = {record.training_precision for record in found} - {None}
     assert (suite in UNCLEAN) == bool(changed or len(precisions) > 1), f"{changed}, {precisions}"

@@ -102,12 +102,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callabl
     return bench
 
 
-def assert_undisturbed(bench: Bench, undisturbed: Bench) -> None:
-    assert bench.outcome.failed == ()
-    assert bench.results() == undisturbed.results()
-    assert (len(bench.read().timings), list(faults_of(bench.out))) == (1, [])
-
-
 def test_every_write_of_a_run_fails_once(undisturbed, tmp_path, writes):
     bench, failed = undisturbed.elsewhere(tmp_path / "out"), set()
 
@@ -122,7 +116,9 @@ def test_every_write_of_a_run_fails_once(undisturbed, tmp_path, writes):
         with writes.failing(is_new):
             run_here(bench, retry_failed=True)
     assert len(failed) > 40
-    assert_undisturbed(bench, undisturbed)
+    assert bench.outcome.failed == ()
+    assert bench.results() == undisturbed.results()
+    assert (len(bench.read().timings), list(faults_of(bench.out))) == (1, [])
 
 
 def write_two_tables(*arguments: object) -> list[Path]:
