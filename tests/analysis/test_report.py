@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from records_by_hand import cell, curve_by_hand, frames_by_hand, results_of, write_decoding_results, write_results
+from records_by_hand import DECODING, cell, curve_by_hand, frames_by_hand, results_of, write_results
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.report import render, write_report
@@ -60,11 +60,10 @@ def test_without_the_full_model_there_are_scores_alone():
     assert "points against the full model" not in json.dumps(charts_of(page)["#curves-chart"]["params"][:2])
 
 
-def test_the_full_model_alone_and_generation_have_a_report(tmp_path):
+def test_the_full_model_alone_and_generation_have_a_report():
     page = render(results_of([(cell("full"), {"curve": curve_by_hand([6.0, 6.0], [0.9, 0.9])})]))
     assert "#curves-chart" not in charts_of(page)
-    write_decoding_results(tmp_path)
-    assert "Score kept at" in render(load_results(tmp_path))
+    assert "Score kept at" in render(load_results(DECODING))
 
 
 def test_curves_have_every_cost(page):
