@@ -26,4 +26,4 @@ def changed_parts(model: nn.Module, before: Mapping[str, Tensor]) -> set[str]:
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
     """Return whether two models have the same weights."""
-    return not changed_parts(first, second.state_dict())
+    return first.state_dict().keys() == second.state_dict().keys() and not changed_parts(first, second.state_dict())

@@ -31,36 +31,26 @@ def no_gradients():
 
 @pytest.mark.parametrize("family", DECODER_FAMILIES)
 class TestEveryFamily:
-    def test_every_layer_equals_the_stock_model(self, tiny_decoder, family, batch):
+    def test_every_layer_its_keys_and_its_values_equal_the_stock_models(self, tiny_decoder, family, batch):
         model = tiny_decoder(family)
         tokens, mask = batch
-        positions = positions_of(mask)
-        stock = model.backbone(tokens, attention_mask=mask.long(), position_ids=positions, output_hidden_states=True)
+        positions, cache = positions_of(mask), DynamicCache()
+        inputs = {"attention_mask": mask.long(), "position_ids": positions, "past_key_values": cache}
+        stock = model.backbone(tokens, **inputs, output_hidden_states=True)
         hidden, context = model.stepper.begin(tokens, mask)
         torch.testing.assert_close(hidden, stock.hidden_states[0])
-        for layer in range(1, 5):
+        rotation = model.stepper.rotation(hidden, positions)
+        for layer, cached in enumerate(cache.layers, start=1):
+            (keys,), (values,) = model.stepper.keys_values([layer], stock.hidden_states[layer - 1], rotation)
+            assert keys.shape == (*mask.shape[:1], model.stepper.kv_heads, mask.shape[1], model.stepper.head_dim)
+            for mine, theirs in ((keys, cached.keys), (values, cached.values)):
+                torch.testing.assert_close(mine.transpose(1, 2)[mask], theirs.transpose(1, 2)[mask])
             hidden = model.stepper.step(layer, hidden, context)
             if layer < 4:  # the stock model says of its last layer only what its norm leaves
                 torch.testing.assert_close(hidden[mask], stock.hidden_states[layer][mask])
         state = model.stepper.final_norm(hidden)
         torch.testing.assert_close(state[mask], stock.hidden_states[4][mask])
         torch.testing.assert_close(model.backbone.lm_head(state)[mask], stock.logits[mask])
-
-    def test_keys_and_values_are_those_of_the_stock_cache(self, tiny_decoder, family, batch):
-        model = tiny_decoder(family)
-        tokens, mask = batch
-        positions = positions_of(mask)
-        cache = DynamicCache()
-        inputs = {"attention_mask": mask.long(), "position_ids": positions, "past_key_values": cache}
-        stock = model.backbone(tokens, **inputs, output_hidden_states=True)
-        rotation = model.stepper.rotation(stock.hidden_states[0], positions)
-        for layer in range(1, 5):
-            keys, values = model.stepper.keys_values([layer], stock.hidden_states[layer - 1], rotation)
-            keys, values = keys[0], values[0]
-            cached = cache.layers[layer - 1]
-            assert keys.shape == (*mask.shape[:1], model.stepper.kv_heads, mask.shape[1], model.stepper.head_dim)
-            for mine, theirs in ((keys, cached.keys), (values, cached.values)):
-                torch.testing.assert_close(mine.transpose(1, 2)[mask], theirs.transpose(1, 2)[mask])
 
     def test_too_many_tokens_are_refused(self, tiny_decoder, family):
         tokens = torch.full((1, 129), 5)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from classifiers_on_disk import save_classifier
+from comparing import changed_parts, same_weights
 from records_by_hand import cell_spec
 from transformers import AlbertConfig, AutoModel
 
@@ -22,6 +23,7 @@ from consistentee.training.loop import logged_training
 
 LAYERS, DEPTH = 4, 2
 TASK = make_task()
+TRAINED_ROWS = RECIPE.epochs * len(TASK.train)
 N, WIDTH, INNER = 10, 32, 64
 LAYER_FLOPS = 4 * 2 * N * WIDTH**2 + 2 * 2 * N * N * WIDTH + 2 * 2 * N * WIDTH * INNER
 """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
@@ -59,25 +61,24 @@ def test_first_layers_of_a_kept_head_are_a_plain_model_and_those_of_int8_are_ref
         whole.quantized(whole.tokenize(random_texts(8))).first_layers(DEPTH)
 
 
-def test_a_cut_model_equals_a_stock_model_with_as_many_layers_that_is_trained_alike(model, tiny_backbone, tmp_path):
+def test_a_cut_model_equals_a_stock_model_with_as_many_layers_and_runs_none_above(model, tiny_backbone, tmp_path):
+    """Both are trained alike."""
     AutoModel.from_pretrained(tiny_backbone("bert"), num_hidden_layers=DEPTH).save_pretrained(tmp_path)
     make_tokenizer(uses_token_types=True).save_pretrained(tmp_path)
     stock = MultiExitModel.from_backbone(str(tmp_path), TASK.num_labels, seed=RECIPE.seed)
-    expected = Full().fit(stock, TASK, RECIPE).state_dict()
-    found = Cut(depth=DEPTH).fit(model, TASK, RECIPE).state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
-
-
-def test_training_and_inference_run_no_layer_above_the_cut(model):
     before = model.clone_weights()
-    with watched_calls((module, lambda *_: pytest.fail("the full model ran")) for module in model.modules()):
+    with (
+        watched_calls((module, lambda *_: pytest.fail("the full model ran")) for module in model.modules()),
+        logged_training() as log,
+    ):
         short = Cut(depth=DEPTH).fit(model, TASK, RECIPE)
         answers = classify(short, random_texts(5), Cut().rule(short, DEPTH))
+    assert same_weights(Full().fit(stock, TASK, RECIPE), short)
     assert answers.layers_run.tolist() == [DEPTH] * 5
     assert (short.num_layers, len(short.backbone.encoder.layer), short.stock_layers) == (DEPTH, DEPTH, LAYERS)
     assert all(weight.grad is None for weight in model.parameters())
-    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert not changed_parts(model, before)
+    assert log.rows == pytest.approx(DEPTH / LAYERS * TRAINED_ROWS)
 
 
 def test_distillation_starts_from_the_fine_tuned_layers_and_trains_them_alone(model, tiny_backbone, monkeypatch):
@@ -92,20 +93,14 @@ def test_distillation_starts_from_the_fine_tuned_layers_and_trains_them_alone(mo
         run_stage(short, source, stage, recipe)
 
     monkeypatch.setattr(training, "run_stage", watched)
-    short = CutDistilled(depth=DEPTH).fit(model, TASK, RECIPE)
+    with logged_training() as log:
+        short = CutDistilled(depth=DEPTH).fit(model, TASK, RECIPE)
     layers = [name for name in starts[0] if name.startswith("backbone.")]
     assert all(torch.equal(starts[0][name], own[name]) for name in layers)
     assert not any(torch.equal(starts[0][name], short.state_dict()[name]) for name in layers if "query" in name)
     assert all(torch.equal(own[name], weight) for name, weight in model.state_dict().items())
     assert list(short.description.validation_by_epoch) == ["last-exit", "distillation"]
-
-
-def test_rows_that_run_some_layers_count_as_the_share_of_layers(model):
-    rows = RECIPE.epochs * len(TASK.train)
-    for method, cost in ((Cut(depth=3), 0.75), (CutDistilled(depth=3), 1 + 1 / 3 + 0.75)):
-        with logged_training() as log:
-            method.fit(model, TASK, RECIPE)
-        assert log.rows == pytest.approx(cost * rows)
+    assert log.rows == pytest.approx((1 + 1 / 3 + DEPTH / LAYERS) * TRAINED_ROWS), "full model, its answers, cut model"
 
 
 def test_the_loss_is_half_cross_entropy_and_half_distillation(model):

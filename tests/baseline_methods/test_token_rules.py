@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from baselines.calm import DecayingThresholdRule, agreement
 from baselines.free import FREE
@@ -62,7 +62,6 @@ def test_schedules_of_skipdecode_by_hand(mean, expected):
     assert falling_schedule(SIX, mean, 6) == expected
 
 
-@settings(deadline=None)
 @given(st.floats(6, 30), st.floats(6, 30), st.integers(1, 80))
 def test_schedules_of_skipdecode_fall_and_are_ordered(first, second, tokens):
     small, large = (falling_schedule(SIX, mean, tokens) for mean in sorted((first, second)))

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts
-from benchmarks.testing.watching import stock_tokens
+from benchmarks.testing.watching import stock_tokens, watched_calls
 from consistentee import ExitRule, NeverExit, StaticRule, UserError, generate, generate_encoded
 from consistentee.engine.transcript import Endings, Transcript
 
@@ -44,10 +44,9 @@ def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decod
 
 def head_calls(model, rule) -> list[int]:
     """Return how many rows every call of the LM head reads, while six tokens are written behind four prompts."""
-    rows = []
-    hook = model.backbone.lm_head.register_forward_hook(lambda _, states, __: rows.append(len(states[0])))
-    out = generate_encoded(model, model.encode(PROMPTS[:4]), rule, max_new_tokens=6, batch_size=4, end_at_eos=False)
-    hook.remove()
+    rows, options = [], {"max_new_tokens": 6, "batch_size": 4, "end_at_eos": False}
+    with watched_calls([(model.backbone.lm_head, lambda _, states, __: rows.append(len(states[0])))]):
+        out = generate_encoded(model, model.encode(PROMPTS[:4]), rule, **options)
     assert torch.cat([layers[1:] for layers in out.exit_layers]).unique().numel() > 1, "rows must leave apart"
     return rows
 

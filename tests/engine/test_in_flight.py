@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts
-from benchmarks.testing.watching import counted_calls
+from benchmarks.testing.watching import counted_calls, watched_calls
 from consistentee import ExitRule, NeverExit, StaticRule, UserError, generate, generate_encoded, record_tokens, replay
 from consistentee.engine import cache as cache_module, token_batch
 from consistentee.engine.cache import CacheHoleError, Indices, Rows, RowTensors
@@ -26,7 +26,7 @@ IN_FLIGHT = {"in_flight": 5, "batch_size": 2}
 
 
 class HistoryRule(ExitRule):
-    """Leaves by what the states at all exits so far add up to."""
+    """Leaves by what the states at all exits so far add up to, as the rule of no method does."""
 
     reads_history = True
 
@@ -39,20 +39,12 @@ def model(tiny_decoders):
     return tiny_decoders.model("llama")
 
 
-@pytest.mark.parametrize("kv", ["propagate", "exact"])
-def test_the_history_of_a_row_goes_with_it(model, kv):
-    """The contract regroups the rules of all methods, none of which reads history."""
-    options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
-    expected = written(generate(model, PROMPTS, HistoryRule(), **options, batch_size=1))
-    assert written(generate(model, PROMPTS, HistoryRule(), **options, **IN_FLIGHT)) == expected
-
-
 SCHEDULES = st.fixed_dictionaries(
     {
         "lengths": st.lists(st.integers(1, 12), min_size=1, max_size=7),
         "new_tokens": st.integers(1, 7),
         "ends": st.sets(st.integers(4, 40), min_size=1, max_size=6),
-        "mean_layer": st.floats(1, 4),
+        "rule": st.one_of(st.builds(HistoryRule), st.builds(RandomRule, st.floats(1, 4), st.integers(0, 999))),
         "seed": st.integers(0, 999),
         "batch_size": st.integers(1, 4),
         "more_in_flight": st.integers(0, 4),
@@ -65,11 +57,10 @@ SCHEDULES = st.fixed_dictionaries(
 def test_texts_do_not_depend_on_the_schedule(model, plan):
     generator = torch.Generator().manual_seed(plan["seed"])
     prompts = [torch.randint(5, 40, (length,), generator=generator).tolist() for length in plan["lengths"]]
-    rule = RandomRule(plan["mean_layer"], plan["seed"], model.exit_layers)
-    options, size = {"max_new_tokens": plan["new_tokens"], "kv": plan["kv"]}, plan["batch_size"]
+    rule, options = plan["rule"], {"max_new_tokens": plan["new_tokens"], "kv": plan["kv"]}
+    size, in_flight = plan["batch_size"], plan["batch_size"] + plan["more_in_flight"]
     with mock.patch.object(model.backbone.generation_config, "eos_token_id", sorted(plan["ends"])):
         alone = generate_encoded(model, prompts, rule, batch_size=1, **options)
-        in_flight = size + plan["more_in_flight"]
         regrouped = generate_encoded(model, prompts, rule, batch_size=size, in_flight=in_flight, **options)
     assert written(regrouped) == written(alone)
     assert regrouped.ended_by == alone.ended_by
@@ -79,11 +70,10 @@ def test_batches_are_full_though_tokens_leave_everywhere(model):
     def rows_in_a_call(**options) -> tuple[float, float]:
         """Return how many rows a layer and the LM head have on average."""
         heads = []
-        hook = model.backbone.lm_head.register_forward_hook(lambda _, states, __: heads.append(len(states[0])))
-        with counted_calls(model) as calls:
+        head = (model.backbone.lm_head, lambda _, states, __: heads.append(len(states[0])))
+        with counted_calls(model) as calls, watched_calls([head]):
             options |= {"max_new_tokens": 20, "batch_size": 4, "end_at_eos": False}
             generate_encoded(model, model.encode(PROMPTS * 2), MIXED, **options)
-        hook.remove()
         return mean([rows for rows, tokens in calls if tokens == 1]), mean(heads)
 
     in_step, in_flight = rows_in_a_call(), rows_in_a_call(in_flight=16)

@@ -1,13 +1,11 @@
 """Self-speculative decoding: the text is the full model's, whatever the draft; drafts are counted, and run once."""
 
-from functools import partial
-
 import pytest
 import torch
 from comparing import tokens_of
 
 from benchmarks.testing.tiny import random_prompts
-from consistentee import NeverExit, generate, generate_speculatively
+from consistentee import BranchSpec, NeverExit, generate, generate_speculatively
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 10
@@ -42,18 +40,23 @@ def test_a_draft_of_the_full_model_is_always_accepted(agreeing_decoder):
     assert out.accepted == out.drafted == [6] * 4
 
 
-def test_what_was_drafted_is_not_run_again(agreeing_decoder):
+@pytest.mark.parametrize("branch", [None, BranchSpec(copied_layer=3, with_mlp=False)], ids=["no branch", "branch"])
+def test_what_was_drafted_is_not_run_again_and_is_counted(agreeing_decoder, branch):
     model = agreeing_decoder()
-    sizes = {2: [], 3: []}
-    for layer, seen in sizes.items():
-        hook = partial(lambda seen, _, arguments, __: seen.append(arguments[0].shape[1]), seen)
-        model.stepper.layer_module(layer).register_forward_hook(hook)
+    watched = {layer: model.stepper.layer_module(layer) for layer in (2, 3)}
+    if branch is not None:
+        watched["branch"] = model.add_branch(2, branch).layer
+    read = {name: [] for name in watched}
+    for name, module in watched.items():
+        module.register_forward_hook(lambda _, given, __, seen=read[name]: seen.append(given[0].shape[1]))
     out = generate_speculatively(model, PROMPTS[:1], draft_layer=2, draft_tokens=3, max_new_tokens=NEW_TOKENS)
-    prompt, passes = out.prompt_tokens[0], out.passes[0]
-    assert sizes[2] == [prompt] + [1] * (out.drafted[0] + passes)
-    assert sizes[3][0] == prompt
-    assert len(sizes[3]) == 1 + passes
-    assert sum(sizes[3][1:]) == out.drafted[0] + passes
+    (prompt,), (drafts,), (passes,) = out.prompt_tokens, out.drafted, out.passes
+    assert read[2] == read.get("branch", read[2]) == [prompt] + [1] * (drafts + passes)
+    assert read[3][0] == prompt
+    assert len(read[3]) == 1 + passes
+    assert sum(read[3][1:]) == drafts + passes
+    assert out.drafter_in_layers == (model.branch(2).size_in_layers if branch else 0)
+    assert out.layer_calls == (drafts + passes) * (2 + out.drafter_in_layers) + passes * 2
 
 
 def test_stop_strings_end_tokens_and_streams(agreeing_decoder):

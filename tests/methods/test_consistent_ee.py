@@ -98,11 +98,10 @@ def test_confidence_features_by_hand():
     assert of_candidates[:, 3].tolist() == [1.0, 0.0], "tokens agree, and not places among the candidates"
 
 
-class TestPrices:
-    def test_no_price_never_exits_and_an_infinite_one_always(self):
-        output = torch.tensor([[40.0, 3.0], [-40.0, -200.0], [0.0, 0.0]])  # the weight of the second underflows
-        for price, p_exit in ((0.0, 0.0), (ALWAYS, 1.0)):
-            assert (logit_at_price(output, PricedPolicyRule(price).log_price).sigmoid() == p_exit).all()
+def test_no_price_never_exits_and_an_infinite_one_always():
+    output = torch.tensor([[40.0, 3.0], [-40.0, -200.0], [0.0, 0.0]])  # the weight of the second underflows
+    for price, p_exit in ((0.0, 0.0), (ALWAYS, 1.0)):
+        assert (logit_at_price(output, PricedPolicyRule(price).log_price).sigmoid() == p_exit).all()
 
 
 class TestJointDistillation:

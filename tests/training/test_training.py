@@ -138,7 +138,7 @@ class TestTheLoop:
             run_stage(model, source, stage, RECIPE)
         assert log.losses == {"counted": [1.0, 4.0]}  # of the steps 0 to 5
 
-    def test_rows_of_the_backbone_are_counted_for_stored_stages_too(self, tiny_model, tmp_path):
+    def test_rows_of_the_backbone_are_counted_for_stored_stages_too(self, tiny_model, tmp_path, monkeypatch):
         recipe = replace(RECIPE, store=tmp_path, frozen_steps=40)
         for _ in range(2):  # the second time, the shared stage comes from the store
             model = tiny_model()
@@ -154,6 +154,11 @@ class TestTheLoop:
                     model, source, _mean_loss, recipe, name="exits", network="attention", attention_epochs=epochs
                 )
             assert log.rows == pytest.approx(rows / 3)
+        monkeypatch.setattr(encoder, "cached_states", lambda *_: pytest.fail("states that are read once are recorded"))
+        with logged_training() as log:
+            once = replace(recipe, frozen_steps=1)
+            train_early_exits(model, source, _mean_loss, once, name="exits", network="attention")
+        assert log.rows == pytest.approx(48 / 3)
         with logged_training() as log:
             count_rows(12, with_gradients=True)
             with counting_rows_as(0.5):
@@ -174,14 +179,6 @@ class TestTheLoop:
         run, recorded = trained
         most = 1e-3 if torch.__version__ >= "2.7" else 2e-3
         assert (recorded - run).abs().mean() < most * run.abs().mean()
-
-    def test_states_that_are_read_once_are_not_recorded(self, tiny_model, monkeypatch):
-        monkeypatch.setattr(encoder, "cached_states", lambda *_: pytest.fail("recorded"))
-        recipe, model = replace(RECIPE, frozen_steps=1), tiny_model()
-        source = training_source(model, make_task(rows=48), RECIPE)
-        with logged_training() as log:
-            train_early_exits(model, source, _mean_loss, recipe, name="exits", network="attention")
-        assert log.rows == pytest.approx(48 / 3)
 
     def test_a_loss_that_is_not_finite_is_named(self, tiny_model):
         model = tiny_model()
