@@ -44,7 +44,7 @@ class AboveItsOwn(ExitRule):
         return self.signal(view) > self.thresholds[view.layer - 1]
 
 
-SIGNALS = {"logits": lambda view: view.logits[:, 0] - view.logits[:, 1], "head": lambda view: view.head("gate")}
+SIGNALS = (lambda view: view.logits[:, 0] - view.logits[:, 1], lambda view: view.head("gate"))
 
 
 def clear_of(thresholds: list[float], values: Tensor, distance: float) -> Tensor:
@@ -58,26 +58,15 @@ KINDS += [(kind, torch.bfloat16) for kind in ("attention", "past-future", "token
 
 
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
-class TestEncoders:
-    @pytest.fixture
-    def model(self, tiny_model, kind, dtype) -> MultiExitModel:
-        model = tiny_model()
-        change(model, kind)
-        return model.to(dtype)
-
-    def test_never_exit_is_the_stock_model(self, model, dtype):
-        encodings = model.tokenize(random_texts(20))
-        never = classify_encoded(model, encodings, NeverExit(), batch_size=8)
-        assert never.logits.dtype == dtype
-        expected = reference_logits(model, encodings, batch_size=8)
-        torch.testing.assert_close(never.logits, expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
-
-    @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-    def test_replay_is_reality(self, model, dtype, signal):
-        model.add_head("gate", HeadSpec(hidden=8))
-        split = make_task(rows=120).test
-        trace = record_trace(model, split)
-        assert {trace.logits.dtype, trace.pooled.dtype} == {dtype}
+def test_never_exit_is_the_stock_model_and_replay_is_reality_in_encoders(tiny_model, kind, dtype):
+    model, split, close = tiny_model(), make_task(rows=120).test, {"rtol": DTYPES[dtype], "atol": DTYPES[dtype]}
+    change(model, kind)
+    model.to(dtype).add_head("gate", HeadSpec(hidden=8))
+    encodings, trace = model.tokenize(random_texts(20)), record_trace(model, split)
+    never = classify_encoded(model, encodings, NeverExit(), batch_size=8).logits
+    torch.testing.assert_close(never, reference_logits(model, encodings, batch_size=8), **close)
+    assert {never.dtype, trace.logits.dtype, trace.pooled.dtype} == {dtype}
+    for signal in SIGNALS:
         values = torch.stack([signal(trace.view(layer)) for layer in range(1, model.num_layers)], dim=1)
         rule = AboveItsOwn(signal, values.double().quantile(0.6, dim=0).tolist())
         exits = replay(rule, trace)
@@ -86,32 +75,27 @@ class TestEncoders:
         for size in (1, 7):
             live = classify_encoded(model, model.tokenize(split.texts), rule, batch_size=size)
             assert torch.equal(live.exit_layers[clear], exits[clear])
-            close = {"rtol": 4 * DTYPES[dtype], "atol": 4 * DTYPES[dtype]}
-            torch.testing.assert_close(live.logits[clear], trace.logits_at(exits)[clear], **close)
+            looser = {name: 4 * most for name, most in close.items()}
+            torch.testing.assert_close(live.logits[clear], trace.logits_at(exits)[clear], **looser)
 
 
 @pytest.mark.parametrize(("family", "dtype"), [*(("llama", dtype) for dtype in DTYPES), ("gpt2", torch.bfloat16)])
-class TestDecoders:
-    def test_never_exit_writes_what_the_stock_model_writes(self, tiny_decoder, family, dtype):
-        model = tiny_decoder(family).to(dtype)
-        rows = model.encode(random_prompts(6, seed=3))
-        written = generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=1)
-        assert tokens_of(written) == [stock_tokens(model, row, NEW_TOKENS) for row in rows]
-
-    def test_replay_is_reality(self, tiny_decoder, family, dtype):
-        model = tiny_decoder(family).to(dtype)
-        rows = model.encode(random_prompts(7, seed=1))
-        rule = ThresholdRule(margin, 0.15, "above")
-        written = generate_encoded(model, rows, rule, kv="exact", max_new_tokens=NEW_TOKENS, batch_size=4)
-        trace = record_tokens(model, list(zip(rows, tokens_of(written), strict=True)), dtype=dtype)
-        assert trace.answer_states.dtype == dtype
-        live, tokens = torch.cat(written.exit_layers), torch.arange(len(trace.targets))
-        views = [TokenTraceView(trace, exit_index, tokens, step=1) for exit_index in range(len(trace.exit_layers) - 1)]
-        values = torch.stack([margin(view) for view in views], dim=1)
-        clear = clear_of([rule.threshold] * len(views), values, DTYPES[dtype])
-        assert clear.double().mean() > 0.5
-        assert live[clear].unique().numel() > 1
-        assert torch.equal(replay(rule, trace)[clear], live[clear])
+def test_never_exit_is_the_stock_model_and_replay_is_reality_in_decoders(tiny_decoder, family, dtype):
+    model = tiny_decoder(family).to(dtype)
+    rows = model.encode(random_prompts(6, seed=3))
+    never = generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=1)
+    assert tokens_of(never) == [stock_tokens(model, row, NEW_TOKENS) for row in rows]
+    rows, rule = model.encode(random_prompts(7, seed=1)), ThresholdRule(margin, 0.15, "above")
+    written = generate_encoded(model, rows, rule, kv="exact", max_new_tokens=NEW_TOKENS, batch_size=4)
+    trace = record_tokens(model, list(zip(rows, tokens_of(written), strict=True)), dtype=dtype)
+    assert trace.answer_states.dtype == dtype
+    live, tokens = torch.cat(written.exit_layers), torch.arange(len(trace.targets))
+    views = [TokenTraceView(trace, exit_index, tokens, step=1) for exit_index in range(len(trace.exit_layers) - 1)]
+    values = torch.stack([margin(view) for view in views], dim=1)
+    clear = clear_of([rule.threshold] * len(views), values, DTYPES[dtype])
+    assert clear.double().mean() > 0.5
+    assert live[clear].unique().numel() > 1
+    assert torch.equal(replay(rule, trace)[clear], live[clear])
 
 
 def batch_of(model: MultiExitModel) -> Batch:

@@ -129,7 +129,9 @@ def test_damaged_files_are_named_and_nothing_else_is_run(tiny_backbone, tmp_path
     assert "pooling" in skipped(report)
 
 
-def test_the_command_ends_as_check_method_does(bert):
+def test_the_command_ends_as_check_method_does(bert, monkeypatch):
+    only(monkeypatch, LOADS)
+
     def shown(backbone: object, exit_code: int) -> str:
         done = call("check-backbone", backbone)
         assert done.exit_code == exit_code, done.output

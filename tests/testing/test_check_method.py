@@ -1,9 +1,9 @@
 """The contract catches methods of both kinds that are broken on purpose, and says which fault it is."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -227,10 +227,19 @@ ONLY_TOKENS = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def case_of(tmp_path_factory) -> Callable[..., AnyCase]:
-    """Return a function: (kind, changes) -> the method, trained on a tiny model."""
-    return lambda kind, **changes: trained(broken(kind, **changes), KINDS[kind][1], tmp_path_factory.getbasetemp())
+    """Return a function: (kind, changes) -> the method on a tiny model, which is trained once unless they are of it."""
+
+    @functools.cache
+    def trained_on(kind: str, changes: tuple[tuple[str, object], ...]) -> AnyCase:
+        return trained(broken(kind, **dict(changes)), KINDS[kind][1], tmp_path_factory.getbasetemp())
+
+    def case(kind: str, **changes: object) -> AnyCase:
+        of_training = tuple((name, changes[name]) for name in ("fit", "knob_values") if name in changes)
+        return replace(trained_on(kind, of_training), method=broken(kind, **changes))
+
+    return case
 
 
 @pytest.mark.parametrize(
@@ -256,7 +265,7 @@ class Scaled(OfInstances):
     scale: float = 1.0
 
     def fit(self, model, task, recipe):
-        source, loss = training_source(model, task, recipe), partial(scaled_loss, self.scale)
+        source, loss = training_source(model, task, recipe), functools.partial(scaled_loss, self.scale)
         run_stage(model, source, token_stage("mine", loss, recipe, stage_key=self.stage_key()), recipe)
         return model
 
