@@ -12,12 +12,8 @@ from benchmarks.specs.base import BaseCellSpec
 from benchmarks.store.keys import key_parts
 from benchmarks.store.records import KeyParts
 
-_KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Generation()}
-
-
-def kind_named(name: str) -> Kind:
-    """Return a kind by the name that suites and cells give it."""
-    return _KINDS[name]
+KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Generation()}
+"""The kinds by the names that suites and cells give them."""
 
 
 class Inputs:
@@ -26,11 +22,11 @@ class Inputs:
     def __init__(self, data_dir: Path | None) -> None:
         self._data_dir = data_dir
         self._rows: dict[Hashable, CellRows[Any]] = {}
-        self._identity = cache(lambda kind, backbone: kind_named(kind).backbone_identity(backbone))
+        self._identity = cache(lambda kind, backbone: KINDS[kind].backbone_identity(backbone))
 
     def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
         if spec.rows not in self._rows:
-            self._rows[spec.rows] = kind_named(spec.kind).load_rows(spec, self._data_dir)
+            self._rows[spec.rows] = KINDS[spec.kind].load_rows(spec, self._data_dir)
         return self._rows[spec.rows]
 
     def parts(self, spec: BaseCellSpec) -> KeyParts:

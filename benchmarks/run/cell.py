@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.kinds import Inputs, kind_named
+from benchmarks.kinds import KINDS, Inputs
 from benchmarks.kinds.kind import CellRows
 from benchmarks.measure.environment import describe_environment, now
 from benchmarks.measure.knobs import SPEEDUPS, Reach, neighbours
@@ -53,7 +53,7 @@ class CellJob(Job[AnyRecord]):
         from benchmarks.store.frames import read_frame  # pyarrow, which `consistentee train` does without
 
         curve = read_frame(self.place / frame_file("curve"))
-        full = self.cell.spec.model_copy(update={"label": kind_named(found.kind).full_method, "parameters": {}})
+        full = self.cell.spec.model_copy(update={"label": KINDS[found.kind].full_method, "parameters": {}})
         of_full = self.context.folder.cell(full) / frame_file("curve")
         against = float(read_frame(of_full)[found.metric].iloc[-1]) if of_full.exists() else None
         return [reached(found, curve, against), *live_differences(curve)]
@@ -98,7 +98,7 @@ def run_cell(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: R
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
         begin_stage("sweeping the knob")
-        evaluation = kind_named(spec.kind).evaluate(spec, rows, method, model, folder.stages)
+        evaluation = KINDS[spec.kind].evaluate(spec, rows, method, model, folder.stages)
         begin_stage("measuring")
         frames = {**evaluation.frames(), "training": training_frame(log.losses, model.description.validation_by_epoch)}
         record = evaluation.record(
@@ -142,7 +142,7 @@ def trained(
     from transformers import set_seed
 
     set_seed(spec.seed)  # methods may draw from the global generators
-    model = kind_named(spec.kind).build_model(spec, rows)
+    model = KINDS[spec.kind].build_model(spec, rows)
     recipe = spec.recipe.to_recipe(seed=spec.seed, store=store, keep_stages=keep_stages)
     return train_method(method, model, rows.training, recipe).eval()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pandas as pd
 
-from benchmarks.kinds import Inputs, kind_named
+from benchmarks.kinds import KINDS, Inputs
 from benchmarks.measure.environment import describe_conditions, describe_environment, now
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.jobs import Job, RunContext
@@ -152,7 +152,7 @@ class TimingJob(Job[TimingRecord]):
         from consistentee.models.base import chosen_device
 
         spec, folder, protocol = self.cells[0].spec, self.context.folder, self.protocol
-        kind, rows = kind_named(spec.kind), Inputs(self.context.data_dir).rows(spec)
+        kind, rows = KINDS[spec.kind], Inputs(self.context.data_dir).rows(spec)
         # Methods first: the file of a method may define the classifier that its model is loaded with.
         methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in self.cells]
         begin_stage("loading the models")
