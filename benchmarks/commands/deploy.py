@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands.train import StageProgress
+from benchmarks.commands.train import showing_stages
 from benchmarks.tasks.data_files import Columns, find_columns, labelled_rows, read_table, texts_of
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.tasks.specs import TABLES
@@ -37,7 +37,6 @@ from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
 from consistentee.models.classifiers import check_classifier
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.progress import listening
 
 
 def is_file(data: str) -> bool:
@@ -89,8 +88,7 @@ def accelerate_model(model: str, task: TaskData, out: Path, fields: Mapping[str,
     recipe = replace(RECIPE, **fields)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out} is a folder that holds files; give a new one")
-    progress = StageProgress(Console(stderr=True))
-    with progress, listening(progress):
+    with showing_stages(Console(stderr=True)):
         found = accelerate(model, task, recipe=recipe, **options)
         found.save(out)
     return found
@@ -126,8 +124,7 @@ def time_model(
             runs["the model that it was made of"] = partial(classified_by_stock, stock, model)
     runs["its own full depth"] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
     runs[name] = partial(classified, model, rule)
-    progress = StageProgress(Console(stderr=True))
-    with progress, listening(progress):
+    with showing_stages(Console(stderr=True)):
         taken = time_runs(runs, rows)
     with_exits = classify_encoded(model, rows[:256], rule, batch_size=32)
     layers = dict.fromkeys(runs, float(model.num_layers)) | {name: float(with_exits.layers_run.double().mean())}

@@ -5,7 +5,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,10 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from benchmarks.kinds import Inputs, kind_named
+from benchmarks.kinds import KINDS, Inputs
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
-from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words
+from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words, seldom
 from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.schema import validation_sentence
 from benchmarks.specs.suites import expand
@@ -42,24 +41,23 @@ UNFINISHED = ".training"  # below the folder of the model
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
 
 
-class StageProgress(Status):
-    """A progress listener that shows one training: a line that updates itself on a terminal, lines anywhere else."""
+@contextmanager
+def showing_stages(console: Console) -> Iterator[Listener]:
+    """Show the progress of the block: a line that updates itself on a terminal, lines anywhere else.
 
-    def __init__(self, console: Console) -> None:
-        super().__init__("starting", console=console)
-        self._stage = ""
-        self._next = 0.0
+    Yields the listener to report to.
+    """
+    with Status("starting", console=console) as status:
 
-    def __call__(self, position: Position) -> None:
-        now = time.monotonic()
-        if now < self._next and position.stage == self._stage:
-            return
-        between = 1.0 if self.console.is_terminal else SECONDS_BETWEEN_LINES
-        self._stage, self._next = position.stage, now + between
-        if self.console.is_terminal:
-            self.update(escape(in_words(position)))
-        else:
-            print_line(self.console, in_words(position))
+        def show(position: Position) -> None:
+            if console.is_terminal:
+                status.update(escape(in_words(position)))
+            else:
+                print_line(console, in_words(position))
+
+        listener = seldom(show, 1.0 if console.is_terminal else SECONDS_BETWEEN_LINES)
+        with listening(listener):
+            yield listener
 
 
 @contextmanager
@@ -118,7 +116,7 @@ def train_model(
     holds other files or cannot be written.
     """
     name = _kind_of(task_name)
-    kind = kind_named(name)
+    kind = KINDS[name]
     method = get_method(method_name, **parameters)
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
@@ -139,8 +137,7 @@ def train_model(
     if any(store.glob("*.safetensors")):
         print(f"continuing the interrupted training in {unfinished}", file=sys.stderr)
     try:
-        progress = StageProgress(Console(stderr=True))
-        with progress, ending_after_a_step(progress) as listener, listening(listener):
+        with showing_stages(Console(stderr=True)) as show, ending_after_a_step(show) as listener, listening(listener):
             begin_stage("loading the backbone")
             model = trained(spec, rows, method, store=store, keep_stages=True)
             begin_stage("sweeping the knob")
@@ -176,7 +173,7 @@ def _kind_of(task_name: str) -> Kind:
 
 def _one_cell(kind: Kind, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> BaseCellSpec:
     """Return the cell of a suite with these fields and settings of the recipe, and else with its defaults."""
-    suite = kind_named(kind).suite
+    suite = KINDS[kind].suite
     declared = type(suite.model_fields["recipe"].default)
     try:
         recipe = declared(**settings)

@@ -27,7 +27,7 @@ from benchmarks.store.records import AnyRecord, FailureRecord, TimingRecord
 from benchmarks.terminal import print_line
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL
-from consistentee.progress import Position
+from consistentee.progress import Listener, Position
 
 SECONDS_BETWEEN_LINES = 10.0
 """Between two lines about one job, where there is no terminal."""
@@ -136,26 +136,30 @@ AnyJob: TypeAlias = Job[AnyRecord] | Job[TimingRecord]
 # ---------------------------------------------------------------------------------------------- progress
 
 
-class StatusFile:
-    """Write positions into a file, as a progress listener, at most once a second within a stage.
+def seldom(listener: Listener, seconds: float) -> Listener:
+    """Tell a listener the first position of every stage, and then at most one in so many seconds."""
+    stage, next_call = "", 0.0
 
-    A file that cannot be written does not stop the work. The next run deletes the files of killed processes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f"{path.name}.new{PARTIAL}")
-        self._stage = ""
-        self._next_write = 0.0
-
-    def __call__(self, position: Position) -> None:
+    def listen(position: Position) -> None:
+        nonlocal stage, next_call
         now = time.monotonic()
-        if now < self._next_write and position.stage == self._stage:
-            return
-        self._stage, self._next_write = position.stage, now + _SECONDS_BETWEEN_WRITES
+        if now >= next_call or position.stage != stage:
+            stage, next_call = position.stage, now + seconds
+            listener(position)
+
+    return listen
+
+
+def status_writer(path: Path) -> Listener:
+    """Return a listener that writes positions into a file. One that cannot be written does not stop the work."""
+    partial = path.with_name(f"{path.name}.new{PARTIAL}")  # the next run deletes those of killed processes
+
+    def write(position: Position) -> None:
         with suppress(OSError):
-            self._partial.write_text(json.dumps(asdict(position)), encoding="utf-8")
-            self._partial.replace(self._path)
+            partial.write_text(json.dumps(asdict(position)), encoding="utf-8")
+            partial.replace(path)
+
+    return seldom(write, _SECONDS_BETWEEN_WRITES)
 
 
 def read_status(path: Path) -> Position | None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from benchmarks.measure.environment import usable_cores
-from benchmarks.run.jobs import AnyJob, RunProgress, StatusFile
+from benchmarks.run.jobs import AnyJob, RunProgress, status_writer
 from benchmarks.store.folders import FAILURE_FILE
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder, only_one
@@ -262,7 +262,7 @@ def compute_here(job: AnyJob) -> None:
 
     Raises DiskFullError if there is no room for either.
     """
-    with only_one(job.lock_place), listening(StatusFile(job.status)):
+    with only_one(job.lock_place), listening(status_writer(job.status)):
         if job.result() is not None:
             return
         try:

@@ -11,11 +11,10 @@ import pytest
 from distributed import Client
 from rich.console import Console
 
-from benchmarks.commands import train as training
-from benchmarks.commands.train import StageProgress
+from benchmarks.commands.train import showing_stages
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run import pool
-from benchmarks.run.jobs import RunProgress, StatusFile, read_status
+from benchmarks.run.jobs import RunProgress, read_status, status_writer
 from benchmarks.run.pool import Schedule, next_job, threads_of_a_job
 from benchmarks.specs.base import Group, TimingSpec
 from consistentee.files import DiskFullError, clear_leftovers
@@ -56,7 +55,7 @@ def test_what_is_timed_is_not_disturbed():
 
 
 def test_a_status_file_is_no_reason_to_stop_and_is_cleared_away(tmp_path):
-    StatusFile(tmp_path / "nowhere" / "status")(Position("a"))
+    status_writer(tmp_path / "nowhere" / "status")(Position("a"))
     path = tmp_path / ".key.status.partial"
     path.write_text('{"stage": "a", "do')  # never left by a kill, for the file is replaced; but who knows
     assert read_status(path) is None
@@ -90,10 +89,10 @@ def test_a_run_shows_a_line_every_ten_seconds_where_there_is_no_terminal(tmp_pat
     shown.started(job)
     for now in (1001, 1009.9, 1010.1):
         shown.update(now)
-    StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
+    status_writer(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
     for now in (1015, 1020.2, 1021, 1030.3, 1040.4):  # the process stands still for 20 seconds
         shown.update(now)
-    StatusFile(job.status)(Position("training joint", 31, 50, 31, 992, 33.0))
+    status_writer(job.status)(Position("training joint", 31, 50, 31, 992, 33.0))
     shown.update(1041)
     job.status.unlink()  # its process ends
     shown.update(1052)
@@ -110,9 +109,9 @@ def test_a_run_shows_a_line_every_ten_seconds_where_there_is_no_terminal(tmp_pat
 
 def test_a_training_shows_every_stage_and_a_line_every_ten_seconds(monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(training.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("benchmarks.run.jobs.time.monotonic", lambda: clock.now)
     console = Console(file=io.StringIO(), width=200)
-    with StageProgress(console) as show:
+    with showing_stages(console) as show:
         for now, position in (
             (100, Position("loading")),
             (101, Position("training a", 0, 8)),
