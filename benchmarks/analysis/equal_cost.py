@@ -103,11 +103,7 @@ def points(results: Results, mixtures: pd.DataFrame, measure: str | None = None)
     knobs = results.knobs
     score = scores_of_mixtures(results, mixtures, measure)
     own = knobs[measure or "score"].where(knobs["knob"].isna()).groupby(knobs["cell"]).transform("last").to_numpy()
-    lines = full_lines(results)
-    full = knobs[measure or "score"].loc[lines].astype(float).set_axis(lines.index)
-    of_any = full.groupby(TASK).mean().reindex(pd.MultiIndex.from_frame(mixtures[TASK])).to_numpy()
-    of_seed = full.reindex(pd.MultiIndex.from_frame(mixtures[[*TASK, "seed"]])).to_numpy()
-    of_full = np.where(np.isnan(of_seed), of_any, of_seed)
+    of_full = of_full_model(results, mixtures, measure or "score")
     return mixtures.assign(
         score=score,
         full=of_full,
@@ -115,6 +111,15 @@ def points(results: Results, mixtures: pd.DataFrame, measure: str | None = None)
         own_last_exit=score - own[mixtures["second"].to_numpy(dtype=int)],
         layers=mixed(mixtures, knobs["layers"].to_numpy()),
     )
+
+
+def of_full_model(results: Results, lines: pd.DataFrame, column: str) -> Array:
+    """Return a column of the full model's full depth for every line: of the same seed, else the mean of its seeds."""
+    places = full_lines(results)
+    full = results.knobs[column].loc[places].astype(float).set_axis(places.index)
+    of_any = full.groupby(TASK).mean().reindex(pd.MultiIndex.from_frame(lines[TASK])).to_numpy()
+    of_seed = full.reindex(pd.MultiIndex.from_frame(lines[[*TASK, "seed"]])).to_numpy()
+    return np.where(np.isnan(of_seed), of_any, of_seed)
 
 
 def scores_of_mixtures(results: Results, mixtures: pd.DataFrame, measure: str | None = None) -> Array:

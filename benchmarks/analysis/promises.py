@@ -8,7 +8,8 @@ no loss", as papers print it, is such a promise.
 import pandas as pd
 
 from benchmarks.analysis.comparison import comparison_of
-from benchmarks.analysis.frames import CURVE, TASK, Results
+from benchmarks.analysis.equal_cost import of_full_model
+from benchmarks.analysis.frames import CURVE, Results
 from benchmarks.analysis.rendering import Column, Table
 from consistentee.errors import UserError
 
@@ -25,22 +26,15 @@ def chosen_knobs(results: Results, loss: float) -> pd.DataFrame:
         A line for each, with ``promised`` (the speed-up in layers on validation rows) and ``lost`` (points against the
         full model of the same seed, or of the mean seed, on test rows).
     """
-    knobs, full_labels = results.knobs, results.tasks["full_label"]
-    own = knobs["label"].to_numpy() == full_labels.reindex(pd.MultiIndex.from_frame(knobs[TASK])).to_numpy()
-    full = knobs[own & knobs["knob"].isna()][[*TASK, "seed", "validation_score", "score"]]
-    names = {"validation_score": "full_validation", "score": "full_test"}
-    found = knobs.merge(full.rename(columns=names), on=[*TASK, "seed"], how="left")
-    means = full.rename(columns=names).groupby(TASK)[[*names.values()]].mean()
-    for name in names.values():
-        found[name] = found[name].fillna(found[TASK].merge(means[name], on=TASK, how="left")[name])
-    is_within = found["validation_score"] >= found["full_validation"] - loss / 100 - 1e-9
+    found = results.knobs
+    is_within = found["validation_score"] >= of_full_model(results, found, "validation_score") - loss / 100 - 1e-9
     # Who has no such knob stays at full depth.
     found = found[is_within | found["knob"].isna()].assign(within=is_within)
     found = found.sort_values(["within", "validation_layers", "score"], ascending=[False, True, True], kind="stable")
     first = found.groupby([*CURVE, "seed"], sort=False).head(1)
     return first.assign(
         promised=first["num_layers"] / first["validation_layers"],
-        lost=100 * (first["full_test"] - first["score"]),
+        lost=100 * (of_full_model(results, first, "score") - first["score"]),
     )
 
 
