@@ -193,9 +193,7 @@ class Comparison:
         means["exits"] = means["method"].map(exit_networks(self.results.records))
         middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
         middle = middle.sort_values(["over", "points"], ascending=[True, False], kind="stable")
-        place = {label: number for number, label in enumerate(middle["method"])}
-        order = means.assign(place=means["method"].map(place)).sort_values(["place", "budget"]).drop(columns="place")
-        return order.reset_index(drop=True)
+        return means.set_index("method").loc[middle["method"]].reset_index()
 
     @cached_property
     def headline(self) -> pd.DataFrame:
@@ -244,9 +242,7 @@ class Comparison:
 
     @cached_property
     def _points(self) -> dict[Line, float]:
-        frame = self.per_seed
-        keys = frame[[*CURVE, "speedup", "seed"]].itertuples(index=False, name=None)
-        return dict(zip(keys, frame["points"], strict=True))
+        return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
 
     def contrasts(self, against: str) -> pd.DataFrame:
         """Test the differences of all labels from one at every budget, means over the compared tasks that both ran on.

@@ -99,25 +99,22 @@ def palette(results: Results) -> dict[str, str]:
 def dense_curves(results: Results) -> pd.DataFrame:
     """Return what every label reaches at many speed-ups, task by task, after the mean over tasks if there are several.
 
-    Columns: those of :meth:`Comparison.by_task` and :func:`with_costs`, and ``panel``: the task, or the mean.
+    Columns: those of :meth:`Comparison.by_task`, costs in percent of the full model's (``x_layers``, ``x_flops``,
+    ``x_b1``, ...), and ``panel``: the task, or the mean.
     """
-    found = Comparison(results, _DENSE).by_task
+    comparison = Comparison(results, _DENSE)
+    found = comparison.by_task
     found = found[found["label"].isin(results.labels_to_compare) & ~found["over"]]
-    found = with_costs(results, found.assign(panel=task_names(results, found)))
+    depth = results.tasks["num_layers"].loc[pd.MultiIndex.from_frame(found[TASK])].to_numpy()
+    found = found.assign(panel=task_names(results, found), x_layers=100 * found["layers"] / depth)
+    for name in comparison.ratios:
+        found[f"x_{name.removesuffix('_ratio').removeprefix('speedup_')}"] = 100 / found[name].astype(float)
     tasks = comparison_of(results).compared
     if len(tasks) < 2:
         return found
     groups = comparison_of(results).in_means(found).groupby(["label", "speedup"], sort=False)
     means = groups.mean(numeric_only=True)[groups.size() == len(tasks)].reset_index()
     return pd.concat([means.assign(panel=f"mean of {len(tasks)} tasks"), found], ignore_index=True)
-
-
-def with_costs(results: Results, found: pd.DataFrame) -> pd.DataFrame:
-    """Add the costs in percent of the full model's: ``x_layers``, ``x_flops``, ``x_b1``, ...."""
-    depth = results.tasks["num_layers"].loc[pd.MultiIndex.from_frame(found[TASK])].to_numpy()
-    ratios = [str(name) for name in found if str(name).startswith(("flops_ratio", "speedup_b"))]
-    costs = {name.removesuffix("_ratio").removeprefix("speedup_"): 100 / found[name].astype(float) for name in ratios}
-    return found.assign(x_layers=100 * found["layers"] / depth, **{f"x_{name}": cost for name, cost in costs.items()})
 
 
 def exit_shares(results: Results) -> pd.DataFrame:

@@ -64,12 +64,8 @@ def own_layers_table(results: Results) -> Table:
     if found.empty:
         raise UserError("every model has several knobs: nothing to show at a model's own layers")
     groups = found.groupby(["method", "parameters"], sort=False)
-    means = (
-        groups[_MEANS]
-        .agg(lambda values: values.mean(skipna=False))
-        .assign(tasks=groups["task"].nunique())
-        .reset_index()
-    )
+    means = groups[_MEANS].agg(lambda values: values.mean(skipna=False))
+    means["tasks"] = groups["task"].nunique()
     columns = [
         Column("method"),
         Column("parameters"),
@@ -84,7 +80,7 @@ def own_layers_table(results: Results) -> Table:
         f"Tasks: {', '.join(sorted(set(found['task'])))}. Points: against the full model of the same seed. Gain: over "
         "all rows at one layer of the same exits, at as many layers. Other rule: its gain on the same exits, there.",
     ]
-    return Table("Models with one knob, at their own layers", "own-layers", means, columns, notes)
+    return Table("Models with one knob, at their own layers", "own-layers", means.reset_index(), columns, notes)
 
 
 def _at_one_layer(results: Results, cell: int, layers: float) -> float:
