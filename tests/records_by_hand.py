@@ -15,7 +15,7 @@ from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.timing import knobs_to_time
 from benchmarks.specs.base import CellSpec, folder_name, short_hash
 from benchmarks.store.folders import write_cell, write_timing
-from benchmarks.store.frames import FrameName
+from benchmarks.store.frames import AnyFrameName
 from benchmarks.store.records import AnyRecord, CellRecord, GenerationRecord, KeyParts, TimedKnob, TimingRecord
 from benchmarks.store.results_folder import StoredResults
 from consistentee.training.recipe import RecipeSettings
@@ -246,13 +246,9 @@ class InMemory(StoredResults):
     """Results that were never written."""
 
     frames: Frames = field(default_factory=dict)
-    times_frame: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def frame(self, name: FrameName, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
-        return self.frames.get(name, pd.DataFrame(columns=["cell"]))
-
-    def times(self) -> pd.DataFrame:
-        return self.times_frame
+    def frame(self, name: AnyFrameName, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
+        return self.frames.get(name, pd.DataFrame(columns=["timing" if name == "times" else "cell"]))
 
 
 def results_of(cells: Sequence[Cell], timings: Sequence[tuple[TimingRecord, pd.DataFrame]] = ()) -> Results:
@@ -264,13 +260,13 @@ def results_of(cells: Sequence[Cell], timings: Sequence[tuple[TimingRecord, pd.D
         )
         for name in names
     }
-    times = [taken.assign(timing=number) for number, (_, taken) in enumerate(timings)]
+    if times := [taken.assign(timing=number) for number, (_, taken) in enumerate(timings)]:
+        frames["times"] = pd.concat(times, ignore_index=True)
     stored = InMemory(
         Path("made-up"),
         cells[0][0].kind,
         {str(number): record for number, (record, _) in enumerate(cells)},
         {str(number): record for number, (record, _) in enumerate(timings)},
         frames=frames,
-        times_frame=pd.concat(times, ignore_index=True) if times else pd.DataFrame(),
     )
-    return Results(Path("made-up"), stored.kind, [Part.whole(stored)])
+    return Results(Path("made-up"), stored.kind, [Part(stored, range(len(stored.cells)), list(stored.timings))])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure.knobs import SPEEDUPS, Speedups
 from benchmarks.specs.schema import canonical_json
-from benchmarks.store.frames import FrameName
+from benchmarks.store.frames import AnyFrameName, FrameName
 from benchmarks.store.records import AnyRecord, CellRecord, TimingRecord
 from benchmarks.store.results_folder import (
     CELL_COLUMN,
@@ -45,7 +45,7 @@ Task: TypeAlias = tuple[str, str]
 """A task and a backbone."""
 Array: TypeAlias = NDArray[np.floating]
 _OF_CLASSES = ("accuracy", "f1", "matthews")
-_COLUMNS_READ: Mapping[FrameName, tuple[str, ...]] = {"answers": ("answer",), "exits": ("place", "exit_layer")}
+_COLUMNS_READ: Mapping[AnyFrameName, tuple[str, ...]] = {"answers": ("answer",), "exits": ("place", "exit_layer")}
 """Of the largest frames, the columns that are used here."""
 _CELL_COLUMNS = (*CURVE, "method", "seed", "key", "knob_name", "metric", "num_layers")
 
@@ -58,26 +58,22 @@ class Part:
     cells: Sequence[int]
     timings: Sequence[str]
 
-    @classmethod
-    def whole(cls, stored: StoredResults) -> "Part":
-        """Take all of a folder."""
-        return cls(stored, range(len(stored.cells)), list(stored.timings))
-
     @property
     def records(self) -> list[AnyRecord]:
         found = list(self.stored.cells.values())
         return [found[number] for number in self.cells]
 
-    def frame(self, name: FrameName, first: int) -> pd.DataFrame:
-        """Read a frame of these cells, which get the numbers from ``first`` on."""
-        stored = self.stored.frame(name, _COLUMNS_READ.get(name))
-        return _renumbered(stored, CELL_COLUMN, self.cells, len(self.stored.cells), first)
+    def size(self, name: AnyFrameName) -> int:
+        """Return how many cells (or timings) the lines of a frame are of."""
+        return len(self.timings if name == "times" else self.cells)
 
-    def times(self, first: int) -> pd.DataFrame:
-        """Read the times of these timings, which get the numbers from ``first`` on."""
+    def frame(self, name: AnyFrameName, first: int) -> pd.DataFrame:
+        """Read a frame of these cells (or timings), which get the numbers from ``first`` on."""
+        frame = self.stored.frame(name, _COLUMNS_READ.get(name))
+        if name != "times":
+            return _renumbered(frame, CELL_COLUMN, self.cells, len(self.stored.cells), first)
         files = list(self.stored.timings)
-        wanted = [files.index(file) for file in self.timings]
-        return _renumbered(self.stored.times(), TIMING_COLUMN, wanted, len(files), first)
+        return _renumbered(frame, TIMING_COLUMN, list(map(files.index, self.timings)), len(files), first)
 
 
 def _renumbered(frame: pd.DataFrame, column: str, wanted: Sequence[int], known: int, first: int) -> pd.DataFrame:
@@ -120,10 +116,10 @@ class Results:
         """The records of all timings."""
         return [part.stored.timings[file] for part in self.parts for file in part.timings]
 
-    def frame(self, name: FrameName) -> pd.DataFrame:
-        """Return a frame of all cells, in the order of their numbers."""
+    def frame(self, name: AnyFrameName) -> pd.DataFrame:
+        """Return a frame of all cells (or timings), in the order of their numbers."""
         if name not in self._frames:
-            firsts = np.cumsum([0, *(len(part.cells) for part in self.parts)])
+            firsts = np.cumsum([0, *(part.size(name) for part in self.parts)])
             found = [part.frame(name, int(first)) for part, first in zip(self.parts, firsts, strict=False)]
             known = [frame for frame in found if len(frame)] or found[:1]
             self._frames[name] = known[0] if len(known) == 1 else pd.concat(known, ignore_index=True)
@@ -155,10 +151,7 @@ class Results:
         rows), ``batch_size``, ``in_flight``, ``regroups``, ``round``, ``seconds`` (a row, or a decoded token),
         ``head_seconds`` likewise, ``rows``, ``completed`` (list of seconds), and ``stock_seconds``.
         """
-        firsts = np.cumsum([0, *(len(part.timings) for part in self.parts)])
-        batches = [part.times(int(first)) for part, first in zip(self.parts, firsts, strict=False) if part.timings]
-        taken = pd.concat(batches, ignore_index=True) if batches else pd.DataFrame()
-        taken = taken.reindex(columns=_BATCH_COLUMNS)
+        taken = self.frame("times").reindex(columns=_BATCH_COLUMNS)
         taken["in_flight"] = taken["in_flight"].fillna(taken["batch_size"])  # rows in step
         taken = taken.astype(dict.fromkeys(_BATCH_COLUMNS[:5], int))
         return _by_round(taken, _timed_knobs(self.timings), self.kind)
@@ -326,7 +319,8 @@ def load_results(
     found = open_results(root)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
-    results = Results(root, found.kind, [Part.whole(found)], list(map(str, found.faults)))
+    whole = Part(found, range(len(found.cells)), list(found.timings))
+    results = Results(root, found.kind, [whole], list(map(str, found.faults)))
     return results.only(labels, tasks) if labels or tasks else results
 
 

@@ -23,12 +23,11 @@ from benchmarks.store.folders import (
     parse_record,
     record_files,
 )
-from benchmarks.store.frames import FRAMES, write_published_frame, write_records
+from benchmarks.store.frames import FRAMES, AnyFrameName, write_published_frame, write_records
 from benchmarks.store.hashes import file_fault, write_json
 from benchmarks.store.records import AnyRecord, FailureRecord
 from benchmarks.store.results_folder import (
     FAILURES_FILE,
-    TIMES_FILE,
     TIMINGS_FILE,
     StoredResults,
     is_published,
@@ -37,6 +36,8 @@ from benchmarks.store.results_folder import (
 from consistentee.data.metrics import METRICS, score, token_match
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors, replacing
+
+_ALL_FRAMES: tuple[AnyFrameName, ...] = (*FRAMES, "times")
 
 
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
@@ -78,8 +79,7 @@ def write_results(results: StoredResults, root: Path) -> list[Path]:
     records |= {FAILURES_FILE: results.failures} if results.failures else {}
     for file, found in records.items():
         write_records(root / file, found)
-    frames = {frame_file(name): results.frame(name) for name in FRAMES} | {TIMES_FILE: results.times()}
-    frames = {file: frame for file, frame in frames.items() if len(frame)}
+    frames = {frame_file(name): frame for name in _ALL_FRAMES if len(frame := results.frame(name))}
     for file, frame in frames.items():
         write_published_frame(root / file, frame)
     return [root / file for file in (*records, *frames)]
@@ -94,7 +94,7 @@ def seal_results(root: Path, files: list[Path]) -> Path:
 def equal_results(first: StoredResults, second: StoredResults) -> bool:
     """Check whether two folders hold the same records and frames, in the same order."""
     records = [(list(one.cells.items()), list(one.timings.items()), one.failures) for one in (first, second)]
-    frames = [[*(one.frame(name) for name in FRAMES), one.times()] for one in (first, second)]
+    frames = [[one.frame(name) for name in _ALL_FRAMES] for one in (first, second)]
     return records[0] == records[1] and all(map(_equal_frames, *frames))
 
 

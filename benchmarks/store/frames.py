@@ -36,6 +36,8 @@ from consistentee.files import replacing
 FrameName: TypeAlias = Literal["rows", "curve", "answers", "exits", "texts", "training"]
 FRAMES: tuple[FrameName, ...] = ("rows", "curve", "answers", "exits", "texts", "training")
 """The frames of a cell; a cell of classification has no texts, one of generation neither answers nor exits."""
+AnyFrameName: TypeAlias = FrameName | Literal["times"]
+"""Those of cells, and that of timings."""
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 

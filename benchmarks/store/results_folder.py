@@ -29,13 +29,13 @@ from benchmarks.store.folders import (
     read_whole,
     record_files,
 )
-from benchmarks.store.frames import FRAMES, FrameName, read_frame, read_records
+from benchmarks.store.frames import FRAMES, AnyFrameName, FrameName, read_frame, read_records
 from benchmarks.store.hashes import file_fault
 from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, TimingRecord
 from consistentee.errors import UserError
 from consistentee.versions import Kind
 
-TIMINGS_FILE, FAILURES_FILE, TIMES_FILE = "timings.parquet", "failures.parquet", "times.parquet"
+TIMINGS_FILE, FAILURES_FILE = "timings.parquet", "failures.parquet"
 CELL_COLUMN, TIMING_COLUMN = "cell", "timing"
 """In front of the frames of several cells and timings: the number of the record, from 0."""
 
@@ -67,22 +67,18 @@ class StoredResults:
         """Return where a cell lies: in a run its folder; in published results the file, and its folder in the run."""
         return self.root / (CELLS_FILE if self.published else "cells") / folder
 
-    def frame(self, name: FrameName, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
-        """Read a frame of all cells, in their order, with a column ``cell``; of a published one only ``columns``.
+    def frame(self, name: AnyFrameName, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
+        """Read a frame of all cells (or timings), in their order; of a published one only ``columns``.
 
-        Raises UserError if it cannot be read.
+        It has a column ``cell`` (or ``timing``). Raises UserError if it cannot be read.
         """
+        number = TIMING_COLUMN if name == "times" else CELL_COLUMN
         if self.published:
-            return _published_frame(self.root / frame_file(name), CELL_COLUMN, columns)
+            return _published_frame(self.root / frame_file(name), number, columns)
         files = [self.root / "cells" / folder / frame_file(name) for folder in self.cells]
-        return _stacked(files, CELL_COLUMN)
-
-    def times(self) -> pd.DataFrame:
-        """Read the frame of times, with a column ``timing``. Raises UserError if it cannot be read."""
-        if self.published:
-            return _published_frame(self.root / TIMES_FILE, TIMING_COLUMN)
-        files = [(self.root / "timings" / file).with_suffix(".parquet") for file in self.timings]
-        return _stacked(files, TIMING_COLUMN)
+        if name == "times":
+            files = [(self.root / "timings" / file).with_suffix(".parquet") for file in self.timings]
+        return _stacked(files, number)
 
     def frame_of(self, folder: str, name: FrameName) -> pd.DataFrame:
         """Read a frame of one cell as its folder in a run has it; empty if it has none. Raises UserError."""
@@ -99,7 +95,7 @@ class StoredResults:
 
     def times_of(self, file: str) -> pd.DataFrame:
         """Read the times of one timing."""
-        own = _lines_of(self.times(), TIMING_COLUMN, list(self.timings).index(file))
+        own = _lines_of(self.frame("times"), TIMING_COLUMN, list(self.timings).index(file))
         return own.dropna(axis="columns", how="all")
 
 

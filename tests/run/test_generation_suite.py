@@ -33,7 +33,7 @@ def test_a_run_writes_cells_times_and_tables(finished_once):
     found = finished_once.read()
     (timing,) = found.timings.values()
     assert timing.max_new_tokens == 3
-    times = found.times()
+    times = found.frame("times")
     ways = times.groupby("timed")[["batch_size", "in_flight"]]
     timed = {timing.timed[number].label: {*map(tuple, way.to_numpy().tolist())} for number, way in ways}
     in_step = {(1, 1), (4, 4)}

@@ -58,7 +58,7 @@ def test_a_run_writes_cells_times_and_tables(finished_suite):
     (timing,) = found.timings.values()
     layers = {one.label: one.average_layers for one in timing.timed}
     assert (layers["stock model"], layers["full"]) == (4.0, 4.0)
-    times = found.times()
+    times = found.frame("times")
     counts = times.groupby(["timed", "batch_size"])[["round", "batch"]].nunique()
     assert counts.to_dict("index") == {
         (timed, size): {"round": 3, "batch": 8 // size} for timed in range(len(timing.timed)) for size in (1, 4)
@@ -90,7 +90,7 @@ def test_a_suite_may_have_no_times_or_those_of_one_round(bench):
         bench.run(changes=changes, train=False)
     changes["timing"] = {"rounds": 1, "rows": 4, "batch_sizes": [1], "warmup_batches": 0}
     bench.run(changes=changes, train=False)
-    assert bench.read().times()["round"].unique().tolist() == [0]
+    assert bench.read().frame("times")["round"].unique().tolist() == [0]
 
 
 def test_an_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):

@@ -87,7 +87,7 @@ def test_the_latest_timing_comes_first_and_an_earlier_one_is_kept_with_its_times
     found = open_results(tmp_path)
     files = [("seed0", "timing.json"), ("seed0", "timing-1.json"), ("seed1", "timing.json")]
     assert [Path(file).parts[-2:] for file in found.timings] == files
-    assert found.times()["timing"].unique().tolist() == [0, 1, 2]
+    assert found.frame("times")["timing"].unique().tolist() == [0, 1, 2]
     os.truncate(folder / "timing.parquet", 60)
     assert [fault.path.name for fault in read_timings(folder)[1]] == ["timing.json"]
 
