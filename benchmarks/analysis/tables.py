@@ -32,6 +32,7 @@ from benchmarks.analysis.rendering import (
     OWN,
     Column,
     Table,
+    Width,
     over_or_under,
     to_markdown,
 )
@@ -64,15 +65,6 @@ def headline_table(results: Results) -> Table | None:
     missing = sorted(set(results.labels_to_compare) - set(found["method"]))
     differ = frame[f"seeds {middle:g}x"].nunique() > 1
     brackets = INTERVALS_NOTE if found["low"].notna().any() else "Intervals need answers that were not kept."
-    points = [
-        Column(
-            *(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x"),
-            best=True,
-            note=brackets,
-            interval="column" if s == middle else "page",
-        )
-        for s in comparison.speedups
-    ]
     rule = f"rule {middle:g}x", f"rule_gain {middle:g}x", "+.1f", f"rule_low {middle:g}x", f"rule_high {middle:g}x"
     return Table(
         title=f"Points against the full model at equal cost, {mean_of(comparison.compared)}",
@@ -81,7 +73,7 @@ def headline_table(results: Results) -> Table | None:
         columns=[
             *(_method_column(results, frame), Column("exits", f"exits {middle:g}x", fits="page")),
             *([Column("seeds", f"seeds {middle:g}x", ".0f", note=_SEEDS, fits=None)] if differ else []),
-            *points,
+            *_point_columns(comparison, brackets, best=True),
             *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK, fits=None)] if tasks > 2 else []),
             Column("area", form="+.1f", note="Area: mean points from 1x to 3x.", fits="page"),
             Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT, fits=None),
@@ -104,6 +96,17 @@ def headline_table(results: Results) -> Table | None:
         ],
         left_out=f"Some task lacks {', '.join(missing)}." if missing else "",
     )
+
+
+def _point_columns(comparison: Comparison, note: str, *, best: bool = False) -> list[Column]:
+    """Return a column of points for every budget; a narrow table has the interval of the middle one alone."""
+    columns = []
+    for budget in comparison.speedups:
+        points, low, high, mark = (f"{name} {budget:g}x" for name in ("points", "low", "high", "mark"))
+        interval: Width = "column" if budget == comparison.middle else "page"
+        column = Column(f"at {budget:g}x", points, "+.1f", low, high, mark, best=best, note=note, interval=interval)
+        columns.append(column)
+    return columns
 
 
 def mean_of(tasks: Sequence[Task]) -> str:
@@ -238,17 +241,8 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
     budgets.columns = [f"{name} {budget:g}x" for name, budget in budgets.columns]
     frame = found[found["budget"] == comparison.middle].join(budgets, on="method").assign(any=any_task)
     frame = frame.sort_values(["tasks", "points"], ascending=False)
-    middle, shown = f"{comparison.middle:g}x", [f"{speedup:g}x" for speedup in comparison.speedups]
-    tasks = comparison.compared
+    middle, tasks = f"{comparison.middle:g}x", comparison.compared
     alike = (frame["tasks"] == len(tasks)).all()
-    points = [
-        Column(
-            *(f"at {s}", f"points {s}", "+.1f", f"low {s}", f"high {s}", f"mark {s}"),
-            note=INTERVALS_NOTE,
-            interval="column" if s == middle else "page",
-        )
-        for s in shown
-    ]
     return Table(
         title=f"Points against {against} at equal cost"
         + ("" if cost == LAYERS else f" by {cost}")
@@ -256,7 +250,8 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
         name="tests",
         frame=frame,
         columns=[
-            *(_method_column(results, frame), Column("tasks", form="d", fits="page" if alike else "column"), *points),
+            *(_method_column(results, frame), Column("tasks", form="d", fits="page" if alike else "column")),
+            *_point_columns(comparison, INTERVALS_NOTE),
             *([Column(f"{middle}, any task", "any", note=_ANY_TASK, fits=None)] if frame["any"].notna().any() else []),
             *(Column("p", form=".3f", fits="page"), Column("p (Holm)", "p_holm", ".3f")),
             Column("wins / losses", fits="page"),
