@@ -14,10 +14,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.specs.base import TimingSpec
+from consistentee.deployment.timing import undisturbed
 from consistentee.engine.speculation import stock_generate
 from consistentee.engine.transcript import clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.progress import Steps, listening
+from consistentee.progress import Steps
 
 Row = TypeVar("Row")
 Sample = TypeVar("Sample")
@@ -65,17 +66,9 @@ def time_contenders(
         gc.collect()
         order = [(round_number + place) % len(contenders) for place in range(len(contenders))]
         for size, contender in [(size, one) for size in protocol.batch_sizes for one in order if size in sizes[one]]:
-            run = contenders[contender]
             timed_rows = rows[: protocol.rows_at(size)]
             batches = [timed_rows[start : start + size] for start in range(0, len(timed_rows), size)]
-            with listening(None):
-                for batch in batches[: protocol.warmup_batches]:
-                    run(batch)
-                gc.disable()
-                try:
-                    taken[contender][size].append([run(batch) for batch in batches])
-                finally:
-                    gc.enable()
+            taken[contender][size].append(undisturbed(contenders[contender], batches, protocol.warmup_batches))
             progress.add(1, len(timed_rows))
     return taken
 

@@ -4,6 +4,7 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from consistentee.progress import Steps, listening
 from consistentee.rules.exit_rule import ExitRule
 
 NameT = TypeVar("NameT")
+BatchT = TypeVar("BatchT")
+SampleT = TypeVar("SampleT")
 
 Run = Callable[[Sequence[Encoding]], object]
 """Answer one batch of tokenised rows."""
@@ -49,22 +52,27 @@ def time_runs(
             timed = rows[: max(1, round(share * TIMED_ROWS[size]))]
             batches = [timed[first : first + size] for first in range(0, len(timed), size)]
             for name in names[start:] + names[:start]:
-                taken[name][size].append(_seconds(runs[name], batches))
+                gc.collect()
+                taken[name][size].append(sum(undisturbed(partial(_seconds, runs[name]), batches, _WARMUP)))
                 progress.add(1, len(timed))
     return taken
 
 
-def _seconds(run: Run, batches: Sequence[Sequence[Encoding]]) -> float:
-    with listening(None), torch.inference_mode():
-        for batch in batches[:_WARMUP]:
+@torch.inference_mode()
+def _seconds(run: Run, batch: Sequence[Encoding]) -> float:
+    start = time.perf_counter()
+    run(batch)
+    return time.perf_counter() - start
+
+
+def undisturbed(run: Callable[[BatchT], SampleT], batches: Sequence[BatchT], warmup: int) -> list[SampleT]:
+    """Run batches without progress and garbage collection, the first ``warmup`` of them once more before."""
+    with listening(None):
+        for batch in batches[:warmup]:
             run(batch)
-        gc.collect()
         gc.disable()
         try:
-            start = time.perf_counter()
-            for batch in batches:
-                run(batch)
-            return time.perf_counter() - start
+            return [run(batch) for batch in batches]
         finally:
             gc.enable()
 
