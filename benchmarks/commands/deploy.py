@@ -21,18 +21,9 @@ from benchmarks.terminal import filled_table, print_line
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.pretrained import read_config
 from consistentee.data.tasks import Split, TaskData, Text
+from consistentee.deployment import timing
 from consistentee.deployment.accelerate import RECIPE, Accelerated, accelerate
 from consistentee.deployment.pipeline import Classifier, load_saved
-from consistentee.deployment.timing import (
-    BATCH_SIZES,
-    Run,
-    classified,
-    classified_by_stock,
-    describe_machine,
-    speed_ups,
-    stock_model,
-    time_runs,
-)
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
 from consistentee.models.classifiers import check_classifier
@@ -102,9 +93,9 @@ def table_of(found: Accelerated) -> Table:
         about = "" if way.timed else "~"
         speed = [f"{about}{ratio:.2f}" for ratio in way.speed.values()]
         lines.append([way.name, way.on, f"{way.layers:.1f}", f"{way.points:+.2f}", proven[way.proven], *speed])
-    numbers = ["layers", "points less", "loss", *(f"batch {size}" for size in BATCH_SIZES)]
+    numbers = ["layers", "points less", "loss", *(f"batch {size}" for size in timing.BATCH_SIZES)]
     notes = "".join(f"\nnot tried: {note}" for note in found.notes)
-    caption = f"speed as multiples of your model's, ~ estimated; {describe_machine(found.model.device)}{notes}"
+    caption = f"speed as multiples of your model's, ~ estimated; {timing.describe_machine(found.model.device)}{notes}"
     return filled_table(["way", "on"], numbers, lines, "Everything that was tried", caption)
 
 
@@ -117,21 +108,23 @@ def time_model(
     rows = model.tokenize(texts)
     rule = method.rule(model, knob)
     name = f"{method.name}, {method.knob.name}={knob:.4g}"
-    runs: dict[str, Run] = {}
+    runs: dict[str, timing.Run] = {}
     if model.description.keeps_head:
         with suppress(UserError):  # it may not be where it was
-            stock = stock_model(model.description.backbone_name, model.device)
-            runs["the model that it was made of"] = partial(classified_by_stock, stock, model)
+            stock = timing.stock_model(model.description.backbone_name, model.device)
+            runs["the model that it was made of"] = partial(timing.classified_by_stock, stock, model)
     runs["its own full depth"] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
-    runs[name] = partial(classified, model, rule)
+    runs[name] = partial(timing.classified, model, rule)
     with showing_stages(Console(stderr=True)):
-        taken = time_runs(runs, rows)
+        taken = timing.time_runs(runs, rows)
     with_exits = classify_encoded(model, rows[:256], rule, batch_size=32)
     layers = dict.fromkeys(runs, float(model.num_layers)) | {name: float(with_exits.layers_run.double().mean())}
-    speed = speed_ups(taken, next(iter(runs)))
+    speed = timing.speed_ups(taken, next(iter(runs)))
     lines = [[way, f"{layers[way]:.1f}", *(f"{ratio:.2f}" for ratio in speed[way].values())] for way in runs]
-    heads = ["layers", *(f"times as fast at batch {size}" for size in BATCH_SIZES)]
-    return filled_table([str(folder)], heads, lines, caption=f"medians of rounds; {describe_machine(model.device)}")
+    heads = ["layers", *(f"times as fast at batch {size}" for size in timing.BATCH_SIZES)]
+    return filled_table(
+        [str(folder)], heads, lines, caption=f"medians of rounds; {timing.describe_machine(model.device)}"
+    )
 
 
 def texts_for(path: Path, text: Sequence[str]) -> tuple[list[Text], Columns]:

@@ -30,17 +30,8 @@ from consistentee.arguments import checked
 from consistentee.backbones.int8 import has_int8_kernel
 from consistentee.data.encoding import Encoding
 from consistentee.data.tasks import TaskData
+from consistentee.deployment import timing
 from consistentee.deployment.risk_control import Losses, proven, rows_needed
-from consistentee.deployment.timing import (
-    BATCH_SIZES,
-    Run,
-    classified,
-    classified_by_stock,
-    describe_machine,
-    speed_ups,
-    stock_model,
-    time_runs,
-)
 from consistentee.deployment.ways import (
     MODELS,
     Cost,
@@ -167,8 +158,8 @@ class _Search:
         self.loss, self.probability, self.compiles = loss, probability, compiles
         self.notes: list[str] = []
         self.on_proof: dict[Way, tuple[Losses, NDArray[np.int64]]] = {}
-        self.stock = stock_model(incoming.path, incoming.model.device)
-        self.by_stock = partial(classified_by_stock, self.stock, incoming.model)
+        self.stock = timing.stock_model(incoming.path, incoming.model.device)
+        self.by_stock = partial(timing.classified_by_stock, self.stock, incoming.model)
 
     def run(self) -> Accelerated:
         incoming = self.incoming
@@ -234,17 +225,17 @@ class _Search:
         """Time layers and questions once, roughly, for estimates."""
         never, asking = SomeLayersRule(NeverExit()), ThresholdRule(top_probability, 2.0, "above")
         models = [*with_exits, *without]
-        runs: dict[Any, Run] = {_STOCK: self.by_stock}
-        runs |= {(model, never): partial(classified, model, never) for model in models}
-        runs |= {(model, asking): partial(classified, model, asking) for model in with_exits}
-        taken = time_runs(runs, self.incoming.choosing.encodings, rounds=2, share=0.5)
+        runs: dict[Any, timing.Run] = {_STOCK: self.by_stock}
+        runs |= {(model, never): partial(timing.classified, model, never) for model in models}
+        runs |= {(model, asking): partial(timing.classified, model, asking) for model in with_exits}
+        taken = timing.time_runs(runs, self.incoming.choosing.encodings, rounds=2, share=0.5)
         best = {name: {size: min(rounds) for size, rounds in by_size.items()} for name, by_size in taken.items()}
-        self.incoming.seconds = best[_STOCK]
         costs = {}
         for model in models:
             layers, questions = best[model, never], max(1, model.num_layers - 1)
             asked = best.get((model, asking), layers)
-            costs[model] = Cost(layers, {size: max(0.0, asked[size] - layers[size]) / questions for size in layers})
+            question = {size: max(0.0, asked[size] - layers[size]) / questions for size in layers}
+            costs[model] = Cost(best[_STOCK], layers, question)
         return costs
 
     def _prove(self, chain: Sequence[Way], others: Sequence[Way]) -> list[Way]:
@@ -261,15 +252,15 @@ class _Search:
         proof = np.stack([self.on_proof[way][0] for way in chain], axis=1)
         return [chain[index] for index in proven(choosing, proof, self.loss, self.probability)]
 
-    def _compiled(self) -> dict[str, Run]:
+    def _compiled(self) -> dict[str, timing.Run]:
         """Return the stock model behind ``torch.compile``, warmed up; nothing where it does not work."""
         if not self.compiles:
             return {}
         begin_stage("compiling your model")
         try:
-            run = partial(classified_by_stock, torch.compile(self.stock, dynamic=True), self.incoming.model)
+            run = partial(timing.classified_by_stock, torch.compile(self.stock, dynamic=True), self.incoming.model)
             with torch.inference_mode():
-                for size in BATCH_SIZES:
+                for size in timing.BATCH_SIZES:
                     batch = self.incoming.choosing.encodings[:size]
                     torch.testing.assert_close(run(batch), self.by_stock(batch), rtol=1e-3, atol=1e-3)
         except Exception as error:  # no compiler, or one of many faults of generated code
@@ -284,9 +275,9 @@ class _Search:
         finalists = sorted((way for way in passed if way.speed > 1), key=lambda way: -way.speed)[:_FINALISTS]
         fastest = {way.model: way for way in sorted(best, key=lambda way: way.speed)}.values()
         compiled = self._compiled()
-        runs: dict[Any, Run] = {_STOCK: self.by_stock, **compiled}
+        runs: dict[Any, timing.Run] = {_STOCK: self.by_stock, **compiled}
         runs |= {way: way.run for way in [*singles, *finalists, *fastest]}
-        speed = speed_ups(time_runs(runs, self.incoming.proof.encodings), _STOCK)
+        speed = timing.speed_ups(timing.time_runs(runs, self.incoming.proof.encodings), _STOCK)
         full = float(model.num_layers)
         nothing = Way("no exits", _STOCK, model, get_method("full"), full, (), np.zeros(1), full, 1.0)
         self.on_proof[nothing], speed[nothing] = (np.zeros(1), np.full(1, model.num_layers)), speed[_STOCK]
@@ -302,7 +293,7 @@ class _Search:
                     layers=float(exits.mean()),
                     points=100 * float(losses.mean()),
                     proven=way in passed if way in chain else None,
-                    speed=speed.get(way, dict.fromkeys(BATCH_SIZES, way.speed)),
+                    speed=speed.get(way, dict.fromkeys(timing.BATCH_SIZES, way.speed)),
                     timed=way in speed,
                     exits=way.method.name != "full",
                 )
@@ -327,7 +318,7 @@ class _Search:
             "average_layers": float(exits.mean()),
             "share_by_exit_layer": [round(float(share), 4) for share in shares],
             "speed": {str(size): ratio for size, ratio in speed.items()},
-            "machine": describe_machine(incoming.model.device),
+            "machine": timing.describe_machine(incoming.model.device),
         }
 
     def _block(self, chosen: Way, promise: Mapping[str, Any], rows: Sequence[Tried]) -> str:
@@ -343,7 +334,7 @@ class _Search:
             at_most = f"with probability {self.probability:g} at most {self.loss:g} points less on texts like these"
             rows_in_words = f"(proof on {promise['proof_rows']:,} rows that chose nothing)"
             lines.append(f"{accuracy - lost:.1f}% expected, {_points_in_words(lost)}; {at_most} {rows_in_words}.")
-            one, many = (f"{promise['speed'][str(size)]:.1f}" for size in BATCH_SIZES)
+            one, many = (f"{promise['speed'][str(size)]:.1f}" for size in timing.BATCH_SIZES)
             lines.append(f"{one} times as fast at batch 1, {many} at batch 32 on this machine.")
         speed = geometric_mean(promise["speed"].values())
         faster = sorted(

@@ -83,10 +83,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a row by batch size: for all layers, and for one question of an exit rule."""
+    """Seconds of a row by batch size: of the incoming model, of all layers, and of one question of an exit rule."""
 
+    incoming: Mapping[int, float]
     layers: Mapping[int, float]
     question: Mapping[int, float]
+
+    def speed(self, share: float, questions: float) -> float:
+        """Estimate the speed of a way that runs a share of the layers and asks its rule some questions a row."""
+        ratios = [
+            seconds / (self.layers[size] * share + self.question[size] * questions)
+            for size, seconds in self.incoming.items()
+        ]
+        return math.exp(float(np.mean(np.log(ratios))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +130,7 @@ class Way:
 
 
 class Incoming:
-    """The incoming model: its answers on all rows, its speed, and the comparison of other answers with them.
+    """The incoming model, and its answers on rows for training, for choosing and for the proof.
 
     Rows are in random order, which the proof takes for granted; at most ``max_rows`` are for training.
     """
@@ -133,14 +142,6 @@ class Incoming:
         given = (task.train.capped(max_rows, seed=0), task.validation, task.test)
         splits = (_shuffled(_in_labels_of(self.model, task, split)) for split in given)
         self.training, self.choosing, self.proof = (Rows(self.model, split) for split in splits)
-        self.seconds: dict[int, float] = {}
-
-    def estimate(self, cost: Cost, share: float, questions: float) -> float:
-        """Estimate the speed of a way that runs a share of its layers and asks its rule some questions a row."""
-        ratios = [
-            self.seconds[size] / (cost.layers[size] * share + cost.question[size] * questions) for size in self.seconds
-        ]
-        return math.exp(float(np.mean(np.log(ratios))))
 
 
 def answers_of(model: MultiExitModel, rows: Rows) -> NDArray[np.int64]:
@@ -256,7 +257,7 @@ def ways_of(
             questions = float(sum((at >= layer).double().mean() for layer in asked)) * (not is_static)
             depth = float(at.double().mean())
             losses = incoming.choosing.losses(trace.predictions(at).numpy())
-            speed = incoming.estimate(cost, depth / layers, questions)
+            speed = cost.speed(depth / layers, questions)
             name, on = words.format(f"{knob:.3g}"), MODELS[model.description.quantize]
             found.append(Way(name, on, model, method, knob, asked, losses, depth, speed))
         yield sorted(found, key=lambda way: -way.layers)
@@ -273,7 +274,7 @@ def without_exits(name: str, on: str, model: MultiExitModel, incoming: Incoming,
     """Return a way that runs all layers of a model on every row."""
     losses = incoming.choosing.losses(answers_of(model, incoming.choosing))
     layers, full = float(model.num_layers), get_method("full")
-    return Way(name, on, model, full, layers, (), losses, layers, incoming.estimate(cost, 1.0, 0.0))
+    return Way(name, on, model, full, layers, (), losses, layers, cost.speed(1.0, 0.0))
 
 
 def path(paths: Sequence[Sequence[Way]], loss: float, probability: float) -> list[Way]:
