@@ -84,11 +84,6 @@ class Comparison:
             found = found.merge(own[[*keys, "reach", name]], on=[*keys, "reach"], how="left")
         return found
 
-    def _samples(self, task: Task) -> dict[Line, tuple[Array, Array]]:
-        if task not in self._drawn:
-            self._drawn[task] = resample(self.results, task, self.per_seed, self.measure)
-        return self._drawn[task]
-
     @cached_property
     def by_task(self) -> pd.DataFrame:
         """The means over seeds: a line for every task, label and speed-up.
@@ -119,7 +114,9 @@ class Comparison:
         wanted = [seed for seed in self._seeds.get((*task, label), ()) if seeds is None or seed in seeds]
         key = (task, label, speedup, tuple(wanted), one_layer)
         if key not in self._means:
-            found = [self._samples(task).get((*task, label, speedup, seed)) for seed in wanted]
+            if task not in self._drawn:
+                self._drawn[task] = resample(self.results, task, self.per_seed, self.measure)
+            found = [self._drawn[task].get((*task, label, speedup, seed)) for seed in wanted]
             known = [one[int(one_layer)] for one in found if one is not None]
             is_known = 0 < len(known) == len(wanted) and not any(np.isnan(one[0]) for one in known)
             seed = crc32(f"{task[0]} {task[1]}".encode())
@@ -261,7 +258,9 @@ class Comparison:
                 found = [self.difference(task, label, against, budget) for task in tasks]
                 exact, samples = np.array([one for one, _ in found]), _of_all([drawn for _, drawn in found])
                 mean = None if samples is None else samples.mean(axis=0)
-                p, detectable = (np.nan, np.nan) if mean is None else (statistics.p_value(mean), _detectable(mean))
+                p, detectable = np.nan, np.nan
+                if mean is not None:
+                    p, detectable = statistics.p_value(mean), float(statistics.POWER * mean.std())
                 own, other = (np.array([over[*task, one, budget] for task in tasks]) for one in (label, against))
                 if (own if exact.mean() > 0 else other).any():
                     p = np.nan
@@ -300,10 +299,6 @@ def _intervals(samples: Array | None) -> list[float]:
     any_task = None if samples is None else statistics.over_any_task(samples)
     means = [None if samples is None else samples.mean(axis=0), any_task]
     return [bound for mean in means for bound in ((np.nan, np.nan) if mean is None else interval(mean))]
-
-
-def _detectable(samples: Array) -> float:
-    return float(statistics.POWER * samples.std())
 
 
 @lru_cache(maxsize=4)

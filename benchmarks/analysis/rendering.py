@@ -300,17 +300,15 @@ def to_csv(frame: pd.DataFrame) -> str:
     return str(frame.round(6).to_csv(index=False, lineterminator="\n"))
 
 
-def _csv(tables: Iterable[Table]) -> str:
-    return "\n".join(to_csv(table.numbers) for table in tables)
-
-
 def formatted(tables: Iterable[Table], table_format: str, width: Width | None = None) -> str:
     """Render tables as ``md``, ``latex`` (of a ``width``) or ``csv``. Raises UserError for another format."""
-    writers: dict[str, Callable[[Iterable[Table]], str]]
-    writers = {"md": to_markdown, "latex": partial(to_latex, width=width), "csv": _csv}
-    if table_format not in writers:
-        raise unknown_name("table format", table_format, writers)
-    return writers[table_format](tables)
+    if table_format == "md":
+        return to_markdown(tables)
+    if table_format == "latex":
+        return to_latex(tables, width)
+    if table_format == "csv":
+        return "\n".join(to_csv(table.numbers) for table in tables)
+    raise unknown_name("table format", table_format, ["csv", "latex", "md"])
 
 
 def write_tables(tables: Iterable[Table], folder: Path, table_format: str, width: Width | None = None) -> list[Path]:

@@ -74,7 +74,10 @@ class StoredResults:
         """
         number = TIMING_COLUMN if name == "times" else CELL_COLUMN
         if self.published:
-            return _published_frame(self.root / frame_file(name), number, columns)
+            path = self.root / frame_file(name)
+            if not path.exists():
+                return pd.DataFrame(columns=[number])
+            return _frame_as_of(path, path.stat().st_mtime_ns, columns and (number, *columns))
         files = [self.root / "cells" / folder / frame_file(name) for folder in self.cells]
         if name == "times":
             files = [(self.root / "timings" / file).with_suffix(".parquet") for file in self.timings]
@@ -107,7 +110,9 @@ def is_published(root: Path) -> bool:
 def kind_of_results(root: Path) -> Kind | None:
     """Return the kind of a folder's records; None if none is whole. Raises UserError, see :func:`open_results`."""
     if is_published(root):
-        return _published_kind(root)
+        with _readable(root):
+            kind: Kind = pq.read_table(root / CELLS_FILE, columns=["kind"])["kind"][0].as_py()
+            return kind
     found = (parse_record(path, _AnyRecord)[0] for path in record_files(root / "cells", RECORD_FILE))
     return next((record.kind for record in found if record), None)
 
@@ -196,22 +201,10 @@ def _lines_of(frame: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
     return frame.iloc[first:last].drop(columns=column).reset_index(drop=True)
 
 
-def _published_frame(path: Path, number: str, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
-    if not path.exists():
-        return pd.DataFrame(columns=[number])
-    return _frame_as_of(path, path.stat().st_mtime_ns, columns and (number, *columns))
-
-
 @lru_cache(maxsize=16)
 def _frame_as_of(path: Path, changed: int, columns: tuple[str, ...] | None) -> pd.DataFrame:
     """Keep a frame until its file has ``changed``: a folder may be published again while it is open."""
     return read_frame(path, None if columns is None else list(columns))
-
-
-def _published_kind(root: Path) -> Kind:
-    with _readable(root):
-        kind: Kind = pq.read_table(root / CELLS_FILE, columns=["kind"])["kind"][0].as_py()
-        return kind
 
 
 @contextmanager
