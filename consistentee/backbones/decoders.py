@@ -315,6 +315,12 @@ DECODER_STEPPERS: dict[str, Callable[[Any], DecoderStepper]] = {
 """``config.model_type`` -> stepper."""
 
 
+def refuse_decoder_family(family: str) -> None:
+    """Raise UserError if an architecture, which is given as ``config.model_type``, is that of a decoder."""
+    if family in DECODER_STEPPERS:
+        raise wrong_kind(family, "decoder")
+
+
 def check_decoder_family(family: str) -> None:
     """Raise UserError if no stepper knows an architecture, which is given as ``config.model_type``."""
     from consistentee.backbones.encoders import STEPPERS

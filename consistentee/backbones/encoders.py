@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from consistentee.data.encoding import Batch, Encoding
-from consistentee.errors import UserError, wrong_kind
+from consistentee.errors import UserError
 
 
 @dataclass
@@ -339,10 +339,6 @@ STEPPERS: dict[str, type[EncoderStepper]] = {
 
 def check_encoder_family(family: str) -> None:
     """Raise UserError if no stepper knows an architecture, which is given as ``config.model_type``."""
-    from consistentee.backbones.decoders import DECODER_STEPPERS
-
-    if family in DECODER_STEPPERS:
-        raise wrong_kind(family, "decoder")
     if family not in STEPPERS:
         raise UserError(f"no layer-stepping for architecture {family!r}; supported: {', '.join(sorted(STEPPERS))}")
 

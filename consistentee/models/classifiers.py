@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consistentee.arguments import Positive, checked
+from consistentee.backbones.decoders import refuse_decoder_family
 from consistentee.backbones.encoders import check_encoder_family
 from consistentee.backbones.pretrained import Pooling
 from consistentee.errors import UserError, unknown_name
@@ -260,6 +261,7 @@ class KeptHead(InternalClassifier):
 
 def check_classifier(name: object, config: Any) -> None:
     """Raise UserError unless a configuration is that of a fine-tuned encoder that puts each text into one class."""
+    refuse_decoder_family(config.model_type)
     check_encoder_family(config.model_type)
     kind = next(iter(config.architectures or ()), "model without a classification head")
     if not kind.endswith(_SUFFIX):

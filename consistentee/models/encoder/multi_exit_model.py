@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
 from consistentee.backbones.cascade import COMPANION, CascadeStepper, first_layers
+from consistentee.backbones.decoders import refuse_decoder_family
 from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
 from consistentee.backbones.int8 import Quantize, observing, quantize_layers
 from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
@@ -140,7 +141,9 @@ class MultiExitModel(MultiExit):
 
         found = resolve(name)
         tokenizer = read_tokenizer(found.path)
-        check_encoder_family(read_config(found.path).model_type)
+        family = read_config(found.path).model_type
+        refuse_decoder_family(family)
+        check_encoder_family(family)
         backbone, missing = read_model(found.path, AutoModel)
         pretrained_pooler = take_pooler(backbone)
         missing_of_pooler = {weight for weight in missing if weight.startswith("pooler.")}
