@@ -117,10 +117,10 @@ _DIES_IN_ITS_SECOND_STAGE = """
 import os, signal
 from benchmarks.cli import main
 from benchmarks.commands import train
-def die(progress, position):
+def die(position):
     if position.stage == "training off-ramps":
         os.kill(os.getpid(), signal.SIGKILL)
-train.StageProgress.__call__ = die
+train.seldom = lambda *_: die
 main()
 """
 
@@ -180,12 +180,12 @@ def test_ctrl_c_names_what_is_kept_and_other_settings_begin_anew(deebert, tmp_pa
 
 
 def test_ctrl_c_keeps_the_step_that_was_reached(deebert, straight, tmp_path, monkeypatch):
-    def interrupt_after_the_first_step(_: train.StageProgress, position: Position) -> None:
+    def interrupt_after_the_first_step(position: Position) -> None:
         if (position.stage, position.done) == ("training last-exit", 1):
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.StageProgress, "__call__", interrupt_after_the_first_step)
+        patch.setattr(train, "seldom", lambda *_: interrupt_after_the_first_step)
         ended = call(*deebert, "--out", tmp_path / "model")
     assert ended.exit_code == 130, ended.stderr
     assert "ending after this step; Ctrl-C again ends at once" in ended.stderr
