@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.kinds import KINDS, Inputs
 from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.cell import trained
-from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words, seldom
+from benchmarks.run.jobs import SECONDS_BETWEEN_LINES, in_words, throttled
 from benchmarks.specs.base import BaseCellSpec
 from benchmarks.specs.schema import validation_sentence
 from benchmarks.specs.suites import expand
@@ -55,7 +55,7 @@ def showing_stages(console: Console) -> Iterator[Listener]:
             else:
                 print_line(console, in_words(position))
 
-        listener = seldom(show, 1.0 if console.is_terminal else SECONDS_BETWEEN_LINES)
+        listener = throttled(show, 1.0 if console.is_terminal else SECONDS_BETWEEN_LINES)
         with listening(listener):
             yield listener
 

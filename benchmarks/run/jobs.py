@@ -136,8 +136,8 @@ AnyJob: TypeAlias = Job[AnyRecord] | Job[TimingRecord]
 # ---------------------------------------------------------------------------------------------- progress
 
 
-def seldom(listener: Listener, seconds: float) -> Listener:
-    """Tell a listener the first position of every stage, and then at most one in so many seconds."""
+def throttled(listener: Listener, seconds: float) -> Listener:
+    """Return a listener that passes on the first position of every stage, and others at most once in ``seconds``."""
     stage, next_call = "", 0.0
 
     def listen(position: Position) -> None:
@@ -159,7 +159,7 @@ def status_writer(path: Path) -> Listener:
             partial.write_text(json.dumps(asdict(position)), encoding="utf-8")
             partial.replace(path)
 
-    return seldom(write, _SECONDS_BETWEEN_WRITES)
+    return throttled(write, _SECONDS_BETWEEN_WRITES)
 
 
 def read_status(path: Path) -> Position | None:

@@ -120,7 +120,7 @@ from benchmarks.commands import train
 def die(position):
     if position.stage == "training off-ramps":
         os.kill(os.getpid(), signal.SIGKILL)
-train.seldom = lambda *_: die
+train.throttled = lambda *_: die
 main()
 """
 
@@ -185,7 +185,7 @@ def test_ctrl_c_keeps_the_step_that_was_reached(deebert, straight, tmp_path, mon
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "seldom", lambda *_: interrupt_after_the_first_step)
+        patch.setattr(train, "throttled", lambda *_: interrupt_after_the_first_step)
         ended = call(*deebert, "--out", tmp_path / "model")
     assert ended.exit_code == 130, ended.stderr
     assert "ending after this step; Ctrl-C again ends at once" in ended.stderr
