@@ -174,7 +174,7 @@ class _Run:
         suite, run, is_fresh = self.planner.suite, self.planner.run, self.planner.work.fresh
         if not is_fresh:
             self.take_published([*planned, *others])
-        for line in self.planner.stale_lines(planned):
+        for line in (*self.planner.stale_lines(planned), *_disk_lines(suite, planned, run.root)):
             print_line(self.console, line)
         for cell in planned:
             place = run.cell(cell.spec)
@@ -274,6 +274,7 @@ def plan_lines(planner: Planner, workers: int) -> list[str]:
     to_time = [(short_name(task), short_name(backbone)) for task, backbone, _ in due]
     return [
         *planner.stale_lines(planned),
+        *_disk_lines(planner.suite, planned, planner.run.root),
         f"{summary(planner.suite, planned)}; results in {planner.run.root}",
         *(f"{cell.state:8} {cell.spec.name}" for cell in planned),
         *(f"to time  {group_name(group)}" for group in due),
@@ -282,6 +283,14 @@ def plan_lines(planner: Planner, workers: int) -> list[str]:
         *_estimate("timing", to_time, timed),
         "nothing was run or written",
     ]
+
+
+def _disk_lines(suite: BaseSuite, planned: Sequence[PlannedCell], folder: Path) -> list[str]:
+    """Say so if the missing cells will not fit on the disk of a folder, by what the suite says that one takes."""
+    needed = float(suite.cost.get("disk_gb_a_cell", 0)) * sum(cell.is_missing for cell in planned)
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    return [f"the disk may fill up: about {needed:.0f} GB are needed, {free:.0f} are free"] if needed > free else []
 
 
 def _estimate(
