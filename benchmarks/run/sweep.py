@@ -286,10 +286,10 @@ def plan_lines(planner: Planner, workers: int) -> list[str]:
 
 
 def _disk_lines(suite: BaseSuite, planned: Sequence[PlannedCell], folder: Path) -> list[str]:
-    """Say so if the missing cells will not fit on the disk of a folder, by what the suite says that one takes."""
-    needed = float(suite.cost.get("disk_gb_a_cell", 0)) * sum(cell.is_missing for cell in planned)
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free / 1e9
+    """Warn of a disk with less room than the missing cells need by the suite's own estimate, which may be in words."""
+    each = suite.cost.get("disk_gb_a_cell")
+    needed = each * sum(cell.is_missing for cell in planned) if isinstance(each, float) else 0.0
+    free = shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.exists())).free / 1e9
     return [f"the disk may fill up: about {needed:.0f} GB are needed, {free:.0f} are free"] if needed > free else []
 
 

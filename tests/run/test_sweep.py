@@ -331,8 +331,9 @@ def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(bench, m
     assert not bench.out.exists()
     assert sum(line.startswith("to run ") for line in lines) == 2
     assert any("training: no estimate" in line for line in lines)
-    assert not any("the disk may fill up" in line for line in lines)
-    lines = bench.plan(changes={**changes, "cost": {"disk_gb_a_cell": 1e6}})
+    in_words = bench.plan(changes={**changes, "cost": {"disk_gb_a_cell": "much"}})
+    assert not any("the disk may fill up" in line for line in (*lines, *in_words))
+    lines = bench.plan(changes={**changes, "cost": {"disk_gb_a_cell": 1_000_000}})
     assert any(line.startswith("the disk may fill up: about 2000000 GB are needed") for line in lines)
     bench.run(changes={"methods": ["full"]})
     before = stamps(bench.out.rglob("*"))
