@@ -12,7 +12,8 @@ Confidences (section 3.5):
 A row exits if the confidence is above lambda. A token's threshold falls along the text (equation 5):
 ``clip(0.9 lambda + 0.1 exp(-tau step / N), 0, 1)``, with N the maximum length of a text and tau 4. Values of lambda
 outside 0..1 make the first exit and full depth the ends of the knob: at threshold 0 every token exits, at threshold 1
-none. :mod:`consistentee.methods.calibration` chooses lambda with a guarantee.
+none. CALM's choice of lambda with a guarantee (Learn then Test) is ``bound="ltt"`` of
+:func:`consistentee.control_risk`, for classification.
 """
 
 import math

@@ -50,8 +50,7 @@ from consistentee.models.decoder.multi_exit_decoder import (
     DecoderStack as DecoderStack,
     MultiExitDecoder as MultiExitDecoder,
 )
-from consistentee.models.encoder.cascade import add_companion as add_companion
-from consistentee.models.encoder.multi_exit_model import MultiExitModel as MultiExitModel
+from consistentee.models.encoder import MultiExitModel as MultiExitModel, add_companion as add_companion
 from consistentee.rules.exit_rule import (
     ConsecutiveRule as ConsecutiveRule,
     ExitRule as ExitRule,

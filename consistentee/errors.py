@@ -40,7 +40,7 @@ def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:
     if kind == "encoder":
         return UserError(
             f"{name!r} is an encoder: it classifies text and generates none; use `consistentee train mcid --method "
-            "consistentee --backbone NAME`, `consistentee check-backbone`, or MultiExitModel"
+            "consistentee-paper --backbone NAME`, `consistentee check-backbone`, or MultiExitModel"
         )
     return UserError(
         f"{name!r} is a decoder: it generates text and classifies none; use `consistentee train dolly --method "

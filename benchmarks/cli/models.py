@@ -122,7 +122,7 @@ _BACKBONE_HELP = "Catalogue name, directory or hub id; by default minilm-l6, for
 
 @command(
     "One model",
-    "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
+    "consistentee train movie-snippets --method consistentee-paper --backbone minilm-l6 --out my-model",
     "consistentee train my-task.yaml --method mine.py:MyMethod --param alpha=0.1 --set epochs=6 --out my-model",
     "consistentee train reviews.csv --method deebert --out my-model",
     "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
@@ -170,7 +170,7 @@ def predict(
 ) -> None:
     """Show label, probability, exit layer and time of each text, or write them for a file of texts as CSV."""
     from consistentee.deployment.pipeline import Classifier, load_saved
-    from consistentee.models.encoder.multi_exit_model import MultiExitModel
+    from consistentee.models.encoder import MultiExitModel
 
     rows = texts or []
     if (file is None) == (not rows):

@@ -50,7 +50,7 @@ def _results(
 @command(
     "Run a suite",
     "consistentee run quick",
-    "consistentee run cpu-6-layers --data DATA --tasks mcid rte --methods full,consistentee mine.py:MyMethod",
+    "consistentee run cpu-6-layers --data DATA --tasks mcid rte --methods full,consistentee-paper mine.py:MyMethod",
     "consistentee run cpu-6-layers --data DATA --workers 4 --dry-run",
     "Run it again at any time: only missing cells are computed.",
 )
@@ -214,7 +214,7 @@ def reproduce(
 @command(
     "See results",
     "consistentee plot runs/quick",
-    "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
+    "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee-paper deebert static",
     "consistentee plot runs/mine runs/other --only-mine --figures curves",
 )
 def plot(

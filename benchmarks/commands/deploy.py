@@ -27,7 +27,7 @@ from consistentee.deployment.pipeline import Classifier, load_saved
 from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
 from consistentee.models.classifiers import check_classifier
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 
 
 def is_file(data: str) -> bool:

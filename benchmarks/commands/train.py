@@ -26,13 +26,12 @@ from benchmarks.specs.schema import validation_sentence
 from benchmarks.specs.suites import expand
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import filled_table, print_line
-from consistentee.deployment.risk_control import control_risk
+from consistentee.deployment.risk_control import check_shares, control_risk
 from consistentee.errors import UserError
 from consistentee.extras import check_extra
 from consistentee.files import make_folder
-from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import code_file, get_method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.progress import Listener, Position, StopAfterStepError, begin_stage, listening
 from consistentee.traces.instance_trace import record_trace
 from consistentee.versions import Kind

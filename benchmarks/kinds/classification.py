@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.measure.clock import BatchTimes
     from consistentee.data.encoding import Encoding
     from consistentee.methods.method import Method
-    from consistentee.models.encoder.multi_exit_model import MultiExitModel
+    from consistentee.models.encoder import MultiExitModel
 
 
 class Classification(Kind):
@@ -38,7 +38,7 @@ class Classification(Kind):
         return {"pooling": found.pooling, "pooler": found.pooler, "files": hash_model(Path(found.path))}
 
     def build_model(self, spec: CellSpec, rows: CellRows[TaskData]) -> "MultiExitModel":
-        from consistentee.models.encoder.multi_exit_model import MultiExitModel
+        from consistentee.models.encoder import MultiExitModel
 
         task = rows.task
         return MultiExitModel.from_backbone(
@@ -58,7 +58,7 @@ class Classification(Kind):
         return InstanceEvaluation(spec, rows.task, method, model, store)
 
     def load_model(self, folder: Path, loaded: Sequence["MultiExitModel"] = ()) -> "MultiExitModel":
-        from consistentee.models.encoder.multi_exit_model import MultiExitModel
+        from consistentee.models.encoder import MultiExitModel
 
         return MultiExitModel.from_pretrained(folder)
 
@@ -68,7 +68,7 @@ class Classification(Kind):
         A model without some of the stock layers is never chosen.
         """
         from consistentee.models.classifiers import LinearClassifier
-        from consistentee.models.encoder.multi_exit_model import MultiExitModel
+        from consistentee.models.encoder import MultiExitModel
 
         full = [model for spec, model in zip(specs, models, strict=True) if spec.method == self.full_method]
         whole = [model for model in models if model.num_layers >= model.stock_layers]

@@ -21,7 +21,7 @@ from consistentee.data.tasks import TaskData
 from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
 from consistentee.models.base import chosen_device
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep

@@ -25,14 +25,13 @@ from benchmarks.measure.knobs import ROUNDING, around_budgets
 from benchmarks.specs.base import GenerationCellSpec
 from benchmarks.specs.schema import hash_value
 from benchmarks.store.records import GenerationRecord
-from consistentee.data.metrics import rouge, token_match
+from consistentee.data.metrics import rouge, rouge_to_full, token_match
 from consistentee.data.tasks import PromptSplit, TextTask
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.sampling import begin_texts, settings_of
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.engine.token_batch import ReadPrompts
 from consistentee.files import computed_once
-from consistentee.methods.calibration import textual_losses
 from consistentee.methods.token_methods import DraftingMethod, TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -190,7 +189,7 @@ class TextEvaluation:
     def _scores(self, texts: Generations) -> dict[str, NDArray[np.float64]]:
         return {
             **rouge(self.prompts.references, texts.texts, self.rows.task.metrics),
-            "rougeL_to_full": 1 - textual_losses(texts.texts, self.full.texts),
+            "rougeL_to_full": rouge_to_full(self.full.texts, texts.texts),
             "match": token_match(self.full.tokens, texts.tokens),
         }
 

@@ -31,7 +31,7 @@ from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import DecoderStack, MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State, ask, start_rule
 from consistentee.rules.view import LayerView
 from consistentee.traces.token_view import TokenView

@@ -13,7 +13,7 @@ from benchmarks.testing.tiny import DECODER_FAMILIES, FAMILIES, TinyDecoders, Ti
 from consistentee.errors import UserError
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 
 
 def kind_of_processor() -> str:

@@ -24,7 +24,7 @@ from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_methods import TokenMethod, VocabularyMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.token_trace import TokenTrace, record_tokens

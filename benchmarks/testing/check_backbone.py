@@ -19,7 +19,7 @@ from benchmarks.testing.tiny import random_texts, with_random_classifiers
 from consistentee.backbones.catalog import ResolvedBackbone, resolve
 from consistentee.data.encoding import Batch
 from consistentee.data.tasks import Split, Text
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 
 ROWS = 33

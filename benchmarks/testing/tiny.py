@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from consistentee.backbones.encoders import STEPPERS, EncoderStepper
 from consistentee.data.tasks import PromptSplit, Split, TaskData, Text, TextTask
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 
 WORDS = [f"w{i}" for i in range(60)]
 # Padding has id 1: what RoBERTa and MPNet count positions from, and a trap for code that takes it to be 0.

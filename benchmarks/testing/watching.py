@@ -13,7 +13,7 @@ from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import stock_encoded
 from consistentee.models.classifiers import RecordedLayer
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.rules.view import LayerView
 

@@ -92,6 +92,15 @@ def rouge(
     return {metric: np.array([score[metric].fmeasure for score in scores], dtype=np.float64) for metric in metrics}
 
 
+def rouge_to_full(full: Sequence[str], texts: Sequence[str]) -> NDArray[np.float64]:
+    """Compute the ROUGE-L of every text to the full model's: [N]; 1 for equal texts, those without words too.
+
+    CALM's textual consistency (Schuster et al., NeurIPS 2022, section 4) is 1 minus this.
+    """
+    equal = [text == other for text, other in zip(texts, full, strict=True)]
+    return np.where(equal, 1.0, rouge(full, texts, ["rougeL"])["rougeL"])
+
+
 @cache
 def _scorer() -> "RougeScorer":
     check_extra("bench", "ROUGE")

@@ -47,7 +47,7 @@ from consistentee.deployment.ways import (
 )
 from consistentee.errors import UserError, reason_of
 from consistentee.methods.method import Method, get_method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.progress import begin_stage
 from consistentee.rules.exit_rule import NeverExit, SomeLayersRule, ThresholdRule
 from consistentee.signals import top_probability

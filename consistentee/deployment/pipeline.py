@@ -15,7 +15,7 @@ from consistentee.methods.method import AnyMethod, Method, code_file, get_method
 from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 
 ModelT = TypeVar("ModelT", MultiExitModel, MultiExitDecoder)

@@ -26,9 +26,8 @@ from torch import Tensor
 
 from consistentee.arguments import Fraction, checked
 from consistentee.errors import UserError
-from consistentee.methods.calibration import binomial, check_shares, checked_losses, learn_then_test
 from consistentee.methods.method import Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import sweep
 
@@ -82,13 +81,34 @@ def tested(losses: ArrayLike, risk: float, delta: float) -> int:
 
     Gains count as no loss, since its p-values, of the binomial distribution, need losses of 0 and 1.
     """
-    not_negative = np.clip(_checked(losses, risk, delta), 0.0, None)
-    return learn_then_test(not_negative, delta=risk, epsilon=delta, p_value=binomial)
+    table = np.clip(_checked(losses, risk, delta), 0.0, None)
+    p_values = [binomial(round(total), len(table), risk) for total in table.sum(axis=0).tolist()]
+    return leading(np.array(p_values) <= delta) - 1
+
+
+def binomial(losses: int, rows: int, risk: float) -> float:
+    """Compute the probability of at most so many losses among rows that each lose with probability ``risk``."""
+    numbers = np.arange(1, losses + 1)
+    ratios = np.log((rows + 1 - numbers) / numbers) + math.log(risk / (1 - risk))
+    logarithms = rows * math.log1p(-risk) + np.concatenate([[0.0], ratios.cumsum()])
+    return min(1.0, float(np.exp(logarithms).sum()))
 
 
 def _checked(losses: ArrayLike, risk: float, delta: float) -> Losses:
     check_shares(risk=risk, delta=delta)
-    return checked_losses(losses, high=1.0)
+    table = np.asarray(losses, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise UserError(f"risk control needs a loss for every row and knob, got a table of {table.shape}")
+    if not (table <= 1).all():  # false for NaN, too
+        raise UserError("risk control needs losses of at most 1: its bounds hold for no others")
+    return table
+
+
+def check_shares(**shares: float) -> None:
+    """Raise UserError for a share that is not between 0 and 1."""
+    for name, value in shares.items():
+        if not 0 < value < 1:
+            raise UserError(f"{name} must lie between 0 and 1, got {value:g}")
 
 
 Bound = Literal["crc", "ucb", "ltt"]

@@ -16,7 +16,7 @@ from consistentee.backbones.catalog import resolve
 from consistentee.backbones.pretrained import read_model
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.progress import Steps, listening
 from consistentee.rules.exit_rule import ExitRule
 

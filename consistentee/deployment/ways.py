@@ -29,7 +29,7 @@ from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.held_out import ConsistentEEHeldOut, train_policy
 from consistentee.methods.method import Method, get_method
 from consistentee.models.base import chosen_device
-from consistentee.models.encoder.multi_exit_model import MultiExitModel, take_pooler
+from consistentee.models.encoder import MultiExitModel, take_pooler
 from consistentee.rules.exit_rule import ExitRule, SomeLayersRule
 from consistentee.traces.instance_trace import Trace, record_logits
 from consistentee.traces.walk import sweep

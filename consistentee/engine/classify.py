@@ -15,7 +15,7 @@ from consistentee.backbones.encoders import Context, layers_run
 from consistentee.backbones.int8 import check_not_quantized
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State, ask, start_rule
 from consistentee.rules.view import LayerView, predictions_of
 

@@ -30,7 +30,7 @@ from consistentee.training.recipe import ExitNetwork, Recipe, TokenRecipe
 if TYPE_CHECKING:
     from consistentee.data.tasks import TextTask
     from consistentee.models.base import MultiExit
-    from consistentee.models.encoder.multi_exit_model import MultiExitModel
+    from consistentee.models.encoder import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
 
 ENTRY_POINT_GROUP: Final = "consistentee.methods"

@@ -16,7 +16,7 @@ from consistentee.data.tasks import Split
 from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, load_tensors
 from consistentee.models.base import ExitHeads
-from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
 

@@ -16,7 +16,7 @@ from consistentee.data.tasks import Label, TaskData
 from consistentee.errors import UserError
 from consistentee.files import empty_tensor, hash_json, hash_tensors
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.progress import tracked
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs

@@ -95,7 +95,9 @@ def test_unsupported_architectures_are_named(tiny_backbone):
         UserError, match="decoders of architecture 'opt'; supported: gemma, gpt2, llama, mistral, qwen2, qwen3"
     ):
         decoder_stepper_for(random_model(config))
-    with pytest.raises(UserError, match=r"'bert' is an encoder: .*train mcid --method consistentee --backbone NAME"):
+    with pytest.raises(
+        UserError, match=r"'bert' is an encoder: .*train mcid --method consistentee-paper --backbone NAME"
+    ):
         decoder_stepper_for(AutoModelForCausalLM.from_pretrained(tiny_backbone("bert")))
     gemma2 = Gemma2Config(**SMALL, head_dim=8)
     with pytest.raises(UserError, match="'gemma2': exits are trained on logits without a soft cap; supported"):

@@ -1,6 +1,7 @@
 """The command line: words become arguments, errors one sentence and an exit code; help loads nothing heavy."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ from benchmarks.cli import app
 from benchmarks.cli.application import normalised, parsed_parameters
 from benchmarks.commands import doctor, inventory
 from benchmarks.run.pool import Schedule
+from benchmarks.specs.suites import list_suites, load_suite
 from consistentee.backbones import hub
-from consistentee.errors import UserError
-from consistentee.methods.method import method_class_of
+from consistentee.errors import UserError, wrong_kind
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
 
 COMMANDS = sorted(get_group(app).commands)
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "sklearn", "scipy")
@@ -95,6 +97,19 @@ def test_the_help_of_every_command_teaches_by_example_and_loads_nothing_heavy(tm
     program += f"print({{done.exit_code for done in shown.values()}}, [m for m in {HEAVY} if m in sys.modules])"
     assert in_a_process(program, tmp_path) == "[]\nTrue\n{0} []\n"
     assert call("--version").output.startswith("consistentee ")
+
+
+def test_examples_and_advice_name_methods_that_exist():
+    examples = [line for command in get_group(app).commands.values() for line in command.epilog.splitlines()]
+    advice = [str(wrong_kind("x", kind)) for kind in ("encoder", "decoder")]
+    named = [
+        re.findall(r"[\w.:-]+", words)
+        for words in re.findall("--methods? ((?:(?!--).)+)", "\n".join(examples + advice))
+    ]
+    labels = {entry.label for suite in list_suites() for entry in load_suite(suite).methods}
+    known = {*labels, *available_methods(), *available_methods(TOKEN_ENTRY_POINT_GROUP)}
+    assert len(named) > 5
+    assert {name for names in named for name in names if ".py:" not in name} <= known
 
 
 def in_a_process(program: str, folder: Path) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.lm_eval import launch
+from benchmarks.lm_eval import main, register
 from benchmarks.testing.tiny import random_prompts
 from consistentee import UserError, record_tokens, replay
 
@@ -64,7 +64,7 @@ def evaluate(tasks):
     """Return a function: (model, its arguments, tasks) -> the harness's results, samples included."""
     from lm_eval.tasks import TaskManager
 
-    launch.register()
+    register()
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
 
     def run(model, arguments, names=("toy-choice", "toy-rolling", "toy-writing"), **options):
@@ -169,7 +169,8 @@ def test_impossible_options_are_refused(saved, arguments, message):
 @pytest.mark.slow
 def test_the_command_line_of_the_harness_knows_the_model(tmp_path, saved, tasks):
     words = ["--model", "consistentee", "--model_args", f"pretrained={saved},method=token-full", "--batch_size", "4"]
-    program = [sys.executable, "-m", "benchmarks.lm_eval.launch", *words, "--tasks", str(tasks / "toy-choice.yaml")]
+    words += ["--tasks", str(tasks / "toy-choice.yaml")]
+    program = [sys.executable, "-c", "from benchmarks.lm_eval import main; main()", *words]
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"toy-choice.*acc.*0\.\d", done.stdout)
@@ -181,5 +182,5 @@ def test_errors_of_the_user_are_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", refuses)
     with pytest.raises(SystemExit, match="2"):
-        launch.main()
+        main()
     assert capsys.readouterr().err == "error: no such model folder: nowhere\n"

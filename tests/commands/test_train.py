@@ -19,7 +19,7 @@ from benchmarks.commands import train
 from benchmarks.kinds.classification import Classification
 from consistentee.models import classifiers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import ModelDescription, MultiExitModel
+from consistentee.models.encoder import ModelDescription, MultiExitModel
 from consistentee.progress import Position
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 

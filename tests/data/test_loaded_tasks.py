@@ -11,7 +11,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from benchmarks.testing.tiny import make_task, make_text_task
-from consistentee.data.metrics import TEXT_METRICS, rouge, score, token_match
+from consistentee.data.metrics import TEXT_METRICS, rouge, rouge_to_full, score, token_match
 from consistentee.data.tasks import Prompt, PromptSplit, Split, TaskData, cut_prompt, fit_prompt
 from consistentee.errors import UserError
 
@@ -67,6 +67,12 @@ def test_rouge_by_hand():
     found = rouge(["a cat runs", "a"], ["A cats, fast", "!"])
     assert tuple(found) == TEXT_METRICS
     assert [found[metric].tolist() for metric in TEXT_METRICS] == [[2 / 3, 0], [1 / 2, 0], [2 / 3, 0]]
+
+
+def test_rouge_to_the_full_model_by_hand():
+    """Of "a b c d" and "a c d e" the common subsequence has 3 words of 4 and 4: F is 0.75."""
+    texts, full = ["a b c d", "the same", "?!", "nothing shared"], ["a c d e", "the same", "?!", "other words"]
+    assert rouge_to_full(full, texts) == pytest.approx([0.75, 1.0, 1.0, 0.0])
 
 
 def test_token_match_by_hand():

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from benchmarks.testing.tiny import make_task
 from consistentee import UserError, get_method, record_trace, replay
-from consistentee.deployment.risk_control import BOUNDS, control_risk, losses_of
+from consistentee.deployment.risk_control import BOUNDS, binomial, control_risk, losses_of
 
 
 @pytest.mark.parametrize(
@@ -34,9 +35,15 @@ def test_the_last_knob_before_the_first_failure_is_chosen(bound):
     assert BOUNDS[bound](table(0.0, 0.01, 0.3, 0.0), 0.05, 0.1) == 1
     assert BOUNDS[bound](table(0.3, 0.0), 0.05, 0.1) == -1
     assert BOUNDS[bound](table(0.0, 0.0), 0.05, 0.1) == 1
-    for losses, risk, delta, named in ((1, 0.0, 0.1, "risk"), (1, 0.1, 1.0, "delta"), (2, 0.1, 0.1, "losses")):
+    refused = ((1, 0.0, 0.1, "risk"), (1, 0.1, 1.0, "delta"), (2, 0.1, 0.1, "losses"), (np.nan, 0.1, 0.1, "losses"))
+    for losses, risk, delta, named in refused:
         with pytest.raises(UserError, match=named):
             BOUNDS[bound](losses * table(0.1), risk, delta)
+
+
+def test_the_binomial_test_is_that_of_scipy():
+    for losses, rows, risk in ((0, 1, 0.5), (3, 20, 0.1), (400, 1000, 0.41), (70_000, 100_000, 0.7)):
+        assert binomial(losses, rows, risk) == pytest.approx(binom.cdf(losses, rows, risk), rel=1e-8)
 
 
 def test_conformal_by_hand():

@@ -17,7 +17,7 @@ from consistentee.methods.consistent_ee.tokens import (
     ConsistentEETokensLadder,
     memorized_exit_layer,
 )
-from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.models.encoder import LayerOutputs
 from consistentee.training import FeatureBatch, decoder
 from consistentee.training.decoder import DrawnTokens, exit_answers
 

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.testing.tiny import make_task
 from consistentee import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, UserError, files
 from consistentee.files import DiskFullError, load_tensors, save_tensors
-from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.models.encoder import LayerOutputs
 from consistentee.signals import entropy, margin, top_probability
 from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
 from consistentee.traces.walk import replay, sweep, walk
