@@ -119,7 +119,13 @@ def plain(node: ast.AST | None) -> str:
 
 # ---------------------------------------------------------------------------------------------- tables
 
-DOCUMENTS_WITH_TABLES = ("README.md", "results/README.md", "results/paper_stages.md", "docs/paper_tables.md")
+DOCUMENTS_WITH_TABLES = (
+    "README.md",
+    "results/README.md",
+    "results/paper_stages.md",
+    "docs/index.md",
+    "docs/paper_tables.md",
+)
 
 _SHOWN = re.compile(r"<!-- (?P<folder>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)*)")
 _PRINTED = re.compile(r"(?P<comment><!-- consistentee (?P<words>.*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)

@@ -165,7 +165,7 @@ class Comparison:
 
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
         Columns: those of :data:`HEADLINE` but ``area``; ``kept``; ``no_rule`` (points of all rows at one layer of the
-        same exits), ``rule_gain``, ``rule_low``, ``rule_high`` (over that; NaN at more than the budget); ``over`` and
+        same exits), ``rule_gain``, ``rule_low``, ``rule_high`` (over that), NaN at more than the budget; ``over`` and
         ``under`` (the budget); ``knobs`` that differ in layers, a median number; ratios, geometric means.
         """
         found = self.of_compared.rename(columns={"label": "method", "speedup": "budget"})
@@ -182,7 +182,7 @@ class Comparison:
         bounds = [self._bounds(label, budget) for label, budget in means.index]
         means[[*BOUNDS, "rule_low", "rule_high"]] = np.array(bounds, dtype=float).reshape(-1, 6)
         means["no_rule"] = means["points"] - means["rule_gain"]
-        of_rule = ["rule_gain", "rule_low", "rule_high"]
+        of_rule = ["no_rule", "rule_gain", "rule_low", "rule_high"]
         means[of_rule] = means[of_rule].mask(means["over"])  # rows at one layer cost less than these
         means = means.reset_index()
         layers = self.in_means(self.results.knobs).groupby([*CURVE, "seed"])["layers"]
@@ -196,7 +196,7 @@ class Comparison:
     def headline(self) -> pd.DataFrame:
         """The lines of :attr:`means` with ``area`` (mean points from 1x to 3x), and how often better than static.
 
-        ``better_than_static`` and ``worse_than_static`` count tasks.
+        ``better_than_static`` and ``worse_than_static`` count tasks. The area of a method that misses a budget is NaN.
         """
         better, worse = (self.signs == 1).rename("better_than_static"), (self.signs == -1).rename("worse_than_static")
         keys = [self.by_task["label"].rename("method"), self.by_task["speedup"].rename("budget")]
@@ -208,10 +208,14 @@ class Comparison:
 
     @cached_property
     def areas(self) -> pd.Series:
-        """The mean points of every label between 1x and 3x, means over the compared tasks; of texts none."""
+        """The mean points from 1x to 3x of the labels that meet every budget, means over the compared tasks.
+
+        Empty for texts.
+        """
         if self.results.kind == "generation":
             return pd.Series(dtype=float)
         dense = self.in_means(points(self.results, mix(self.results.knobs, _AREA, self.cost)))
+        dense["points"] = dense["points"].mask((dense["reach"] == "over").groupby(dense["label"]).transform("any"))
         by_task = dense.groupby([*CURVE, "speedup"])["points"].mean().groupby(["label", "task"]).mean()
         return 100 * by_task.groupby("label").mean()
 

@@ -200,7 +200,7 @@ def full_lines(results: Results) -> pd.Series:
 
 @lru_cache(maxsize=4)
 def kept_lines(results: Results) -> Mapping[int, int]:
-    """Map every line of knobs to the nearest one of its cell, in layers, whose exits were kept.
+    """Map every line of knobs to the nearest one of its cell, in layers, whose exits are known.
 
     Cells keep the exits of the knobs that are mixed at the budgets of their kind: there the nearest is the line itself.
     At other budgets, and in cells published before, the nearest stands in.
@@ -212,7 +212,7 @@ def kept_lines(results: Results) -> Mapping[int, int]:
     found: dict[int, int] = {}
     for cell, lines in knobs.groupby("cell", sort=False).indices.items():
         # The last line of a cell is "never exit", whose answers are those of the last layer.
-        kept = lines[np.isin(places[lines], results.places_of_exits(cell)) | (lines == lines[-1])]
+        kept = lines[np.isin(places[lines], list(results.exits(cell))) | (lines == lines[-1])]
         nearest = np.abs(layers[lines][:, None] - layers[kept][None, :]).argmin(axis=1)
         found |= dict(zip(lines.tolist(), kept[nearest].tolist(), strict=True))
     return found
@@ -250,15 +250,17 @@ class _Terms:
             return None
         if np.isnan(knob):
             return self._place(results.labels(cell), by_layer[-1])
-        exits = results.exits(cell, place)
+        exits = results.exits(cell).get(place)
         return None if exits is None else self._place(results.labels(cell), by_layer[exits - 1, np.arange(exits.size)])
 
     def at_layer(self, cell: int, layer: float) -> int | None:
-        """Return the place of the answers of a cell's exit at a layer."""
+        """Return the place of the answers of a cell's exit at a layer; None where it has none."""
         if self._results.kind == "generation" or layer != int(layer):
             return None
-        answers = self._results.answers_by_layer(cell)
-        return self._place(self._results.labels(cell), answers[int(layer) - 1]) if len(answers) >= layer else None
+        answers, place = self._results.answers_by_layer(cell), int(layer) - 1
+        if len(answers) <= place or not self._results.has_exit(cell, int(layer)):
+            return None
+        return self._place(self._results.labels(cell), answers[place])
 
     def _place(self, labels: Array, answers: Array) -> int | None:
         if self._labels is None and has_terms(self._metric, labels):

@@ -100,6 +100,7 @@ class Results:
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
     _firsts: dict[str, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
     _columns: dict[tuple[str, str], Array] = field(default_factory=dict, init=False, repr=False)
+    _exits: dict[int, dict[int, NDArray]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def speedups(self) -> Speedups:
@@ -243,18 +244,40 @@ class Results:
         rows = max(1, len(self.column("rows", "row", cell)))
         return self.column("answers", "answer", cell).reshape(-1, rows)
 
-    def places_of_exits(self, cell: int) -> list[int]:
-        """Return the places of the knobs of a cell whose exits were kept, in the order of the frame."""
-        rows = max(1, len(self.column("rows", "row", cell)))
-        return list(map(int, self.column("exits", "place", cell)[::rows]))
+    def exits(self, cell: int) -> dict[int, NDArray]:
+        """Return the exit layers [N] of a cell by the place of its knob.
 
-    def exits(self, cell: int, place: int) -> NDArray[np.int64] | None:
-        """Return the exit layers [N] of a cell at the place of a knob; None where they were not kept."""
-        places = self.places_of_exits(cell)
-        if place not in places:
-            return None
-        layers = self.column("exits", "exit_layer", cell).reshape(len(places), -1)
-        return np.asarray(layers[places.index(place)], dtype=np.int64)
+        They are known where they were kept, and where all rows exit at one layer.
+        """
+        if cell not in self._exits:
+            rows = len(self.column("rows", "row", cell))
+            places = self.column("exits", "place", cell)[:: max(1, rows)]
+            layers = self.column("exits", "exit_layer", cell).reshape(len(places), max(1, rows))
+            found = dict(zip(map(int, places), layers, strict=True))
+            for place, counts in zip(self.column("curve", "place", cell), self.exit_histograms(cell), strict=True):
+                if rows and counts.max() == rows:
+                    found.setdefault(int(place), np.full(rows, counts.argmax() + 1))
+            self._exits[cell] = found
+        return self._exits[cell]
+
+    def exit_histograms(self, cell: int) -> NDArray[np.int64]:
+        """Return how many test rows (or tokens) of a cell exit at each layer, [knobs, layers]."""
+        return np.array(self.column("curve", "exit_histogram", cell).tolist(), dtype=np.int64)
+
+    def has_exit(self, cell: int, layer: int) -> bool:
+        """Return whether a cell has an exit at a layer, by the rows of its label that exit there at any knob and task.
+
+        A cell with one knob and full depth has all.
+        """
+        return len(self.exit_histograms(cell)) <= 2 or layer in self._exit_layers[self.records[cell].label]
+
+    @cached_property
+    def _exit_layers(self) -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for cell, record in enumerate(self.records):
+            layers = np.flatnonzero(self.exit_histograms(cell).any(axis=0)) + 1
+            found.setdefault(record.label, set()).update(layers.tolist())
+        return found
 
     # ------------------------------------------------------------------------------------------ parts
 

@@ -36,7 +36,7 @@ def own_layers(results: Results) -> pd.DataFrame:
         rows_exit = np.isclose(full_depth["layers"].max(), line["num_layers"])  # else tokens exit, and run fewer layers
         if not (rows_exit and has_terms(line["metric"], results.labels(cell))):
             continue
-        exits = results.exits(cell, int(line["place"]))
+        exits = results.exits(cell).get(int(line["place"]))
         at_one, answers = _at_one_layer(results, cell, line["layers"]), results.answers_by_layer(cell)
         group = (line["task"], line["backbone"], line["seed"])
         same = [

@@ -30,7 +30,8 @@ def chosen_knobs(results: Results, loss: float) -> pd.DataFrame:
     is_within = found["validation_score"] >= of_full_model(results, found, "validation_score") - loss / 100 - 1e-9
     # Who has no such knob stays at full depth.
     found = found[is_within | found["knob"].isna()].assign(within=is_within)
-    found = found.sort_values(["within", "validation_layers", "score"], ascending=[False, True, True], kind="stable")
+    order = ["within", "validation_layers", "validation_score"]
+    found = found.sort_values(order, ascending=[False, True, False], kind="stable")
     first = found.groupby([*CURVE, "seed"], sort=False).head(1)
     return first.assign(
         promised=first["num_layers"] / first["validation_layers"],

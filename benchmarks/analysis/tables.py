@@ -75,7 +75,12 @@ def headline_table(results: Results) -> Table | None:
             *([Column("seeds", f"seeds {middle:g}x", ".0f", note=_SEEDS, fits=None)] if differ else []),
             *_point_columns(comparison, brackets, best=True),
             *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK, fits=None)] if tasks > 2 else []),
-            Column("area", form="+.1f", note="Area: mean points from 1x to 3x.", fits="page"),
+            Column(
+                "area",
+                form="+.1f",
+                note="Area: mean points from 1x to 3x, of methods that meet every budget.",
+                fits="page",
+            ),
             Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT, fits=None),
             Column(f"no rule {middle:g}x", f"no_rule {middle:g}x", "+.1f", note=_NO_RULE, fits=None),
             Column(*rule, note="Rule: what its rule gains over that.", fits="page"),

@@ -123,6 +123,8 @@ def train_model(
         check_shares(risk=risk)
         if name != "classification":
             raise UserError("--risk is for tasks of labels")
+        if method.learns_from_validation:
+            raise UserError(f"{method.name} learns from validation rows, which --risk needs unseen for its proof")
     unfinished = out / UNFINISHED
     if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")

@@ -1,6 +1,7 @@
 """Prove on rows that were used for nothing else that early exits lose no more than is tolerated.
 
-Rows must be drawn as the later ones are, and be in random order. Losses are those against the answer at full depth.
+Rows must be drawn as the later ones are; a bound or a proof that bets takes them in random order. Losses are those
+against the answer at full depth.
 
 - Risk control chooses the knob of any method (Jazbec et al., Fast yet Safe: Early-Exiting with Risk Control, NeurIPS
   2024, arXiv 2405.20915): the last one that passes (the released code returns the first that fails), or the most
@@ -181,7 +182,8 @@ def control_risk(
         raise UserError(f"{method.name}: rows leave early at its most cautious knob, {knobs[0]:g}: nothing is safe")
     full = trace.predictions(exits[0])
     losses = torch.stack([losses_of(loss, trace.predictions(layers), full, trace.labels) for layers in exits], dim=1)
-    found = BOUNDS[bound](losses.numpy(), risk, delta)
+    in_random_order = np.random.default_rng(0).permutation(losses.numpy())  # files may be sorted by label
+    found = BOUNDS[bound](in_random_order, risk, delta)
     index = max(found, 0)
     return ControlledKnob(
         knob=knobs[index],

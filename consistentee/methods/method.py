@@ -131,6 +131,11 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         """Whether cells also try values between those: see :class:`Knob`."""
         return self.knob.refined
 
+    @property
+    def learns_from_validation(self) -> bool:
+        """Whether ``fit`` learns from validation rows, which then prove nothing about the model."""
+        return False
+
     @checked
     def check_knob(self, model: ModelT, knob: Number) -> None:
         """Raise UserError if ``knob`` lies outside the range of this method's knob."""

@@ -168,13 +168,19 @@ def test_samples_without_the_exits_of_the_mixed_knobs_are_moved_to_their_points(
     assert comparison.drawn(MCID, "deebert", 2.0).mean() == pytest.approx(exact, abs=2 / ROWS**0.5 / 100)
 
 
+def test_a_rule_is_compared_with_exits_that_exist():
+    """At these knobs rows exit at layers 1, 4 and 6: there is an exit at the layer of 1.5x, and none at that of 2x."""
+    found = per_seed((cell("deebert"), frames_by_hand("deebert", [2.5, 5.0]))).loc["deebert", "rule_gain"]
+    assert found.notna().to_dict() == {1.5: True, 2.0: False, 3.0: False}
+
+
 def test_what_costs_more_than_the_budget_is_marked_and_never_better():
     late = frames_by_hand("oracle", [5.0]) | {"curve": frames_by_hand("oracle", [5.0])["curve"].assign(live_rows=1.0)}
     comparison = Comparison(results_of([*made_up_suite(), (cell("late"), late)]))
     line = comparison.headline.query("method == 'late' and budget == 3").iloc[0]
     assert line["over"]
-    assert np.isnan(line["rule_gain"]), "all rows at the layer of the budget cost less"
-    assert not np.isnan(line["no_rule"])
+    assert line[["no_rule", "rule_gain"]].isna().all(), "all rows at the layer of the budget cost less"
+    assert np.isnan(line["area"])
     assert line["better_than_static"] == 0
     assert comparison.headline["method"].iloc[-1] == "late", "behind all that meet the budget"
     tests = comparison.contrasts("static").set_index(["method", "budget"]).loc["late", 3.0]

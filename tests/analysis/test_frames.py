@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from records_by_hand import LAYERS, ROWS, frames_by_hand, made_up_suite, results_of, timing, write_cells, write_results
+from records_by_hand import (
+    LAYERS,
+    ROWS,
+    cell,
+    frames_by_hand,
+    made_up_suite,
+    results_of,
+    timing,
+    write_cells,
+    write_results,
+)
 from rich.console import Console
 
 from benchmarks.analysis.board import report_files
@@ -44,14 +54,21 @@ def test_times_count_in_proportion_to_the_layers_that_all_test_rows_run():
 
 def test_exits_and_answers_give_the_scores_of_the_curve(results):
     cell = next(n for n, r in enumerate(results.records) if (r.task, r.label) == ("mcid", "deebert"))
-    answers, labels, places = results.answers_by_layer(cell), results.labels(cell), results.places_of_exits(cell)
+    answers, labels, known = results.answers_by_layer(cell), results.labels(cell), results.exits(cell)
     assert answers.shape == (LAYERS, ROWS)
-    assert len(places) >= 3
+    assert len(known) >= 3
     scores = results.knobs[results.knobs["cell"] == cell].set_index("place")["score"]
-    for place in places:
-        exits = results.exits(cell, place)
+    for place, exits in known.items():
         assert (answers[exits - 1, range(ROWS)] == labels).mean() == pytest.approx(scores[place])
-    assert results.exits(cell, 10_000) is None
+
+
+def test_exits_are_known_where_all_rows_exit_at_one_layer():
+    """They need not be kept: a static exit then gains exactly nothing over itself."""
+    frames = frames_by_hand("static", [2.0, 4.0])
+    counts = [[0, ROWS, 0, 0, 0, 0], [0, 0, 1, ROWS - 1, 0, 0], [0, 0, 0, 0, 0, ROWS]]
+    frames |= {"curve": frames["curve"].assign(exit_histogram=counts), "exits": frames["exits"].iloc[:0]}
+    exits = results_of([(cell("static"), frames)]).exits(0)
+    assert {place: set(layers) for place, layers in exits.items()} == {0: {2}, 2: {6}}
 
 
 def test_only_keeps_labels_and_tasks_and_the_full_model(results):

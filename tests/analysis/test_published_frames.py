@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from documents import ROOT
+from records_by_hand import cell, curve_by_hand, results_of
 
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.own_layers import own_layers
@@ -52,6 +53,14 @@ def test_the_fastest_knob_within_the_loss_on_validation_rows_is_chosen(published
     assert len(found) == 1
     assert found["promised"].item() == pytest.approx(12 / expected["validation_layers"])
     assert found["lost"].item() == pytest.approx(100 * (full["accuracy"] - expected["accuracy"]))
+
+
+def test_without_a_knob_within_the_loss_the_full_depth_that_is_best_on_validation_rows_is_chosen():
+    curves = {0.1: curve_by_hand([2.0, 6.0], [0.5, 0.6], [0.5]), 0.3: curve_by_hand([3.0, 6.0], [0.5, 0.8], [0.5])}
+    models = [(cell("paper", parameters={"alpha": alpha}), {"curve": curve}) for alpha, curve in curves.items()]
+    full = cell("full"), {"curve": curve_by_hand([6.0, 6.0], [0.9, 0.9])}
+    found = chosen_knobs(results_of([full, *models]), 0.5).query("label == 'paper'")
+    assert found["lost"].tolist() == pytest.approx([10])
 
 
 def test_a_larger_loss_promises_more_and_the_table_shows_the_means(published):

@@ -115,6 +115,18 @@ def test_the_chosen_knob_has_the_layers_and_losses_of_a_replay(method, loss, tra
     assert chosen.rows == len(trace)
 
 
+def test_bounds_take_rows_in_random_order(traced, monkeypatch):
+    """A bound that bets is wrong on rows that are sorted by label, as in many files."""
+    (model, trace), method, seen = traced, get_method("static"), []
+    monkeypatch.setitem(BOUNDS, "ucb", lambda losses, risk, delta: seen.append(losses) or 0)
+    control_risk(method, model, trace, 0.1)
+    full, knobs = trace.logits[:, -1].argmax(dim=-1), reversed(method.knob_values(model))
+    answers = [trace.predictions(replay(method.rule(model, knob), trace)) for knob in knobs]
+    in_file = np.stack([losses_of("gap", one, full, trace.labels).numpy() for one in answers], axis=1)
+    assert sorted(map(tuple, seen[0])) == sorted(map(tuple, in_file))
+    assert (seen[0] != in_file).any()
+
+
 def test_all_rows_run_to_full_depth_without_proof(traced):
     model, trace = traced
     method = get_method("pabee")

@@ -52,6 +52,10 @@ class ConsistentEEHeldOut(ee.Method):
     classifier: training.ExitNetwork = "attention"
     policy_rows: Literal["validation", "training"] = "validation"
 
+    @property
+    def learns_from_validation(self) -> bool:
+        return self.policy_rows == "validation"
+
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         """Fine-tune the stock model, distil it into the exits, and fit the policy to the texts of validation rows."""
         source = training.training_source(model, task, recipe)
