@@ -45,7 +45,7 @@ def test_every_kind_is_drawn(results, name):
     assert titles & {"mcid", "mean of 2 tasks"}
 
 
-@pytest.mark.parametrize("folder", ["cpu-6-layers", "decoding-methods"])
+@pytest.mark.parametrize("folder", ["cpu-12-layers", "decoding-methods"])
 def test_no_curve_leaves_through_an_axis(folder):
     for axes in draw_figure("curves", load_results(ROOT / "results" / folder)).axes:
         (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()

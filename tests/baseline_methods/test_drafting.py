@@ -41,20 +41,6 @@ def test_texts_of_a_stack_are_those_of_a_stock_model_of_its_layers(tiny_decoder,
         assert torch.cat(out.exit_layers).unique().tolist() == [3]
 
 
-def test_an_adapter_that_never_agrees_costs_every_draft(agreeing_decoder):
-    """It names the least likely token: all of every draft is taken back, and each pass gives one token."""
-    model = agreeing_decoder(deep=0.0)
-    model.backbone.generation_config.eos_token_id = model.tokenizer.eos_token = None
-    with torch.no_grad():
-        model.add_branch(2, BranchSpec(copied_layer=3, with_mlp=False)).norm.weight.mul_(-1)
-    out = generate_speculatively(model, PROMPTS, max_new_tokens=NEW_TOKENS, draft_layer=2, draft_tokens=3)
-    assert out.accepted == [0] * 4
-    assert out.passes == [NEW_TOKENS - 1] * 4
-    # A draft is as long as what is left to write, less the token that follows it: 3 six times, then 2, 1 and 0.
-    assert out.drafted == [6 * 3 + 2 + 1] * 4
-    assert out.texts == generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).texts
-
-
 def test_texts_equal_the_full_models(tiny_decoder):
     model = tiny_decoder("llama")
     full = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)

@@ -28,7 +28,7 @@ from benchmarks.testing.tiny import VOCABULARY, make_task
 from consistentee import HeadSpec, MultiExitModel, Recipe, UserError, get_method, record_trace, replay, sweep
 from consistentee.data.encoding import Encoding
 from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
-from consistentee.training import TokenSource, encoder
+from consistentee.training import TokenSource
 from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, training_source
 
 ROWS, LAYERS = 16, 5
@@ -341,17 +341,10 @@ def test_a_product_multiplies_the_exits_so_far(tiny_model):
 def test_the_network_of_exits_is_a_parameter_and_layer_l_keeps_its_own(tiny_model, network):
     task = make_task(rows=16)
     full = get_method("full").fit(tiny_model(), task, RECIPE)
-    for name in ("deebert", "fastbert", "pabee", "mixed"):
+    for name in ("deebert", "pabee"):
         model = get_method(name, classifier=network).fit(tiny_model(), task, RECIPE)
         kinds = [type(classifier).__name__.removesuffix("Classifier").lower() for classifier in model.classifiers]
         assert kinds == [network] * 3 + ["linear"]
-        if name in ("deebert", "fastbert"):
+        if name == "deebert":
             last = [record_trace(each, task.test, max_length=32).logits[:, -1] for each in (model, full)]
             assert torch.equal(*last)
-
-
-def test_students_of_fastbert_may_have_a_rate_of_their_own(tiny_model, monkeypatch):
-    rates = {}
-    monkeypatch.setattr(encoder, "run_stage", lambda *given: rates.update({given[2].name: given[2].learning_rate}))
-    get_method("fastbert", learning_rate=2e-4).fit(tiny_model(), make_task(), RECIPE)
-    assert rates == {"last-exit": RECIPE.learning_rate, "self-distillation": 2e-4}

@@ -275,6 +275,7 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
         return Figure(), ""
 
     monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", {"curves": draw})
+    monkeypatch.setattr("benchmarks.analysis.frames.published_folders", list)
     write_results(tmp_path)
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")

@@ -5,8 +5,7 @@ import torch
 
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts, random_texts
-from consistentee import ExitRule, NeverExit, ThresholdRule, classify, generate
-from consistentee.signals import top_probability
+from consistentee import ExitRule, NeverExit, classify, generate
 
 
 def run_batches(model, monkeypatch) -> list[tuple[int, int, int]]:
@@ -67,18 +66,6 @@ def test_rows_that_left_are_not_run(tiny_model, monkeypatch):
 def test_nothing_in_nothing_out(tiny_model, options):
     out = classify(tiny_model(), [], NeverExit(), **options)
     assert len(out.predictions) == len(out.exit_layers) == len(out.logits) == 0
-
-
-def test_a_rule_pays_only_for_what_it_reads(tiny_model, monkeypatch):
-    model = tiny_model()
-    asked = []
-    real = model.classifier
-    monkeypatch.setattr(model, "classifier", lambda layer: (asked.append(layer), real(layer))[1])
-    classify(model, ["w1"], NeverExit())
-    assert asked == [model.num_layers], "a rule that reads nothing pays for the last classifier alone"
-    asked.clear()
-    classify(model, ["w1"], ThresholdRule(top_probability, 2.0, exit_when="above"))
-    assert asked == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("answer", [torch.tensor([1.0, 0.0]), torch.tensor(True), torch.tensor([True])], ids=str)

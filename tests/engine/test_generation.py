@@ -33,15 +33,6 @@ def test_never_exit_writes_what_the_stock_model_writes_with_eager_attention_too(
     assert not torch.cat(out.late_layers).any()
 
 
-def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decoder):
-    model = tiny_decoder()
-    out = generate(model, PROMPTS, StaticRule(2), max_new_tokens=5, batch_size=4)
-    assert all(layers.tolist() == [4, *[2] * (len(layers) - 1)] for layers in out.exit_layers)
-    assert out.average_layers == 2
-    assert out.decoded_tokens == sum(len(tokens) - 1 for tokens in out.tokens)
-    assert min(out.prefill_seconds, out.decode_seconds) > 0
-
-
 def head_calls(model, rule) -> list[int]:
     """Return how many rows every call of the LM head reads, while six tokens are written behind four prompts."""
     rows, options = [], {"max_new_tokens": 6, "batch_size": 4, "end_at_eos": False}

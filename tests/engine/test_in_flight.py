@@ -4,7 +4,6 @@ from statistics import mean
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from comparing import tokens_of, written
@@ -13,9 +12,9 @@ from hypothesis import given, strategies as st
 from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import counted_calls, watched_calls
-from consistentee import ExitRule, NeverExit, StaticRule, UserError, generate, generate_encoded, record_tokens, replay
+from consistentee import ExitRule, NeverExit, StaticRule, UserError, generate, generate_encoded
 from consistentee.engine import cache as cache_module, token_batch
-from consistentee.engine.cache import CacheHoleError, Indices, Rows, RowTensors
+from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.missing_keys import Propagation
 from consistentee.engine.token_batch import ReadPrompts, TokenBatch, pass_sizes
 
@@ -96,18 +95,6 @@ def test_a_cache_beyond_memory_is_refused(model, monkeypatch):
         generate(model, PROMPTS, MIXED, max_new_tokens=20, in_flight=9, batch_size=2)
 
 
-def test_rows_wait_with_copies_of_their_tensors():
-    """A rule may keep a tensor of its own in its state, or one whose rows share memory."""
-    indices = Indices(torch.device("cpu"))
-    kept, shared = RowTensors(4), torch.zeros(1).expand(4)
-    kept.put(1, Rows(np.arange(4), indices), {"state": shared})
-    kept.put(1, Rows(np.array([0, 3]), indices), {"state": torch.ones(2)})
-    assert kept.get(1, Rows(np.arange(4), indices))["state"].tolist() == [1, 0, 0, 1]
-    assert shared.tolist() == [0] * 4
-    kept.keep(Rows(np.array([2, 3]), indices))
-    assert kept.get(1, Rows(np.array([1]), indices))["state"].tolist() == [1]
-
-
 @pytest.fixture
 def passes(monkeypatch) -> list[int]:
     """Rows of every batch of prompts that layers have run on."""
@@ -157,29 +144,6 @@ def test_passes_do_not_change_what_is_written(tiny_decoder, monkeypatch, family,
 
 
 # ---------------------------------------------------------------------------------------------- skipped layers
-
-
-class Noting(RandomRule):
-    """Exit at random, and note the states that it sees, by the key of a token and the layer."""
-
-    def __init__(self) -> None:
-        super().__init__(2.5, seed=0)
-        self.seen: dict[tuple[int, int], torch.Tensor] = {}
-
-    def should_exit(self, view, state):
-        self.seen |= {(key, view.layer): seen for key, seen in zip(view.row_keys.tolist(), view.pooled, strict=True)}
-        return super().should_exit(view, state)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_exact_keys_and_values_are_those_of_full_depth(tiny_decoder, family):
-    """Tokens that attend to them have the states of a trace, in which all tokens have run all layers."""
-    model, live, replayed = tiny_decoder(family), Noting(), Noting()
-    out = generate(model, PROMPTS, live, max_new_tokens=NEW_TOKENS, kv="exact", batch_size=3)
-    replay(replayed, record_tokens(model, list(zip(model.encode(PROMPTS), tokens_of(out), strict=True))))
-    assert len(live.seen) > 2 * len(PROMPTS)
-    for place, state in live.seen.items():
-        torch.testing.assert_close(state, replayed.seen[place], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", [{"kv": "propagate"}, {"kv": "exact"}, {"in_flight": 4, "batch_size": 2}], ids=str)

@@ -46,11 +46,6 @@ def test_rewards_by_hand(alpha, settings, expected):
     torch.testing.assert_close(rewards(losses, alpha, hardness, settings.get("layers")), torch.tensor(expected))
 
 
-def test_exit_distribution_by_hand():
-    q = exit_distribution(torch.tensor([[0.5, 0.2, 0.9]]))
-    torch.testing.assert_close(q, torch.tensor([[0.5, 0.1, 0.4]]))
-
-
 def gradient(loss_of, logits):
     logits = logits.clone().requires_grad_()
     loss_of(logits.sigmoid()).backward()

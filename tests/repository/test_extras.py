@@ -70,11 +70,6 @@ def test_importing_the_package_imports_nothing_else():
         _ = consistentee.nothing
 
 
-def test_every_extra_that_is_checked_brings_packages():
-    assert all(extras.packages_of(extra) for extra in get_args(extras.Extra))
-    assert consistentee.__version__ == extras.version("consistentee")
-
-
 def imported_modules(folder: str, *, anywhere: bool) -> Iterator[str]:
     """Yield the first names of what the files of a package import, in functions too or at once alone."""
     for path in (ROOT / folder).rglob("*.py"):

@@ -21,7 +21,6 @@ from consistentee import ConsecutiveRule, NeverExit, SameAnswerRule, SomeLayersR
 from consistentee.backbones import decoders
 from consistentee.backbones.decoders import logits_among
 from consistentee.errors import UserError
-from consistentee.methods.method import get_method
 from consistentee.rules.view import predictions_of
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, prune_vocabulary
 from consistentee.signals import entropy, margin, normalised_entropy, top_probability
@@ -157,13 +156,6 @@ def test_distances_by_hand():
 def test_a_patience_that_counts_no_layers_is_refused(patience):
     with pytest.raises(UserError, match=rf"number.*, got {patience}"):
         ConsecutiveRule(SameAnswerRule(), patience)
-
-
-def test_a_knob_between_two_patiences_is_refused_and_not_rounded(tiny_model):
-    method, model = get_method("pabee"), tiny_model()
-    assert method.rule(model, 2.0).patience == 2
-    with pytest.raises(UserError, match=r"whole number, at least 1, got 1\.5"):
-        method.rule(model, 1.5)
 
 
 # ---------------------------------------------------------------------------------------------- vocabulary

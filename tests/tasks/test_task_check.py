@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from command_line import call, succeed
 from small_suite import write_task
 
 from benchmarks.tasks import check
@@ -64,10 +63,3 @@ def test_lengths_in_tokens_of_a_backbone(tmp_path, tiny_backbone):
     path = write_task(tmp_path, "toy")
     words, tokens = check_task(str(path)), check_task(str(path), backbone=str(tiny_backbone("bert")))
     assert (tokens.rows["length"] == words.rows["length"] + 2).all()  # [CLS] and [SEP]
-
-
-def test_the_command_shows_tables_and_ends_with_0(tmp_path):
-    done = succeed("check-task", write_task(tmp_path, "toy"))
-    shown = " ".join(done.output.split())
-    assert all(part in shown for part in ("toy, version 1, scored by", "label: rows", "warnings"))
-    assert "no such task file" in call("check-task", tmp_path / "tou.yaml").output
