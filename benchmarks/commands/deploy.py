@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands.train import showing_stages
+from benchmarks.tasks.check import normalised
 from benchmarks.tasks.data_files import Columns, find_columns, labelled_rows, read_table, texts_of
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.tasks.specs import TABLES
@@ -51,18 +52,30 @@ def rows_of(
         return task, [f"Rows: {counts[0]} for exits, {counts[1]} for choosing, {counts[2]} for the proof."]
     config = read_config(resolve(model).path)
     check_classifier(model, config)
-    names = tuple(config.id2label[number] for number in range(config.num_labels))
+    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    if len(set(names)) < len(names):
+        raise UserError(f"{model} gives two labels the same name ({', '.join(names[:20])}); change id2label")
     split, columns = _labelled(Path(data), text, label, names)
     order = random.Random(0).sample(range(len(split)), len(split))
     second = round(len(split) / 3)
     first = second if train is None else 0
     if min(second, len(split) - first - second) < 1:
         raise UserError(f"{data} holds {len(split)} rows, which are too few to choose and to prove")
-    training = split.select(order[:first]) if train is None else _labelled(train, text, label, names)[0]
+    notes = []
+    if train is None:
+        training = split.select(order[:first])
+    else:
+        given, of_data = _labelled(train, text, label, names)[0], set(map(normalised, split.texts))
+        new = [row for row, one in enumerate(given.texts) if normalised(one) not in of_data]
+        if not new:
+            raise UserError(f"every text of {train} is in {data} too: nothing is left to train exits on")
+        training = given.select(new)
+        if left_out := len(given) - len(new):
+            notes = [f"Left out: {left_out:,} rows of {train}, whose texts are in {data} too."]
     choosing, proof = split.select(order[first : first + second]), split.select(order[first + second :])
     task = TaskData(Path(data).stem, 1, training, choosing, proof, names, ("accuracy",))
     shares = f"{len(training):,} for exits, {len(choosing):,} for choosing, {len(proof):,} for the proof"
-    return task, [f"Columns: {columns}.", f"Rows: {shares}."]
+    return task, [f"Columns: {columns}.", f"Rows: {shares}.", *notes]
 
 
 def _labelled(path: Path, text: Sequence[str], label: str | None, names: Sequence[str]) -> tuple[Split, Columns]:

@@ -188,16 +188,20 @@ def _facts(record: AnyRecord, frames: Mapping[str, pd.DataFrame]) -> Iterator[_F
 def _of_instances(frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
     curve, labels = frames["curve"].set_index("place"), frames["rows"]["label"].to_numpy()
     answers = frames["answers"].pivot(index="row", columns="layer", values="answer").to_numpy()  # [rows, exits]
-    exits_of_places = frames["exits"].groupby("place") if "exits" in frames else ()  # of knobs short of full depth
-    for place, own in exits_of_places:
+    for metric in METRICS.keys() & set(curve):
+        yield f"full depth, {metric}", score(metric, labels, answers[:, -1]), curve[metric].iloc[-1]
+    for place, counts in curve["exit_histogram"].items():
+        own, layers = np.asarray(counts), curve.at[place, "layers"]
+        tokens_exit = own[-1] == own.sum()  # before their row does
+        mean = own @ np.arange(1, len(own) + 1) / own.sum()
+        yield f"place {place}, layers by its exits", min(mean, layers) if tokens_exit else mean, layers
+    for place, own in frames["exits"].groupby("place") if "exits" in frames else ():
         point, exits = curve.loc[place], own["exit_layer"].to_numpy()
         given, name = answers[own["row"], exits - 1], f"place {place}"
         for metric in METRICS.keys() & set(curve):
             yield f"{name}, {metric}", score(metric, labels, given), point[metric]
         counts = np.bincount(exits, minlength=len(point["exit_histogram"]) + 1)[1:]
         yield f"{name}, exits", counts, point["exit_histogram"]
-        # Tokens may exit before their row does.
-        yield f"{name}, layers", min(exits.mean(), point["layers"]), point["layers"]
 
 
 def _of_texts(frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:

@@ -80,7 +80,7 @@ class Classification(Kind):
     def timed_rows(
         self, model: "MultiExitModel", spec: CellSpec, rows: CellRows[TaskData], at_most: int
     ) -> Sequence["Encoding"]:
-        return model.tokenize(rows.task.test.texts[:at_most])
+        return model.tokenize(rows.task.test.texts[:at_most], spec.recipe.max_length)
 
     def time_stock(self, model: "MultiExitModel", **options: int) -> Callable[[Sequence["Encoding"]], "BatchTimes"]:
         from benchmarks.measure.clock import BatchTimes, timed

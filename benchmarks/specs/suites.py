@@ -1,13 +1,14 @@
 """Suites by name or file, of any kind; and the cells they stand for."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, GenerationSuite, MethodEntry, SuiteSpec, own_name
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, GenerationSuite, MethodEntry, SuiteSpec, short_name
 from benchmarks.specs.schema import load_named, yaml_files
+from benchmarks.tasks.specs import TABLES
 from consistentee.arguments import Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import available_methods
@@ -60,7 +61,7 @@ def _beside(folder: Path, value: Any) -> Any:
     if not isinstance(value, str):
         return [_beside(folder, item) for item in value] if isinstance(value, list) else value
     file = Path(value.rpartition(":")[0] if ".py:" in value else value)
-    is_path = file.suffix in (".yaml", ".yml", ".py") or (folder / file / "config.json").is_file()
+    is_path = file.suffix in (".yaml", ".yml", ".py", *TABLES) or (folder / file / "config.json").is_file()
     if file.is_absolute() or not is_path or not (folder / file).exists():
         return value
     return f"{os.path.relpath(folder / file)}{value[len(str(file)) :]}"
@@ -92,6 +93,19 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
     return chosen
 
 
+def _named(items: Sequence[str], name_of: Callable[[str], str]) -> dict[str, str]:
+    """Return tasks or backbones by the names that records have of them. Raises UserError if two have the same."""
+    found: dict[str, str] = {}
+    for item in items:
+        if (other := found.setdefault(name_of(item), item)) != item:
+            raise UserError(f"{other} and {item} are both called {name_of(item)!r}; change one `name`, or its folder's")
+    return found
+
+
+def _name_of_task(task: str) -> str:
+    return Path(task).stem if Path(task).suffix.lower() in TABLES else short_name(task)
+
+
 def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
     """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row.
 
@@ -99,11 +113,9 @@ def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpe
     """
     filters = filters or Filters()
     methods = select_methods(suite, filters.methods)
-    by_name: dict[str, str] = {}
-    for task in suite.tasks:
-        if (other := by_name.setdefault(own_name(task), task)) != task:
-            raise UserError(f"{other} and {task} are both called {own_name(task)!r}; change one `name`")
-    tasks = suite.tasks if filters.tasks is None else [by_name.get(own_name(task), task) for task in filters.tasks]
+    by_name = _named(suite.tasks, _name_of_task)
+    _named(suite.backbones if filters.backbones is None else filters.backbones, short_name)
+    tasks = suite.tasks if filters.tasks is None else [by_name.get(_name_of_task(task), task) for task in filters.tasks]
     return [
         suite.cell(entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
         for task in tasks

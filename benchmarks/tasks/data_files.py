@@ -1,14 +1,14 @@
 """Read a user's table of texts and labels, a CSV, TSV, JSON lines or Parquet file, and find its columns."""
 
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 
+from benchmarks.tasks.cells import decoded, plain_cells, quoted_cells, some_cells
 from benchmarks.tasks.specs import TABLES
 from consistentee.data.tasks import Split, Text
 from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
@@ -42,7 +42,9 @@ def read_table(path: Path) -> pd.DataFrame:
     if suffix == ".parquet":
         check_extra("bench", str(path))
     try:
-        table = _parse(sys.stdin.buffer if piped else path, suffix)
+        table = _parse(path, suffix, sys.stdin.buffer.read() if piped else None)
+    except UserError:
+        raise
     except Exception as error:  # pandas and pyarrow have no common exception for damaged files
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     if table.empty:
@@ -50,17 +52,31 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _parse(source: Path | IO[bytes], suffix: str) -> pd.DataFrame:
+def _parse(path: Path, suffix: str, piped: bytes | None) -> pd.DataFrame:
     if suffix == ".parquet":
-        return pd.read_parquet(source)
-    if suffix in (".csv", ".tsv"):
-        separator = "\t" if suffix == ".tsv" else ","
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops cells beyond the header's
-            return pd.read_csv(
-                source, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-            )
-    return pd.read_json(source, lines=suffix != ".json", dtype=False, convert_dates=False)
+        return pd.read_parquet(path)
+    if suffix not in (".csv", ".tsv"):
+        return pd.read_json(path, lines=suffix != ".json", dtype=False, convert_dates=False)
+    content = decoded(path, piped)
+    lines = _unquoted(content) if suffix == ".tsv" else None
+    lines = list(quoted_cells(content, path, suffix[1:])) if lines is None else lines
+    (_, header), *rows = [line for line in lines if line[1]] or [(1, [])]
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(f"{path}:{number}: {some_cells(len(cells))}, but the first line has {len(header)}")
+    table = pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
+    return table.loc[:, ~table.columns.duplicated()]
+
+
+def _unquoted(content: str) -> list[tuple[int, list[str]]] | None:
+    """Return the cells of a TSV file in which quotes belong to the text, None if they may stand around cells.
+
+    They belong to the text if every line has as many cells as the first, and some quote neither opens nor closes one.
+    """
+    lines = [line for line in plain_cells(content) if line[1] != [""]]
+    with_quotes = [cell for _, cells in lines for cell in cells if '"' in cell]
+    of_text = any(cell.count('"') % 2 or cell[0] + cell[-1] != '""' for cell in with_quotes)
+    return lines if of_text and len({len(cells) for _, cells in lines}) == 1 else None
 
 
 def find_columns(
@@ -123,9 +139,11 @@ def labelled_rows(table: pd.DataFrame, columns: Columns, place: object, label_na
     known = {name: number for number, name in enumerate(label_names)}
     cells = [str(int(value)) if _is_whole(value) else str(value).strip() for value in table[columns.label]]
     if not set(cells) <= known.keys():
-        numbers = {str(number): number for number in range(len(label_names))}
-        known = numbers if set(cells) <= numbers.keys() else {name.lower(): number for name, number in known.items()}
-        cells = [cell.lower() for cell in cells]
+        numbers, lower = {str(number): number for number in range(len(label_names))}, [name.lower() for name in known]
+        if set(cells) <= numbers.keys():
+            known = numbers
+        elif len(set(lower)) == len(lower):  # else case tells labels apart
+            known, cells = dict(zip(lower, known.values(), strict=True)), [cell.lower() for cell in cells]
     for row, cell in enumerate(cells, start=1):
         if cell not in known:
             raise UserError(

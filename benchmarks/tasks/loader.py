@@ -1,7 +1,5 @@
 """load_task: a task by name or YAML, from the first source that has its rows. Faults are named by file and line."""
 
-import csv
-import io
 import json
 import os
 import re
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.specs.schema import load_named, yaml_files
+from benchmarks.tasks.cells import decoded, plain_cells, quoted_cells, some_cells
 from benchmarks.tasks.specs import (
     TABLES,
     AnyTaskSpec,
@@ -242,13 +241,13 @@ def read_file(path: Path, files: FileLayout) -> list[Any]:
     """
     if files.format == "parquet":
         return _filled(path, read_hub_split(_parquet(path), files, str(path)))
-    content = _decode(path)
+    content = decoded(path)
     if not files.is_text_table:
         places = _json_cells(content, path, by_line=files.format == "jsonl")
     elif files.quoted:
-        places = _table_cells(_quoted_cells(content, path, files.format), path, files)
+        places = _table_cells(quoted_cells(content, path, files.format), path, files)
     else:
-        places = _table_cells(_plain_cells(content), path, files)
+        places = _table_cells(plain_cells(content), path, files)
     return _filled(path, [files.row(place, cells) for place, cells in places] if content.strip() else [])
 
 
@@ -291,36 +290,6 @@ def read_hub_split(dataset: Any, columns: RowColumns, place: str) -> list[Any]:
     return rows
 
 
-def _decode(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 ({error.reason} at byte {error.start})") from error
-
-
-def _plain_cells(content: str) -> Iterator[tuple[int, list[str]]]:
-    """Split at newlines and tabs and at nothing else: quotes and other separators of Unicode belong to the text."""
-    for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
-        yield number, line.removesuffix("\r").split("\t")
-
-
-def _quoted_cells(content: str, path: Path, table_format: str) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(2**31 - 1)  # by default 131,072 characters, for the whole process
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter="," if table_format == "csv" else "\t", strict=True)
-    start = 1
-    try:
-        for cells in reader:
-            yield start, cells
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{start}: malformed row ({error})") from error
-
-
 def _json_cells(content: str, path: Path, *, by_line: bool) -> Iterator[Cells]:
     """Read JSON lines, or one JSON list, whose rows are named by their numbers."""
     rows = content.removesuffix("\n").split("\n") if by_line else _parsed(content, str(path))
@@ -350,7 +319,7 @@ def _table_cells(lines: Iterable[tuple[int, list[str]]], path: Path, files: File
         keys = keys or range(1, len(cells) + 1)
         place = f"{path}:{number}"
         if len(cells) != len(keys):
-            raise UserError(f"{place}: {len(cells)} cell{'s' * (len(cells) != 1)}, but the first line has {len(keys)}")
+            raise UserError(f"{place}: {some_cells(len(cells))}, but the first line has {len(keys)}")
         yield place, dict(zip(keys, cells, strict=True))
 
 

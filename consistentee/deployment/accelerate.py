@@ -191,7 +191,7 @@ class _Search:
                 continue
             for network in ("linear", "attention"):
                 yield exits_on(self.incoming, base, network, self.recipe)
-            yield ensemble_on(self.incoming, base, self.task, self.recipe)
+            yield ensemble_on(self.incoming, base, self.recipe)
 
     @cached_property
     def _int8(self) -> MultiExitModel | None:

@@ -140,8 +140,10 @@ class Incoming:
         self.model.to(chosen_device())
         self.path = path
         given = (task.train.capped(max_rows, seed=0), task.validation, task.test)
-        splits = (_shuffled(_in_labels_of(self.model, task, split)) for split in given)
-        self.training, self.choosing, self.proof = (Rows(self.model, split) for split in splits)
+        train, validation, test = (_shuffled(_in_labels_of(self.model, task, split)) for split in given)
+        names = tuple(self.model.description.label_names)
+        self.task = replace(task, train=train, validation=validation, test=test, label_names=names)
+        self.training, self.choosing, self.proof = (Rows(self.model, split) for split in (train, validation, test))
 
 
 def answers_of(model: MultiExitModel, rows: Rows) -> NDArray[np.int64]:
@@ -159,7 +161,9 @@ def _in_labels_of(model: MultiExitModel, task: TaskData, split: Split) -> Split:
     if task.regression or len(task.label_names) > len(names):
         raise UserError(f"{model.description.backbone_name} knows {len(names)} labels, and the task has others")
     lower = [name.lower() for name in names]
-    if all(name.lower() in lower for name in task.label_names):
+    if set(task.label_names) <= set(names):
+        numbers = [names.index(name) for name in task.label_names]
+    elif all(lower.count(name.lower()) == 1 for name in task.label_names):
         numbers = [lower.index(name.lower()) for name in task.label_names]
     elif all(name == f"LABEL_{number}" for number, name in enumerate(names)):
         numbers = list(range(len(task.label_names)))  # the model was saved without names
@@ -200,11 +204,11 @@ def exits_on(
 
 
 def ensemble_on(
-    incoming: Incoming, base: MultiExitModel, task: TaskData, recipe: Recipe
+    incoming: Incoming, base: MultiExitModel, recipe: Recipe
 ) -> tuple[MultiExitModel, list[tuple[str, Method]]]:
     """Train ZTW's ensembles on a frozen model; see :func:`exits_on`."""
     model, method = base.fresh(recipe.seed), get_method("ztw")
-    method.fit(model, replace(task, train=incoming.training.split), recipe)
+    method.fit(model, incoming.task, recipe)
     return model, [("confidence of the ensemble above {}", method)]
 
 

@@ -23,9 +23,10 @@ from benchmarks.commands import instead
 from benchmarks.commands.deploy import rows_of
 from benchmarks.tasks.data_files import find_columns, labelled_rows, read_table
 from benchmarks.testing.tiny import random_texts
+from consistentee.data.tasks import Split, TaskData
 from consistentee.deployment import timing
 from consistentee.deployment.risk_control import proven, rows_needed
-from consistentee.deployment.ways import Way, worth_testing
+from consistentee.deployment.ways import Incoming, Way, worth_testing
 from consistentee.errors import UserError
 
 QUICK = ("--loss", "12", "--no-compile", "--set", "frozen_steps=8", "epochs=1")
@@ -183,8 +184,40 @@ def test_columns_are_guessed_or_asked_for(tmp_path):
     titles = pd.DataFrame({"title": ["good"], "headline": ["a film"]})
     assert find_columns(titles, "x", label="title").texts == ("headline",), "the label is never the text"
     (tmp_path / "x.csv").write_text("text,label\nfoo,bar,red\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"x\.csv cannot be read"):
+    with pytest.raises(UserError, match=r"x\.csv:2: 3 cells, but the first line has 2"):
         read_table(tmp_path / "x.csv")
+
+
+def test_no_row_is_swallowed_by_a_lone_quote(tmp_path):
+    """In a TSV file quotes belong to the text if they do not stand around cells; in a CSV file they are a fault."""
+    texts = ['"quiet" film', '"a lone quote', "plain", '"another']
+    (tmp_path / "x.tsv").write_text("\n".join(["text\tlabel", *(f"{text}\tred" for text in texts)]), encoding="utf-8")
+    assert read_table(tmp_path / "x.tsv")["text"].tolist() == texts
+    (tmp_path / "x.csv").write_text('text,label\n"a lone quote,red\nend,red\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"x\.csv:2: malformed row"):
+        read_table(tmp_path / "x.csv")
+
+
+def test_labels_that_differ_in_case_are_not_mixed():
+    table = pd.DataFrame({"text": ["a"] * 3, "label": ["us", "US", "it"]})
+    columns = find_columns(table, "x")
+    assert labelled_rows(table, columns, "x", ["US", "us", "it"]).labels == [1, 0, 2]
+    with pytest.raises(UserError, match="row 3 has label 'it'"):
+        labelled_rows(table, columns, "x", ["US", "us", "It"])
+
+
+def test_rows_of_the_proof_train_no_exits(folder):
+    with pytest.raises(UserError, match="nothing is left to train exits on"):
+        rows_of(str(folder / "mine"), str(folder / "rows.csv"), train=folder / "rows.csv")
+
+
+def test_a_task_with_fewer_labels_has_the_numbers_of_the_model(folder):
+    labels = [number % 2 for number in range(6)]
+    split = Split("x", random_texts(6), labels)
+    task = TaskData("two", 1, split, split, split, ("blue", "red"), ("accuracy",))
+    found = Incoming(str(folder / "mine"), task, None).task
+    assert found.label_names == ("red", "green", "blue")
+    assert sorted(found.validation.labels) == [0, 0, 0, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,14 @@ def test_paths_in_a_suite_start_at_its_folder(tmp_path, monkeypatch):
         expand(loaded)
 
 
+@pytest.mark.parametrize("field", ["tasks", "backbones"])
+def test_two_that_tables_would_call_the_same_are_refused(field):
+    fields = {"name": "s", "description": "", "tasks": ["rte"], "backbones": ["b"], "seeds": [0], "methods": ["full"]}
+    fields[field] = ["/one/final", "/two/final"] if field == "backbones" else ["/one/train.csv", "/two/train.csv"]
+    with pytest.raises(UserError, match=r"are both called '(final|train)'"):
+        expand(SuiteSpec.model_validate(fields))
+
+
 def test_a_method_of_a_file_is_labelled_by_the_name_that_its_class_states(tmp_path):
     file = tmp_path / "mine.py"
     classes = "class Mine(PABEE):\n name = 'my-gate'\nclass Child(Mine):\n pass\nclass Copy:\n name = 'deebert'\n"
