@@ -80,7 +80,8 @@ class Comparison:
         for name in (*self.ratios, *self.seconds):
             own, values = mix(knobs[knobs[name].notna()], self.speedups), knobs[name].to_numpy(dtype=float)
             of_time = name in self.seconds
-            own[name] = mixed(own, values) if of_time else 1 / mixed(own, 1 / values)
+            own[name] = mixed(own, values if of_time else 1 / values, "cost_weight")
+            own[name] = own[name] if of_time else 1 / own[name]
             found = found.merge(own[[*keys, "reach", name]], on=[*keys, "reach"], how="left")
         return found
 

@@ -38,9 +38,10 @@ def mix(knobs: pd.DataFrame, speedups: Sequence[float], cost: str = LAYERS) -> p
 
     Returns:
         A line for every task, backbone, label, seed and speed-up: ``first`` and ``second``, two lines of ``knobs``,
-        ``weight`` of the first, and ``reach``, see :class:`benchmarks.measure.knobs.Reach`.
+        ``weight`` (the share of rows, in generation of prompts, that take the first), ``cost_weight`` (its share of
+        decoded tokens, of which costs are means) and ``reach``, see :class:`benchmarks.measure.knobs.Reach`.
     """
-    columns = [*CURVE, "seed", "speedup", "first", "second", "weight", "reach"]
+    columns = [*CURVE, "seed", "speedup", "first", "second", "weight", "cost_weight", "reach"]
     if cost not in knobs:
         return pd.DataFrame(columns=columns)
     known = knobs[knobs["layers"].notna() & knobs[cost].notna()]
@@ -48,15 +49,17 @@ def mix(knobs: pd.DataFrame, speedups: Sequence[float], cost: str = LAYERS) -> p
     known = known.loc[curves.index]
     shares = (known["layers"] / known["num_layers"] if cost == LAYERS else 1 / known[cost]).to_numpy(dtype=float)
     quality, lines, budgets = known["validation_score"].to_numpy(), known.index.to_numpy(), 1 / np.asarray(speedups)
-    found: dict[str, list[NDArray]] = {name: [] for name in ("first", "second", "weight", "reach", "validation")}
-    of_curves = known.groupby(curves.to_numpy(), sort=True).indices
+    names = ("first", "second", "weight", "cost_weight", "reach", "validation")
+    found: dict[str, list[NDArray]] = {name: [] for name in names}
+    units, of_curves = _units(known, cost), known.groupby(curves.to_numpy(), sort=True).indices
     for own in of_curves.values():
-        first, second, weight, reach = neighbours(shares[own], budgets)
-        found["validation"].append(weight * quality[own][first] + (1 - weight) * quality[own][second])
-        for name, values in (("first", lines[own][first]), ("second", lines[own][second])):
-            found[name].append(values)
-        found["weight"].append(weight)
-        found["reach"].append(reach)
+        first, second, share, reach = neighbours(shares[own], budgets)
+        one, other = share / units[own][first], (1 - share) / units[own][second]
+        weight = one / (one + other)
+        validation = weight * quality[own][first] + (1 - weight) * quality[own][second]
+        values = (lines[own][first], lines[own][second], weight, share, reach, validation)
+        for name, value in zip(names, values, strict=True):
+            found[name].append(value)
     if not of_curves:
         return pd.DataFrame(columns=columns)
     whose = known.iloc[[own[0] for own in of_curves.values()]][[*CURVE, "seed"]]
@@ -67,6 +70,17 @@ def mix(knobs: pd.DataFrame, speedups: Sequence[float], cost: str = LAYERS) -> p
     )
     best = order.drop_duplicates([*CURVE, "seed", "speedup"]).sort_index()
     return best[columns].reset_index(drop=True)
+
+
+def _units(knobs: pd.DataFrame, cost: str) -> Array:
+    """Return by how many decoded tokens (or full operations) every knob's cost is divided: knobs write other texts.
+
+    In classification all knobs have as many rows.
+    """
+    if "decoded_tokens" not in knobs:
+        return np.ones(len(knobs))
+    units = knobs["full_flops" if cost == "flops_ratio" else "decoded_tokens"].to_numpy(dtype=float)
+    return np.where(units > 0, units, 1.0)
 
 
 def _curves(knobs: pd.DataFrame) -> pd.Series:
@@ -85,9 +99,9 @@ def _curves(knobs: pd.DataFrame) -> pd.Series:
     return pd.Series(np.where(together, first, cells), knobs.index).where(~dropped)
 
 
-def mixed(mixtures: pd.DataFrame, values: Array) -> Array:
-    """Mix values [K] or [K, terms] of the lines of knobs."""
-    weight = mixtures["weight"].to_numpy(dtype=float).reshape(-1, *[1] * (values.ndim - 1))
+def mixed(mixtures: pd.DataFrame, values: Array, by: str = "weight") -> Array:
+    """Mix values [K] or [K, terms] of the lines of knobs, ``by`` the share of rows or ``cost_weight``."""
+    weight = mixtures[by].to_numpy(dtype=float).reshape(-1, *[1] * (values.ndim - 1))
     first, second = (values[mixtures[name].to_numpy(dtype=int)] for name in ("first", "second"))
     return np.asarray(np.where(weight == 1, first, weight * first + (1 - weight) * second))
 
@@ -109,7 +123,7 @@ def points(results: Results, mixtures: pd.DataFrame, measure: str | None = None)
         full=of_full,
         points=score - of_full,
         own_last_exit=score - own[mixtures["second"].to_numpy(dtype=int)],
-        layers=mixed(mixtures, knobs["layers"].to_numpy()),
+        layers=mixed(mixtures, knobs["layers"].to_numpy(), "cost_weight"),
     )
 
 

@@ -125,7 +125,7 @@ def exit_shares(results: Results) -> pd.DataFrame:
     comparison = comparison_of(results)
     shares = results.knobs["exit_histogram"].dropna().map(lambda counts: np.asarray(counts) / max(np.sum(counts), 1))
     found = comparison.per_seed[comparison.per_seed["speedup"] == comparison.middle]
-    mixtures = zip(found["first"], found["second"], found["weight"], strict=True)
+    mixtures = zip(found["first"], found["second"], found["cost_weight"], strict=True)
     found = found.assign(share=[w * shares[first] + (1 - w) * shares[second] for first, second, w in mixtures])
     groups = found.groupby([*TASK, "label"], sort=False)
     means = groups.agg(layers=("layers", "mean"), share=("share", lambda shares: np.mean(list(shares), axis=0)))

@@ -76,7 +76,7 @@ def batch_table(results: Results) -> Table | None:
     in_step, by_round = times[(times["key"] == "") & ~times["regroups"]], ["timing", "batch_size", "round"]
     same = in_step[[*by_round, "seconds", "head_seconds"]].rename(columns={"seconds": "full", "head_seconds": "head"})
     found = times.drop(columns="head_seconds").merge(same.drop_duplicates(by_round), on=by_round, how="left")
-    layers = found.groupby(TASK)["layers"].transform("max")
+    layers = results.tasks["num_layers"].loc[pd.MultiIndex.from_frame(found[TASK])].to_numpy()
     found["allowed"] = (found["head"] + (found["full"] - found["head"]) * found["layers"] / layers) / found["seconds"]
     found["ratio"], found["per_second"] = found["stock_seconds"] / found["seconds"], 1 / found["seconds"]
     keys = [*TASK, "timing", "label", "key", "knob", "in_flight", "batch_size"]

@@ -194,6 +194,21 @@ def test_what_costs_more_than_the_budget_is_marked_and_never_better():
     assert losses["wins / losses"] == "0 / 0"
 
 
+def test_the_tokens_of_mixed_prompts_meet_the_budget():
+    """Knobs write texts of different lengths: layers are those of the decoded tokens of both shares."""
+    results = load_results(DECODING)
+    found = Comparison(results).per_seed.query("reach == 'met'")
+    ends = [
+        results.knobs.loc[found[name].astype(int), ["decoded_tokens", "layers"]].to_numpy().T
+        for name in ("first", "second")
+    ]
+    shares = (found["weight"].to_numpy(), 1 - found["weight"].to_numpy())
+    tokens = sum(share * end[0] for share, end in zip(shares, ends, strict=True))
+    layers = sum(share * end[0] * end[1] for share, end in zip(shares, ends, strict=True)) / tokens
+    assert (ends[0][0] != ends[1][0]).any()
+    assert layers * found["speedup"].to_numpy() == pytest.approx([30] * len(found))
+
+
 def test_texts_are_compared_with_the_full_models():
     results = load_results(DECODING).only(tasks=["alpaca"])
     full = results.knobs[(results.knobs["label"] == "token-full") & results.knobs["knob"].isna()]["rougeL"].mean()
