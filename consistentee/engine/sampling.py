@@ -153,7 +153,8 @@ def begin_texts(
     _refuse(settings, _REFUSED)
     strings = getattr(settings, "stop_strings", None) or ()
     stops = [*stop, *([strings] if isinstance(strings, str) else strings)]
-    endings = Endings(model.end_tokens if end_at_eos else frozenset(), stops, max_new_tokens)
+    special = {number for number, token in model.tokenizer.added_tokens_decoder.items() if token.content in stops}
+    endings = Endings(model.end_tokens if end_at_eos else frozenset(), stops, max_new_tokens, frozenset(special))
     changing = settings_of(model)
     texts = [Transcript(row, model.decode, endings, stream, prompt=prompt) for row, prompt in enumerate(prompts)]
     for text in texts if changing else ():

@@ -53,11 +53,13 @@ class Endings:
     Attributes:
         tokens: the first of these ends it; the token is kept.
         stop: the first of these strings ends it; the text is cut before it, the tokens are kept.
+        stop_tokens: special tokens that are such strings, for texts are shown without special tokens.
     """
 
     tokens: frozenset[int]
     stop: Sequence[str]
     max_new_tokens: int
+    stop_tokens: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if any(not string for string in self.stop):
@@ -135,7 +137,7 @@ class Transcript:
         text = self._decode(self.tokens) if self._endings.stop else ""
         if token in self._endings.tokens:
             self.ended_by = "eos"
-        elif any(string in text for string in self._endings.stop):
+        elif token in self._endings.stop_tokens or any(string in text for string in self._endings.stop):
             self.ended_by = "stop"
         elif len(self.tokens) == self._endings.max_new_tokens:
             self.ended_by = "length"

@@ -83,6 +83,19 @@ class TestEndings:
             assert ended_by != "stop" or any(string in model.decode(tokens) for string in stop)
         assert out.ended_by.count("stop") >= 2
 
+    def test_a_special_token_is_a_stop_string(self, tiny_decoder):
+        """Texts are shown without special tokens, and end at one all the same."""
+        model = tiny_decoder()
+        endless = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
+        word = int(endless.tokens[2][3])
+        model.tokenizer.add_special_tokens({"additional_special_tokens": [model.tokenizer.convert_ids_to_tokens(word)]})
+        stop = [model.tokenizer.convert_ids_to_tokens(word)]
+        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, stop=stop)
+        assert out.ended_by[2] == "stop"
+        assert out.tokens[2].tolist() == endless.tokens[2][: len(out.tokens[2])].tolist()
+        assert int(out.tokens[2][-1]) == word
+        assert stop[0] not in out.texts[2]
+
     def test_a_stream_gets_every_token_once_and_in_order(self, tiny_decoder):
         model, stream = tiny_decoder(), []
         stop = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS).texts[2][4:7]
