@@ -18,6 +18,9 @@ from consistentee.errors import UserError, unknown_name
 
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Endings of files that are tables of a user."""
+
 
 def canonical_json(value: object) -> str:
     """Return the canonical JSON of a value: sorted keys, no spaces."""

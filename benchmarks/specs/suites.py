@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, GenerationSuite, MethodEntry, SuiteSpec, short_name
-from benchmarks.specs.schema import load_named, yaml_files
-from benchmarks.tasks.specs import TABLES
+from benchmarks.specs.schema import TABLES, load_named, yaml_files
 from consistentee.arguments import Texts, checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import available_methods

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.specs.schema import TABLES
 from benchmarks.tasks.cells import decoded, plain_cells, quoted_cells, some_cells
-from benchmarks.tasks.specs import TABLES
 from consistentee.data.tasks import Split, Text
 from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
 from consistentee.extras import check_extra

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.specs.schema import load_named, yaml_files
+from benchmarks.specs.schema import TABLES, load_named, yaml_files
 from benchmarks.tasks.cells import decoded, plain_cells, quoted_cells, some_cells
 from benchmarks.tasks.specs import (
-    TABLES,
     AnyTaskSpec,
     FileLayout,
     Files,

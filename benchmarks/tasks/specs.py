@@ -18,9 +18,6 @@ from consistentee.errors import UserError, shown, unencodable, unknown_name
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 TextMetricName = Literal["rouge1", "rouge2", "rougeL"]
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-"""Endings of files that are tables of a user."""
-
 _BODY = "\0body\0"
 """Marks the place of a prompt's body while the other fields are filled in."""
 
