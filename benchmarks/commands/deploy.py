@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands.train import showing_stages
+from benchmarks.specs.schema import TABLES
 from benchmarks.tasks.check import normalised
 from benchmarks.tasks.data_files import Columns, find_columns, labelled_rows, read_table, texts_of
 from benchmarks.tasks.loader import load_classification_task
-from benchmarks.tasks.specs import TABLES
 from benchmarks.terminal import filled_table, print_line
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.pretrained import read_config
