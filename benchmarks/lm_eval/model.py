@@ -16,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
+from consistentee.data.tasks import Keep
 from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
@@ -66,7 +67,14 @@ class EarlyExitLM(HFLM):
             batch_size=int(batch_size),
             **options,
         )
+        self.decoder.encode = self._encode  # type: ignore[method-assign]
         self.layer_calls, self.tokens = 0.0, 0
+
+    def _encode(self, contexts: Sequence[str], max_tokens: int | None = None, keep: Keep = "end") -> list[list[int]]:
+        """Tokenise contexts as the ``hf`` model does: the harness puts them into chat templates, which may have a BOS."""
+        assert keep == "end"
+        found = [self.tok_encode(context, left_truncate_len=max_tokens) for context in contexts]
+        return [tokens or [self.prefix_token_id] for tokens in found]
 
     @property
     def scoring_rule(self) -> ExitRule:

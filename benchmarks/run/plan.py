@@ -114,7 +114,7 @@ class Planner:
         return [cell for spec in others if spec not in inside and (cell := self._state_of(spec, inside=False)).record]
 
     def _state_of(self, spec: BaseCellSpec, *, inside: bool) -> PlannedCell:
-        """Read the state of a cell; one outside the run's work keeps its place, unless a published one takes it."""
+        """Read the state of a cell. A stale one is set aside outside the run's work, too: tables compare them all."""
         parts, place = self.inputs.parts(spec), self.run.cell(spec)
         if inside and self.work.fresh:
             return PlannedCell(spec, parts)
@@ -124,7 +124,7 @@ class Planner:
             found = self.published.cells.get(spec.folder.as_posix())
             if found and not stale_reason(found.key_parts, parts):
                 record, published = found, self.published
-        if fault and (published or inside):
+        if fault:
             self.on_fault(fault)
         failure = None if record else read_failure(place, parts.key)
         if failure and not failure.refused and (failure.may_pass or (inside and self.work.retry_failed)):

@@ -102,6 +102,25 @@ def test_without_exits_scores_equal_the_stock_models(evaluate, saved, tiny_decod
         assert ours["toy-rolling"][doc][0][0] == pytest.approx(said, abs=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"add_bos_token": False}, {"apply_chat_template": True}])
+def test_contexts_are_tokenised_as_by_the_stock_model(evaluate, tiny_decoder, tmp_path, options):
+    model = tiny_decoder("llama")
+    model.tokenizer.chat_template = "{{ bos_token }}{% for m in messages %} {{ m['content'] }}{% endfor %}"
+    model.description.method_name, model.description.chat_template = "calm-tokens-softmax", "auto"
+    model.save_pretrained(tmp_path / "saved")
+    model.backbone.save_pretrained(tmp_path / "stock")
+    model.tokenizer.save_pretrained(tmp_path / "stock")
+    given = {name: options[name] for name in options if name == "add_bos_token"}
+    rest = {name: value for name, value in options.items() if name not in given}
+    ours = {"pretrained": str(tmp_path / "saved"), "method": "token-full", **given}
+    stock = {"pretrained": str(tmp_path / "stock"), "dtype": "float32", "device": "cpu", **given}
+    found = [
+        responses(evaluate(model, arguments, ["toy-writing"], **rest))
+        for model, arguments in (("consistentee", ours), ("hf", stock))
+    ]
+    assert found[0] == found[1]
+
+
 @torch.no_grad()
 def test_every_scored_token_is_read_off_the_exit_that_the_rule_takes(saved):
     lm = EarlyExitLM(str(saved), knob=0.8)

@@ -138,6 +138,14 @@ def test_a_label_with_other_parameters_is_no_second_curve(finished):
     assert [record.parameters["classifier"] for record in found] == ["mlp"]
 
 
+@pytest.mark.usefixtures("untimed")
+def test_cells_of_another_recipe_are_set_aside_whichever_methods_are_run(finished):
+    labels = set(finished.records())
+    finished.run(Filters(methods=["full"]), changes={"recipe": {"frozen_steps": 1}})
+    assert set(finished.records()) == {"full"}
+    assert finished.said.count("is stale (recipe.") == len(labels)
+
+
 def cut_weights(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 200)
 
