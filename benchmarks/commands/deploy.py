@@ -120,18 +120,21 @@ def time_model(
     texts = texts_for(Path(data), text)[0] if is_file(data) else load_classification_task(data, data_dir).test.texts
     rows = model.tokenize(texts)
     rule = method.rule(model, knob)
-    name = f"{method.name}, {method.knob.name}={knob:.4g}"
+    name, made_of = f"{method.name}, {method.knob.name}={knob:.4g}", "the model that it was made of"
+    full_depth = "its own full depth"
     runs: dict[str, timing.Run] = {}
+    layers: dict[str, float] = {}
     if model.description.keeps_head:
         with suppress(UserError):  # it may not be where it was
             stock = timing.stock_model(model.description.backbone_name, model.device)
-            runs["the model that it was made of"] = partial(timing.classified_by_stock, stock, model)
-    runs["its own full depth"] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
+            runs[made_of] = partial(timing.classified_by_stock, stock, model)
+            layers[made_of] = stock.config.num_hidden_layers  # a shorter model has fewer
+    runs[full_depth] = lambda batch: model.stock_logits(model.collate(batch)).cpu()
     runs[name] = partial(timing.classified, model, rule)
+    layers[full_depth] = model.num_layers
     with showing_stages(Console(stderr=True)):
         taken = timing.time_runs(runs, rows)
-    with_exits = classify_encoded(model, rows[:256], rule, batch_size=32)
-    layers = dict.fromkeys(runs, float(model.num_layers)) | {name: float(with_exits.layers_run.double().mean())}
+    layers[name] = float(classify_encoded(model, rows[:256], rule, batch_size=32).layers_run.double().mean())
     speed = timing.speed_ups(taken, next(iter(runs)))
     lines = [[way, f"{layers[way]:.1f}", *(f"{ratio:.2f}" for ratio in speed[way].values())] for way in runs]
     heads = ["layers", *(f"times as fast at batch {size}" for size in timing.BATCH_SIZES)]

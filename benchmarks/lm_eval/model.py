@@ -70,10 +70,10 @@ class EarlyExitLM(HFLM):
         self.decoder.encode = self._encode  # type: ignore[method-assign]
         self.layer_calls, self.tokens = 0.0, 0
 
-    def _encode(self, contexts: Sequence[str], max_tokens: int | None = None, keep: Keep = "end") -> list[list[int]]:
-        """Tokenise contexts as the ``hf`` model does: the harness puts them into chat templates, which may have a BOS."""
+    def _encode(self, prompts: Sequence[str], max_tokens: int | None = None, keep: Keep = "end") -> list[list[int]]:
+        """Tokenise prompts as the ``hf`` model does; the harness puts them into chat templates, some with a BOS."""
         assert keep == "end"
-        found = [self.tok_encode(context, left_truncate_len=max_tokens) for context in contexts]
+        found = [self.tok_encode(prompt, left_truncate_len=max_tokens) for prompt in prompts]
         return [tokens or [self.prefix_token_id] for tokens in found]
 
     @property
