@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from consistentee.errors import UserError
@@ -40,6 +40,12 @@ def quoted_cells(content: str, path: Path, table_format: str) -> Iterator[tuple[
         raise UserError(f"{path}:{start}: malformed row ({error})") from error
 
 
-def some_cells(count: int) -> str:
-    """Return a number of cells in words."""
-    return f"{count} cell{'s' * (count != 1)}"
+def equal_lines(lines: Iterable[tuple[int, list[str]]], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Pass on lines of cells. Raises UserError for one that has not as many cells as the first."""
+    first = None
+    for number, cells in lines:
+        first = len(cells) if first is None else first
+        if len(cells) != first:
+            some_cells = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
+            raise UserError(f"{path}:{number}: {some_cells}, but the first line has {first}")
+        yield number, cells

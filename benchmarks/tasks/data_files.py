@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.specs.schema import TABLES
-from benchmarks.tasks.cells import decoded, plain_cells, quoted_cells, some_cells
+from benchmarks.tasks.cells import decoded, equal_lines, plain_cells, quoted_cells
 from consistentee.data.tasks import Split, Text
 from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
 from consistentee.extras import check_extra
@@ -60,11 +60,8 @@ def _parse(path: Path, suffix: str, piped: bytes | None) -> pd.DataFrame:
     content = decoded(path, piped)
     lines = _unquoted(content) if suffix == ".tsv" else None
     lines = list(quoted_cells(content, path, suffix[1:])) if lines is None else lines
-    (_, header), *rows = [line for line in lines if line[1]] or [(1, [])]
-    for number, cells in rows:
-        if len(cells) != len(header):
-            raise UserError(f"{path}:{number}: {some_cells(len(cells))}, but the first line has {len(header)}")
-    table = pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
+    header, *rows = [cells for _, cells in equal_lines((line for line in lines if line[1]), path)] or [[]]
+    table = pd.DataFrame(rows, columns=header, dtype=object)
     return table.loc[:, ~table.columns.duplicated()]
 
 
@@ -137,7 +134,10 @@ def labelled_rows(table: pd.DataFrame, columns: Columns, place: object, label_na
     Raises UserError for a label that the model does not know, by its row.
     """
     known = {name: number for number, name in enumerate(label_names)}
-    cells = [str(int(value)) if _is_whole(value) else str(value).strip() for value in table[columns.label]]
+    cells = [
+        str(int(value)) if isinstance(value, int | float) and float(value).is_integer() else str(value).strip()
+        for value in table[columns.label]
+    ]
     if not set(cells) <= known.keys():
         numbers, lower = {str(number): number for number in range(len(label_names))}, [name.lower() for name in known]
         if set(cells) <= numbers.keys():
@@ -151,7 +151,3 @@ def labelled_rows(table: pd.DataFrame, columns: Columns, place: object, label_na
                 f"it knows {', '.join(label_names[:20])}, and their numbers from 0"
             )
     return Split(str(place), texts_of(table, columns, place), [known[cell] for cell in cells])
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | float) and float(value).is_integer()

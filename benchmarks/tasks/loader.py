@@ -3,13 +3,14 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.specs.schema import TABLES, load_named, yaml_files
-from benchmarks.tasks.cells import decoded, plain_cells, quoted_cells, some_cells
+from benchmarks.tasks.cells import decoded, equal_lines, plain_cells, quoted_cells
 from benchmarks.tasks.specs import (
     AnyTaskSpec,
     FileLayout,
@@ -310,21 +311,13 @@ def _parsed(content: str, place: str) -> Any:
 
 
 def _table_cells(lines: Iterable[tuple[int, list[str]]], path: Path, files: FileLayout) -> Iterator[Cells]:
-    keys: Sequence[str | int] = []
-    for number, cells in lines:
-        if not keys and files.header:
-            keys = _header(cells, path, files)
-            continue
-        keys = keys or range(1, len(cells) + 1)
-        place = f"{path}:{number}"
-        if len(cells) != len(keys):
-            raise UserError(f"{place}: {some_cells(len(cells))}, but the first line has {len(keys)}")
-        yield place, dict(zip(keys, cells, strict=True))
-
-
-def _header(cells: list[str], path: Path, columns: RowColumns) -> list[str]:
-    for column in columns.columns:
-        if cells.count(str(column)) != 1:
-            fault = "no column" if column not in cells else "more than one column"
-            raise UserError(f"{path}:1: {fault} {column!r}; the header has {', '.join(cells)}")
-    return cells
+    rows = equal_lines(lines, path)
+    keys: list[str] = []
+    if files.header:
+        _, keys = next(rows)
+        for column in files.columns:
+            if keys.count(str(column)) != 1:
+                fault = "no column" if column not in keys else "more than one column"
+                raise UserError(f"{path}:1: {fault} {column!r}; the header has {', '.join(keys)}")
+    for number, cells in rows:
+        yield f"{path}:{number}", dict(zip(keys or count(1), cells, strict=False))
