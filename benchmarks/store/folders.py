@@ -161,13 +161,11 @@ def keep_timing(folder: Path) -> Path:
 def read_cell(folder: Path, wanted: KeyParts) -> tuple[AnyRecord | None, Fault | None]:
     """Return a cell's record if it is whole and has the wanted key; or what is wrong with the one there."""
     path = folder / RECORD_FILE
-    record, damage = parse_record(path, RECORDS[wanted.kind])
-    damage = damage or file_fault(path)
-    if damage:
-        return None, Fault(path, "damaged", damage)
+    found, faults = read_whole([path], RECORDS[wanted.kind])
+    record = found.get(path)
     if record is not None and (reason := stale_reason(record.key_parts, wanted)):
         return None, Fault(path, "stale", reason)
-    return record, None
+    return record, next(iter(faults), None)
 
 
 def read_failure(folder: Path, key: str) -> FailureRecord | None:
@@ -198,9 +196,9 @@ def parse_record(path: Path, schema: type[SchemaT]) -> tuple[SchemaT | None, str
     text, fault = unsealed(text)
     try:
         record = schema.model_validate_json(text)
-        return (record, None) if fault is None else (None, fault)
     except ValidationError as error:
         return None, validation_sentence(error, schema)
+    return (record, None) if fault is None else (None, fault)
 
 
 def read_whole(paths: Iterable[Path], schema: type[SchemaT]) -> tuple[dict[Path, SchemaT], list[Fault]]:
@@ -209,8 +207,8 @@ def read_whole(paths: Iterable[Path], schema: type[SchemaT]) -> tuple[dict[Path,
     for path in paths:
         record, reason = parse_record(path, schema)
         reason = reason or file_fault(path)
-        if reason is None and record is not None:
-            found[path] = record
-        elif reason is not None:
+        if reason:
             faults.append(Fault(path, "damaged", reason))
+        elif record is not None:
+            found[path] = record
     return found, faults

@@ -81,15 +81,17 @@ class StoredResults:
         files = [self.root / "cells" / folder / frame_file(name) for folder in self.cells]
         if name == "times":
             files = [(self.root / "timings" / file).with_suffix(".parquet") for file in self.timings]
-        return _stacked(files, number)
+        frames = {place: read_frame(file) for place, file in enumerate(files) if file.exists()}
+        for place, frame in frames.items():
+            frame.insert(0, number, np.int32(place))
+        return pd.concat(frames.values(), ignore_index=True) if frames else pd.DataFrame(columns=[number])
 
     def frame_of(self, folder: str, name: FrameName) -> pd.DataFrame:
         """Read a frame of one cell as its folder in a run has it; empty if it has none. Raises UserError."""
         if not self.published:
             file = self.root / "cells" / folder / frame_file(name)
             return read_frame(file) if file.exists() else pd.DataFrame()
-        own = _lines_of(self.frame(name), CELL_COLUMN, list(self.cells).index(folder))
-        return own.dropna(axis="columns", how="all")
+        return _lines_of(self.frame(name), CELL_COLUMN, list(self.cells).index(folder))
 
     def frames_of(self, folder: str) -> dict[str, pd.DataFrame]:
         """Read all frames of one cell. Raises UserError if they cannot be read."""
@@ -98,8 +100,7 @@ class StoredResults:
 
     def times_of(self, file: str) -> pd.DataFrame:
         """Read the times of one timing."""
-        own = _lines_of(self.frame("times"), TIMING_COLUMN, list(self.timings).index(file))
-        return own.dropna(axis="columns", how="all")
+        return _lines_of(self.frame("times"), TIMING_COLUMN, list(self.timings).index(file))
 
 
 def is_published(root: Path) -> bool:
@@ -187,18 +188,9 @@ def _latest_first(timings: dict[str, TimingRecord]) -> dict[str, TimingRecord]:
     return {file: timings[file] for file in sorted(files, key=lambda file: Path(file).parent)}
 
 
-def _stacked(files: list[Path], number: str) -> pd.DataFrame:
-    frames = {place: read_frame(file) for place, file in enumerate(files) if file.exists()}
-    if not frames:
-        return pd.DataFrame(columns=[number])
-    for place, frame in frames.items():
-        frame.insert(0, number, np.int32(place))
-    return pd.concat(frames.values(), ignore_index=True)
-
-
 def _lines_of(frame: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
     first, last = np.searchsorted(frame[column].to_numpy(), [number, number + 1])  # they rise
-    return frame.iloc[first:last].drop(columns=column).reset_index(drop=True)
+    return frame.iloc[first:last].drop(columns=column).reset_index(drop=True).dropna(axis="columns", how="all")
 
 
 @lru_cache(maxsize=16)
