@@ -187,7 +187,7 @@ def resample(
             mixtures.append((key, first, second, own, float(line.weight), float(line.points)))
     if not mixtures:
         return {}
-    stacked = terms.stacked()
+    stacked = np.stack(terms.kept)
     # The last sample is that of all rows.
     all_rows = stacked.mean(axis=1, keepdims=True, dtype=float)
     means = np.concatenate([statistics.resampled_means(stacked), all_rows], axis=1)
@@ -233,7 +233,7 @@ def kept_lines(results: Results) -> Mapping[int, int]:
 
 
 class _Terms:
-    """The terms of all different answers of a task, each once: many knobs give the same answers."""
+    """All different answers of a task: ``kept`` has the terms [N, terms] of each once, as many knobs give the same."""
 
     def __init__(self, results: Results, task: Task, measure: str | None) -> None:
         self._results, self._measure = results, measure
@@ -241,9 +241,9 @@ class _Terms:
         self._metric = metric if results.kind == "classification" else MEAN_BY_SIZE if measure == NATS else MEAN
         self._knobs = [results.knobs[name].to_numpy() for name in ("cell", "place", "knob")]
         self._places: dict[bytes, int] = {}
-        self._terms: list[Array] = []
         self._labels: Array | None = None
         self._lines: dict[int, int | None] = {}
+        self.kept: list[Array] = []
 
     def at(self, line: int) -> int | None:
         """Return the place of the answers at a line of knobs; None where they were not kept."""
@@ -283,26 +283,15 @@ class _Terms:
             return None
         key = answers.tobytes()
         if key not in self._places:
-            self._places[key] = len(self._terms)
-            self._terms.append(terms_of(self._metric, labels, answers))
+            self._places[key] = len(self.kept)
+            self.kept.append(terms_of(self._metric, labels, answers))
         return self._places[key]
 
-    def stacked(self) -> Array:
-        """Return the terms of all answers, [answers, N, terms]."""
-        return np.stack(self._terms)
-
-    def mean(self, place: int) -> Array:
-        """Return the means over rows of the terms of some answers."""
-        return np.asarray(self._terms[place].mean(axis=0, dtype=float))
-
     def score(self, means: Array) -> Array:
-        """Return the score of means of terms."""
         return score_of_means(self._metric, means)
 
 
-@lru_cache(maxsize=32)
-def _terms_of_task(results: Results, task: Task, measure: str | None) -> _Terms:
-    return _Terms(results, task, measure)
+_terms_of_task = lru_cache(maxsize=32)(_Terms)
 
 
 def at_one_layer(results: Results, scored: pd.DataFrame) -> Array:
@@ -313,5 +302,5 @@ def at_one_layer(results: Results, scored: pd.DataFrame) -> Array:
         for place, line in zip(places, scored.iloc[places].itertuples(), strict=True):
             answers = terms.at_layer(int(cells[line.second]), depth / line.speedup)
             if answers is not None:
-                found[place] = terms.score(terms.mean(answers))
+                found[place] = terms.score(terms.kept[answers].mean(axis=0, dtype=float))
     return found

@@ -20,7 +20,11 @@ def cost_table(results: Results) -> Table | None:
     by_cost = {"layers": comparison} | {name: Comparison(results, cost=cost) for name, cost in costs.items()}
     frame = pd.DataFrame({"method": comparison.headline["method"].unique()})
     for heading, equal in by_cost.items():
-        frame[heading] = frame["method"].map(_kept(equal))
+        groups = equal.of_compared.groupby(["label", "speedup"])
+        kept = groups["kept"].agg(lambda values: values.mean(skipna=False))
+        texts = (100 * kept).map("{:.1f}".format) + over_or_under(groups[["over", "under"]].any())
+        texts = texts.where(kept.notna(), MISSING).unstack().agg(" / ".join, axis=1)
+        frame[heading] = frame["method"].map(texts)
     budgets = " / ".join(f"{speedup:g}x" for speedup in results.speedups)
     return Table(
         title=f"Score kept at {budgets}, by what is equal",
@@ -33,13 +37,6 @@ def cost_table(results: Results) -> Table | None:
             "batch size, all of one knob)."
         ],
     )
-
-
-def _kept(equal: Comparison) -> pd.Series:
-    groups = equal.of_compared.groupby(["label", "speedup"])
-    kept, missed = groups["kept"].agg(lambda values: values.mean(skipna=False)), groups[["over", "under"]].any()
-    texts = (100 * kept).map("{:.1f}".format) + over_or_under(missed)
-    return texts.where(kept.notna(), MISSING).unstack().agg(" / ".join, axis=1)
 
 
 def text_scores(results: Results) -> pd.DataFrame:

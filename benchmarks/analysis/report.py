@@ -61,6 +61,7 @@ def render(results: Results) -> str:
     tables = {table.name: _shown(table) for table in tables_of(results)}
     with alt.utils.schemapi.debug_mode(False):  # without checks by a schema, which take half a second
         curves = _curves_chart(results)
+    datatables = Path(str(options.dt_bundle)).read_text(encoding="utf-8")
     warnings: dict[str, list[str]] = {}
     for subject, text in caveats(results):
         warnings.setdefault(subject, []).append(text)
@@ -75,12 +76,11 @@ def render(results: Results) -> str:
         warnings=warnings,
         machines=_shown(provenance_table(results)),
         vega=_vega(),
-        datatables=_datatables(),
+        datatables="data:text/javascript;charset=utf-8," + _NOT_KEPT.sub(lambda text: quote(text[0]), datatables),
     )
 
 
 def _picture(name: str, results: Results) -> dict[str, str] | None:
-    """Return a print figure as a data URI, and its caption; None if it cannot be drawn."""
     with TemporaryDirectory() as folder:
         for path in write_figures(results, Path(folder), [name])[0]:
             uri = f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
@@ -101,12 +101,6 @@ def _vega() -> str:
         script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", vl_version=version)
         write_text(path, str(script).replace("</script", "<\\/script"))
     return path.read_text(encoding="utf-8")
-
-
-def _datatables() -> str:
-    """Return the module of DataTables as a data URI."""
-    module = Path(str(options.dt_bundle)).read_text(encoding="utf-8")
-    return "data:text/javascript;charset=utf-8," + _NOT_KEPT.sub(lambda text: quote(text[0]), module)
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -138,13 +132,14 @@ def _order(column: Column, line: dict[str, Any]) -> float | None:
 
 
 def _curves_chart(results: Results) -> dict[str, Any] | None:
-    """Draw curves at equal cost, with choices of task, score and cost.
-
-    Return None if there is nothing to draw.
-    """
-    frame = _curve_data(results)
-    if frame.empty:
+    """Draw curves at equal cost, with choices of task, score and cost; None if there is nothing to draw."""
+    found = dense_curves(results)
+    found = found[~(100 * found["points"] < -DEEPEST)]
+    if found.empty:
         return None
+    frame = pd.DataFrame({"task": found["panel"], "method": found["label"], "at": found["speedup"].map("{:g}x".format)})
+    frame = frame.assign(points=100 * found["points"], score=100 * found["score"])
+    frame = frame.join(found.filter(like="x_")).round(3)  # costs in percent: x_layers, x_flops, x_b1, ...
     measures = {name: text for name, text in _MEASURES.items() if frame[name].notna().any()}
     costs = {"layers": "layers", "flops": "FLOPs"} | {
         f"b{size}": f"clock, batch {size}" for size in results.batch_sizes
@@ -200,19 +195,6 @@ def _curves_chart(results: Results) -> dict[str, Any] | None:
         )
     )
     return _spec(chart, frame)
-
-
-def _curve_data(results: Results) -> pd.DataFrame:
-    """Return the points of the chart of curves.
-
-    Columns: ``task``, ``method``, ``at`` (the speed-up in layers), costs in percent of the full model's (``x_layers``,
-    ``x_flops``, ``x_b1``, ...), ``points`` and ``score``.
-    """
-    found = dense_curves(results)
-    found = found[~(100 * found["points"] < -DEEPEST)]
-    frame = pd.DataFrame({"task": found["panel"], "method": found["label"], "at": found["speedup"].map("{:g}x".format)})
-    frame = frame.assign(points=100 * found["points"], score=100 * found["score"]).join(found.filter(like="x_"))
-    return frame.round(3)
 
 
 def _spec(chart: Any, frame: pd.DataFrame) -> dict[str, Any]:

@@ -23,13 +23,13 @@ _COUNTERS = 60_000
 
 
 @lru_cache(maxsize=40)  # several tasks have equally many rows
-def resample_counts(rows: int, part: int, resamples: int, seed: int) -> NDArray[np.uint16]:
+def resample_counts(rows: int, part: int, resamples: int) -> NDArray[np.uint16]:
     """Draw rows with replacement, and count how often each was drawn: [rows, resamples].
 
     Equal arguments give the same resamples, so that differences between methods are paired.
     """
     counts = np.empty((resamples, rows), dtype=np.uint16)
-    generator = np.random.default_rng([seed, rows, part])
+    generator = np.random.default_rng([0, rows, part])
     at_once = max(1, _COUNTERS // rows)
     first_places, places = np.repeat(rows * np.arange(at_once), rows), np.empty(at_once * rows, dtype=np.int64)
     for start in range(0, resamples, at_once):
@@ -40,14 +40,14 @@ def resample_counts(rows: int, part: int, resamples: int, seed: int) -> NDArray[
     return counts.T
 
 
-def resampled_means(terms: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+def resampled_means(terms: Floats, *, resamples: int = RESAMPLES) -> Floats:
     """Compute the means of terms [points, N, terms] over all resamples of the rows: [points, resamples, terms]."""
     rows = terms.shape[1]
     flat = np.moveaxis(terms, 1, -1).reshape(-1, rows)
     sums = np.empty((len(flat), resamples))
     with threadpool_limits(1, "blas"):  # beside other work several threads wait for each other, four times as long
         for start in range(0, resamples, _AT_ONCE):
-            counts = resample_counts(rows, start // _AT_ONCE, min(_AT_ONCE, resamples - start), seed)
+            counts = resample_counts(rows, start // _AT_ONCE, min(_AT_ONCE, resamples - start))
             sums[:, start : start + _AT_ONCE] = flat @ counts.astype(flat.dtype)
     sums /= rows
     return np.moveaxis(sums.reshape(len(terms), -1, resamples), 1, -1)

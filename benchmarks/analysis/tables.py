@@ -248,6 +248,8 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
     frame = frame.sort_values(["tasks", "points"], ascending=False)
     middle, tasks = f"{comparison.middle:g}x", comparison.compared
     alike = (frame["tasks"] == len(tasks)).all()
+    smallest = frame.loc[frame["tasks"] == frame["tasks"].max(), "detectable"].median()
+    power = f"The smallest difference that is found with 80% power, before the correction: {smallest:.1f} points"
     return Table(
         title=f"Points against {against} at equal cost"
         + ("" if cost == LAYERS else f" by {cost}")
@@ -267,20 +269,10 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
             "and seeds of these tasks, two-sided; corrected by Holm's procedure for methods on as many tasks. "
             f"p and wins: at {middle}. A lead at more than the budget is no win and has no p.",
-            *_power_note(frame),
+            *([] if np.isnan(smallest) else [f"{power} (median)."]),
         ],
         blocks="tasks",
     )
-
-
-def _power_note(frame: pd.DataFrame) -> list[str]:
-    """Name the smallest difference that the methods on most tasks can show."""
-    smallest = frame.loc[frame["tasks"] == frame["tasks"].max(), "detectable"].median()
-    if np.isnan(smallest):
-        return []
-    return [
-        f"The smallest difference that is found with 80% power, before the correction: {smallest:.1f} points (median)."
-    ]
 
 
 @lru_cache(maxsize=4)
