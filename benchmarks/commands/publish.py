@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.frames import FRAMES, AnyFrameName, write_published_frame, write_records
 from benchmarks.store.hashes import file_fault, write_json
 from benchmarks.store.records import AnyRecord, FailureRecord
-from benchmarks.store.results_folder import (
-    FAILURES_FILE,
-    TIMINGS_FILE,
-    StoredResults,
-    is_published,
-    open_results,
-)
+from benchmarks.store.results_folder import FAILURES_FILE, TIMINGS_FILE, StoredResults, is_published, open_results
 from consistentee.data.metrics import METRICS, score, token_match
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors, replacing
@@ -67,8 +62,10 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
                 written.append(Path(shutil.copyfile(file, new / file.name)))
         written.append(seal_results(new, written))
         # Everything is read back, because users delete a run once it is published.
-        if not equal_results(results, open_results(new)):
-            raise AssertionError(f"{out} does not give back what was written; keep the run")
+        try:
+            check_equal(results, open_results(new))
+        except AssertionError as error:
+            raise AssertionError(f"{out} does not give back what was written; keep the run") from error
         written += write_published_files(load_results(new), new)
     return [out / path.relative_to(new) for path in written]
 
@@ -91,25 +88,20 @@ def seal_results(root: Path, files: list[Path]) -> Path:
     return root / HASHES_FILE
 
 
-def equal_results(first: StoredResults, second: StoredResults) -> bool:
-    """Check whether two folders hold the same records and frames, in the same order."""
+def check_equal(first: StoredResults, second: StoredResults) -> None:
+    """Raise AssertionError unless two folders hold the same records and frames, in the same order."""
     records = [(list(one.cells.items()), list(one.timings.items()), one.failures) for one in (first, second)]
-    frames = [[one.frame(name) for name in _ALL_FRAMES] for one in (first, second)]
-    return records[0] == records[1] and all(map(_equal_frames, *frames))
-
-
-def _equal_frames(first: pd.DataFrame, second: pd.DataFrame) -> bool:
-    try:
-        pd.testing.assert_frame_equal(first, second, check_exact=True, check_dtype=False)
-    except AssertionError:
-        return False
-    return True
+    if records[0] != records[1]:
+        raise AssertionError("the records differ")
+    for name in _ALL_FRAMES:
+        pd.testing.assert_frame_equal(first.frame(name), second.frame(name), check_exact=True, check_dtype=False)
 
 
 # ---------------------------------------------------------------------------------------------- verify
 
 _ROUNDING = 1e-6
 _Fact = tuple[str, ArrayLike, ArrayLike]
+"""What rows give, at a knob whose answers are kept: its name, the value computed again, and the curve's."""
 
 
 def faults_of(root: Path) -> Iterator[str]:
@@ -153,7 +145,9 @@ def _faults_of_cell(results: StoredResults, folder: str, record: AnyRecord) -> I
     if not folder.endswith(f"/seed{record.seed}"):
         yield f"it lies in the folder of another cell, {folder}"
     try:
-        for what, found, recorded in _facts(record, results.frames_of(folder)):
+        frames = results.frames_of(folder)
+        facts = (_of_texts if record.kind == "generation" else _of_instances)(frames)
+        for what, found, recorded in chain([("test rows", len(frames["rows"]), record.test_rows)], facts):
             if np.shape(found) != np.shape(recorded) or not np.allclose(found, recorded, rtol=0, atol=_ROUNDING):
                 yield f"{what}: its rows give {np.asarray(found)}, its curve {np.asarray(recorded)}"
     except (UserError, KeyError, IndexError, ValueError, TypeError) as error:
@@ -177,12 +171,6 @@ def _faults_of_other_files(root: Path) -> Iterator[str]:
     for path in root.rglob(".*"):
         if path.name.endswith((PARTIAL, OLD)):
             yield f"{path}: left by a process that was killed; the next run removes it"
-
-
-def _facts(record: AnyRecord, frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:
-    """Compute again what rows give, at all knobs whose answers are kept: its name, the value, and the curve's."""
-    yield "test rows", len(frames["rows"]), record.test_rows
-    yield from (_of_texts if record.kind == "generation" else _of_instances)(frames)
 
 
 def _of_instances(frames: Mapping[str, pd.DataFrame]) -> Iterator[_Fact]:

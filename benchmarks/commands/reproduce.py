@@ -144,38 +144,26 @@ def compare_with_ours(
     ``folder``, by default the published ones of each backbone's suite.
     """
     table = load_paper(name)
-    settings = (*table.settings, table.paper_setting)
-    if backbones is not None:
-        settings = tuple(map(table.setting_for, backbones))
+    settings = (*table.settings, table.paper_setting) if backbones is None else map(table.setting_for, backbones)
     found: list[PaperComparison] = []
     faults: dict[str, None] = {}
+    tasks = [column.task for column in table.columns]
     for setting in settings:
-        results, labels = _results_of(table, setting, folder), _labels(table, setting)
-        tasks = " ".join(column.task for column in table.columns)
-        command = f"consistentee run {setting.suite} --tasks {tasks} --methods {' '.join([FULL, *labels])}"
+        place, backbone, results = folder or Path("results") / setting.suite, short_name(setting.backbone), None
+        if kind_of_results(place) == "classification":
+            results = load_results(place)
+            results = results.where([r.task in tasks and r.backbone == backbone for r in results.records])
+        suite = load_suite(setting.suite)
+        known = {*(entry.label for entry in suite.methods), *available_methods(suite.method_group)}
+        labels = tuple(label for label in table.labels if label in known)
+        if not labels:
+            raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
+        command = f"consistentee run {setting.suite} --tasks {' '.join(tasks)} --methods {' '.join([FULL, *labels])}"
         command += f" --backbones {setting.backbone} --data DATA"
-        found.append(PaperComparison(table, short_name(setting.backbone), results, tuple(labels), command))
+        found.append(PaperComparison(table, backbone, results, labels, command))
         faults |= dict.fromkeys([] if results is None else results.faults)
-    known = [one for one in found if {record.label for record in one.records}.intersection(one.labels)]
-    return found if backbones is not None else known or found[:1], list(faults)
-
-
-def _results_of(table: PaperTable, setting: PaperSetting, folder: Path | None) -> Results | None:
-    place = folder or Path("results") / setting.suite
-    if kind_of_results(place) != "classification":
-        return None
-    results, tasks = load_results(place), {column.task for column in table.columns}
-    return results.where([r.task in tasks and r.backbone == short_name(setting.backbone) for r in results.records])
-
-
-def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
-    """Return the curves of a table that the suite of a backbone has, or can have."""
-    suite = load_suite(setting.suite)
-    known = {*(entry.label for entry in suite.methods), *available_methods(suite.method_group)}
-    labels = [label for label in table.labels if label in known]
-    if not labels:
-        raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
-    return labels
+    with_ours = [one for one in found if {record.label for record in one.records}.intersection(one.labels)]
+    return found if backbones is not None else with_ours or found[:1], list(faults)
 
 
 def compare(comparison: PaperComparison) -> pd.DataFrame:
@@ -203,27 +191,21 @@ def _ours(comparison: PaperComparison, column: PaperColumn, printed: pd.DataFram
     """Return what our curves reach at the printed speed-ups of a task, scored by the metric of the column."""
     if not comparison.has(column.task) or comparison.results is None:
         return None
-    scored = scored_by(comparison.results.only(tasks=[column.task]), column.metric)
-    wanted = printed[printed["our_task"] == column.task]
-    if scored is None or wanted.empty:
+    results, wanted = comparison.results.only(tasks=[column.task]), printed[printed["our_task"] == column.task]
+    if (results.cells["metric"] != column.metric).any():
+        curve = results.frame("curve")
+        if column.metric not in curve or curve[column.metric].isna().any():
+            return None
+        results = results.scored_by(column.metric)
+    if wanted.empty:
         return None
-    found = Comparison(scored, sorted(set(wanted["speedup"])))
-    frame = found.by_task
-    frame = frame.merge(wanted[["label", "speedup"]].drop_duplicates(), on=["label", "speedup"])
-    frame["spent"] = scored.records[0].num_layers / frame["layers"]
+    found = Comparison(results, sorted(set(wanted["speedup"])))
+    frame = found.by_task.merge(wanted[["label", "speedup"]].drop_duplicates(), on=["label", "speedup"])
+    frame["spent"] = results.records[0].num_layers / frame["layers"]
     return found.with_intervals(frame).rename(columns={"task": "our_task", "points": "our_points"})
 
 
-def scored_by(results: Results, metric: str) -> Results | None:
-    """Return results of one task whose score is another metric of its records; None if they do not hold it."""
-    if (results.cells["metric"] == metric).all():
-        return results
-    curve = results.frame("curve")
-    return results.scored_by(metric) if metric in curve and curve[metric].notna().all() else None
-
-
 def _printed_points(table: PaperTable, method: PaperMethod, column: PaperColumn) -> pd.DataFrame:
-    """Return the operating points that a paper prints of a method on a task, in its order."""
     found = _printed(table, method.printed, method.backbone, column).dropna(subset=["number", "ratio"])
     names_here = {"metric": "printed_metric", "value": "printed_value", "speedup": "printed_speedup"}
     found = found.rename(columns={**names_here, "speedup_definition": "definition"})
@@ -320,7 +302,6 @@ def _texts(table: PaperTable, score: pd.Series, points: pd.Series, speedup: pd.S
 
 
 def _setting(comparison: PaperComparison) -> str:
-    """Name backbones and data of both sides."""
     table = comparison.table
     printed = ", ".join(dict.fromkeys(method.backbone for method in table.methods))
     ours, rows = [comparison.backbone], [record.train_rows for record in comparison.records]
@@ -341,7 +322,6 @@ def _our_full(comparison: PaperComparison, column: PaperColumn) -> float:
 
 
 def _missing(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
-    """Name what has no records, and the command that makes them."""
     wanted = found.loc[found["label"] != "", ["label", "task", "our_task"]].drop_duplicates()
     known = [comparison.has(line.our_task, line.label) for line in wanted.itertuples()]
     missing = wanted[np.invert(known)].groupby("label", sort=False)["task"].agg(", ".join)

@@ -114,7 +114,9 @@ def train_model(
     after Ctrl-C from the step that was reached; others begin anew. Raises UserError for unknown names, and if ``out``
     holds other files or cannot be written.
     """
-    name = _kind_of(task_name)
+    name: Kind = "generation" if task_kind(task_name) == "text" else "classification"
+    if name == "generation":
+        check_extra("bench", f"{task_name}, a task of texts,")  # which are scored by ROUGE
     kind = KINDS[name]
     method = get_method(method_name, **parameters)
     if method.replay_only:
@@ -128,8 +130,12 @@ def train_model(
     unfinished = out / UNFINISHED
     if out.is_dir() and any(out.iterdir()) and not (unfinished.is_dir() or (out / kind.model_file).is_file()):
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
-    fields = {"tasks": [task_name], "backbones": [backbone or kind.usual_backbone], "seeds": [seed]}
-    fields["methods"] = [{"method": method_name, "parameters": dict(parameters)}]
+    fields: dict[str, list[object]] = {
+        "tasks": [task_name],
+        "backbones": [backbone or kind.usual_backbone],
+        "seeds": [seed],
+        "methods": [{"method": method_name, "parameters": dict(parameters)}],
+    }
     spec, inputs = _one_cell(name, fields, settings), Inputs(data_dir)
     rows = inputs.rows(spec)
     method.check_task(rows.task)
@@ -165,15 +171,7 @@ def train_model(
     return filled_table([method.knob.name, ""], numbers, lines, title, uses)
 
 
-def _kind_of(task_name: str) -> Kind:
-    if task_kind(task_name) != "text":
-        return "classification"
-    check_extra("bench", f"{task_name}, a task of texts,")  # which are scored by ROUGE
-    return "generation"
-
-
 def _one_cell(kind: Kind, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> BaseCellSpec:
-    """Return the cell of a suite with these fields and settings of the recipe, and else with its defaults."""
     suite = KINDS[kind].suite
     declared = type(suite.model_fields["recipe"].default)
     try:

@@ -41,21 +41,18 @@ class InstanceEvaluation:
     ) -> None:
         self.spec, self.task, self.method, self.model = spec, task, method, model
         self.test, self.validation = (record_trace(model, split, store=store) for split in (task.test, task.validation))
-        self.knobs = self._knobs()
+        self.knobs = [float(knob) for knob in method.knob_values(model)]
+        if method.refines_knob:
+            traced = self.validation
+            self.knobs = refine_knobs(self.knobs, lambda some: _layers(traced, sweep(self._rules(some), traced)))
         self.rules = [*self._rules(self.knobs), NeverExit()]
         self.exits, self.validation_exits = (sweep(self.rules, trace) for trace in (self.test, self.validation))
         self.layers = _layers(self.test, self.exits)
         self.validation_layers = _layers(self.validation, self.validation_exits)
-        metric, labels = self.task.metric, self.validation.labels.numpy()
+        metric, labels = task.metric, self.validation.labels.numpy()
         self.validation_scores = [
             score(metric, labels, self.validation.predictions(exits).numpy()) for exits in self.validation_exits
         ]
-
-    def _knobs(self) -> list[float]:
-        knobs = [float(knob) for knob in self.method.knob_values(self.model)]
-        if not self.method.refines_knob:
-            return knobs
-        return refine_knobs(knobs, lambda some: _layers(self.validation, sweep(self._rules(some), self.validation)))
 
     def _rules(self, knobs: Sequence[float]) -> list[ExitRule]:
         return [self.method.rule(self.model, knob) for knob in knobs]
@@ -128,7 +125,6 @@ class InstanceEvaluation:
         return found
 
     def _live_disagreements(self, place: int, replayed: NDArray) -> int:
-        """Count the test rows whose live exit or answer differs from the replay."""
         rows, rule = self.test.encodings, self.rules[place]
         live = classify_encoded(self.model, rows, rule, batch_size=_LIVE_BATCH_SIZE, sort_by_length=True)
         answers = live.predictions.numpy()

@@ -226,6 +226,13 @@ class TextEvaluation:
     def _measured(self, flops: DecodingFlops, written: Written) -> dict[str, object]:
         texts, depth = written.texts, self.decoder.model.num_layers
         exits = torch.cat([*(layers[1:] for layers in texts.exit_layers), torch.empty(0, dtype=torch.long)])
+        if isinstance(texts, SpeculativeGenerations):
+            operations = flops.speculating(texts)
+        elif written.place == len(self.replayed):
+            operations = flops.full_decoding(texts)
+        else:
+            method, knob = self.decoder.method, self.replayed[written.place].knob
+            operations = flops.decoding(texts, method.rule(self.decoder.model, knob), method.kv)
         found: dict[str, object] = {
             "place": written.place,
             "layers": float(texts.average_layers) if texts.decoded_tokens else float(depth),
@@ -234,20 +241,12 @@ class TextEvaluation:
             "new_tokens": float(sum(map(len, texts.tokens))),
             "decoded_tokens": float(texts.decoded_tokens),
             "exit_histogram": torch.bincount(exits, minlength=depth + 1)[1:].tolist(),
-            "flops": float(self._flops(flops, written)),
+            "flops": float(operations),
             "full_flops": float(flops.full_decoding(texts)),
         }
         if isinstance(texts, SpeculativeGenerations):
             found |= {name: float(sum(getattr(texts, name))) for name in ("drafted", "accepted", "passes")}
         return found
-
-    def _flops(self, flops: DecodingFlops, written: Written) -> int:
-        if isinstance(written.texts, SpeculativeGenerations):
-            return flops.speculating(written.texts)
-        if written.place == len(self.replayed):
-            return flops.full_decoding(written.texts)
-        method, knob = self.decoder.method, self.replayed[written.place].knob
-        return flops.decoding(written.texts, method.rule(self.decoder.model, knob), method.kv)
 
     def frames(self) -> Mapping[str, pd.DataFrame]:
         """Build the frames of a cell; no text is kept, but its tokens, exit layers and scores."""

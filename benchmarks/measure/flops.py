@@ -155,11 +155,10 @@ class FlopModel:
     """Count the operations of one model: its layers once, each rule when needed."""
 
     def __init__(self, model: MultiExitModel) -> None:
-        self._model = model
+        self._model, self._numbers = model, range(1, model.num_layers + 1)
         points = ALL_LIVE + (PARTLY_LIVE if isinstance(model.stepper, TokenExitStepper) else ())
         with eager_attention(model.backbones), torch.no_grad():
-            rows = [self._row(tokens) for tokens, _ in points]
-            runs = [self._run_layers(row, live) for row, (_, live) in zip(rows, points, strict=True)]
+            runs = [self._run_layers(tokens, live) for tokens, live in points]
         self._all_live = [layers for _, layers in runs[: len(ALL_LIVE)]]
         self.embedding = RowCost.fit([operations for operations, _ in runs[: len(ALL_LIVE)]])
         by_layer = zip(*(layers for _, layers in runs), strict=True)
@@ -218,18 +217,11 @@ class FlopModel:
 
         return count_exits(rule, self._numbers, view_at, no_history_yet(self._model, rule, 1))
 
-    @property
-    def _numbers(self) -> range:
-        return range(1, self._model.num_layers + 1)
-
-    def _row(self, tokens: int) -> Encoding:
-        ordinary = 1 if self._model.tokenizer.pad_token_id == 0 else 0
-        types = [0] * tokens if self._model.stepper.uses_token_types else None
-        return Encoding([ordinary] * tokens, types)
-
-    def _run_layers(self, row: Encoding, live: int) -> tuple[int, list[_CountedLayer]]:
+    def _run_layers(self, tokens: int, live: int) -> tuple[int, list[_CountedLayer]]:
         stepper = self._model.stepper
-        batch = self._model.collate([row])
+        ordinary = 1 if self._model.tokenizer.pad_token_id == 0 else 0
+        types = [0] * tokens if stepper.uses_token_types else None
+        batch = self._model.collate([Encoding([ordinary] * tokens, types)])
         embedding, (hidden, context) = count_operations(partial(stepper.begin, batch))
         if isinstance(context, TokenContext):
             exit_layers = torch.zeros_like(context.exit_layers)

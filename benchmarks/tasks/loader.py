@@ -240,18 +240,15 @@ def read_file(path: Path, files: FileLayout) -> list[Any]:
     Raises UserError for a file without rows, and for a faulty row (file and line).
     """
     if files.format == "parquet":
-        return _filled(path, read_hub_split(_parquet(path), files, str(path)))
-    content = decoded(path)
-    if not files.is_text_table:
-        places = _json_cells(content, path, by_line=files.format == "jsonl")
-    elif files.quoted:
-        places = _table_cells(quoted_cells(content, path, files.format), path, files)
+        rows = read_hub_split(_parquet(path), files, str(path))
     else:
-        places = _table_cells(plain_cells(content), path, files)
-    return _filled(path, [files.row(place, cells) for place, cells in places] if content.strip() else [])
-
-
-def _filled(path: Path, rows: list[Any]) -> list[Any]:
+        content = decoded(path)
+        if not files.is_text_table:
+            places = _json_cells(content, path, by_line=files.format == "jsonl")
+        else:
+            lines = quoted_cells(content, path, files.format) if files.quoted else plain_cells(content)
+            places = _table_cells(lines, path, files)
+        rows = [files.row(place, cells) for place, cells in places] if content.strip() else []
     if not rows:
         raise UserError(f"{path} holds no rows, so the split is empty")
     return rows
@@ -291,7 +288,6 @@ def read_hub_split(dataset: Any, columns: RowColumns, place: str) -> list[Any]:
 
 
 def _json_cells(content: str, path: Path, *, by_line: bool) -> Iterator[Cells]:
-    """Read JSON lines, or one JSON list, whose rows are named by their numbers."""
     rows = content.removesuffix("\n").split("\n") if by_line else _parsed(content, str(path))
     if not isinstance(rows, list):
         raise UserError(f"{path}: not a JSON list")
