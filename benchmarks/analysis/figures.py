@@ -139,7 +139,6 @@ def exit_shares(results: Results) -> pd.DataFrame:
 
 
 def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **shared: Any) -> "Panels":
-    """Return a figure of ``size`` with a panel for every title, ``across`` in a row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")

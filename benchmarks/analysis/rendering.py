@@ -285,7 +285,6 @@ def _latex(table: Table, width: Width | None) -> str:
 
 
 def _latex_points(table: Table) -> float:
-    """Estimate the width of a LaTeX table."""
     letters = [max(map(len, [str(heading), *texts])) for heading, texts in table.cells.items()]
     return sum(_LETTER_POINTS * number + _GAP_POINTS for number in letters)
 

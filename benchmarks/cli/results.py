@@ -229,10 +229,7 @@ def plot(
     figure_format: Annotated[
         str, typer.Option("--format", metavar="png|pdf|svg", help="Format of the files; fonts are embedded.")
     ] = "png",
-    figures: Annotated[
-        list[str] | None,
-        several("--figures", "Only these: equal-cost, curves, exits."),
-    ] = None,
+    figures: Annotated[list[str] | None, several("--figures", "Only these: equal-cost, curves, exits.")] = None,
 ) -> None:
     """Draw figures with captions: points at equal cost, curves, exit layers; of a run among published results.
 

@@ -46,12 +46,7 @@ class Classification(Kind):
         )
 
     def evaluate(
-        self,
-        spec: CellSpec,
-        rows: CellRows[TaskData],
-        method: "Method",
-        model: "MultiExitModel",
-        store: Path | None,
+        self, spec: CellSpec, rows: CellRows[TaskData], method: "Method", model: "MultiExitModel", store: Path | None
     ) -> "InstanceEvaluation":
         from benchmarks.kinds.instance_evaluation import InstanceEvaluation
 

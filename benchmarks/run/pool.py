@@ -99,7 +99,6 @@ def _run_here(jobs: Sequence[AnyJob], progress: RunProgress) -> None:
 
 
 def _run_in_threads(jobs: Sequence[AnyJob], progress: RunProgress, workers: int) -> None:
-    """Run several jobs at once; each thread waits for the process of its job."""
     threads, stopped = threads_of_a_job(workers, usable_cores(), _thread_limit()), threading.Event()
     with _threads_sleep_while_they_wait(), ThreadPoolExecutor(workers) as executor:
         try:
@@ -158,7 +157,6 @@ def _thread_limit() -> int | None:
 
 @contextmanager
 def _cluster(address: str) -> Iterator["Client"]:
-    """Connect to a scheduler. Raises UserError if that fails, or if it has no worker."""
     from distributed import Client
 
     try:

@@ -138,8 +138,6 @@ def _possible(suite: BaseSuite, work: Work) -> Work:
 
 @dataclass(frozen=True)
 class _Run:
-    """One call of :func:`run_suite`."""
-
     planner: Planner
     timings: Timings
     context: RunContext

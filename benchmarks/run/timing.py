@@ -15,14 +15,7 @@ from benchmarks.measure.knobs import around_budgets
 from benchmarks.run.jobs import Job, RunContext
 from benchmarks.run.plan import PlannedCell, Planner
 from benchmarks.specs.base import Group, Regrouped, TimingSpec, group_name, short_name
-from benchmarks.store.folders import (
-    HASHES_FILE,
-    TIMING_FILE,
-    keep_timing,
-    parse_record,
-    read_timings,
-    write_timing,
-)
+from benchmarks.store.folders import HASHES_FILE, TIMING_FILE, keep_timing, parse_record, read_timings, write_timing
 from benchmarks.store.hashes import file_fault
 from benchmarks.store.keys import timing_key
 from benchmarks.store.records import AnyRecord, TimedKnob, TimingRecord

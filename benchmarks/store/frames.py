@@ -112,6 +112,5 @@ def _flat(record: BaseModel) -> dict[str, object]:
 
 
 def _is_column(schema: type[BaseModel], name: str) -> bool:
-    """Check whether a field is a single value: a text, a number, or none."""
     words = str(schema.model_fields[name].annotation)
     return not any(container in words for container in ("dict", "list", "KeyParts", "TimedKnob"))

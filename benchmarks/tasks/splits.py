@@ -48,7 +48,6 @@ def build_task(spec: TaskSpec, rows: Mapping[str, Sequence[Row]]) -> TaskData:
 
 
 def _class_names(spec: TaskSpec, train: Sequence[Row]) -> tuple[str, ...]:
-    """Return the class names: those of the YAML, or those of train in numeric or alphabetic order."""
     if spec.target == "number":
         return ()
     if spec.labels is not None:

@@ -171,7 +171,6 @@ def _first_difference(first: Sequence[object], second: Sequence[object]) -> _Dif
 
 
 def _looks_at_neighbours(row: str, layers: _Difference, where: str) -> BrokenContractError:
-    """Return the error for a row whose exit layer, alone and together with others, depends on these."""
     return BrokenContractError(
         "the rule looks at its batch neighbours",
         f"{row} exits at layer {layers.first} alone but at layer {layers.second} {where}",
@@ -436,7 +435,4 @@ CHECKS = (
     Check("every parameter has an effect", every_parameter_has_an_effect, live=False, every_family=False),
     Check("other tasks work or are refused", other_tasks_work_or_are_refused, live=False, every_family=False),
 )
-TOKEN_CHECKS = (
-    *CHECKS,
-    Check("generate() keeps to the texts", generate_keeps_to_the_texts, every_family=False),
-)
+TOKEN_CHECKS = (*CHECKS, Check("generate() keeps to the texts", generate_keeps_to_the_texts, every_family=False))
