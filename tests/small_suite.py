@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from copy import copy
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 import pytest
@@ -49,12 +50,10 @@ def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
 
 
 def stamps(paths: Iterable[Path]) -> dict[Path, int]:
-    """Return when files were written."""
     return {path: path.stat().st_mtime_ns for path in paths}
 
 
 def write_task(folder: Path, name: str, regression: bool = False) -> Path:
-    """Write a toy task as files and a YAML."""
     task = make_task(regression=regression)
     splits = {f"{name}-{split.name}.tsv": split for split in (task.train, task.validation, task.test)}
     rows = {file: table(zip(split.texts, map(str, split.labels), strict=True)) for file, split in splits.items()}
@@ -64,7 +63,6 @@ def write_task(folder: Path, name: str, regression: bool = False) -> Path:
 
 
 def write_text_task(folder: Path, name: str = "toy-text") -> Path:
-    """Write a toy task of texts as files and a YAML."""
     task = make_text_task(24)
     splits = {f"{name}-{split.name}.jsonl": split for split in (task.train, task.validation, task.test)}
     rows = {
@@ -112,6 +110,13 @@ class Bench:
                 return run_suite(suite, filters, out=self.out, console=console, **options)
             finally:
                 self.said = console.file.getvalue()
+
+    def run_once(self) -> Self:
+        """Run the whole suite, and show it without published results."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("benchmarks.analysis.board.published_folders", list)
+            self.outcome = self.run()
+        return self
 
     def plan(self, filters: Filters | None = None, *, changes: dict | None = None, **options: object) -> list[str]:
         """Return the plan of a run, which changes nothing."""
@@ -177,8 +182,6 @@ class Bench:
 
 
 class GenerationBench(Bench):
-    """A small suite of generation, its results folder, and what its runs said."""
-
     def __init__(self, folder: Path, backbone: Path) -> None:
         super().__init__(folder, backbone)
         self.values = {

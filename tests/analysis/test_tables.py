@@ -15,15 +15,7 @@ from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.generation_tables import batch_table
 from benchmarks.analysis.promises import chosen_knobs
 from benchmarks.analysis.provenance import caveats
-from benchmarks.analysis.rendering import (
-    Column,
-    Table,
-    display_name,
-    escape_latex,
-    to_latex,
-    to_markdown,
-    write_tables,
-)
+from benchmarks.analysis.rendering import Column, Table, display_name, escape_latex, to_latex, to_markdown, write_tables
 from benchmarks.analysis.tables import (
     budget_lines,
     headline_csv,
@@ -247,29 +239,31 @@ TABLES
 \end{document}
 """
 """A page with the columns of ACL, 219 points wide."""
+needs_latex = pytest.mark.skipif(LATEX is None, reason="pdflatex is not installed (Debian: texlive-latex-recommended)")
+
+
+@pytest.fixture(scope="module")
+def six_layers():
+    found = load_results(ROOT / "results" / "cpu-6-layers")
+    return found, found.only(["deebert", "pabee", "consistentee-held-out", "static"])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(LATEX is None, reason="pdflatex is not installed (Debian: texlive-latex-recommended)")
+@needs_latex
 @pytest.mark.parametrize("width", [None, "column", "page"])
-def test_latex_compiles_and_nothing_leaves_its_column(width, tmp_path):
-    found = load_results(ROOT / "results" / "cpu-6-layers")
-    some = found.only(["deebert", "pabee", "consistentee-held-out", "static"])
-    shown = [
-        *tables_of(found),
-        table_against(some, "deebert"),
-        headline_table(some).only(["at 1.5x", "at 2x", "at 3x"]),
-    ]
+def test_latex_compiles_and_nothing_leaves_its_column(six_layers, width, tmp_path):
+    found, some = six_layers
+    narrow = headline_table(some).only(["at 1.5x", "at 2x", "at 3x"])
+    shown = [*tables_of(found), table_against(some, "deebert"), narrow]
     log = compiled(PAGE.replace("TABLES", to_latex(shown, width)), tmp_path)
     assert re.findall(r"^(?:Overfull|!|LaTeX Warning: Ref).*", log, re.MULTILINE) == []
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(LATEX is None, reason="pdflatex is not installed (Debian: texlive-latex-recommended)")
-def test_tables_of_a_column_are_readable_there(tmp_path):
+@needs_latex
+def test_tables_of_a_column_are_readable_there(six_layers, tmp_path):
     """Without shrinking they are at most a fifth too wide, so that letters of 8 points keep 6.7."""
-    found = load_results(ROOT / "results" / "cpu-6-layers")
-    some = found.only(["deebert", "pabee", "consistentee-held-out", "static"])
+    found, some = six_layers
     text = to_latex([headline_table(found), table_against(some, "deebert")])
     assert text.count(r"\begin{table}") == 2
     text = re.sub(r"\\resizebox\{.*\}\{!\}\{%\n", "{", text)
@@ -337,10 +331,8 @@ def test_a_method_of_a_paper_has_its_line_and_ours_at_the_printed_speed_up():
 
 
 def test_a_paper_that_prints_points_has_points_of_ours(results):
-    table = load_paper("deebert-glue")
-    found = compare(PaperComparison(table, "minilm-l6", results, ("deebert",), ""))
+    comparison = PaperComparison(load_paper("deebert-glue"), "minilm-l6", results, ("deebert",), "")
+    found, shown = compare(comparison), paper_table(comparison).cells
     ours = found[(found["our_task"] == "rte") & (found["number"] == 1)].iloc[0]
-    shown_table = paper_table(PaperComparison(table, "minilm-l6", results, ("deebert",), ""))
-    assert shown_table.cells.loc[shown_table.cells["method"] == "deebert", "RTE"].iloc[0] == (
-        f"{100 * ours['our_points']:+.1f} @ {ours['speedup']:.2f}x"
-    )
+    expected = f"{100 * ours['our_points']:+.1f} @ {ours['speedup']:.2f}x"
+    assert shown.loc[shown["method"] == "deebert", "RTE"].iloc[0] == expected

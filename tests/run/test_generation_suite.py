@@ -17,11 +17,7 @@ from consistentee.errors import UserError
 def finished_once(
     tmp_path_factory: pytest.TempPathFactory, tiny_decoder_backbone: Callable[..., Path]
 ) -> GenerationBench:
-    bench = GenerationBench(tmp_path_factory.mktemp("finished"), tiny_decoder_backbone("llama"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.analysis.board.published_folders", list)
-        bench.outcome = bench.run()
-    return bench
+    return GenerationBench(tmp_path_factory.mktemp("finished"), tiny_decoder_backbone("llama")).run_once()
 
 
 @pytest.fixture

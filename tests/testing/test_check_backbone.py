@@ -113,11 +113,7 @@ TOKENIZER, LOADS = "the tokenizer fits", "it loads"
         (partial(with_tokenizer, pad_token=None), TOKENIZER, "has no padding token"),
         (partial(with_tokenizer, pad_token="[UNK]"), TOKENIZER, "different padding tokens: 0 and 1"),
         (without_a_weight, LOADS, "lacks 1 of the model's weights, encoder.layer.2.output.dense.weight"),
-        (
-            lambda folder: with_tokenizer(folder, "one", "more"),
-            TOKENIZER,
-            "largest token is 65, and the embed",
-        ),
+        (lambda folder: with_tokenizer(folder, "one", "more"), TOKENIZER, "largest token is 65, and the embed"),
     ],
 )
 def test_damaged_files_are_named_and_nothing_else_is_run(tiny_backbone, tmp_path, damage, title, fault):

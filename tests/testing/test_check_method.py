@@ -62,7 +62,6 @@ class Threshold(ExitRule):
 
 
 def made_of(rule: type[Threshold], *values: float, name: str = "margin") -> dict[str, object]:
-    """Return the attributes of a method with a rule and values of its knob."""
     return {"make": lambda self, model, knob: rule(knob, model), "knob": Knob(name, values or Common.knob.values)}
 
 
@@ -199,17 +198,12 @@ OF_BOTH = [
     ({"fit": unseeded}, checks.same_seed_same_numbers, "the same seed gives other numbers", "between two trainings"),
     (NOT_SAVED, checks.saved_and_loaded_it_is_the_same, "the model gives other answers", "not left elsewhere by fit()"),
     (
-        {"check_knob": lambda self, model, knob: None},
+        {"check_knob": lambda *_: None},
         checks.knobs_out_of_range_are_refused,
         "takes knobs that are out of range",
         "self.check_knob(model, knob)",
     ),
-    (
-        {"check_task": lambda self, task: None},
-        checks.other_tasks_work_or_are_refused,
-        "check_task() takes a",
-        "override",
-    ),
+    ({"check_task": lambda *_: None}, checks.other_tasks_work_or_are_refused, "check_task() takes a", "override"),
 ]
 ONLY_INSTANCES = [
     (made_of(ListsFrom0, *CONFIDENCE), checks.layers_count_from_one, "from 0", "layer 1 the rule used the classifier"),
