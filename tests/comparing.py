@@ -9,7 +9,6 @@ from consistentee.engine.generate import Generations
 
 
 def tokens_of(out: Generations) -> list[list[int]]:
-    """Return the new tokens of every text."""
     return [tokens.tolist() for tokens in out.tokens]
 
 
@@ -25,5 +24,4 @@ def changed_parts(model: nn.Module, before: Mapping[str, Tensor]) -> set[str]:
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
-    """Return whether two models have the same weights."""
     return first.state_dict().keys() == second.state_dict().keys() and not changed_parts(first, second.state_dict())

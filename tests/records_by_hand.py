@@ -44,25 +44,21 @@ Cell = tuple[AnyRecord, Frames]
 
 
 def parts_by_hand(rows: str = "rows", kind: Kind = "classification", **settings: object) -> KeyParts:
-    """Return the parts of a key."""
     versions = {"method_version": 1, "engine_version": 1, "training_version": 1}
     return KeyParts(kind=kind, settings=settings, rows=rows, backbone={"files": {}}, **versions)
 
 
 def cell_spec(**changes: object) -> CellSpec:
-    """Return a cell of a suite as planned."""
     values = {"task": "sst2", "backbone": "minilm-l6", "method": "deebert", "label": "deebert", "parameters": {}}
     values |= {"seed": 0, "recipe": RecipeSettings(), "validation_rows": None, "test_rows": None}
     return CellSpec.model_validate({**values, **changes})
 
 
 def cell(label: str, **changes: object) -> CellRecord:
-    """Return the record of a cell; ``changes`` are fields of it."""
     return CellRecord.model_validate(_shared_fields(label, "classification", "accuracy", changes))
 
 
 def decoding_cell(label: str, **changes: object) -> GenerationRecord:
-    """Return the record of a cell of generation; ``changes`` are fields of it."""
     own = {"train_task": "alpaca", "exit_layers": [1, 3, 6], "max_prompt_tokens": 8, "max_new_tokens": 4}
     own |= {"kv": "propagated", "truncated_prompts": 0, "test_rows": 2, "validation_rows": 2, "task": "alpaca"}
     return GenerationRecord.model_validate(_shared_fields(label, "generation", "rougeL", {**own, **changes}))
@@ -227,13 +223,11 @@ def write_cells(out_dir: Path, cells: Sequence[Cell]) -> None:
 
 
 def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,)) -> None:
-    """Write a made-up suite, as a run does."""
     for task, seed in product(tasks, seeds):
         write_cells(out_dir, made_up_suite(task=task, seed=seed))
 
 
 def write_decoding_results(out_dir: Path) -> None:
-    """Write a made-up suite of generation, as a run does."""
     cells = [
         (decoding_cell("token-full"), decoding_frames([LAYERS])),
         (decoding_cell("token-static"), decoding_frames()),
@@ -243,8 +237,6 @@ def write_decoding_results(out_dir: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class InMemory(StoredResults):
-    """Results that were never written."""
-
     frames: Frames = field(default_factory=dict)
 
     def frame(self, name: AnyFrameName, columns: tuple[str, ...] | None = None) -> pd.DataFrame:

@@ -53,7 +53,6 @@ def entry(node: Defined, defined: dict[str, Defined], members: set[str] | None) 
 
 
 def value(name: str, body: list[ast.stmt]) -> str:
-    """Return the entry of a value that a module assigns."""
     code = [ast.unparse(node) for node in body]
     place = next(place for place, line in enumerate(code) if re.match(rf"{name}\b.* = ", line))
     summary = str(ast.literal_eval(code[place + 1])).replace("``", "`")
@@ -94,7 +93,6 @@ def fields_of(node: ast.ClassDef, defined: dict[str, Defined]) -> str:
 
 
 def fields_by_name(node: ast.ClassDef, defined: dict[str, Defined]) -> dict[str, str]:
-    """Return the public fields of a class and of its bases."""
     bases = [defined[ast.unparse(base)] for base in node.bases if ast.unparse(base) in defined]
     found: dict[str, str] = {}
     for base in bases:
@@ -104,7 +102,6 @@ def fields_by_name(node: ast.ClassDef, defined: dict[str, Defined]) -> dict[str,
 
 
 def field(node: ast.AnnAssign) -> str:
-    """Return a field with its default."""
     default = node.value
     if isinstance(default, ast.Call) and ast.unparse(default.func) in ("Field", "field"):
         found = [one.value for one in default.keywords if one.arg == "default"] or default.args[:1]
@@ -151,7 +148,6 @@ def headline(folder: str) -> str:
 
 
 def printed(words: str) -> str:
-    """Return what a command prints."""
     done = CliRunner().invoke(app, shlex.split(words), catch_exceptions=False)
     assert done.exit_code == 0, f"{words}: {done.output}"
     return done.stdout

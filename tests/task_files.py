@@ -20,12 +20,10 @@ def write_yaml(folder: Path, contents: dict[str, str], spec: dict) -> Path:
 
 
 def write_task(folder: Path, contents: dict[str, str], files: dict | None = None, **keys) -> Path:
-    """Write a task with labels."""
     return write_yaml(folder, contents, {**SPEC, "metrics": ["accuracy"], "files": {**LABELS, **(files or {})}, **keys})
 
 
 def write_text_task(folder: Path, contents: dict[str, str], files: dict | None = None, **keys) -> Path:
-    """Write a task with texts."""
     spec = {**SPEC, "kind": "text", "metrics": ["rougeL"], "template": "Q: {question}\nA:"}
     return write_yaml(folder, contents, {**spec, "files": {**TEXTS, **(files or {})}, **keys})
 

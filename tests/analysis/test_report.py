@@ -111,7 +111,6 @@ def browser(results, page):
 
 
 def chosen(browser, name):
-    """Return a list to choose from."""
     from selenium.webdriver.support.ui import Select
 
     return Select(browser.find_element("css selector", f"#curve-controls [name='{name}']"))
@@ -123,7 +122,6 @@ def words(browser):
 
 
 def points(browser):
-    """Return where the points of the chart stand."""
     script = "return [...document.querySelectorAll('#curves-chart .mark-symbol path')]"
     return browser.execute_script(f"{script}.map((path) => path.getAttribute('transform'))")
 

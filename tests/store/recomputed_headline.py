@@ -83,7 +83,6 @@ def headline(folder: Path) -> pd.DataFrame:
 
 
 def largest_difference(folder: Path) -> float:
-    """Return the largest difference between the headline and its recomputation, in points."""
     found = headline(folder)
     return float(max((found[name] - found[f"{name} again"]).abs().max() for name in ("points", "layers")))
 

@@ -103,7 +103,6 @@ def follow_documents(*, has_bench: bool) -> None:
 
 
 def show_size(title: str) -> None:
-    """Print how much is installed."""
     packages = Path(sysconfig.get_path("purelib"))
     size = sum(file.stat().st_size for file in packages.rglob("*") if file.is_file())
     print(f"{title}: {len(list(distributions()))} packages, {size / 1e6:,.0f} MB", flush=True)
