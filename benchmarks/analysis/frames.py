@@ -98,8 +98,7 @@ class Results:
     faults: list[str] = field(default_factory=list)
     own_labels: Collection[str] = ()
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
-    _firsts: dict[str, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
-    _columns: dict[tuple[str, str], Array] = field(default_factory=dict, init=False, repr=False)
+    _columns: dict[tuple[str, str], list[Array]] = field(default_factory=dict, init=False, repr=False)
     _exits: dict[int, dict[int, NDArray]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -221,19 +220,14 @@ class Results:
 
     # ------------------------------------------------------------------------------------------ rows
 
-    def _lines(self, name: FrameName, cell: int) -> slice:
-        if name not in self._firsts:
-            numbers = self.frame(name)["cell"].to_numpy()  # they rise
-            wanted = np.arange(len(self.records) + 1, dtype=numbers.dtype if len(numbers) else int)
-            self._firsts[name] = np.searchsorted(numbers, wanted)
-        return slice(*self._firsts[name][[cell, cell + 1]])
-
     def column(self, name: FrameName, column: str, cell: int) -> Array:
         """Return a column of one cell in a frame; empty where nothing was kept."""
         if (name, column) not in self._columns:
             frame = self.frame(name)
-            self._columns[name, column] = frame[column].to_numpy() if column in frame else np.empty(0)
-        return self._columns[name, column][self._lines(name, cell)]
+            values = frame[column].to_numpy() if column in frame else np.empty(0)
+            firsts = np.searchsorted(frame["cell"].to_numpy(), np.arange(1, len(self.records), dtype=np.int32))
+            self._columns[name, column] = np.split(values, firsts)  # the numbers of cells rise
+        return self._columns[name, column][cell]
 
     def labels(self, cell: int) -> Array:
         """Return the labels of a cell's test rows, [N]."""
@@ -322,7 +316,7 @@ class Results:
 
     def scored_by(self, metric: str) -> "Results":
         """Return the results with another metric of the records as their score."""
-        found = Results(self.folder, self.kind, self.parts, self.faults)
+        found = Results(self.folder, self.kind, self.parts, self.faults, self.own_labels)
         found.cells = self.cells.assign(metric=metric)
         return found
 
