@@ -141,7 +141,7 @@ class TimingJob(Job[TimingRecord]):
         return parse_record(self.place / TIMING_FILE, TimingRecord)[0]
 
     def compute(self) -> None:
-        from benchmarks.measure.clock import time_contenders
+        from consistentee.deployment.timing import time_in_rounds
         from consistentee.models.base import chosen_device
 
         spec, folder, protocol = self.cells[0].spec, self.context.folder, self.protocol
@@ -165,7 +165,8 @@ class TimingJob(Job[TimingRecord]):
                     passes.append(_Pass(len(named), run, setting))
                 named.append((cell.key, cell.spec.label, knob))
         sizes = [protocol.batch_sizes if one.regrouped is None else [one.regrouped.in_flight] for one in passes]
-        taken = time_contenders([one.run for one in passes], timed_rows, protocol, sizes)
+        runs, warmup = [one.run for one in passes], protocol.warmup_batches
+        taken = time_in_rounds(runs, timed_rows, protocol.rows_by_size, sizes, rounds=protocol.rounds, warmup=warmup)
         lines = [line for one, by_size in zip(passes, taken, strict=True) for line in _lines(one, by_size)]
         times = pd.DataFrame(lines).dropna(axis="columns", how="all").round(9)  # to the nanosecond: the rest is noise
         in_step = times[times[["batch_size", "in_flight"]].eq(protocol.batch_sizes[0]).all(axis="columns")]

@@ -136,9 +136,11 @@ class TimingSpec(Strict):
                 )
         return self
 
-    def rows_at(self, batch_size: int) -> int:
-        """Return the maximum number of rows timed at a batch size."""
-        return self.rows if self.most_batches is None else min(self.rows, batch_size * self.most_batches)
+    @property
+    def rows_by_size(self) -> dict[int, int]:
+        """The maximum number of rows timed, by batch size."""
+        most = self.rows if self.most_batches is None else self.most_batches
+        return {size: min(self.rows, size * most) for size in self.batch_sizes}
 
 
 class DecodingTimingSpec(TimingSpec):

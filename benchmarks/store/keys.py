@@ -42,7 +42,7 @@ def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> Key
 
 
 def timing_key(protocol: TimingSpec, kind: Kind) -> str:
-    """Return the key of a timing: of how it is taken. What was timed is in its contenders."""
+    """Return the key of a timing: of how it is taken. What was timed is in its record."""
     return hash_value([protocol.model_dump(mode="json", exclude_defaults=True), kind, TIMING_VERSION[kind]])
 
 

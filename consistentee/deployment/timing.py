@@ -3,7 +3,7 @@
 import gc
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from consistentee.progress import Steps, listening
 from consistentee.rules.exit_rule import ExitRule
 
 NameT = TypeVar("NameT")
+RowT = TypeVar("RowT")
 BatchT = TypeVar("BatchT")
 SampleT = TypeVar("SampleT")
 
@@ -32,30 +33,58 @@ ROUNDS = 5
 TIMED_ROWS = {1: 48, 32: 256}
 """Rows that are timed in a round, by batch size."""
 
-_WARMUP = 2
+
+def time_in_rounds(
+    runs: Sequence[Callable[[Sequence[RowT]], SampleT]],
+    rows: Sequence[RowT],
+    rows_by_size: Mapping[int, int],
+    sizes: Sequence[Collection[int]] | None = None,
+    *,
+    rounds: int,
+    warmup: int = 2,
+) -> list[dict[int, list[list[SampleT]]]]:
+    """Take samples of all runs, batch by batch, in a process that does nothing else.
+
+    Everything is run once a round, in rotating order, so that drift of the machine affects all alike: ratios are to be
+    taken within rounds.
+
+    Args:
+        runs: each answers a batch of rows and returns its sample, such as seconds.
+        rows: rows in the order of the data.
+        rows_by_size: how many of them are timed, by batch size.
+        sizes: the batch sizes of every run; all by default.
+        rounds, warmup: number of rounds, and of the batches that are run once more before.
+
+    Returns:
+        Samples of every run by batch size: ``[rounds][batches]``.
+    """
+    sizes = [rows_by_size.keys()] * len(runs) if sizes is None else sizes
+    taken: list[dict[int, list[list[SampleT]]]] = [{size: [] for size in own} for own in sizes]
+    progress = Steps(f"{rounds} rounds of timing", rounds * sum(map(len, sizes)))
+    for number in range(rounds):
+        gc.collect()
+        order = [(number + place) % len(runs) for place in range(len(runs))]
+        for size, run in [(size, run) for size in rows_by_size for run in order if size in sizes[run]]:
+            timed = rows[: rows_by_size[size]]
+            batches = [timed[start : start + size] for start in range(0, len(timed), size)]
+            taken[run][size].append(_undisturbed(runs[run], batches, warmup))
+            progress.add(1, len(timed))
+    return taken
 
 
 def time_runs(
     runs: Mapping[NameT, Run], rows: Sequence[Encoding], *, rounds: int = ROUNDS, share: float = 1.0
 ) -> dict[NameT, dict[int, list[float]]]:
-    """Time every run once a round, in rotating order, on the same rows: seconds of each round by batch size.
+    """Time runs as :func:`time_in_rounds` does: seconds of each round by batch size.
 
-    ``share``: part of the usual number of rows that is timed. Ratios are to be taken within rounds, so that a drift of
-    the machine affects all runs alike.
+    ``share``: part of the usual number of rows that is timed.
     """
-    taken: dict[NameT, dict[int, list[float]]] = {name: {size: [] for size in BATCH_SIZES} for name in runs}
-    names = list(runs)
-    progress = Steps("timing", rounds * len(BATCH_SIZES) * len(names))
-    for number in range(rounds):
-        start = number % len(names)
-        for size in BATCH_SIZES:
-            timed = rows[: max(1, round(share * TIMED_ROWS[size]))]
-            batches = [timed[first : first + size] for first in range(0, len(timed), size)]
-            for name in names[start:] + names[:start]:
-                gc.collect()
-                taken[name][size].append(sum(undisturbed(partial(_seconds, runs[name]), batches, _WARMUP)))
-                progress.add(1, len(timed))
-    return taken
+    rows_by_size = {size: max(1, round(share * count)) for size, count in TIMED_ROWS.items()}
+    taken = time_in_rounds([partial(_seconds, run) for run in runs.values()], rows, rows_by_size, rounds=rounds)
+    return {
+        name: {size: list(map(sum, samples)) for size, samples in own.items()}
+        for name, own in zip(runs, taken, strict=True)
+    }
 
 
 @torch.inference_mode()
@@ -65,7 +94,7 @@ def _seconds(run: Run, batch: Sequence[Encoding]) -> float:
     return time.perf_counter() - start
 
 
-def undisturbed(run: Callable[[BatchT], SampleT], batches: Sequence[BatchT], warmup: int) -> list[SampleT]:
+def _undisturbed(run: Callable[[BatchT], SampleT], batches: Sequence[BatchT], warmup: int) -> list[SampleT]:
     """Run batches without progress and garbage collection, the first ``warmup`` of them once more before."""
     with listening(None):
         for batch in batches[:warmup]:

@@ -15,28 +15,28 @@ import torch
 from hypothesis import given, strategies as st
 
 from benchmarks.measure import clock as measure, environment
-from benchmarks.measure.clock import time_contenders, timed
+from benchmarks.measure.clock import timed
 from benchmarks.measure.environment import command_line, describe_conditions, describe_environment
 from benchmarks.measure.knobs import Reach, around_budgets, cheapest_within, neighbours, refine_knobs
 from benchmarks.specs.base import TimingSpec
+from consistentee.deployment.timing import time_in_rounds
 
 ROWS = list(range(5))
 
 
 def recorder(name: str, calls: list[tuple[str, list[int], bool]]) -> Callable[[Sequence[int]], int]:
-    """Return a contender that notes what it is given, and says how many rows that were."""
+    """Return a run that notes what it is given, and says how many rows that were."""
 
-    def contender(batch: Sequence[int]) -> int:
+    def run(batch: Sequence[int]) -> int:
         calls.append((name, list(batch), gc.isenabled()))
         return len(batch)
 
-    return contender
+    return run
 
 
 def test_rows_keep_their_order_and_warm_up_is_not_timed():
     calls: list[tuple[str, list[int], bool]] = []
-    protocol = TimingSpec(rounds=3, batch_sizes=(2,), warmup_batches=1)
-    taken = time_contenders([recorder("a", calls), recorder("b", calls)], ROWS, protocol)
+    taken = time_in_rounds([recorder("a", calls), recorder("b", calls)], ROWS, {2: 5}, rounds=3, warmup=1)
     assert [(name, rows) for name, rows, _ in calls[:4]] == [
         ("a", [0, 1]),  # warm-up
         ("a", [0, 1]),
@@ -49,10 +49,10 @@ def test_rows_keep_their_order_and_warm_up_is_not_timed():
     assert taken == [{2: [[2, 2, 1]] * 3}] * 2
 
 
-def test_a_contender_may_have_few_batch_sizes_and_every_size_few_batches():
+def test_a_run_may_have_few_batch_sizes_and_every_size_few_batches():
     calls: list[tuple[str, list[int], bool]] = []
-    protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=0, most_batches=2)
-    taken = time_contenders([recorder("a", calls), recorder("b", calls)], ROWS, protocol, [(1, 2), (2,)])
+    runs, protocol = [recorder("a", calls), recorder("b", calls)], TimingSpec(batch_sizes=(1, 2), most_batches=2)
+    taken = time_in_rounds(runs, ROWS, protocol.rows_by_size, [(1, 2), (2,)], rounds=3, warmup=0)
     a_round = [("a", [0]), ("a", [1]), ("a", [0, 1]), ("a", [2, 3]), ("b", [0, 1]), ("b", [2, 3])]
     assert [(name, rows) for name, rows, _ in calls[:6]] == a_round
     assert taken == [{1: [[1, 1]] * 3, 2: [[2, 2]] * 3}, {2: [[2, 2]] * 3}]
@@ -63,7 +63,7 @@ def test_garbage_collection_comes_back_after_an_error():
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        time_contenders([fail], ROWS, TimingSpec(warmup_batches=0))
+        time_in_rounds([fail], ROWS, {1: 5}, rounds=3)
     assert gc.isenabled()
 
 

@@ -12,11 +12,11 @@ from distributed import Client
 from rich.console import Console
 
 from benchmarks.commands.train import showing_stages
-from benchmarks.measure.clock import time_contenders
 from benchmarks.run import pool
 from benchmarks.run.jobs import RunProgress, read_status, status_writer
 from benchmarks.run.pool import Schedule, next_job, threads_of_a_job
-from benchmarks.specs.base import Group, TimingSpec
+from benchmarks.specs.base import Group
+from consistentee.deployment.timing import time_in_rounds
 from consistentee.files import DiskFullError, clear_leftovers
 from consistentee.progress import Position, begin_stage, listening, tracked
 
@@ -41,13 +41,12 @@ def test_loops_report_every_step_after_it_is_done_and_to_nobody_outside_the_bloc
 def test_what_is_timed_is_not_disturbed():
     heard: list[Position] = []
 
-    def contender(batch: object) -> int:
+    def run(batch: object) -> int:
         begin_stage("inside")
         return len(heard)
 
-    protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=1)
     with listening(heard.append):
-        taken = time_contenders([contender, contender], ["a", "b"], protocol)
+        taken = time_in_rounds([run, run], ["a", "b"], {1: 2, 2: 2}, rounds=3, warmup=1)
     assert {(p.stage, p.total) for p in heard} == {("3 rounds of timing", 12)}  # the time left is of all rounds
     assert [p.done for p in heard] == list(range(13))
     for by_size in taken:
