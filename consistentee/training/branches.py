@@ -29,7 +29,7 @@ from consistentee.traces.token_trace import (
     tokens_read,
 )
 from consistentee.training.decoder import rows_as_long, train_exits, training_rows
-from consistentee.training.loop import Stage, count_rows, run_stage
+from consistentee.training.loop import Source, Stage, count_rows, run_stage
 from consistentee.training.recipe import TokenRecipe
 
 PATIENCE = 2
@@ -51,8 +51,8 @@ class RowBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RowStates:
-    """The hidden states of whole rows, prompts included, for exits that attend to earlier tokens. A source of a stage.
+class RowStates(Source):
+    """The hidden states of whole rows, prompts included, for exits that attend to earlier tokens.
 
     Attributes:
         rows: prompts and responses.
@@ -63,9 +63,6 @@ class RowStates:
     rows: Sequence[TokenRow]
     hidden: Tensor
     model: MultiExitDecoder = field(repr=False)
-
-    lengths = None
-    runs_backbone = False
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -22,7 +22,7 @@ from consistentee.progress import tracked
 from consistentee.rules.view import best_among, likeliest
 from consistentee.traces.token_trace import CHUNK, TokenRow, TokenTrace, compact_dtype, encode_rows, record_tokens
 from consistentee.training.decoder_backbone import exit_weights, joint_loss, last_exit_loss, train_backbone
-from consistentee.training.loop import Stage, count_rows, run_stage
+from consistentee.training.loop import Source, Stage, count_rows, run_stage
 from consistentee.training.recipe import Target, TokenRecipe, drawn
 from consistentee.versions import TRAINING_VERSION
 
@@ -50,14 +50,11 @@ class StateBatch:
 
 
 @dataclass(frozen=True)
-class DrawnTokens:
+class DrawnTokens(Source):
     """Tokens of a trace, given by their numbers, in the order of a stage."""
 
     trace: TokenTrace
     tokens: Tensor
-
-    lengths = None
-    runs_backbone = False
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -20,7 +20,7 @@ from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.progress import tracked
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
-from consistentee.training.loop import Judge, Stage, count_rows, precision_used, run_stage
+from consistentee.training.loop import Judge, Source, Stage, count_rows, precision_used, run_stage
 from consistentee.training.recipe import ExitNetwork, PrecisionSetting, Recipe
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
@@ -101,15 +101,12 @@ class TokenSource:
 
 
 @dataclass(frozen=True)
-class FeatureSource:
+class FeatureSource(Source):
     """Instances as cached features of a frozen backbone; ``labels`` as in :class:`TokenSource`."""
 
     model: MultiExitModel
     outputs: LayerOutputs
     labels: Tensor
-
-    lengths = None
-    runs_backbone = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,7 +132,7 @@ class StateBatch:
 
 
 @dataclass(frozen=True)
-class StateSource:
+class StateSource(Source):
     """Instances as all tokens of every layer of a frozen backbone, for classifiers that attend.
 
     ``states`` are of all rows, one after the other, in half precision: [all tokens, L, width].
@@ -143,8 +140,6 @@ class StateSource:
 
     tokens: TokenSource
     states: Tensor
-
-    runs_backbone = False
 
     @property
     def lengths(self) -> Tensor:

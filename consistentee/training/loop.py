@@ -60,14 +60,15 @@ Loss = Callable[..., Tensor]
 
 
 class Source(Protocol):
-    """A number of rows, which a stage reads in batches."""
+    """A number of rows, which a stage reads in batches. Sources that inherit from it are of a frozen backbone."""
 
-    runs_backbone: bool
+    runs_backbone: bool = False
     """Whether the loss runs the backbone on the rows."""
 
     @property
     def lengths(self) -> Tensor | None:
         """Tokens of every row [N]; None if batches have no padding, or rows come in an order of their own."""
+        return None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -268,13 +269,12 @@ def _note_losses(stage: str, losses: Tensor) -> None:
 
 
 def _freeze_all_but(model: MultiExit, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    trained = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
-        if parameter.requires_grad:
-            trained[name] = parameter
+    trained = {name: weight for name, weight in model.named_parameters() if name.startswith(prefixes)}
     if not trained:
         raise ValueError(f"no weight of the model has a name that starts with one of {prefixes}")
+    model.requires_grad_(False)
+    for weight in trained.values():
+        weight.requires_grad_()
     return trained
 
 
@@ -344,11 +344,7 @@ def _save_checkpoint(
 
 
 def _resume(
-    path: Path | None,
-    model: MultiExit,
-    stage: Stage,
-    parameters: dict[str, nn.Parameter],
-    optimizer: AdamW,
+    path: Path | None, model: MultiExit, stage: Stage, parameters: dict[str, nn.Parameter], optimizer: AdamW
 ) -> tuple[int, Tensor | None, dict[str, Tensor]]:
     tensors = None if path is None else load_tensors(path)
     if tensors is None:
