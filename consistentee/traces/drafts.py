@@ -81,6 +81,7 @@ def draft_layer_calls(
     return shallow + passes * (num_layers - draft_layer)
 
 
+@torch.inference_mode()
 def trace_drafts(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
@@ -108,26 +109,21 @@ def trace_drafts(
     else:
         states = torch.cat([_states_without(skipped, model, row) for row in rows])
         drafter_in_layers = skipped.layers_left(model.stepper)
-    predicted, probability = _predictions(reader, layer, states)
+    predicted: list[int] = []
+    probability: list[float] = []
+    for chunk in states.split(CHUNK):
+        logits = reader.logits(layer, chunk)
+        predicted += logits.argmax(dim=-1).tolist()
+        probability += logits.softmax(dim=-1).amax(dim=-1).tolist()
     ends = np.cumsum([len(response) for _, response in rows])[:-1]
     targets = np.array([token for _, response in rows for token in response])
     agrees, probabilities = (
-        [text[1:] for text in np.split(values, ends)] for values in (predicted == targets, probability)
+        [text[1:] for text in np.split(values, ends)]
+        for values in (np.array(predicted) == targets, np.array(probability))
     )
     return DraftTrace(draft_layer, model.num_layers, agrees, probabilities, drafter_in_layers)
 
 
-@torch.inference_mode()
 def _states_without(skipped: SkippedSublayers, model: MultiExitDecoder, row: TokenRow) -> Tensor:
     batch = collate_rows(model, [row])
     return skipped.run(model.stepper, *model.stepper.begin(batch.tokens, batch.padding_mask))[batch.gives_response]
-
-
-@torch.inference_mode()
-def _predictions(model: MultiExitDecoder, layer: int, states: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    tokens, probabilities = [], []
-    for chunk in states.split(CHUNK):
-        logits = model.logits(layer, chunk)
-        tokens.append(logits.argmax(dim=-1).cpu())
-        probabilities.append(logits.softmax(dim=-1).amax(dim=-1).double().cpu())
-    return torch.cat(tokens).numpy(), torch.cat(probabilities).numpy()
