@@ -120,10 +120,11 @@ def classify_encoded(
     model.eval()
     order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
     exited = _run(model, [encodings[i] for i in order], rule, batch_size, in_flight)
-    numbers = [order[number] for part in exited for number in part.numbers]
-    logits = _in_order(numbers, [part.logits for part in exited], torch.empty(0, model.num_labels))
-    layers = [torch.full((len(part.numbers),), part.layer) for part in exited]
-    exit_layers = _in_order(numbers, layers, torch.empty(0, dtype=torch.long))
+    numbers = torch.tensor([order[number] for part in exited for number in part.numbers], dtype=torch.long)
+    layers = torch.tensor([part.layer for part in exited for _ in part.numbers], dtype=torch.long)
+    places = numbers.argsort()
+    exit_layers = layers[places]
+    logits = torch.cat([part.logits for part in exited]).cpu()[places] if exited else torch.empty(0, model.num_labels)
     ran = layers_run(model.stepper.live_tokens(encodings), exit_layers)
     return Predictions(predictions_of(logits), exit_layers, logits, ran)
 
@@ -275,8 +276,3 @@ def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor |
     if not (model.reads_history or rule.reads_history):
         return None
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
-
-
-def _in_order(order: list[int], parts: list[Tensor], nothing: Tensor) -> Tensor:
-    """Join what the batches gave, in the order asked: [N, ...] on the CPU; ``nothing`` if there is no batch."""
-    return torch.cat(parts).cpu()[torch.argsort(torch.tensor(order))] if parts else nothing
