@@ -109,17 +109,10 @@ def _rounded(states: Tensor, step: float, offset: Tensor) -> Tensor:
 
 def quantize_layers(backbone: nn.Module) -> list[Int8Linear]:
     """Replace every linear layer of a stock model; their inputs are to be observed next, or loaded."""
-    found = [
-        (parent, name, child)
-        for parent in list(backbone.modules())
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear)
-    ]
-    layers = []
-    for parent, name, child in found:
-        layers.append(Int8Linear(child))
-        setattr(parent, name, layers[-1])
-    return layers
+    layers = {name: Int8Linear(each) for name, each in backbone.named_modules() if isinstance(each, nn.Linear)}
+    for name, layer in layers.items():
+        backbone.set_submodule(name, layer)
+    return list(layers.values())
 
 
 @contextmanager

@@ -211,9 +211,8 @@ def merge_lora_weights(backbone: nn.Module) -> None:
 
     wrapped = [(name, module) for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, module in wrapped:
-        parent, _, child = name.rpartition(".")
         module.merge()
-        setattr(backbone.get_submodule(parent), child, module.get_base_layer())
+        backbone.set_submodule(name, module.get_base_layer())
 
 
 def is_lora(name: str) -> bool:
