@@ -17,8 +17,6 @@ from consistentee.training import train_last_exit, train_last_token_exit
 _KeysT = TypeVar("_KeysT", int, Tensor)
 _HASH_RANGE = 2**31 - 1
 _LAYERS = tuple(float(layer) for layer in range(1, 13))
-_EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))
-"""Those of a decoder of 30 layers with five exits."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ class TokenStatic(ee.TokenMethod):
 
     name: ClassVar[str] = "token-static"
     paper: ClassVar[str] = "reference: the same exit layer for every token"
-    knob: ClassVar[ee.Knob] = ee.Knob("layer", _EXIT_LAYERS)
+    knob: ClassVar[ee.Knob] = ee.Knob("layer", (6.0, 12.0, 18.0, 24.0, 30.0))  # five exits of 30 layers
 
     def knob_values(self, model: ee.MultiExitDecoder) -> Sequence[float]:
         return tuple(float(layer) for layer in model.exit_layers)

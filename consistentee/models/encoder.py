@@ -407,8 +407,9 @@ class MultiExitModel(MultiExit):
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of all that determines outputs: weights, settings, versions, a user's own classifier code."""
-        configs = [_config_without_place(backbone.config) for backbone in self.backbones]
-        shapes = [self.description.pooling, asdict(self.description.classifier), *configs]
+        configs = [json.loads(backbone.config.to_json_string(use_diff=False)) for backbone in self.backbones]
+        without_place = [json.dumps({**config, "_name_or_path": None}, sort_keys=True) for config in configs]
+        shapes = [self.description.pooling, asdict(self.description.classifier), *without_place]
         versions = [ENGINE_VERSION["classification"], *code_of(self.classifiers)]
         libraries = [torch.__version__, transformers.__version__]
         return hash_json([self._hash_weights(with_heads), *shapes, self.device.type, *versions, *libraries])
@@ -510,10 +511,6 @@ def _stepper_without_weights(folder: Path) -> EncoderStepper:
     backbone = AutoModel.from_config(config, trust_remote_code=False)
     take_pooler(backbone)
     return stepper_for(backbone)
-
-
-def _config_without_place(config: Any) -> str:
-    return json.dumps({**json.loads(config.to_json_string(use_diff=False)), "_name_or_path": None}, sort_keys=True)
 
 
 def _dropout_of(config: Any) -> float:

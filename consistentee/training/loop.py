@@ -375,9 +375,9 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
     states = {_RANDOM: torch.get_rng_state()}
-    return (
-        states if device.type == "cpu" else states | {_DEVICE_RANDOM: torch.get_device_module(device).get_rng_state()}
-    )
+    if device.type != "cpu":
+        states[_DEVICE_RANDOM] = torch.get_device_module(device).get_rng_state()
+    return states
 
 
 def _put_random_states(tensors: Mapping[str, Tensor], device: torch.device) -> None:

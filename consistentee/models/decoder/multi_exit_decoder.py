@@ -36,11 +36,7 @@ from consistentee.models.decoder.adapters import (
     merge_lora_weights,
 )
 from consistentee.models.decoder.branches import Branch, BranchSpec
-from consistentee.models.decoder.description import (
-    DecoderDescription,
-    check_closing_layers,
-    chosen_exit_layers,
-)
+from consistentee.models.decoder.description import DecoderDescription, check_closing_layers, chosen_exit_layers
 from consistentee.versions import ENGINE_VERSION
 
 
