@@ -194,8 +194,8 @@ class MultiExitModel(MultiExit):
     def from_classifier(cls, name: str) -> Self:
         """Put untrained exits on a fine-tuned ``*ForSequenceClassification``, whose weights and head stay as they are.
 
-        At full depth its logits are those of the stock model, bit for bit where the weights are aligned alike in memory.
-        Exits pool the mean of all tokens. ``name`` is a directory, or an id on the Hugging Face hub.
+        At full depth its logits are those of the stock model, bit for bit where the weights have the same alignment in
+        memory. Exits pool the mean of all tokens. ``name`` is a directory, or an id on the Hugging Face hub.
 
         Raises UserError for a model that does not put each text into one class, and as :meth:`from_backbone` does.
         """
