@@ -60,7 +60,8 @@ def time_in_rounds(
     """
     sizes = [rows_by_size.keys()] * len(runs) if sizes is None else sizes
     taken: list[dict[int, list[list[SampleT]]]] = [{size: [] for size in own} for own in sizes]
-    progress = Steps(f"{rounds} rounds of timing", rounds * sum(map(len, sizes)))
+    passes = sum(size in rows_by_size for own in sizes for size in own)
+    progress = Steps(f"{rounds} rounds of timing", rounds * passes)
     for number in range(rounds):
         gc.collect()
         order = [(number + place) % len(runs) for place in range(len(runs))]
