@@ -6,7 +6,7 @@ the jointly trained model. A decoder has exits after some layers only; knobs cou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 import consistentee as ee
 from consistentee.training import train_last_exit, train_last_token_exit
 
-_KeysT = TypeVar("_KeysT", int, Tensor)
 _HASH_RANGE = 2**31 - 1
 _LAYERS = tuple(float(layer) for layer in range(1, 13))
 
@@ -59,46 +58,31 @@ class RandomRule(ee.ExitRule):
     """Exit at a layer drawn for each row.
 
     The draw is a hash of the row's key and the seed, so it depends neither on the batch nor on the place. The
-    distribution is uniform over the exit layers, mixed with the first or the last one to have the given mean; with the
-    same seed, a larger mean moves no row to an earlier exit.
+    distribution is uniform over the layers, mixed with the first or the last one to have the given mean; with the same
+    seed, a larger mean moves no row to an earlier exit.
 
     Args:
         mean_layer: the mean of the distribution.
         seed: of the draws.
-        exit_layers: layers with an exit; None for every layer.
     """
 
-    def __init__(self, mean_layer: float, seed: int, exit_layers: Sequence[int] | None = None) -> None:
+    def __init__(self, mean_layer: float, seed: int) -> None:
         self.mean_layer = mean_layer
         self.seed = seed
-        self.exit_layers = exit_layers
 
     def should_exit(self, view: ee.LayerView, state: ee.State) -> Tensor:
-        exit_layers = self.exit_layers or range(1, view.num_layers + 1)
-        uniform = self._mixed(view.row_keys).double() / _HASH_RANGE
-        return uniform < 1 - survival(view.layer, exit_layers, self.mean_layer)
-
-    def exit_in_advance(self, exit_layers: Sequence[int], step: int, prompt_key: int) -> int:
-        known = self.exit_layers or range(1, exit_layers[-1] + 1)
-        uniform = self._mixed(ee.token_key(prompt_key, step)) / _HASH_RANGE
-        gone = (layer for layer in exit_layers[:-1] if uniform < 1 - survival(layer, known, self.mean_layer))
-        return next(gone, exit_layers[-1])
-
-    def _mixed(self, keys: _KeysT) -> _KeysT:
-        mixed = keys + self.seed * 2_654_435_761
+        mixed = view.row_keys + self.seed * 2_654_435_761 % _HASH_RANGE
         for multiplier in (48_271, 69_621):  # two rounds of a Lehmer generator, enough to break up similar keys
             mixed = (mixed % _HASH_RANGE * multiplier + 11) % _HASH_RANGE
-        return mixed
+        return mixed.double() / _HASH_RANGE < 1 - survival(view.layer, view.num_layers, self.mean_layer)
 
 
-def survival(layer: int, exit_layers: Sequence[int], mean_layer: float) -> float:
+def survival(layer: int, num_layers: int, mean_layer: float) -> float:
     """Compute the probability of running past ``layer`` under the distribution of :class:`RandomRule`."""
-    first, last = exit_layers[0], exit_layers[-1]
-    uniform_mean = sum(exit_layers) / len(exit_layers)
-    uniform = sum(exit_layer > layer for exit_layer in exit_layers) / len(exit_layers)
+    uniform_mean, uniform = (1 + num_layers) / 2, (num_layers - layer) / num_layers
     if mean_layer <= uniform_mean:
-        return (mean_layer - first) / (uniform_mean - first) * uniform
-    share = (mean_layer - uniform_mean) / (last - uniform_mean)
+        return (mean_layer - 1) / (uniform_mean - 1) * uniform
+    share = (mean_layer - uniform_mean) / (num_layers - uniform_mean)
     return share + (1 - share) * uniform
 
 

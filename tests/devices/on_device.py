@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import second_device
 import torch
+from known_exits import KnownRandomRule
 
-from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts, random_texts
 from consistentee import TokenTrace, chosen_device, classify, generate_encoded, record_tokens, sweep
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
@@ -102,7 +102,8 @@ class TestWork:
         assert work_of_steps(NeverExit(), 0) == {"to device": 1, "to host": 1, "reads": 0}, "prompts, in one pass"
         for rule in (NeverExit(), StaticRule(2)):
             assert work_of_steps(rule, 5) == {"to device": 6, "to host": 6, "reads": 0}
-        assert work_of_steps(RandomRule(2.5, seed=1), 5)["to host"] == 6, "exits that are known before the first layer"
+        known = KnownRandomRule(seed=1)
+        assert work_of_steps(known, 5)["to host"] == 6, "exits that are known before the first layer"
         work, exits = work_of_steps(HalfLeaves(), 5), len(model.exit_layers)
         assert work["to device"] <= 1 + 5 * exits
         assert (work["to host"], work["reads"]) == (1 + 5 * exits, 0)

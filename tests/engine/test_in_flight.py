@@ -8,8 +8,8 @@ import pytest
 import torch
 from comparing import tokens_of, written
 from hypothesis import given, strategies as st
+from known_exits import KnownRandomRule
 
-from baselines.references import RandomRule
 from benchmarks.testing.tiny import random_prompts
 from benchmarks.testing.watching import counted_calls, watched_calls
 from consistentee import ExitRule, NeverExit, StaticRule, UserError, generate, generate_encoded
@@ -20,7 +20,7 @@ from consistentee.engine.token_batch import ReadPrompts, TokenBatch, pass_sizes
 
 PROMPTS = random_prompts(11, seed=3)
 NEW_TOKENS = 8
-MIXED = RandomRule(2.5, seed=1)
+MIXED = KnownRandomRule(seed=1)
 IN_FLIGHT = {"in_flight": 5, "batch_size": 2}
 
 
@@ -43,7 +43,7 @@ SCHEDULES = st.fixed_dictionaries(
         "lengths": st.lists(st.integers(1, 12), min_size=1, max_size=7),
         "new_tokens": st.integers(1, 7),
         "ends": st.sets(st.integers(4, 40), min_size=1, max_size=6),
-        "rule": st.one_of(st.builds(HistoryRule), st.builds(RandomRule, st.floats(1, 4), st.integers(0, 999))),
+        "rule": st.one_of(st.builds(HistoryRule), st.builds(KnownRandomRule, st.integers(0, 999))),
         "seed": st.integers(0, 999),
         "batch_size": st.integers(1, 4),
         "more_in_flight": st.integers(0, 4),

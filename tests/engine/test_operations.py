@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from known_exits import KnownRandomRule
 from tensors_by_hand import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from baselines.calm import DecayingThresholdRule
-from baselines.references import RandomRule
 from benchmarks.testing.tiny import DECODER_CONFIGS, make_decoder_tokenizer, save_random_model
 from consistentee import ExitRule, MultiExitDecoder, NeverExit, generate_encoded
 from consistentee.signals import margin
@@ -76,7 +76,7 @@ def test_a_step_dispatches_little_more_than_its_layers(model, stock):
 
         return work_of_a_step(write, batches)
 
-    half = RandomRule(model.num_layers / 2, 0, model.exit_layers)
+    half = KnownRandomRule()
     calm = DecayingThresholdRule(margin, -0.04, 0.0, 64)  # half depth, too
     steps = {
         "never exit": step_of(NeverExit()),

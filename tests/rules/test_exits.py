@@ -8,13 +8,13 @@ import pytest
 import torch
 from comparing import tokens_of, written
 from hypothesis import given, strategies as st
+from known_exits import KnownRandomRule
 from tensors_by_hand import trace_of
 
 from baselines.calm import DecayingThresholdRule
 from baselines.f_pabee import jensen_shannon
 from baselines.lite import DepthThresholdRule
 from baselines.pcee_bert import PCEEBERT
-from baselines.references import RandomRule
 from baselines.skipdecode import ScheduledRule
 from benchmarks.testing.tiny import random_prompts
 from consistentee import ConsecutiveRule, NeverExit, SameAnswerRule, SomeLayersRule, StaticRule, ThresholdRule, generate
@@ -68,8 +68,7 @@ RULES_THAT_KNOW = {
     "static": StaticRule(3),
     "static between exits": StaticRule(2),
     "schedule": ScheduledRule([4, 3, 2, 1]),
-    "random": RandomRule(2.4, seed=5, exit_layers=(1, 3, 4)),
-    "random, every layer": RandomRule(3.0, seed=5),
+    "random": KnownRandomRule(seed=5),
 }
 
 
