@@ -51,9 +51,6 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}
 """Format -> what is not written into a file, so that the same figure is the same file."""
 
 
-# ---------------------------------------------------------------------------------------------- what is drawn
-
-
 @lru_cache(maxsize=4)
 def leading_labels(results: Results) -> list[str]:
     """Return the labels that are drawn with a marker of their own, best first: those of a run, and the best others."""
@@ -133,9 +130,6 @@ def exit_shares(results: Results) -> pd.DataFrame:
     columns = [*TASK, "label", "layers", "layer", "share"]
     exploded = means.reset_index()[columns].explode(["layer", "share"])
     return exploded.astype({"layer": int, "share": float})
-
-
-# ---------------------------------------------------------------------------------------------- figures
 
 
 def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **shared: Any) -> "Panels":

@@ -218,8 +218,6 @@ class Results:
         """The batch sizes that were timed, rows in step."""
         return sorted(map(int, self.times.loc[~self.times["regroups"], "batch_size"].unique()))
 
-    # ------------------------------------------------------------------------------------------ rows
-
     def column(self, name: FrameName, column: str, cell: int) -> Array:
         """Return a column of one cell in a frame; empty where nothing was kept."""
         if (name, column) not in self._columns:
@@ -272,8 +270,6 @@ class Results:
             layers = np.flatnonzero(self.exit_histograms(cell).any(axis=0)) + 1
             found.setdefault(record.label, set()).update(layers.tolist())
         return found
-
-    # ------------------------------------------------------------------------------------------ parts
 
     def only(self, labels: Collection[str] | None = None, tasks: Collection[str] | None = None) -> "Results":
         """Return the results of some labels (or all of a method) and tasks; the full model always stays.
@@ -466,9 +462,6 @@ def exit_networks(records: Iterable[AnyRecord]) -> dict[str, str]:
         if isinstance(record, CellRecord) and role_of(record.method) not in REFERENCES:
             found.setdefault(record.label, {})[record.exit_network or "not recorded"] = None
     return {label: " / ".join(kinds) for label, kinds in found.items()}
-
-
-# ---------------------------------------------------------------------------------------------- times
 
 
 def _timed_knobs(timings: Iterable[TimingRecord]) -> pd.DataFrame:

@@ -103,9 +103,6 @@ def _vega() -> str:
     return path.read_text(encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------- tables
-
-
 def _shown(table: Table) -> dict[str, Any]:
     """Return a table as the template shows it: every cell is a text and the number that it is sorted by."""
     cells, lines = table.cells, table.frame.to_dict("records")
@@ -126,9 +123,6 @@ def _order(column: Column, line: dict[str, Any]) -> float | None:
         return None
     value = line.get(column.source)
     return _LAST if value is None or pd.isna(value) else round(float(str(value)), 4)
-
-
-# ---------------------------------------------------------------------------------------------- charts
 
 
 def _curves_chart(results: Results) -> dict[str, Any] | None:

@@ -92,9 +92,6 @@ def _tokens(tokenizer: AutoTokenizer, texts: Sequence[str | tuple[str, str]]) ->
     return dict(tokenizer(*columns, padding=True, truncation=True, return_tensors="pt"))
 
 
-# ------------------------------------------------------------------------------------------------ tables
-
-
 def write_tables(runs: Path, out: Path) -> None:
     """Write what finished tasks tried, and what was chosen."""
     files = sorted(runs.glob(f"*/accelerated/{REPORT_FILE}"))

@@ -97,8 +97,6 @@ def check_equal(first: StoredResults, second: StoredResults) -> None:
         pd.testing.assert_frame_equal(first.frame(name), second.frame(name), check_exact=True, check_dtype=False)
 
 
-# ---------------------------------------------------------------------------------------------- verify
-
 _ROUNDING = 1e-6
 _Fact = tuple[str, ArrayLike, ArrayLike]
 """What rows give, at a knob whose answers are kept: its name, the value computed again, and the curve's."""

@@ -95,9 +95,6 @@ def load_paper(name_or_path: str | Path) -> PaperTable:
     return load_named("paper table", name_or_path, list_papers(), lambda fields: PaperTable)
 
 
-# ---------------------------------------------------------------------------------------------- the comparison
-
-
 @cache
 def published_results() -> pd.DataFrame:
     """Read all printed figures, as text: quoted, not converted; ``number`` and ``ratio`` are value and speed-up."""

@@ -331,9 +331,6 @@ def _rows_of(model: MultiExitDecoder, prompts: PromptSplit, written: Generations
     return [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, written.tokens, strict=True)]
 
 
-# ---------------------------------------------------------------------------------------------- references
-
-
 def read_references(decoder: PromptDecoder, prompts: PromptSplit, knobs: Sequence[float]) -> list[ReferenceLoss]:
     """Return the loss of references in the full model, and then at every knob: all that is verified is at full depth.
 

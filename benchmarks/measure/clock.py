@@ -45,9 +45,6 @@ def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: 
     return clock(device) - start, answer
 
 
-# ---------------------------------------------------------------------------------------------- decoding
-
-
 def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> BatchTimes:
     """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
     prompts = list(map(torch.tensor, rows))

@@ -158,9 +158,6 @@ def test_tables_of_published_results(benchmark: BenchmarkFixture, suite: str) ->
     assert "| deebert |" in text
 
 
-# ---------------------------------------------------------------------------------------------- ratios
-
-
 @pytest.fixture(scope="session")
 def task() -> TaskData:
     """Load the rows of the task that a package brings."""

@@ -252,9 +252,6 @@ def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
     write_json(folder.root / ENVIRONMENT_FILE, json.dumps(machine, indent=1), [suite_file])
 
 
-# ---------------------------------------------------------------------------------------------- dry run
-
-
 def plan_lines(planner: Planner, workers: int) -> list[str]:
     """Describe the plan of a run in lines for people."""
     planned, published, work, timings = planner.plan(), planner.published, planner.work, Timings(planner)

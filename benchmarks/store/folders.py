@@ -99,9 +99,6 @@ def only_run(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-# ---------------------------------------------------------------------------------------------- writing
-
-
 def frame_file(name: str) -> str:
     """Return the name of a frame's file."""
     return f"{name}.parquet"
@@ -153,9 +150,6 @@ def keep_timing(folder: Path) -> Path:
     write_record(target, record, [target.with_suffix(".parquet")])
     (folder / TIMING_FILE).unlink()
     return target
-
-
-# ---------------------------------------------------------------------------------------------- reading
 
 
 def read_cell(folder: Path, wanted: KeyParts) -> tuple[AnyRecord | None, Fault | None]:

@@ -82,9 +82,6 @@ def read_frame(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     return table.to_pandas(ignore_metadata=True)
 
 
-# ---------------------------------------------------------------------------------------------- records
-
-
 def write_records(path: Path, records: Mapping[str, BaseModel]) -> None:
     """Write records by their file in a run, in order: a column a field; nested fields are JSON."""
     lines = [{_FILE: file, **_flat(record)} for file, record in records.items()]

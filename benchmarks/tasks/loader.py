@@ -227,9 +227,6 @@ def rows_of_dataset(dataset: Mapping[str, Any], layout: HubLayout | FileLayout, 
     return {split: read_hub_split(dataset[name], layout, f"{place} {name}") for split, name in names.items()}
 
 
-# ---------------------------------------------------------------------------------------------- rows
-
-
 Cells = tuple[str, dict[Any, Any]]
 """The place of a row, for messages, and its cells by column."""
 

@@ -99,9 +99,6 @@ class Template:
         return Prompt(before, values[body], after)
 
 
-# ---------------------------------------------------------------------------------------------- schemas
-
-
 class RowColumns(Strict, ABC):
     """Which columns a source has that matter to the task, and what its rows are made into."""
 

@@ -153,9 +153,6 @@ def _prompt(row: TextRow, templates: Sequence[Template], cut_field: str | None) 
     return None
 
 
-# ---------------------------------------------------------------------------------------------- notes
-
-
 def _joined(notes: Sequence[str]) -> str:
     return " ".join(note.strip().rstrip(".") + "." for note in notes if note)
 
@@ -182,9 +179,6 @@ def _repeats(texts: Mapping[str, Sequence[Hashable]]) -> list[str]:
         for name, count in counts.items()
         if count
     ]
-
-
-# ---------------------------------------------------------------------------------------------- missing splits
 
 
 def _cut_missing(
