@@ -126,7 +126,6 @@ class DecayingThresholdRule(ee.ExitRule):
         self.tokens = tokens
 
     def threshold_at(self, step: int) -> float:
-        """Compute the threshold of a token at this place."""
         falling = 0.9 * self.threshold + 0.1 * math.exp(-self.tau * step / self.tokens)
         return min(max(falling, 0.0), 1.0)
 

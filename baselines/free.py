@@ -37,7 +37,6 @@ class FREE(ee.TokenMethod):
         return super().fit(model, task, recipe)
 
     def shallow_exit(self, model: ee.MultiExitDecoder) -> int:
-        """Return the layer of the shallow exit."""
         if self.shallow_layer is not None:
             return model.check_exit_layer(self.shallow_layer)
         return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))

@@ -113,7 +113,6 @@ class Results:
 
     @cached_property
     def timings(self) -> list[TimingRecord]:
-        """The records of all timings."""
         return [part.stored.timings[file] for part in self.parts for file in part.timings]
 
     def frame(self, name: AnyFrameName) -> pd.DataFrame:

@@ -82,11 +82,9 @@ class Column:
 
     @property
     def source(self) -> str:
-        """The column of the frame."""
         return self.value or self.heading
 
     def text(self, row: Mapping[str, Any]) -> str:
-        """Return the text of a row."""
         value = row.get(self.source)
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return MISSING

@@ -124,7 +124,6 @@ class PaperComparison:
 
     @property
     def records(self) -> list[AnyRecord]:
-        """Our records."""
         return [] if self.results is None else self.results.records
 
     def has(self, task: str, label: str | None = None) -> bool:

@@ -60,7 +60,6 @@ class PlannedCell:
 
     @property
     def folder(self) -> str:
-        """The cell's folder, relative to the cells of a run."""
         return self.spec.folder.as_posix()
 
     @property

@@ -192,7 +192,6 @@ class BaseCellSpec(Strict, ABC):
 
     @property
     def group(self) -> Group:
-        """The group of cells that are timed together."""
         return self.task, self.backbone, self.seed
 
     @property

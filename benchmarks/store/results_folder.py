@@ -99,7 +99,6 @@ class StoredResults:
         return {name: frame for name, frame in own.items() if len(frame)}
 
     def times_of(self, file: str) -> pd.DataFrame:
-        """Read the times of one timing."""
         return _lines_of(self.frame("times"), TIMING_COLUMN, list(self.timings).index(file))
 
 

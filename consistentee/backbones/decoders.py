@@ -97,12 +97,10 @@ class DecoderStepper(ABC):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, L."""
         return len(self.layers)
 
     @property
     def width(self) -> int:
-        """Width of the hidden states."""
         return int(self.config.hidden_size)
 
     @property
@@ -120,12 +118,10 @@ class DecoderStepper(ABC):
 
     @property
     def kv_heads(self) -> int:
-        """Number of heads of the keys and values."""
         return int(getattr(self.config, "num_key_value_heads", self.config.num_attention_heads))
 
     @property
     def head_dim(self) -> int:
-        """Width of one head."""
         return int(getattr(self.config, "head_dim", None) or self.width // self.config.num_attention_heads)
 
     def check_length(self, tokens: int) -> None:

@@ -67,7 +67,6 @@ class EncoderStepper(ABC):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, L."""
         return int(self.config.num_hidden_layers)
 
     @property
@@ -77,7 +76,6 @@ class EncoderStepper(ABC):
 
     @property
     def width(self) -> int:
-        """Width of the hidden states."""
         return int(self.config.hidden_size)
 
     @property

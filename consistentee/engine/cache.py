@@ -86,7 +86,6 @@ class Rows:
         return tensor.narrow(dim, self._slice.start, len(self))
 
     def take(self, places: RowNumbers) -> "Rows":
-        """Return the rows at some places among these."""
         return Rows(self.numbers[places], self.indices)
 
 
@@ -109,7 +108,6 @@ class RowTensors:
         return {name: rows.of(tensor) for (place, name), tensor in self._tensors.items() if place == stage}
 
     def keep(self, rows: Rows) -> None:
-        """Drop all rows but these."""
         self._rows = len(rows)
         self._tensors = {place: rows.of(tensor).clone() for place, tensor in self._tensors.items()}
 

@@ -51,7 +51,6 @@ class RowStates:
 
     @property
     def taken(self) -> RowNumbers:
-        """Slots that are not free."""
         return np.flatnonzero(self.stages != FREE)
 
     def enter(self, slots: RowNumbers, texts: Sequence[Transcript], layer: int) -> None:
@@ -68,7 +67,6 @@ class RowStates:
             self.tokens[slots] += 1
 
     def keep(self, rows: Rows) -> None:
-        """Drop all slots but these."""
         for name in ("texts", "stages", "planned_exits", "exit_layers", "tokens", "since"):
             setattr(self, name, getattr(self, name)[rows.numbers])
         self.newest = rows.of(self.newest).clone()

@@ -49,7 +49,6 @@ class MissingKeys(ABC):
         self.states[segment.rows.index.tensor, segment.context.positions[:, 0]] = hidden[:, 0]
 
     def keep(self, rows: Rows) -> None:
-        """Drop all rows but these."""
         self.states = rows.of(self.states).clone()
 
     @abstractmethod

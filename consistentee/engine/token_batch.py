@@ -162,12 +162,10 @@ class TokenBatch:
         self._rows, self._contexts = {rows.numbers.tobytes(): rows}, {}
 
     def free(self, numbers: RowNumbers) -> None:
-        """Forget some rows."""
         self.cache.ledger.lengths[numbers] = 0
         self.cache.ledger.stored[:, numbers] = 0
 
     def keep(self, rows: Rows) -> None:
-        """Drop all rows but these."""
         self.cache.keep(rows)
         self._rows, self._contexts = {}, {}
 

@@ -134,7 +134,6 @@ class ConsistentEEPaper(Method):
             self.refuse(*of_stage_3, because="joint_epochs is 0")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Run stages 1 to 3."""
         # Stage 1: backbone and all classifiers on sum_t t * CE_t / sum_t t, shared with PABEE and others.
         source = training.training_source(model, task, recipe)
         training.train_jointly(model, source, recipe)
