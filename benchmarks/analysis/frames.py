@@ -63,10 +63,6 @@ class Part:
         found = list(self.stored.cells.values())
         return [found[number] for number in self.cells]
 
-    def size(self, name: AnyFrameName) -> int:
-        """Return how many cells (or timings) the lines of a frame are of."""
-        return len(self.timings if name == "times" else self.cells)
-
     def frame(self, name: AnyFrameName, first: int) -> pd.DataFrame:
         """Read a frame of these cells (or timings), which get the numbers from ``first`` on."""
         frame = self.stored.frame(name, _COLUMNS_READ.get(name))
@@ -118,7 +114,8 @@ class Results:
     def frame(self, name: AnyFrameName) -> pd.DataFrame:
         """Return a frame of all cells (or timings), in the order of their numbers."""
         if name not in self._frames:
-            firsts = np.cumsum([0, *(part.size(name) for part in self.parts)])
+            sizes = [len(part.timings if name == "times" else part.cells) for part in self.parts]
+            firsts = np.cumsum([0, *sizes])
             found = [part.frame(name, int(first)) for part, first in zip(self.parts, firsts, strict=False)]
             known = [frame for frame in found if len(frame)] or found[:1]
             self._frames[name] = known[0] if len(known) == 1 else pd.concat(known, ignore_index=True)
@@ -300,18 +297,18 @@ class Results:
             ]
         )
         words = [f"{', '.join(task)}: {' and '.join(missing)} did not run on it" for task, missing in lacking.items()]
-        found.faults = [*self.faults, *words]
+        found.faults += words
         return found
 
     def where(self, stay: Sequence[bool]) -> "Results":
         """Return the results of the cells that stay, by their numbers."""
         kept = iter(stay)
-        parts = [Part(part.stored, [n for n in part.cells if next(kept)], part.timings) for part in self.parts]
-        return Results(self.folder, self.kind, parts, self.faults, self.own_labels)
+        parts = [replace(part, cells=[n for n in part.cells if next(kept)]) for part in self.parts]
+        return replace(self, parts=parts, faults=list(self.faults))
 
     def scored_by(self, metric: str) -> "Results":
         """Return the results with another metric of the records as their score."""
-        found = Results(self.folder, self.kind, self.parts, self.faults, self.own_labels)
+        found = replace(self, faults=list(self.faults))
         found.cells = self.cells.assign(metric=metric)
         return found
 

@@ -244,3 +244,10 @@ def test_unreadable_publications_are_named(everything, small_run, tmp_path):
     shown = printed(small_run, [tmp_path / "broken", everything / "published"])
     assert "left out:" in shown
     assert "deebert" in shown
+
+
+def test_a_part_of_results_has_faults_of_its_own(everything):
+    whole = load_results(everything / "run")
+    part = whole.where([True] * len(whole.records))
+    part.faults.append("of the part")
+    assert "of the part" not in whole.faults
