@@ -1,6 +1,5 @@
 """The files that publications and runs have of their results, and the screen that a run ends with."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,17 +27,14 @@ def write_published_files(results: Results, out_dir: Path) -> list[Path]:
     return [*written, *(write_figures(results, out_dir, ["curves"])[0] if missing else figures)]
 
 
-def report_files(out_dir: Path, folders: Iterable[Path] | None = None) -> "Group":
-    """Write the files of a run, and show its methods at equal cost among the published ones that are comparable.
-
-    ``folders`` may hold published results, by default those of :func:`published_folders`.
-    """
+def report_files(out_dir: Path) -> "Group":
+    """Write the files of a run, and show its methods at equal cost among the published ones that are comparable."""
     from rich.console import Group
     from rich.text import Text
 
     own = load_results(out_dir)
     written = ", ".join(path.name for path in write_published_files(own, out_dir))
-    board = with_published(own, published_folders() if folders is None else folders)
+    board = with_published(own, published_folders())
     table, clock = headline_table(board), f"clock {board.speedups[len(board.speedups) // 2]:g}x b1"
     if table is not None:
         table = table.only([heading for heading in table.cells if heading.startswith("at ") or heading == clock])
