@@ -6,8 +6,7 @@ Their stage ends when the loss on rows of the validation split has not fallen fo
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from statistics import fmean
 from typing import NamedTuple
 
@@ -84,15 +83,6 @@ class RowStates(Source):
         return hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})
 
 
-def record_rows(model: MultiExitDecoder, rows: Sequence[TokenRow], *, store: Path | None = None) -> RowStates:
-    """Keep the states of all tokens in half precision; arguments and errors as of :func:`consistentee.record_tokens`.
-
-    Not for closing layers, before which no model has a branch.
-    """
-    hidden = recorded_states(model, rows, whole_rows=True, dtype=compact_dtype(model), store=store)
-    return RowStates(rows, hidden, model)
-
-
 @dataclass(frozen=True)
 class ValidationLoss:
     """Minus the loss of branches on rows that they do not learn from: a score, which rises."""
@@ -132,7 +122,8 @@ def train_branches(
     if not rows or not held_out or not model.branches:
         return
     count_rows(len(rows), with_gradients=False)
-    states, validation = (record_rows(model, some, store=recipe.store) for some in (rows, held_out))
+    record = partial(recorded_states, model, whole_rows=True, dtype=compact_dtype(model), store=recipe.store)
+    states, validation = (RowStates(some, record(some), model) for some in (rows, held_out))
     stage = Stage(
         name="branches",
         loss=branch_loss,

@@ -16,7 +16,8 @@ from benchmarks.testing.tiny import DECODER_FAMILIES, random_prompts
 from consistentee import BranchSpec, DecoderStack, HeadSpec, MultiExitDecoder, UserError, extras
 from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.description import chosen_exit_layers
-from consistentee.training.branches import ValidationLoss, branch_logits, branch_loss, record_rows
+from consistentee.traces.token_trace import recorded_states
+from consistentee.training.branches import RowStates, ValidationLoss, branch_logits, branch_loss
 
 
 @torch.no_grad()
@@ -283,7 +284,7 @@ def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):
     model = tiny_decoder()
     for layer in (1, 2, 3):
         model.add_branch(layer, LAST)
-    states = record_rows(model, ROWS)
+    states = RowStates(ROWS, recorded_states(model, ROWS, whole_rows=True, dtype=torch.float32, store=None), model)
     with torch.no_grad():
         together = branch_loss(model, states.batch(torch.arange(3)))
         losses = []
