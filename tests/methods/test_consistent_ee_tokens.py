@@ -8,7 +8,7 @@ from comparing import changed_parts
 from torch.nn import functional
 
 from benchmarks.testing.tiny import make_text_task
-from consistentee import TokenRecipe, UserError, record_tokens, sweep
+from consistentee import HeadSpec, TokenRecipe, UserError, record_tokens, sweep
 from consistentee.methods.consistent_ee import tokens
 from consistentee.methods.consistent_ee.paper import POLICY, ConsistentEEPaper
 from consistentee.methods.consistent_ee.tokens import (
@@ -29,7 +29,7 @@ LADDER = ConsistentEETokensLadder(rungs=3, lowest_price=0.01, highest_price=1.0)
 
 def with_random_policy(model, method):
     """Add the policy of a method to a model, drawn so that tokens exit at different layers."""
-    head = model.add_head(POLICY, method.policy_spec())
+    head = model.add_head(POLICY, HeadSpec(outputs=len(method.prices)))
     generator = torch.Generator().manual_seed(2)
     head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
     return model

@@ -87,7 +87,8 @@ class TokenPolicies(ee.TokenMethod):
                 f"adapter={adapter!r}; leave consistent_steps at 0, or choose another adapter"
             )
         everything = train_exits(model, task, recipe)
-        model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
+        policies = ee.HeadSpec(outputs=len(self.prices), initial_bias=self.initial_bias)  # Linear(H, 1) for each price
+        model.add_head(POLICY, policies, seed=recipe.seed)
         trace = everything.select(recipe.tokens_for_heads(everything))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
@@ -107,10 +108,6 @@ class TokenPolicies(ee.TokenMethod):
             train_on_states(trace, torch.arange(len(trace)), self.consistent_steps, stage, recipe)
             self._train_policy(trace, exit_answers(trace, store=recipe.store), hardness, recipe)
         return model
-
-    def policy_spec(self) -> ee.HeadSpec:
-        """Return the head of the policies: Linear(H, 1) for each price, as published."""
-        return ee.HeadSpec(outputs=len(self.prices), initial_bias=self.initial_bias)
 
     def policies(self, model: ee.MultiExitDecoder, batch: StateBatch) -> list[Tensor]:
         """Compute P(exit) [tokens, exits], 1 at the last, for every price."""
