@@ -10,7 +10,7 @@ from rich.progress import track
 
 from baselines.hashee import HashEE
 from benchmarks.testing.cases import AnyCase, InstanceCase, TokenCase
-from benchmarks.testing.checks import CHECKS, TOKEN_CHECKS, Check
+from benchmarks.testing.checks import CHECKS, TOKEN_CHECKS
 from benchmarks.testing.report import Finding, Report
 from benchmarks.testing.tiny import DECODER_FAMILIES, FAMILIES, TOKEN_EXIT_FAMILIES, TinyDecoders, TinyModels
 from consistentee.errors import unknown_name
@@ -25,11 +25,6 @@ def families_of(method: AnyMethod) -> list[str]:
     if isinstance(method, TokenMethod):
         return DECODER_FAMILIES
     return TOKEN_EXIT_FAMILIES if isinstance(method, HashEE) else FAMILIES
-
-
-def checks_of(method: AnyMethod) -> Sequence[Check]:
-    """Return the checks of a method, in the order in which they are run."""
-    return TOKEN_CHECKS if isinstance(method, TokenMethod) else CHECKS
 
 
 def trained(method: AnyMethod, family: str, folder: Path) -> AnyCase:
@@ -47,7 +42,7 @@ def check_method(
     ``name`` is what the user typed; ``families`` are of encoders, or of decoders for a method of generation, by default
     all. Raises UserError for an unknown family.
     """
-    checks, known = checks_of(method), families_of(method)
+    checks, known = TOKEN_CHECKS if isinstance(method, TokenMethod) else CHECKS, families_of(method)
     families = list(families or known)
     for family in families:
         if family not in known:

@@ -13,8 +13,8 @@ import pytest
 from eager_decoder import eager_tokens
 
 from benchmarks.testing.cases import FEW, NEW_TOKENS, AnyCase, texts_of
-from benchmarks.testing.check_method import checks_of, families_of, trained
-from benchmarks.testing.checks import Check
+from benchmarks.testing.check_method import families_of, trained
+from benchmarks.testing.checks import CHECKS, TOKEN_CHECKS, Check
 from consistentee import TokenMethod, UserError, classify
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods, get_method
 
@@ -49,7 +49,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not of_checks and isinstance(method, TokenMethod):
             cases.append(pytest.param(name, family, marks=marks, id=f"{name}:{family}"))
         elif of_checks:
-            checks = [check for check in checks_of(method) if check.every_family or family in USUAL_FAMILIES]
+            checks = TOKEN_CHECKS if isinstance(method, TokenMethod) else CHECKS
+            checks = [check for check in checks if check.every_family or family in USUAL_FAMILIES]
             cases += [
                 pytest.param(name, family, check, marks=marks, id=f"{name}:{family}:{check.run.__name__}")
                 for check in checks
