@@ -191,6 +191,4 @@ MethodsOption = Annotated[list[str] | None, several("--methods", "Only these lab
 BackbonesOption = Annotated[list[str] | None, several("--backbones", "Catalogue names, directories or hub ids.")]
 ParametersOption = Annotated[list[str] | None, several("--param", "Parameters of the method.", "KEY=VALUE ...")]
 KnobOption = Annotated[float | None, typer.Option(help="Value of the knob; by default the one stored with the model.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")]
-WorkersOption = Annotated[int, typer.Option(metavar="N", min=1, help="Cells that run at once on this machine.")]
 AllowCodeOption = Annotated[bool, typer.Option("--allow-code", help="Run the method's own file, if you trust it.")]

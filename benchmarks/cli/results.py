@@ -9,10 +9,8 @@ import typer
 from benchmarks.cli.application import (
     BackbonesOption,
     DataOption,
-    DryRunOption,
     MethodsOption,
     TasksOption,
-    WorkersOption,
     command,
     out_folder,
     several,
@@ -68,9 +66,9 @@ def run(
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure times after the cells.")] = True,
     only_timing: Annotated[bool, typer.Option("--only-timing", help="Only time finished cells.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
-    workers: WorkersOption = 1,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Cells that run at once on this machine.")] = 1,
     scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A dask cluster: tcp://host:8786.")] = None,
-    dry_run: DryRunOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and time estimate; run nothing.")] = False,
 ) -> None:
     """Run the missing cells of a suite: train, measure and time them; then write tables and a figure."""
     from benchmarks.commands.own_methods import find_methods
