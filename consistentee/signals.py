@@ -47,11 +47,7 @@ def margin(view: LayerView) -> Tensor:
 
 def head_probability(name: str) -> Signal:
     """Return the signal of a learned head with one output: its sigmoid."""
-
-    def signal(view: LayerView) -> Tensor:
-        return view.head(name).sigmoid()
-
-    return signal
+    return lambda view: view.head(name).sigmoid()
 
 
 NUM_CONFIDENCE_FEATURES = 4
