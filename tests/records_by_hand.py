@@ -29,6 +29,7 @@ LAYER_ACCURACY = np.array([0.42, 0.60, 0.74, 0.85, 0.89, 0.91])
 SHIFTS = {"consistentee": 0.9, "deebert": 0.1, "pabee": 0.3, "berxit": 0.45, "calm-softmax": 0.6, "calm-state": -0.1}
 SHIFTS |= {"calm-classifier": 0.55, "static": 0.0, "random": -0.25, "oracle": 2.2}
 """By how many layers the exits of a method are ahead of LAYER_ACCURACY."""
+LABELS = ("full", "majority", *SHIFTS)
 ENVIRONMENT: dict[str, object] = {
     "cpu": "Made-up CPU",
     "cores_usable": 2,
@@ -207,9 +208,8 @@ def timing(cells: Sequence[Cell]) -> tuple[TimingRecord, pd.DataFrame]:
 # ---------------------------------------------------------------------------------------------- folders
 
 
-def made_up_suite(seed: int = 0, task: str = "mcid") -> list[Cell]:
-    """Return a cell of every kind of method."""
-    labels = ["full", "majority", *SHIFTS]
+def made_up_suite(seed: int = 0, task: str = "mcid", labels: Sequence[str] = LABELS) -> list[Cell]:
+    """Return a cell of every kind of method, or of those with the given labels."""
     return [(cell(label, seed=seed, task=task, dev_as_test=True), frames_by_hand(label)) for label in labels]
 
 
@@ -222,17 +222,16 @@ def write_cells(out_dir: Path, cells: Sequence[Cell]) -> None:
     write_timing(out_dir / "timings" / group / f"seed{record.seed}" / "timing.json", *timing(cells))
 
 
-def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,)) -> None:
+def write_results(
+    out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,), labels: Sequence[str] = LABELS
+) -> None:
     for task, seed in product(tasks, seeds):
-        write_cells(out_dir, made_up_suite(task=task, seed=seed))
+        write_cells(out_dir, made_up_suite(seed, task, labels))
 
 
 def write_decoding_results(out_dir: Path) -> None:
-    cells = [
-        (decoding_cell("token-full"), decoding_frames([LAYERS])),
-        (decoding_cell("token-static"), decoding_frames()),
-    ]
-    write_cells(out_dir, cells)
+    full = decoding_cell("token-full"), decoding_frames([LAYERS])
+    write_cells(out_dir, [full, (decoding_cell("token-static"), decoding_frames())])
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from records_by_hand import (
     DECODING,
+    LABELS,
     LAYERS,
     ROWS,
     cell,
@@ -125,7 +126,7 @@ def test_the_headline_names_exits_and_the_cost_of_training():
 
 
 def test_a_difference_is_over_the_seeds_that_both_have():
-    cells = made_up_suite(seed=0) + [c for c in made_up_suite(seed=1) if c[0].label in {"full", "deebert", "static"}]
+    cells = made_up_suite() + made_up_suite(1, labels=("full", "deebert", "static"))
     perfect = {**frames_by_hand("deebert"), "curve": frames_by_hand("deebert")["curve"].assign(accuracy=1.0)}
     better = [(r, perfect if (r.label, r.seed) == ("deebert", 1) else frames) for r, frames in cells]
     comparison = Comparison(results_of(better))
@@ -136,7 +137,7 @@ def test_a_difference_is_over_the_seeds_that_both_have():
 
 def test_paired_intervals_of_known_answers():
     """Rows that full model and method answer alike cancel out; a seed without full model takes the mean of others."""
-    cells = [*made_up_suite(0), *(c for c in made_up_suite(1) if c[0].label != "full")]
+    cells = made_up_suite() + made_up_suite(1, labels=LABELS[1:])
     comparison = Comparison(results_of(cells))
     for label in comparison.results.labels_to_compare:
         exact = comparison.by_task.set_index(["label", "speedup"]).at[(label, 2.0), "points"]

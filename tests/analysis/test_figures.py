@@ -51,7 +51,7 @@ def test_no_curve_leaves_through_an_axis(folder):
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
-    alone = results_of([one for one in made_up_suite() if one[0].label == "deebert"])
+    alone = results_of(made_up_suite(labels=("deebert",)))
     paths, missing = write_figures(alone, tmp_path, ["equal-cost"])
     assert paths == []
     assert [line.partition(":")[0] for line in missing] == ["equal-cost"]
@@ -79,6 +79,6 @@ def test_colours_stand_for_the_network_of_the_exits(tmp_path):
 
 
 def test_a_task_that_hardly_any_method_was_run_on_has_no_panel():
-    records = [*made_up_suite(), *(one for one in made_up_suite(task="stsb") if one[0].label in ("full", "static"))]
+    records = [*made_up_suite(), *made_up_suite(task="stsb", labels=("full", "static"))]
     titles = {axes.get_title() for axes in draw_figure("exits", results_of(records)).axes}
     assert ("mcid" in titles, "stsb" in titles) == (True, False)

@@ -15,7 +15,6 @@ from records_by_hand import (
     made_up_suite,
     results_of,
     timing,
-    write_cells,
     write_results,
 )
 from rich.console import Console
@@ -43,7 +42,7 @@ def test_knobs_have_a_line_for_every_knob_of_every_cell(results):
 
 
 def test_times_count_in_proportion_to_the_layers_that_all_test_rows_run():
-    cells = [cell for cell in made_up_suite() if cell[0].label in ("full", "deebert")]
+    cells = made_up_suite(labels=("full", "deebert"))
     record, times = timing(cells)
     times = times.drop(columns="layer_calls")  # the records of knobs have the layers, too
     halved = [one.model_copy(update={"average_layers": one.average_layers / 2}) for one in record.timed]
@@ -82,8 +81,7 @@ def test_only_keeps_labels_and_tasks_and_the_full_model(results):
 
 def test_the_first_folder_counts_and_recipes_are_never_mixed(tmp_path):
     for folder, tasks in (("first", ("mcid", "rte")), ("other", ("mcid", "sst2"))):
-        for task in tasks:
-            write_cells(tmp_path / folder, [c for c in made_up_suite(task=task) if c[0].label in ("full", "deebert")])
+        write_results(tmp_path / folder, tasks, labels=("full", "deebert"))
     first, second = load_results(tmp_path / "first"), load_results(tmp_path / "other")
     merged = merge([first, second])
     assert len(merged.records) == len(first.records) + sum(record.task == "sst2" for record in second.records)
@@ -100,7 +98,7 @@ def test_the_first_folder_counts_and_recipes_are_never_mixed(tmp_path):
 
 
 def test_references_do_not_make_a_task_count():
-    cells = [*made_up_suite(), *(c for c in made_up_suite(task="stsb") if c[0].label in ("full", "majority", "static"))]
+    cells = [*made_up_suite(), *made_up_suite(task="stsb", labels=("full", "majority", "static"))]
     for labels in (None, ["deebert", "pabee"], ["deebert", "pabee", "static"]):
         tasks = results_of(cells).only(labels).tasks
         assert list(tasks.index[tasks["compared"]]) == [("mcid", "minilm-l6")], labels
@@ -195,7 +193,7 @@ def test_times_of_other_processors_are_left_out(everything, small_run):
 
 
 def test_the_tasks_of_a_run_count_however_few_published_methods_have_them(everything, small_run):
-    write_cells(small_run, [one for one in made_up_suite(task="mine") if one[0].label in ("full", "pabee", "static")])
+    write_results(small_run, ("mine",), labels=("full", "pabee", "static"))
     board = load_folders([small_run], [everything / "published"])
     assert comparison_of(board).compared == [("mcid", "minilm-l6"), ("mine", "minilm-l6")]
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from command_line import call, succeed
 from matplotlib.figure import Figure
-from records_by_hand import made_up_suite, write_cells, write_results
+from records_by_hand import write_results
 from typer.main import get_group
 
 from benchmarks.cli import app
@@ -204,8 +204,8 @@ def test_bad_input_is_named_in_one_sentence(args, sentence):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder, labels = tmp_path_factory.mktemp("results"), ("full", "deebert", "pabee", "calm-softmax", "static")
-    write_cells(folder, [one for one in made_up_suite() if one[0].label in labels])
+    folder = tmp_path_factory.mktemp("results")
+    write_results(folder, labels=("full", "deebert", "pabee", "calm-softmax", "static"))
     return folder
 
 
@@ -261,7 +261,7 @@ def test_table_over_several_folders(results):
 def test_reproduce_shows_both_numbers(monkeypatch, tmp_path):
     """The tables of docs/paper_tables.md are those of all published results."""
     monkeypatch.chdir(tmp_path)
-    write_results(tmp_path / "results" / "cpu-6-layers", tasks=("rte",))
+    write_results(tmp_path / "results" / "cpu-6-layers", tasks=("rte",), labels=("full", "static"))
     done = succeed("reproduce", "consistentee-glue", "--backbones", "minilm-l6", "--format", "csv")
     assert "our_backbone" in done.stdout.splitlines()[0]
     assert "did you mean 'latex'" in call("reproduce", "consistentee-glue", "--format", "latx").output
@@ -276,7 +276,7 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
 
     monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", {"curves": draw})
     monkeypatch.setattr("benchmarks.analysis.frames.published_folders", list)
-    write_results(tmp_path)
+    write_results(tmp_path, labels=("full", "majority", "deebert", "pabee", "static"))
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")
     drawn.clear()

@@ -18,13 +18,14 @@ from benchmarks.store.records import FailureRecord
 from benchmarks.store.results_folder import StoredResults, kind_of_results, open_results
 from consistentee.errors import UserError
 
+FEW = ("full", "deebert")
 FORMAT = "cannot be read as published results"
 
 
-def write_run(kind: str, folder: Path) -> Path:
+def write_run(kind: str, folder: Path, **chosen: Sequence[str]) -> Path:
     """Write a run of either kind, with a cell that is not defined for its task."""
     if kind == "classification":
-        write_results(folder, seeds=(0, 1))
+        write_results(folder, seeds=(0, 1), **chosen)
     else:
         write_decoding_results(folder)
     refusal = FailureRecord(key="k", error="no regression", refused=True, traceback="", failed_at="now")
@@ -52,7 +53,7 @@ def forms(request, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_a_run_that_was_not_timed_and_did_not_fail_is_published(tmp_path):
-    write_results(tmp_path / "run")
+    write_results(tmp_path / "run", labels=FEW)
     shutil.rmtree(tmp_path / "run" / "timings")
     out = open_results(publish_bare(tmp_path / "run", tmp_path / "out"))
     assert list(out.cells) == list(open_results(tmp_path / "run").cells)
@@ -96,7 +97,7 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
 def published(tmp_path_factory) -> Path:
     """Return published results of classification; not to be changed."""
     folder = tmp_path_factory.mktemp("published")
-    return publish_bare(write_run("classification", folder / "run"), folder / "made-up")
+    return publish_bare(write_run("classification", folder / "run", labels=FEW), folder / "made-up")
 
 
 def cut(path: Path) -> None:
@@ -123,7 +124,7 @@ def test_runs_that_are_not_whole_and_folders_of_others_are_refused(published, tm
         publish_run(published, tmp_path / "out")
     with pytest.raises(UserError, match="holds no results"):
         publish_run(tmp_path / "nothing", tmp_path / "out")
-    run = write_run("classification", tmp_path / "run")
+    run = write_run("classification", tmp_path / "run", labels=FEW)
     with pytest.raises(UserError, match="holds other files"):
         publish_run(run, run)
     next(run.rglob(RECORD_FILE)).write_text("{")
@@ -142,7 +143,7 @@ def test_a_publication_that_does_not_read_back_equal_is_refused(tmp_path, monkey
 
     monkeypatch.setattr(StoredResults, "frame", lossy)
     with pytest.raises(AssertionError, match="keep the run"):
-        publish_bare(write_run("classification", tmp_path / "run"), tmp_path / "out")
+        publish_bare(write_run("classification", tmp_path / "run", labels=FEW), tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------- runs

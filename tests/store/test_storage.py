@@ -75,7 +75,7 @@ def test_a_cell_is_read_back_and_frames_without_lines_have_no_file(tmp_path):
 
 
 def test_the_latest_timing_comes_first_and_an_earlier_one_is_kept_with_its_times(tmp_path):
-    write_results(tmp_path, seeds=(0, 1))
+    write_results(tmp_path, seeds=(0, 1), labels=("full", "deebert"))
     (folder,) = tmp_path.glob("timings/*/*/seed0")
     times = read_frame(folder / "timing.parquet")
     kept = keep_timing(folder)
@@ -83,7 +83,7 @@ def test_the_latest_timing_comes_first_and_an_earlier_one_is_kept_with_its_times
     pd.testing.assert_frame_equal(read_frame(kept.with_suffix(".parquet")), times)
     assert (len(read_timings(folder)[0]), read_timings(folder)[1]) == (1, [])
     kept.write_text(hashes.unsealed(kept.read_text())[0].replace("2026-01-01T00:02", "2025-01-01T00:02"))
-    write_results(tmp_path)
+    write_results(tmp_path, labels=("full", "deebert"))
     found = open_results(tmp_path)
     files = [("seed0", "timing.json"), ("seed0", "timing-1.json"), ("seed1", "timing.json")]
     assert [Path(file).parts[-2:] for file in found.timings] == files
