@@ -70,7 +70,7 @@ def test_rouge_by_hand():
 
 
 def test_rouge_to_the_full_model_by_hand():
-    """Of "a b c d" and "a c d e" the common subsequence has 3 words of 4 and 4: F is 0.75."""
+    """F is 0.75 for "a b c d" and "a c d e": their common subsequence has 3 words, and each text has 4."""
     texts, full = ["a b c d", "the same", "?!", "nothing shared"], ["a c d e", "the same", "?!", "other words"]
     assert rouge_to_full(full, texts) == pytest.approx([0.75, 1.0, 1.0, 0.0])
 
@@ -94,7 +94,7 @@ def test_unknown_metrics_and_different_numbers_of_texts_are_refused():
 
 
 def by_word(text):
-    """A tokenizer: a start token, then one for every word."""
+    """Encode a text as a start token and the length of every word."""
     return [0, *(len(word) for word in text.split())]
 
 
