@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -196,10 +197,8 @@ def test_the_command_line_of_the_harness_knows_the_model(tmp_path, saved, tasks)
 
 
 def test_errors_of_the_user_are_one_sentence(monkeypatch, capsys):
-    def refuses():
-        raise UserError("no such model folder: nowhere")
-
-    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", refuses)
+    refused = Mock(side_effect=UserError("no such model folder: nowhere"))
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", refused)
     with pytest.raises(SystemExit, match="2"):
         main()
     assert capsys.readouterr().err == "error: no such model folder: nowhere\n"

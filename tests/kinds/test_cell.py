@@ -1,5 +1,7 @@
 """One cell: live runs agree with replays, frames with each other, and a cell that is not finished is none."""
 
+from unittest.mock import Mock
+
 import pandas as pd
 import pytest
 from records_by_hand import cell_spec, parts_by_hand
@@ -106,11 +108,8 @@ def test_a_shorter_model_counts_its_own_layers_and_is_compared_with_the_stock_mo
 def test_a_cell_that_dies_while_it_is_computed_again_is_not_finished(tmp_path, tiny_backbone, monkeypatch, last):
     spec, folder = spec_of(tiny_backbone("bert"), "full"), RunFolder(tmp_path)
     run(spec, TASK, folder)
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr({"save_pretrained": MultiExitModel, "to_parquet": pd.DataFrame}[last], last, killed)
+    owner = {"save_pretrained": MultiExitModel, "to_parquet": pd.DataFrame}[last]
+    monkeypatch.setattr(owner, last, Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(spec, TASK, folder)
     assert read_cell(folder.cell(spec), parts_by_hand()) == (None, None)

@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -59,11 +60,8 @@ def test_a_run_may_have_few_batch_sizes_and_every_size_few_batches():
 
 
 def test_garbage_collection_comes_back_after_an_error():
-    def fail(batch: object) -> None:
-        raise RuntimeError("broken")
-
     with pytest.raises(RuntimeError, match="broken"):
-        time_in_rounds([fail], ROWS, {1: 5}, rounds=3)
+        time_in_rounds([Mock(side_effect=RuntimeError("broken"))], ROWS, {1: 5}, rounds=3)
     assert gc.isenabled()
 
 

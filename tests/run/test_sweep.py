@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import small_suite
@@ -96,8 +97,9 @@ def test_a_suite_may_have_no_times_or_those_of_one_round(bench):
 def test_an_up_to_date_run_writes_nothing_and_does_not_load_torch(finished):
     before = stamps(finished.out.rglob("*.json"))
     code = (
-        "import sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\nfrom benchmarks.analysis import board\n"
         "from benchmarks.specs.suites import load_suite\nfrom benchmarks.run.sweep import run_suite\n"
+        "board.published_folders = list\n"
         f"outcome = run_suite(load_suite({str(finished.suite_file)!r}), out=Path({str(finished.out)!r}))\n"
         "assert (outcome.finished, outcome.computed) == (3, 0)\nassert 'torch' not in sys.modules\n"
     )
@@ -226,10 +228,7 @@ def test_unknown_names_end_the_run_before_any_training(bench, monkeypatch, chang
 
 
 def test_ctrl_c_of_a_fresh_run_says_that_the_same_command_begins_anew(bench, monkeypatch):
-    def interrupt(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("benchmarks.run.sweep._Run.complete", interrupt)
+    monkeypatch.setattr("benchmarks.run.sweep._Run.complete", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt, match="the same command begins anew; without --fresh it continues"):
         bench.run(fresh=True)
 

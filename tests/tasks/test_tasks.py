@@ -286,10 +286,7 @@ def test_a_continuation_divides_sentences(tmp_path, monkeypatch):
 
 
 def test_every_source_that_was_tried_is_listed(tmp_path, monkeypatch):
-    def unreachable(question, repository):
-        raise HubError("no answer")
-
-    monkeypatch.setattr("consistentee.backbones.hub.ask", unreachable)
+    monkeypatch.setattr("consistentee.backbones.hub.ask", Mock(side_effect=HubError("no answer")))
     tried = rf"no file {tmp_path}/dolly/.*; hub data set databricks/databricks-dolly-15k: no answer.*Give --data DIR"
     with pytest.raises(UserError, match=tried):
         load_task("dolly", tmp_path)

@@ -123,12 +123,9 @@ def test_a_file_larger_than_the_memory_can_be_read(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system reserves no room in files")
 def test_a_full_disk_is_named_before_anything_is_recorded(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(files, "MAPPED_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=OSError(errno.ENOSPC, "")))
     with pytest.raises(DiskFullError, match=tmp_path.name):
         files.empty_tensor((10, 10), torch.float32)
 

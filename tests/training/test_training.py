@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -236,10 +237,7 @@ class TestTheStore:
         assert len(list(tmp_path.glob(f"{kind.stage}-*.safetensors"))) == 1 + len(changes)
 
     def test_a_full_disk_is_named_and_leaves_nothing_behind(self, kind, tmp_path, monkeypatch):
-        def full(*args, **kwargs):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr("safetensors.torch.save_file", full)
+        monkeypatch.setattr("safetensors.torch.save_file", Mock(side_effect=OSError(28, "No space left on device")))
         with pytest.raises(UserError, match="disk full while writing"):
             kind.trained(store=tmp_path)
         assert {path.suffix for path in tmp_path.iterdir()} == {LOCK}, "they are empty, and cleared by the next run"
