@@ -89,6 +89,12 @@ def tiny_decoder(tiny_decoders: TinyDecoders) -> Callable[..., MultiExitDecoder]
 
 
 @pytest.fixture(scope="session")
+def model(tiny_decoders: TinyDecoders) -> MultiExitDecoder:
+    """A tiny Llama whose exits disagree, for tests that do not change it; some files define a model of their own."""
+    return tiny_decoders.model("llama")
+
+
+@pytest.fixture(scope="session")
 def agreeing_decoder(tiny_decoders: TinyDecoders) -> Callable[..., MultiExitDecoder]:
     """Return a function: (family="llama", deep=0.2) -> a decoder whose drafts from layers 1 and 2 are often accepted.
 

@@ -97,11 +97,6 @@ QUICK = {"search_prompts": 2, "search_tokens": 8, "max_sets": 30}
 
 
 @pytest.fixture(scope="module")
-def model(tiny_decoders):
-    return tiny_decoders.model("llama")
-
-
-@pytest.fixture(scope="module")
 def fitted(tiny_decoders):
     return SWIFT(**QUICK).fit(tiny_decoders.model("llama"), make_text_task(), TokenRecipe())
 

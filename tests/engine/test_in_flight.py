@@ -33,11 +33,6 @@ class HistoryRule(ExitRule):
         return view.history.sum(dim=(1, 2)) > 0
 
 
-@pytest.fixture(scope="module")
-def model(tiny_decoders):
-    return tiny_decoders.model("llama")
-
-
 SCHEDULES = st.fixed_dictionaries(
     {
         "lengths": st.lists(st.integers(1, 12), min_size=1, max_size=7),

@@ -1,7 +1,6 @@
 """The parts of a cell of generation: selection on validation prompts, kept texts, counts by position, the clock."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,7 @@ from benchmarks.specs.base import DecodingTimingSpec, Regrouped
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.testing.tiny import random_prompts
 from consistentee import Generations, NeverExit, PromptSplit, TokenMethod, generate
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_trace import encode_rows
-
-
-@pytest.fixture(scope="module")
-def model(tiny_decoder: Callable[..., MultiExitDecoder]) -> MultiExitDecoder:
-    return tiny_decoder("llama")
 
 
 def prompts_of(count: int = 4, seed: int = 0) -> PromptSplit:

@@ -1,7 +1,5 @@
 """FLOPs of rows and of decoding: closed formulas, the counter on stock models, and what rules and drafts read."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -75,11 +73,6 @@ def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_mo
 
 MLP, HEADS, KV_HEADS, HEAD_DIM, LAYERS, RANK = 48, 4, 2, 8, 4, 16
 """Of the tiny Llama, which is as wide as the tiny BERT."""
-
-
-@pytest.fixture(scope="module")
-def model(tiny_decoder: Callable[..., MultiExitDecoder]) -> MultiExitDecoder:
-    return tiny_decoder("llama")
 
 
 @pytest.fixture(scope="module")

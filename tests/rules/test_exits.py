@@ -169,11 +169,6 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tiny_decoders):
-    return tiny_decoders.model("llama")
-
-
 def texts(model, rule, **options):
     return written(generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, **options))
 
