@@ -114,8 +114,6 @@ def plain(node: ast.AST | None) -> str:
     return re.sub(r"(?<!\w)(['\"])([A-Z][\w.\[\], |]*)\1", r"\2", ast.unparse(node)) if node else ""
 
 
-# ---------------------------------------------------------------------------------------------- tables
-
 DOCUMENTS_WITH_TABLES = (
     "README.md",
     "results/README.md",

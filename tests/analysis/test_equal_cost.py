@@ -87,9 +87,6 @@ def test_by_operations_the_neighbours_around_the_budget_of_operations_are_mixed(
     assert mix(results.knobs, [2.0], "speedup_b7").empty, "an unknown cost compares nothing"
 
 
-# ---------------------------------------------------------------------------------------------- means and tests
-
-
 def test_the_headline_is_the_mean_over_tasks_best_first(results):
     by_task = comparison_of(results).by_task.set_index(["label", "speedup", "task"])["points"].sort_index()
     for line in headline(results).itertuples():

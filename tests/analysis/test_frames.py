@@ -131,8 +131,6 @@ def test_methods_that_are_named_are_compared_on_the_tasks_that_all_have():
         found.only(["deebert", "deebert-mlp"])
 
 
-# ---------------------------------------------------------------------------------------------- published results
-
 SHOWN = SHIFTS.keys() - {"oracle"}
 
 

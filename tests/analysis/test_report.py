@@ -79,9 +79,6 @@ def test_curves_have_every_cost(page):
     assert "mean of 2 tasks" in columns["task"]
 
 
-# ---------------------------------------------------------------------------------------------- in a browser
-
-
 def wait_until(browser, condition):
     from selenium.webdriver.support.ui import WebDriverWait
 

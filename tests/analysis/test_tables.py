@@ -61,9 +61,6 @@ TABLE = Table(
 )
 
 
-# ---------------------------------------------------------------------------------------------- forms
-
-
 def test_cells_have_intervals_and_marks_and_unknown_columns_are_left_out():
     assert TABLE.cells.to_dict("list") == {
         "method": ["calm-softmax", "<b>|x*"],
@@ -114,9 +111,6 @@ def test_display_names_are_those_of_the_papers_and_latex_commands_in_data_are_es
     names["consistentee-held-out-linear"] = "ConsistentEE (held out linear)"
     assert {label: display_name(label) for label in names} == names
     assert escape_latex(r"\x{y} 5% a_b ≤ DE$^3$-BERT $") == r"\textbackslash{}x\{y\} 5\% a\_b $\le$ DE$^3$-BERT \$"
-
-
-# ---------------------------------------------------------------------------------------------- what they hold
 
 
 def test_every_budget_of_a_task_has_its_scores_costs_and_knobs(results):
@@ -277,9 +271,6 @@ def compiled(source, folder):
     assert done.returncode == 0, done.stdout[-2000:]
     assert (folder / "page.pdf").stat().st_size > 10_000
     return (folder / "page.log").read_text(encoding="latin-1")
-
-
-# ---------------------------------------------------------------------------------------------- papers
 
 
 def test_the_split_of_every_table_and_the_meaning_of_every_speed_up_are_known():

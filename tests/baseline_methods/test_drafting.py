@@ -89,8 +89,6 @@ def test_drafts_refuse_sampling_and_rows_in_flight(tiny_decoder):
     )
 
 
-# ---------------------------------------------------------------------------------------------- SWIFT
-
 NOTHING = SkippedSublayers((), ())
 SOME = SkippedSublayers((2,), (2, 3))
 QUICK = {"search_prompts": 2, "search_tokens": 8, "max_sets": 30}

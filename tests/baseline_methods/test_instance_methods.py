@@ -254,9 +254,6 @@ def test_parameters_that_do_not_fit_the_model_are_refused(tiny_model, parameters
         HashEE(**parameters).fit(tiny_model("bert"), make_task(), Recipe(epochs=1))
 
 
-# ---------------------------------------------------------------------------------------------- networks of exits
-
-
 def first_exit(model: MultiExitModel) -> ClassMeansClassifier:
     model.use_classifier(ClassifierSpec("class-means", at_last_layer=False))
     return cast(ClassMeansClassifier, model.classifier(1))

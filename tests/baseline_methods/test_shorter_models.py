@@ -131,9 +131,6 @@ def test_a_cut_that_keeps_every_layer_is_refused(model):
         Cut(depth=LAYERS).fit(model, TASK, RECIPE)
 
 
-# ---------------------------------------------------------------------------------------------- cascades
-
-
 @pytest.fixture
 def cascade(tiny_model) -> MultiExitModel:
     """Return a model with a companion of 2 layers."""

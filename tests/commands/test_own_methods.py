@@ -25,9 +25,6 @@ def test_new_method_never_overwrites_a_file(tmp_path):
         write_method("gate", tmp_path / "nowhere" / "gate.py")
 
 
-# ---------------------------------------------------------------------------------------------- files and folders
-
-
 def test_names_are_kept_without_imports_and_a_folder_gives_its_own_finished_methods(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deebert").mkdir()  # a folder may have a method's name: only a slash makes it one

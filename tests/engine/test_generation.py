@@ -130,8 +130,6 @@ def test_a_prompt_must_fit_with_what_is_to_be_written(tiny_decoder):
         generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)
 
 
-# ---------------------------------------------------------------------------------------------- transcripts
-
 END = 255
 
 

@@ -138,9 +138,6 @@ def test_passes_do_not_change_what_is_written(tiny_decoder, monkeypatch, family,
     assert written(generate(model, PROMPTS, MIXED, max_new_tokens=6, batch_size=4)) == alone
 
 
-# ---------------------------------------------------------------------------------------------- skipped layers
-
-
 @pytest.mark.parametrize("way", [{"kv": "propagate"}, {"kv": "exact"}, {"in_flight": 4, "batch_size": 2}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_no_column_is_read_that_was_never_written(tiny_decoder, family, way, monkeypatch):

@@ -71,9 +71,6 @@ def test_seconds_are_those_of_the_clock(monkeypatch):
     assert timed(len, ROWS, torch.device("cpu")) == (0.5, 5)
 
 
-# ---------------------------------------------------------------------------------------------- the machine
-
-
 def test_environment_is_json_and_tells_what_matters_and_nobodys_name():
     text = json.dumps(describe_environment() | describe_conditions())
     values = json.loads(text)
@@ -108,9 +105,6 @@ def test_changes_count_where_they_are_code(tmp_path, monkeypatch):
     for folder, counts in (("results", False), ("baselines", True)):
         (tmp_path / folder / "file").write_text("after")
         assert describe_environment()["uncommitted_changes"] is counts
-
-
-# ---------------------------------------------------------------------------------------------- knobs
 
 
 LAYERS = 12

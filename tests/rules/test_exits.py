@@ -157,8 +157,6 @@ def test_a_patience_that_counts_no_layers_is_refused(patience):
         ConsecutiveRule(SameAnswerRule(), patience)
 
 
-# ---------------------------------------------------------------------------------------------- vocabulary
-
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 6
 RULES = {

@@ -128,9 +128,6 @@ def test_a_training_shows_every_stage_and_a_line_every_ten_seconds(monkeypatch):
     ]
 
 
-# ---------------------------------------------------------------------------------------------- schedulers
-
-
 def test_next_job_is_of_the_group_with_the_fewest_running():
     jobs = [FakeJob(f"{task}{i}", task) for task in ("rte", "mrpc") for i in range(2)]
     assert next_job(jobs, []).name == "rte0"

@@ -325,9 +325,6 @@ def test_every_unusable_file_is_named_and_made_again_and_the_rest_is_unharmed(fi
     assert len(list(finished.out.glob("cells/*/*/*/*/seed0.*-1"))) == 4
 
 
-# ---------------------------------------------------------------------------------------------- dry runs
-
-
 @pytest.mark.usefixtures("untimed")
 def test_a_dry_run_names_every_state_trains_nothing_and_changes_nothing(bench, monkeypatch):
     changes = {"methods": ["full", "majority"]}

@@ -93,9 +93,6 @@ def test_every_cell_counts_as_done(suite, tmp_path):
     assert not [line for line in lines if "published, but" in line]
 
 
-# ---------------------------------------------------------------------------------------------- verify
-
-
 @pytest.fixture
 def published(tmp_path) -> Path:
     return Path(shutil.copytree(ROOT / "results" / "quick", tmp_path / "quick"))

@@ -174,9 +174,6 @@ def test_a_publication_that_is_killed_between_its_renames_comes_back(undisturbed
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
 
 
-# ---------------------------------------------------------------------------------------------- changed files
-
-
 def named(root: Path) -> bool:
     try:
         return bool(list(faults_of(root)))

@@ -49,9 +49,6 @@ def forms(request, tmp_path_factory) -> tuple[Path, Path]:
     return run, publish_bare(run, out)
 
 
-# ---------------------------------------------------------------------------------------------- round trip
-
-
 def test_a_run_that_was_not_timed_and_did_not_fail_is_published(tmp_path):
     write_results(tmp_path / "run", labels=FEW)
     shutil.rmtree(tmp_path / "run" / "timings")
@@ -88,9 +85,6 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
     publish_bare(run, tmp_path)
     for path in out.glob("*.parquet"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
-
-
-# ---------------------------------------------------------------------------------------------- what is wrong
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +138,6 @@ def test_a_publication_that_does_not_read_back_equal_is_refused(tmp_path, monkey
     monkeypatch.setattr(StoredResults, "frame", lossy)
     with pytest.raises(AssertionError, match="keep the run"):
         publish_bare(write_run("classification", tmp_path / "run", labels=FEW), tmp_path / "out")
-
-
-# ---------------------------------------------------------------------------------------------- runs
 
 
 METHODS = ["full", "oracle", "calm-softmax"]

@@ -161,9 +161,6 @@ def test_hub_dataset_is_kept_for_later_calls(monkeypatch, tmp_path):
         load_task(path)
 
 
-# ---------------------------------------------------------------------------------------------- tables and data sets
-
-
 def saved_dataset(folder, splits=("train", "validation", "test")):
     """Write a data set of 20 rows a split as ``save_to_disk`` does."""
     parts = {

@@ -177,9 +177,6 @@ def test_real_files(name):
     assert min(len(task.train), len(task.validation), len(task.test)) > 10
 
 
-# ---------------------------------------------------------------------------------------------- texts
-
-
 def test_a_template_is_filled_and_knows_what_may_be_cut():
     template = Template("{{{article}}}\n\nQuestion: {question}\nAnswer:")
     assert template.fields == ("article", "question")

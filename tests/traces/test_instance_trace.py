@@ -130,8 +130,6 @@ def test_a_full_disk_is_named_before_anything_is_recorded(tmp_path, monkeypatch)
         files.empty_tensor((10, 10), torch.float32)
 
 
-# ---------------------------------------------------------------------------------------------- the exit loop
-
 LAYERS, CLASSES = 6, 3
 
 

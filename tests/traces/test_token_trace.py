@@ -116,8 +116,6 @@ def test_row_keys_differ_between_prompts_and_steps():
     assert sum(key < 2**30 for key in keys) == pytest.approx(1500, abs=150)
 
 
-# ---------------------------------------------------------------------------------------------- drafts
-
 PROMPTS = random_prompts(3, seed=5)
 NEW_TOKENS = 10
 
