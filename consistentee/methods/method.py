@@ -103,7 +103,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for name, wrap in {"fit": _with_checks, "rule": _with_checked_knob, "generate": checked}.items():
+        for name, wrap in {"fit": _with_checked_task, "rule": _with_checked_knob, "generate": checked}.items():
             if name in vars(cls):
                 setattr(cls, name, wrap(vars(cls)[name]))
 
@@ -183,11 +183,10 @@ AnyMethod: TypeAlias = Method[Any, Any, Any]
 """A method of either kind, as found by name."""
 
 
-def _with_checks(fit: Callable[..., Any]) -> Callable[..., Any]:
+def _with_checked_task(fit: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fit)
     def run(self: AnyMethod, model: Any, task: Any, recipe: Any) -> Any:
         self.check_task(task)
-        self.check_model(model)
         return fit(self, model, task, recipe)
 
     return checked(run)
@@ -227,7 +226,9 @@ class JointMethod(Method):
 
 
 def train_method(method: Method[ModelT, TaskT, RecipeT], model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:
-    """Fit ``method``, and note in the model its task and method."""
+    """Check task and model, fit ``method``, and note in the model its task and method."""
+    method.check_task(task)
+    method.check_model(model)
     model = method.fit(model, task, dataclasses.replace(recipe, method=_identity(method)))
     model.description.task_name = task.name
     _note(method, model)
