@@ -281,12 +281,13 @@ def test_faults_of_one_model_are_named_in_one_sentence(trained, trained_decoder,
 def test_faults_of_train(text_task, tiny_decoder_backbone, tmp_path):
     places = ("--backbone", tiny_decoder_backbone("llama"), "--out", tmp_path / "o")
 
-    def train(*options: object):
-        result = call("train", text_task, "--method", "consistentee-tokens", *places, *options)
+    def train(*options: object, method: str = "consistentee-tokens"):
+        result = call("train", text_task, "--method", method, *places, *options)
         assert result.exit_code == 2
         return result.output
 
     assert "--set exit_learning_rate: Input should be greater than 0" in train("--set", "exit_learning_rate=-1")
+    assert "deebert answers with labels, and task 'toy-text' asks for texts" in train(method="deebert")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "notes.txt").write_text("mine")
     assert "holds other files than a trained model" in train()
