@@ -3,7 +3,6 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from hypothesis import settings
 from benchmarks.run.pool import Schedule
 from benchmarks.testing.tiny import TinyDecoders, TinyModels
 from consistentee import MultiExitDecoder, MultiExitModel
-from consistentee.methods import method
 
 if TYPE_CHECKING:
     from small_suite import Bench
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
 torch.set_num_threads(int(THREADS))
 os.environ.setdefault("CONSISTENTEE_DEVICE", "cpu")  # for the same numbers everywhere; tox -e gpu names another device
-
-# Packages do not change while tests run, and every method that is looked up reads the entry points of all of them.
-method.entry_points = cache(method.entry_points)
 
 # A busy machine is slow now and then, and no test is about that; examples differ from run to run, so that few suffice.
 settings.register_profile("any-machine", deadline=None, max_examples=20)

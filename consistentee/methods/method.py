@@ -13,7 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Literal, TypeAlias
@@ -254,7 +254,12 @@ def _identity(method: AnyMethod) -> str:
 @checked
 def available_methods(group: MethodGroup = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
     """Return the registered methods of a group by name, without importing any of them."""
-    return {point.name: point for point in entry_points(group=group)}
+    return {point.name: point for point in _entry_points(group)}
+
+
+@functools.cache  # a run looks up hundreds of methods, and packages stay
+def _entry_points(group: str) -> EntryPoints:
+    return entry_points(group=group)
 
 
 @checked
