@@ -4,7 +4,7 @@ from consistentee import ExitRule, token_key
 
 
 class KnownRandomRule(ExitRule):
-    """Exit at the first exit from a layer on that is drawn for each token, all layers alike."""
+    """Draw a layer for each token, each with the same chance, and exit at the first exit that is not before it."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -30,6 +30,7 @@ class CascadeStepper(EncoderStepper):
 
     @property
     def num_layers(self) -> int:
+        """Number of layers of both backbones, k + L."""
         return self.companion.num_layers + self.full.num_layers
 
     @property

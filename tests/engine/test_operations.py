@@ -65,7 +65,7 @@ def stock(model) -> dict[str, float]:
 
 
 def test_a_step_dispatches_little_more_than_its_layers(model, stock):
-    """Exits at half depth: in step a batch runs on for its deepest row, in flight it does not."""
+    """Where rows exit at different layers, in step a batch runs on for its deepest row; in flight it does not."""
 
     def step_of(rule: ExitRule, in_flight: int | None = None) -> dict[str, float]:
         batches = (in_flight or BATCH) // BATCH
@@ -76,12 +76,12 @@ def test_a_step_dispatches_little_more_than_its_layers(model, stock):
 
         return work_of_a_step(write, batches)
 
-    half = KnownRandomRule()
-    calm = DecayingThresholdRule(margin, -0.04, 0.0, 64)  # half depth, too
+    known = KnownRandomRule()
+    calm = DecayingThresholdRule(margin, -0.04, 0.0, 64)  # half depth
     steps = {
         "never exit": step_of(NeverExit()),
-        "random exits": step_of(half),
-        "random exits, in flight": step_of(half, in_flight=32),
+        "random exits": step_of(known),
+        "random exits, in flight": step_of(known, in_flight=32),
         "CALM": step_of(calm),
         "CALM, in flight": step_of(calm, in_flight=32),
     }
