@@ -22,7 +22,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, NeverExit, Recipe, TaskData, training
+from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, NeverExit, Recipe, TaskData, training
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Cut(Method):
 
     Attributes:
         depth: number of layers; None for half of them.
+        classifier: the network of the classifier.
     """
 
     name: ClassVar[str] = "cut"
@@ -39,6 +40,7 @@ class Cut(Method):
     supports_regression: ClassVar[bool] = True
 
     depth: PositiveInt | None = None
+    classifier: training.ExitNetwork = "linear"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         short = self._first_layers(model, recipe)
@@ -53,7 +55,10 @@ class Cut(Method):
         return NeverExit()
 
     def _first_layers(self, model: MultiExitModel, recipe: Recipe) -> MultiExitModel:
-        return model.first_layers(self.depth or max(1, model.num_layers // 2), recipe.seed)
+        short = model.first_layers(self.depth or max(1, model.num_layers // 2), recipe.seed)
+        if self.classifier != "linear":
+            short.use_classifier(ClassifierSpec(self.classifier), recipe.seed)
+        return short
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class GPFEE(ee.Method):
         return model
 
     def knob_values(self, model: ee.MultiExitModel) -> Sequence[float]:
-        return entropy_thresholds(model.num_labels, beyond=1.001)
+        return entropy_thresholds(model.num_labels)
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
         return ee.ThresholdRule(entropy, knob, exit_when="below")

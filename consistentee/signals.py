@@ -74,10 +74,10 @@ def falling_fractions(decades: int) -> tuple[float, ...]:
     return tuple(10.0 ** (-exponent / 12) for exponent in range(12 * decades + 1))
 
 
-def entropy_thresholds(classes: int, decades: int = 6, beyond: float = 1.0) -> tuple[float, ...]:
-    """Return entropy thresholds in nats, from ``beyond`` times ln C down some decades, and 0.
+def entropy_thresholds(classes: int, decades: int = 6) -> tuple[float, ...]:
+    """Return entropy thresholds in nats, from just above ln C down some decades, and 0.
 
-    A row exits below a threshold, so all rows exit only with a threshold beyond ln C, ``beyond=1.001``.
+    A row exits below a threshold, so all rows exit only with a threshold above ln C.
     """
-    largest = math.log(classes) * beyond
+    largest = 1.001 * math.log(classes)
     return (*(fraction * largest for fraction in falling_fractions(decades)), 0.0)

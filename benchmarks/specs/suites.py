@@ -41,7 +41,7 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
 
     def prepare(fields: dict[str, Any]) -> dict[str, Any]:
         folder = Path(name_or_path).parent
-        return {name: _beside(folder, value) if name in _WITH_PATHS else value for name, value in fields.items()}
+        return {name: _resolved(folder, value) if name in _WITH_PATHS else value for name, value in fields.items()}
 
     # An unknown kind is left to SuiteSpec, which names it as a fault.
     return load_named(
@@ -53,12 +53,12 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
     )
 
 
-def _beside(folder: Path, value: Any) -> Any:
-    """Return a value of a suite with its paths (of tasks, methods, backbones), which start at ``folder``, from here."""
+def _resolved(folder: Path, value: Any) -> Any:
+    """Resolve the paths in a value of a suite (tasks, methods, backbones) that are relative to ``folder``."""
     if isinstance(value, Mapping):
-        return {_beside(folder, key): _beside(folder, item) for key, item in value.items()}
+        return {_resolved(folder, key): _resolved(folder, item) for key, item in value.items()}
     if not isinstance(value, str):
-        return [_beside(folder, item) for item in value] if isinstance(value, list) else value
+        return [_resolved(folder, item) for item in value] if isinstance(value, list) else value
     file = Path(value.rpartition(":")[0] if ".py:" in value else value)
     is_path = file.suffix in (".yaml", ".yml", ".py", *TABLES) or (folder / file / "config.json").is_file()
     if file.is_absolute() or not is_path or not (folder / file).exists():

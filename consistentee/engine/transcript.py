@@ -107,7 +107,7 @@ class Transcript:
         self._decode = decode
         self._endings = endings
         self._stream = stream
-        self._told = 0
+        self._streamed = 0
         self._began = time.perf_counter()
 
     @property
@@ -144,7 +144,7 @@ class Transcript:
         if self.ended_by is not None:
             self.completed_seconds = time.perf_counter() - self._began
         if self._stream is not None:
-            self._stream(self.news())
+            self._stream(self._newest_token())
 
     def extend(self, tokens: Sequence[int], exit_layer: int) -> int:
         """Add tokens up to the one that ends the text; return how many were added."""
@@ -154,13 +154,13 @@ class Transcript:
                 self.add(token, exit_layer)
         return len(self.tokens) - before
 
-    def news(self) -> NewToken:
+    def _newest_token(self) -> NewToken:
         """Return the newest token with what it adds to the text; to be asked once after every token."""
         text = self.text
         if self.ended_by is None:
             text = text.rstrip("\ufffd")  # stands for bytes that are no whole character yet
             text = text[: len(text) - self._endings.undecided(text)]
-        piece = text[self._told :]
-        self._told += len(piece)
+        piece = text[self._streamed :]
+        self._streamed += len(piece)
         step = len(self.tokens) - 1
         return NewToken(self.row, step, self.tokens[-1], piece, self.exit_layers[-1], self.ended_by)

@@ -81,7 +81,8 @@ def test_a_cut_model_equals_a_stock_model_with_as_many_layers_and_runs_none_abov
     assert log.rows == pytest.approx(DEPTH / LAYERS * TRAINED_ROWS)
 
 
-def test_distillation_starts_from_the_fine_tuned_layers_and_trains_them_alone(model, tiny_backbone, monkeypatch):
+@pytest.mark.parametrize("classifier", ["linear", "attention"])
+def test_distillation_starts_from_the_fine_tuned_layers(model, tiny_backbone, monkeypatch, classifier):
     full = Full().fit(MultiExitModel.from_backbone(str(tiny_backbone("bert")), TASK.num_labels), TASK, RECIPE)
     own, run_stage = full.state_dict(), training.run_stage
     starts = []
@@ -94,7 +95,8 @@ def test_distillation_starts_from_the_fine_tuned_layers_and_trains_them_alone(mo
 
     monkeypatch.setattr(training, "run_stage", watched)
     with logged_training() as log:
-        short = CutDistilled(depth=DEPTH).fit(model, TASK, RECIPE)
+        short = CutDistilled(depth=DEPTH, classifier=classifier).fit(model, TASK, RECIPE)
+    assert short.description.classifier.kind == classifier
     layers = [name for name in starts[0] if name.startswith("backbone.")]
     assert all(torch.equal(starts[0][name], own[name]) for name in layers)
     assert not any(torch.equal(starts[0][name], short.state_dict()[name]) for name in layers if "query" in name)

@@ -195,7 +195,7 @@ class ConsistentEEPaper(Method):
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         if self.leave_by == "entropy":
-            return entropy_thresholds(model.num_labels, beyond=1.001)
+            return entropy_thresholds(model.num_labels)
         return THRESHOLDS if self.leave_by == "threshold" else self.knob.values
 
     @property
