@@ -144,7 +144,7 @@ class Transcript:
         if self.ended_by is not None:
             self.completed_seconds = time.perf_counter() - self._began
         if self._stream is not None:
-            self._stream(self._newest_token())
+            self._stream(self.newest_token())
 
     def extend(self, tokens: Sequence[int], exit_layer: int) -> int:
         """Add tokens up to the one that ends the text; return how many were added."""
@@ -154,7 +154,7 @@ class Transcript:
                 self.add(token, exit_layer)
         return len(self.tokens) - before
 
-    def _newest_token(self) -> NewToken:
+    def newest_token(self) -> NewToken:
         """Return the newest token with what it adds to the text; to be asked once after every token."""
         text = self.text
         if self.ended_by is None:

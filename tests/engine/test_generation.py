@@ -144,7 +144,7 @@ def write(text: str, *stop: str, max_new_tokens: int = 99) -> tuple[Transcript, 
     pieces = []
     for token in text.encode():
         transcript.add(token, 1)
-        pieces.append(transcript.news().text)
+        pieces.append(transcript.newest_token().text)
         if transcript.ended_by is not None:
             break
     return transcript, pieces
