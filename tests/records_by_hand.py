@@ -66,27 +66,11 @@ def decoding_cell(label: str, **changes: object) -> GenerationRecord:
 
 
 def _shared_fields(label: str, kind: Kind, metric: str, changes: Mapping[str, object]) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "task": "mcid",
-        "task_version": 1,
-        "metric": metric,
-        "task_notes": "",
-        "backbone": "minilm-l6",
-        "method": label,
-        "label": label,
-        "parameters": {},
-        "knob_name": "threshold",
-        "seed": 0,
-        "num_layers": LAYERS,
-        "train_rows": 1000,
-        "validation_rows": ROWS,
-        "test_rows": ROWS,
-        "train_seconds": 1.0,
-        "command": "consistentee run made-up",
-        "environment": ENVIRONMENT,
-        "finished_at": "2026-01-01T00:01:00+00:00",
-        **changes,
-    }
+    fields: dict[str, object] = {"task": "mcid", "task_version": 1, "metric": metric, "task_notes": ""}
+    fields |= {"backbone": "minilm-l6", "method": label, "label": label, "parameters": {}, "knob_name": "threshold"}
+    fields |= {"seed": 0, "num_layers": LAYERS, "train_rows": 1000, "validation_rows": ROWS, "test_rows": ROWS}
+    fields |= {"train_seconds": 1.0, "command": "consistentee run made-up", "environment": ENVIRONMENT}
+    fields |= {"finished_at": "2026-01-01T00:01:00+00:00", **changes}
     parts = parts_by_hand(kind=kind, **{name: fields[name] for name in ("task", "label", "parameters", "seed")})
     return {"key": parts.key, "key_parts": parts, **fields}
 
@@ -189,19 +173,9 @@ def timing(cells: Sequence[Cell]) -> tuple[TimingRecord, pd.DataFrame]:
         line = {"timed": number, "batch_size": size, "in_flight": size, "round": place}
         line |= {"seconds": seconds, "units": size, "layer_calls": one.average_layers * size}
         lines += [{**line, "batch": batch} for batch in range(64 // size)]
-    record = TimingRecord(
-        kind=first.kind,
-        key="timing",
-        task=first.task,
-        backbone=first.backbone,
-        seed=first.seed,
-        rounds=3,
-        timed=timed,
-        environment_before=ENVIRONMENT,
-        environment_after=ENVIRONMENT,
-        command="consistentee run made-up",
-        finished_at="2026-01-01T00:02:00+00:00",
-    )
+    fields = {"environment_before": ENVIRONMENT, "environment_after": ENVIRONMENT, "rounds": 3, "timed": timed}
+    fields |= {"command": "consistentee run made-up", "finished_at": "2026-01-01T00:02:00+00:00", "key": "timing"}
+    record = TimingRecord(**first.model_dump(include={"kind", "task", "backbone", "seed"}), **fields)
     return record, pd.DataFrame(lines)
 
 

@@ -27,7 +27,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.frames import FRAMES, AnyFrameName, write_published_frame, write_records
 from benchmarks.store.hashes import file_fault, write_json
 from benchmarks.store.records import AnyRecord, FailureRecord
-from benchmarks.store.results_folder import FAILURES_FILE, TIMINGS_FILE, StoredResults, is_published, open_results
+from benchmarks.store.results_folder import FAILURES_FILE, FORM, TIMINGS_FILE, StoredResults, is_published, open_results
 from consistentee.data.metrics import METRICS, score, token_match
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors, replacing
@@ -84,7 +84,7 @@ def write_results(results: StoredResults, root: Path) -> list[Path]:
 
 def seal_results(root: Path, files: list[Path]) -> Path:
     """Write the hashes of published files."""
-    write_json(root / HASHES_FILE, '{"form": 3}', files)
+    write_json(root / HASHES_FILE, f"{{{FORM}}}", files)
     return root / HASHES_FILE
 
 

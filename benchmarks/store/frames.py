@@ -21,15 +21,16 @@ A metric whose score is no mean over rows has a column ``METRIC_terms``: the mea
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from benchmarks.specs.schema import canonical_json
 from consistentee.errors import UserError
 from consistentee.files import replacing
 
@@ -42,6 +43,8 @@ AnyFrameName: TypeAlias = FrameName | Literal["times"]
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 _FILE = "file"
+_TEXT = ("key_parts", "parameters")
+"""Fields with names and types of each method, written as canonical JSON. ``key`` is the SHA-256 of ``key_parts``."""
 _SMALL = {"row": "int32", "place": "int16", "layer": "int8", "exit_layer": "int8", "step": "int16"}
 _ONE_PAGE = {
     "write_page_checksum": True,
@@ -83,31 +86,18 @@ def read_frame(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
 
 
 def write_records(path: Path, records: Mapping[str, BaseModel]) -> None:
-    """Write records by their file in a run, in order: a column a field; nested fields are JSON."""
-    lines = [{_FILE: file, **_flat(record)} for file, record in records.items()]
-    names = dict.fromkeys(name for line in lines for name in line) or {_FILE: None}
-    table = pa.table({name: pa.array([line.get(name) for line in lines]) for name in names})
-    pq.write_table(table, path, row_group_size=max(1, len(lines)), **_ONE_PAGE)
+    """Write records by their file in a run, in order: a column a field, which may be a list or a struct."""
+    lines = [{_FILE: file, **record.model_dump(mode="json")} for file, record in records.items()]
+    table = pa.Table.from_pylist([_converted(line, canonical_json) for line in lines])
+    # There are few records: dictionaries and statistics would be larger than what they describe.
+    pq.write_table(table, path, use_dictionary=False, write_statistics=False, store_schema=False, **_ONE_PAGE)
 
 
 def read_records(path: Path, schema: type[SchemaT]) -> dict[str, SchemaT]:
     """Read records by their file in a run. Raises ValueError, OSError or KeyError if it holds none."""
     lines = pq.read_table(path, page_checksum_verification=True).to_pylist()
-    nested = {name for name in schema.model_fields if not _is_column(schema, name)}
-    return {
-        line.pop(_FILE): schema.model_validate(
-            {name: json.loads(value) if name in nested else value for name, value in line.items() if value is not None}
-        )
-        for line in lines
-    }
+    return {line.pop(_FILE): schema.model_validate(_converted(line, json.loads)) for line in lines}
 
 
-def _flat(record: BaseModel) -> dict[str, object]:
-    values = record.model_dump(mode="json")
-    columns = {name: value if _is_column(type(record), name) else json.dumps(value) for name, value in values.items()}
-    return {name: value for name, value in columns.items() if value is not None}
-
-
-def _is_column(schema: type[BaseModel], name: str) -> bool:
-    words = str(schema.model_fields[name].annotation)
-    return not any(container in words for container in ("dict", "list", "KeyParts", "TimedKnob"))
+def _converted(fields: Mapping[str, Any], convert: Callable[[Any], object]) -> dict[str, object]:
+    return {name: convert(value) if name in _TEXT else value for name, value in fields.items()}

@@ -5,12 +5,22 @@ See :mod:`benchmarks.store.frames` for the frames: rows, curve, answers, exits, 
 
 from datetime import datetime
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from benchmarks.specs.schema import Strict, hash_value
 from consistentee.versions import Kind
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is not known, which a column does not tell from what another version did not record."""
+    known = {name: _known(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in known.items() if value not in (None, {})}
+
+
+Environment: TypeAlias = Annotated[dict[str, object], AfterValidator(_known)]
+"""A description by :mod:`benchmarks.measure.environment`. A name has one type, because it is a column of a struct."""
 
 
 class KeyParts(Strict):
@@ -57,7 +67,7 @@ class BaseRecord(Strict):
     )
     training_precision: Literal["float32", "bfloat16"] | None = Field(None, description="of layers, never compared")
     command: str
-    environment: dict[str, object]
+    environment: Environment
     finished_at: str
 
 
@@ -82,10 +92,7 @@ class GenerationRecord(BaseRecord):
 
 
 AnyRecord: TypeAlias = CellRecord | GenerationRecord
-RECORDS: dict[Kind, type[CellRecord] | type[GenerationRecord]] = {
-    "classification": CellRecord,
-    "generation": GenerationRecord,
-}
+RECORDS: dict[Kind, type[AnyRecord]] = {"classification": CellRecord, "generation": GenerationRecord}
 
 
 class FailureRecord(Strict):
@@ -123,8 +130,8 @@ class TimingRecord(Strict):
     rounds: int
     max_new_tokens: int | None = Field(None, description="of a text, in generation")
     timed: list[TimedKnob] = Field(description="in the order of the numbers in the frame of times")
-    environment_before: dict[str, object]
-    environment_after: dict[str, object]
+    environment_before: Environment
+    environment_after: Environment
     command: str
     finished_at: str
 

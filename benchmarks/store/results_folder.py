@@ -36,6 +36,7 @@ from consistentee.errors import UserError
 from consistentee.versions import Kind
 
 TIMINGS_FILE, FAILURES_FILE = "timings.parquet", "failures.parquet"
+FORM = '"form": 4'  # in the hashes of published folders; raise the number when their columns change
 CELL_COLUMN, TIMING_COLUMN = "cell", "timing"
 """In front of the frames of several cells and timings: the number of the record, from 0."""
 
@@ -133,6 +134,8 @@ def open_results(root: Path) -> StoredResults:
         with _readable(root):
             if fault := file_fault(root / HASHES_FILE, sealed=True):
                 raise ValueError(fault)
+            if FORM not in (root / HASHES_FILE).read_text(encoding="utf-8"):
+                raise ValueError("another version published it, in another form")
             return StoredResults(
                 root,
                 kind,

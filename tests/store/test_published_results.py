@@ -13,6 +13,7 @@ from small_suite import Bench, stamps
 
 from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
+from benchmarks.store import results_folder
 from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE, write_record
 from benchmarks.store.records import FailureRecord
 from benchmarks.store.results_folder import StoredResults, kind_of_results, open_results
@@ -54,8 +55,7 @@ def test_a_run_that_was_not_timed_and_did_not_fail_is_published(tmp_path):
     shutil.rmtree(tmp_path / "run" / "timings")
     out = open_results(publish_bare(tmp_path / "run", tmp_path / "out"))
     assert list(out.cells) == list(open_results(tmp_path / "run").cells)
-    assert out.timings == {}
-    assert out.failures == {}
+    assert (out.timings, out.failures) == ({}, {})
     assert not (tmp_path / "out" / "failures.parquet").exists()
 
 
@@ -82,6 +82,10 @@ def test_a_publication_is_a_few_small_files_that_are_the_same_again(forms, tmp_p
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
     if len(open_results(run).cells) > 2:
         assert size < sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 2
+    for path in out.glob("*.parquet"):
+        (first,) = pq.read_table(path).slice(0, 1).to_pylist()
+        texts = {name for name, value in first.items() if isinstance(value, str) and value.startswith(("{", "["))}
+        assert texts == ({"key_parts", "parameters"} if path.name == "cells.parquet" else set()), path.name
     publish_bare(run, tmp_path)
     for path in out.glob("*.parquet"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
@@ -111,6 +115,12 @@ def test_a_damaged_or_foreign_file_is_named_in_one_sentence(published, tmp_path,
     with pytest.raises(UserError, match=said) as raised:
         open_results(out)
     assert "\n" not in str(raised.value)
+
+
+def test_a_folder_of_another_form_is_named(published, monkeypatch):
+    monkeypatch.setattr(results_folder, "FORM", '"form": 0')
+    with pytest.raises(UserError, match=f"{FORMAT}: another version published it"):
+        open_results(published)
 
 
 def test_runs_that_are_not_whole_and_folders_of_others_are_refused(published, tmp_path):

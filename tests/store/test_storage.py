@@ -1,6 +1,7 @@
 """Storage: files are written whole or not at all, and read back with suspicion."""
 
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,9 @@ from records_by_hand import cell, parts_by_hand, write_results
 
 from benchmarks.store import hashes
 from benchmarks.store.folders import RECORD_FILE, keep_timing, read_cell, read_timings, write_cell
-from benchmarks.store.frames import read_frame
+from benchmarks.store.frames import read_frame, read_records, write_records
 from benchmarks.store.hashes import share_weights
-from benchmarks.store.records import KeyParts
+from benchmarks.store.records import CellRecord, KeyParts
 from benchmarks.store.results_folder import open_results
 from consistentee.errors import UserError
 from consistentee.files import is_disk_full, set_aside
@@ -46,10 +47,9 @@ def test_a_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
     folder = stored_cell(tmp_path)
     spoil(folder)
     record, fault = read_cell(folder, PARTS)
-    assert record is None
+    assert (record, fault.state) == (None, "damaged")
     assert folder.is_dir(), "looking changes nothing"
     said = fault.set_aside()
-    assert fault.state == "damaged"
     assert reason in said
     assert "\n" not in said
     assert not folder.exists()
@@ -72,6 +72,23 @@ def test_a_cell_is_read_back_and_frames_without_lines_have_no_file(tmp_path):
     assert {path.name for path in folder.iterdir()} == {RECORD_FILE, ROWS_FILE}
     assert read_frame(folder / ROWS_FILE).to_dict("list") == {"row": [0, 1], "label": [1, 0]}
     assert "seed was none, is 1" in read_cell(folder, parts_by_hand(seed=1))[1].reason
+
+
+def test_records_that_differ_in_fields_of_machine_and_method_read_back_equal(tmp_path):
+    machines = [{"cpu": "A", "gpus": [], "commit": None, "threads": {"torch": None}}]
+    machines.append({"cpu": "B", "gpus": ["H100"], "memory_gib": 2.5, "threads": {"torch": 2}})
+    parts = [PARTS, KeyParts(**PARTS.model_dump() | {"method_version": "a hash", "settings": {"steps": None}})]
+    parameters = [{"steps": None, "layers": [1, "a"], "rate": float("inf")}, {"steps": "all"}]
+    records = {
+        machine["cpu"]: cell("full", environment=machine, key=own.key, key_parts=own, parameters=values, seed=2**40)
+        for machine, own, values in zip(machines, parts, parameters, strict=True)
+    }
+    write_records(tmp_path / "cells", records)
+    assert read_records(tmp_path / "cells", CellRecord) == records
+    assert [record.environment for record in records.values()] == [{"cpu": "A", "gpus": []}, machines[1]]
+    cells = pd.read_parquet(tmp_path / "cells")
+    assert cells["environment"].str["cpu"].tolist() == cells["file"].tolist() == ["A", "B"]
+    assert [sha256(text.encode()).hexdigest() for text in cells["key_parts"]] == cells["key"].tolist()
 
 
 def test_the_latest_timing_comes_first_and_an_earlier_one_is_kept_with_its_times(tmp_path):
@@ -130,6 +147,5 @@ def test_reading_results_changes_nothing_and_skips_what_was_set_aside(tmp_path):
     assert (found.timings, found.faults) == ({}, [])
     (folder / RECORD_FILE).write_text("{")
     found = open_results(tmp_path)
-    assert found.cells == {}
-    assert found.faults[0].path == folder / RECORD_FILE
+    assert (found.cells, found.faults[0].path) == ({}, folder / RECORD_FILE)
     assert folder.is_dir()
