@@ -1,5 +1,6 @@
 """Publish a run as the few small files that can be committed, and verify the results folders of both."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -84,7 +85,7 @@ def write_results(results: StoredResults, root: Path) -> list[Path]:
 
 def seal_results(root: Path, files: list[Path]) -> Path:
     """Write the hashes of published files."""
-    write_json(root / HASHES_FILE, f"{{{FORM}}}", files)
+    write_json(root / HASHES_FILE, json.dumps({"form": FORM}), files)
     return root / HASHES_FILE
 
 

@@ -5,6 +5,7 @@ has ``cells.parquet``, ``timings.parquet`` and ``failures.parquet`` with a line 
 with the lines of all cells.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from consistentee.errors import UserError
 from consistentee.versions import Kind
 
 TIMINGS_FILE, FAILURES_FILE = "timings.parquet", "failures.parquet"
-FORM = '"form": 4'  # in the hashes of published folders; raise the number when their columns change
+FORM = 4  # of published folders, in the file of their hashes; raised when columns change
 CELL_COLUMN, TIMING_COLUMN = "cell", "timing"
 """In front of the frames of several cells and timings: the number of the record, from 0."""
 
@@ -134,7 +135,7 @@ def open_results(root: Path) -> StoredResults:
         with _readable(root):
             if fault := file_fault(root / HASHES_FILE, sealed=True):
                 raise ValueError(fault)
-            if FORM not in (root / HASHES_FILE).read_text(encoding="utf-8"):
+            if json.loads((root / HASHES_FILE).read_text(encoding="utf-8"))["form"] != FORM:
                 raise ValueError("another version published it, in another form")
             return StoredResults(
                 root,

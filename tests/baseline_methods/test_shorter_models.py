@@ -82,7 +82,7 @@ def test_a_cut_model_equals_a_stock_model_with_as_many_layers_and_runs_none_abov
 
 
 @pytest.mark.parametrize("classifier", ["linear", "attention"])
-def test_distillation_starts_from_the_fine_tuned_layers(model, tiny_backbone, monkeypatch, classifier):
+def test_distillation_starts_from_fine_tuned_layers_and_trains_only_them(model, tiny_backbone, monkeypatch, classifier):
     full = Full().fit(MultiExitModel.from_backbone(str(tiny_backbone("bert")), TASK.num_labels), TASK, RECIPE)
     own, run_stage = full.state_dict(), training.run_stage
     starts = []
