@@ -31,7 +31,7 @@ class Cut(Method):
 
     Attributes:
         depth: number of layers; None for half of them.
-        classifier: the network of the classifier.
+        classifier: the network of its only classifier, at its last layer.
     """
 
     name: ClassVar[str] = "cut"
