@@ -154,6 +154,7 @@ class _CALMTokens(ee.TokenMethod):
 
     paper: ClassVar[str] = _PAPER
     knob: ClassVar[ee.Knob] = ee.Knob("lambda", _TOKEN_LAMBDAS)
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {"horizon": ("tau", 0)}
 
     tau: NonNegativeFloat = 4.0
     horizon: PositiveInt | None = None

@@ -42,16 +42,12 @@ class CascadeBERT(ee.Method):
     name: ClassVar[str] = "cascade-bert"
     paper: ClassVar[str] = "Li et al., CascadeBERT, EMNLP Findings 2021, arXiv 2012.14682"
     knob: ClassVar[ee.Knob] = ee.Knob("threshold", (0.0, *even_log_odds(-3, 12, 76), 1.0))
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = dict.fromkeys(("margin", "folds"), ("margin_weight", 0))
 
     companion_layers: int | None = None
     margin: NonNegativeFloat = 0.5
     margin_weight: NonNegativeFloat = 0.5
     folds: Annotated[int, Field(ge=2)] = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.margin_weight:
-            self.refuse("margin", "folds", because="margin_weight is 0")
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers

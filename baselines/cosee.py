@@ -45,6 +45,7 @@ class COSEE(ee.Method):
     name: ClassVar[str] = "cosee"
     paper: ClassVar[str] = "He et al., COSEE, AAAI 2025, arXiv 2412.13236"
     knob: ClassVar[ee.Knob] = ee.Knob("signal", (1.001, *even_log_odds(6, -14, 161), 0.0))
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {"thresholds": ("sharpness", 0), "margin": ("ranking", 0)}
 
     thresholds: PositiveInt = 5
     sharpness: NonNegativeFloat = 1.0

@@ -51,19 +51,13 @@ class FastBERT(ee.Method):
             self.refuse("learning_rate", because="the students do not attend")
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
-        source = training_source(model, task, recipe)
-        train_last_exit(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
+        rows = training_source(model, task, recipe)
+        train_last_exit(model, rows, recipe)  # before the students exist, so that it is DeeBERT's stage
         epochs = math.ceil(recipe.epochs * 5 / 3) if self.steps is None else None
         steps, rate = self.steps or recipe.frozen_steps, self.learning_rate or recipe.head_learning_rate
-        recipe = replace(recipe, frozen_steps=steps, head_learning_rate=rate)
+        own = replace(recipe, frozen_steps=steps, head_learning_rate=rate)
         train_early_exits(
-            model,
-            source,
-            student_loss,
-            recipe,
-            name="self-distillation",
-            network=self.classifier,
-            attention_epochs=epochs,
+            model, rows, student_loss, own, name="self-distillation", network=self.classifier, attention_epochs=epochs
         )
         return model
 

@@ -36,6 +36,7 @@ class HashEE(ee.Method):
     name: ClassVar[str] = "hashee"
     paper: ClassVar[str] = "Sun et al., HashEE, Findings of ACL 2022, arXiv 2203.01670"
     knob: ClassVar[ee.Knob] = ee.Knob("layer", (12.0,))
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {"buckets": ("max_layer", 1)}
     supports_regression: ClassVar[bool] = True
 
     max_layer: int | None = None

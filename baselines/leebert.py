@@ -48,6 +48,7 @@ class LeeBERT(ee.Method):
     name: ClassVar[str] = "leebert"
     paper: ClassVar[str] = "Zhu, LeeBERT, ACL 2021"
     knob: ClassVar[ee.Knob] = ee.Knob("patience", tuple(float(patience) for patience in range(1, 12)))
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {"weight_every": ("weight_rate", 0)}
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     weight_every: PositiveInt = 5

@@ -39,6 +39,7 @@ class PALBERT(ee.Method):
     name: ClassVar[str] = "palbert"
     paper: ClassVar[str] = "Balagansky & Gavrilov, PALBERT, NeurIPS 2022, arXiv 2204.03276"
     knob: ClassVar[ee.Knob] = ee.Knob("quantile", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {"rate": ("near_prior", 0)}
 
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
     near_prior: NonNegativeFloat = 0.5

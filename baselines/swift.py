@@ -68,9 +68,14 @@ class SWIFT(ee.DraftingMethod):
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     search_prompts: PositiveInt = 2
     search_tokens: Annotated[int, Field(ge=2)] = 50
-    max_sets: PositiveInt = 1000
+    max_sets: Annotated[int, Field(ge=2)] = 1000
     max_failures: PositiveInt = 300
-    good_enough: float = 0.93
+    good_enough: Annotated[float, Field(ge=0, le=1)] = 0.93
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_failures >= self.max_sets - 1:
+            self.refuse("max_failures", because="max_sets ends the search first")
 
     def fit(self, model: ee.MultiExitDecoder, task: ee.TextTask, recipe: ee.TokenRecipe) -> ee.MultiExitDecoder:
         """Search the sublayers to skip for every value of the knob, after training the backbone if the recipe does."""

@@ -41,15 +41,13 @@ def checked(target: CheckedT) -> CheckedT:
     """
     signature, title = inspect.signature(target), target.__qualname__
     if isinstance(target, type):
-        checking = _checking(getattr(target, "__init__"), signature, title, before=1)  # noqa: B009 (for mypy)
+        checking = _checking(getattr(target, "__init__"), signature, title, skip=1)  # noqa: B009 (for mypy)
         setattr(target, "__init__", checking)  # noqa: B010 (for mypy)
         return target
-    return _checking(target, signature, title, before=0)  # type: ignore[return-value]
+    return _checking(target, signature, title, skip=0)  # type: ignore[return-value]
 
 
-def _checking(
-    function: Callable[..., Any], signature: inspect.Signature, title: str, before: int
-) -> Callable[..., Any]:
+def _checking(function: Callable[..., Any], signature: inspect.Signature, title: str, skip: int) -> Callable[..., Any]:
     catches_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
     @functools.wraps(function)
@@ -58,7 +56,7 @@ def _checking(
             if not catches_all:
                 raise unknown_name(f"argument of {title}", name, signature.parameters)
         try:
-            given = signature.bind(*args[before:], **kwargs).arguments
+            given = signature.bind(*args[skip:], **kwargs).arguments
             for name in given.keys() & _adapters(function).keys():
                 value = given[name]
                 value = value.item() if getattr(value, "ndim", 1) == 0 else value

@@ -147,9 +147,8 @@ def decoding_frames(layers: Sequence[int] = (1, 3)) -> dict[str, pd.DataFrame]:
         curve.append({**point, "exit_histogram": counts})
         for row in (0, 1):
             exits = [LAYERS, layer, layer]
-            texts.append(
-                {"row": row, "place": place, "tokens": [row, 7, 8], "exit_layers": exits, **scores, "nats": 4.0}
-            )
+            text = {"row": row, "place": place, "tokens": [row, 7, 8], "exit_layers": exits}
+            texts.append({**text, **scores, "nats": 4.0})
     rows = {"row": [0, 1], "truncated": [False, False], "prompt_tokens": [3, 8], "reference_tokens": [2, 2]}
     return {"rows": pd.DataFrame(rows), "curve": pd.DataFrame(curve), "texts": pd.DataFrame(texts)}
 

@@ -135,9 +135,8 @@ def _curves_chart(results: Results) -> dict[str, Any] | None:
     frame = frame.assign(points=100 * found["points"], score=100 * found["score"])
     frame = frame.join(found.filter(like="x_")).round(3)  # costs in percent: x_layers, x_flops, x_b1, ...
     measures = {name: text for name, text in _MEASURES.items() if frame[name].notna().any()}
-    costs = {"layers": "layers", "flops": "FLOPs"} | {
-        f"b{size}": f"clock, batch {size}" for size in results.batch_sizes
-    }
+    clocks = {f"b{size}": f"clock, batch {size}" for size in results.batch_sizes}
+    costs = {"layers": "layers", "flops": "FLOPs"} | clocks
     # Only labels that are drawn; the strongest ones come first and are in colour.
     drawn = set(frame["method"])
     labels = [label for label in ranked_labels(results) if label in drawn]

@@ -138,9 +138,8 @@ def time_model(
     speed = timing.speed_ups(taken, next(iter(runs)))
     lines = [[way, f"{layers[way]:.1f}", *(f"{ratio:.2f}" for ratio in speed[way].values())] for way in runs]
     heads = ["layers", *(f"times as fast at batch {size}" for size in timing.BATCH_SIZES)]
-    return filled_table(
-        [str(folder)], heads, lines, caption=f"medians of rounds; {timing.describe_machine(model.device)}"
-    )
+    caption = f"medians of rounds; {timing.describe_machine(model.device)}"
+    return filled_table([str(folder)], heads, lines, caption=caption)
 
 
 def texts_for(path: Path, text: Sequence[str]) -> tuple[list[Text], Columns]:

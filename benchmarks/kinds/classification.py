@@ -40,10 +40,8 @@ class Classification(Kind):
     def build_model(self, spec: CellSpec, rows: CellRows[TaskData]) -> "MultiExitModel":
         from consistentee.models.encoder import MultiExitModel
 
-        task = rows.task
-        return MultiExitModel.from_backbone(
-            spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed
-        )
+        classes, names = rows.task.num_labels, rows.task.label_names
+        return MultiExitModel.from_backbone(spec.backbone, classes, label_names=names, seed=spec.seed)
 
     def evaluate(
         self, spec: CellSpec, rows: CellRows[TaskData], method: "Method", model: "MultiExitModel", store: Path | None

@@ -202,13 +202,9 @@ class FlopModel:
     def rule_cost(self, rule: ExitRule) -> list[tuple[RowCost, RowCost]]:
         """Count at every layer what a rule reads, with what is kept for later layers, and the answer."""
         costs = [self._exit_cost(rule, layers) for layers in self._all_live]
-        return [
-            (
-                RowCost.fit([cost.reading[layer] for cost in costs]),
-                RowCost.fit([cost.answering[layer] for cost in costs]),
-            )
-            for layer in self._numbers
-        ]
+        read = [RowCost.fit([cost.reading[layer] for cost in costs]) for layer in self._numbers]
+        answered = [RowCost.fit([cost.answering[layer] for cost in costs]) for layer in self._numbers]
+        return list(zip(read, answered, strict=True))
 
     def _exit_cost(self, rule: ExitRule, layers: list[_CountedLayer]) -> ExitCost:
         def view_at(layer: int, past: Tensor | None) -> LiveView:

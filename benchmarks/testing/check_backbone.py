@@ -26,9 +26,7 @@ ROWS = 33
 """One more than a batch of 32, so that the last batch has one row."""
 _SAME_BATCH = 1e-5
 """Relative difference allowed between two ways to compute the same batch."""
-_LOOK_AT_THE_STEPPER = (
-    "Look at step(), context() and layer_module() of its family in consistentee/backbones/encoders.py"
-)
+_SEE_THE_STEPPER = "Look at step(), context() and layer_module() of its family in consistentee/backbones/encoders.py"
 _FEWEST_TOKENS = 24
 _LONGEST_RUN = 2048
 
@@ -115,7 +113,7 @@ def _compare_layers(model: MultiExitModel, batch: Batch) -> None:
             where = f"the hidden states of layer {layer} of {model.num_layers} differ by {difference:.2g}"
             example = f"{where} in a batch of {len(batch.lengths)}"
             fault = "run layer by layer, the model is not the stock model"
-            raise BrokenContractError(fault, example, _LOOK_AT_THE_STEPPER)
+            raise BrokenContractError(fault, example, _SEE_THE_STEPPER)
 
 
 def long_texts_are_cut(encoder: Encoder) -> str:
@@ -137,7 +135,7 @@ def _of_methods(check: Callable[[AnyCase], None]) -> Callable[[Encoder], None]:
         try:
             check(encoder.case)
         except BrokenContractError as error:
-            raise BrokenContractError(error.fault, error.example, _LOOK_AT_THE_STEPPER) from error
+            raise BrokenContractError(error.fault, error.example, _SEE_THE_STEPPER) from error
 
     return run
 

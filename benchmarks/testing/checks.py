@@ -355,30 +355,42 @@ _NUMBERS = (0.0, 0.01, 0.3, 1.0, 1, 2)
 
 
 def every_parameter_has_an_effect(case: AnyCase) -> None:
-    """Another valid value of a parameter changes weights, knob or exits, unless all of them are refused."""
+    """Another valid value of a parameter changes weights, knob or exits, unless all of them are refused.
+
+    This holds with the method's own other parameters, and while one of them is 0. Further combinations are not tried.
+    """
     with tempfile.TemporaryDirectory() as store:
-        train = partial(_trained_with, case, Path(store))
-        method: AnyMethod = case.method
-        if isinstance(method, DraftingMethod):  # tiny models are too unsure for drafts longer than a token
-            method = replace(method, threshold=0.0)
-        before = _outcome(train(method))
-        for parameter in (field for field in fields(method) if field.name not in method.hidden_effects):
-            accepted = []
-            for value in _other_values(case, method, parameter):
-                with suppress(UserError):
-                    changed = train(replace(method, **{parameter.name: value}))
-                    accepted.append(value)
-                    if before != _outcome(changed):
-                        accepted.clear()
-                        break
-            if accepted:
-                raise BrokenContractError(
-                    f"the parameter {parameter.name!r} has no effect",
-                    f"with {', '.join(map(repr, accepted))}, weights, knob and exits are the same",
-                    "Remove it; refuse it where it has none, with self.refuse(); put it into the stage_key of its "
-                    "stage; or say in hidden_effects why four layers do not show it",
-                    FIT_SECTION,
-                )
+        outcome = partial(_outcome, case, Path(store))
+        for where, method, before in _with_zeros(case.method, outcome):
+            for parameter in (field for field in fields(method) if field.name not in method.hidden_effects):
+                accepted: list[Any] = []
+                for value in _other_values(case, method, parameter):
+                    with suppress(UserError):
+                        if outcome(replace(method, **{parameter.name: value})) != before:
+                            accepted.clear()
+                            break
+                        accepted.append(value)
+                if accepted:
+                    raise BrokenContractError(
+                        f"the parameter {parameter.name!r} has no effect{where}",
+                        f"with {', '.join(map(repr, accepted))}, weights, knob and exits are the same",
+                        "Remove it; refuse it where it has none, with no_effect_if or self.refuse(); put it into the "
+                        "stage_key of its stage; or say in hidden_effects why four layers do not show it",
+                        FIT_SECTION,
+                    )
+
+
+def _with_zeros(method: AnyMethod, outcome: Callable[[AnyMethod], Any]) -> Iterator[tuple[str, AnyMethod, Any]]:
+    """Yield the method as it is, then with one number at a time at 0, if it may be: words for this, method, outcome."""
+    if isinstance(method, DraftingMethod):  # tiny models are too unsure for drafts longer than a token
+        method = replace(method, threshold=0.0)
+    yield "", method, outcome(method)
+    for name, value in method.parameters.items():
+        zero: dict[str, Any] = {name: 0}
+        if value and isinstance(value, int | float):
+            with suppress(UserError):
+                changed = replace(method, **zero)
+                yield f" while {name} is 0", changed, outcome(changed)
 
 
 def _other_values(case: AnyCase, method: AnyMethod, parameter: "Field[Any]") -> Iterator[Any]:
@@ -399,18 +411,15 @@ def _other_values(case: AnyCase, method: AnyMethod, parameter: "Field[Any]") -> 
     yield from (other for other in dict.fromkeys(tried) if other != value)
 
 
-def _trained_with(case: AnyCase, store: Path, method: AnyMethod) -> AnyCase:
+def _outcome(case: AnyCase, store: Path, method: AnyMethod) -> dict[str, Any]:
+    """Return what a parameter may change: weights, description, knob, exits, and texts if the method drafts."""
     recipe: Any = _TOKEN_RECIPE if isinstance(case, TokenCase) else RECIPE
     try:
-        return case.train(method, case.family, case.models, recipe=replace(recipe, store=store, keep_stages=True))
+        case = case.train(method, case.family, case.models, recipe=replace(recipe, store=store, keep_stages=True))
     except BrokenContractError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
         raise
-
-
-def _outcome(case: AnyCase) -> dict[str, Any]:
-    """Return what a parameter may change: weights, description, knob, exits, and texts if the method drafts."""
     outcome: dict[str, Any] = {"description": asdict(case.model.description), "knob": case.values}
     outcome["exits"] = case.swept(case.values)
     if isinstance(case, TokenCase) and case.method.drafts:

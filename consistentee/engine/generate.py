@@ -168,17 +168,15 @@ def generate_encoded(
     check_prompts(model, rows, max_new_tokens)
     _check_options(model, options, in_flight)
     start = clock(model.device)
-    transcripts = begin_texts(
-        model, rows, max_new_tokens=max_new_tokens, stop=stop, stream=stream, end_at_eos=end_at_eos
-    )
+    written = begin_texts(model, rows, max_new_tokens=max_new_tokens, stop=stop, stream=stream, end_at_eos=end_at_eos)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]) if sort_by_length else 0)
-    texts = [transcripts[row] for row in order if max_new_tokens]
+    texts = [written[row] for row in order if max_new_tokens]
     size = batch_size if in_flight is None else max(len(texts), 1)
     steps = Steps("decoding", len(texts) * max_new_tokens)
     batches = (texts[first : first + size] for first in range(0, len(texts), size))
     prefill_seconds = sum(Decoding(model, batch, options, steps, in_flight).run() for batch in batches)
     decode_seconds = clock(model.device) - start - prefill_seconds
-    return Generations.of(transcripts, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
+    return Generations.of(written, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
 
 
 def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -89,6 +89,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         knob: what is swept.
         supports_regression: whether the method is defined for a numeric target.
         replay_only: the rule needs true labels, so it can be replayed on a trace but not run live.
+        no_effect_if: parameters to refuse while another one has some value, by that one and its value.
         hidden_effects: parameters whose effect no model of four layers shows, with the reason; check-method wants to
             see that of all others.
     """
@@ -99,6 +100,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     knob: ClassVar[Knob]
     supports_regression: ClassVar[bool] = False
     replay_only: ClassVar[bool] = False
+    no_effect_if: ClassVar[Mapping[str, tuple[str, object]]] = {}
     hidden_effects: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -109,6 +111,9 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
 
     def __post_init__(self) -> None:
         check_fields(self, self.name)
+        for parameter, (other, value) in self.no_effect_if.items():
+            if getattr(self, other) == value:
+                self.refuse(parameter, because=f"{other} is {value!r}")
 
     @abstractmethod
     def fit(self, model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:

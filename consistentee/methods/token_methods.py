@@ -125,6 +125,7 @@ class DraftingMethod(TokenMethod):
     knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
     drafts: ClassVar[bool] = True
     published: ClassVar[tuple[int, float]] = (4, 0.0)
+    no_effect_if: ClassVar[Mapping[str, tuple[str, object]]] = {"threshold": ("draft_tokens", 1)}
 
     draft_tokens: PositiveInt | None = None
     threshold: Fraction | None = 0.0

@@ -23,9 +23,8 @@ def test_the_gain_is_over_two_neighbouring_layers_of_the_same_exits():
     frames = {name: pd.read_parquet(SIX_LAYERS / f"{name}.parquet") for name in ("answers", "exits", "rows")}
     answers, exits, rows = (frame[frame["cell"] == cell] for frame in frames.values())
     rows = rows.set_index("row")
-    right = (
-        answers.assign(right=answers["answer"] == answers["row"].map(rows["label"])).groupby("layer")["right"].mean()
-    )
+    is_right = answers["answer"] == answers["row"].map(rows["label"])
+    right = is_right.groupby(answers["layer"]).mean()
     layers = exits["exit_layer"].mean()
     own = exits.merge(answers, left_on=["row", "exit_layer"], right_on=["row", "layer"])
     score = (own["answer"] == own["row"].map(rows["label"])).mean()

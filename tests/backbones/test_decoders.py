@@ -86,13 +86,11 @@ def test_rows_end_where_a_sliding_window_would_hide_tokens(family):
 
 def test_unsupported_architectures_are_named(tiny_backbone):
     config = OPTConfig(vocab_size=40, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4)
-    with pytest.raises(
-        UserError, match="decoders of architecture 'opt'; supported: gemma, gpt2, llama, mistral, qwen2, qwen3"
-    ):
+    supported = "decoders of architecture 'opt'; supported: gemma, gpt2, llama, mistral, qwen2, qwen3"
+    with pytest.raises(UserError, match=supported):
         decoder_stepper_for(random_model(config))
-    with pytest.raises(
-        UserError, match=r"'bert' is an encoder: .*train mcid --method consistentee-paper --backbone NAME"
-    ):
+    advice = r"'bert' is an encoder: .*train mcid --method consistentee-paper --backbone NAME"
+    with pytest.raises(UserError, match=advice):
         decoder_stepper_for(AutoModelForCausalLM.from_pretrained(tiny_backbone("bert")))
     gemma2 = Gemma2Config(**SMALL, head_dim=8)
     with pytest.raises(UserError, match="'gemma2': exits are trained on logits without a soft cap; supported"):

@@ -78,9 +78,8 @@ def test_a_file_is_dequantised_once_to_the_weights_that_it_stands_for(
     first = resolve_decoder(str(tmp_path))  # a folder that holds one
     assert first.startswith(str(cache))
     assert {weight.dtype for weight in load_file(f"{first}/model.safetensors").values()} == {torch.float32}
-    monkeypatch.setattr(
-        "transformers.AutoModelForCausalLM.from_config", lambda *_, **__: pytest.fail("converted twice")
-    )
+    model_class = "transformers.AutoModelForCausalLM"
+    monkeypatch.setattr(f"{model_class}.from_config", lambda *_, **__: pytest.fail("converted twice"))
     assert resolve_decoder(str(tmp_path / "tiny.gguf")) == first
     (tmp_path / "tiny.gguf").rename(tmp_path / "copy.gguf")
     (tmp_path / "copy.gguf").write_bytes((tmp_path / "copy.gguf").read_bytes() + b"\0")

@@ -156,7 +156,7 @@ class TestSearch:
             hits = len({*skipped.attention} & {3, 5}) + len({*skipped.mlp} & {7})
             return hits / 3
 
-        places, best = LayerSetSearch(8, 0.25, seed=1).run(score, SWIFT(max_sets=1000, max_failures=1000))
+        places, best = LayerSetSearch(8, 0.25, seed=1).run(score, SWIFT())
         assert (sublayers_at(places), best) == (free, 1.0)
         assert 1 < len(tried) == len(set(tried)) < 220, "no set is tried twice, and not all of them"
         assert all(len(skipped) == 3 and not {1, 8} & {*skipped.attention, *skipped.mlp} for skipped in tried)

@@ -113,9 +113,8 @@ def test_examples_and_advice_name_methods_that_exist():
 
 
 def in_a_process(program: str, folder: Path) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder
-    ).stdout
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
 
 
 # ---------------------------------------------------------------------------------------------- run

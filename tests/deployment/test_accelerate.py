@@ -86,9 +86,8 @@ def test_the_saved_model_does_on_the_rows_of_the_proof_what_its_report_says(fold
     promise = report["promise"]
     task, _ = rows_of(str(folder / "mine"), str(folder / "rows.csv"))
     answers = ee.pipeline(folder / "faster")(task.test.texts)
-    right = [
-        answer["label"] == task.label_names[label] for answer, label in zip(answers, task.test.labels, strict=True)
-    ]
+    labels = [task.label_names[label] for label in task.test.labels]
+    right = [answer["label"] == label for answer, label in zip(answers, labels, strict=True)]
     assert 100 * np.mean(right) == pytest.approx(promise["accuracy"] - promise["points_expected"], abs=1.01)
     mean_layer = np.mean([answer["exit_layer"] for answer in answers])
     assert mean_layer == pytest.approx(promise["average_layers"], abs=0.05)

@@ -214,17 +214,18 @@ def test_the_policy_trains_the_backbone_or_does_not(in_stage_3, trains):
     assert torch.allclose(of_both, of_exit, atol=1e-7) is not trains
 
 
-@pytest.mark.parametrize("dropout", [True, False])
-def test_the_policy_learns_alone_in_stage_2(tiny_model, dropout):
+@pytest.mark.parametrize(("dropout", "leave_by"), [(True, "policy"), (False, "policy"), (False, "entropy")])
+def test_the_policy_learns_alone_in_stage_2_if_it_is_read(tiny_model, dropout, leave_by):
     """With dropout, as published, or on cached features: nothing but the policy changes."""
     model, task = tiny_model(num_labels=3), make_task(rows=16)
     recipe = replace(RECIPE, epochs=1)
     train_jointly(model, task, recipe)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     joint = tiny_model(num_labels=3)
-    get_method("consistentee-paper", policy_dropout=dropout, joint_epochs=0).fit(joint, task, recipe)
-    after = dict(joint.named_parameters())
-    assert {name.partition(".policy.")[0] for name in after.keys() - before.keys()} == {"exit_heads"}
+    method = get_method("consistentee-paper", policy_dropout=dropout, joint_epochs=0, leave_by=leave_by)
+    after = dict(method.fit(joint, task, recipe).named_parameters())
+    learned = {name.partition(".policy.")[0] for name in after.keys() - before.keys()}
+    assert learned == ({"exit_heads"} if leave_by == "policy" else set())
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 

@@ -120,9 +120,8 @@ class TestStages:
         batch, policy = all_states(trace), model.head(POLICY)
         wanted = functional.cross_entropy(model.logits(2, batch.answer_states[:, 0]), batch.targets)
         for bias, expected in ((1e4, wanted), (-1e4, torch.tensor(0.0))):  # all tokens exit at layer 2, or none
-            policy.load_state_dict(
-                {n: torch.full_like(t, bias) * (t.dim() == 1) for n, t in policy.state_dict().items()}
-            )
+            filled = {n: torch.full_like(t, bias) * (t.dim() == 1) for n, t in policy.state_dict().items()}
+            policy.load_state_dict(filled)
             torch.testing.assert_close(method.exit_consistent_loss("label", model, batch), expected)
 
     def test_exits_without_weights_have_no_third_stage(self, tiny_decoder):

@@ -95,30 +95,46 @@ def test_stages_of_a_users_method_are_told_apart_by_its_file(tmp_path, tiny_mode
     assert told("1") == told("1") != told("2")
 
 
+NO_POLICY = {"leave_by": "entropy", "joint_epochs": 0, "policy_dropout": False}
+OF_THE_POLICY = {"alpha": 1, "reward": "vanilla", "estimator": "exact", "rollouts": 4, "policy_epochs": 3}
 REFUSED = [
     ("beem", {"held_out": 1.0}, "held_out"),
     ("calm-tokens-softmax", {"candidates": 1}, "candidates"),
+    *((f"calm-tokens-{by}", {"tau": 0, "horizon": 9}, "horizon has no effect") for by in ("softmax", "classifier")),
     ("cascade-bert", {"folds": 1}, "folds"),
+    ("cascade-bert", {"margin_weight": 0, "folds": 4}, "folds has no effect"),
+    ("cascade-bert", {"margin_weight": 0, "margin": 0.2}, "margin has no effect"),
+    ("cosee", {"ranking": 0, "margin": 0.2}, "margin has no effect here, because ranking is 0"),
+    ("cosee", {"sharpness": 0, "thresholds": 4}, "thresholds has no effect"),
     ("consistentee-paper", {"alpha": "a lot"}, "alpha"),
     ("consistentee-paper", {"rollouts": 1}, "rollouts"),
     ("consistentee-paper", {"estimator": "exact", "rollouts": 4}, "rollouts has no effect"),
     ("consistentee-paper", {"joint_epochs": 0, "joint_batch_size": 16}, "joint_batch_size has no effect"),
     ("consistentee-paper", {"reward": "hardnes"}, "reward"),
+    ("consistentee-paper", {"alpha": 0, "reward": "vanilla"}, "reward has no effect here, because alpha is 0"),
+    *(("consistentee-paper", NO_POLICY | {name: other}, f"{name} has no") for name, other in OF_THE_POLICY.items()),
+    ("consistentee-paper", {**NO_POLICY, "policy_dropout": True}, "set policy_dropout to False"),
     ("joint-distillation", {"at_exit": 1.5}, "at_exit"),
     ("consistentee-tokens", {"rollouts": 8}, "rollouts has no effect"),
+    ("consistentee-tokens", {"alpha": 0, "reward": "vanilla"}, "reward has no effect"),
     ("consistentee-tokens-ladder", {"lowest_price": 2.0, "highest_price": 1.0}, "ladder"),
     ("consistentee-tokens-ladder", {"rungs": 1}, "rungs"),
     ("consistentee-tokens-ladder", {"horizon": 9}, "horizon has no effect"),
     ("consistentee-tokens-ladder", {"price_rise": 0.0}, "price_rise"),
     ("eenet", {"budget": 3}, "budget"),
     ("fastbert", {"classifier": "linear", "learning_rate": 1e-3}, "learning_rate has no effect"),
+    ("hashee", {"max_layer": 1, "buckets": 1}, "buckets has no effect"),
     ("kangaroo", {"threshold": 1.5}, "threshold"),
+    ("kangaroo", {"draft_tokens": 1, "threshold": 0.5}, "threshold has no effect"),
+    ("leebert", {"weight_rate": 0, "weight_every": 4}, "weight_every has no effect"),
+    ("palbert", {"near_prior": 0, "rate": 0.2}, "rate has no effect"),
     ("swift", {"search_tokens": 1}, "search_tokens"),
+    ("swift", {"max_sets": 60, "max_failures": 59}, "max_failures has no effect"),
 ]
 
 
 @pytest.mark.parametrize(("name", "parameters", "word"), REFUSED, ids=str)
-def test_a_parameter_out_of_range_is_refused(name, parameters, word):
+def test_a_parameter_out_of_range_or_without_effect_is_refused(name, parameters, word):
     for make in (partial(get_method, name), type(get_method(name))):
         with pytest.raises(UserError, match=word):
             make(**parameters)

@@ -75,10 +75,8 @@ def test_paths_in_a_suite_start_at_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = load_suite("suites/s.yaml")
     assert (loaded.tasks, loaded.backbones) == (("suites/mine.yaml", "rte"), ("suites/model",))
-    assert [(entry.method, entry.label) for entry in loaded.methods] == [
-        ("full", "full"),
-        ("suites/gate.py:Gate", "gate"),
-    ]
+    labels = [(entry.method, entry.label) for entry in loaded.methods]
+    assert labels == [("full", "full"), ("suites/gate.py:Gate", "gate")]
     assert loaded.seeds_for("suites/mine.yaml") == (3,)
     assert expand(loaded, Filters(tasks=["./suites/mine.yaml"], methods=["gate"]))[0].seed == 3
     monkeypatch.chdir(tmp_path / "suites")
@@ -210,15 +208,12 @@ def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
 
 
 def test_all_faults_of_recipes_are_named(tmp_path):
-    methods = [
-        {"method": "full", "recipe": {"epohcs": 1}},
-        {"method": "pabee", "label": "p", "recipe": {"epochs": "x"}},
-    ]
+    methods = [{"method": "full", "recipe": {"epohcs": 1}}, {"method": "pabee", "recipe": {"epochs": "x"}}]
     overrides = {task: {"recipe": {"max_length": 1}} for task in ("sst2", "rte")}
     with pytest.raises(UserError) as raised:
         load_suite(written(tmp_path, methods=methods, task_overrides=overrides))
     places = ["task_overrides.rte.recipe.max_length", "task_overrides.sst2.recipe.max_length"]
-    places += ["methods.p.recipe.epochs"]
+    places += ["methods.pabee.recipe.epochs"]
     sentence = str(raised.value)
     assert "methods.full.recipe: unknown key 'epohcs'; did you mean 'epochs'?; " in sentence
     assert sentence.count(";") == 4

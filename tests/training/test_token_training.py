@@ -226,9 +226,7 @@ class TestTheStage:
 
     def test_decoders_with_other_exits_share_the_training_of_the_last_one(self, tiny_decoder, tmp_path, monkeypatch):
         steps, real = [], DrawnRows.batch
-        monkeypatch.setattr(
-            DrawnRows, "batch", lambda source, rows, step: steps.append(step) or real(source, rows, step)
-        )
+        monkeypatch.setattr(DrawnRows, "batch", lambda source, rows, at: steps.append(at) or real(source, rows, at))
         recipe = replace(TUNING, store=tmp_path)
         others = (tiny_decoder(), tiny_decoder(exit_layers=(2,), adapter="shared", closing_layers=1))
         for model in others:

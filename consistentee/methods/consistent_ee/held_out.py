@@ -31,9 +31,7 @@ from consistentee.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 ALWAYS = 1e6  # a price at which every row exits at the first exit; at 0 none exits
 _PRICES = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).tolist())
 _LOWEST_PRICE, _HIGHEST_PRICE = 1e-4, 10.0  # that are drawn in training, evenly by their logarithm
-_NETWORK = ee.HeadSpec(
-    outputs=2, shared=True, extra_inputs=NUM_CONFIDENCE_FEATURES, reads_pooled=False, initial_bias=-1.5
-)
+_HEAD = ee.HeadSpec(outputs=2, shared=True, extra_inputs=NUM_CONFIDENCE_FEATURES, reads_pooled=False, initial_bias=-1.5)
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class ConsistentEEHeldOut(ee.Method):
 
 def train_policy(model: ee.MultiExitModel, source: training.TokenSource, recipe: ee.Recipe) -> None:
     """Add the policy and train it on rows whose labels are the last exit's answers, with prices drawn at random."""
-    model.add_head(POLICY, _NETWORK, seed=recipe.seed)
+    model.add_head(POLICY, _HEAD, seed=recipe.seed)
     rows = training.cached_rows(model, source, recipe)
     hardness = memorized_layer(rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1))
     loss, key = partial(_policy_loss, hardness), {"hardness": hardness}

@@ -24,6 +24,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule, training
+from consistentee.errors import UserError
 from consistentee.signals import entropy, entropy_thresholds, even_log_odds, head_probability
 
 POLICY = "policy"
@@ -68,7 +69,10 @@ def rewards(
 
 
 def exact_policy_loss(probabilities: Tensor, reward: Tensor) -> Tensor:
-    """Compute minus the expected reward, ``-mean_rows sum_t q_t R_t``, from P(exit) and R, [rows, L]."""
+    """Compute minus the expected reward, ``-mean_rows sum_t q_t R_t``, from P(exit) p and R, [rows, L].
+
+    A row exits at layer t with probability ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
+    """
     return -(training.exit_distribution(probabilities) * reward.detach()).sum(dim=1).mean()
 
 
@@ -111,6 +115,7 @@ class ConsistentEEPaper(Method):
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
     version: ClassVar[int] = 4
     knob: ClassVar[Knob] = Knob("threshold", (0.5,))
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {"rollouts": ("estimator", "exact"), "reward": ("alpha", 0)}
 
     alpha: NonNegativeFloat = 0.05
     reward: Literal["hardness", "vanilla"] = "hardness"
@@ -127,16 +132,21 @@ class ConsistentEEPaper(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.estimator == "exact":
-            self.refuse("rollouts", because="estimator is 'exact'")
         if not self.joint_epochs:
             of_stage_3 = "joint_learning_rate", "joint_batch_size", "joint_exit", "policy_trains_backbone"
             self.refuse(*of_stage_3, because="joint_epochs is 0")
+        if self.leave_by == "entropy" and not self.joint_epochs:
+            why = "leave_by is 'entropy' and joint_epochs is 0, so that no policy is trained"
+            self.refuse("alpha", "reward", "estimator", "rollouts", "policy_epochs", because=why)
+            if self.policy_dropout:
+                raise UserError(f"{self.name}: set policy_dropout to False, because {why}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         # Stage 1: backbone and all classifiers on sum_t t * CE_t / sum_t t, shared with PABEE and others.
         source = training.training_source(model, task, recipe)
         training.train_jointly(model, source, recipe)
+        if self.leave_by == "entropy" and not self.joint_epochs:
+            return model  # nothing would read a policy
         # How hard each training row is.
         rows = training.cached_rows(model, source, recipe)
         correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
@@ -149,10 +159,8 @@ class ConsistentEEPaper(Method):
         alone = training.Stage(
             "policy", loss, POLICY_WEIGHTS, BATCH_SIZE, RATE, epochs=self.policy_epochs, stage_key=key, shared=True
         )
-        if self.policy_dropout:
-            training.run_stage(model, source, alone, recipe)
-        else:
-            training.run_stage(model, rows, replace(alone, dropout=False), recipe)
+        read = source if self.policy_dropout else rows
+        training.run_stage(model, read, replace(alone, dropout=self.policy_dropout), recipe)
         # Stage 3: backbone and classifiers on the cross-entropy at the exit, the policy on its reward. Rules share it.
         if self.joint_epochs:
             both = replace(recipe, epochs=self.joint_epochs, batch_size=self.joint_batch_size)

@@ -62,16 +62,13 @@ class TokenPolicies(ee.TokenMethod):
         consistent_steps: steps of stage 3, in batches of ``recipe.exit_batch_size`` tokens; 0 skips it.
     """
 
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {"rollouts": ("estimator", "exact")}
+
     reward: Literal["hardness", "vanilla"] = "hardness"
     estimator: Literal["exact", "reinforce"] = "exact"
     rollouts: Annotated[int, Field(ge=2)] = 4
     initial_bias: float = -1.5
     consistent_steps: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.estimator == "exact":
-            self.refuse("rollouts", because="estimator is 'exact'")
 
     @property
     @abstractmethod
@@ -92,9 +89,8 @@ class TokenPolicies(ee.TokenMethod):
         trace = everything.select(recipe.tokens_for_heads(everything))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
-        answers, hardness = exit_answers(trace, store=recipe.store), None
-        if self.reward == "hardness":
-            hardness = memorized_exit_layer(answers.correct, model.exit_layers)
+        answers = exit_answers(trace, store=recipe.store)
+        hardness = memorized_exit_layer(answers.correct, model.exit_layers) if self.reward == "hardness" else None
         self._train_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
             stage = Stage(
@@ -160,6 +156,7 @@ class ConsistentEETokens(TokenPolicies):
     name: ClassVar[str] = "consistentee-tokens"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882 (its method for decoders)"
     knob: ClassVar[ee.Knob] = ee.Knob("threshold", THRESHOLDS)
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {**TokenPolicies.no_effect_if, "reward": ("alpha", 0)}
 
     alpha: NonNegativeFloat = 0.02
 
@@ -188,6 +185,7 @@ class ConsistentEETokensLadder(TokenPolicies):
     name: ClassVar[str] = "consistentee-tokens-ladder"
     paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) with the policies of all prices in one model"
     knob: ClassVar[ee.Knob] = ee.Knob("alpha", (ALWAYS, 0.3, 0.03, 0.003, 0.0))
+    no_effect_if: ClassVar[dict[str, tuple[str, object]]] = {**TokenPolicies.no_effect_if, "horizon": ("price_rise", 1)}
 
     rungs: Annotated[int, Field(ge=2)] = 8
     lowest_price: PositiveFloat = 0.003
@@ -199,8 +197,6 @@ class ConsistentEETokensLadder(TokenPolicies):
         super().__post_init__()
         if not self.lowest_price < self.highest_price:
             raise ee.UserError(f"{self.name}: the lowest price of a ladder must lie below the highest one")
-        if self.price_rise == 1:
-            self.refuse("horizon", because="prices do not rise")
 
     @property
     def prices(self) -> tuple[float, ...]:

@@ -330,13 +330,8 @@ class MultiExitDecoder(MultiExit):
         Raises UserError for rows that are longer than the model can read.
         """
         self.stepper.check_length(tokens.shape[1])
-        output = self.backbone(
-            input_ids=tokens,
-            attention_mask=padding_mask.long(),
-            position_ids=positions_of(padding_mask),
-            use_cache=False,
-        )
-        return output.logits
+        mask, positions = padding_mask.long(), positions_of(padding_mask)
+        return self.backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
 
     def exit_states(self, tokens: Tensor, padding_mask: Tensor, exiting: Tensor | None = None) -> ExitStates:
         """Run all layers on all tokens, and return the hidden states at every exit; those of padding mean nothing.
