@@ -24,15 +24,15 @@ class UserError(Exception):
         super().__init__(printable(str(message), _LONGEST_MESSAGE))
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Build the error for an unknown ``name`` of some ``kind``, with the nearest known names."""
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
+    """Build the error for an unknown ``name`` of ``what``, such as a method, with the nearest known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
     else:
         hint = f"known: {', '.join(names)}." if names else "there are none."
-    return UserError(f"unknown {kind} {shown(name)}; {hint}")
+    return UserError(f"unknown {what} {shown(name)}; {hint}")
 
 
 def wrong_kind(name: str, kind: Literal["encoder", "decoder"]) -> UserError:

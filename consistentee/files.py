@@ -99,10 +99,10 @@ def settle_swap(path: Path) -> None:
         old.rename(path)
 
 
-def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
+def set_aside(path: Path, state: Literal["damaged", "stale"]) -> Path:
     """Rename a file or folder to ``NAME.damaged-N`` or ``NAME.stale-N`` with the first free N."""
     number = 1
-    while (target := path.with_name(f"{path.name}.{kind}-{number}")).exists():
+    while (target := path.with_name(f"{path.name}.{state}-{number}")).exists():
         number += 1
     path.rename(target)
     return target

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["classification", "generation"]
+TaskKind = Literal["classification", "generation"]
 """What the rows are: instances, or tokens being decoded."""
 
-ENGINE_VERSION: Final[dict[Kind, int]] = {"classification": 1, "generation": 1}
+ENGINE_VERSION: Final[dict[TaskKind, int]] = {"classification": 1, "generation": 1}
 """Of stepping, tracing, replaying, choosing knobs and scoring."""
 
 TRAINING_VERSION: Final = 1
 """Of the training loop, of the stages that methods share, and of the defaults of recipes."""
 
-TIMING_VERSION: Final[dict[Kind, int]] = {"classification": 1, "generation": 1}
+TIMING_VERSION: Final[dict[TaskKind, int]] = {"classification": 1, "generation": 1}
 """Of how times are taken, and of the engine's speed."""
 
 

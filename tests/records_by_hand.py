@@ -19,7 +19,7 @@ from benchmarks.store.frames import AnyFrameName
 from benchmarks.store.records import AnyRecord, CellRecord, GenerationRecord, KeyParts, TimedKnob, TimingRecord
 from benchmarks.store.results_folder import StoredResults
 from consistentee.training.recipe import RecipeSettings
-from consistentee.versions import Kind
+from consistentee.versions import TaskKind
 
 DECODING = ROOT / "results" / "decoding-closing-layers"
 """Published results of generation."""
@@ -44,7 +44,7 @@ Frames = Mapping[str, pd.DataFrame]
 Cell = tuple[AnyRecord, Frames]
 
 
-def parts_by_hand(rows: str = "rows", kind: Kind = "classification", **settings: object) -> KeyParts:
+def parts_by_hand(rows: str = "rows", kind: TaskKind = "classification", **settings: object) -> KeyParts:
     versions = {"method_version": 1, "engine_version": 1, "training_version": 1}
     return KeyParts(kind=kind, settings=settings, rows=rows, backbone={"files": {}}, **versions)
 
@@ -65,7 +65,7 @@ def decoding_cell(label: str, **changes: object) -> GenerationRecord:
     return GenerationRecord.model_validate(_shared_fields(label, "generation", "rougeL", {**own, **changes}))
 
 
-def _shared_fields(label: str, kind: Kind, metric: str, changes: Mapping[str, object]) -> dict[str, object]:
+def _shared_fields(label: str, kind: TaskKind, metric: str, changes: Mapping[str, object]) -> dict[str, object]:
     fields: dict[str, object] = {"task": "mcid", "task_version": 1, "metric": metric, "task_notes": ""}
     fields |= {"backbone": "minilm-l6", "method": label, "label": label, "parameters": {}, "knob_name": "threshold"}
     fields |= {"seed": 0, "num_layers": LAYERS, "train_rows": 1000, "validation_rows": ROWS, "test_rows": ROWS}

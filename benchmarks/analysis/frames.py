@@ -31,7 +31,7 @@ from benchmarks.store.results_folder import (
     open_results,
 )
 from consistentee.errors import UserError, unknown_name
-from consistentee.versions import Kind
+from consistentee.versions import TaskKind
 
 FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
 REFERENCES = (STATIC, "random", ORACLE, MAJORITY)
@@ -89,7 +89,7 @@ class Results:
     """
 
     folder: Path
-    kind: Kind
+    kind: TaskKind
     parts: list[Part]
     faults: list[str] = field(default_factory=list)
     own_labels: Collection[str] = ()
@@ -470,7 +470,7 @@ def _timed_knobs(timings: Iterable[TimingRecord]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns).astype({"timing": int, "timed": int, "knob": float})
 
 
-def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: TaskKind) -> pd.DataFrame:
     """Add up the batches of every round, and put the stock model's time of the same round beside."""
     keys = ["timing", "timed", "batch_size", "in_flight", "round"]
     groups = batches.groupby(keys, sort=False)
@@ -488,7 +488,7 @@ def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: Kind) -> pd.Data
     return found.merge(stock.rename(columns={"seconds": "stock_seconds"}), on=by_round, how="left")
 
 
-def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+def _with_clocks(knobs: pd.DataFrame, times: pd.DataFrame, kind: TaskKind) -> pd.DataFrame:
     """Add the medians over rounds, rows in step: ``speedup_b1`` (stock model / here), ``seconds_b1`` and so on.
 
     Of several timings the first that has a knob counts: the latest one. The timed instances, a few of the test rows,

@@ -34,7 +34,7 @@ from consistentee.methods.method import code_file, get_method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.progress import Listener, Position, StopAfterStepError, begin_stage, listening
 from consistentee.traces.instance_trace import record_trace
-from consistentee.versions import Kind
+from consistentee.versions import TaskKind
 
 UNFINISHED = ".training"  # below the folder of the model
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
@@ -114,7 +114,7 @@ def train_model(
     after Ctrl-C from the step that was reached; others begin anew. Raises UserError for unknown names, and if ``out``
     holds other files or cannot be written.
     """
-    name: Kind = "generation" if task_kind(task_name) == "text" else "classification"
+    name: TaskKind = "generation" if task_kind(task_name) == "text" else "classification"
     if name == "generation":
         check_extra("bench", f"{task_name}, a task of texts,")  # which are scored by ROUGE
     kind = KINDS[name]
@@ -171,7 +171,7 @@ def train_model(
     return filled_table([method.knob.name, ""], numbers, lines, title, uses)
 
 
-def _one_cell(kind: Kind, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> BaseCellSpec:
+def _one_cell(kind: TaskKind, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> BaseCellSpec:
     suite = KINDS[kind].suite
     declared = type(suite.model_fields["recipe"].default)
     try:
@@ -184,7 +184,7 @@ def _one_cell(kind: Kind, fields: Mapping[str, Any], settings: Mapping[str, Any]
 
 
 def _around_budgets(
-    curve: pd.DataFrame, metric: str, kind: Kind, num_layers: float, saved: float
+    curve: pd.DataFrame, metric: str, kind: TaskKind, num_layers: float, saved: float
 ) -> tuple[list[str], list[list[str]]]:
     """Return headings and lines of the saved knob and of those around the budgets, fewest layers first."""
     known = curve.dropna(subset="layers")

@@ -10,12 +10,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from consistentee.versions import Kind
+from consistentee.versions import TaskKind
 
 Speedups: TypeAlias = tuple[float, float, float]
 """Three budgets, full cost / cost. Tables are sorted by the middle one."""
 
-SPEEDUPS: Mapping[Kind, Speedups] = {
+SPEEDUPS: Mapping[TaskKind, Speedups] = {
     "classification": (1.5, 2.0, 3.0),
     "generation": (1.25, 1.5, 2.0),  # texts degrade at lower speed-ups than labels
 }
@@ -74,7 +74,7 @@ def neighbours(costs: ArrayLike, budgets: ArrayLike) -> Mixtures:
     return Mixtures(order[first], order[second], weight, reach.astype(object))
 
 
-def around_budgets(layers: ArrayLike, num_layers: float, kind: Kind, margin: float = 0.0) -> list[int]:
+def around_budgets(layers: ArrayLike, num_layers: float, kind: TaskKind, margin: float = 0.0) -> list[int]:
     """List the knobs that are mixed at the budgets of a kind, those of the middle budget first.
 
     With a ``margin``, a share of a budget, they lie outside of it: ``layers`` of other rows may differ by as much.

@@ -21,7 +21,7 @@ from consistentee.data.tasks import ChatTemplate
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
-from consistentee.versions import Kind
+from consistentee.versions import TaskKind
 
 _ValuesT = TypeVar("_ValuesT", bound=Iterable[object])
 
@@ -172,7 +172,7 @@ class ExitSpec(Strict):
 class BaseCellSpec(Strict, ABC):
     """One cell: a task, a backbone, a method with parameters, and a seed."""
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[TaskKind]
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task"})
     """Fields that only locate rows; the key has the hash of the rows instead."""
 
@@ -210,7 +210,7 @@ class BaseCellSpec(Strict, ABC):
 class CellSpec(BaseCellSpec):
     """A cell of classification."""
 
-    kind: ClassVar[Kind] = "classification"
+    kind: ClassVar[TaskKind] = "classification"
 
     recipe: RecipeSettings
     validation_rows: int | None
@@ -224,7 +224,7 @@ class CellSpec(BaseCellSpec):
 class GenerationCellSpec(BaseCellSpec):
     """A cell of generation."""
 
-    kind: ClassVar[Kind] = "generation"
+    kind: ClassVar[TaskKind] = "generation"
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task", "train_on"})
 
     train_on: str
@@ -245,7 +245,7 @@ class GenerationCellSpec(BaseCellSpec):
 class BaseSuite(Strict):
     """The fields of every suite; the kinds add caps and further fields."""
 
-    kind: Kind
+    kind: TaskKind
     method_group: ClassVar[MethodGroup]
     cell_class: ClassVar[type[BaseCellSpec]]
 

@@ -13,7 +13,7 @@ from benchmarks.specs.base import BaseCellSpec, TimingSpec
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.schema import hash_value
 from benchmarks.store.records import KeyParts
-from consistentee.versions import ENGINE_VERSION, TIMING_VERSION, TRAINING_VERSION, Kind
+from consistentee.versions import ENGINE_VERSION, TIMING_VERSION, TRAINING_VERSION, TaskKind
 
 _PROJECT = Path(__file__).parents[2]
 _PACKAGES = ("consistentee", "baselines", "benchmarks")
@@ -41,7 +41,7 @@ def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> Key
     )
 
 
-def timing_key(protocol: TimingSpec, kind: Kind) -> str:
+def timing_key(protocol: TimingSpec, kind: TaskKind) -> str:
     """Return the key of a timing: of how it is taken. What was timed is in its record."""
     return hash_value([protocol.model_dump(mode="json", exclude_defaults=True), kind, TIMING_VERSION[kind]])
 

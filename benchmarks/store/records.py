@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field
 
 from benchmarks.specs.schema import Strict, hash_value
-from consistentee.versions import Kind
+from consistentee.versions import TaskKind
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ Environment: TypeAlias = Annotated[dict[str, object], AfterValidator(_known)]
 class KeyParts(Strict):
     """All that a cell's results depend on, see :func:`benchmarks.store.keys.key_parts`."""
 
-    kind: Kind
+    kind: TaskKind
     settings: dict[str, object] = Field(description="of the cell; those at their defaults are left out")
     rows: str = Field(description="hash of the rows that were used")
     backbone: dict[str, object] = Field(description="hashes of its files, and how it is pooled")
@@ -92,7 +92,7 @@ class GenerationRecord(BaseRecord):
 
 
 AnyRecord: TypeAlias = CellRecord | GenerationRecord
-RECORDS: dict[Kind, type[AnyRecord]] = {"classification": CellRecord, "generation": GenerationRecord}
+RECORDS: dict[TaskKind, type[AnyRecord]] = {"classification": CellRecord, "generation": GenerationRecord}
 
 
 class FailureRecord(Strict):
@@ -122,7 +122,7 @@ class TimingRecord(Strict):
     """Knobs of the cells of one (task, backbone, seed) and the stock model, timed in interleaved rounds."""
 
     schema_version: Literal[2] = 2
-    kind: Kind = "classification"
+    kind: TaskKind = "classification"
     key: str = Field(description="hash of the protocol and its code; what was timed is in timed")
     task: str
     backbone: str

@@ -34,7 +34,7 @@ from benchmarks.store.frames import FRAMES, AnyFrameName, FrameName, read_frame,
 from benchmarks.store.hashes import file_fault
 from benchmarks.store.records import RECORDS, AnyRecord, FailureRecord, TimingRecord
 from consistentee.errors import UserError
-from consistentee.versions import Kind
+from consistentee.versions import TaskKind
 
 TIMINGS_FILE, FAILURES_FILE = "timings.parquet", "failures.parquet"
 FORM = 4  # of published folders, in the file of their hashes; raised when columns change
@@ -54,7 +54,7 @@ class StoredResults:
     """
 
     root: Path
-    kind: Kind
+    kind: TaskKind
     cells: dict[str, AnyRecord]
     timings: dict[str, TimingRecord]
     failures: dict[str, FailureRecord] = field(default_factory=dict)
@@ -109,18 +109,18 @@ def is_published(root: Path) -> bool:
     return (root / CELLS_FILE).exists()
 
 
-def kind_of_results(root: Path) -> Kind | None:
+def kind_of_results(root: Path) -> TaskKind | None:
     """Return the kind of a folder's records; None if none is whole. Raises UserError, see :func:`open_results`."""
     if is_published(root):
         with _readable(root):
-            kind: Kind = pq.read_table(root / CELLS_FILE, columns=["kind"])["kind"][0].as_py()
+            kind: TaskKind = pq.read_table(root / CELLS_FILE, columns=["kind"])["kind"][0].as_py()
             return kind
     found = (parse_record(path, _AnyRecord)[0] for path in record_files(root / "cells", RECORD_FILE))
     return next((record.kind for record in found if record), None)
 
 
 class _AnyRecord(BaseModel):
-    kind: Kind
+    kind: TaskKind
 
 
 def open_results(root: Path) -> StoredResults:
@@ -178,7 +178,7 @@ def published_results(suite: BaseSuite, root: Path | None, out: Path) -> StoredR
     return open_results(place)
 
 
-def checked_kind(suite: BaseSuite, place: Path, remedy: str) -> Kind | None:
+def checked_kind(suite: BaseSuite, place: Path, remedy: str) -> TaskKind | None:
     """Return the kind of the results in a folder; None if it holds none. Raises UserError if it is not the suite's."""
     found = kind_of_results(place)
     if found not in (None, suite.kind):

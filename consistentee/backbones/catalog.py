@@ -13,7 +13,7 @@ from consistentee.errors import UserError, unknown_name, wrong_kind
 from consistentee.extras import check_extra
 from consistentee.files import cache_dir, hash_file, only_one, replacing
 
-Kind = Literal["encoder", "decoder"]
+BackboneKind = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Backbone:
     pooler: bool = False
 
     @property
-    def kind(self) -> Kind:
-        """Kind of model: an encoder classifies, a decoder generates."""
+    def kind(self) -> BackboneKind:
+        """The sort of model: an encoder classifies, a decoder generates."""
         return "decoder" if self.pooling is None else "encoder"
 
 
@@ -141,7 +141,7 @@ def resolve_decoder(name: str) -> str:
     return str(folder)
 
 
-def _folder_of(name: str, known: Backbone | None, kind: Kind) -> Path:
+def _folder_of(name: str, known: Backbone | None, kind: BackboneKind) -> Path:
     if known is not None and isinstance(known.source, Shipment):
         return fetch(known.source)
     directory = Path(name).expanduser()

@@ -39,7 +39,7 @@ from consistentee.methods.method import (
     available_methods,
     get_method,
 )
-from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind
+from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, TaskKind
 
 FOLDER = ROOT / "tests" / "golden" / "cells"
 COMMAND = "pytest tests/testing/test_golden_cells.py --write-golden -k"
@@ -196,7 +196,7 @@ def all_methods() -> list[str]:
 
 def versions_of(name: str) -> dict[str, int]:
     method = get_method(name)
-    kind: Kind = "generation" if isinstance(method, TokenMethod) else "classification"
+    kind: TaskKind = "generation" if isinstance(method, TokenMethod) else "classification"
     return {"method": method.version, "engine": ENGINE_VERSION[kind], "training": TRAINING_VERSION}
 
 
