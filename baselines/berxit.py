@@ -26,7 +26,7 @@ class BERxiT(ee.Method):
     """Alternating training, learning-to-exit or confidence rule.
 
     Attributes:
-        exit_when: "sure" reads the learned estimate; "confident" reads ``1 - max p``, the rule of the authors' code for
+        signal: "learned" reads the estimate; "top_probability" reads ``1 - max p``, the rule of the authors' code for
             classification.
     """
 
@@ -35,7 +35,7 @@ class BERxiT(ee.Method):
     version: ClassVar[int] = 2
     knob: ClassVar[ee.Knob] = ee.Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
-    exit_when: Literal["sure", "confident"] = "sure"
+    signal: Literal["learned", "top_probability"] = "learned"
 
     def fit(self, model: ee.MultiExitModel, task: ee.TaskData, recipe: ee.Recipe) -> ee.MultiExitModel:
         source = training_source(model, task, recipe)
@@ -48,7 +48,7 @@ class BERxiT(ee.Method):
         return model
 
     def rule(self, model: ee.MultiExitModel, knob: float) -> ee.ExitRule:
-        if self.exit_when == "confident":
+        if self.signal == "top_probability":
             return ee.ThresholdRule(lambda view: 1 - top_probability(view), knob, exit_when="below")
         return ee.ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 

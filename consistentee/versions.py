@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 TaskKind = Literal["classification", "generation"]
-"""What the rows are: instances, or tokens being decoded."""
+"""The rows that exit: instances, or tokens being decoded."""
 
 ENGINE_VERSION: Final[dict[TaskKind, int]] = {"classification": 1, "generation": 1}
-"""Of stepping, tracing, replaying, choosing knobs and scoring."""
+"""The version of stepping, tracing, replaying, choosing knobs and scoring."""
 
 TRAINING_VERSION: Final = 1
-"""Of the training loop, of the stages that methods share, and of the defaults of recipes."""
+"""The version of the training loop, of the stages that methods share, and of the defaults of recipes."""
 
 TIMING_VERSION: Final[dict[TaskKind, int]] = {"classification": 1, "generation": 1}
-"""Of how times are taken, and of the engine's speed."""
+"""The version of how times are taken, and of the engine's speed."""
 
 
 _KNOWN_OTHERWISE = {__name__.partition(".")[0], "torch", *sys.stdlib_module_names} - {"__main__"}

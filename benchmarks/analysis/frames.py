@@ -46,7 +46,7 @@ Task: TypeAlias = tuple[str, str]
 Array: TypeAlias = NDArray[np.floating]
 _OF_CLASSES = ("accuracy", "f1", "matthews")
 _COLUMNS_READ: Mapping[AnyFrameName, tuple[str, ...]] = {"answers": ("answer",), "exits": ("place", "exit_layer")}
-"""Of the largest frames, the columns that are used here."""
+"""The columns of the largest frames that are used here."""
 _CELL_COLUMNS = (*CURVE, "method", "seed", "key", "knob_name", "metric", "num_layers")
 
 

@@ -31,7 +31,7 @@ from consistentee.deployment.timing import BATCH_SIZES
 from consistentee.training.recipe import Recipe
 
 TASKS = ["stackoverflow", "qnli", "movie-snippets", "mnli", "ag-news", "qqp"]
-"""Those with enough test rows for a proof; no method was developed on them."""
+"""Tasks with enough test rows for a proof, on which no method was developed."""
 PROOF_ROWS = 2000
 _MAX_ROWS = 3000
 _FINE_TUNING = replace(RECIPE, epochs=3, max_rows=_MAX_ROWS, max_length=64)

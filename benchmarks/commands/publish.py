@@ -100,7 +100,7 @@ def check_equal(first: StoredResults, second: StoredResults) -> None:
 
 _ROUNDING = 1e-6
 _Fact = tuple[str, ArrayLike, ArrayLike]
-"""What rows give, at a knob whose answers are kept: its name, the value computed again, and the curve's."""
+"""A number at a knob whose answers are kept: its name, the value computed from rows, and the curve's."""
 
 
 def faults_of(root: Path) -> Iterator[str]:

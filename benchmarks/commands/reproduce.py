@@ -25,7 +25,7 @@ from consistentee.methods.method import available_methods
 
 _FOLDER = Path(__file__).parents[1] / "papers"
 _NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
-"""Of ``83.9/83.0``, matched and mismatched, the first number counts."""
+"""A printed score; the first number of ``83.9/83.0``, matched and mismatched, counts."""
 PAPER = "paper"
 _NO_LOSS_NOTE = "No loss: the fastest knob and price that lose nothing on validation rows, and points on test rows."
 

@@ -28,7 +28,7 @@ from consistentee.traces.token_trace import CHUNK, TokenRow, TokenTrace, record_
 from consistentee.traces.walk import replay
 
 Request = tuple[Any, list[int], list[int]]
-"""What the harness knows the request by, the tokens of the context, and those that are scored."""
+"""The request's name in the harness, the tokens of the context, and the tokens that are scored."""
 
 
 class EarlyExitLM(HFLM):

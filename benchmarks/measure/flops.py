@@ -118,7 +118,7 @@ ALL_LIVE = ((2, 2), (4, 4), (8, 8), (12, 12))
 """Row lengths and live tokens that are counted: three determine the polynomial, the last one checks it."""
 
 PARTLY_LIVE = ((8, 3), (12, 5), (12, 1))
-"""Those that are counted too if tokens exit: one determines what an exited token costs, the others check it."""
+"""Counted too if tokens exit: the first determines what an exited token costs, the others check it."""
 
 
 @dataclass(frozen=True)

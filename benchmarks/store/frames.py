@@ -38,7 +38,7 @@ FrameName: TypeAlias = Literal["rows", "curve", "answers", "exits", "texts", "tr
 FRAMES: tuple[FrameName, ...] = ("rows", "curve", "answers", "exits", "texts", "training")
 """The frames of a cell; a cell of classification has no texts, one of generation neither answers nor exits."""
 AnyFrameName: TypeAlias = FrameName | Literal["times"]
-"""Those of cells, and that of timings."""
+"""The frames of cells, and the frame of timings."""
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 

@@ -16,7 +16,7 @@ from consistentee.errors import UserError, shown
 SPLITS = ("train", "validation", "test")
 
 BETWEEN_TEMPLATES = "\n----\n"
-"""What separates the templates of a task that has several, in :attr:`TextTask.template`."""
+"""Separator of the templates of a task that has several, in :attr:`TextTask.template`."""
 
 SplitT = TypeVar("SplitT", Split, PromptSplit)
 

@@ -15,7 +15,7 @@ from consistentee.data.encoding import Batch
 from consistentee.errors import UserError
 
 COMPANION = "companion"
-"""What a model calls the module that is its companion."""
+"""The name of the companion module in a model."""
 
 
 class CascadeStepper(EncoderStepper):

@@ -20,7 +20,7 @@ def clock(device: torch.device) -> float:
 
 
 EndedBy = Literal["eos", "length", "stop"]
-"""What ended a text: a token that ends texts, the number of new tokens, or a stop string."""
+"""The reason why a text ended: a token that ends texts, the number of new tokens, or a stop string."""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def test_a_rule_is_compared_with_exits_that_exist():
     assert found.notna().to_dict() == {1.5: True, 2.0: False, 3.0: False}
 
 
-def test_what_costs_more_than_the_budget_is_marked_and_never_better():
+def test_points_over_the_budget_are_marked_and_never_better():
     late = frames_by_hand("oracle", [5.0]) | {"curve": frames_by_hand("oracle", [5.0])["curve"].assign(live_rows=1.0)}
     comparison = Comparison(results_of([*made_up_suite(), (cell("late"), late)]))
     line = comparison.headline.query("method == 'late' and budget == 3").iloc[0]

@@ -50,7 +50,7 @@ def test_no_curve_leaves_through_an_axis(folder):
                 assert low <= np.nanmin(ys) <= np.nanmax(ys) <= high
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path):
+def test_curves_that_cannot_be_drawn_are_named(tmp_path):
     alone = results_of(made_up_suite(labels=("deebert",)))
     paths, missing = write_figures(alone, tmp_path, ["equal-cost"])
     assert paths == []

@@ -175,7 +175,7 @@ def test_the_methods_of_a_run_are_marked_among_the_published(everything, small_r
     assert not board.faults
 
 
-def test_what_is_published_or_alone_is_not_marked(everything, small_run):
+def test_published_or_single_results_are_not_marked(everything, small_run):
     for folders in ([everything / "published"], [everything / "run"], [everything / "run", everything / "published"]):
         assert not load_folders(folders, [everything / "published"]).own_labels, "a run starts from published cells"
     alone = load_folders([small_run])
@@ -228,7 +228,7 @@ def test_busy_machines_are_named(everything, tmp_path):
         ('"seed": 0', '"seed": 1'),
     ],
 )
-def test_what_differs_in_more_than_the_method_is_not_compared(everything, small_run, old, new):
+def test_results_of_other_recipes_are_not_compared(everything, small_run, old, new):
     record = next(small_run.rglob("record.json"))
     assert old in record.read_text()
     record.write_text(unsealed(record.read_text())[0].replace(old, new))

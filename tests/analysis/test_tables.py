@@ -199,7 +199,7 @@ def test_without_a_full_model_there_is_no_headline(results):
     assert "deebert" in page(alone)
 
 
-def test_what_a_reader_should_know(results):
+def test_caveats_of_records_and_timings_are_listed(results):
     assert [subject for subject, _ in caveats(results)] == ["dev as test", "few seeds"]
     untimed = results_of(sum((made_up_suite(seed, labels=("full",)) for seed in (1, 2)), made_up_suite()))
     untimed.faults.append("x is damaged")

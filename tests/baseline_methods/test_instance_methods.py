@@ -121,7 +121,7 @@ def test_scores_of_beem_add_up_while_the_answer_stays_and_start_again_where_it_c
 def test_berxit_exits_by_confidence_too(tiny_model):
     model = get_method("berxit").fit(tiny_model(), make_task(), RECIPE)
     trace = record_trace(model, make_task().test, max_length=32)
-    exits = sweep([get_method("berxit", exit_when="confident").rule(model, 0.6)], trace)[0]
+    exits = sweep([get_method("berxit", signal="top_probability").rule(model, 0.6)], trace)[0]
     confident = trace.logits.softmax(dim=-1).amax(dim=-1)[:, :-1] > 0.4
     expected = torch.where(confident.any(dim=1), confident.int().argmax(dim=1) + 1, 4)
     assert exits.tolist() == expected.tolist()
@@ -230,13 +230,13 @@ def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
     rows = [Encoding([CLS, 10, 10, 10, 11, 12, 13, 14, SEP]), Encoding([CLS, 10, 11, 12, SEP])]
     source = TokenSource(model, rows, torch.tensor([0, 1]))
     tokens = [10, 11, 12, 13, 14, 40, CLS, SEP]  # from frequent to unseen, and the special ones
-    schedules = {p: HashEE(*p).schedule(model, source) for p in ((None, None), (None, 2), (3, None), (3, 2), (1, 1))}
+    schedules = {p: HashEE(*p).schedule(model, source) for p in ((None, None), (None, 2), (3, None), (3, 2), (1, None))}
     assert {p: schedule[tokens].tolist() for p, schedule in schedules.items()} == {
         (None, None): [1, 2, 3, 4, 4, 4, 4, 4],
         (None, 2): [1, 1, 3, 3, 4, 4, 4, 4],  # two each at layers 1 and 3; the fifth would be at 5, past the last
         (3, None): [1, 2, 3, 3, 3, 3, 3, 3],
         (3, 2): [1, 1, 2, 2, 3, 3, 3, 3],
-        (1, 1): [1] * 8,
+        (1, None): [1] * 8,
     }
 
 

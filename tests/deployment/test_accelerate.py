@@ -136,7 +136,7 @@ def test_many_ways_just_above_the_loss_do_not_pass_by_their_number():
     assert reused > 40, "this test would see it"
 
 
-def test_what_comes_after_a_way_that_fails_is_not_proven():
+def test_ways_after_one_that_fails_are_not_proven():
     choosing = np.zeros((2000, 3))
     choosing[:2, 1], choosing[:6, 2] = 1, 1
     proof = np.zeros((2000, 3))

@@ -111,7 +111,7 @@ def test_rules_that_share_a_reading_write_what_each_writes_alone(tiny_decoder, p
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2])
-def test_what_finds_no_room_is_read_again(model, passes, batches):
+def test_rows_without_room_are_read_again(model, passes, batches):
     prompts = ["ba be", "bi bo", "bu da", "de di"]
     options = {"max_new_tokens": 3, "batch_size": 2}
     expected = written(generate(model, prompts, MIXED, **options))

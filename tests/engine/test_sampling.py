@@ -105,7 +105,7 @@ def test_stop_strings_of_the_model_end_texts(tiny_decoder):
         ("exponential_decay_length_penalty", (2, 1.1)),
     ],
 )
-def test_what_exits_cannot_follow_is_refused(tiny_decoder, setting, value):
+def test_settings_that_exits_cannot_follow_are_refused(tiny_decoder, setting, value):
     model = tiny_decoder()
     setattr(model.backbone.generation_config, setting, value)
     with pytest.raises(UserError, match=f"generation_config sets {setting}, which decoding with exits cannot follow"):

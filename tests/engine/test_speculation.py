@@ -41,7 +41,7 @@ def test_a_draft_of_the_full_model_is_always_accepted(agreeing_decoder):
 
 
 @pytest.mark.parametrize("branch", [None, BranchSpec(copied_layer=3, with_mlp=False)], ids=["no branch", "branch"])
-def test_what_was_drafted_is_not_run_again_and_is_counted(agreeing_decoder, branch):
+def test_drafted_tokens_are_not_run_again_and_are_counted(agreeing_decoder, branch):
     model = agreeing_decoder()
     watched = {layer: model.stepper.layer_module(layer) for layer in (2, 3)}
     if branch is not None:

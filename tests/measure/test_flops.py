@@ -72,7 +72,7 @@ def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_mo
 
 
 MLP, HEADS, KV_HEADS, HEAD_DIM, LAYERS, RANK = 48, 4, 2, 8, 4, 16
-"""Of the tiny Llama, which is as wide as the tiny BERT."""
+"""The width of the tiny Llama, which is as wide as the tiny BERT."""
 
 
 @pytest.fixture(scope="module")

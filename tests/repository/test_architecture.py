@@ -20,7 +20,7 @@ ORDER = ["consistentee", *(f"consistentee.{name}" for name in LIBRARY_FOLDERS), 
 ORDER += ["benchmarks", *(f"benchmarks.{name}" for name in HARNESS_FOLDERS)]
 """Packages and their folders: each imports from itself and from those before it; a package's own files come first."""
 PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training"}
-"""What a method may import from, the baselines included; they import from any folder, once a name is asked for."""
+"""Modules that a method may import from, baselines included."""
 
 
 def modules() -> dict[str, Path]:

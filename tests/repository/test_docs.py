@@ -95,7 +95,7 @@ SHOWN["the template"] = (ROOT / "benchmarks" / "commands" / "method_template.py"
 
 
 @pytest.mark.parametrize("source", SHOWN.values(), ids=SHOWN)
-def test_what_is_shown_imports_from_public_modules_alone(source):
+def test_examples_import_from_public_modules_alone(source):
     imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {getattr(node, "module", alias.name) for node in imported for alias in node.names}
     assert {module for module in modules if module.startswith(("consistentee", "benchmarks"))} <= PUBLIC_MODULES

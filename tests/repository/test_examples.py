@@ -36,7 +36,7 @@ SMALL = {
     "minilm-l6": "tiny-encoder",
     "smollm2-135m": "tiny-decoder",
 }
-"""What stands for what when examples run small."""
+"""Values that replace those of the page when examples run small."""
 
 PROGRAMS = {"consistentee", "consistentee-lm-eval", "tox", "python", "dask", "uvicorn", "curl"}
 """The programs that examples call; only the first one is run or its arguments read."""

@@ -38,7 +38,7 @@ def test_loops_report_every_step_after_it_is_done_and_to_nobody_outside_the_bloc
     ]
 
 
-def test_what_is_timed_is_not_disturbed():
+def test_progress_inside_a_timed_pass_is_not_shown():
     heard: list[Position] = []
 
     def run(batch: object) -> int:

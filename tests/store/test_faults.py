@@ -30,7 +30,7 @@ SETTINGS = {
     "timing": {"rows": 2, "batch_sizes": [1], "rounds": 3, "warmup_batches": 0},
 }
 CALLS = [(tempfile, "mkdtemp"), (os, "fsync"), (os, "replace"), (os, "rename"), (os, "link"), (shutil, "copyfile")]
-"""What every write goes through: a place to write, content that reaches the disk, and the name it gets."""
+"""The steps of every write: a place to write, content that reaches the disk, and the name it gets."""
 
 Site = tuple[str, int]
 """One of the calls that write: the file or folder that is written, and how many calls of its writing came before."""

@@ -48,7 +48,7 @@ def test_how_a_backbones_files_came_changes_no_key(tmp_path):
     assert hash_model(tmp_path) == expected != {}
 
 
-def test_what_matters_changes_the_key_and_names_do_not():
+def test_settings_change_the_key_and_names_do_not():
     assert key_parts(changed(label="another name"), "rows", BACKBONE).key == PARTS.key
     assert key_parts(changed(backbone="/a/b", task="/c"), "rows", BACKBONE).key == PARTS.key
     changes = (

@@ -202,7 +202,7 @@ class TestTheStore:
     @pytest.mark.parametrize(
         ("name", "parameters", "trainings"),
         [
-            ("berxit", {"exit_when": "confident"}, 1),
+            ("berxit", {"signal": "top_probability"}, 1),
             ("consistentee-paper", {"leave_by": "entropy"}, 1),
             ("consistentee-paper", {"alpha": 0.5}, 2),
         ],

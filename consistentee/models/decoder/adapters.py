@@ -79,7 +79,7 @@ class StateMoments:
 
 
 AdapterKind = Literal["norm", "low-rank", "head", "shared"]
-"""What an exit has of its own.
+"""The weights that an exit has of its own.
 
 ``norm``: a final norm; the LM head is the model's. ``low-rank``: that, and a low-rank correction of the normed state,
 2 * rank * width weights. ``head``: a full copy of the LM head, as in ConsistentEE's code, width * vocabulary weights
