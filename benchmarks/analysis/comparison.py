@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import statistics
-from benchmarks.analysis.equal_cost import LAYERS, Line, at_one_layer, mix, mixed, points, resample
+from benchmarks.analysis.equal_cost import LAYERS, at_one_layer, mix, mixed, points, resample
 from benchmarks.analysis.frames import CURVE, STATIC, TASK, Array, Results, Task, exit_networks, labels_of_role
-from benchmarks.analysis.statistics import interval
+from benchmarks.analysis.statistics import interval, known_mean
 
 BOUNDS = ("low", "high", "low_tasks", "high_tasks")
 """The 95% interval over these tasks, and the one when tasks are resampled, too."""
@@ -47,8 +47,8 @@ class Comparison:
         self.results, self.cost, self.measure = results, cost, measure
         self.speedups = tuple(results.speedups if speedups is None else speedups)
         self.ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
-        self._drawn: dict[Task, dict[Line, tuple[Array, Array]]] = {}
-        self._means: dict[tuple[object, ...], Array | None] = {}
+        self._drawn: dict[Task, dict[int, tuple[Array, Array]]] = {}
+        self._means: dict[tuple[tuple[int, ...], bool], Array] = {}
         self.seconds = [str(name) for name in results.knobs if str(name).startswith("seconds_b")]
 
     @property
@@ -78,10 +78,8 @@ class Comparison:
         found["rule_gain"] = found["score"] - at_one_layer(self.results, found)
         keys = [*CURVE, "seed", "speedup"]
         for name in (*self.ratios, *self.seconds):
-            own, values = mix(knobs[knobs[name].notna()], self.speedups), knobs[name].to_numpy(dtype=float)
-            of_time = name in self.seconds
-            own[name] = mixed(own, values if of_time else 1 / values, "cost_weight")
-            own[name] = own[name] if of_time else 1 / own[name]
+            own, power = mix(knobs[knobs[name].notna()], self.speedups), 1 if name in self.seconds else -1
+            own[name] = mixed(own, knobs[name].to_numpy(dtype=float) ** power, "cost_weight") ** power
             found = found.merge(own[[*keys, "reach", name]], on=[*keys, "reach"], how="left")
         return found
 
@@ -105,35 +103,38 @@ class Comparison:
         found[self.ratios] = np.exp(groups[self.ratios].mean())
         return found.reset_index()
 
+    @cached_property
+    def _lines(self) -> dict[tuple[object, ...], dict[int, int]]:
+        """The lines of :attr:`per_seed`: task, backbone, label and speed-up -> seed -> number of the line."""
+        found: dict[tuple[object, ...], dict[int, int]] = {}
+        for line in self.per_seed.sort_values("seed").itertuples():
+            found.setdefault((line.task, line.backbone, line.label, line.speedup), {})[line.seed] = line.Index
+        return found
+
     def drawn(
         self, task: Task, label: str, speedup: float, seeds: Collection[int] | None = None, *, one_layer: bool = False
-    ) -> Array | None:
+    ) -> Array:
         """Return bootstrap samples of the points of a label on a task, over rows and seeds: [resamples].
 
-        ``one_layer``: of all rows at one layer of its exits. None where the samples of some seed are unknown.
+        ``one_layer``: of all rows at one layer of its exits. NaN where the samples of some seed are unknown.
         """
-        wanted = [seed for seed in self._seeds.get((*task, label), ()) if seeds is None or seed in seeds]
-        key = (task, label, speedup, tuple(wanted), one_layer)
-        if key not in self._means:
+        known = self._lines.get((*task, label, speedup), {})
+        lines = tuple(line for seed, line in known.items() if seeds is None or seed in seeds)
+        if not lines:
+            return statistics.UNKNOWN
+        if (lines, one_layer) not in self._means:
             if task not in self._drawn:
                 self._drawn[task] = resample(self.results, task, self.per_seed, self.measure)
-            found = [self._drawn[task].get((*task, label, speedup, seed)) for seed in wanted]
-            known = [one[int(one_layer)] for one in found if one is not None]
-            is_known = 0 < len(known) == len(wanted) and not any(np.isnan(one[0]) for one in known)
+            samples = [self._drawn[task][line][int(one_layer)] for line in lines]
             seed = crc32(f"{task[0]} {task[1]}".encode())
-            self._means[key] = statistics.mean_over_drawn_seeds(known, seed=seed) if is_known else None
-        return self._means[key]
-
-    @cached_property
-    def _seeds(self) -> dict[tuple[str, str, str], list[int]]:
-        return {key: sorted(set(seeds)) for key, seeds in self.per_seed.groupby(CURVE)["seed"]}
+            self._means[lines, one_layer] = statistics.mean_over_drawn_seeds(samples, seed=seed)
+        return self._means[lines, one_layer]
 
     def with_intervals(self, found: pd.DataFrame) -> pd.DataFrame:
         """Add ``low`` and ``high``, the 95% interval of the points, to lines of :attr:`by_task`."""
         keys = found[[*CURVE, "speedup"]].itertuples(index=False)
-        samples = [self.drawn((task, backbone), label, speedup) for task, backbone, label, speedup in keys]
-        bounds = [(np.nan, np.nan) if sample is None else interval(sample) for sample in samples]
-        return found.assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
+        bounds = [interval(self.drawn((task, backbone), label, speedup)) for task, backbone, label, speedup in keys]
+        return found.join(pd.DataFrame(bounds, found.index, ["low", "high"]))
 
     @cached_property
     def signs(self) -> pd.Series:
@@ -144,19 +145,17 @@ class Comparison:
         """
         static = next(iter(labels_of_role(self.results.methods, STATIC)), "")
         signs = pd.Series(np.nan, self.by_task.index)
-        for line, task, backbone, label, speedup, over in self.by_task[[*CURVE, "speedup", "over"]].itertuples():
-            known = label != static and (task, backbone, static) in self._seeds and (task, backbone) in self.compared
-            samples = self.difference((task, backbone), label, static, speedup)[1] if known else None
-            if samples is not None:
+        for line in self.in_means(self.by_task).itertuples():
+            if line.label != static and (line.task, line.backbone, static, line.speedup) in self._lines:
+                _, samples = self.difference((line.task, line.backbone), line.label, static, line.speedup)
                 low, high = interval(samples)
-                signs[line] = int(low > 0 and not over) - int(high < 0)
+                signs[line.Index] = np.nan if np.isnan(low) else int(low > 0 and not line.over) - int(high < 0)
         return signs
 
     @cached_property
     def of_compared(self) -> pd.DataFrame:
         """The lines of :attr:`by_task` of the labels that have all compared tasks, with ``training_cost``."""
-        found = self.by_task.merge(training_costs(self.results), on=CURVE, how="left")
-        found = self.in_means(found)
+        found = self.in_means(self.by_task.merge(training_costs(self.results), on=CURVE, how="left"))
         found = found[found["label"].isin(self.results.labels_to_compare)]
         return found[found.groupby("label")["task"].transform("size") == len(self.compared) * len(self.speedups)]
 
@@ -170,16 +169,15 @@ class Comparison:
         ``under`` (the budget); ``knobs`` that differ in layers, a median number; ratios, geometric means.
         """
         found = self.of_compared.rename(columns={"label": "method", "speedup": "budget"})
+        found[self.ratios] = np.log(found[self.ratios])
         groups = found.groupby(["method", "budget"])
         means = 100 * groups[["points", "own_last_exit", "score"]].mean()
-        for name in ("kept", "rule_gain"):
-            means[name] = 100 * groups[name].agg(lambda values: values.mean(skipna=False))
-        means["training_cost"] = groups["training_cost"].agg(lambda costs: costs.mean(skipna=False))
+        means[["kept", "rule_gain"]] = 100 * groups[["kept", "rule_gain"]].agg(known_mean)
+        means["training_cost"] = groups["training_cost"].agg(known_mean)
         means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
         means["layers"] = groups["layers"].mean()
         means[["over", "under"]] = groups[["over", "under"]].any()
-        for name in self.ratios:
-            means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
+        means[self.ratios] = np.exp(groups[self.ratios].agg(known_mean))
         bounds = [self._bounds(label, budget) for label, budget in means.index]
         means[[*BOUNDS, "rule_low", "rule_high"]] = np.array(bounds, dtype=float).reshape(-1, 6)
         means["no_rule"] = means["points"] - means["rule_gain"]
@@ -222,29 +220,25 @@ class Comparison:
 
     def _bounds(self, label: str, budget: float) -> list[float]:
         """Compute the intervals over the compared tasks, over any task, and of the rule's gain; NaN where unknown."""
-        drawn, own = (
-            _of_all([self.drawn(task, label, budget, one_layer=one_layer) for task in self.compared])
+        points, no_rule = (
+            100 * np.stack([self.drawn(task, label, budget, one_layer=one_layer) for task in self.compared])
             for one_layer in (False, True)
         )
-        return [*_intervals(drawn), *_intervals(None if drawn is None or own is None else drawn - own)[:2]]
+        return [*_intervals(points), *interval((points - no_rule).mean(axis=0))]
 
-    def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Array | None]:
-        """Return the points of the first label minus the second's on a task, and its samples.
+    def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Array]:
+        """Return the points of the first label minus the second's on a task, and its samples; NaN where unknown.
 
         They are of the seeds that both have, or of all seeds of both if there are none.
         """
-        one, other = (set(self._seeds.get((*task, label), [])) for label in (first, second))
-        seeds = one & other or one | other
+        one, other = (self._lines[*task, label, budget] for label in (first, second))
+        seeds = one.keys() & other.keys() or one.keys() | other.keys()
+        points = self.per_seed["points"]
         exact, subtracted = (
-            np.mean([self._points[key] for seed in seeds if (key := (*task, label, budget, seed)) in self._points])
-            for label in (first, second)
+            np.mean([points[line] for seed, line in lines.items() if seed in seeds]) for lines in (one, other)
         )
-        found, others = (self.drawn(task, label, budget, seeds) for label in (first, second))
-        return float(exact - subtracted), None if found is None or others is None else found - others
-
-    @cached_property
-    def _points(self) -> dict[Line, float]:
-        return self.per_seed.set_index([*CURVE, "speedup", "seed"])["points"].to_dict()
+        samples = self.drawn(task, first, budget, seeds) - self.drawn(task, second, budget, seeds)
+        return float(exact - subtracted), samples
 
     def contrasts(self, against: str) -> pd.DataFrame:
         """Test the differences of all labels from one at every budget, means over the compared tasks that both ran on.
@@ -256,21 +250,17 @@ class Comparison:
         """
         lines = []
         over = self.by_task.set_index([*CURVE, "speedup"])["over"]
+        ran = set(self.by_task[CURVE].itertuples(index=False, name=None))
         for label in self.results.labels_to_compare:
-            both = {label, against}
-            tasks = [task for task in self.compared if {(*task, x) for x in both} <= self._seeds.keys()]
-            for budget in self.speedups if tasks and len(both) > 1 else ():
+            tasks = [task for task in self.compared if {(*task, label), (*task, against)} <= ran]
+            for budget in self.speedups if tasks and label != against else ():
                 found = [self.difference(task, label, against, budget) for task in tasks]
-                exact, samples = np.array([one for one, _ in found]), _of_all([drawn for _, drawn in found])
-                mean = None if samples is None else samples.mean(axis=0)
-                p, detectable = np.nan, np.nan
-                if mean is not None:
-                    p, detectable = statistics.p_value(mean), float(statistics.POWER * mean.std())
+                exact, samples = np.array([one for one, _ in found]), 100 * np.stack([drawn for _, drawn in found])
+                mean = samples.mean(axis=0)
                 own, other = (np.array([over[*task, one, budget] for task in tasks]) for one in (label, against))
-                if (own if exact.mean() > 0 else other).any():
-                    p = np.nan
+                p = np.nan if (own if exact.mean() > 0 else other).any() else statistics.p_value(mean)
                 signs = f"{((exact > 0) & ~own).sum()} / {((exact < 0) & ~other).sum()}"
-                values = [len(tasks), 100 * exact.mean(), *_intervals(samples), p, detectable, signs]
+                values = [len(tasks), 100 * exact.mean(), *_intervals(samples), p, statistics.POWER * mean.std(), signs]
                 lines.append([label, budget, *values, bool(own.any() or other.any())])
         columns = ["method", "budget", "tasks", "points", *BOUNDS, "p", "detectable", "wins / losses", "over"]
         tests = pd.DataFrame(lines, columns=columns)
@@ -285,7 +275,7 @@ def training_costs(results: Results) -> pd.DataFrame:
     """
     lines = [(r.task, r.backbone, r.label, r.seed, r.trained_rows) for r in results.records]
     rows = pd.DataFrame(lines, columns=[*CURVE, "seed", "rows"]).astype({"rows": float})
-    rows = rows.groupby([*CURVE, "seed"])["rows"].agg(lambda known: known.mean(skipna=False)).reset_index()
+    rows = rows.groupby([*CURVE, "seed"])["rows"].agg(known_mean).reset_index()
     full = results.tasks["full_label"].rename("label").reset_index()
     of_full = rows.merge(full, on=CURVE).drop(columns="label")
     found = rows.merge(of_full, on=[*TASK, "seed"], suffixes=("", "_of_full"))
@@ -293,17 +283,9 @@ def training_costs(results: Results) -> pd.DataFrame:
     return found.groupby(CURVE)["training_cost"].mean().reset_index()
 
 
-def _of_all(samples: Sequence[Array | None]) -> Array | None:
-    """Stack samples of tasks as points, [tasks, resamples]; None if those of some task are unknown."""
-    known = [one for one in samples if one is not None]
-    return 100 * np.stack(known) if 0 < len(known) == len(samples) else None
-
-
-def _intervals(samples: Array | None) -> list[float]:
-    """Compute :data:`BOUNDS` of the mean of samples [tasks, resamples]; NaN where unknown."""
-    any_task = None if samples is None else statistics.over_any_task(samples)
-    means = [None if samples is None else samples.mean(axis=0), any_task]
-    return [bound for mean in means for bound in ((np.nan, np.nan) if mean is None else interval(mean))]
+def _intervals(samples: Array) -> list[float]:
+    """Compute :data:`BOUNDS` of the mean of samples [tasks, resamples]."""
+    return [*interval(samples.mean(axis=0)), *interval(statistics.over_any_task(samples))]
 
 
 @lru_cache(maxsize=4)

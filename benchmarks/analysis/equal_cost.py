@@ -8,13 +8,11 @@ as the paper's, are one curve together. What cannot spend a budget is mixed with
 Three functions do it: :func:`mix` finds the knobs, :func:`points` scores them, :func:`resample` draws rows anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from benchmarks.analysis import statistics
 from benchmarks.analysis.frames import CURVE, NATS, TASK, Array, Results, Task
@@ -23,9 +21,6 @@ from benchmarks.measure.terms import MEAN, MEAN_BY_SIZE, has_terms, is_mean, sco
 
 LAYERS = "layers"
 """The cost that is compared unless another is named; the others are ratios full cost / cost, columns of knobs."""
-
-Line: TypeAlias = tuple[str, str, str, float, int]
-"""Task, backbone, label, speed-up and seed."""
 
 
 def mix(knobs: pd.DataFrame, speedups: Sequence[float], cost: str = LAYERS) -> pd.DataFrame:
@@ -42,29 +37,26 @@ def mix(knobs: pd.DataFrame, speedups: Sequence[float], cost: str = LAYERS) -> p
         decoded tokens, of which costs are means) and ``reach``, see :class:`benchmarks.measure.knobs.Reach`.
     """
     columns = [*CURVE, "seed", "speedup", "first", "second", "weight", "cost_weight", "reach"]
-    if cost not in knobs:
+    known = knobs.dropna(subset=["layers", cost]) if cost in knobs else knobs.iloc[:0]
+    if known.empty:
         return pd.DataFrame(columns=columns)
-    known = knobs[knobs["layers"].notna() & knobs[cost].notna()]
     curves = _curves(known).dropna().astype(int)
     known = known.loc[curves.index]
     shares = (known["layers"] / known["num_layers"] if cost == LAYERS else 1 / known[cost]).to_numpy(dtype=float)
     quality, lines, budgets = known["validation_score"].to_numpy(), known.index.to_numpy(), 1 / np.asarray(speedups)
-    names = ("first", "second", "weight", "cost_weight", "reach", "validation")
-    found: dict[str, list[NDArray]] = {name: [] for name in names}
     units, of_curves = _units(known, cost), known.groupby(curves.to_numpy(), sort=True).indices
+    mixtures = []
     for own in of_curves.values():
         first, second, share, reach = neighbours(shares[own], budgets)
         one, other = share / units[own][first], (1 - share) / units[own][second]
         weight = one / (one + other)
         validation = weight * quality[own][first] + (1 - weight) * quality[own][second]
-        values = (lines[own][first], lines[own][second], weight, share, reach, validation)
-        for name, value in zip(names, values, strict=True):
-            found[name].append(value)
-    if not of_curves:
-        return pd.DataFrame(columns=columns)
+        mixtures.append((lines[own][first], lines[own][second], weight, share, reach, validation))
     whose = known.iloc[[own[0] for own in of_curves.values()]][[*CURVE, "seed"]]
     every = whose.loc[whose.index.repeat(len(budgets))].reset_index(drop=True)
-    every = every.assign(speedup=np.tile(speedups, len(of_curves)), **{n: np.concatenate(v) for n, v in found.items()})
+    every["speedup"] = np.tile(speedups, len(of_curves))
+    for name, values in zip([*columns[-5:], "validation"], zip(*mixtures, strict=True), strict=True):
+        every[name] = np.concatenate(values)
     order = every.assign(over=every["reach"] == "over").sort_values(
         ["over", "validation"], ascending=[True, False], kind="stable"
     )
@@ -145,10 +137,9 @@ def scores_of_mixtures(results: Results, mixtures: pd.DataFrame, measure: str | 
         terms = knobs.get(f"{metric}_terms")
         if terms is None or is_mean(metric):
             continue
-        unknown = np.full(len(terms.dropna().iloc[0]), np.nan)
-        values = np.stack(
-            [unknown if absent else np.asarray(one) for one, absent in zip(terms, terms.isna(), strict=True)]
-        )
+        known = np.stack(list(terms.dropna()))
+        values = np.full((len(terms), known.shape[1]), np.nan)
+        values[terms.notna()] = known
         own = mixtures[metrics == metric]
         of_terms = score_of_means(metric, mixed(own, values))
         found[metrics == metric] = np.where(np.isnan(of_terms), found[metrics == metric], of_terms)
@@ -157,7 +148,7 @@ def scores_of_mixtures(results: Results, mixtures: pd.DataFrame, measure: str | 
 
 def resample(
     results: Results, task: Task, scored: pd.DataFrame, measure: str | None = None
-) -> dict[Line, tuple[Array, Array]]:
+) -> dict[int, tuple[Array, Array]]:
     """Draw the test rows of a task anew, alike for all methods, so that differences are paired.
 
     All different answers are resampled by one matrix product.
@@ -169,37 +160,32 @@ def resample(
         measure: another score of texts.
 
     Returns:
-        For every line bootstrap samples [RESAMPLES] of its points, and of the points of all rows at one layer of the
-        same exits (NaN where no exit stands on the budget). Lines without answers, and scores of ranks, are missing.
-        A seed without a full model is compared with the mean of those of other seeds.
+        For the number of every line of the task bootstrap samples [RESAMPLES] of its points, and of the points of all
+        rows at one layer of the same exits. They are NaN without answers, for scores of ranks, and where no exit stands
+        on the budget. A seed without a full model is compared with the mean of those of other seeds.
     """
-    terms, lines = _terms_of_task(results, task, measure), full_lines(results)
-    known = {int(seed): terms.at(int(line)) for seed, line in lines.get(task, lines.iloc[:0]).items()}
-    known = {seed: place for seed, place in known.items() if place is not None}
-    kept, depth, cells = kept_lines(results), results.tasks.at[task, "num_layers"], results.knobs["cell"].to_numpy()
-    mixtures: list[tuple[Line, int, int, int | None, float, float]] = []
-    of_task = scored[(scored["task"] == task[0]) & (scored["backbone"] == task[1])]
-    for line in of_task.itertuples() if known else ():
-        first, second = (terms.at(kept[int(place)]) for place in (line.first, line.second))
-        if first is not None and second is not None:
-            key: Line = (*task, str(line.label), float(line.speedup), int(line.seed))
-            own = terms.at_layer(int(cells[line.second]), depth / line.speedup)
-            mixtures.append((key, first, second, own, float(line.weight), float(line.points)))
-    if not mixtures:
-        return {}
+    terms, full_places, kept = _terms_of_task(results, task, measure), full_lines(results), kept_lines(results)
+    own = scored[(scored["task"] == task[0]) & (scored["backbone"] == task[1])]
+    full_at = {seed: terms.at(line) for seed, line in full_places.get(task, full_places.iloc[:0]).items()}
+    lines = kept.to_numpy()[own[["first", "second"]].to_numpy(dtype=int)]
+    places = {line: terms.at(line) for line in pd.unique(lines.ravel())}
+    layers = _places_at_one_layer(results, terms, task, own)
+    if all(place is None for place in full_at.values()):
+        return dict.fromkeys(own.index, (statistics.UNKNOWN, statistics.UNKNOWN))
     stacked = np.stack(terms.kept)
     # The last sample is that of all rows.
     all_rows = stacked.mean(axis=1, keepdims=True, dtype=float)
-    means = np.concatenate([statistics.resampled_means(stacked), all_rows], axis=1)
-    full: dict[int, Array] = {seed: terms.score(means[place]) for seed, place in known.items()}
+    resampled = np.concatenate([statistics.resampled_means(stacked), all_rows], axis=1)
+    means: dict[int | None, Array] = {None: np.full_like(resampled[0], np.nan), **dict(enumerate(resampled))}
+    full = {seed: terms.score(means[place]) for seed, place in full_at.items() if place is not None}
     of_others: Array = np.mean(list(full.values()), axis=0)
-    found: dict[Line, tuple[Array, Array]] = {}
-    for key, first, second, layer, weight, exact in mixtures:
-        of_full = full.get(key[-1], of_others)
-        samples = terms.score(weight * means[first] + (1 - weight) * means[second]) - of_full
-        at_layer = np.full(1, np.nan) if layer is None else (terms.score(means[layer]) - of_full)[:-1]
+    found: dict[int, tuple[Array, Array]] = {}
+    for line, (first, second), layer in zip(own.itertuples(), lines, layers, strict=True):
+        of_full = full.get(line.seed, of_others)
+        mixed_means = line.weight * means[places[first]] + (1 - line.weight) * means[places[second]]
+        samples = terms.score(mixed_means) - of_full
         # Where the exits of other knobs stand in, the samples are moved to the points of the mixed ones.
-        found[key] = (samples[:-1] + (exact - samples[-1]), at_layer)
+        found[line.Index] = samples[:-1] + (line.points - samples[-1]), (terms.score(means[layer]) - of_full)[:-1]
     return found
 
 
@@ -213,23 +199,20 @@ def full_lines(results: Results) -> pd.Series:
 
 
 @lru_cache(maxsize=4)
-def kept_lines(results: Results) -> Mapping[int, int]:
+def kept_lines(results: Results) -> pd.Series:
     """Map every line of knobs to the nearest one of its cell, in layers, whose exits are known.
 
     Cells keep the exits of the knobs that are mixed at the budgets of their kind: there the nearest is the line itself.
     At other budgets, and in cells published before, the nearest stands in.
     """
     knobs = results.knobs
-    if results.kind == "generation":
-        return {line: line for line in knobs.index}
+    found = knobs.index.to_numpy().copy()
     layers, places = knobs["layers"].to_numpy(), knobs["place"].to_numpy()
-    found: dict[int, int] = {}
-    for cell, lines in knobs.groupby("cell", sort=False).indices.items():
+    for cell, lines in () if results.kind == "generation" else knobs.groupby("cell", sort=False).indices.items():
         # The last line of a cell is "never exit", whose answers are those of the last layer.
         kept = lines[np.isin(places[lines], list(results.exits(cell))) | (lines == lines[-1])]
-        nearest = np.abs(layers[lines][:, None] - layers[kept][None, :]).argmin(axis=1)
-        found |= dict(zip(lines.tolist(), kept[nearest].tolist(), strict=True))
-    return found
+        found[lines] = kept[np.abs(layers[lines][:, None] - layers[kept]).argmin(axis=1)]
+    return pd.Series(found, knobs.index)
 
 
 class _Terms:
@@ -242,17 +225,11 @@ class _Terms:
         self._knobs = [results.knobs[name].to_numpy() for name in ("cell", "place", "knob")]
         self._places: dict[bytes, int] = {}
         self._labels: Array | None = None
-        self._lines: dict[int, int | None] = {}
         self.kept: list[Array] = []
 
     def at(self, line: int) -> int | None:
         """Return the place of the answers at a line of knobs; None where they were not kept."""
-        if line not in self._lines:
-            self._lines[line] = self._placed_at(*(values[line] for values in self._knobs))
-        return self._lines[line]
-
-    def _placed_at(self, cell: int, place: int, knob: float) -> int | None:
-        results = self._results
+        results, (cell, place, knob) = self._results, (values[line] for values in self._knobs)
         if results.kind == "generation":
             # The answer of a text is its score; its label is the size of the reference, which weights losses of tokens.
             sizes = results.column("rows", "reference_tokens" if self._measure == NATS else "row", cell)
@@ -294,13 +271,19 @@ class _Terms:
 _terms_of_task = lru_cache(maxsize=32)(_Terms)
 
 
+def _places_at_one_layer(results: Results, terms: _Terms, task: Task, scored: pd.DataFrame) -> list[int | None]:
+    """Return the places of the answers of all rows at the layer of the budget, by the exits of the mixed knobs."""
+    cells = results.knobs["cell"].to_numpy()[scored["second"].to_numpy(dtype=int)]
+    layers = results.tasks.at[task, "num_layers"] / scored["speedup"]
+    return [terms.at_layer(cell, layer) for cell, layer in zip(cells, layers, strict=True)]
+
+
 def at_one_layer(results: Results, scored: pd.DataFrame) -> Array:
     """Return the score of all rows at the layer of the budget, by the exits of the mixed knobs; NaN without an exit."""
-    found, cells = np.full(len(scored), np.nan), results.knobs["cell"].to_numpy()
-    for task, places in scored.groupby(TASK).indices.items():
-        terms, depth = _terms_of_task(results, task, None), results.tasks.at[task, "num_layers"]
-        for place, line in zip(places, scored.iloc[places].itertuples(), strict=True):
-            answers = terms.at_layer(int(cells[line.second]), depth / line.speedup)
-            if answers is not None:
-                found[place] = terms.score(terms.kept[answers].mean(axis=0, dtype=float))
+    found = np.full(len(scored), np.nan)
+    for task, lines in scored.groupby(TASK).indices.items():
+        terms = _terms_of_task(results, task, None)
+        for line, place in zip(lines, _places_at_one_layer(results, terms, task, scored.iloc[lines]), strict=True):
+            if place is not None:
+                found[line] = terms.score(terms.kept[place].mean(axis=0, dtype=float))
     return found

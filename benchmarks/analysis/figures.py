@@ -141,7 +141,6 @@ def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **sha
         axes.remove()
     for axes, title in zip(grid, titles, strict=False):
         axes.set_title(title, pad=3, y=1)  # a fixed place: otherwise all ticks are measured again and again
-        axes.set(xlabel="", ylabel="")
     return figure, list(grid[: len(titles)])
 
 
@@ -216,7 +215,7 @@ def curves_figure(results: Results) -> "Drawn | None":
             lines[label] = axes.plot(curves[label], markersize=3.5, markeredgewidth=0, **styles[label])[0]
         if value == "points":
             axes.axhline(0, color="0.2", linewidth=0.6, zorder=0)
-        axes.set(xlim=(0.95, widest + 0.05), xlabel="", ylabel="")
+        axes.set(xlim=(0.95, widest + 0.05))
     metrics = {METRIC_NAMES.get(metric, metric) for metric in results.tasks["metric"]}
     what = "points against the full model" if value == "points" else f"{' or '.join(sorted(metrics))}, %"
     figure.supxlabel("speed-up in layers", fontsize=8)

@@ -242,9 +242,10 @@ class Results:
             places = self.column("exits", "place", cell)[:: max(1, rows)]
             layers = self.column("exits", "exit_layer", cell).reshape(len(places), max(1, rows))
             found = dict(zip(map(int, places), layers, strict=True))
-            for place, counts in zip(self.column("curve", "place", cell), self.exit_histograms(cell), strict=True):
-                if rows and counts.max() == rows:
-                    found.setdefault(int(place), np.full(rows, counts.argmax() + 1))
+            counts = self.exit_histograms(cell)
+            for line in np.flatnonzero(counts.max(axis=1) == rows) if rows else ():
+                place = int(self.column("curve", "place", cell)[line])
+                found.setdefault(place, np.full(rows, counts[line].argmax() + 1))
             self._exits[cell] = found
         return self._exits[cell]
 

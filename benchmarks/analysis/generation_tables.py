@@ -9,6 +9,7 @@ import pandas as pd
 from benchmarks.analysis.comparison import Comparison, comparison_of
 from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
 from benchmarks.analysis.rendering import MISSING, Column, Table, over_or_under
+from benchmarks.analysis.statistics import known_mean
 
 
 def cost_table(results: Results) -> Table | None:
@@ -21,7 +22,7 @@ def cost_table(results: Results) -> Table | None:
     frame = pd.DataFrame({"method": comparison.headline["method"].unique()})
     for heading, equal in by_cost.items():
         groups = equal.of_compared.groupby(["label", "speedup"])
-        kept = groups["kept"].agg(lambda values: values.mean(skipna=False))
+        kept = groups["kept"].agg(known_mean)
         texts = (100 * kept).map("{:.1f}".format) + over_or_under(groups[["over", "under"]].any())
         texts = texts.where(kept.notna(), MISSING).unstack().agg(" / ".join, axis=1)
         frame[heading] = frame["method"].map(texts)
@@ -50,7 +51,7 @@ def text_scores(results: Results) -> pd.DataFrame:
         groups = groups.groupby(["label", "speedup"])
         if measure == NATS:
             names = {"score": "perplexity", "points": "times_full_perplexity"}
-            nats = groups[list(names)].agg(lambda values: values.mean(skipna=False))
+            nats = groups[list(names)].agg(known_mean)
             found |= {name: np.exp(nats[column]) for column, name in names.items()}
         else:
             found[measure] = 100 * groups["score"].mean()

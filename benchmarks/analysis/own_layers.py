@@ -10,6 +10,7 @@ import pandas as pd
 from benchmarks.analysis.equal_cost import full_lines, mix, scores_of_mixtures
 from benchmarks.analysis.frames import TASK, Results
 from benchmarks.analysis.rendering import Column, Table
+from benchmarks.analysis.statistics import known_mean
 from benchmarks.measure.terms import has_terms, score_of_means, terms_of
 from consistentee.errors import UserError
 
@@ -64,7 +65,7 @@ def own_layers_table(results: Results) -> Table:
     if found.empty:
         raise UserError("every model has several knobs: nothing to show at a model's own layers")
     groups = found.groupby(["method", "parameters"], sort=False)
-    means = groups[_MEANS].agg(lambda values: values.mean(skipna=False))
+    means = groups[_MEANS].agg(known_mean)
     means["tasks"] = groups["task"].nunique()
     columns = [
         Column("method"),

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks.measure.terms import Floats
 
 RESAMPLES = 10_000
+UNKNOWN = np.full(RESAMPLES, np.nan)
+"""Samples of what is unknown; so are sums, means and intervals of them."""
 POWER = 1.96 + 0.84
 """Standard errors of a difference that a two-sided test at 5% finds with a probability of 80%."""
 _AT_ONCE = 1000
@@ -53,11 +56,11 @@ def resampled_means(terms: Floats, *, resamples: int = RESAMPLES) -> Floats:
     return np.moveaxis(sums.reshape(len(terms), -1, resamples), 1, -1)
 
 
-def over_any_task(samples: Floats) -> Floats | None:
-    """Average samples [tasks, resamples] over tasks drawn with replacement; None of a single task."""
-    if len(samples) < 2:
-        return None
+def over_any_task(samples: Floats) -> Floats:
+    """Average samples [tasks, resamples] over tasks drawn with replacement; unknown of a single task."""
     tasks, resamples = samples.shape
+    if tasks < 2:
+        return UNKNOWN
     return np.asarray(np.take_along_axis(samples, _drawn_tasks(tasks, resamples), axis=0).mean(axis=0))
 
 
@@ -81,6 +84,11 @@ def _weights(seeds: int, resamples: int, seed: int) -> Floats:
     return np.asarray((drawn == np.arange(seeds)[:, None, None]).mean(axis=2))
 
 
+def known_mean(values: pd.Series) -> float:
+    """Average values; NaN if one is unknown."""
+    return float(values.mean(skipna=False))
+
+
 def interval(samples: Floats) -> tuple[float, float]:
     """Compute the 95% percentile interval of bootstrap samples."""
     low, high = np.percentile(samples, [2.5, 97.5])
@@ -89,6 +97,8 @@ def interval(samples: Floats) -> tuple[float, float]:
 
 def p_value(samples: Floats) -> float:
     """Compute the two-sided p value of a bootstrap: twice the share of samples on the rarer side of 0."""
+    if np.isnan(samples).any():
+        return np.nan
     rarer = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
     return min(1.0, 2 * (rarer + 1) / (samples.size + 1))
 

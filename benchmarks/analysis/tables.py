@@ -42,6 +42,7 @@ PRINTED_SPEEDUPS = (1.5, 2.0)
 """Speed-ups of the scores task by task."""
 
 _ANY_TASK = "Any task: the interval when tasks are resampled, too."
+_AREA = "Area: mean points from 1x to 3x, of methods that meet every budget."
 _NO_RULE = "No rule: points of all rows at one layer of the same exits."
 _OWN_LAST_EXIT = "Own last exit: points against it."
 _TRAINING = "Training: passes of rows through the backbone, over the full model's; of one model, if a grid trains many."
@@ -75,12 +76,7 @@ def headline_table(results: Results) -> Table | None:
             *([Column("seeds", f"seeds {middle:g}x", ".0f", note=_SEEDS, fits=None)] if differ else []),
             *_point_columns(comparison, brackets, best=True),
             *([Column(f"{middle:g}x, any task", f"any {middle:g}x", note=_ANY_TASK, fits=None)] if tasks > 2 else []),
-            Column(
-                "area",
-                form="+.1f",
-                note="Area: mean points from 1x to 3x, of methods that meet every budget.",
-                fits="page",
-            ),
+            Column("area", form="+.1f", note=_AREA, fits="page"),
             Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f", note=_OWN_LAST_EXIT, fits=None),
             Column(f"no rule {middle:g}x", f"no_rule {middle:g}x", "+.1f", note=_NO_RULE, fits=None),
             Column(*rule, note="Rule: what its rule gains over that.", fits="page"),
@@ -94,8 +90,7 @@ def headline_table(results: Results) -> Table | None:
             Column(f"vs. static {middle:g}x", f"static {middle:g}x", note=_AGAINST_STATIC, fits=None),
         ],
         notes=[
-            *_names_of(comparison.compared),
-            *_within_noise(results),
+            *_notes_of_tasks(results),
             "At s times the speed, the two neighbouring knobs around L / s layers are mixed so that test rows run "
             "exactly that; no score is read.",
         ],
@@ -119,16 +114,15 @@ def mean_of(tasks: Sequence[Task]) -> str:
     return f"mean of {len(tasks)} tasks" if len(tasks) > 1 else " · ".join(tasks[0])
 
 
-def _names_of(tasks: Sequence[Task]) -> list[str]:
-    return [f"Tasks: {', '.join(task for task, _ in tasks)}."] if len(tasks) > 1 else []
-
-
-def _within_noise(results: Results) -> list[str]:
-    noise = results.tasks["noise"] & ~results.tasks["compared"]
-    tasks = [task for task, _ in results.tasks.index[noise]]
-    return (
-        [f"In no mean, for the full model is within noise of the majority class: {', '.join(tasks)}."] if tasks else []
-    )
+def _notes_of_tasks(results: Results, *, named: bool = True) -> list[str]:
+    """Name the tasks of a mean over several, and those in no mean."""
+    tasks = results.tasks.reset_index()
+    means, noise = tasks.loc[tasks["compared"], "task"], tasks.loc[tasks["noise"] & ~tasks["compared"], "task"]
+    words = "In no mean, for the full model is within noise of the majority class"
+    return [
+        *([f"Tasks: {', '.join(means)}."] if named and len(means) > 1 else []),
+        *([f"{words}: {', '.join(noise)}."] if len(noise) else []),
+    ]
 
 
 def _method_column(results: Results, frame: pd.DataFrame) -> Column:
@@ -142,19 +136,17 @@ def _method_column(results: Results, frame: pd.DataFrame) -> Column:
 def marked(found: pd.DataFrame) -> pd.DataFrame:
     """Return a line a method, with columns such as ``points 2x``, in the order of the headline."""
     counts = found[["better_than_static", "worse_than_static"]]
-    known = counts.notna().all(axis=1)
-    static = [f"{b:.0f} / {w:.0f}" if ok else None for (b, w), ok in zip(counts.to_numpy(), known, strict=True)]
+    static = counts.map("{:.0f}".format).agg(" / ".join, axis=1).where(counts.notna().all(axis=1))
     marked = found.assign(mark=over_or_under(found), static=static, any=any_task)
-    order = marked["method"].drop_duplicates()
-    wide = marked.pivot(index="method", columns="budget").loc[order]
+    wide = marked.pivot(index="method", columns="budget").loc[marked["method"].unique()]
     wide.columns = [f"{name} {budget:g}x" for name, budget in wide.columns]
     return wide.assign(area=marked.groupby("method")["area"].first()).reset_index()
 
 
-def any_task(found: pd.DataFrame) -> list[str | None]:
+def any_task(found: pd.DataFrame) -> pd.Series:
     """Return the intervals when tasks are resampled as text."""
-    bounds = found[["low_tasks", "high_tasks"]].to_numpy()
-    return [None if np.isnan(low) else f"[{low:+.1f}, {high:+.1f}]" for low, high in bounds]
+    bounds = found[["low_tasks", "high_tasks"]]
+    return ("[" + bounds.map("{:+.1f}".format).agg(", ".join, axis=1) + "]").where(bounds.notna().all(axis=1))
 
 
 def score_table(results: Results) -> Table | None:
@@ -264,8 +256,7 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
             Column("wins / losses", fits="page"),
         ],
         notes=[
-            *(_names_of(tasks) if alike else []),
-            *_within_noise(results),
+            *_notes_of_tasks(results, named=alike),
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
             "and seeds of these tasks, two-sided; corrected by Holm's procedure for methods on as many tasks. "
             f"p and wins: at {middle}. A lead at more than the budget is no win and has no p.",
@@ -383,10 +374,12 @@ def table_named(results: Results, name: str) -> Table:
         "promises": promise_table,
         "provenance": provenance_table,
     }
-    found = {table.name: table for table in tables_of(results)} if name not in built else {}
-    if name not in {*found, *built}:
+    if name in built:
+        return built[name](results)
+    found = {table.name: table for table in tables_of(results)}
+    if name not in found:
         raise unknown_name("table of these results", name, {*found, *built})
-    return found[name] if name in found else built[name](results)
+    return found[name]
 
 
 def page(results: Results) -> str:

@@ -18,7 +18,8 @@ MEAN_BY_SIZE = "mean by size"
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 1e-12)
+    is_zero = denominator <= 1e-12  # unknown ones are not, and stay unknown
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=~is_zero)
 
 
 def _correlation(x: Floats, y: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
