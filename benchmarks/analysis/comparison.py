@@ -46,10 +46,10 @@ class Comparison:
     ) -> None:
         self.results, self.cost, self.measure = results, cost, measure
         self.speedups = tuple(results.speedups if speedups is None else speedups)
-        self.ratios = [str(name) for name in results.knobs if str(name).startswith(("flops_ratio", "speedup_b"))]
+        self.ratios = list(results.knobs.filter(regex="^(flops_ratio|speedup_b)"))
+        self.seconds = list(results.knobs.filter(regex="^seconds_b"))
         self._drawn: dict[Task, dict[int, tuple[Array, Array]]] = {}
         self._means: dict[tuple[tuple[int, ...], bool], Array] = {}
-        self.seconds = [str(name) for name in results.knobs if str(name).startswith("seconds_b")]
 
     @property
     def middle(self) -> float:

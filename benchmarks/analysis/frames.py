@@ -52,33 +52,24 @@ _CELL_COLUMNS = (*CURVE, "method", "seed", "key", "knob_name", "metric", "num_la
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The cells of a results folder that count, by their numbers there, and timings, by their file."""
+    """The cells and timings of a results folder that count, by their numbers there."""
 
     stored: StoredResults
     cells: Sequence[int]
-    timings: Sequence[str]
-
-    @property
-    def records(self) -> list[AnyRecord]:
-        found = list(self.stored.cells.values())
-        return [found[number] for number in self.cells]
+    timings: Sequence[int]
 
     def frame(self, name: AnyFrameName, first: int) -> pd.DataFrame:
         """Read a frame of these cells (or timings), which get the numbers from ``first`` on."""
         frame = self.stored.frame(name, _COLUMNS_READ.get(name))
-        if name != "times":
-            return _renumbered(frame, CELL_COLUMN, self.cells, len(self.stored.cells), first)
-        files = list(self.stored.timings)
-        return _renumbered(frame, TIMING_COLUMN, list(map(files.index, self.timings)), len(files), first)
-
-
-def _renumbered(frame: pd.DataFrame, column: str, wanted: Sequence[int], known: int, first: int) -> pd.DataFrame:
-    if len(wanted) == known and first == 0:
-        return frame
-    numbers = np.full(known, -1, dtype=np.int32)
-    numbers[np.asarray(wanted, dtype=int)] = first + np.arange(len(wanted))
-    own = numbers[frame[column].to_numpy(dtype=int)]
-    return frame.assign(**{column: own})[own >= 0]
+        column, wanted, known = CELL_COLUMN, self.cells, len(self.stored.cells)
+        if name == "times":
+            column, wanted, known = TIMING_COLUMN, self.timings, len(self.stored.timings)
+        if len(wanted) == known and first == 0:
+            return frame
+        numbers = np.full(known, -1, dtype=np.int32)
+        numbers[list(wanted)] = first + np.arange(len(wanted))
+        own = numbers[frame[column].to_numpy(dtype=int)]
+        return frame.assign(**{column: own})[own >= 0]
 
 
 @dataclass(eq=False)
@@ -105,11 +96,13 @@ class Results:
     @cached_property
     def records(self) -> list[AnyRecord]:
         """The records of all cells; a cell's number is its place."""
-        return [record for part in self.parts for record in part.records]
+        of_parts = ((list(part.stored.cells.values()), part.cells) for part in self.parts)
+        return [records[number] for records, numbers in of_parts for number in numbers]
 
     @cached_property
     def timings(self) -> list[TimingRecord]:
-        return [part.stored.timings[file] for part in self.parts for file in part.timings]
+        of_parts = ((list(part.stored.timings.values()), part.timings) for part in self.parts)
+        return [records[number] for records, numbers in of_parts for number in numbers]
 
     def frame(self, name: AnyFrameName) -> pd.DataFrame:
         """Return a frame of all cells (or timings), in the order of their numbers."""
@@ -149,7 +142,7 @@ class Results:
         """
         taken = self.frame("times").reindex(columns=_BATCH_COLUMNS)
         taken["in_flight"] = taken["in_flight"].fillna(taken["batch_size"])  # rows in step
-        taken = taken.astype(dict.fromkeys(_BATCH_COLUMNS[:5], int))
+        taken = taken.astype(dict.fromkeys(_TIMED_BY, int))
         return _by_round(taken, _timed_knobs(self.timings), self.kind)
 
     @cached_property
@@ -274,31 +267,27 @@ class Results:
         Tasks on which some of the ``labels`` did not run are left out, and named in ``faults``. Raises UserError for a
         label or a task that is not there, and if no task has all labels.
         """
-        labelled = {record.label for record in self.records}
-        names = [{record.label, *({record.method} - labelled)} for record in self.records]
-        for what, wanted, known in (
-            ("task", tasks, {record.task for record in self.records}),
-            ("method", labels, set().union(*names)),
-        ):
+        cells = self.cells
+        # The name of a method stands for all its labels, unless it is one of the labels.
+        methods = cells["method"].mask(cells["method"].isin(cells["label"]), cells["label"])
+        names = pd.concat([cells[TASK].assign(name=cells["label"]), cells[TASK].assign(name=methods)])
+        for what, wanted, known in (("task", tasks, set(cells["task"])), ("method", labels, set(names["name"]))):
             for unknown in [name for name in wanted or () if name not in known]:
                 raise unknown_name(f"{what} in these results", unknown, known)
-        ran: dict[Task, set[str]] = {}
-        for record, own in zip(self.records, names, strict=True):
-            if tasks is None or record.task in tasks:
-                ran.setdefault((record.task, record.backbone), set()).update(own)
-        lacking = {task: missing for task, own in ran.items() if (missing := [x for x in labels or () if x not in own])}
-        kept = ran.keys() - lacking.keys()
+        ran = names[names["task"].isin(names["task"] if tasks is None else tasks)]
+        ran = ran.groupby(TASK, sort=False)["name"].agg(set)
+        lacking = {task: [label for label in labels or () if label not in own] for task, own in ran.items()}
+        kept = [task for task, missing in lacking.items() if not missing]
         if not kept:
             raise UserError(f"no task has all of {', '.join(labels or ())}: compare fewer methods")
-        found = self.where(
-            [
-                (record.task, record.backbone) in kept
-                and (labels is None or bool(own.intersection(labels)) or role_of(record.method) in (FULL, MAJORITY))
-                for record, own in zip(self.records, names, strict=True)
-            ]
-        )
-        words = [f"{', '.join(task)}: {' and '.join(missing)} did not run on it" for task, missing in lacking.items()]
-        found.faults += words
+        stay = pd.MultiIndex.from_frame(cells[TASK]).isin(kept)
+        if labels is not None:
+            stay &= (
+                cells["label"].isin(labels) | methods.isin(labels) | cells["method"].map(role_of).isin([FULL, MAJORITY])
+            )
+        found = self.where(list(stay))
+        texts = {", ".join(task): " and ".join(missing) for task, missing in lacking.items() if missing}
+        found.faults += [f"{task}: {missing} did not run on it" for task, missing in texts.items()]
         return found
 
     def where(self, stay: Sequence[bool]) -> "Results":
@@ -314,8 +303,8 @@ class Results:
         return found
 
 
-_BATCH_COLUMNS = ["timing", "timed", "batch_size", "in_flight", "round", "batch", "seconds", "units"]
-_BATCH_COLUMNS += ["prefill_seconds", "head_seconds", "layer_calls", "completed"]
+_TIMED_BY = ["timing", "timed", "batch_size", "in_flight", "round"]
+_BATCH_COLUMNS = [*_TIMED_BY, "seconds", "units", "head_seconds", "layer_calls", "completed"]
 
 
 def load_results(
@@ -329,7 +318,7 @@ def load_results(
     found = open_results(root)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
-    whole = Part(found, range(len(found.cells)), list(found.timings))
+    whole = Part(found, range(len(found.cells)), range(len(found.timings)))
     results = Results(root, found.kind, [whole], list(map(str, found.faults)))
     return results.only(labels, tasks) if labels or tasks else results
 
@@ -375,8 +364,8 @@ def with_published(own: Results, folders: Iterable[Path]) -> Results:
         stay = [_identity(r) in wanted and (r.task, r.label) not in curves for r in stored.records]
         published |= {(record.key, record.finished_at) for record in stored.records}
         (part,) = stored.where(stay).parts
-        curves |= {(record.task, record.label) for record in part.records}
-        timings = [f for f, t in part.stored.timings.items() if t.environment_before.get("cpu") in processors]
+        curves |= {(record.task, record.label) for record, stays in zip(stored.records, stay, strict=True) if stays}
+        timings = [n for n, t in enumerate(stored.timings) if t.environment_before.get("cpu") in processors]
         parts += [replace(part, timings=timings)] if any(stay) else []
     # Alone it is read and resampled already.
     found = own if len(parts) == len(own.parts) else Results(own.folder, own.kind, parts)
@@ -473,11 +462,10 @@ def _timed_knobs(timings: Iterable[TimingRecord]) -> pd.DataFrame:
 
 def _by_round(batches: pd.DataFrame, timed: pd.DataFrame, kind: TaskKind) -> pd.DataFrame:
     """Add up the batches of every round, and put the stock model's time of the same round beside."""
-    keys = ["timing", "timed", "batch_size", "in_flight", "round"]
-    groups = batches.groupby(keys, sort=False)
+    groups = batches.groupby(_TIMED_BY, sort=False)
     spent = groups[["seconds", "head_seconds", "layer_calls", "units"]].sum(min_count=1).astype(float)
     found = spent[["seconds", "head_seconds", "layer_calls"]].div(spent["units"], axis=0)
-    completed = batches.dropna(subset="completed").groupby(keys)["completed"].agg(lambda lists: [*chain(*lists)])
+    completed = batches.dropna(subset="completed").groupby(_TIMED_BY)["completed"].agg(lambda lists: [*chain(*lists)])
     found = found.assign(rows=spent["units"], completed=completed)
     found = found.reset_index().merge(timed, on=["timing", "timed"], how="left")
     if kind == "classification":

@@ -90,9 +90,8 @@ def batch_table(results: Results) -> Table | None:
     sizes = zip(lines["batch_size"], lines["in_flight"], strict=True)
     lines["name"] = [f"{size}" if size == under_way else f"{size} of {under_way:.0f}" for size, under_way in sizes]
     ordered, curves = lines.sort_values(["batch_size", "in_flight"]), ["task", "place", "method", "at", "timing"]
-    kinds, unit, stock, rows = ["batch"], "texts", "the stock model", "texts"
-    if of_texts:
-        kinds, unit, stock, rows = ["batch", "latency"], "decoded tokens", "stock generate", "prompts"
+    words = ("decoded tokens", "stock generate", "prompts") if of_texts else ("texts", "the stock model", "texts")
+    (unit, stock, rows), kinds = words, ["batch", "latency"]
     frame = lines.pivot(index=curves, columns="name", values=kinds)
     frame.columns = [" ".join(names) for names in frame.columns]
     frame["layers"] = lines.groupby(curves)["layers"].mean()

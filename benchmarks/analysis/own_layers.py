@@ -27,33 +27,26 @@ def own_layers(results: Results) -> pd.DataFrame:
         of a cell whose answers are the same at every layer. All but layers in percent or points.
     """
     knobs, full = results.knobs, full_lines(results)
-    curves = {cell: own for cell, own in knobs.groupby("cell") if own["knob"].count() > 1}
+    many = knobs.groupby("cell")["knob"].transform("count") > 1
+    depth = knobs["layers"].where(knobs["knob"].isna()).groupby(knobs["cell"]).transform("max")
+    rows_exit = np.isclose(depth, knobs["num_layers"])  # else tokens exit, and run fewer layers
     lines = []
-    for cell, own in knobs[~knobs["cell"].isin(list(curves))].groupby("cell"):
-        real, full_depth = own[own["knob"].notna()], own[own["knob"].isna()]
-        if real.empty or real["label"].iloc[0] not in results.labels_to_compare:
+    for place in knobs.index[~many & knobs["knob"].notna() & rows_exit]:
+        line = knobs.loc[place]
+        cell, group = line["cell"], [line["task"], line["backbone"], line["seed"]]
+        if line["label"] not in results.labels_to_compare or not has_terms(line["metric"], results.labels(cell)):
             continue
-        line = real.iloc[0]
-        rows_exit = np.isclose(full_depth["layers"].max(), line["num_layers"])  # else tokens exit, and run fewer layers
-        if not (rows_exit and has_terms(line["metric"], results.labels(cell))):
-            continue
-        exits = results.exits(cell).get(int(line["place"]))
-        at_one, answers = _at_one_layer(results, cell, line["layers"]), results.answers_by_layer(cell)
-        group = (line["task"], line["backbone"], line["seed"])
-        same = [
-            other
-            for other, curve in curves.items()
-            if tuple(curve.iloc[0][[*TASK, "seed"]]) == group
-            and np.array_equal(results.answers_by_layer(other), answers)
-        ]
-        other = np.nan
+        exits, answers = results.exits(cell).get(line["place"]), results.answers_by_layer(cell)
+        at_one, other = _at_one_layer(results, cell, line["layers"]), np.nan
+        curves = knobs[many & (knobs[[*TASK, "seed"]] == group).all(axis=1)].groupby("cell")
+        same = [curve for number, curve in curves if np.array_equal(results.answers_by_layer(number), answers)]
         if same:
-            mixture = mix(curves[same[0]], [line["num_layers"] / line["layers"]])
+            mixture = mix(same[0], [line["num_layers"] / line["layers"]])
             other = float(scores_of_mixtures(results, mixture)[0]) - at_one
-        reference = knobs["score"][full[group]] if group in full.index else np.nan
+        reference = knobs["score"][full[*group]] if tuple(group) in full.index else np.nan
         most = np.nan if exits is None else np.bincount(exits).max() / len(exits)
-        shares = {"most": most, "gain": line["score"] - at_one, "other": other}
-        lines.append({**line, **shares, "points": line["score"] - reference})
+        gains = {"points": line["score"] - reference, "gain": line["score"] - at_one, "other": other}
+        lines.append({**line, "most": most, **gains})
     found = pd.DataFrame(lines, columns=[*knobs.columns, "most", "points", "gain", "other"])
     return found.assign(**{name: 100 * found[name].astype(float) for name in _MEANS[1:]})
 

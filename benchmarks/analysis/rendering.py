@@ -19,7 +19,6 @@ from consistentee.errors import unknown_name
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table as RichTable
 
 MISSING = "n/a"
 MOST_LINES = 100
@@ -201,20 +200,15 @@ def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
     parts: list[Any] = []
     for table in tables:
         notes = [Text(note, style="dim") for note in table.all_notes]
-        parts += [Text(table.title, style="bold"), _rich(table), *notes, ""]
+        shown, cells = plain_table(), table.with_best(table.cells, partial(plain_text, style="bold"))
+        for heading in cells:
+            add_columns(shown, str(heading), numbers=heading not in table.words)
+        for row, starts_block in zip(cells.itertuples(index=False), table.starts_block, strict=True):
+            if starts_block:
+                shown.add_section()
+            add_row(shown, *row)
+        parts += [Text(table.title, style="bold"), shown, *notes, ""]
     return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
-
-
-def _rich(table: Table) -> "RichTable":
-    shown, cells = plain_table(), table.cells
-    for heading in cells:
-        add_columns(shown, str(heading), numbers=heading not in table.words)
-    rows = table.with_best(cells, partial(plain_text, style="bold")).itertuples(index=False)
-    for row, starts_block in zip(rows, table.starts_block, strict=True):
-        if starts_block:
-            shown.add_section()
-        add_row(shown, *row)
-    return shown
 
 
 def to_markdown(tables: Iterable[Table]) -> str:

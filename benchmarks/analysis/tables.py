@@ -227,7 +227,7 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
     labels = results.labels_to_compare
     if against not in labels:
         raise unknown_name("method to compare with", against, labels)
-    if cost not in (costs := [LAYERS, *map(str, results.knobs.filter(regex="^(flops_ratio|speedup_b)"))]):
+    if cost not in (costs := [LAYERS, *comparison_of(results).ratios]):
         raise unknown_name("cost", cost, costs)
     comparison = comparison_of(results) if cost == LAYERS else Comparison(results, cost=cost)
     found = comparison.contrasts(against)
@@ -251,7 +251,7 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
         columns=[
             *(_method_column(results, frame), Column("tasks", form="d", fits="page" if alike else "column")),
             *_point_columns(comparison, INTERVALS_NOTE),
-            *([Column(f"{middle}, any task", "any", note=_ANY_TASK, fits=None)] if frame["any"].notna().any() else []),
+            Column(f"{middle}, any task", "any", note=_ANY_TASK, fits=None),
             *(Column("p", form=".3f", fits="page"), Column("p (Holm)", "p_holm", ".3f")),
             Column("wins / losses", fits="page"),
         ],
@@ -309,8 +309,7 @@ def point_table(results: Results) -> Table:
     own, of_texts, sizes = budget_lines(results).copy(), results.kind == "generation", results.batch_sizes
     tasks = list(own[TASK].drop_duplicates().itertuples(index=False, name=None))
     own["shown_task"] = task_names(results, own)
-    shares = ["score", "points", "low", "high", *([TO_FULL, MATCH] if of_texts else [])]
-    own[shares] *= 100
+    own[own.columns.intersection(["score", "points", "low", "high", TO_FULL, MATCH])] *= 100
     for size in sizes:
         seconds = own[f"seconds_b{size}"]
         own[f"speed_b{size}"] = 1 / seconds if of_texts else 1000 * seconds
@@ -325,7 +324,7 @@ def point_table(results: Results) -> Table:
             *(Column("method"), *([Column("task", "shown_task")] if len(tasks) > 1 else []), Column("at")),
             Column(f"{metric} %", "score", ".1f", mark="mark", best=len(tasks) == 1),
             Column("points [95%]", "points", "+.1f", "low", "high", interval="column"),
-            *([Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")] if of_texts else []),
+            *(Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")),
             Column("layers", form=".2f"),
             Column("FLOPs ratio", "flops_ratio", ".2f", fits="page"),
             *(Column(f"{unit} b{size}", f"speed_b{size}", ".1f" if of_texts else ".2f", fits=None) for size in sizes),
