@@ -220,22 +220,22 @@ class Comparison:
 
     def _bounds(self, label: str, budget: float) -> list[float]:
         """Compute the intervals over the compared tasks, over any task, and of the rule's gain; NaN where unknown."""
-        points, no_rule = (
+        drawn, no_rule = (
             100 * np.stack([self.drawn(task, label, budget, one_layer=one_layer) for task in self.compared])
             for one_layer in (False, True)
         )
-        return [*_intervals(points), *interval((points - no_rule).mean(axis=0))]
+        return [*_intervals(drawn), *interval((drawn - no_rule).mean(axis=0))]
 
     def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Array]:
         """Return the points of the first label minus the second's on a task, and its samples; NaN where unknown.
 
         They are of the seeds that both have, or of all seeds of both if there are none.
         """
-        one, other = (self._lines[*task, label, budget] for label in (first, second))
+        one, other = (self._lines.get((*task, label, budget), {}) for label in (first, second))
         seeds = one.keys() & other.keys() or one.keys() | other.keys()
-        points = self.per_seed["points"]
+        known = self.per_seed["points"]
         exact, subtracted = (
-            np.mean([points[line] for seed, line in lines.items() if seed in seeds]) for lines in (one, other)
+            np.mean([known[line] for seed, line in lines.items() if seed in seeds]) for lines in (one, other)
         )
         samples = self.drawn(task, first, budget, seeds) - self.drawn(task, second, budget, seeds)
         return float(exact - subtracted), samples

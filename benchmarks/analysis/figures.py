@@ -127,9 +127,7 @@ def exit_shares(results: Results) -> pd.DataFrame:
     groups = found.groupby([*TASK, "label"], sort=False)
     means = groups.agg(layers=("layers", "mean"), share=("share", lambda shares: np.mean(list(shares), axis=0)))
     means["layer"] = [np.arange(1, len(share) + 1) for share in means["share"]]
-    columns = [*TASK, "label", "layers", "layer", "share"]
-    exploded = means.reset_index()[columns].explode(["layer", "share"])
-    return exploded.astype({"layer": int, "share": float})
+    return means.reset_index().explode(["layer", "share"]).astype({"layer": int, "share": float})
 
 
 def _panels(titles: Sequence[str], across: int, size: tuple[float, float], **shared: Any) -> "Panels":

@@ -45,17 +45,14 @@ def text_scores(results: Results) -> pd.DataFrame:
 
     A line for every label and budget, means over the compared tasks; perplexity is unknown if a task lacks it.
     """
-    found: dict[str, pd.Series] = {}
-    for measure in (TO_FULL, MATCH, NATS):
-        groups = comparison_of(results).in_means(Comparison(results, measure=measure).by_task)
-        groups = groups.groupby(["label", "speedup"])
-        if measure == NATS:
-            names = {"score": "perplexity", "points": "times_full_perplexity"}
-            nats = groups[list(names)].agg(known_mean)
-            found |= {name: np.exp(nats[column]) for column, name in names.items()}
-        else:
-            found[measure] = 100 * groups["score"].mean()
-    return pd.DataFrame(found)
+    by_task = {measure: Comparison(results, measure=measure).by_task for measure in (TO_FULL, MATCH, NATS)}
+    groups = {
+        measure: comparison_of(results).in_means(found).groupby(["label", "speedup"])
+        for measure, found in by_task.items()
+    }
+    agreement = {measure: 100 * groups[measure]["score"].mean() for measure in (TO_FULL, MATCH)}
+    nats = np.exp(groups[NATS][["score", "points"]].agg(known_mean))
+    return pd.DataFrame({**agreement, "perplexity": nats["score"], "times_full_perplexity": nats["points"]})
 
 
 _LATENCY_NOTE = "Latency: seconds until a text has ended since all in flight were asked: median / 90th percentile."

@@ -105,24 +105,23 @@ def _vega() -> str:
 
 def _shown(table: Table) -> dict[str, Any]:
     """Return a table as the template shows it: every cell is a text and the number that it is sorted by."""
-    cells, lines = table.cells, table.frame.to_dict("records")
+    cells = table.cells
     columns = [column for column in table.columns if column.heading in cells]
-    orders = [[_order(column, line) for column in columns] for line in lines]
+    by_column = [zip(cells[column.heading], _orders(column, table.frame), strict=True) for column in columns]
     return {
         "name": table.name,
         "title": table.title,
         "headings": [column.heading for column in columns],
         "words": table.words,
-        "rows": [list(zip(*row, strict=True)) for row in zip(cells.to_numpy().tolist(), orders, strict=True)],
+        "rows": list(zip(*by_column, strict=True)),
         "notes": table.all_notes,
     }
 
 
-def _order(column: Column, line: dict[str, Any]) -> float | None:
+def _orders(column: Column, frame: pd.DataFrame) -> list[float | None]:
     if not column.form:
-        return None
-    value = line.get(column.source)
-    return _LAST if value is None or pd.isna(value) else round(float(str(value)), 4)
+        return [None] * len(frame)
+    return [_LAST if pd.isna(value) else round(float(value), 4) for value in frame.get(column.source, ())]
 
 
 def _curves_chart(results: Results) -> dict[str, Any] | None:
