@@ -30,7 +30,7 @@ MARKS = {
     "‡": "‡: even the best knob costs less; it is shown.",
 }
 """Marks of cells, which are explained where they stand."""
-INTERVALS = "95% paired bootstrap intervals over rows within tasks and over seeds"
+INTERVALS = "95% paired bootstrap intervals over rows within tasks, and over seeds if there are several"
 INTERVALS_NOTE = f"In brackets: {INTERVALS}."
 Width = Literal["column", "page"]
 """Where a LaTeX table stands: in a column of a paper of two columns, or across its page."""

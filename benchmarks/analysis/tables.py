@@ -252,7 +252,7 @@ def table_against(results: Results, against: str, cost: str = LAYERS) -> Table |
             *(_method_column(results, frame), Column("tasks", form="d", fits="page" if alike else "column")),
             *_point_columns(comparison, INTERVALS_NOTE),
             Column(f"{middle}, any task", "any", note=_ANY_TASK, fits=None),
-            *(Column("p", form=".3f", fits="page"), Column("p (Holm)", "p_holm", ".3f")),
+            *(Column("p", form=".2g", fits="page"), Column("p (Holm)", "p_holm", ".2g")),
             Column("wins / losses", fits="page"),
         ],
         notes=[
