@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.analysis.figures import write_figures
 from benchmarks.analysis.frames import Results, load_results, published_folders, with_published
-from benchmarks.analysis.provenance import clock_caveats
+from benchmarks.analysis.provenance import check_times
 from benchmarks.analysis.rendering import to_terminal
 from benchmarks.analysis.tables import headline_csv, headline_table, page, tables_of
 from benchmarks.store.hashes import write_text
@@ -38,10 +38,9 @@ def report_files(out_dir: Path) -> "Group":
     table, clock = headline_table(board), f"clock {board.speedups[len(board.speedups) // 2]:g}x b1"
     if table is not None:
         table = table.only([heading for heading in table.cells if heading.startswith("at ") or heading == clock])
-    noise = [f"Times are noisy ({subject}): {text}" for subject, text in clock_caveats(own) if subject != "not timed"]
     return Group(
         to_terminal([table] if table else tables_of(own), board.faults),
-        *(Text(line) for line in noise[:1]),
+        *map(Text, check_times(own)),
         Text(f"\nAlso written to {out_dir}: {written}. Next:"),
         Text(f"  consistentee table {out_dir}   all columns, scores and tests"),
         Text("  consistentee new-method mine   a method of your own, in one file"),

@@ -104,3 +104,9 @@ def clock_caveats(results: Results) -> list[tuple[str, str]]:
             where = f"{timing.task}, seed {timing.seed}"
             found.append(("busy machine", f"{where}: a load average of {load[0]:g} on {cores} cores before timing."))
     return found
+
+
+def check_times(results: Results) -> list[str]:
+    """Return a line with the first fault of the times, none if they have no fault or nothing was timed."""
+    found = [f"Check the times: {text}" for subject, text in clock_caveats(results) if subject != "not timed"]
+    return found[:1]

@@ -151,6 +151,7 @@ def table(
     Methods that are named are compared on the tasks that they all have.
     """
     from benchmarks.analysis.equal_cost import LAYERS
+    from benchmarks.analysis.provenance import check_times
     from benchmarks.analysis.rendering import formatted, to_csv, to_terminal, write_tables
     from benchmarks.analysis.tables import budget_lines, table_against, table_named, tables_of
 
@@ -179,7 +180,8 @@ def table(
         for path in write_tables(shown, out, table_format or "", width):
             print(path)
     elif table_format is None:
-        output_console(RESULTS_WIDTH).print(to_terminal(reversed(shown), found.faults))  # the first next to the prompt
+        console = output_console(RESULTS_WIDTH)
+        console.print(to_terminal(reversed(shown), found.faults), *check_times(found), sep="\n")  # the first table last
     else:
         print(formatted(shown, table_format, width), end="")
 

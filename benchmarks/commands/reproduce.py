@@ -27,7 +27,7 @@ _FOLDER = Path(__file__).parents[1] / "papers"
 _NUMBER = r"^([-+]?\d+(?:\.\d+)?)"
 """A printed score; the first number of ``83.9/83.0``, matched and mismatched, counts."""
 PAPER = "paper"
-_NO_LOSS_NOTE = "No loss: the fastest knob and price that lose nothing on validation rows, and points on test rows."
+_NO_LOSS_NOTE = "No loss: the fastest knob that loses nothing on validation rows, else full depth; points on test rows."
 
 
 class PaperColumn(Strict):
@@ -303,7 +303,8 @@ def _setting(comparison: PaperComparison) -> str:
     ours, rows = [comparison.backbone], [record.train_rows for record in comparison.records]
     if rows:
         all_dev = all("GLUE dev" in record.task_notes for record in comparison.records)
-        ours += ["GLUE dev" if all_dev else "test splits", f"{min(rows):,} to {max(rows):,} training rows a task"]
+        counts = " to ".join(f"{count:,}" for count in sorted({min(rows), max(rows)}))
+        ours += ["GLUE dev" if all_dev else "test splits", f"{counts} training rows a task"]
     return f"Paper: {printed}, {names()['splits'][table.table]}; ours: {', '.join(ours)}"
 
 

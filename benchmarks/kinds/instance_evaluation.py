@@ -22,6 +22,7 @@ from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
 from consistentee.models.base import chosen_device
 from consistentee.models.encoder import MultiExitModel
+from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
@@ -116,8 +117,10 @@ class InstanceEvaluation:
         found = pd.DataFrame(columns)
         found["flops"] = pd.Series({place: self._flops(place) for place in self.mixed})
         found["full_flops"] = self.full_flops
-        found["live_rows"] = pd.Series(dict.fromkeys(self.mixed if live else [], float(len(self.test))), dtype=float)
-        differ = {place: float(self._live_disagreements(place, answers[place])) for place in self.mixed if live}
+        places = self.mixed if live else []
+        found["live_rows"] = pd.Series(dict.fromkeys(places, float(len(self.test))), dtype=float)
+        tested = tracked(places, "measuring", rows=len(self.test))
+        differ = {place: float(self._live_disagreements(place, answers[place])) for place in tested}
         found["live_disagreements"] = pd.Series(differ, dtype=float)
         for place in self.mixed:
             point = found.loc[place]

@@ -213,8 +213,8 @@ def test_busy_machines_are_named(everything, tmp_path):
     (file,) = (tmp_path / "busy").rglob("timing.json")
     calm, _ = unsealed(file.read_text())
     file.write_text(calm.replace('"environment_before": {', '"environment_before": {"load_average": [9, 9, 9],'))
-    assert "Times are noisy (busy machine): mcid" in printed(tmp_path / "busy", [])
-    assert "noisy" not in printed(everything / "run", [])
+    assert "Check the times: mcid, seed 0: a load" in printed(tmp_path / "busy", [])
+    assert "Check the times" not in printed(everything / "run", [])
 
 
 @pytest.mark.parametrize(

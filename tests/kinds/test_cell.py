@@ -17,6 +17,7 @@ from benchmarks.store.frames import read_frame
 from benchmarks.store.records import AnyRecord
 from benchmarks.testing.tiny import make_task, random_texts
 from consistentee import MultiExitModel, TaskData, UserError
+from consistentee.progress import listening
 from consistentee.training.recipe import RecipeSettings
 
 LAYERS = 4
@@ -80,9 +81,11 @@ def test_a_cascade_counts_its_own_layers_against_the_stock_models(tmp_path, tiny
 
 
 def test_a_finished_cell_is_described_by_points_and_score_at_the_middle_budget(tmp_path, tiny_backbone):
-    record, frames = run(spec_of(tiny_backbone("bert"), "static"), TASK, RunFolder(tmp_path))
-    curve = frames["curve"]
-    scores = 100 * curve["accuracy"]
+    with listening(listener := Mock()):
+        record, frames = run(spec_of(tiny_backbone("bert"), "static"), TASK, RunFolder(tmp_path))
+    steps = [position.done for (position,), _ in listener.call_args_list if position.stage == "measuring"]
+    scores = 100 * (curve := frames["curve"])["accuracy"]
+    assert steps[-1] == curve["live_rows"].count()
     assert reached(record, curve, None) == f"accuracy {scores[1]:.1f} at 2x"
     assert reached(record, curve, curve["accuracy"].iloc[-1]).startswith(f"{scores[1] - scores.iloc[-1]:+.1f} points, ")
     assert reached(record, curve[2:].reset_index(), None) == f"accuracy {scores[2]:.1f} at 3.00 of 4 layers"
@@ -116,9 +119,7 @@ def test_a_cell_that_dies_while_it_is_computed_again_is_not_finished(tmp_path, t
 
 
 def test_a_regression_is_scored_by_correlation(tmp_path, tiny_backbone):
-    task = make_task(regression=True)
-    spec = spec_of(tiny_backbone("bert"), "pabee")
-    record, frames = run(spec, task, RunFolder(tmp_path))
+    record, frames = run(spec_of(tiny_backbone("bert"), "pabee"), make_task(regression=True), RunFolder(tmp_path))
     assert record.metric == "pearson"
     assert not frames["curve"]["live_disagreements"].any()
     assert frames["curve"]["pearson_terms"].map(len).tolist() == [5] * len(frames["curve"])
