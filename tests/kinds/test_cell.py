@@ -125,7 +125,7 @@ def test_a_regression_is_scored_by_correlation(tmp_path, tiny_backbone):
     assert frames["curve"]["pearson_terms"].map(len).tolist() == [5] * len(frames["curve"])
     assert "pearson" in reached(record, frames["curve"], None)
     with pytest.raises(UserError, match="deebert is not defined for a regression"):
-        run(spec_of(tiny_backbone("bert"), "deebert"), task, RunFolder(tmp_path))
+        run(spec_of(tiny_backbone("bert"), "deebert"), make_task(regression=True), RunFolder(tmp_path))
 
 
 def test_a_batch_in_step_and_more_texts_in_flight_are_timed(tiny_model):
