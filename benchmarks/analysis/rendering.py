@@ -267,7 +267,7 @@ def _latex(table: Table, width: Width | None) -> str:
     narrow, floating = named.narrowed(width), "table" if width == "column" else "table*"
     cells = narrow.with_best(narrow.cells.map(_latex_number), partial(re.sub, "^[^ ]+", r"\\textbf{\g<0>}"))
     caption = escape_latex(" ".join([f"{narrow.title}.", *narrow.all_notes]))
-    lines = [f"\\begin{{{floating}}}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}"]
+    lines = [f"\\begin{{{floating}}}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{2.5pt}"]
     lines += [f"\\caption{{{caption}}}", f"\\label{{tab:{narrow.name}}}\\vspace{{3pt}}", _SHRUNK]
     lines += [f"\\begin{{tabular}}{{{''.join('l' if heading in narrow.words else 'r' for heading in cells)}}}"]
     lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
