@@ -59,6 +59,7 @@ REPORT_FILE = "accelerated.json"
 _STOCK = MODELS["none"]
 _COMPILED = "torch.compile"
 _FINALISTS = 3
+_CLEARLY_FASTER = 1.05  # clocks of the same model differ by a few percent
 _CALIBRATION_ROWS = 256
 RECIPE = Recipe(frozen_steps=1000, max_rows=5000, epochs=3, group_by_length=True)
 
@@ -338,7 +339,7 @@ class _Search:
             lines.append(f"{one} times as fast at batch 1, {many} at batch 32 on this machine.")
         speed = geometric_mean(promise["speed"].values())
         faster = sorted(
-            (row for row in rows if row.timed and geometric_mean(row.speed.values()) > speed),
+            (row for row in rows if row.timed and geometric_mean(row.speed.values()) > _CLEARLY_FASTER * speed),
             key=lambda row: -geometric_mean(row.speed.values()),
         )
         for row in faster:
@@ -365,10 +366,12 @@ def _way_in_words(way: Way) -> str:
 
 
 def _layers_in_words(way: Way) -> str:
-    """Return where a way may exit; nothing if it has no choice."""
-    if not way.asked or way.method.name == "static":
+    """Return which exits a way has and where it may exit; nothing if it has none."""
+    if not way.asked:
         return ""
-    layers = [*way.asked, way.model.num_layers]
+    exits, layers = f", {way.model.description.classifier.kind} exits", [*way.asked, way.model.num_layers]
+    if way.method.name == "static":
+        return exits
     if layers == list(range(layers[0], layers[-1] + 1)):
-        return f", exits at layers {layers[0]} to {layers[-1]}"
-    return f", exits at layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"
+        return f"{exits} at layers {layers[0]} to {layers[-1]}"
+    return f"{exits} at layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"

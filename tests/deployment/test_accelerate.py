@@ -56,14 +56,14 @@ def test_the_command_says_what_it_read_tried_chose_and_promises(folder, report):
     printed = (folder / "printed").read_text(encoding="utf-8")
     assert "Columns: text from 'Review', label from 'Label'." in printed
     assert "Rows: 100 for exits, 100 for choosing, 100 for the proof." in printed
-    ways = ("as it is", "entropy below", "policy at a price", "ensemble", "same answer, repeated", "exits at layer")
+    ways = ("as it is", "entropy", "price", "ensemble", "same answer", "every text", "linear exits", "attention exits")
     weights = ("your model", "the int8 model", "your first 2 layers", "your first 2 layers in int8")
     assert all(words in printed for words in (*ways, *weights))
     assert report["block"] in printed
     assert re.search(r"Your model: \d+\.\d% \(100 rows\)\.\nChosen: ", report["block"])
     assert sum(report["promise"]["share_by_exit_layer"]) == pytest.approx(1, abs=1e-3)
     assert len(report["tried"]) >= 21
-    speed = np.prod(list(report["promise"]["speed"].values()))
+    speed = 1.05**2 * np.prod(list(report["promise"]["speed"].values()))
     faster = [line for line in report["tried"] if line["timed"] and np.prod(list(line["speed"].values())) > speed]
     named = [line for line in faster if not line["proven"] and line["points"] <= 12 and line["name"] != "torch.compile"]
     assert ("Faster, but not proven" in report["block"]) == bool(named)
