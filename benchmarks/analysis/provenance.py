@@ -107,6 +107,6 @@ def clock_caveats(results: Results) -> list[tuple[str, str]]:
 
 
 def check_times(results: Results) -> list[str]:
-    """Return a line with the first fault of the times, none if they have no fault or nothing was timed."""
+    """Return a line that names the first fault of the times; none if they have no fault or nothing was timed."""
     found = [f"Check the times: {text}" for subject, text in clock_caveats(results) if subject != "not timed"]
     return found[:1]

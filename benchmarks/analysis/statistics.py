@@ -17,7 +17,7 @@ from benchmarks.measure.terms import Floats
 
 RESAMPLES = 10_000
 UNKNOWN = np.full(RESAMPLES, np.nan)
-"""Samples of what is unknown; so are sums, means and intervals of them."""
+"""Samples of points that are unknown: all NaN, as are sums, means and intervals with them."""
 POWER = 1.96 + 0.84
 """Standard errors of a difference that a two-sided test at 5% finds with a probability of 80%."""
 _AT_ONCE = 1000

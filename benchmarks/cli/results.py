@@ -150,6 +150,8 @@ def table(
 
     Methods that are named are compared on the tasks that they all have.
     """
+    from rich.text import Text
+
     from benchmarks.analysis.equal_cost import LAYERS
     from benchmarks.analysis.provenance import check_times
     from benchmarks.analysis.rendering import formatted, to_csv, to_terminal, write_tables
@@ -180,8 +182,9 @@ def table(
         for path in write_tables(shown, out, table_format or "", width):
             print(path)
     elif table_format is None:
-        console = output_console(RESULTS_WIDTH)
-        console.print(to_terminal(reversed(shown), found.faults), *check_times(found), sep="\n")  # the first table last
+        lines = map(Text, check_times(found))
+        # The first table stands last, next to the prompt.
+        output_console(RESULTS_WIDTH).print(to_terminal(reversed(shown), found.faults), *lines, sep="\n")
     else:
         print(formatted(shown, table_format, width), end="")
 
