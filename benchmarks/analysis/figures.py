@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,8 @@ MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
 LEADING = 7
 _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _STYLE = Path(__file__).parent / "templates" / "print.mplstyle"
-_METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+FigureFormat = Literal["png", "pdf", "svg"]
+_METADATA: dict[FigureFormat, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Format -> what is not written into a file, so that the same figure is the same file."""
 
 
@@ -309,18 +310,16 @@ def _drawn(name: str, results: Results) -> "Drawn | None":
 
 
 def write_figures(
-    results: Results, folder: Path, names: Sequence[str] = tuple(FIGURES), file_format: str = "png"
+    results: Results, folder: Path, names: Sequence[str] = tuple(FIGURES), file_format: FigureFormat = "png"
 ) -> tuple[list[Path], list[str]]:
     """Write figures with their captions, ``NAME.png`` and ``NAME.txt``; the same results make the same files.
 
-    Return the files of figures, and a line for each that cannot be drawn. Raises UserError if the format is none of
-    png (200 dots an inch), pdf and svg, or a name is that of no figure.
+    Return the files of figures (a png has 200 dots an inch), and a line for each that cannot be drawn. Raises UserError
+    if a name is that of no figure.
     """
     from matplotlib import rc_context
     from PIL import Image
 
-    if file_format not in _METADATA:
-        raise unknown_name("figure format", file_format, _METADATA)
     paths, missing = [], []
     for name in names:
         drawn = _drawn(name, results)

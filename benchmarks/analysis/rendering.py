@@ -32,6 +32,7 @@ MARKS = {
 """Marks of cells, which are explained where they stand."""
 INTERVALS = "95% paired bootstrap intervals over rows within tasks, and over seeds if there are several"
 INTERVALS_NOTE = f"In brackets: {INTERVALS}."
+TableFormat = Literal["md", "csv", "latex"]
 Width = Literal["column", "page"]
 """Where a LaTeX table stands: in a column of a paper of two columns, or across its page."""
 
@@ -291,19 +292,19 @@ def to_csv(frame: pd.DataFrame) -> str:
     return str(frame.round(6).to_csv(index=False, lineterminator="\n"))
 
 
-def formatted(tables: Iterable[Table], table_format: str, width: Width | None = None) -> str:
-    """Render tables as ``md``, ``latex`` (of a ``width``) or ``csv``. Raises UserError for another format."""
+def formatted(tables: Iterable[Table], table_format: TableFormat, width: Width | None = None) -> str:
+    """Render tables as ``md``, ``latex`` (of a ``width``) or ``csv``."""
     if table_format == "md":
         return to_markdown(tables)
     if table_format == "latex":
         return to_latex(tables, width)
-    if table_format == "csv":
-        return "\n".join(to_csv(table.numbers) for table in tables)
-    raise unknown_name("table format", table_format, ["csv", "latex", "md"])
+    return "\n".join(to_csv(table.numbers) for table in tables)
 
 
-def write_tables(tables: Iterable[Table], folder: Path, table_format: str, width: Width | None = None) -> list[Path]:
-    """Write each table into a file of its name, such as ``headline.tex``; return the files. Raises UserError."""
+def write_tables(
+    tables: Iterable[Table], folder: Path, table_format: TableFormat, width: Width | None = None
+) -> list[Path]:
+    """Write each table into a file of its name, such as ``headline.tex``; return the files."""
     suffix = "tex" if table_format == "latex" else table_format
     texts = {folder / f"{table.name}.{suffix}": formatted([table], table_format, width) for table in tables}
     for path, text in texts.items():

@@ -127,7 +127,8 @@ def table(
     results: FoldersArgument,
     *,
     table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex", help="Print as text; csv holds every budget.")
+        Literal["md", "csv", "latex"] | None,
+        typer.Option("--format", help="Print as text; csv holds every budget."),
     ] = None,
     table_name: Annotated[str | None, typer.Option("--table", metavar="NAME", help=f"Only one: {_TABLES}.")] = None,
     columns: Annotated[list[str] | None, several("--columns", "Only these, of --table or --against.")] = None,
@@ -162,6 +163,7 @@ def table(
         (table_name and against, "--against shows a table of its own; leave --table out"),
         (cost and not against, "--cost is that of --against; name a method to compare with"),
         (width and table_format != "latex", "--width is that of --format latex"),
+        (out and table_format is None, "--out needs --format"),
     ):
         if wrong:
             raise UserError(sentence)
@@ -178,13 +180,13 @@ def table(
         print(to_csv(budget_lines(found)), end="")
         return
     shown = tables_of(found) if chosen is None else [chosen if columns is None else chosen.only(columns)]
-    if out is not None:
-        for path in write_tables(shown, out, table_format or "", width):
-            print(path)
-    elif table_format is None:
+    if table_format is None:
         lines = map(Text, check_times(found))
         # The first table stands last, next to the prompt.
         output_console(RESULTS_WIDTH).print(to_terminal(reversed(shown), found.faults), *lines, sep="\n")
+    elif out is not None:
+        for path in write_tables(shown, out, table_format, width):
+            print(path)
     else:
         print(formatted(shown, table_format, width), end="")
 
@@ -199,7 +201,9 @@ def reproduce(
     *,
     backbones: BackbonesOption = None,
     results: Annotated[Path | None, typer.Option(help="A run of yours; default: what is published.")] = None,
-    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv|latex", help="Print as text.")] = None,
+    table_format: Annotated[
+        Literal["md", "csv", "latex"] | None, typer.Option("--format", help="Print as text.")
+    ] = None,
 ) -> None:
     """Compare a paper's table with our numbers at the printed speed-ups (score @ speed-up); csv adds differences."""
     from benchmarks.analysis.rendering import to_terminal
@@ -230,7 +234,7 @@ def plot(
         Path | None, out_folder("Folder of the figures.", "the first DIR; with --methods or --tasks DIR/selected")
     ] = None,
     figure_format: Annotated[
-        str, typer.Option("--format", metavar="png|pdf|svg", help="Format of the files; fonts are embedded.")
+        Literal["png", "pdf", "svg"], typer.Option("--format", help="Format of the files; fonts are embedded.")
     ] = "png",
     figures: Annotated[list[str] | None, several("--figures", "Only these: equal-cost, curves, exits.")] = None,
 ) -> None:

