@@ -23,6 +23,7 @@ from consistentee.methods.consistent_ee.paper import (
     reinforce_policy_loss,
     rewards,
     sampled_exits,
+    unseen_logits,
 )
 from consistentee.signals import confidence_features
 from consistentee.training.encoder import FeatureBatch, exit_distribution, layer_losses, train_jointly, training_source
@@ -179,6 +180,9 @@ def test_loss_of_the_policy_alone_and_with_the_exits(in_stage_3):
     features = FeatureBatch(found.outputs, found.batch.labels, found.batch.rows, 0)
     torch.testing.assert_close(method.policy_stage_loss(hardness, found.model, features), of_policy)
     torch.testing.assert_close(method.policy_stage_loss(hardness, found.model, found.batch), of_policy)
+    others = exact_policy_loss(found.p, rewards(found.losses.flip(0), 0.2, hardness[:8]))
+    given = method.policy_stage_loss(hardness, found.model, features, unseen_losses=found.losses.flip(0))
+    torch.testing.assert_close(given, others)
     joint = method.joint_stage_loss(hardness, found.model, found.batch)
     torch.testing.assert_close(joint, of_exits + of_policy)
     policy = list(found.model.head("policy").parameters())
@@ -227,6 +231,17 @@ def test_the_policy_learns_alone_in_stage_2_if_it_is_read(tiny_model, dropout, l
     learned = {name.partition(".policy.")[0] for name in after.keys() - before.keys()}
     assert learned == ({"exit_heads"} if leave_by == "policy" else set())
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_cross_fitted_answers_do_not_know_a_rows_own_label(tiny_model):
+    """Other labels of half of the rows change the answers of the other half alone."""
+    model, recipe = tiny_model(num_labels=3), replace(RECIPE, epochs=2)
+    source = training_source(model, make_task(), recipe)
+    found = unseen_logits(model, source, recipe)
+    half = torch.randperm(len(source), generator=torch.Generator().manual_seed(recipe.seed)).chunk(2)[0]
+    again = unseen_logits(model, replace(source, labels=source.labels.index_fill(0, half, 0)), recipe)
+    unchanged = torch.tensor([torch.allclose(now, before, atol=1e-6) for now, before in zip(again, found, strict=True)])
+    assert unchanged.nonzero().flatten().tolist() == half.sort().values.tolist()
 
 
 class TestIndependentLoops:

@@ -15,6 +15,7 @@ model has one price of a layer, alpha: train several for a curve.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -51,6 +52,17 @@ def memorized_layer(correct: Tensor) -> Tensor:
     layers = correct.shape[1]
     right_to_the_end = correct.flip(dims=[1]).long().cumprod(dim=1).sum(dim=1)
     return (layers - right_to_the_end + 1).clamp(max=layers)
+
+
+def unseen_logits(model: MultiExitModel, source: training.TokenSource, recipe: Recipe) -> Tensor:
+    """Compute each row's logits, by a stage 1 that learns the other half of the rows: [rows, L, classes]."""
+    halves = torch.randperm(len(source), generator=torch.Generator().manual_seed(recipe.seed)).chunk(2)
+    found = []
+    for seen, unseen in (halves, halves[::-1]):
+        other = deepcopy(model)
+        training.train_jointly(other, replace(source.select(seen), model=other), recipe)
+        found.append(training.recorded_logits(other, replace(source.select(unseen), model=other), recipe))
+    return torch.cat(found)[torch.cat(halves[::-1]).argsort()]
 
 
 def rewards(
@@ -99,6 +111,8 @@ class ConsistentEEPaper(Method):
     Attributes:
         alpha: the price of a layer, in nats. The authors' code has 0.005 to 0.2.
         reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all rows alike.
+        cross_fitted: hardness, and the cross-entropy in stage 2's reward, are read from exits that have not seen the
+            row: of two more models of stage 1, each learns half of the rows and answers the others. Not in the paper.
         estimator: "reinforce" samples ``rollouts`` exits for each row; "exact" has the expected reward in closed form.
         rollouts: K of REINFORCE; 8 in the paper.
         policy_epochs: length of stage 2; 2 in the authors' code, in batches of 32 with a rate of 3e-4.
@@ -119,6 +133,7 @@ class ConsistentEEPaper(Method):
 
     alpha: NonNegativeFloat = 0.05
     reward: Literal["hardness", "vanilla"] = "hardness"
+    cross_fitted: bool = False
     estimator: Literal["reinforce", "exact"] = "reinforce"
     rollouts: Annotated[int, Field(ge=2)] = 8
     policy_epochs: PositiveInt = 2
@@ -137,25 +152,29 @@ class ConsistentEEPaper(Method):
             self.refuse(*of_stage_3, because="joint_epochs is 0")
         if self.leave_by == "entropy" and not self.joint_epochs:
             why = "leave_by is 'entropy' and joint_epochs is 0, so that no policy is trained"
-            self.refuse("alpha", "reward", "estimator", "rollouts", "policy_epochs", because=why)
+            self.refuse("alpha", "reward", "cross_fitted", "estimator", "rollouts", "policy_epochs", because=why)
             if self.policy_dropout:
                 raise UserError(f"{self.name}: set policy_dropout to False, because {why}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         # Stage 1: backbone and all classifiers on sum_t t * CE_t / sum_t t, shared with PABEE and others.
         source = training.training_source(model, task, recipe)
+        unseen = unseen_logits(model, source, recipe) if self.cross_fitted else None
         training.train_jointly(model, source, recipe)
         if self.leave_by == "entropy" and not self.joint_epochs:
             return model  # nothing would read a policy
         # How hard each training row is.
         rows = training.cached_rows(model, source, recipe)
-        correct = rows.outputs.logits.argmax(dim=-1) == source.labels.unsqueeze(1)
+        logits = rows.outputs.logits if unseen is None else unseen
+        correct = logits.argmax(dim=-1) == source.labels.unsqueeze(1)
         hardness = memorized_layer(correct) if self.reward == "hardness" else None
         key: dict[str, object] = {"alpha": self.alpha, "estimator": self.estimator, "rollouts": self.rollouts}
         key["hardness"] = hardness
+        losses = None if unseen is None else training.layer_losses(unseen, source.labels)
+        key |= {} if losses is None else {"losses": losses}
         # Stage 2: the policy alone, on its reward.
         model.add_head(POLICY, NETWORK, seed=recipe.seed)
-        loss = partial(self.policy_stage_loss, hardness)
+        loss = partial(self.policy_stage_loss, hardness, unseen_losses=losses)
         alone = training.Stage(
             "policy", loss, POLICY_WEIGHTS, BATCH_SIZE, RATE, epochs=self.policy_epochs, stage_key=key, shared=True
         )
@@ -174,11 +193,18 @@ class ConsistentEEPaper(Method):
         return model
 
     def policy_stage_loss(
-        self, hardness: Tensor | None, model: MultiExitModel, batch: training.FeatureBatch | training.TokenBatch
+        self,
+        hardness: Tensor | None,
+        model: MultiExitModel,
+        batch: training.FeatureBatch | training.TokenBatch,
+        unseen_losses: Tensor | None = None,
     ) -> Tensor:
-        """Compute L_pi of a batch; ``hardness`` is of all training rows."""
+        """Compute L_pi of a batch; ``hardness`` and ``unseen_losses``, if CE_t is not the model's, are of all rows."""
         outputs = batch.outputs if isinstance(batch, training.FeatureBatch) else model(batch.tokens)
-        losses = training.layer_losses(outputs.logits, batch.labels)
+        if unseen_losses is None:
+            losses = training.layer_losses(outputs.logits, batch.labels)
+        else:
+            losses = unseen_losses[batch.rows].to(outputs.logits.device)
         return self.policy_loss(hardness, batch.rows, losses, exit_probabilities(model, outputs.pooled))
 
     def joint_stage_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: training.TokenBatch) -> Tensor:
