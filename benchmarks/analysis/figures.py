@@ -264,8 +264,12 @@ def exits_figure(results: Results) -> "Drawn | None":
     bar.outline.set_visible(False)
     figure.supxlabel("exit layer", fontsize=8)
     speed = f"{comparison_of(results).middle:g} times the speed in layers"
-    words = f"{shares[0].upper()}{shares[1:]} that exit at each layer, at {speed}, or as near as a method comes to it."
-    return figure, _caption(results, [words], ())
+    one_layer = [display_name(x) for x, method in results.methods.items() if role_of(method) == STATIC]
+    words = (
+        f"{shares[0].upper()}{shares[1:]} that exit at each layer, at {speed}, or as near as a method comes to it.",
+        f"Not drawn, for all exit at one layer: {', '.join(one_layer)}." if one_layer else "",
+    )
+    return figure, _caption(results, words, ())
 
 
 def _caption(results: Results, words: Sequence[str], drawn: Collection[str]) -> str:
