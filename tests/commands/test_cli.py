@@ -250,8 +250,8 @@ def test_all_tables_or_one_on_the_terminal_in_a_format_and_in_files(results, tmp
 
 def test_table_over_several_folders(results):
     done = succeed("table", results, QUICK)
-    for task in ("mcid", "movie-snippets"):
-        assert task in done.output
+    for words in ("mcid", "movie-snippets", "Check the times: "):
+        assert words in done.output
     assert "holds no results" in call("table", results, results / "nothing").output
     of_texts = call("table", QUICK, QUICK.with_name("decoding-batches"))
     assert (of_texts.exit_code, "holds results of generation" in of_texts.output) == (2, True)
