@@ -65,27 +65,8 @@ class ReplayedKnob:
     draft: tuple[int, float] | None = None
 
 
-@dataclass(frozen=True)
-class ReferenceLoss:
-    """The loss of all references with one rule.
-
-    Attributes:
-        nats: negative log-likelihood of each reference, summed over its tokens but the first: float64 [N].
-        tokens: their number: int64 [N].
-    """
-
-    nats: NDArray[np.float64]
-    tokens: NDArray[np.int64]
-
-    @property
-    def mean(self) -> float | None:
-        """Nats a token; None without tokens."""
-        counted = int(self.tokens.sum())
-        return float(self.nats.sum()) / counted if counted else None
-
-
 class Written(NamedTuple):
-    """Texts for the test prompts at a place of the curve, their scores, and the loss of the references there.
+    """Texts for the test prompts at a place of the curve, their scores, and the loss of each reference there, in nats.
 
     Scores, by name, are in [0, 1]: against the references, against the full model's texts (ROUGE-L, 1 for equal texts),
     and the share of places with the full model's token.
@@ -94,7 +75,7 @@ class Written(NamedTuple):
     place: int
     texts: Generations
     scores: dict[str, NDArray[np.float64]]
-    references: ReferenceLoss
+    nats: NDArray[np.float64]
 
 
 class PromptDecoder:
@@ -171,15 +152,19 @@ class TextEvaluation:
         return cheapest.knob if cheapest.layers <= model.num_layers else last
 
     @cached_property
+    def references(self) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+        """What :func:`read_references` gives for the decoded knobs."""
+        return read_references(self.decoder, self.prompts, [self.replayed[place].knob for place in self.decoded])
+
+    @cached_property
     def written(self) -> list[Written]:
         """The test prompts at every decoded knob, and last at full depth."""
-        knobs = [self.replayed[place].knob for place in self.decoded]
-        full, *at_knobs = read_references(self.decoder, self.prompts, knobs)
+        full, *at_knobs = self.references[1]
         found = []
-        for place, knob, read in zip(self.decoded, knobs, at_knobs, strict=True):
-            texts = self.decoder.at(knob, self.prompts)
-            found.append(Written(place, texts, self._scores(texts), read))
-            _logger.info("knob %g: %.2f layers", knob, texts.average_layers)
+        for place, nats in zip(self.decoded, at_knobs, strict=True):
+            texts = self.decoder.at(self.replayed[place].knob, self.prompts)
+            found.append(Written(place, texts, self._scores(texts), nats))
+            _logger.info("knob %g: %.2f layers", self.replayed[place].knob, texts.average_layers)
         return [*found, Written(len(self.replayed), self.full, self._scores(self.full), full)]
 
     @cached_property
@@ -224,7 +209,7 @@ class TextEvaluation:
         return found.join(pd.DataFrame(drafts, columns=["draft_tokens", "draft_threshold"]))
 
     def _measured(self, flops: DecodingFlops, written: Written) -> dict[str, object]:
-        texts, depth = written.texts, self.decoder.model.num_layers
+        texts, depth, counted = written.texts, self.decoder.model.num_layers, int(self.references[0].sum())
         exits = torch.cat([*(layers[1:] for layers in texts.exit_layers), torch.empty(0, dtype=torch.long)])
         if isinstance(texts, SpeculativeGenerations):
             operations = flops.speculating(texts)
@@ -237,7 +222,7 @@ class TextEvaluation:
             "place": written.place,
             "layers": float(texts.average_layers) if texts.decoded_tokens else float(depth),
             **{name: float(values.mean()) for name, values in written.scores.items()},
-            "nats": written.references.mean,
+            "nats": float(written.nats.sum()) / counted if counted else None,
             "new_tokens": float(sum(map(len, texts.tokens))),
             "decoded_tokens": float(texts.decoded_tokens),
             "exit_histogram": torch.bincount(exits, minlength=depth + 1)[1:].tolist(),
@@ -250,7 +235,7 @@ class TextEvaluation:
 
     def frames(self) -> Mapping[str, pd.DataFrame]:
         """Build the frames of a cell; no text is kept, but its tokens, exit layers and scores."""
-        number, full = np.arange(len(self.prompts)), self.written[-1]
+        number = np.arange(len(self.prompts))
         texts = [
             pd.DataFrame(
                 {
@@ -259,7 +244,7 @@ class TextEvaluation:
                     "tokens": [tokens.tolist() for tokens in written.texts.tokens],
                     "exit_layers": [layers.tolist() for layers in written.texts.exit_layers],
                     **written.scores,
-                    "nats": written.references.nats,
+                    "nats": written.nats,
                 }
             )
             for written in self.written
@@ -268,7 +253,7 @@ class TextEvaluation:
             "row": number,
             "truncated": self.truncated,
             "prompt_tokens": self.full.prompt_tokens,
-            "reference_tokens": full.references.tokens,
+            "reference_tokens": self.references[0],
         }
         return {"rows": pd.DataFrame(rows), "curve": self.curve, "texts": pd.concat(texts, ignore_index=True)}
 
@@ -331,40 +316,38 @@ def _rows_of(model: MultiExitDecoder, prompts: PromptSplit, written: Generations
     return [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, written.tokens, strict=True)]
 
 
-def read_references(decoder: PromptDecoder, prompts: PromptSplit, knobs: Sequence[float]) -> list[ReferenceLoss]:
-    """Return the loss of references in the full model, and then at every knob: all that is verified is at full depth.
+def read_references(
+    decoder: PromptDecoder, prompts: PromptSplit, knobs: Sequence[float]
+) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+    """Return the tokens of each reference that are counted [N], and its loss at full depth, then at every knob: [N].
 
-    They are read with their prompts at full depth (teacher forcing), with the end-of-text token, cut to the maximum
-    length of a text, once for all methods on a backbone. Their first tokens are not counted, because every method has
-    them at full depth. With a pruned vocabulary the loss is that of the exit's whole LM head, because any other token
-    would have an infinite loss.
+    All that is verified is at full depth. References are read with their prompts at full depth (teacher forcing), with
+    the end-of-text token, cut to the maximum length of a text, once for all methods on a backbone. Their first tokens
+    are not counted, because every method has them at full depth. With a pruned vocabulary the loss is that of the
+    exit's whole LM head, because any other token would have an infinite loss.
     """
     model, method = decoder.model, decoder.method
     rules: list[ExitRule] = [NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs]
     rows = encode_rows(model, prompts, max_prompt_tokens=None, max_new_tokens=decoder.options["max_new_tokens"])
     trace = record_tokens(model, rows, store=decoder.store)
     exits = sweep([NeverExit(), *rules], trace)[:, trace.may_exit]
-    places = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
-    by_exit, row = _nats(trace, places), trace.row[trace.may_exit].numpy()
-    tokens = np.bincount(row, minlength=len(prompts))
-    return [
-        ReferenceLoss(
-            nats=np.bincount(row, by_exit.gather(1, place.unsqueeze(1))[:, 0].numpy(), len(prompts)).astype(np.float64),
-            tokens=tokens,
-        )
-        for place in places
-    ]
+    nats, row = losses_at(trace, trace.may_exit, exits)[0], trace.row[trace.may_exit].numpy()
+    return np.bincount(row, minlength=len(prompts)), [np.bincount(row, own.numpy(), len(prompts)) for own in nats]
 
 
 @torch.inference_mode()
-def _nats(trace: TokenTrace, places: Tensor) -> Tensor:
-    """Compute the negative log-likelihood [tokens, exits] at the exits that some rule takes, of ``places`` from 0."""
-    found = torch.zeros(len(trace.may_exit), len(trace.exit_layers), dtype=torch.float64)
+def losses_at(trace: TokenTrace, tokens: Tensor, exits: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the loss of tokens at their exit layers by several rules, and whether each is the likeliest token there.
+
+    ``tokens`` are numbers in the trace, [N], ``exits`` layers, [rules, N]. Each exit reads a token once, however many
+    rules take it. Both results are [rules, N], losses in nats as float64.
+    """
+    losses, likeliest = torch.zeros(exits.shape, dtype=torch.float64), torch.zeros(exits.shape, dtype=torch.bool)
     for place, layer in enumerate(trace.exit_layers):
-        for chunk in (places == place).any(dim=0).nonzero().flatten().split(CHUNK):
-            tokens = trace.may_exit[chunk]
-            logits = trace.model.logits(layer, trace.states(place, tokens)).float()
-            targets = trace.targets[tokens].to(logits.device)
-            losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-            found[chunk, place] = losses.double().cpu()
-    return found
+        for chunk in (exits == layer).any(dim=0).nonzero().flatten().split(CHUNK):
+            log_probs = trace.model.logits(layer, trace.states(place, tokens[chunk])).float().log_softmax(dim=-1)
+            targets, here = trace.targets[tokens[chunk]].to(log_probs.device), exits[:, chunk] == layer
+            nats = -log_probs.gather(1, targets.unsqueeze(1)).squeeze(1).double().cpu()
+            losses[:, chunk] = torch.where(here, nats, losses[:, chunk])
+            likeliest[:, chunk] |= here & (log_probs.argmax(dim=-1) == targets).cpu()
+    return losses, likeliest

@@ -14,8 +14,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from torch import Tensor
 
+from benchmarks.kinds.text_evaluation import losses_at
 from consistentee.data.tasks import Keep
 from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.sampling import Sampling
@@ -24,7 +24,7 @@ from consistentee.methods.token_methods import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.traces.token_trace import CHUNK, TokenRow, TokenTrace, record_tokens
+from consistentee.traces.token_trace import TokenRow, record_tokens
 from consistentee.traces.walk import replay
 
 Request = tuple[Any, list[int], list[int]]
@@ -103,16 +103,15 @@ class EarlyExitLM(HFLM):
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
         return answers
 
-    @torch.inference_mode()
     def _score(self, rows: Sequence[TokenRow]) -> list[tuple[float, bool]]:
         recorded = record_tokens(self.decoder, rows, batch_size=len(rows))
         trace = replace(recorded, step=recorded.step + 1)  # the first scored token may leave early as well
         exits = replay(self.scoring_rule, trace)
         self.layer_calls, self.tokens = self.layer_calls + float(exits.sum()), self.tokens + len(exits)
-        log_probs, likeliest = _read_off(trace, exits)
+        nats, likeliest = losses_at(trace, torch.arange(len(trace)), exits.unsqueeze(0))
         lengths = [len(scored) for _, scored in rows]
-        parts = zip(log_probs.split(lengths), likeliest.split(lengths), strict=True)
-        return [(float(row.sum()), bool(agrees.all())) for row, agrees in parts]
+        parts = zip(nats[0].split(lengths), likeliest[0].split(lengths), strict=True)
+        return [(-float(row.sum()), bool(agrees.all())) for row, agrees in parts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue contexts; requests with the same options are decoded together."""
@@ -168,15 +167,3 @@ def _cut(context: Sequence[int], scored: Sequence[int], max_length: int) -> Toke
     if room < 1:
         raise UserError(f"an answer of {len(scored)} tokens cannot be scored: the model reads {max_length} at most")
     return list(context)[-room:], list(scored)
-
-
-def _read_off(trace: TokenTrace, exits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of every token at its exit, and whether it is the likeliest one there: [N] each."""
-    log_probs, likeliest = torch.zeros(len(trace)), torch.zeros(len(trace), dtype=torch.bool)
-    for index, layer in enumerate(trace.exit_layers):
-        for tokens in (exits == layer).nonzero().flatten().split(CHUNK):
-            said = trace.model.logits(layer, trace.states(index, tokens)).float().log_softmax(dim=-1).cpu()
-            targets = trace.targets[tokens]
-            log_probs[tokens] = said.gather(1, targets.unsqueeze(1)).squeeze(1)
-            likeliest[tokens] = said.argmax(dim=-1) == targets
-    return log_probs, likeliest
