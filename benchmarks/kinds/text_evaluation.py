@@ -332,7 +332,8 @@ def read_references(
     trace = record_tokens(model, rows, store=decoder.store)
     exits = sweep([NeverExit(), *rules], trace)[:, trace.may_exit]
     nats, row = losses_at(trace, trace.may_exit, exits)[0], trace.row[trace.may_exit].numpy()
-    return np.bincount(row, minlength=len(prompts)), [np.bincount(row, own.numpy(), len(prompts)) for own in nats]
+    sums = [np.bincount(row, own.numpy(), len(prompts)).astype(np.float64) for own in nats]
+    return np.bincount(row, minlength=len(prompts)), sums
 
 
 @torch.inference_mode()

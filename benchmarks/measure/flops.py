@@ -8,8 +8,7 @@ exit by themselves, it costs its live tokens, and keys and values of all. Decodi
 costs a constant and a part for every attended column. Later keys and values of skipped layers are included.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -21,7 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.backbones.token_exits import TokenContext, TokenExitStepper
@@ -52,19 +50,6 @@ def count_operations(call: Callable[[], Result]) -> tuple[int, Result]:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = call()
     return int(counter.get_total_flops()), result
-
-
-@contextmanager
-def eager_attention(backbones: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """Use eager attention, which the counter sees, in the block."""
-    usual = [backbone.config._attn_implementation for backbone in backbones]
-    for backbone in backbones:
-        backbone.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        for backbone, attention in zip(backbones, usual, strict=True):
-            backbone.set_attn_implementation(attention)
 
 
 def count_exits(
@@ -157,7 +142,7 @@ class FlopModel:
     def __init__(self, model: MultiExitModel) -> None:
         self._model, self._numbers = model, range(1, model.num_layers + 1)
         points = ALL_LIVE + (PARTLY_LIVE if isinstance(model.stepper, TokenExitStepper) else ())
-        with eager_attention(model.backbones), torch.no_grad():
+        with torch.no_grad():
             runs = [self._run_layers(tokens, live) for tokens, live in points]
         self._all_live = [layers for _, layers in runs[: len(ALL_LIVE)]]
         self.embedding = RowCost.fit([operations for operations, _ in runs[: len(ALL_LIVE)]])
@@ -265,7 +250,7 @@ class DecodingFlops:
         self._model = model
         token = torch.tensor([[1 if model.pad_id == 0 else 0]], device=model.device)
         position = torch.zeros_like(token)
-        with eager_attention([model.backbone]), torch.no_grad():
+        with torch.no_grad():
             self._hidden = model.stepper.embed(token, position)
             rotation = model.stepper.rotation(self._hidden, position)
             self.layers: list[TokenCost] = []

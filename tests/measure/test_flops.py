@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.skipdecode import ScheduledRule
-from benchmarks.measure.flops import ALL_LIVE, DecodingFlops, FlopModel, RowCost, count_operations, eager_attention
+from benchmarks.measure.flops import ALL_LIVE, DecodingFlops, FlopModel, RowCost, count_operations
 from benchmarks.testing.tiny import FAMILIES, TOKEN_EXIT_FAMILIES, random_prompts
 from consistentee import BranchSpec, HeadSpec, MultiExitDecoder, TokenExitStepper, generate, generate_speculatively
 from consistentee.data.encoding import Encoding
@@ -28,7 +28,8 @@ def test_full_depth_is_what_the_counter_sees_in_the_stock_model(tiny_model, fami
     tokens = 17
     types = [0] * tokens if model.stepper.uses_token_types else None
     flops = FlopModel(model)
-    with eager_attention([model.backbone]), FlopCounterMode(display=False) as counter, torch.no_grad():
+    model.backbone.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.stock_logits(model.collate([Encoding([5] * tokens, types)]))
     assert flops.full_flops([tokens]).tolist() == [counter.get_total_flops()]
 
@@ -66,8 +67,7 @@ def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_mo
     model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     row = Encoding(list(range(2, 19)), [0] * 17 if model.stepper.uses_token_types else None)
     expected = FlopModel(model).row_flops([17], [4], NeverExit(), model.stepper.live_tokens([row]))
-    with eager_attention([model.backbone]):
-        operations, _ = count_operations(lambda: classify_encoded(model, [row], NeverExit(), batch_size=1))
+    operations, _ = count_operations(lambda: classify_encoded(model, [row], NeverExit(), batch_size=1))
     assert expected.tolist() == [operations]
 
 
