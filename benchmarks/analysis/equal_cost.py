@@ -34,7 +34,7 @@ def mix(knobs: pd.DataFrame, speedups: Sequence[float], cost: str = LAYERS) -> p
     Returns:
         A line for every task, backbone, label, seed and speed-up: ``first`` and ``second``, two lines of ``knobs``,
         ``weight`` (the share of rows, in generation of prompts, that take the first), ``cost_weight`` (its share of
-        decoded tokens, of which costs are means) and ``reach``, see :class:`benchmarks.measure.knobs.Reach`.
+        decoded tokens, of which costs are means) and ``reach``, see :class:`benchmarks.measure.knobs.Mixtures`.
     """
     columns = [*CURVE, "seed", "speedup", "first", "second", "weight", "cost_weight", "reach"]
     known = knobs.dropna(subset=["layers", cost]) if cost in knobs else knobs.iloc[:0]

@@ -4,7 +4,6 @@ No score is read here, but by :func:`cheapest_within`, which chooses the knob of
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,20 +27,11 @@ _STEPS = 100
 _HALVINGS = 24  # after so many, neighbours between 0.9999 and 1 are equal in float32
 
 
-class Reach(StrEnum):
-    """Whether knobs can be mixed to a budget."""
-
-    MET = "met"
-    OVER = "over"
-    """Even the cheapest knob costs more; it stands alone."""
-    UNDER = "under"
-    """Even the deepest knob costs less; it stands alone."""
-
-
 class Mixtures(NamedTuple):
     """For each budget two knobs, by their places in the curve; a row takes the first one with probability ``weight``.
 
-    Arrays [B]; ``reach`` has values of :class:`Reach`.
+    Arrays [B]; ``reach`` is "met", "over" (even the cheapest knob costs more than the budget; it stands alone) or
+    "under" (even the deepest knob costs less; it stands alone).
     """
 
     first: NDArray[np.intp]
@@ -60,17 +50,14 @@ def neighbours(costs: ArrayLike, budgets: ArrayLike) -> Mixtures:
     if cost.size == 0:
         raise ValueError("nothing to mix: there are no knobs")
     order = np.argsort(cost, kind="stable")
+    order = order[np.diff(cost[order], prepend=-np.inf) > ROUNDING]
     rising = cost[order]
     below = np.searchsorted(rising, budget + ROUNDING, side="right") - 1
     above = np.searchsorted(rising, budget - ROUNDING, side="left")
-    reach = np.where(below < 0, Reach.OVER, np.where(above == cost.size, Reach.UNDER, Reach.MET))
-    below, above = np.clip(below, 0, None), np.clip(above, None, cost.size - 1)
-    first = np.searchsorted(rising, rising[below] - ROUNDING)
-    alone = (reach != Reach.MET) | (rising[above] <= budget + ROUNDING)
-    first = np.where(reach == Reach.OVER, 0, np.where(alone, np.searchsorted(rising, rising[above] - ROUNDING), first))
-    second = np.where(alone, first, above)
-    gap = np.where(alone, 1.0, rising[second] - rising[first])
-    weight = np.where(alone, 1.0, (rising[second] - budget) / gap)
+    reach = np.where(below < 0, "over", np.where(above == rising.size, "under", "met"))
+    first, second = below.clip(min=0), above.clip(max=rising.size - 1)
+    alone = first == second
+    weight = np.where(alone, 1.0, (rising[second] - budget) / np.where(alone, 1.0, rising[second] - rising[first]))
     return Mixtures(order[first], order[second], weight, reach.astype(object))
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from benchmarks.kinds import KINDS, Inputs
 from benchmarks.kinds.kind import CellRows
 from benchmarks.measure.environment import describe_environment, now
-from benchmarks.measure.knobs import SPEEDUPS, Reach, neighbours
+from benchmarks.measure.knobs import SPEEDUPS, neighbours
 from benchmarks.measure.terms import score_of_means
 from benchmarks.run.jobs import Job, RunContext
 from benchmarks.specs.base import BaseCellSpec, short_name
@@ -72,7 +72,7 @@ def reached(record: AnyRecord, curve: pd.DataFrame, full_score: float | None) ->
     terms = f"{record.metric}_terms"
     score = float(score_of_means(record.metric, mixed(terms)) if terms in known else mixed(record.metric))
     points = "" if full_score is None else f"{100 * (score - full_score):+.1f} points, "
-    place = f"{speedup:g}x" if reach == Reach.MET else f"{float(mixed('layers')):.2f} of {record.num_layers} layers"
+    place = f"{speedup:g}x" if reach == "met" else f"{float(mixed('layers')):.2f} of {record.num_layers} layers"
     return f"{points}{record.metric} {100 * score:.1f} at {place}"
 
 
