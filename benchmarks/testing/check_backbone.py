@@ -161,7 +161,8 @@ def check_backbone(name: str, *, progress: bool = False) -> Report:
     """
     encoder, findings = Encoder(name, resolve(name)), [Finding(title) for title in CHECKS]
     for finding in track(findings, description="checking", disable=not progress, transient=True):
-        finding.run(partial(CHECKS[finding.title], encoder))
+        found = finding.run(partial(CHECKS[finding.title], encoder))
+        finding.found = found or ""
         if finding.faults:
             break
     holds, broken = "methods can be compared on it", "methods cannot be compared on it"

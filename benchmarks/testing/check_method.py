@@ -49,20 +49,14 @@ def check_method(
             raise unknown_name("family", family, known)
     torch.set_num_threads(1)  # tiny models are slower with more
     trains, *findings = [Finding(title) for title in ("it trains", *(check.title for check in checks))]
-    cases: list[AnyCase] = []
-
-    def train(family: str, folder: Path) -> None:
-        cases.append(trained(method, family, folder))
-
     with tempfile.TemporaryDirectory() as folder:
         for family in track(families, description="checking", disable=not progress, transient=True):
-            cases.clear()
-            trains.run(partial(train, family, Path(folder)))
+            case = trains.run(partial(trained, method, family, Path(folder)))
             for check, finding in zip(checks, findings, strict=True):
                 if check.live and method.replay_only:
                     finding.found = "the rule reads the labels: it is only ever replayed"
-                elif cases and (check.every_family or family == families[0]):
-                    finding.run(partial(check.run, cases[0]))
+                elif case and (check.every_family or family == families[0]):
+                    finding.run(partial(check.run, case))
     for finding in [trains, *findings]:
         if finding.runs:
             finding.found = f"{finding.runs - len(finding.faults)} of {finding.runs} families"

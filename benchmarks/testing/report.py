@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from rich.console import Group
@@ -14,6 +14,8 @@ from rich.text import Text
 import consistentee
 from benchmarks.terminal import filled_table
 from consistentee.errors import UserError
+
+ResultT = TypeVar("ResultT")
 
 RULE_SECTION = "What a rule may read"
 STATE_SECTION = "What a rule remembers"
@@ -74,7 +76,7 @@ def any_error_is(fault: str, section: str = RULE_SECTION, advice: str = "") -> I
 
 @dataclass
 class Finding:
-    """The outcome of one check: ``title`` must hold, ``found`` is what the last run found, in a few words."""
+    """The outcome of one check: ``title`` must hold, ``found`` is what it found, in a few words."""
 
     title: str
     found: str = ""
@@ -87,14 +89,15 @@ class Finding:
             return "fail"
         return "pass" if self.runs else "not run"
 
-    def run(self, check: Callable[[], str | None]) -> None:
-        """Run the check; record what it found, and its failure, whatever it raises."""
+    def run(self, check: Callable[[], ResultT]) -> ResultT | None:
+        """Run the check and return its result; record its failure, whatever it raises, and return None."""
+        self.runs += 1
         try:
             with any_error_is("the check cannot be finished"):
-                self.found = check() or ""
+                return check()
         except BrokenContractError as error:
             self.faults.append(error)
-        self.runs += 1
+            return None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,14 @@ def save_random_model(
         auto.from_config(config).save_pretrained(directory)
 
 
+@dataclass(frozen=True)
 class TinyModels:
     """Tiny models by family; their backbones (4 layers, width 32, random) are written to a folder once."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    folder: Path
 
     def backbone(self, family: str) -> Path:
-        directory = self._folder / family
+        directory = self.folder / family
         if not directory.is_dir():
             save_random_model(AutoModel, CONFIGS[family](), directory, spread=0.1)
             make_tokenizer(family in ("bert", "electra", "albert")).save_pretrained(directory)
@@ -189,14 +190,14 @@ def make_decoder_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
+@dataclass(frozen=True)
 class TinyDecoders:
     """Tiny decoders by family; their backbones (4 layers, width 32, random) are written to a folder once."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    folder: Path
 
     def backbone(self, family: str = "llama") -> Path:
-        directory = self._folder / family
+        directory = self.folder / family
         if not directory.is_dir():
             # Layers differ from each other, and the next token varies.
             save_random_model(AutoModelForCausalLM, DECODER_CONFIGS[family](), directory, spread=0.3)

@@ -11,6 +11,7 @@ from consistentee.backbones.encoders import stepper_for
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import stock_encoded
+from consistentee.engine.speculation import stock_generate
 from consistentee.models.classifiers import RecordedLayer
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
@@ -159,10 +160,7 @@ def reference_logits(model: MultiExitModel, encodings: Sequence[Encoding], batch
     return torch.cat(logits)
 
 
-@torch.no_grad()
 def stock_tokens(model: MultiExitDecoder, prompt: Sequence[int], new_tokens: int) -> list[int]:
     """Return the tokens that the stock model's own ``generate`` writes greedily after one prompt."""
     tokens = torch.tensor([prompt], device=model.device)
-    mask, limits = torch.ones_like(tokens), {"max_new_tokens": new_tokens, "pad_token_id": model.pad_id}
-    written = model.backbone.generate(tokens, attention_mask=mask, do_sample=False, **limits)
-    return written[0, len(prompt) :].tolist()
+    return stock_generate(model, tokens, torch.ones_like(tokens), new_tokens)[0][0].tolist()
