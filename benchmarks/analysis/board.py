@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.analysis.comparison import comparison_of
 from benchmarks.analysis.figures import write_figures
 from benchmarks.analysis.frames import Results, load_results, published_folders, with_published
 from benchmarks.analysis.provenance import check_times
@@ -35,7 +36,7 @@ def report_files(out_dir: Path) -> "Group":
     own = load_results(out_dir)
     written = ", ".join(path.name for path in write_published_files(own, out_dir))
     board = with_published(own, published_folders())
-    table, clock = headline_table(board), f"clock {board.speedups[len(board.speedups) // 2]:g}x b1"
+    table, clock = headline_table(board), f"clock {comparison_of(board).middle:g}x b1"
     if table is not None:
         table = table.only([heading for heading in table.cells if heading.startswith("at ") or heading == clock])
     return Group(

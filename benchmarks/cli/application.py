@@ -1,6 +1,5 @@
 """The command: one group, options that take several words, errors as one sentence and an exit code, shared options."""
 
-import errno
 import os
 import re
 import sys
@@ -19,9 +18,6 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 _CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # of the click that Typer carries
 
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
-"""Errors of paths that a user gave."""
-
 _OF_ALL_COMMANDS = {"--debug": 0, "--device": 1, "--threads": 1}  # and how many words follow
 
 
@@ -35,11 +31,9 @@ class Commands(TyperGroup):
         """Run a command. Exit codes: 2 for errors that the user can fix, 130 for Ctrl-C, 1 for anything else."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # the reader of a pipe went away: Typer ends quietly
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader of a pipe went away: Typer ends quietly
             code, message = _explained(error)
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -52,7 +46,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {error}"
     if isinstance(error, _CLICK_ERROR):
         return 2, f"error: {error.format_message()} (add --help to see the arguments)"
-    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
+    if isinstance(error, OSError) and error.filename:  # a path that a user gave
         return 2, f"error: {error.filename}: {error.strerror}"
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "interrupted"

@@ -149,15 +149,15 @@ def texts_for(path: Path, text: Sequence[str]) -> tuple[list[Text], Columns]:
     return texts_of(table, columns, path), columns
 
 
-def label_file(classifier: Classifier, path: Path, out: Path | None, text: Sequence[str], batch_size: int = 32) -> None:
+def label_file(classifier: Classifier, path: Path, out: Path | None, text: Sequence[str]) -> None:
     """Write a CSV with text, label, probability and exit layer of every row of a table, as the rows are answered."""
     texts, columns = texts_for(path, text)
     print_line(Console(stderr=True), f"{len(texts):,} rows, {columns}")
     with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*columns.texts, "label", "probability", "exit_layer"])
-        for start in range(0, len(texts), 16 * batch_size):
-            part = texts[start : start + 16 * batch_size]
-            for one, answer in zip(part, classifier(part, batch_size), strict=True):
+        for start in range(0, len(texts), 512):
+            part = texts[start : start + 512]
+            for one, answer in zip(part, classifier(part), strict=True):
                 cells = [one] if isinstance(one, str) else list(one)
                 writer.writerow([*cells, answer.get("label", ""), f"{answer['score']:.4f}", answer["exit_layer"]])

@@ -5,9 +5,10 @@ commit and the libraries are recorded with a result and never compared.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.specs.base import BaseCellSpec, TimingSpec
 from benchmarks.specs.method_files import method_version
@@ -60,21 +61,12 @@ def stale_reason(recorded: KeyParts, wanted: KeyParts) -> str:
     """Describe which parts of a key differ, such as ``recipe.epochs was 3, is 4``; empty if none does."""
     if recorded.key == wanted.key:
         return ""
-    before, after = (dict(_flat(parts.model_dump(mode="json"))) for parts in (recorded, wanted))
+    flat = (pd.json_normalize(parts.model_dump(mode="json")).to_dict("records") for parts in (recorded, wanted))
+    (before,), (after,) = flat
     names = [name for name in sorted(before | after) if before.get(name, _ABSENT) != after.get(name, _ABSENT)]
-    return "; ".join(_phrase(name, str(before.get(name, _ABSENT)), str(after.get(name, _ABSENT))) for name in names)
-
-
-def _phrase(name: str, before: str, after: str) -> str:
-    what = name.removeprefix("settings.")
-    if len(before + after) > _LONGEST_SHOWN:  # hashes
-        return f"{_HASHED.get(name, what)} changed"
-    return f"{what} was {before}, is {after}"
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    phrases = []
+    for name in names:
+        what, old, new = name.removeprefix("settings."), before.get(name, _ABSENT), after.get(name, _ABSENT)
+        is_hash = len(f"{old}{new}") > _LONGEST_SHOWN
+        phrases.append(f"{_HASHED.get(name, what)} changed" if is_hash else f"{what} was {old}, is {new}")
+    return "; ".join(phrases)

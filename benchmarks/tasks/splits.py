@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from benchmarks.tasks.specs import AnyTaskSpec, Cut, Row, TaskSpec, Template, TextRow, TextTaskSpec
+from benchmarks.tasks.specs import AnyTaskSpec, Cut, Row, TaskSpec, TextRow, TextTaskSpec
 from consistentee.data.tasks import Label, Prompt, PromptSplit, Split, TaskData, TextTask
 from consistentee.errors import UserError, shown
 
@@ -127,13 +127,15 @@ def _prompts(spec: TextTaskSpec, rows: Sequence[TextRow], split: str, notes: lis
     else:
         which, complete = "without a response", [row for row in rows if row.response]
     notes.append(_dropped(which, len(rows) - len(complete), len(rows), split))
-    templates = spec.templates
-    made = [(_prompt(row, templates, spec.cut_field), spec.separator + row.response) for row in complete]
-    pairs = [(prompt, reference) for prompt, reference in made if prompt is not None]
-    notes.append(_dropped("without a text that every prompt needs", len(made) - len(pairs), len(rows), split))
-    if not pairs:
+    templates, prompts, references = spec.templates, list[Prompt](), list[str]()
+    for row in complete:
+        if template := next((one for one in templates if all(row.fields[field] for field in one.fields)), None):
+            prompts.append(template.prompt(row.fields, spec.cut_field))
+            references.append(spec.separator + row.response)
+    notes.append(_dropped("without a text that every prompt needs", len(complete) - len(prompts), len(rows), split))
+    if not prompts:
         raise UserError(f"task {spec.name!r}: no row of {split} is left. {_joined(notes)}")
-    return PromptSplit(split, [prompt for prompt, _ in pairs], [reference for _, reference in pairs])
+    return PromptSplit(split, prompts, references)
 
 
 def _halves(row: TextRow, minimum_words: int) -> TextRow | None:
@@ -144,13 +146,6 @@ def _halves(row: TextRow, minimum_words: int) -> TextRow | None:
         return None
     half = len(words) // 2
     return TextRow({name: " ".join(words[:half])}, " ".join(words[half:]))
-
-
-def _prompt(row: TextRow, templates: Sequence[Template], cut_field: str | None) -> Prompt | None:
-    for template in templates:
-        if all(row.fields[field] for field in template.fields):
-            return template.prompt(row.fields, cut_field)
-    return None
 
 
 def _joined(notes: Sequence[str]) -> str:
