@@ -41,7 +41,6 @@ from benchmarks.store.results_folder import checked_kind, is_published, publishe
 from benchmarks.terminal import print_line
 from consistentee.arguments import checked
 from consistentee.errors import UserError
-from consistentee.files import only_one
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,8 @@ class _Run:
     console: Console
 
     def complete(self) -> RunOutcome:
-        with only_one(self.planner.run.plan):
-            planned = self.planner.plan()
-            others = self.planner.finished_outside()
-            self.prepare(planned, others)
+        planned, others = self.planner.plan(), self.planner.finished_outside()
+        self.prepare(planned, others)
         missing = {cell.key for cell in planned if cell.is_missing}
         finished = self.compute(planned)
         timings = self.due_timings(finished, others) if self.times else []
@@ -245,8 +242,7 @@ def report(run: RunFolder) -> Any:
     """Write tables and a figure into a run's folder, and return the screen that the run ends with."""
     from benchmarks.analysis import board  # figures, which few commands need
 
-    with only_one(run.plan):
-        return board.report_files(run.root)
+    return board.report_files(run.root)
 
 
 def describe_run(suite: BaseSuite, folder: RunFolder) -> None:

@@ -40,7 +40,7 @@ class RunFolder:
     """The layout of a run's output folder.
 
     Large files of trained models lie once in ``weights``, however many models have them; training keeps the stages that
-    methods share in ``stages``; the run that writes here holds ``lock``, and while it plans and writes tables ``plan``.
+    methods share in ``stages``; the run that writes here holds ``lock``.
     """
 
     root: Path
@@ -50,7 +50,6 @@ class RunFolder:
         self.stages = self.root / "artifacts" / "stages"
         self.timings = self.root / "timings"
         self.lock = self.root / "artifacts" / "run.lock"
-        self.plan = self.root / "artifacts" / "plan"
 
     def cell(self, spec: BaseCellSpec) -> Path:
         """Return the folder of a cell: record, predictions, log."""
