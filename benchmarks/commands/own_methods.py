@@ -53,12 +53,9 @@ def find_methods(places: Sequence[str]) -> list[str]:
     no method, or two methods would have one name in tables.
     """
     from benchmarks.specs.base import label_of
+    from benchmarks.specs.suites import by_name
 
-    seen: dict[str, str] = {}
-    for name in (name for place in places for name in _methods_of(place)):
-        if (other := seen.setdefault(label_of(name), name)) != name:
-            raise UserError(f"{other} and {name} are both called {label_of(name)!r}; change one `name`")
-    return list(seen.values())
+    return list(by_name((name for place in places for name in _methods_of(place)), label_of).values())
 
 
 def _methods_of(place: str) -> list[str]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.kinds.kind import CellRows, Kind
-from benchmarks.specs.base import CellSpec, Regrouped, SuiteSpec
+from benchmarks.specs.base import CellSpec, SuiteSpec
 from benchmarks.store.hashes import hash_model
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.backbones.catalog import resolve
@@ -86,16 +86,16 @@ class Classification(Kind):
         return run
 
     def time_method(
-        self, method: "Method", model: "MultiExitModel", knob: float, regrouped: Regrouped | None = None, **options: int
+        self, method: "Method", model: "MultiExitModel", knob: float, **options: int
     ) -> Callable[[Sequence["Encoding"]], "BatchTimes"]:
         from benchmarks.measure.clock import BatchTimes, timed
         from consistentee.engine.classify import classify_encoded
 
-        rule, flight = method.rule(model, knob), {} if regrouped is None else regrouped.model_dump()
+        rule = method.rule(model, knob)
 
         def run(batch: Sequence["Encoding"]) -> BatchTimes:
-            options = {"batch_size": len(batch)} | flight
-            seconds, answers = timed(lambda rows: classify_encoded(model, rows, rule, **options), batch, model.device)
+            flight: dict[str, Any] = {"batch_size": len(batch)} | options
+            seconds, answers = timed(lambda rows: classify_encoded(model, rows, rule, **flight), batch, model.device)
             return BatchTimes(seconds, len(batch), float(sum(answers.layers_run.tolist())))
 
         return run

@@ -104,12 +104,7 @@ class Generation(Kind):
         return () if method.has_own_loop else protocol.regrouped
 
     def time_method(
-        self,
-        method: "TokenMethod",
-        model: "MultiExitDecoder",
-        knob: float,
-        regrouped: Regrouped | None = None,
-        **options: int,
+        self, method: "TokenMethod", model: "MultiExitDecoder", knob: float, **options: int
     ) -> Callable[[Sequence[str]], "BatchTimes"]:
         """Time a batch of prompts in step, or one of prompts in flight.
 
@@ -118,10 +113,8 @@ class Generation(Kind):
         """
         from benchmarks.measure.clock import BatchTimes
 
-        flight = {} if regrouped is None else regrouped.model_dump()
-
         def run(batch: Sequence[str]) -> BatchTimes:
-            written = method.generate(model, batch, knob, **{"batch_size": len(batch)} | options | flight)
+            written = method.generate(model, batch, knob, **{"batch_size": len(batch)} | options)
             return BatchTimes(
                 seconds=written.decode_seconds,
                 units=written.decoded_tokens,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from benchmarks.specs.base import BaseSuite, Regrouped, TimingSpec
 from consistentee.data.tasks import TaskData, TextTask
-from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 if TYPE_CHECKING:
     from benchmarks.measure.clock import BatchTimes
@@ -27,11 +26,6 @@ class CellRows(Generic[TaskT]):
     @property
     def tasks(self) -> list[TaskT]:
         return [self.task] if self.training is self.task else [self.task, self.training]
-
-    def trained_on(self, recipe: RecipeSettings | TokenRecipeSettings) -> int:
-        """Return how many of the training rows a recipe takes."""
-        rows = len(self.training.train)
-        return min(rows, recipe.max_rows or rows)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,6 +91,9 @@ class Kind(ABC):
 
     @abstractmethod
     def time_method(
-        self, method: Any, model: Any, knob: float, regrouped: Regrouped | None = None, **options: int
+        self, method: Any, model: Any, knob: float, **options: int
     ) -> "Callable[[Sequence[Any]], BatchTimes]":
-        """Build a function that answers a batch with early exits, regrouped or in step, and returns its times."""
+        """Build a function that answers a batch with early exits and returns its times.
+
+        Rows are in step, unless ``options`` are a setting of regrouping, too.
+        """

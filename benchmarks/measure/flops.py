@@ -256,15 +256,13 @@ class DecodingFlops:
             self.layers: list[TokenCost] = []
             self.filling: list[int] = []
             for layer in range(1, model.num_layers + 1):
-                counted = [self._count_layer(layer, position, rotation, n) for n in _COLUMN_COUNTS]
+                contexts = [DecoderContext(position, rotation, None, _Columns(n)) for n in _COLUMN_COUNTS]
+                steps = [partial(model.stepper.step, layer, self._hidden, context) for context in contexts]
+                counted = [count_operations(step)[0] for step in steps]
                 self.layers.append(TokenCost(*fit_exactly([(1, n) for n in _COLUMN_COUNTS], counted)))
                 fill = partial(model.stepper.keys_values, [layer], self._hidden, rotation)
                 self.filling.append(count_operations(fill)[0])
             self.head, _ = count_operations(partial(model.logits, model.num_layers, self._hidden[:, 0]))
-
-    def _count_layer(self, layer: int, position: Tensor, rotation: Any, columns: int) -> int:
-        context = DecoderContext(position, rotation, None, _Columns(columns))
-        return count_operations(partial(self._model.stepper.step, layer, self._hidden, context))[0]
 
     def full_decoding(self, written: Generations) -> int:
         """Count the operations of the decoded tokens at full depth."""

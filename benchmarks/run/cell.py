@@ -87,7 +87,7 @@ def run_cell(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: R
     """Run one cell and write its folder: frames, log, trained model, and last the record that makes it done."""
     from consistentee.training.loop import logged_training
 
-    cell, task = folder.cell(spec), rows.task
+    cell, task, trainable = folder.cell(spec), rows.task, len(rows.training.train)
     method = get_method(spec.method, **spec.parameters)
     begin_stage("loading the backbone")
     with _log_to(cell / LOG_FILE):
@@ -116,7 +116,7 @@ def run_cell(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: R
             parameters=method.parameters,
             knob_name=method.knob.name,
             seed=spec.seed,
-            train_rows=rows.trained_on(spec.recipe),
+            train_rows=min(trainable, spec.recipe.max_rows or trainable),
             validation_rows=len(task.validation),
             test_rows=len(task.test),
             train_seconds=train_seconds,

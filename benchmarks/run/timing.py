@@ -59,7 +59,8 @@ class TimingJob(Job[TimingRecord]):
         for cell, method, model in zip(self.cells, methods, models, strict=True):
             for knob in self.knobs[cell.key]:
                 for setting in (None, *kind.regroupings(method, protocol)):
-                    run = kind.time_method(method, model, knob, setting, **options)
+                    flight = {} if setting is None else dict(setting)
+                    run = kind.time_method(method, model, knob, **options, **flight)
                     passes.append(_Pass(len(named), run, setting))
                 named.append((cell.key, cell.spec.label, knob))
         sizes = [protocol.batch_sizes if one.regrouped is None else [one.regrouped.in_flight] for one in passes]

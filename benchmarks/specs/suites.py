@@ -1,7 +1,7 @@
 """Suites by name or file, of any kind; and the cells they stand for."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,8 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
     return chosen
 
 
-def _named(items: Sequence[str], name_of: Callable[[str], str]) -> dict[str, str]:
-    """Return tasks or backbones by the names that records have of them. Raises UserError if two have the same."""
+def by_name(items: Iterable[str], name_of: Callable[[str], str]) -> dict[str, str]:
+    """Return tasks, backbones or methods by the names that records have of them. Raises UserError if two have one."""
     found: dict[str, str] = {}
     for item in items:
         if (other := found.setdefault(name_of(item), item)) != item:
@@ -112,13 +112,14 @@ def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpe
     """
     filters = filters or Filters()
     methods = select_methods(suite, filters.methods)
-    by_name = _named(suite.tasks, _name_of_task)
-    _named(suite.backbones if filters.backbones is None else filters.backbones, short_name)
-    tasks = suite.tasks if filters.tasks is None else [by_name.get(_name_of_task(task), task) for task in filters.tasks]
+    known = by_name(suite.tasks, _name_of_task)
+    backbones = suite.backbones if filters.backbones is None else filters.backbones
+    by_name(backbones, short_name)
+    tasks = suite.tasks if filters.tasks is None else [known.get(_name_of_task(task), task) for task in filters.tasks]
     return [
         suite.cell(entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
         for task in tasks
-        for backbone in (suite.backbones if filters.backbones is None else filters.backbones)
+        for backbone in backbones
         for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
         for entry in methods
         for parameters in entry.combinations()

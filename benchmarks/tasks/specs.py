@@ -176,9 +176,6 @@ class Cut(Strict):
     at_most: int = Field(ge=1)
     seed: int
 
-    def size(self, rows: int) -> int:
-        return min(round(rows * self.fraction), self.at_most)
-
 
 class BaseTaskSpec(Strict):
     """A task of any kind: its name, where its rows are, how missing splits are cut."""

@@ -197,7 +197,8 @@ def cut_rows(labels: Sequence[Label], cut: Cut, name: str, task: str) -> tuple[l
     groups: dict[Label, list[int]] = {}
     for row, label in enumerate(labels):
         groups.setdefault(label, []).append(row)
-    sizes = shares({label: len(rows) for label, rows in groups.items()}, cut.size(len(labels)))
+    size = min(round(len(labels) * cut.fraction), cut.at_most)
+    sizes = shares({label: len(rows) for label, rows in groups.items()}, size)
     generator = random.Random(cut.seed)
     taken = {row for label in sorted(groups) for row in generator.sample(groups[label], sizes[label])}
     if not taken:

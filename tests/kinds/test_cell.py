@@ -134,6 +134,6 @@ def test_a_batch_in_step_and_more_texts_in_flight_are_timed(tiny_model):
     rows, calls = model.tokenize(random_texts(7)), []
     step = model.stepper.step
     model.stepper.step = lambda layer, hidden, context: (calls.append(len(hidden)), step(layer, hidden, context))[1]
-    in_step, in_flight = (kind.time_method(Static(), model, 3.0, way)(rows) for way in (None, setting))
+    in_step, in_flight = (kind.time_method(Static(), model, 3.0, **way)(rows) for way in ({}, dict(setting)))
     assert calls == [7] * 3 + [2] * 9 + [1] * 3
     assert (in_step.units, in_step.layer_calls) == (in_flight.units, in_flight.layer_calls) == (7, 21.0)

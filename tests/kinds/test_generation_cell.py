@@ -106,7 +106,7 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     protocol = DecodingTimingSpec(batch_sizes=(2, 5), regrouped=(setting,))
     in_step = Generation().time_method(TokenStatic(), model, 2.0, max_new_tokens=4)
     assert Generation().regroupings(TokenStatic(), protocol) == (setting,)
-    regrouping = Generation().time_method(TokenStatic(), model, 2.0, setting, max_new_tokens=4)
+    regrouping = Generation().time_method(TokenStatic(), model, 2.0, max_new_tokens=4, **dict(setting))
     prompts = random_prompts(5, seed=5)
     times = [in_step(prompts), regrouping(prompts)]
     assert asked == [(5, None), (2, 5)]
