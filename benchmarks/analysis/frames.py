@@ -333,7 +333,7 @@ def load_folders(folders: Sequence[Path], published: Iterable[Path] = ()) -> Res
     for other in found[1:]:
         if other.kind != found[0].kind:
             raise UserError(f"{other.folder} holds results of {other.kind}, {found[0].folder} of {found[0].kind}")
-    own = merge(found) if len(found) > 1 else found[0]
+    own = merge(found)
     return own if any(part.stored.published for part in own.parts) else with_published(own, published)
 
 

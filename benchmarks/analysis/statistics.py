@@ -21,8 +21,6 @@ UNKNOWN = np.full(RESAMPLES, np.nan)
 POWER = 1.96 + 0.84
 """Standard errors of a difference that a two-sided test at 5% finds with a probability of 80%."""
 _AT_ONCE = 1000
-_COUNTERS = 60_000
-"""Counters of resamples that are filled at once: few enough for the processor's cache."""
 
 
 @lru_cache(maxsize=40)  # several tasks have equally many rows
@@ -33,13 +31,8 @@ def resample_counts(rows: int, part: int, resamples: int) -> NDArray[np.uint16]:
     """
     counts = np.empty((resamples, rows), dtype=np.uint16)
     generator = np.random.default_rng([0, rows, part])
-    at_once = max(1, _COUNTERS // rows)
-    first_places, places = np.repeat(rows * np.arange(at_once), rows), np.empty(at_once * rows, dtype=np.int64)
-    for start in range(0, resamples, at_once):
-        size = rows * min(at_once, resamples - start)
-        drawn = generator.integers(rows, size=size, dtype=np.int32)
-        np.add(drawn, first_places[:size], out=places[:size])
-        counts[start : start + at_once] = np.bincount(places[:size], minlength=size).reshape(-1, rows)
+    for one in counts:
+        one[:] = np.bincount(generator.integers(rows, size=rows, dtype=np.int32), minlength=rows)
     return counts.T
 
 
