@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +72,7 @@ def plain_text(text: str, style: str = "", longest: int = 10_000) -> Text:
 
 def print_line(console: Console, line: str) -> None:
     """Print a line as it is, however long it is."""
-    console.print(escape(line), highlight=False, soft_wrap=True)
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def output_console(at_least: int = 0) -> Console:

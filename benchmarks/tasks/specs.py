@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from benchmarks.specs.base import Unique
 from benchmarks.specs.schema import Strict
 from consistentee.data.tasks import Keep, Prompt, Text
 from consistentee.errors import UserError, shown, unencodable, unknown_name
@@ -117,7 +118,7 @@ class FileLayout(RowColumns):
 
     format: Literal["tsv", "csv", "jsonl", "json", "parquet", "datasets"]
     quoting: Literal["none", "csv"] | None = Field(
-        None, description="none: cells are what lies between tabs; csv: cells may be quoted; by default none for tsv"
+        None, description="of tsv; none (the default): cells are what lies between tabs; csv: cells may be quoted"
     )
     header: bool = True
     folder: str = "."
@@ -128,7 +129,7 @@ class FileLayout(RowColumns):
     @property
     def quoted(self) -> bool:
         """Whether cells may be in quotes, with tabs, commas and newlines inside."""
-        return self.quoting == "csv" or (self.quoting is None and self.format == "csv")
+        return "csv" in (self.format, self.quoting)
 
     @property
     def is_text_table(self) -> bool:
@@ -136,8 +137,6 @@ class FileLayout(RowColumns):
 
     @model_validator(mode="after")
     def _columns_can_be_found(self) -> "FileLayout":
-        if self.format == "csv" and not self.quoted:
-            raise ValueError("format csv always has quoting csv")
         if not self.is_text_table and (self.quoting is not None or not self.header):
             raise ValueError(f"quoting and header do not apply to format {self.format}")
         named = not self.is_text_table or self.header
@@ -234,7 +233,7 @@ class TaskSpec(BaseTaskSpec):
     target: Literal["class", "number", "sign"] = Field(
         "class", description="sign: two classes, below and above zero; rows at exactly zero are dropped"
     )
-    labels: list[str] | None = Field(None, min_length=2, description="class names in order; by default those of train")
+    labels: Annotated[list[str], Unique] | None = Field(None, min_length=2, description="by default those of train")
     label_values: dict[str, str] = Field(default_factory=dict, description="a label as the file has it: its class name")
     dev_as_test: bool = Field(False, description="the public development set is the test split: labels are no secret")
     files: Files | None = None
@@ -249,8 +248,6 @@ class TaskSpec(BaseTaskSpec):
             raise ValueError("target sign needs two labels: below zero, above zero")
         if self.target == "number" and (self.labels or self.label_values):
             raise ValueError("target number has no labels")
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels must differ from each other")
         unknown = set(self.label_values.values()) - set(self.labels or self.label_values.values())
         if unknown:
             raise ValueError(f"label_values names classes that labels lacks: {', '.join(sorted(unknown))}")
