@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.measure.clock import BatchTimes
 
 
-class TimingJob(Job[TimingRecord]):
+class TimingJob(Job):
     """The timing of one group: finished cells whose models are on disk, and the knobs to time."""
 
     shares_machine: ClassVar[bool] = False
