@@ -206,16 +206,18 @@ def reproduce(
     ] = None,
 ) -> None:
     """Compare a paper's table with our numbers at the printed speed-ups (score @ speed-up); csv adds differences."""
-    from benchmarks.analysis.rendering import to_terminal
-    from benchmarks.commands.reproduce import compare_with_ours, paper_table, render
+    from benchmarks.analysis.rendering import formatted, to_csv, to_terminal
+    from benchmarks.commands.reproduce import compare_with_ours, paper_csv, paper_table
 
     comparisons, faults = compare_with_ours(name, backbones, results)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     if table_format is None:
-        output_console().print(to_terminal(paper_table(one) for one in comparisons))
+        output_console().print(to_terminal(map(paper_table, comparisons)))
+    elif table_format == "csv":
+        print(to_csv(paper_csv(comparisons)), end="")
     else:
-        print(render(comparisons, table_format), end="")
+        print(formatted(map(paper_table, comparisons), table_format), end="")
 
 
 @command(

@@ -14,7 +14,7 @@ from pydantic import Field
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.frames import FULL, Results, load_results
 from benchmarks.analysis.promises import chosen_knobs
-from benchmarks.analysis.rendering import MISSING, Column, Table, TableFormat, formatted, over_or_under, to_csv
+from benchmarks.analysis.rendering import MISSING, Column, Table, over_or_under
 from benchmarks.specs.base import short_name
 from benchmarks.specs.schema import Strict, load_named, yaml_files
 from benchmarks.specs.suites import load_suite
@@ -324,13 +324,6 @@ def _missing(comparison: PaperComparison, found: pd.DataFrame) -> list[str]:
     missing = wanted[np.invert(known)].groupby("label", sort=False)["task"].agg(", ".join)
     texts = [f"{label} on {tasks}" for label, tasks in missing.items()]
     return [f"{MISSING}: no records of {'; '.join(texts)}; `{comparison.command}` makes them."] if texts else []
-
-
-def render(comparisons: Sequence[PaperComparison], table_format: TableFormat) -> str:
-    """Render the tables of all backbones as ``md``, ``latex`` or ``csv``."""
-    if table_format == "csv":
-        return to_csv(paper_csv(comparisons))
-    return formatted([paper_table(comparison) for comparison in comparisons], table_format)
 
 
 def paper_csv(comparisons: Sequence[PaperComparison]) -> pd.DataFrame:

@@ -9,16 +9,13 @@ import sys
 from consistentee.errors import UserError
 from consistentee.extras import check_extra
 
-MODEL_NAME = "consistentee"
-_MODEL = "benchmarks.lm_eval.model:EarlyExitLM"
-
 
 def register() -> None:
     """Enter the model into the harness's list; it is imported once it is asked for. Again, nothing happens."""
     from lm_eval.api.registry import model_registry
 
-    if MODEL_NAME not in model_registry:
-        model_registry.register(MODEL_NAME, target=_MODEL)
+    if "consistentee" not in model_registry:
+        model_registry.register("consistentee", target="benchmarks.lm_eval.model:EarlyExitLM")
 
 
 def main() -> None:
