@@ -137,6 +137,8 @@ class FileLayout(RowColumns):
 
     @model_validator(mode="after")
     def _columns_can_be_found(self) -> "FileLayout":
+        if self.format == "csv" and self.quoting == "none":
+            raise ValueError("format csv always has quoting csv")
         if not self.is_text_table and (self.quoting is not None or not self.header):
             raise ValueError(f"quoting and header do not apply to format {self.format}")
         named = not self.is_text_table or self.header
