@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.backbones.cascade import first_layers
-from consistentee.backbones.encoders import stepper_for
 from consistentee.backbones.int8 import Quantize
 from consistentee.data.encoding import Encoding
 from consistentee.data.tasks import Split, TaskData
@@ -29,7 +27,7 @@ from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.held_out import ConsistentEEHeldOut, train_policy
 from consistentee.methods.method import Method, get_method
 from consistentee.models.base import chosen_device
-from consistentee.models.encoder import MultiExitModel, take_pooler
+from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, SomeLayersRule
 from consistentee.traces.instance_trace import Trace, record_logits
 from consistentee.traces.walk import sweep
@@ -215,11 +213,9 @@ def ensemble_on(
 def cut(incoming: Incoming, layers: int, recipe: Recipe, *, distilled: bool) -> MultiExitModel:
     """Return a model of the first layers with a copy of the head, tuned on labels, or half on the model's answers."""
     full = incoming.model
-    backbone = first_layers(stepper_for(full.backbone), layers)
-    take_pooler(backbone)
-    model = MultiExitModel(stepper_for(backbone), full.tokenizer, replace(full.description, heads={}))
+    model = full.first_layers(layers)
+    model.description = replace(full.description, heads={})
     model.classifiers[-1] = copy.deepcopy(full.classifiers[-1])
-    model.to(full.device)
     rows = incoming.training
     source = TokenSource(model, rows.encodings, label_tensor(rows.split.labels))
     teacher = record_logits(full, rows.encodings)[:, -1].log_softmax(dim=-1) if distilled else None
