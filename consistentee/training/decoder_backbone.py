@@ -8,9 +8,9 @@ One loss, a weighted mean of the exits' cross-entropies through the LM head, is 
 * weights in proportion to the square of depth, and layer dropout: LayerSkip (Elhoushi et al., 2024, arXiv 2404.16710,
   section 4.1), without a schedule of the dropout over time, as in its fine-tuning.
 
-Kept for every exit, logits take gigabytes. The loss is a weighted sum over tokens, so that the gradient of a logit,
-``weight * (softmax - one-hot)``, is computed with the logits, a chunk of tokens at a time (as the fused cross-entropy
-of Hsu et al., Liger Kernel, 2024, arXiv 2410.10989).
+Kept for every exit, logits take gigabytes. The loss is a weighted sum over tokens, so that its gradient is computed
+with the logits, a chunk of tokens at a time (as the fused cross-entropy of Hsu et al., Liger Kernel, 2024, arXiv
+2410.10989).
 """
 
 import math
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from consistentee.errors import UserError
 from consistentee.files import hash_json
@@ -214,23 +215,21 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def forward(  # noqa: PLR0917 (torch passes all by their place)
         ctx: Any, states: Tensor, lm_head: Tensor, targets: Tensor, weights: Tensor, products: torch.dtype
     ) -> Tensor:
-        head, loss = lm_head.to(products), states.new_zeros(())
         learns, head_learns, *_ = ctx.needs_input_grad
-        to_states = torch.zeros_like(states)
-        to_head = torch.zeros_like(lm_head) if head_learns else None
-        buffer = states.new_empty(min(_TOKENS_AT_A_TIME, len(states)), len(lm_head))
-        for start in range(0, len(states), _TOKENS_AT_A_TIME):
-            part = slice(start, start + _TOKENS_AT_A_TIME)
-            read, wanted, weight = states[part].to(products), targets[part], weights[part].unsqueeze(1)
-            scores = buffer[: len(read)].copy_(read @ head.T)
-            torch.log_softmax(scores, dim=-1, out=scores)
-            loss -= (weight * _log_likelihood(scores, wanted)).sum()
-            if learns or head_learns:
-                slope = _minus_targets(scores.exp_().mul_(weight), wanted, weight).to(products)
-                to_states[part] = slope @ head
-            if to_head is not None:
-                to_head += slope.T @ read
-        ctx.save_for_backward(to_states, to_head)
+        loss, to_states = states.new_zeros(()), torch.zeros_like(states)
+        head = lm_head.detach().requires_grad_(head_learns)
+        with torch.enable_grad():
+            for start in range(0, len(states), _TOKENS_AT_A_TIME):
+                part = slice(start, start + _TOKENS_AT_A_TIME)
+                read = states[part].detach().requires_grad_(learns)
+                scores = (read.to(products) @ head.to(products).T).to(states.dtype)
+                part_loss = weights[part] @ functional.cross_entropy(scores, targets[part], reduction="none")
+                loss += part_loss.detach()
+                if part_loss.requires_grad:
+                    part_loss.backward()
+                if read.grad is not None:
+                    to_states[part] = read.grad
+        ctx.save_for_backward(to_states, head.grad)
         return loss
 
     @staticmethod
@@ -238,15 +237,3 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if found is None else found * of_loss for found in ctx.saved_tensors)
         return (*gradients, None, None, None)
-
-
-def _log_likelihood(log_probabilities: Tensor, wanted: Tensor) -> Tensor:
-    if wanted.dim() == 1:
-        return log_probabilities.gather(1, wanted.unsqueeze(1))
-    return torch.einsum("tv,tv->t", log_probabilities, wanted).unsqueeze(1)
-
-
-def _minus_targets(probabilities: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    if wanted.dim() == 1:
-        return probabilities.scatter_add_(1, wanted.unsqueeze(1), -weight)
-    return probabilities.addcmul_(wanted, weight, value=-1)
