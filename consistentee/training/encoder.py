@@ -9,6 +9,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from consistentee.data.encoding import Batch, Encoding, fingerprint
 from consistentee.data.metrics import score
@@ -146,24 +147,19 @@ class StateSource(Source):
         return self.tokens.lengths
 
     @cached_property
-    def ends(self) -> Tensor:
-        """The end of each row in ``states``: [N]."""
-        return self.lengths.cumsum(dim=0)
+    def by_row(self) -> tuple[Tensor, ...]:
+        """Views of the states of each row: [tokens, L, width] each."""
+        return self.states.split(self.lengths.tolist())
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def batch(self, rows: Tensor, step: int) -> StateBatch:
-        model, lengths = self.tokens.model, self.lengths[rows]
-        places = torch.arange(int(lengths.max()))
-        padding_mask = places < lengths.unsqueeze(1)
-        starts = (self.ends[rows] - lengths).unsqueeze(1)
-        states = self.states[torch.where(padding_mask, starts + places, starts)]  # padding repeats the first token
-        return StateBatch(
-            states.transpose(1, 2).to(model.device, model.dtype),
-            padding_mask.to(model.device),
-            self.tokens.labels[rows].to(model.device),
-        )
+        model = self.tokens.model
+        states = pad_sequence([self.by_row[row] for row in rows.tolist()], batch_first=True).transpose(1, 2)
+        padding_mask = torch.arange(states.shape[2]) < self.lengths[rows].unsqueeze(1)
+        labels = self.tokens.labels[rows].to(model.device)
+        return StateBatch(states.to(model.device, model.dtype), padding_mask.to(model.device), labels)
 
     def fingerprint(self) -> str:
         return self.tokens.fingerprint()
@@ -357,8 +353,7 @@ def cached_states(model: MultiExitModel, source: TokenSource, batch_size: int = 
         batch = model.collate([source.encodings[i] for i in rows.tolist()])
         states = torch.stack(list(model.layer_states(batch)), dim=2).half().cpu()
         for row, tokens in zip(rows.tolist(), states, strict=True):
-            end, length = recorded.ends[row], recorded.lengths[row]
-            recorded.states[end - length : end] = tokens[:length]
+            recorded.by_row[row].copy_(tokens[: recorded.lengths[row]])
     return recorded
 
 
