@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
+from statistics import geometric_mean
 
 import numpy as np
 import torch
@@ -89,11 +90,10 @@ class Cost:
 
     def speed(self, share: float, questions: float) -> float:
         """Estimate the speed of a way that runs a share of the layers and asks its rule some questions a row."""
-        ratios = [
+        return geometric_mean(
             seconds / (self.layers[size] * share + self.question[size] * questions)
             for size, seconds in self.incoming.items()
-        ]
-        return math.exp(float(np.mean(np.log(ratios))))
+        )
 
 
 @dataclass(frozen=True, eq=False)

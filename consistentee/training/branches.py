@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from consistentee.data.tasks import TextTask
 from consistentee.files import hash_tensors
@@ -69,9 +70,8 @@ class RowStates(Source):
     def batch(self, rows: Tensor, step: int = 0) -> RowBatch:
         numbers = rows.tolist()
         batch = collate_rows(self.model, [self.rows[number] for number in numbers])
-        hidden = torch.zeros(*batch.tokens.shape, *self.hidden.shape[1:], device=self.model.device)
-        hidden[batch.padding_mask] = torch.cat([self._by_row[number] for number in numbers]).to(hidden)
-        return RowBatch(batch, hidden)
+        hidden = pad_sequence([self._by_row[number] for number in numbers], batch_first=True)
+        return RowBatch(batch, hidden.to(self.model.device, torch.get_default_dtype()))
 
     @cached_property
     def _by_row(self) -> tuple[Tensor, ...]:
