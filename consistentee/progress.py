@@ -30,16 +30,6 @@ class Position:
     rows: int = 0
     seconds: float = 0.0
 
-    @property
-    def rows_per_second(self) -> float | None:
-        """Rows a second; None as long as there is no pace."""
-        return self.rows / self.seconds if self.rows and self.seconds else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds that the remaining steps take at the pace so far; None as long as there is no pace."""
-        return self.seconds / self.steps * (self.total - self.done) if self.steps else None
-
 
 Listener = Callable[[Position], None]
 """Called at every step, so it should be quick."""

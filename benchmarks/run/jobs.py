@@ -169,10 +169,12 @@ def in_words(position: Position) -> str:
     """Format a position as one line: ``training last-exit, step 12 of 50, 85 rows/s, 0.4 min left``."""
     parts = [position.stage]
     parts += [f"step {position.done} of {position.total}"] if position.total else []
-    if (pace := position.rows_per_second) is not None:
+    if position.rows and position.seconds:
+        pace = position.rows / position.seconds
         parts.append(f"{pace:.0f} rows/s" if pace >= 10 else f"{pace:.1f} rows/s")
-    if (left := position.seconds_left) is not None:
-        parts.append(f"{left / 60:.1f} min left")
+    if position.steps:
+        seconds_left = position.seconds / position.steps * (position.total - position.done)
+        parts.append(f"{seconds_left / 60:.1f} min left")
     return ", ".join(parts)
 
 
