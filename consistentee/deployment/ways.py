@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from consistentee.backbones.int8 import Quantize
 from consistentee.data.encoding import Encoding
@@ -35,6 +34,7 @@ from consistentee.traces.walk import sweep
 from consistentee.training.encoder import (
     TokenBatch,
     TokenSource,
+    distillation_loss,
     label_tensor,
     layer_losses,
     student_loss,
@@ -218,7 +218,7 @@ def cut(incoming: Incoming, layers: int, recipe: Recipe, *, distilled: bool) -> 
     model.classifiers[-1] = copy.deepcopy(full.classifiers[-1])
     rows = incoming.training
     source = TokenSource(model, rows.encodings, label_tensor(rows.split.labels))
-    teacher = record_logits(full, rows.encodings)[:, -1].log_softmax(dim=-1) if distilled else None
+    teacher = record_logits(full, rows.encodings)[:, -1] if distilled else None
     name = f"{layers} layers, {'distilled' if distilled else 'tuned'}"
     run_stage(model, source, token_stage(name, partial(_cut_loss, teacher), recipe), recipe)
     return model
@@ -229,8 +229,7 @@ def _cut_loss(teacher: Tensor | None, model: MultiExitModel, batch: TokenBatch) 
     loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
     if teacher is None:
         return loss
-    target = teacher[batch.rows].to(logits.device)
-    return (loss + functional.kl_div(logits.log_softmax(dim=-1), target, log_target=True, reduction="batchmean")) / 2
+    return (loss + distillation_loss(torch.stack([logits, teacher[batch.rows].to(logits.device)], dim=1))) / 2
 
 
 # ------------------------------------------------------------------------------------------------ choice
