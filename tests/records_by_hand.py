@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.frames import Part, Results
 from benchmarks.measure.knobs import around_budgets
-from benchmarks.run.plan import knobs_to_time
+from benchmarks.run.timing import knobs_to_time
 from benchmarks.specs.base import CellSpec, folder_name, short_hash
 from benchmarks.store.folders import write_cell, write_timing
 from benchmarks.store.frames import AnyFrameName

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-class CellJob(Job):
+class CellJob(Job[AnyRecord]):
     """One cell."""
 
     def __init__(self, context: RunContext, cell: "PlannedCell") -> None:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +23,7 @@ from rich.status import Status
 from benchmarks.measure.environment import now
 from benchmarks.specs.base import Group
 from benchmarks.store.folders import FAILURE_FILE, RunFolder, read_failure, write_record
-from benchmarks.store.records import FailureRecord
+from benchmarks.store.records import AnyRecord, FailureRecord, TimingRecord
 from benchmarks.terminal import print_line
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL
@@ -35,6 +35,8 @@ SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_READS = 1.0
 _SECONDS_BETWEEN_WRITES = 1.0
 
+ResultT = TypeVar("ResultT", bound=AnyRecord | TimingRecord)
+
 
 class RunContext(NamedTuple):
     """Settings that all jobs of a run share; relative paths start in ``directory``."""
@@ -45,7 +47,7 @@ class RunContext(NamedTuple):
     command: str
 
 
-class Job(ABC):
+class Job(ABC, Generic[ResultT]):
     """Work for a process of its own.
 
     The result on disk when the job is made is the one to replace. Any other result means that the job is done, by this
@@ -72,8 +74,8 @@ class Job(ABC):
         """Compute the result and write it."""
 
     @abstractmethod
-    def read(self) -> Any:
-        """Read the result on disk, a record of a cell or a timing; None if there is none."""
+    def read(self) -> ResultT | None:
+        """Read the result on disk; None if there is none."""
 
     @property
     def lock_place(self) -> Path:
@@ -85,7 +87,7 @@ class Job(ABC):
         """File in which the job's process writes its progress; deleted when the process ends."""
         return self.lock_place.with_name(f".{self.key}.status{PARTIAL}")
 
-    def result(self) -> Any:
+    def result(self) -> ResultT | None:
         """Return the result, unless it is the one to replace."""
         found = self.read()
         return None if found is None or found.finished_at == self._replaces else found
@@ -101,7 +103,7 @@ class Job(ABC):
             return [f"failed: {failure.error}"], True
         return self.describe(found), False
 
-    def describe(self, _found: Any) -> list[str]:
+    def describe(self, _found: ResultT) -> list[str]:
         return ["done"]
 
     def note_failure(self, error: Exception | str, details: str = "", *, may_pass: bool = False) -> FailureRecord:
@@ -126,6 +128,9 @@ class Job(ABC):
         failure = FailureRecord.model_validate({**what, "refused": False, "may_pass": again})
         write_record(self.place / FAILURE_FILE, failure)
         return failure
+
+
+AnyJob: TypeAlias = Job[AnyRecord] | Job[TimingRecord]
 
 
 # ---------------------------------------------------------------------------------------------- progress
@@ -196,7 +201,7 @@ class RunProgress:
         self._console = console
         self._total = total
         self._done = self._failed = 0
-        self._running: dict[Job, _Running] = {}
+        self._running: dict[AnyJob, _Running] = {}
         self._changing = threading.RLock()
         self._ended = threading.Event()
         self._reader = threading.Thread(target=self._keep_reading, daemon=True)
@@ -216,7 +221,7 @@ class RunProgress:
         if self._live:
             self._live.stop()
 
-    def started(self, job: Job) -> None:
+    def started(self, job: AnyJob) -> None:
         with self._changing:
             title = f"[{self._done + len(self._running) + 1}/{self._total}] {job.name}"
             if not self._live:
@@ -224,7 +229,7 @@ class RunProgress:
             now = time.monotonic()
             self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: AnyJob) -> None:
         (first, *others), failed = job.ending()
         with self._changing:
             running = self._running.pop(job)

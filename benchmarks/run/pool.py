@@ -19,14 +19,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from benchmarks.measure.environment import usable_cores
-from benchmarks.run.jobs import Job, RunProgress, status_writer
+from benchmarks.run.jobs import AnyJob, RunProgress, status_writer
 from benchmarks.store.folders import FAILURE_FILE
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder, only_one
@@ -66,13 +67,13 @@ class Schedule:
     workers: int = 1
     address: str | None = None
 
-    def run_cells(self, jobs: Sequence[Job], progress: RunProgress) -> None:
+    def run_cells(self, jobs: Sequence[AnyJob], progress: RunProgress) -> None:
         """Run jobs that may share a machine."""
         if jobs and self.address is not None:
             with _cluster(self.address) as client:
                 executor = client.get_executor(pure=False)
 
-                def submit(job: Job) -> Future[None]:
+                def submit(job: AnyJob) -> Future[None]:
                     return executor.submit(_run_in_worker, job, slots_on(client), _thread_limit())
 
                 _run_side_by_side(jobs, progress, lambda: sum(slots_on(client).values()), submit)
@@ -81,7 +82,7 @@ class Schedule:
         else:
             _run_here(jobs, progress)
 
-    def run_timings(self, jobs: Sequence[Job], progress: RunProgress) -> None:
+    def run_timings(self, jobs: Sequence[AnyJob], progress: RunProgress) -> None:
         """Run jobs that must be alone, one after another, all on the same machine."""
         if jobs and self.address is not None:
             with _cluster(self.address) as client:
@@ -90,14 +91,14 @@ class Schedule:
             _run_here(jobs, progress)
 
 
-def _run_here(jobs: Sequence[Job], progress: RunProgress) -> None:
+def _run_here(jobs: Sequence[AnyJob], progress: RunProgress) -> None:
     for job in jobs:
         progress.started(job)
         execute(job)
         progress.ended(job)
 
 
-def _run_in_threads(jobs: Sequence[Job], progress: RunProgress, workers: int) -> None:
+def _run_in_threads(jobs: Sequence[AnyJob], progress: RunProgress, workers: int) -> None:
     threads, stopped = threads_of_a_job(workers, usable_cores(), _thread_limit()), threading.Event()
     with _threads_sleep_while_they_wait(), ThreadPoolExecutor(workers) as executor:
         try:
@@ -108,14 +109,14 @@ def _run_in_threads(jobs: Sequence[Job], progress: RunProgress, workers: int) ->
 
 
 def _run_side_by_side(
-    jobs: Sequence[Job],
+    jobs: Sequence[AnyJob],
     progress: RunProgress,
     count_slots: Callable[[], int],
-    submit: Callable[[Job], Future[None]],
+    submit: Callable[[AnyJob], Future[None]],
 ) -> None:
     """Keep all slots busy. Submit no more jobs than there are slots, so that the order can depend on running jobs."""
-    waiting: list[Job] = list(jobs)
-    running: dict[Future[None], Job] = {}
+    waiting: list[AnyJob] = list(jobs)
+    running: dict[Future[None], AnyJob] = {}
     try:
         while waiting or running:
             slots = count_slots()
@@ -135,7 +136,7 @@ def _run_side_by_side(
             future.cancel()
 
 
-def next_job(waiting: Sequence[Job], running: Collection[Job]) -> Job:
+def next_job(waiting: Sequence[AnyJob], running: Collection[AnyJob]) -> AnyJob:
     """Choose the job to start next: of the group with the fewest running jobs, since these may want the same stage."""
     busy = Counter(job.group for job in running)
     return min(waiting, key=lambda job: busy[job.group])
@@ -183,7 +184,7 @@ def _host(address: str) -> str:
     return urlsplit(address).hostname or address
 
 
-def _run_in_worker(job: Job, slots: Counter[str], limit: int | None) -> None:
+def _run_in_worker(job: AnyJob, slots: Counter[str], limit: int | None) -> None:
     from distributed import get_worker
 
     # Dask's workers are daemons, which may have no children, lest these outlive them; ours end with their parent.
@@ -192,7 +193,7 @@ def _run_in_worker(job: Job, slots: Counter[str], limit: int | None) -> None:
     execute(job, threads_of_a_job(own_slots, usable_cores(), limit))
 
 
-def _run_alone(client: "Client", jobs: Sequence[Job], progress: RunProgress) -> None:
+def _run_alone(client: "Client", jobs: Sequence[AnyJob], progress: RunProgress) -> None:
     offers = client.run(lambda dask_worker: dict(dask_worker.state.total_resources))
     address = min(offers, key=lambda worker: (TIMING_RESOURCE not in offers[worker], worker))
     resources = {TIMING_RESOURCE: 1} if TIMING_RESOURCE in offers[address] else None
@@ -205,7 +206,7 @@ def _run_alone(client: "Client", jobs: Sequence[Job], progress: RunProgress) -> 
         progress.ended(job)
 
 
-def _settle(result: Callable[[], object], job: Job) -> None:
+def _settle(result: Callable[[], object], job: AnyJob) -> None:
     """Wait for a job; note it as failed if workers keep dying. Raises UserError for an error of the whole run."""
     try:
         result()
@@ -222,7 +223,7 @@ def _settle(result: Callable[[], object], job: Job) -> None:
 # ---------------------------------------------------------------------------------------------- processes
 
 
-def execute(job: Job, threads: int | None = None, stopped: threading.Event | None = None) -> None:
+def execute(job: AnyJob, threads: int | None = None, stopped: threading.Event | None = None) -> None:
     """Run a job in a process of its own, and wait for it. Its result, or a note of its failure, is on disk then.
 
     ``threads`` are those of torch; None leaves torch's own choice. ``stopped`` is set when the run ends early, and the
@@ -254,7 +255,7 @@ def execute(job: Job, threads: int | None = None, stopped: threading.Event | Non
             job.note_failure(_end_of_process(process.exitcode), said, may_pass=process.exitcode < 0)
 
 
-def compute_here(job: Job) -> None:
+def compute_here(job: AnyJob) -> None:
     """Compute a job in this process, unless it is done; write its result, or a note of its failure.
 
     Raises DiskFullError if there is no room for either.
@@ -272,10 +273,12 @@ def compute_here(job: Job) -> None:
             (job.place / FAILURE_FILE).unlink(missing_ok=True)
 
 
-def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
+def _started(job: AnyJob, threads: int | None, output: Path) -> BaseProcess:
     """Start the process of a job. A timing gets a fresh process with the default wait policy."""
-    multiprocessing.set_forkserver_preload(_PRELOADED)
-    context: Any = multiprocessing.get_context("forkserver" if job.shares_machine else "spawn")
+    context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
+    if job.shares_machine and "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
     with _threads_sleep_while_they_wait() if job.shares_machine else nullcontext():
         process: BaseProcess = context.Process(target=_work, args=(job, threads, output), name=job.name)
         with _PROCESSES:
@@ -315,7 +318,7 @@ def _end_of_process(exit_code: int) -> str:
     return f"its process was ended by signal {name}{hint}"
 
 
-def _work(job: Job, threads: int | None, output: Path) -> None:
+def _work(job: AnyJob, threads: int | None, output: Path) -> None:
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))

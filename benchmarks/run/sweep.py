@@ -15,28 +15,24 @@ from benchmarks.kinds import Inputs
 from benchmarks.measure.environment import command_line, describe_conditions, describe_environment
 from benchmarks.run.cell import CellJob
 from benchmarks.run.jobs import RunContext, RunProgress
-from benchmarks.run.plan import PlannedCell, Planner, groups_of, summary
+from benchmarks.run.plan import PlannedCell, Planner, Work, groups_of, summary
 from benchmarks.run.pool import Schedule
-from benchmarks.run.timing import TimingJob
-from benchmarks.specs.base import BaseSuite, Group, group_name, short_name
+from benchmarks.run.timing import TimingJob, Timings
+from benchmarks.specs.base import BaseSuite, group_name, short_name
 from benchmarks.specs.suites import Filters
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
     SUITE_FILE,
-    TIMING_FILE,
     Fault,
     RunFolder,
-    keep_timing,
     only_run,
-    parse_record,
     read_failure,
     write_cell,
     write_record,
     write_timing,
 )
 from benchmarks.store.hashes import file_fault, write_json, write_text
-from benchmarks.store.records import TimingRecord
 from benchmarks.store.results_folder import checked_kind, is_published, published_results
 from benchmarks.terminal import print_line
 from consistentee.arguments import checked
@@ -103,11 +99,7 @@ def run_suite(
         UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
     console, schedule = console or Console(stderr=True), schedule or Schedule()
-    if fresh and not train:
-        raise UserError("--fresh computes all cells: leave out --only-timing")
-    times = times and suite.timing.rounds > 0
-    if not train and not times:
-        raise UserError("nothing to do: --only-timing excludes --no-timing, and needs a suite with times")
+    work = _possible(suite, Work(filters or Filters(), fresh, retry_failed, train, times))
     if is_published(out):
         raise UserError(f"{out} holds published results; give a folder of its own to the run, with --out")
     checked_kind(suite, out, "give another --out")
@@ -119,25 +111,34 @@ def run_suite(
         else:
             print_line(console, fault.set_aside())
 
-    inputs = Inputs(data_dir)
-    planner = Planner(suite, filters or Filters(), fresh, retry_failed, train, folder, inputs, published, put_aside)
+    planner = Planner(suite, work, folder, Inputs(data_dir), published, put_aside)
     if dry_run:
-        lines = plan_lines(planner, schedule.workers, times=times)
+        lines = plan_lines(planner, schedule.workers)
         return RunOutcome(plan=(*dict.fromkeys(noted), *lines))
     context = RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line())
     try:
         with only_run(folder):
-            return _Run(planner, times, context, schedule, console).complete()
+            return _Run(planner, Timings(planner), context, schedule, console).complete()
     except KeyboardInterrupt as error:
         again = "begins anew; without --fresh it continues, with earlier results too" if fresh else "continues"
         kept = f"interrupted; finished cells, stages and checkpoints are kept in {out}, and the same command {again}"
         raise KeyboardInterrupt(kept) from error
 
 
+def _possible(suite: BaseSuite, work: Work) -> Work:
+    """Leave out times that cannot be taken. Raises UserError for work that contradicts itself."""
+    if work.fresh and not work.train:
+        raise UserError("--fresh computes all cells: leave out --only-timing")
+    times = work.times and suite.timing.rounds > 0
+    if not work.train and not times:
+        raise UserError("nothing to do: --only-timing excludes --no-timing, and needs a suite with times")
+    return replace(work, times=times)
+
+
 @dataclass(frozen=True)
 class _Run:
     planner: Planner
-    times: bool
+    timings: Timings
     context: RunContext
     schedule: Schedule
     console: Console
@@ -147,7 +148,7 @@ class _Run:
         self.prepare(planned, others)
         missing = {cell.key for cell in planned if cell.is_missing}
         finished = self.compute(planned)
-        timings = self.due_timings(finished, others) if self.times else []
+        timings = self.due_timings(finished, others) if self.planner.work.times else []
         if timings and not missing:
             describe_run(self.planner.suite, self.planner.run)
         with RunProgress(self.console, len(timings)) as progress:  # while no cell runs
@@ -165,7 +166,7 @@ class _Run:
 
     def prepare(self, planned: Sequence[PlannedCell], others: Sequence[PlannedCell]) -> None:
         """Write what is known before any training; ``others`` are the finished cells outside of the filter."""
-        suite, run, is_fresh = self.planner.suite, self.planner.run, self.planner.fresh
+        suite, run, is_fresh = self.planner.suite, self.planner.run, self.planner.work.fresh
         if not is_fresh:
             self.take_published([*planned, *others])
         for line in (*self.planner.stale_lines(planned), *_disk_lines(suite, planned, run.root)):
@@ -191,8 +192,8 @@ class _Run:
                 cells_taken += 1
         keys = {cell.key for cell in cells}
         for group in groups_of(cells):
-            for file, timing in self.planner.only_published(group).items():
-                if timing.key == self.planner.timing_key and any(one.cell_key in keys for one in timing.timed):
+            for file, timing in self.timings.only_published(group).items():
+                if timing.key == self.timings.key and any(one.cell_key in keys for one in timing.timed):
                     write_timing(run.timings / file, timing, published.times_of(file))
                     timings_taken += 1
         if cells_taken or timings_taken:
@@ -218,24 +219,17 @@ class _Run:
             done = [cell for cell in [*members, *outside.get(group, [])] if cell.record]
             if not done:
                 continue
-            knobs, due, lines = self.planner.to_time(done)
-            for line in lines:
+            times = self.timings.of_group(done)
+            for line in times.lines:
                 print_line(self.console, line)
             own = {cell.key for cell in members}
-            if not self.planner.fresh and not any(cell.key in own for cell in due):
+            if not self.planner.work.fresh and not any(cell.key in own for cell in times.due):
                 continue
-            if ready := [cell for cell in done if knobs[cell.key] and self.planner.has_model(cell)]:
-                if kept := self.keep_times_of_others(group, ready):
+            if ready := [cell for cell in done if times.knobs[cell.key] and self.timings.has_model(cell)]:
+                if kept := self.timings.keep_times_of_others(group, ready):
                     print_line(self.console, f"    the earlier timing, which holds other cells, is kept as {kept}")
-                jobs.append(TimingJob(self.context, ready, knobs, self.planner.suite.timing))
+                jobs.append(TimingJob(self.context, ready, times.knobs, self.planner.suite.timing))
         return jobs
-
-    def keep_times_of_others(self, group: Group, cells: Sequence[PlannedCell]) -> str | None:
-        """Rename the timing of a group that holds other cells than those timed next; return its new name."""
-        place = self.planner.run.timing(*group)
-        old, _ = parse_record(place / TIMING_FILE, TimingRecord)
-        keys = {"", *(cell.key for cell in cells)}
-        return keep_timing(place).name if old and any(one.cell_key not in keys for one in old.timed) else None
 
 
 def report(run: RunFolder) -> Any:
@@ -254,18 +248,18 @@ def describe_run(suite: BaseSuite, folder: RunFolder) -> None:
     write_json(folder.root / ENVIRONMENT_FILE, json.dumps(machine, indent=1), [suite_file])
 
 
-def plan_lines(planner: Planner, workers: int, *, times: bool) -> list[str]:
+def plan_lines(planner: Planner, workers: int) -> list[str]:
     """Describe the plan of a run in lines for people."""
-    planned, published = planner.plan(), planner.published
+    planned, published, work, timings = planner.plan(), planner.published, planner.work, Timings(planner)
     missing = [cell for cell in planned if cell.is_missing]
     records = [cell.record for cell in planned if cell.record and not cell.published]
     records += published.cells.values() if published else []
     trained = [((one.task, one.backbone, one.label), one.train_seconds) for one in records]
-    groups = groups_of(planned) if times else {}
-    states = {group: planner.to_time(cells) for group, cells in groups.items()}
-    due = [g for g, cells in groups.items() if planner.fresh or states[g][1] or any(cell.is_missing for cell in cells)]
+    groups = groups_of(planned) if work.times else {}
+    states = {group: timings.of_group(cells) for group, cells in groups.items()}
+    due = [g for g, cells in groups.items() if work.fresh or states[g].due or any(cell.is_missing for cell in cells)]
     taken = [*published.timings.values()] if published else []
-    taken += [timing for group in groups for timing in planner.timings_of(group)]
+    taken += [timing for group in groups for timing in timings.taken(group)]
     timed = [((timing.task, timing.backbone), timing.total_seconds) for timing in taken]
     to_train = [(short_name(spec.task), short_name(spec.backbone), spec.label) for spec in (c.spec for c in missing)]
     to_time = [(short_name(task), short_name(backbone)) for task, backbone, _ in due]
@@ -275,7 +269,7 @@ def plan_lines(planner: Planner, workers: int, *, times: bool) -> list[str]:
         f"{summary(planner.suite, planned)}; results in {planner.run.root}",
         *(f"{cell.state:8} {cell.spec.name}" for cell in planned),
         *(f"to time  {group_name(group)}" for group in due),
-        *(line for _, _, lines in states.values() for line in lines),
+        *(line for state in states.values() for line in state.lines),
         *_estimate("training", to_train, trained, workers),
         *_estimate("timing", to_time, timed),
         "nothing was run or written",

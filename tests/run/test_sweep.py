@@ -13,7 +13,7 @@ import pytest
 import small_suite
 from small_suite import Bench, stamps, wait_until, write_task
 
-from benchmarks.run import cell as cells, plan
+from benchmarks.run import cell as cells, timing
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.method_files import method_version
 from benchmarks.specs.suites import Filters
@@ -166,12 +166,12 @@ def test_a_lost_model_is_named_if_a_timing_needs_it_and_trained_again_by_fresh(f
 
 
 def test_times_at_other_knobs_stand_where_the_model_is_gone(finished, monkeypatch):
-    chosen = plan.knobs_to_time
+    chosen = timing.knobs_to_time
 
     def moved(cells):
         return {key: [-1.0] if knobs else [] for key, knobs in chosen(cells).items()}
 
-    monkeypatch.setattr(plan, "knobs_to_time", moved)
+    monkeypatch.setattr(timing, "knobs_to_time", moved)
     assert any(line.startswith("to time") for line in finished.plan())
     shutil.rmtree(finished.out / "artifacts" / "models")
     assert not any(line.startswith("to time") for line in finished.plan())

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from records_by_hand import LAYERS, cell, curve_by_hand, decoding_cell, decoding_frames
 
-from benchmarks.run.plan import knobs_to_time
+from benchmarks.run.timing import knobs_to_time
 from benchmarks.store.records import AnyRecord
 
 Curve = tuple[AnyRecord, pd.DataFrame]
