@@ -1,16 +1,19 @@
 """Kind: what the harness needs to know of classification and of generation, as one abstract class."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from benchmarks.specs.base import BaseSuite, Regrouped, TimingSpec
+from benchmarks.store.records import AnyRecord
 from consistentee.data.tasks import TaskData, TextTask
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from benchmarks.measure.clock import BatchTimes
 
 TaskT = TypeVar("TaskT", bound=TaskData | TextTask)
@@ -30,6 +33,24 @@ class CellRows(Generic[TaskT]):
     @cached_property
     def fingerprint(self) -> str:
         return " ".join(task.fingerprint() for task in self.tasks)
+
+
+class Evaluation(Protocol):
+    """A trained model whose knob has been swept."""
+
+    @property
+    def default_knob(self) -> float:
+        """The knob of the saved model, unless its user gives another one."""
+
+    @property
+    def curve(self) -> "pd.DataFrame":
+        """The frame ``curve``, see :mod:`benchmarks.store.frames`."""
+
+    def record(self, **shared: Any) -> AnyRecord:
+        """Build the record from the fields that both kinds share and those of this kind."""
+
+    def frames(self) -> "Mapping[str, pd.DataFrame]":
+        """Build all frames of the cell but ``training``."""
 
 
 class Kind(ABC):
@@ -58,12 +79,8 @@ class Kind(ABC):
         """Build the backbone of a cell with untrained exits."""
 
     @abstractmethod
-    def evaluate(self, spec: Any, rows: CellRows[Any], method: Any, model: Any, store: Path | None) -> Any:
-        """Sweep the knob of a trained model. ``store`` keeps full-depth passes, which cells with its model share.
-
-        What is returned has ``default_knob``, that of the saved model; ``curve``, the frame of that name; ``frames()``,
-        all of the cell but ``training``; and ``record(**shared)`` with the fields of this kind.
-        """
+    def evaluate(self, spec: Any, rows: CellRows[Any], method: Any, model: Any, store: Path | None) -> Evaluation:
+        """Sweep the knob of a trained model. ``store`` keeps full-depth passes, which cells with its model share."""
 
     @abstractmethod
     def load_model(self, folder: Path, loaded: Sequence[Any] = ()) -> Any:

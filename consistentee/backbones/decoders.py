@@ -8,7 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,16 @@ def logits_among(head: nn.Linear, states: Tensor, tokens: Tensor) -> Tensor:
     return logits if head.bias is None else logits + head.bias[tokens]
 
 
+class KeysValues(Protocol):
+    """Interface of a key/value cache, as stock attention calls it."""
+
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Add keys and values of new tokens [rows, kv_heads, T, head_dim] and return all that they attend to.
+
+        ``layer_index`` counts from 0.
+        """
+
+
 @dataclass(frozen=True)
 class DecoderContext:
     """Inputs of the layers besides the hidden states.
@@ -43,13 +53,12 @@ class DecoderContext:
         attention_mask: the mask of the stock layer for the attention in use (sdpa: bool [rows, 1, T, columns]). With
             None, one new token attends to the whole cache, and several tokens without a cache attend causally; several
             tokens after cached ones need a mask.
-        cache: has an ``update`` as stock attention calls it, see :class:`consistentee.engine.token_batch.CacheWindow`.
     """
 
     positions: Tensor
     rotation: Any
     attention_mask: Tensor | None
-    cache: Any = None
+    cache: KeysValues | None = None
 
 
 def positions_of(padding_mask: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class LiveView(LayerView):
     def row_keys(self) -> Tensor:
         return torch.tensor([encoding.key for encoding in self._encodings], device=self.device)
 
+    def _run_head(self, name: str, extra: Tensor | None) -> Tensor:
+        return self._model.head(name)(self.layer, self.pooled, extra)
+
 
 @checked
 def classify(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteriaList
 
 from consistentee.arguments import Fraction, NotNegative, Positive, Texts, checked
-from consistentee.backbones.decoders import DecoderContext
+from consistentee.backbones.decoders import DecoderContext, KeysValues
 from consistentee.data.tasks import Keep
 from consistentee.engine.generate import Generations, check_prompts, generate_encoded
 from consistentee.engine.sampling import begin_texts
@@ -66,6 +66,7 @@ class BranchDrafter(Drafter):
         self._place = model.num_layers
 
     def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        assert context.cache is not None
         own = replace(context, cache=_Elsewhere(context.cache, self._place))
         return self._model.stepper.step(self._layer, hidden, own)
 
@@ -99,7 +100,7 @@ class SublayerDrafter(Drafter):
 class _Elsewhere:
     """A cache in which a layer has another place than its number: another layer has that."""
 
-    cache: Any
+    cache: KeysValues
     place: int
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Any, Any]:

@@ -210,6 +210,7 @@ class TokenBatch:
 
     def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run some layers (1-based): [rows, T, width] -> [rows, T, width]; ``context`` is of :meth:`context`."""
+        assert isinstance(context.cache, CacheWindow)
         context.cache.record(layers)
         for layer in layers:
             hidden = self.stepper.step(layer, hidden, context)

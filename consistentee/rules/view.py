@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ class LayerView(ABC):
     """
 
     _past: Tensor | None = None
-    _model: Any  # of a view that runs heads of its model
 
     def __init__(self, layer: int, num_layers: int, rows: int, device: torch.device) -> None:
         self.layer = layer
@@ -87,8 +85,8 @@ class LayerView(ABC):
             self._heads[name] = self._run_head(name, None)
         return self._heads[name]
 
-    def _run_head(self, name: str, extra: Tensor | None) -> Tensor:
-        return self._model.head(name)(self.layer, self.pooled, extra)
+    @abstractmethod
+    def _run_head(self, name: str, extra: Tensor | None) -> Tensor: ...
 
     def likeliest(self, count: int) -> Tensor:
         """Return the ``count`` classes or tokens with the largest logits, in increasing order: int64 [rows, count].

@@ -108,3 +108,6 @@ class TokenView(LayerView):
     def row_keys(self) -> Tensor:
         keys = [token_key(key, step) for key, step in zip(self._prompt_keys, self.places, strict=True)]
         return torch.tensor(keys, device=self.device)
+
+    def _run_head(self, name: str, extra: Tensor | None) -> Tensor:
+        return self._model.head(name)(self.layer, self.pooled, extra)
