@@ -4,6 +4,7 @@ import math
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,7 @@ def showing_stages(console: Console) -> Iterator[Listener]:
 def ending_after_a_step(listener: Listener) -> Iterator[Listener]:
     """Let Ctrl-C end a training after the step at work, which is kept; a second Ctrl-C ends it at once.
 
-    Yields the listener to report to.
+    Yields the listener to report to. Outside of the main thread, which alone hears signals, nothing changes.
     """
     asked = unfinished = False
 
@@ -84,6 +85,9 @@ def ending_after_a_step(listener: Listener) -> Iterator[Listener]:
             raise KeyboardInterrupt
         listener(position)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield listener
+        return
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield listen

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml.constructor import ConstructorError
 
-from consistentee.errors import UserError, reason_of, unknown_name
+from consistentee.errors import UserError, unknown_name
 
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 
@@ -90,12 +90,19 @@ def read_yaml(text: str) -> object:
     """Return the value of a YAML text. Raises yaml.YAMLError for anything else, and for a key that is written twice."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:  # of a date that is none, ...
-        raise yaml.YAMLError(f"a value cannot be read: {reason_of(error)}") from error
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice."""
+    """SafeLoader that refuses a key written twice, and values that are none of their type."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:  # of a date, a number, ... that is none
+            fault = f"{str(node.value)[:50]!r} is no {node.tag.rpartition(':')[2]}"
+            raise ConstructorError(None, None, fault, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         """Construct a mapping. Keys that come by ``<<`` may be written again: that is what it is for."""

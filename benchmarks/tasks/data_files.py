@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.specs.schema import TABLES
 from benchmarks.tasks.cells import decoded, equal_lines, plain_cells, quoted_cells
 from consistentee.data.tasks import Split, Text
-from consistentee.errors import UserError, reason_of, shown, unknown_name
+from consistentee.errors import UserError, reason_of, shown, unencodable, unknown_name
 from consistentee.extras import check_extra
 
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "gold")
@@ -123,6 +123,8 @@ def texts_of(table: pd.DataFrame, columns: Columns, place: object) -> list[Text]
 def _cell(value: Any, place: object, row: int) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{place}: row {row} has no text, but {shown(value)}")
+    if fault := unencodable(value):
+        raise UserError(f"{place}: row {row} {fault}")
     return value
 
 
