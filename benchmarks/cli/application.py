@@ -46,7 +46,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {error}"
     if isinstance(error, _CLICK_ERROR):
         return 2, f"error: {error.format_message()} (add --help to see the arguments)"
-    if isinstance(error, OSError) and error.filename:  # a path that a user gave
+    if isinstance(error, OSError) and error.filename:  # cannot be read or written
         return 2, f"error: {error.filename}: {error.strerror}"
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "interrupted"

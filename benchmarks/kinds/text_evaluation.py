@@ -153,7 +153,7 @@ class TextEvaluation:
 
     @cached_property
     def references(self) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-        """What :func:`read_references` gives for the decoded knobs."""
+        """Tokens and losses of the references at full depth and at the decoded knobs, see :func:`read_references`."""
         return read_references(self.decoder, self.prompts, [self.replayed[place].knob for place in self.decoded])
 
     @cached_property

@@ -235,7 +235,9 @@ class TaskSpec(BaseTaskSpec):
     target: Literal["class", "number", "sign"] = Field(
         "class", description="sign: two classes, below and above zero; rows at exactly zero are dropped"
     )
-    labels: Annotated[list[str], Unique] | None = Field(None, min_length=2, description="by default those of train")
+    labels: Annotated[list[str], Unique] | None = Field(
+        None, min_length=2, description="class names in order; by default those of train"
+    )
     label_values: dict[str, str] = Field(default_factory=dict, description="a label as the file has it: its class name")
     dev_as_test: bool = Field(False, description="the public development set is the test split: labels are no secret")
     files: Files | None = None

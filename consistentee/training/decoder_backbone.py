@@ -219,10 +219,11 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         loss, to_states = states.new_zeros(()), torch.zeros_like(states)
         head = lm_head.detach().requires_grad_(head_learns)
         with torch.enable_grad():
+            columns = head.to(products).T
             for start in range(0, len(states), _TOKENS_AT_A_TIME):
                 part = slice(start, start + _TOKENS_AT_A_TIME)
                 read = states[part].detach().requires_grad_(learns)
-                scores = (read.to(products) @ head.to(products).T).to(states.dtype)
+                scores = (read.to(products) @ columns).to(states.dtype)
                 part_loss = weights[part] @ functional.cross_entropy(scores, targets[part], reduction="none")
                 loss += part_loss.detach()
                 if part_loss.requires_grad:
