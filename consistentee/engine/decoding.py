@@ -193,7 +193,10 @@ class Decoding:
         self._add_tokens(slots)
 
     def _run_segment(self, stage: int, slots: RowNumbers) -> None:
-        """Run the layers up to an exit; rows that exit wait for their token, the others for the next segment."""
+        """Run the layers up to an exit; rows that exit wait for their token, the others for the next segment.
+
+        Exits before the first that is planned are passed by, where all rows have one.
+        """
         model, rule = self._model, self._options.rule
         texts = self._rows.texts[slots].tolist()
         steps, keys = [len(text.tokens) for text in texts], [text.key for text in texts]
@@ -202,6 +205,7 @@ class Decoding:
             tokens_in_texts = zip(steps, keys, strict=True)
             planned = [rule.exit_in_advance(model.exit_layers, step, key) for step, key in tokens_in_texts]
             self._rows.planned_exits[slots] = [layer or 0 for layer in planned]  # 0 where the rule must be asked
+        planned_exits = self._rows.planned_exits[slots]
         segment = self._missing.prepare(model.segments[stage], slots)  # before tensors are taken: one copy of indices
         rows = segment.rows
         if stage == 0:
@@ -213,8 +217,12 @@ class Decoding:
             state = self._rows.kept.get(stage, rows)
             hidden, past = state.pop(_HIDDEN), state.pop(_PAST, None)
         hidden = self._missing.run(segment, hidden)
+        while past is None and planned_exits.min() > model.exit_layers[stage]:
+            stage += 1
+            segment = self._missing.prepare(model.segments[stage], slots)
+            hidden = self._missing.run(segment, hidden)
         view = TokenView(model, model.exit_layers[stage], hidden, steps, keys, past=past)
-        exits = self._exits(view, state, self._rows.planned_exits[slots])
+        exits = self._exits(view, state, planned_exits)
         if len(exits) < len(rows):
             kept = {_HIDDEN: hidden} if past is None else {_HIDDEN: hidden, _PAST: view.history}
             self._rows.kept.put(stage + 1, rows, state | kept)

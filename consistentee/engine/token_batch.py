@@ -31,13 +31,14 @@ class CacheWindow:
         written = columns >= starts[:, None]
         read = cache.stored[..., : int(columns[:, -1].max()) + 1, :]
         self._own: Sequence[Tensor] = ()
-        self._read = read.unbind()
         if rows.together:
             own = rows.of(cache.stored, dim=1)
             keys, values = rows.of(read, dim=1).chunk(2, dim=2)
             self._halves = keys.unbind(), values.unbind()
             if written.all() and (columns == columns[0]).all():  # the same columns of every row
                 self._own = own[..., int(columns[0, 0]) : int(columns[0, -1]) + 1, :].unbind()
+        else:
+            self._read = read.unbind()
         if columns.shape[1] == 1:
             self._taken: tuple[slice | int | Index, ...] = (slice(None), slice(None), 0)
             self._place = rows.index, column_index
