@@ -6,17 +6,7 @@ from unittest import mock
 
 import pandas as pd
 import pytest
-from records_by_hand import (
-    LAYERS,
-    ROWS,
-    SHIFTS,
-    cell,
-    frames_by_hand,
-    made_up_suite,
-    results_of,
-    timing,
-    write_results,
-)
+from records_by_hand import LAYERS, ROWS, SHIFTS, cell, frames_by_hand, made_up_suite, results_of, timing, write_results
 from rich.console import Console
 
 from benchmarks.analysis.board import report_files

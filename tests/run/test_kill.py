@@ -38,14 +38,13 @@ def test_a_killed_run_goes_on_to_the_same_results(bench, finished_suite, kills):
     for _ in range(kills):
         kill_after(bench, moments.uniform(0, 3))
         now = stamps(bench.finished_cells())
-        assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
+        assert finished.items() <= now.items(), "no finished cell is run twice"
         finished = now
     outcome = bench.run()
     assert (outcome.finished, outcome.failed) == (CELLS, ())
     assert outcome.computed == CELLS - len(finished), bench.said
     assert "damaged" not in bench.said
-    now = stamps(bench.finished_cells())
-    assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
+    assert finished.items() <= stamps(bench.finished_cells()).items(), "no finished cell is run twice"
     assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.read().faults) == (1, [])
     assert bench.leftovers() == []
