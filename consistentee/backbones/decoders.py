@@ -86,7 +86,7 @@ class DecoderStepper(ABC):
     def __init__(self, backbone: Any, layers: Sequence[nn.Module], final_norm: nn.Module) -> None:
         self.backbone = backbone
         self.config = backbone.config
-        self.layers: Sequence[nn.Module] = tuple(layers)  # a module list takes long to find one
+        self.layers = layers
         self.final_norm = final_norm
 
     def over(self, layers: Sequence[nn.Module], final_norm: nn.Module) -> Self:

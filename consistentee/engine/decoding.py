@@ -152,7 +152,8 @@ class Decoding:
         self._options = options
         self._unread = deque(texts)
         self._steps = steps
-        self._head, self._chosen = len(model.exit_layers), len(model.exit_layers) + 1  # numbers of the last two stages
+        self._segments = model.segments
+        self._head, self._chosen = len(self._segments), len(self._segments) + 1  # numbers of the last two stages
         self._batch = TokenBatch(model, slots, columns + options.max_new_tokens - 1)  # the last token is not read
         self._missing = POLICIES[options.kv](self._batch)
         self._rows = RowStates(slots, model.device)
@@ -195,7 +196,7 @@ class Decoding:
     def _run_segment(self, stage: int, slots: RowNumbers) -> None:
         """Run the layers up to an exit; rows that exit wait for their token, the others for the next segment.
 
-        Exits before the first that is planned are passed by, where all rows have one.
+        Where the exits of all rows are planned, those before the first are passed by, unless rules read their states.
         """
         model, rule = self._model, self._options.rule
         texts = self._rows.texts[slots].tolist()
@@ -206,7 +207,7 @@ class Decoding:
             planned = [rule.exit_in_advance(model.exit_layers, step, key) for step, key in tokens_in_texts]
             self._rows.planned_exits[slots] = [layer or 0 for layer in planned]  # 0 where the rule must be asked
         planned_exits = self._rows.planned_exits[slots]
-        segment = self._missing.prepare(model.segments[stage], slots)  # before tensors are taken: one copy of indices
+        segment = self._missing.prepare(self._segments[stage], slots)  # before tensors are taken: one copy of indices
         rows = segment.rows
         if stage == 0:
             tokens = rows.of(self._rows.newest).unsqueeze(1)
@@ -219,7 +220,7 @@ class Decoding:
         hidden = self._missing.run(segment, hidden)
         while past is None and planned_exits.min() > model.exit_layers[stage]:
             stage += 1
-            segment = self._missing.prepare(model.segments[stage], slots)
+            segment = self._missing.prepare(self._segments[stage], slots)
             hidden = self._missing.run(segment, hidden)
         view = TokenView(model, model.exit_layers[stage], hidden, steps, keys, past=past)
         exits = self._exits(view, state, planned_exits)
