@@ -38,9 +38,8 @@ ROWS = {1: 16, 8: 64, 32: 128}  # of classification, by batch size
 STEPS = 16
 REAL_ROWS = 192
 NEW_TOKENS = 32
+AT_LEAST = {"of the data": 0.95, "of their length": 0.85}  # real / allowed in flight, by the order of the rows
 ROUNDS = {1: 21, 8: 7, 32: 3}  # by batch size: a single row takes a second, so that its ratio needs more rounds
-NOISE = 0.05
-"""How far two medians of the same ratio were apart on machines that others share: no bound fails by less."""
 RESULTS = Path(__file__).parents[2] / "results"
 
 REAL_ENCODER = pytest.param("minilm-l6", marks=pytest.mark.real)
@@ -190,10 +189,10 @@ def report_ratio(
     at_least: float = 0,
     at_most: float = float("inf"),
 ) -> None:
-    """Print and keep the median, over rounds, of the ratio of two calls' seconds, and check bounds, but for noise."""
+    """Print and keep the median, over rounds, of the ratio of two calls' seconds, and check its bounds, if any."""
     ratio = benchmark.extra_info[name] = median(one / other for one, other in zip(above, below, strict=True))
     print(f"\n{name}: {ratio:.3f} (wanted: {at_least} to {at_most})")
-    assert at_least - NOISE <= ratio <= at_most + NOISE
+    assert at_least <= ratio <= at_most
 
 
 def batches_of(
@@ -226,7 +225,7 @@ def test_never_exit_costs_what_the_stock_model_costs(
 
 @on_minilm
 @pytest.mark.parametrize("batch_size", [8, 32])
-@pytest.mark.parametrize("order", ["of the data", "of their length"])
+@pytest.mark.parametrize("order", AT_LEAST)
 def test_regrouped_rows_are_as_fast_as_layers_allow(
     benchmark: BenchmarkFixture, encoder: ee.MultiExitModel, batch_size: int, order: str
 ) -> None:
@@ -250,7 +249,7 @@ def test_regrouped_rows_are_as_fast_as_layers_allow(
     allowed = [one + share * (deepest - one) for one, deepest in zip(first, last, strict=True)]
     where = f"real / allowed, {REAL_ROWS} rows in the order {order}, batch {batch_size}"
     report_ratio(benchmark, f"{where}, in step", allowed, in_step)
-    report_ratio(benchmark, f"{where}, in flight", allowed, in_flight, at_least=0.95)
+    report_ratio(benchmark, f"{where}, in flight", allowed, in_flight, at_least=AT_LEAST[order])
 
 
 @on_smollm2
