@@ -64,8 +64,9 @@ def fine_tune(backbone: str, task: TaskData, recipe: Recipe, folder: Path) -> No
     path = resolve(backbone).path
     labels = dict(enumerate(task.label_names))
     tokenizer = AutoTokenizer.from_pretrained(path, model_max_length=recipe.max_length)
+    names = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=len(labels), id2label=labels, label2id={name: number for number, name in labels.items()}
+        path, num_labels=len(labels), use_kernels=False, **names
     ).train()
     rows: Split = task.train.capped(recipe.max_rows, seed=0)
     steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
