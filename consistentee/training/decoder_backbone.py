@@ -128,7 +128,7 @@ def joint_loss(
 
 def last_exit_loss(model: MultiExitDecoder, batch: TokenRows) -> Tensor:
     """Compute the cross-entropy of the last exit, with which a model without exits is fine-tuned."""
-    states = model.exit_states(batch.tokens, batch.padding_mask).answer_states[batch.gives_response, -1]
+    states = model.exit_states(batch.tokens, batch.padding_mask).answer_states[:, :, -1][batch.gives_response]
     last, weights = model.exit_layers[-1], states.new_full((len(states),), 1 / len(states))
     read = model.head_state(last, states)
     return weighted_cross_entropy(read, model.head_weight(last), batch.targets, weights, model.precision)
