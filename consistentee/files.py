@@ -219,7 +219,8 @@ def _map_tensors(path: Path) -> "dict[str, Tensor]":
             content = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | 0x4000)  # MAP_NORESERVE
         else:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    dtypes = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+    dtypes = {"BOOL": torch.bool, "U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+    dtypes |= {"F64": torch.float64, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
     tensors = {}
     for name, part in described.items():
         if name != "__metadata__":
