@@ -45,8 +45,9 @@ def carry_out_here(job: Job) -> None:
 
 def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not happened() and time.monotonic() < deadline:
+    while not happened():
         time.sleep(0.005)
+        assert time.monotonic() < deadline
 
 
 def stamps(paths: Iterable[Path]) -> dict[Path, int]:

@@ -45,7 +45,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 2, f"error: {error}"
     if isinstance(error, _CLICK_ERROR):
-        return 2, f"error: {error.format_message()} (add --help to see the arguments)"
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        return 2, f"error: {message} (add --help to see the arguments)"
     if isinstance(error, OSError) and error.filename:  # cannot be read or written
         return 2, f"error: {error.filename}: {error.strerror}"
     if isinstance(error, KeyboardInterrupt):

@@ -172,7 +172,7 @@ def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
     """Summarise in one line how many cells of a suite are in which state."""
     counts = Counter(cell.state for cell in planned)
     parts = [f"{counts[state]} {words}" for state, words in STATES.items() if counts[state] or state == words]
-    return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
+    return f"suite {suite.name}, cells: {', '.join(parts)}"
 
 
 def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:

@@ -197,7 +197,7 @@ class _Run:
                     write_timing(run.timings / file, timing, published.times_of(file))
                     timings_taken += 1
         if cells_taken or timings_taken:
-            print_line(self.console, f"{cells_taken} cells and {timings_taken} timings taken from {published.root}")
+            print_line(self.console, f"taken from {published.root}: cells {cells_taken}, timings {timings_taken}")
 
     def compute(self, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
         jobs = [CellJob(self.context, cell) if cell.is_missing else None for cell in planned]

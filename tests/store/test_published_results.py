@@ -180,7 +180,7 @@ def test_published_cells_are_done(finished, elsewhere, form):
     place = finished.folder / "published" if form == "published" else finished.out
     outcome = run_from(elsewhere, place)
     assert (outcome.computed, outcome.finished, outcome.failed) == (0, 3, ())
-    assert "3 cells and 1 timings taken from" in elsewhere.said
+    assert ": cells 3, timings 1" in elsewhere.said
     assert elsewhere.results() == finished.results()
     assert elsewhere.read().timings == finished.read().timings
     assert not list((elsewhere.out / "artifacts").rglob("model.safetensors"))
