@@ -37,8 +37,7 @@ def test_logits_equal_stock_sequence_classification(tiny_backbone, family):
     batch = model.collate(encodings)
     with torch.no_grad():
         expected = stock(**batch.model_inputs).logits
-    ours = model(batch).logits[:, -1].detach()
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(batch).logits[:, -1].detach(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(stock_encoded(model, encodings, batch_size=8), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -40,8 +40,7 @@ def test_a_method_in_a_file(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     method = get_method("mine.py:Mine", scale=0.5)
     assert method.parameters["scale"] == 0.5
-    recipe = Recipe(epochs=1, max_length=24)
-    model = train_method(method, tiny_model(), make_task(), recipe)
+    model = train_method(method, tiny_model(), make_task(), Recipe(epochs=1, max_length=24))
     assert model.description.method_name == f"{path}:Mine"
     assert model.description.method_parameters == method.parameters
     assert (model.description.task_name, model.description.max_length) == ("toy", 24)

@@ -34,8 +34,7 @@ def test_cells_with_one_knob_each_are_one_curve_and_others_have_their_own():
     assert timed(*prices) == [[0.0], [0.0], [0.0], [0.0], [0.0]]
     assert timed(curve_of(1.0, price=1), curve_of(1.1, price=2), curve_of(4.0, price=3)) == [[], [0.0], [0.0]]
     patient, hasty = curve_of(1.0, 3.5, patience=1), curve_of(1.2, 3.0, patience=2)
-    other = curve_of(3.0, label="pabee")
-    assert timed(patient, hasty, other) == [[0.0, 1.0], [1.0, 0.0], [0.0]]
+    assert timed(patient, hasty, curve_of(3.0, label="pabee")) == [[0.0, 1.0], [1.0, 0.0], [0.0]]
 
 
 def test_decoded_knobs_alone_are_timed():
