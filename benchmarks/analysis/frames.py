@@ -276,7 +276,8 @@ class Results:
                 raise unknown_name(f"{what} in these results", unknown, known)
         ran = names[names["task"].isin(names["task"] if tasks is None else tasks)]
         ran = ran.groupby(TASK, sort=False)["name"].agg(set)
-        lacking = {task: [label for label in labels or () if label not in own] for task, own in ran.items()}
+        once = list(dict.fromkeys(labels or ()))  # --against may be among --methods, too
+        lacking = {task: [label for label in once if label not in own] for task, own in ran.items()}
         kept = [task for task, missing in lacking.items() if not missing]
         if not kept:
             raise UserError(f"no task has all of {', '.join(labels or ())}: compare fewer methods")
