@@ -308,20 +308,17 @@ _TIMED_BY = ["timing", "timed", "batch_size", "in_flight", "round"]
 _BATCH_COLUMNS = [*_TIMED_BY, "seconds", "units", "head_seconds", "layer_calls", "completed"]
 
 
-def load_results(
-    folder: Path | str, labels: Collection[str] | None = None, tasks: Collection[str] | None = None
-) -> Results:
-    """Read a results folder, of a run or published; only some labels and tasks if given, see :meth:`Results.only`.
+def load_results(folder: Path | str) -> Results:
+    """Read a results folder, of a run or published.
 
-    Raises UserError if there are no results that can be read, or none of a label or task.
+    Raises UserError if there are no results that can be read.
     """
     root = Path(folder)
     found = open_results(root)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
     whole = Part(found, range(len(found.cells)), range(len(found.timings)))
-    results = Results(root, found.kind, [whole], list(map(str, found.faults)))
-    return results.only(labels, tasks) if labels or tasks else results
+    return Results(root, found.kind, [whole], list(map(str, found.faults)))
 
 
 def load_folders(folders: Sequence[Path], published: Iterable[Path] = ()) -> Results:

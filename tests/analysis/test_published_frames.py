@@ -15,7 +15,7 @@ SIX_LAYERS = ROOT / "results" / "cpu-6-layers"
 
 
 def test_the_gain_is_over_two_neighbouring_layers_of_the_same_exits():
-    found = own_layers(load_results(SIX_LAYERS, tasks=["movie-snippets"]))
+    found = own_layers(load_results(SIX_LAYERS).only(tasks=["movie-snippets"]))
     assert set(found["label"]) == {"consistentee-paper", "consistentee-paper-long-stage-2"}
     assert list(found["other"].notna()) == list(found["label"] == "consistentee-paper-long-stage-2")
     cells = pd.read_parquet(SIX_LAYERS / "cells.parquet")
