@@ -260,7 +260,7 @@ def test_table_over_several_folders(results):
 def test_reproduce_shows_both_numbers(monkeypatch, tmp_path):
     """The tables of docs/paper_tables.md are those of all published results."""
     monkeypatch.chdir(tmp_path)
-    write_results(tmp_path / "results" / "cpu-6-layers", tasks=("rte",), labels=("full", "static"))
+    write_results(tmp_path / "results" / "cpu-6-layers-float32", tasks=("rte",), labels=("full", "static"))
     done = succeed("reproduce", "consistentee-glue", "--backbones", "minilm-l6", "--format", "csv")
     assert "our_backbone" in done.stdout.splitlines()[0]
     assert "'latx'" in call("reproduce", "consistentee-glue", "--format", "latx").output
