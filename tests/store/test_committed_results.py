@@ -37,7 +37,7 @@ def records(suite):
 
 
 def test_all_of_it_is_small():
-    assert sum(path.stat().st_size for path in RESULTS.rglob("*") if path.is_file()) < 11e6
+    assert sum(path.stat().st_size for path in RESULTS.rglob("*") if path.is_file()) < 10e6
 
 
 @pytest.mark.parametrize("suite", SUITES)
