@@ -120,8 +120,8 @@ def publish(
 @command(
     "See results",
     'consistentee table runs/quick --format latex --table headline --columns "at 2x" area > headline.tex',
-    "consistentee table results/cpu-6-layers --against fastbert --cost flops_ratio --format md",
-    "consistentee table results/cpu-6-layers results/cpu-12-layers --format latex --width page --out tables",
+    "consistentee table results/cpu-6-layers-float32 --against fastbert --cost flops_ratio --format md",
+    "consistentee table results/cpu-6-layers-float32 results/cpu-12-layers --format latex --width page --out tables",
 )
 def table(
     results: FoldersArgument,
@@ -223,7 +223,7 @@ def reproduce(
 @command(
     "See results",
     "consistentee plot runs/quick",
-    "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee-paper deebert static",
+    "consistentee plot results/cpu-6-layers-float32 --format pdf --tasks mcid mrpc --methods deebert static",
     "consistentee plot runs/mine runs/other --only-mine --figures curves",
 )
 def plot(

@@ -82,8 +82,8 @@ def small_results(tmp_path_factory) -> Path:
     """Publish a made-up suite under the names of results that examples show."""
     folder = tmp_path_factory.mktemp("small")
     write_results(folder / "run", tasks=("mcid", "rte"))
-    publish_run(folder / "run", folder / "results" / "cpu-6-layers")
-    shutil.copytree(folder / "results" / "cpu-6-layers", folder / "results" / "cpu-12-layers")
+    publish_run(folder / "run", folder / "results" / "cpu-6-layers-float32")
+    shutil.copytree(folder / "results" / "cpu-6-layers-float32", folder / "results" / "cpu-12-layers")
     return folder / "results"
 
 

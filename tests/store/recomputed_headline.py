@@ -1,6 +1,6 @@
 """Compute a published headline again, from its Parquet files by pandas alone: no code of this project is used.
 
-`python tests/store/recomputed_headline.py results/cpu-6-layers` prints the largest difference from headline.csv.
+`python tests/store/recomputed_headline.py results/cpu-6-layers-float32` prints how far headline.csv is off.
 """
 
 import sys
