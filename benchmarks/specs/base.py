@@ -73,6 +73,7 @@ class MethodEntry(Strict):
 
     ``grid`` lists values of some parameters: each combination is a cell, and the label stands for the best on
     validation rows at each budget. ``recipe`` has fields that differ from the suite's, for suites that compare recipes.
+    ``tasks``: those of the suite on which the entry runs if no methods are named; by default all.
     """
 
     method: str
@@ -82,6 +83,7 @@ class MethodEntry(Strict):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     grid: dict[str, Annotated[list[JsonValue], Field(min_length=1), Unique]] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
+    tasks: Names | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -270,9 +272,11 @@ class BaseSuite(Strict):
 
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Self:
-        for task in self.task_overrides:
+        named = [("task of task_overrides", task) for task in self.task_overrides]
+        named += [(f"task of methods.{entry.label}", task) for entry in self.methods for task in entry.tasks or ()]
+        for what, task in named:
             if task not in self.tasks:
-                raise ValueError(str(unknown_name("task of task_overrides", task, self.tasks)))
+                raise ValueError(str(unknown_name(what, task, self.tasks)))
         recipes = {f"task_overrides.{task}": override.recipe for task, override in self.task_overrides.items()}
         recipes |= {f"methods.{entry.label}": entry.recipe for entry in self.methods}
         faults = []

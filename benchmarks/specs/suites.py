@@ -122,5 +122,6 @@ def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpe
         for backbone in backbones
         for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
         for entry in methods
+        if filters.methods is not None or entry.tasks is None or task in entry.tasks
         for parameters in entry.combinations()
     ]

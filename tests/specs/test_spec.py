@@ -143,6 +143,13 @@ def test_filters_choose_and_add():
         expand(suite(), Filters(methods=["free"]))
 
 
+def test_an_entry_may_have_tasks_of_its_own_and_runs_on_others_if_it_is_named():
+    spec = suite(methods=["full", {"method": "pabee", "tasks": ["rte"]}], seeds=[0])
+    assert {(cell.task, cell.label) for cell in expand(spec)} == {("sst2", "full"), ("rte", "full"), ("rte", "pabee")}
+    assert [cell.label for cell in expand(spec, Filters(tasks=["mrpc"]))] == ["full"]
+    assert [cell.task for cell in expand(spec, Filters(methods=["pabee"]))] == ["sst2", "rte"]
+
+
 def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
     spec = suite(
         tasks=["sst2", "rte"],
@@ -162,6 +169,7 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
         ({"seeds": [0, -1]}, r"seeds\.1: Input should be greater than or equal to 0"),
         ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "grid.tolerance: List should have at least 1"),
+        ({"methods": [{"method": "full", "tasks": ["ret"]}]}, "unknown task of methods.full 'ret'; did you mean 'rte'"),
         ({"task_overrides": {"ret": {"seeds": [1]}}}, "unknown task of task_overrides 'ret'; did you mean 'rte'"),
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: .*'rte' is listed twice"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": [2, 1, 2]}}]}, "grid.tolerance: .*2 is listed twice"),
