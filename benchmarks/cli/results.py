@@ -48,8 +48,8 @@ def _results(
 @command(
     "Run a suite",
     "consistentee run quick",
-    "consistentee run cpu-6-layers --data DATA --tasks mcid rte --methods full,consistentee-paper mine.py:MyMethod",
-    "consistentee run cpu-6-layers --data DATA --workers 4 --dry-run",
+    "consistentee run cpu-6-layers-float32 --data DATA --tasks mcid rte --methods full,consistentee-paper mine.py:MyMethod",
+    "consistentee run cpu-6-layers-float32 --data DATA --workers 4 --dry-run",
     "Run it again at any time: only missing cells are computed.",
 )
 def run(

@@ -143,7 +143,7 @@ def test_loading_a_saved_model(benchmark: BenchmarkFixture, encoder: ee.MultiExi
     assert knob == 0.9
 
 
-@pytest.mark.parametrize("suite", ["quick", pytest.param("cpu-6-layers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suite", ["quick", pytest.param("cpu-6-layers-float32", marks=pytest.mark.slow)])
 def test_tables_of_published_results(benchmark: BenchmarkFixture, suite: str) -> None:
     """Make the tables of `consistentee table`."""
     text = benchmark(lambda: formatted(tables_of(load_folders([RESULTS / suite])), "md"))

@@ -236,7 +236,7 @@ needs_latex = pytest.mark.skipif(LATEX is None, reason="pdflatex is not installe
 
 @pytest.fixture(scope="module")
 def six_layers():
-    found = load_results(ROOT / "results" / "cpu-6-layers")
+    found = load_results(ROOT / "results" / "cpu-6-layers-float32")
     return found, found.only(["deebert", "pabee", "consistentee-held-out", "static"])
 
 

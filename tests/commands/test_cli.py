@@ -122,14 +122,14 @@ def in_a_process(program: str, folder: Path) -> str:
 
 def test_run_as_typed(runs, tmp_path):
     succeed(
-        *("run", "cpu-6-layers", "--data", tmp_path, "--tasks", "mcid", "rte", "mrpc", "sst2"),
+        *("run", "cpu-6-layers-float32", "--data", tmp_path, "--tasks", "mcid", "rte", "mrpc", "sst2"),
         *("--backbones", "minilm-l6", "--seeds", "0,1", "1", "--retry-failed", "--workers", "4"),
     )
     ((suite, filters, options),) = runs.calls
-    assert suite.name == "cpu-6-layers"
+    assert suite.name == "cpu-6-layers-float32"
     assert filters.tasks == ["mcid", "rte", "mrpc", "sst2"]
     assert (filters.backbones, filters.seeds, filters.methods) == (["minilm-l6"], [0, 1], None)
-    assert (options["data_dir"], options["out"]) == (tmp_path, Path("runs/cpu-6-layers"))
+    assert (options["data_dir"], options["out"]) == (tmp_path, Path("runs/cpu-6-layers-float32"))
     assert (options["retry_failed"], options["fresh"], options["dry_run"]) == (True, False, False)
     assert options["schedule"] == Schedule(4)
     succeed("run", "quick", "--scheduler", "tcp://host:8786")
