@@ -48,7 +48,7 @@ def _results(
 @command(
     "Run a suite",
     "consistentee run quick",
-    "consistentee run cpu-6-layers-float32 --data DATA --tasks mcid rte --methods full,consistentee-paper mine.py:MyMethod",
+    "consistentee run cpu-6-layers-float32 --data DATA --tasks mcid --methods full,fastbert mine.py:MyMethod",
     "consistentee run cpu-6-layers-float32 --data DATA --workers 4 --dry-run",
     "Run it again at any time: only missing cells are computed.",
 )
